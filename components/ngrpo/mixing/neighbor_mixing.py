@@ -1,0 +1,64 @@
+"""The equations of Semantic Neighbor Mixing (arXiv 2606.10768, section 3), one function each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ngrpo.mixing.counter import GATE, uniform
+
+
+def scale_logits(logits: Tensor, temperature: float) -> Tensor:
+    """Equation 2: logits `[..., V]` divided by the temperature, in float32."""
+    return logits.float() / temperature
+
+
+def gate(seeds: Tensor, positions: Tensor, rate: float) -> Tensor:
+    """Equation 11: whether a step is gated, Bernoulli(`rate`).
+
+    Args:
+        seeds: int64 `[B]`, the request's seed.
+        positions: int64 `[B]`, the step's position in the response, from 0.
+        rate: rho, in [0, 1].
+
+    Returns:
+        bool `[B]`.
+    """
+    return uniform(seeds, positions, GATE) < rate
+
+
+def anchors(scaled_logits: Tensor) -> Tensor:
+    """Equation 6: the most likely token of each row; `[B, V]` to int64 `[B]`."""
+    return scaled_logits.argmax(dim=-1)
+
+
+def candidate_sets(anchor_ids: Tensor, neighbors: Tensor, k: int) -> Tensor:
+    """Equations 7-8: the anchor followed by its `k - 1` nearest neighbors.
+
+    Args:
+        anchor_ids: int64 `[N]`.
+        neighbors: integer `[V, m]`, the nearest tokens of each token, nearest first, the token itself left out.
+        k: Size of the set, at most `m + 1`.
+
+    Returns:
+        int64 `[N, k]`.
+    """
+    return torch.cat([anchor_ids[:, None], neighbors[anchor_ids, : k - 1].long()], dim=1)
+
+
+def mixing_weights(scaled_logits: Tensor, candidates: Tensor) -> Tensor:
+    """Equation 9: softmax of the scaled logits `[N, V]` restricted to the candidates `[N, k]`; float32 `[N, k]`."""
+    return scaled_logits.gather(-1, candidates).softmax(dim=-1)
+
+
+def mix(embeddings: Tensor, weights: Tensor) -> Tensor:
+    """Equation 10: weighted sum over the candidates, in float32, returned in the type of the embeddings.
+
+    Args:
+        embeddings: `[N, k, d]`.
+        weights: `[N, k]`.
+
+    Returns:
+        `[N, d]`.
+    """
+    return (embeddings.float() * weights.float()[..., None]).sum(dim=-2).to(embeddings.dtype)

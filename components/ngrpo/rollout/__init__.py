@@ -1,0 +1,1 @@
+"""Rollout engines: what generates responses, with or without mixing."""

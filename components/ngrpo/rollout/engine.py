@@ -1,0 +1,75 @@
+"""What a rollout engine is: the one seam between training or evaluation and whatever generates text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.records import RolloutRecords
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are sampled.
+
+    Attributes:
+        max_tokens: Longest response, in tokens.
+        temperature: tau of equations 2-3, above 0.
+        top_p: Nucleus; 1 is the full distribution.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One generated response.
+
+    Attributes:
+        token_ids: Response tokens; on a neighbor-mixed step the anchor. Ends with an end-of-sequence token when `finish_reason` is "stop".
+        logprobs: Log-probability of each token under the temperature-scaled distribution it came from (before the nucleus).
+        finish_reason: "stop" at an end-of-sequence token, "length" at `Sampling.max_tokens`.
+        records: What was mixed into the inputs that followed (empty without mixing).
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+    records: RolloutRecords
+
+
+class RolloutEngine(Protocol):
+    """Generates responses. Every engine gives the same meaning to gate, anchor, weights, records and seeds."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        mixer: Mixer | None = None,
+    ) -> list[Rollout]:
+        """Generate one response for each prompt.
+
+        Args:
+            prompts: Token ids of each prompt; repeat a prompt for a group.
+            seeds: One seed a prompt, below 2**63. A response depends on its prompt, its seed and the weights, not on the batch.
+            sampling: How tokens are sampled.
+            mixer: What happens on gated steps; none switches mixing off.
+
+        Returns:
+            The responses, in the order of the prompts.
+        """
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace the named weights of the model that generates."""
+
+    def close(self) -> None:
+        """Release what the engine holds."""

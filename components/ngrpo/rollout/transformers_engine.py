@@ -1,0 +1,237 @@
+"""The rollout engine on plain transformers: batched, with a KV cache; finished rows leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.generation import TopPLogitsWarper
+
+from ngrpo.mixing.counter import TOKEN, uniform
+from ngrpo.mixing.inputs import mixed_inputs
+from ngrpo.mixing.mixer import Mixer, Step
+from ngrpo.mixing.neighbor_mixing import scale_logits
+from ngrpo.mixing.records import InputMixture, RolloutRecords
+from ngrpo.rollout.engine import Rollout, Sampling
+
+_COMPACT_BELOW = 0.875
+"""Finished rows leave the batch once less than this share of its rows is alive: copying the cache at every end costs more."""
+
+
+class TransformersEngine:
+    """Generates with a `PreTrainedModel` that may be in training: see `RolloutEngine`."""
+
+    def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, batch_size: int):
+        """Wrap a model.
+
+        Args:
+            model: The model; its weights are read at each call, so an optimizer step needs no `load_weights`.
+            eos_token_ids: Tokens that end a response.
+            pad_token_id: Token that fills short prompts.
+            batch_size: Sequences decoded together.
+        """
+        self.model = model
+        self.batch_size = batch_size
+        self._eos = torch.tensor(sorted(set(eos_token_ids)), device=model.device)
+        self._pad_token_id = pad_token_id
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        mixer: Mixer | None = None,
+    ) -> list[Rollout]:
+        """Generate one response for each prompt; see `RolloutEngine.generate`."""
+        was_training = self.model.training
+        self.model.eval()  # no dropout, and gradient checkpointing would switch the cache off
+        try:
+            rollouts: list[Rollout] = []
+            for start in range(0, len(prompts), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                rollouts += self._generate_batch(prompts[part], seeds[part], sampling, mixer)
+            return rollouts
+        finally:
+            self.model.train(was_training)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy the named weights into the model."""
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in weights:
+                parameters[name].copy_(value)
+
+    def close(self) -> None:
+        """Nothing to release: the model belongs to the caller."""
+
+    def _generate_batch(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, mixer: Mixer | None
+    ) -> list[Rollout]:
+        batch = _Batch.start(len(prompts), seeds, sampling, mixer, self._eos)
+        logits, cache, attention_mask = self._prefill(prompts, sampling.max_tokens)
+        prompt_width = attention_mask.shape[1] - sampling.max_tokens
+        embedding = self.model.get_input_embeddings()
+        for position in range(sampling.max_tokens):
+            tokens, mixture = batch.decide(logits, position)
+            if batch.finished() or position + 1 == sampling.max_tokens:
+                break
+            kept = batch.compact()
+            if kept is not None:
+                tokens, attention_mask = tokens[kept], attention_mask[kept]
+                mixture = None if mixture is None else mixture.select(kept)
+                cache.batch_select_indices(kept)
+            width = prompt_width + position + 1
+            mask = attention_mask[:, :width]
+            with mixed_inputs(embedding, mixture):
+                output = self.model(
+                    input_ids=tokens[:, None],
+                    attention_mask=mask,
+                    position_ids=mask.sum(dim=1, keepdim=True) - 1,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            logits = output.logits[:, -1]
+        return batch.rollouts()
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> tuple[Tensor, DynamicCache, Tensor]:
+        """Run each distinct prompt once; return the logits `[B, V]`, the cache, and a mask with room for the response."""
+        distinct = {tuple(prompt): None for prompt in prompts}
+        order = {prompt: row for row, prompt in enumerate(distinct)}
+        width = max(len(prompt) for prompt in distinct)
+        device = self.model.device
+        ids = torch.full((len(distinct), width), self._pad_token_id)
+        mask = torch.zeros(len(distinct), width, dtype=torch.long)
+        for prompt, row in order.items():
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        ids, mask = ids.to(device), mask.to(device)
+        cache = DynamicCache(config=self.model.config)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        rows = torch.tensor([order[tuple(prompt)] for prompt in prompts], device=device)
+        cache.batch_select_indices(rows)
+        room = torch.ones(len(rows), max_tokens, dtype=torch.long, device=device)
+        return output.logits[rows, -1], cache, torch.cat([mask[rows], room], dim=1)
+
+
+@dataclass
+class _Batch:
+    """The rows being decoded, and what has been decoded so far."""
+
+    sampling: Sampling
+    mixer: Mixer | None
+    eos: Tensor
+    request: Tensor  # [B] which request a row is
+    seeds: Tensor  # [B]
+    alive: Tensor  # bool [B]
+    active: Tensor  # bool [B], not past the end marker
+    all_seeds: Sequence[int]
+    tokens: Tensor  # int64 [requests, max_tokens]
+    logprobs: Tensor  # [requests, max_tokens]
+    lengths: Tensor  # int64 [requests]
+    mixed: Tensor  # bool [requests, max_tokens]
+    weights: Tensor  # [requests, max_tokens, k]
+    nucleus: TopPLogitsWarper | None
+
+    @classmethod
+    def start(cls, size: int, seeds: Sequence[int], sampling: Sampling, mixer: Mixer | None, eos: Tensor) -> _Batch:
+        device, length = eos.device, sampling.max_tokens
+        return cls(
+            sampling=sampling,
+            mixer=mixer,
+            eos=eos,
+            request=torch.arange(size, device=device),
+            seeds=torch.tensor(list(seeds), dtype=torch.long, device=device),
+            alive=torch.ones(size, dtype=torch.bool, device=device),
+            active=torch.ones(size, dtype=torch.bool, device=device),
+            all_seeds=seeds,
+            tokens=torch.zeros(size, length, dtype=torch.long, device=device),
+            logprobs=torch.zeros(size, length, device=device),
+            lengths=torch.zeros(size, dtype=torch.long, device=device),
+            mixed=torch.zeros(size, length, dtype=torch.bool, device=device),
+            weights=torch.zeros(size, length, mixer.k if mixer else 1, device=device),
+            nucleus=TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1.0 else None,
+        )
+
+    def decide(self, logits: Tensor, position: int) -> tuple[Tensor, InputMixture | None]:
+        """Emit one token a row; return the tokens `[B]` and the mixture of their embeddings."""
+        scaled = scale_logits(logits, self.sampling.temperature)
+        positions = torch.full_like(self.seeds, position)
+        tokens = self._sample(scaled, positions)
+        mixture = None
+        if self.mixer is not None:
+            step = self.mixer.step(scaled, tokens, self.seeds, positions, self.active & self.alive)
+            tokens[step.rows] = step.tokens
+            mixture = self._mixture(step, positions)
+        rows = self.request[self.alive]
+        self.tokens[rows, position] = tokens[self.alive]
+        # log p = z - logsumexp(z): the whole log-softmax is never stored
+        chosen = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(dim=1)
+        self.logprobs[rows, position] = chosen[self.alive]
+        self.lengths[rows] = position + 1
+        if self.mixer is not None and len(self.mixer.end_marker) and position + 1 >= len(self.mixer.end_marker):
+            recent = self.tokens[self.request, position + 1 - len(self.mixer.end_marker) : position + 1]
+            self.active &= ~self.mixer.passes_end_marker(recent)
+        self.alive &= ~torch.isin(tokens, self.eos)
+        return tokens, mixture
+
+    def _sample(self, scaled: Tensor, positions: Tensor) -> Tensor:
+        """Invert the cumulative distribution at a counter-based uniform number."""
+        if self.nucleus is not None:
+            scaled = self.nucleus(None, scaled)
+        cumulative = scaled.softmax(dim=-1).double().cumsum(dim=-1)
+        threshold = uniform(self.seeds, positions, TOKEN)[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=scaled.shape[1] - 1)
+
+    def _mixture(self, step: Step, positions: Tensor) -> InputMixture | None:
+        assert self.mixer is not None
+        if len(step.rows) == 0:
+            return None
+        size = len(self.seeds)
+        mask = torch.zeros(size, 1, dtype=torch.bool, device=self.seeds.device)
+        mask[step.rows, 0] = True
+        candidates = torch.zeros(size, 1, self.mixer.k, dtype=torch.long, device=self.seeds.device)
+        candidates[step.rows, 0] = step.candidates
+        weights = torch.zeros(size, 1, self.mixer.k, device=self.seeds.device)
+        weights[step.rows, 0] = step.weights
+        requests = self.request[step.rows]
+        self.mixed[requests, positions[0]] = True
+        self.weights[requests, positions[0]] = step.weights
+        return InputMixture(mask, candidates, weights, self.seeds, positions, self.mixer.noise_std)
+
+    def finished(self) -> bool:
+        return not bool(self.alive.any())
+
+    def compact(self) -> Tensor | None:
+        """Drop finished rows when enough have gathered; return the rows kept, or none when nothing was dropped."""
+        if float(self.alive.float().mean()) >= _COMPACT_BELOW:
+            return None
+        kept = self.alive.nonzero(as_tuple=True)[0]
+        self.request, self.seeds = self.request[kept], self.seeds[kept]
+        self.alive, self.active = self.alive[kept], self.active[kept]
+        return kept
+
+    def rollouts(self) -> list[Rollout]:
+        lengths = self.lengths.tolist()
+        tokens, logprobs = self.tokens.cpu(), self.logprobs.cpu()
+        mixed, weights = self.mixed.cpu(), self.weights.cpu()
+        ends = torch.isin(tokens[torch.arange(len(lengths)), self.lengths.cpu() - 1], self.eos.cpu()).tolist()
+        version = self.mixer.index_version if self.mixer else 0
+        result = []
+        for row, length in enumerate(lengths):
+            positions = mixed[row, :length].nonzero(as_tuple=True)[0]
+            records = RolloutRecords(positions, weights[row, positions], self.all_seeds[row], version)
+            reason: Any = "stop" if ends[row] else "length"
+            result.append(Rollout(tokens[row, :length].tolist(), logprobs[row, :length].tolist(), reason, records))
+        return result

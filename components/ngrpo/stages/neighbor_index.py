@@ -1,0 +1,57 @@
+"""Stage `neighbor_index`: build the neighbor index of the base model's embedding matrix."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from ngrpo.config import NeighborIndexConfig
+from ngrpo.data.models import materialize, usable_tokens
+from ngrpo.neighbors.embedding import read_embedding
+from ngrpo.neighbors.index import NeighborIndex
+
+CONFIG = NeighborIndexConfig
+
+
+def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+    """Write `index.safetensors`, `index.json` and `metrics.json`.
+
+    Args:
+        config: Settings of the stage.
+        inputs: None are read: the base model comes from its own source.
+        output: Empty directory for the artifact.
+        work: Directory that survives a killed try.
+
+    Raises:
+        DataError: The model has no usable embedding matrix, or too few tokens for `neighbors.candidates`.
+    """
+    model = materialize(config.model.source, work / "base_model")
+    embedding = read_embedding(model)
+    eligible = usable_tokens(AutoTokenizer.from_pretrained(model), embedding.shape[0])
+    print(f"embedding matrix {tuple(embedding.shape)}, {int(eligible.sum())} tokens may be mixed", flush=True)
+    started = time.perf_counter()
+    index = NeighborIndex.build(
+        embedding,
+        eligible,
+        candidates=config.neighbors.candidates,
+        block_rows=config.neighbors.block_rows,
+        progress=_print_progress,
+    )
+    seconds = time.perf_counter() - started
+    index.save(output)
+    metrics = {
+        "vocabulary": embedding.shape[0],
+        "eligible": int(eligible.sum()),
+        "candidates": config.neighbors.candidates,
+        "mean_nearest_similarity": float(index.similarity[index.eligible, 0].mean()),
+        "build_seconds": round(seconds, 3),
+    }
+    (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def _print_progress(done: int, total: int) -> None:
+    print(f"neighbor index: {done}/{total} rows", flush=True)

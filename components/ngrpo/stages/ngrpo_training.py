@@ -1,0 +1,95 @@
+"""Stage `ngrpo_training`: train the warm-started model with N-GRPO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.errors import DataError
+from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.training.policy_optimization import train_policy
+from ngrpo.training.rollout_log import RolloutLog
+
+CONFIG = NGRPOTrainingConfig
+
+_EXAMPLE_TOKENS = 12
+
+
+def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+    """Write the trained `model/`, its learning curves, sample rollouts and `metrics.json`.
+
+    Args:
+        config: Settings of the stage.
+        inputs: `dataset`, `neighbor_index`, `warm_start`.
+        output: Empty directory for the artifact.
+        work: Directory that survives a killed try: training resumes from the checkpoints in it.
+
+    Raises:
+        DataError: The data set is too small for one batch, or the model or its tokenizer cannot be used.
+    """
+    set_seed(config.seed)
+    start = inputs["warm_start"] / "model"
+    # Weights stay in float32 whatever the arithmetic: a learning rate of 1e-6 is below bfloat16's resolution.
+    model = load_model(start, "float32")
+    tokenizer = load_tokenizer(start, model.get_input_embeddings().num_embeddings)
+    dataset = Dataset.from_parquet(str(inputs["dataset"] / "train.parquet"), cache_dir=str(work / "datasets"))
+    if len(dataset) < config.training.prompts_per_batch:
+        raise DataError(
+            f"data.train has {len(dataset)} problems but training.prompts_per_batch={config.training.prompts_per_batch}: "
+            "use more problems or a smaller batch"
+        )
+    rollout_log = RolloutLog(work / "rollouts", tokenizer, config.rollout.group_size)
+    trained = train_policy(
+        model=model,
+        tokenizer=tokenizer,
+        dataset=dataset,
+        index=NeighborIndex.load(inputs["neighbor_index"]),
+        config=config,
+        work=work,
+        observers=[rollout_log],
+    )
+    trained.trainer.save_model(str(output / "model"))
+    history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
+    (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
+    rollout_log.write(output)
+    examples = _example_neighbors(trained.index, tokenizer)
+    (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
+    (output / "metrics.json").write_text(json.dumps(_summary(history, config.training.steps)), encoding="utf-8")
+
+
+def _summary(history: list[dict[str, Any]], steps: int) -> dict[str, float]:
+    """Reward at both ends of training, and the last value of every other metric."""
+    rewards = [entry["reward"] for entry in history if entry.get("reward") is not None]
+    tail = max(1, len(rewards) // 10)
+    last = {f"last/{name}": value for name, value in history[-1].items() if isinstance(value, int | float)}
+    return {
+        "steps": steps,
+        "reward_first": sum(rewards[:tail]) / tail,
+        "reward_last": sum(rewards[-tail:]) / tail,
+        **last,
+    }
+
+
+def _example_neighbors(index: NeighborIndex, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Neighbors of tokens spread evenly over the eligible vocabulary."""
+    eligible = index.eligible.nonzero(as_tuple=True)[0].tolist()
+    step = max(1, len(eligible) // _EXAMPLE_TOKENS)
+    return [
+        {
+            "token": tokenizer.decode([token]),
+            "neighbors": [
+                {"token": tokenizer.decode([neighbor]), "similarity": round(similarity, 4)}
+                for neighbor, similarity in zip(
+                    index.neighbors[token, :5].tolist(), index.similarity[token, :5].tolist(), strict=True
+                )
+            ],
+        }
+        for token in eligible[::step][:_EXAMPLE_TOKENS]
+    ]

@@ -1,0 +1,53 @@
+"""Stage `sft_warm_start`: teach the base model the form of an answer, or pass it on unchanged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import set_seed
+
+from ngrpo.config import SFTWarmStartConfig
+from ngrpo.data.models import materialize
+from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.training.warm_start import train_warm_start
+
+CONFIG = SFTWarmStartConfig
+
+
+def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+    """Write `model/`, `log_history.json` and `metrics.json`.
+
+    Args:
+        config: Settings of the stage; with `warm_start.steps = 0` the base model is copied.
+        inputs: `dataset`.
+        output: Empty directory for the artifact.
+        work: Directory that survives a killed try.
+
+    Raises:
+        DataError: The base model or its tokenizer cannot be used.
+    """
+    base = materialize(config.model.source, work / "base_model")
+    if config.warm_start.steps == 0:
+        shutil.copytree(base, output / "model")
+        (output / "log_history.json").write_text("[]", encoding="utf-8")
+        (output / "metrics.json").write_text(json.dumps({"steps": 0}), encoding="utf-8")
+        return
+    set_seed(config.seed)
+    model = load_model(base, "float32")
+    tokenizer = load_tokenizer(base, model.get_input_embeddings().num_embeddings)
+    dataset = Dataset.from_parquet(
+        str(inputs["dataset"] / "warm_start.parquet"),
+        columns=["prompt", "completion"],
+        cache_dir=str(work / "datasets"),
+    )
+    trainer = train_warm_start(model, tokenizer, dataset, config, work)
+    trainer.save_model(str(output / "model"))
+    history = trainer.state.log_history
+    (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    metrics = {"steps": config.warm_start.steps, "final_loss": losses[-1], "examples": len(dataset)}
+    (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Warm start and N-GRPO training on TRL's trainers."""

@@ -1,0 +1,247 @@
+"""N-GRPO as a small subclass of TRL's `GRPOTrainer`: our rollouts, and every forward pass over the same mixed inputs.
+
+The policy, the old policy and the reference all score a rollout on the input embeddings it was generated from, rebuilt from its
+records. Objective, clipping, advantages and KL are TRL's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
+
+from ngrpo.mixing.inputs import mixed_inputs
+from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.records import InputMixture, collate
+from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
+from ngrpo.rollout.seeds import request_seed
+
+_MIXTURE_KEYS = ("mix_mask", "mix_candidates", "mix_weights", "mix_seeds")
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """One process's share of a rollout batch, as an observer sees it.
+
+    Attributes:
+        step: Optimizer steps made before it was generated.
+        prompts: Token ids of each prompt, a group's copies side by side.
+        rollouts: One a prompt.
+        rewards: One a rollout.
+        mixture: What was mixed, padded to the longest rollout; none without mixing.
+        embedding: The input embedding module that generated it.
+    """
+
+    step: int
+    prompts: Sequence[Sequence[int]]
+    rollouts: Sequence[Rollout]
+    rewards: Sequence[float]
+    mixture: InputMixture | None
+    embedding: nn.Module
+
+
+RolloutObserver = Callable[[RolloutBatch], dict[str, float]]
+"""Called after each rollout batch; the numbers it returns are averaged over processes and logged."""
+
+
+class NGRPOTrainer(GRPOTrainer):
+    """GRPO whose rollouts may be mixed.
+
+    With `current_mixer` returning none, losses and log-probabilities are exactly those of `GRPOTrainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        make_engine: Callable[[PreTrainedModel], RolloutEngine],
+        current_mixer: Callable[[PreTrainedModel], Mixer | None],
+        mask_mixed_positions: bool = False,
+        observers: Sequence[RolloutObserver] = (),
+        **kwargs: Any,
+    ):
+        """Build the trainer.
+
+        Args:
+            *args: Passed on to `GRPOTrainer`.
+            make_engine: Called once with the unwrapped model.
+            current_mixer: Called with the unwrapped model before each rollout batch, with the weights that will generate it.
+            mask_mixed_positions: Leave mixed positions out of the loss and of its normaliser.
+            observers: Called after each rollout batch.
+            **kwargs: Passed on to `GRPOTrainer`.
+        """
+        super().__init__(*args, **kwargs)
+        self._make_engine = make_engine
+        self._engine: RolloutEngine | None = None
+        self._current_mixer = current_mixer
+        self._mask_mixed_positions = mask_mixed_positions
+        self._observers = observers
+        self._mixer: Mixer | None = None
+        self._prompts: list[list[int]] = []
+        self._rollouts: list[Rollout] = []
+        # The mixture that the next forward passes score; "unset" outside of them, so that none can run without it.
+        self._mixture: InputMixture | str | None = "unset"
+
+    def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        stock = super()._get_train_sampler(dataset)
+        return _EpochSampler(
+            data_source=stock.data_source,
+            mini_repeat_count=stock.mini_repeat_count,
+            batch_size=stock.batch_size,
+            repeat_count=stock.repeat_count,
+            shuffle=stock.shuffle,
+            seed=stock.seed,
+        )
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        if images is not None or multimodal_fields:
+            raise ValueError("N-GRPO mixes token embeddings: prompts with images are not supported")
+        step = self.state.global_step
+        seeds = [
+            request_seed(self.args.seed, step, self.accelerator.process_index, row) for row in range(len(prompt_ids))
+        ]
+        sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self.accelerator.autocast(),
+        ):
+            if self._engine is None:
+                self._engine = self._make_engine(model)
+            self._mixer = self._current_mixer(model)
+            rollouts = self._engine.generate(prompt_ids, seeds, sampling, self._mixer)
+        self._prompts, self._rollouts = prompt_ids, rollouts
+        return [rollout.token_ids for rollout in rollouts], [rollout.logprobs for rollout in rollouts]
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        prompt_ids, completion_ids, tool_mask, *rest = super()._generate(prompts)
+        if self._mask_mixed_positions and self._mixer is not None:
+            tool_mask = []
+            for rollout in self._rollouts:
+                mixed = set(rollout.records.positions.tolist())
+                tool_mask.append([int(position not in mixed) for position in range(len(rollout.token_ids))])
+        return prompt_ids, completion_ids, tool_mask, *rest
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            mixture = self._rollout_mixture(output["completion_ids"].shape[1])
+        finally:
+            self._mixture = "unset"
+        if mixture is not None:
+            values = (mixture.mask, mixture.candidates, mixture.weights, mixture.seeds)
+            output.update(zip(_MIXTURE_KEYS, values, strict=True))
+        self._observe(mixture)
+        return output
+
+    def _observe(self, mixture: InputMixture | None) -> None:
+        start = self.accelerator.process_index * len(self._rollouts)
+        by_function = [list(rewards)[start : start + len(self._rollouts)] for rewards in self._logs["rewards"].values()]
+        batch = RolloutBatch(
+            step=self.state.global_step,
+            prompts=self._prompts,
+            rollouts=self._rollouts,
+            rewards=[sum(values) for values in zip(*by_function, strict=True)],
+            mixture=mixture,
+            embedding=self.accelerator.unwrap_model(self.model).get_input_embeddings(),
+        )
+        for observe in self._observers:
+            for name, value in observe(batch).items():
+                self._metrics["train"][name].append(self._mean(value))
+
+    def _rollout_mixture(self, columns: int) -> InputMixture | None:
+        """Return the mixture of the rollouts just generated, padded to `columns`."""
+        if self._mixture == "unset":
+            self._mixture = (
+                None
+                if self._mixer is None
+                else collate(
+                    [rollout.records for rollout in self._rollouts],
+                    [rollout.token_ids for rollout in self._rollouts],
+                    columns,
+                    neighbors=self._mixer.neighbors,
+                    index_version=self._mixer.index_version,
+                    k=self._mixer.k,
+                    noise_std=self._mixer.noise_std,
+                    device=self.accelerator.device,
+                )
+            )
+        assert not isinstance(self._mixture, str)
+        return self._mixture
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        mixture = self._rollout_mixture(logits_to_keep)
+        if mixture is None:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs
+            )
+        # TRL splits the rows into chunks; the records must be split with them, so one call scores one chunk.
+        embedding = self.accelerator.unwrap_model(model).get_input_embeddings()
+        size = batch_size or len(input_ids)
+        parts = []
+        for start in range(0, len(input_ids), size):
+            rows = slice(start, start + size)
+            with mixed_inputs(embedding, mixture.select(rows)):
+                parts.append(
+                    super()._get_per_token_logps_and_entropies(
+                        model, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs
+                    )
+                )
+        logps, entropies, aux_losses = zip(*parts, strict=True)
+        return (
+            torch.cat(logps),
+            torch.cat(entropies) if entropies[0] is not None else None,
+            torch.stack(aux_losses).mean() if aux_losses[0] is not None else None,
+        )
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if "mix_mask" in inputs:
+            mask, candidates, weights, seeds = (inputs[key] for key in _MIXTURE_KEYS)
+            noise_std = self._mixer.noise_std if self._mixer is not None else 0.0
+            self._mixture = InputMixture(mask, candidates, weights, seeds, torch.zeros_like(seeds), noise_std)
+        else:
+            self._mixture = None
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._mixture = "unset"
+
+    def _mean(self, value: float) -> float:
+        """Average a number over the processes."""
+        local = torch.tensor([value], dtype=torch.float32, device=self.accelerator.device)
+        return float(self.accelerator.gather(local).nanmean())
+
+
+class _EpochSampler(RepeatSampler):
+    """TRL's sampler with an order that depends on the epoch alone, so that a run resumed in a later epoch sees the same order."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Fix the order of an epoch; the trainer calls it at the start of each."""
+        if self.shuffle:
+            self.generator.manual_seed(request_seed(self.seed, epoch))

@@ -1,0 +1,127 @@
+"""Set up and run N-GRPO: from configuration to TRL's arguments, engine, index, rewards and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOConfig
+
+from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.evaluation.grading import Grader
+from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.rollout.loading import end_of_sequence_ids
+from ngrpo.rollout.mixers import end_marker_ids
+from ngrpo.rollout.transformers_engine import TransformersEngine
+from ngrpo.training.checkpoints import MarkComplete, last_checkpoint
+from ngrpo.training.following_index import FollowingIndex
+from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
+from ngrpo.training.progress import print_progress
+from ngrpo.training.rewards import CorrectnessReward
+from ngrpo.training.warm_start import reporters
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """What training leaves: the trainer with the trained model, and the index as of the last rollout batch."""
+
+    trainer: NGRPOTrainer
+    index: NeighborIndex
+
+
+def train_policy(
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    index: NeighborIndex,
+    config: NGRPOTrainingConfig,
+    work: Path,
+    observers: Sequence[RolloutObserver] = (),
+) -> TrainedPolicy:
+    """Train a policy, resuming from the last whole checkpoint in `work`.
+
+    Args:
+        model: Policy to start from, loaded from the directory that the reference model is loaded from too.
+        tokenizer: Its tokenizer.
+        dataset: Columns `prompt` (a chat) and `answer`.
+        index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
+        config: Settings.
+        work: Where checkpoints go.
+        observers: Called after each rollout batch.
+
+    Returns:
+        The trainer and the index after training.
+    """
+    checkpoints = work / "checkpoints"
+    following = FollowingIndex(
+        index,
+        neighbors=config.neighbors,
+        mixing=config.mixing,
+        end_marker=end_marker_ids(config.mixing, tokenizer),
+        every_batch=config.training.index_refresh == "every_batch",
+    )
+    checkpoint = last_checkpoint(checkpoints)
+    if checkpoint is not None:
+        print(f"resuming from {checkpoint.name}", flush=True)
+        following.resume(checkpoint)
+    with Grader() as grader:
+        trainer = NGRPOTrainer(
+            model=model,
+            reward_funcs=[CorrectnessReward(grader)],
+            args=grpo_arguments(config, checkpoints),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[following, MarkComplete()],
+            make_engine=lambda policy: TransformersEngine(
+                policy, end_of_sequence_ids(policy, tokenizer), tokenizer.pad_token_id, config.rollout.batch_size
+            ),
+            current_mixer=following.mixer,
+            mask_mixed_positions=config.training.mask_mixed_positions,
+            observers=observers,
+        )
+        print_progress(trainer, {"reward": "reward", "kl": "kl", "completions/mean_length": "length"})
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return TrainedPolicy(trainer, following.index)
+
+
+def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig:
+    """Translate the configuration into TRL's arguments.
+
+    One rollout batch holds `prompts_per_batch * group_size` sequences and is used for `updates_per_batch` optimizer steps.
+    """
+    settings, rollout = config.training, config.rollout
+    sequences = settings.prompts_per_batch * rollout.group_size
+    return GRPOConfig(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=sequences // settings.updates_per_batch // settings.micro_batch_size,
+        steps_per_generation=sequences // settings.micro_batch_size,
+        num_generations=rollout.group_size,
+        max_completion_length=rollout.max_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler,
+        adam_beta2=settings.adam_beta2,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        beta=settings.kl_coefficient,
+        epsilon=settings.clip_epsilon,
+        loss_type=settings.loss_type,
+        importance_sampling_level=settings.importance_sampling_level,
+        disable_dropout=True,
+        bf16=config.model.dtype == "bfloat16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        seed=config.seed,
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=reporters(),
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )

@@ -1,0 +1,239 @@
+"""The equations against an independent reference in numpy, and the properties of the counter-based gate."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ngrpo.mixing.counter import GATE, NOISE, TOKEN, normal, uniform
+from ngrpo.mixing.inputs import mixed_inputs
+from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.neighbor_mixing import anchors, candidate_sets, gate, mix, mixing_weights, scale_logits
+from ngrpo.mixing.records import InputMixture, RolloutRecords, collate
+
+VOCABULARY, WIDTH, K = 30, 8, 4
+
+
+def reference_step(logits: np.ndarray, embedding: np.ndarray, temperature: float, k: int):
+    """Equations 2 and 6-10 for one row, written with loops and float64."""
+    scaled = [float(value) / temperature for value in logits]
+    anchor = max(range(len(scaled)), key=lambda token: scaled[token])
+    cosine = [
+        float(row @ embedding[anchor]) / math.sqrt(float(row @ row) * float(embedding[anchor] @ embedding[anchor]))
+        for row in embedding
+    ]
+    others = sorted((token for token in range(len(scaled)) if token != anchor), key=lambda token: -cosine[token])
+    candidates = [anchor, *others[: k - 1]]
+    exponentials = [math.exp(scaled[token] - scaled[anchor]) for token in candidates]
+    weights = [value / sum(exponentials) for value in exponentials]
+    mixture = sum(weight * embedding[token] for weight, token in zip(weights, candidates, strict=True))
+    return candidates, weights, mixture
+
+
+def neighbor_table(embedding: torch.Tensor) -> torch.Tensor:
+    unit = torch.nn.functional.normalize(embedding.double(), dim=1)
+    similarity = (unit @ unit.T).fill_diagonal_(-2)
+    return similarity.argsort(dim=1, descending=True)[:, : K + 2].int()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0])
+def test_equations_match_an_independent_reference(temperature):
+    generator = torch.Generator().manual_seed(1)
+    embedding = torch.randn(VOCABULARY, WIDTH, generator=generator)
+    logits = torch.randn(12, VOCABULARY, generator=generator) * 3
+    scaled = scale_logits(logits, temperature)
+    anchor = anchors(scaled)
+    candidates = candidate_sets(anchor, neighbor_table(embedding), K)
+    weights = mixing_weights(scaled, candidates)
+    mixture = mix(embedding[candidates], weights)
+    for row in range(len(logits)):
+        expected = reference_step(logits[row].numpy(), embedding.double().numpy(), temperature, K)
+        assert candidates[row].tolist() == expected[0]
+        np.testing.assert_allclose(weights[row].numpy(), expected[1], atol=1e-6)
+        np.testing.assert_allclose(mixture[row].numpy(), expected[2], atol=1e-5)
+
+
+def test_one_candidate_is_the_anchor_alone():
+    embedding = torch.randn(VOCABULARY, WIDTH)
+    anchor = torch.tensor([3, 7])
+    candidates = candidate_sets(anchor, neighbor_table(embedding), 1)
+    assert candidates.tolist() == [[3], [7]]
+    weights = mixing_weights(torch.randn(2, VOCABULARY), candidates)
+    assert torch.equal(mix(embedding[candidates], weights), embedding[anchor])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.37, 1.0])
+def test_gate_has_its_rate_and_does_not_depend_on_the_batch(rate):
+    seeds = torch.arange(400)[:, None].expand(400, 500) * 7919 + 2**40
+    positions = torch.arange(500)[None, :].expand(400, 500)
+    gated = gate(seeds.flatten(), positions.flatten(), rate).view(400, 500)
+    tolerance = 5 * math.sqrt(max(rate * (1 - rate), 1e-12) / gated.numel())
+    assert abs(gated.double().mean().item() - rate) <= tolerance
+    alone = gate(seeds[17], positions[17], rate)
+    assert torch.equal(alone, gated[17])
+
+
+def test_gate_is_independent_across_positions_seeds_and_streams():
+    seeds, positions = torch.arange(2000)[:, None] + 2**33, torch.arange(200)[None, :]
+    draws = {stream: uniform(seeds, positions, stream) for stream in (GATE, TOKEN, NOISE)}
+    flat = draws[GATE].flatten()
+    pairs = [
+        (draws[GATE][:, 1:], draws[GATE][:, :-1]),
+        (draws[GATE][1:], draws[GATE][:-1]),
+        (draws[GATE], draws[TOKEN]),
+        (draws[TOKEN], draws[NOISE]),
+    ]
+    for first, second in pairs:
+        correlation = torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]
+        assert abs(correlation.item()) < 5 / math.sqrt(first.numel())
+    counts = torch.histc(flat, bins=20, min=0, max=1)
+    expected = flat.numel() / 20
+    assert ((counts - expected) ** 2 / expected).sum().item() < 50  # chi-square, 19 degrees of freedom: p about 1e-4
+
+
+def test_high_bits_of_the_seed_matter():
+    low = uniform(torch.tensor([5]), torch.tensor([0]), GATE)
+    high = uniform(torch.tensor([5 + 2**50]), torch.tensor([0]), GATE)
+    assert low.item() != high.item()
+
+
+def test_noise_is_standard_normal():
+    noise = normal(torch.arange(300), torch.arange(300) % 7, 256).double()
+    count = noise.numel()
+    assert abs(noise.mean().item()) < 5 / math.sqrt(count)
+    assert abs(noise.var().item() - 1) < 5 * math.sqrt(2 / count)
+    assert abs((noise**4).mean().item() - 3) < 5 * math.sqrt(96 / count)
+
+
+def mixer(**changes) -> Mixer:
+    embedding = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(2))
+    settings = {
+        "strategy": "neighbor",
+        "rate": 1.0,
+        "k": K,
+        "neighbors": neighbor_table(embedding),
+        "eligible": torch.ones(VOCABULARY, dtype=torch.bool),
+        "index_version": 0,
+    }
+    return Mixer(**(settings | changes))
+
+
+def test_a_step_leaves_out_rows_past_the_marker_and_anchors_that_may_not_be_mixed():
+    eligible = torch.ones(VOCABULARY, dtype=torch.bool)
+    eligible[5] = False
+    logits = torch.zeros(4, VOCABULARY)
+    logits[0, 3] = logits[1, 5] = logits[2, 8] = logits[3, 9] = 4.0
+    active = torch.tensor([True, True, False, True])
+    step = mixer(eligible=eligible).step(logits, torch.zeros(4).long(), torch.arange(4), torch.zeros(4).long(), active)
+    assert step.rows.tolist() == [0, 3]
+    assert step.tokens.tolist() == [3, 9]
+    assert torch.allclose(step.weights.sum(dim=1), torch.ones(2))
+
+
+def test_gaussian_steps_keep_the_sampled_token():
+    sampled = torch.tensor([4, 11, 2])
+    step = mixer(strategy="gaussian", k=1, noise_std=0.2).step(
+        torch.randn(3, VOCABULARY), sampled, torch.arange(3), torch.zeros(3).long(), torch.ones(3).bool()
+    )
+    assert step.tokens.tolist() == sampled.tolist()
+    assert step.candidates.tolist() == [[4], [11], [2]]
+
+
+def test_the_marker_may_be_several_tokens():
+    recent = torch.tensor([[1, 2], [2, 1], [2, 2]])
+    assert mixer(end_marker=(2, 1)).passes_end_marker(recent).tolist() == [False, True, False]
+
+
+def records(version: int = 0) -> list[RolloutRecords]:
+    return [
+        RolloutRecords(torch.tensor([1, 3]), torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.7, 0.1, 0.1, 0.1]]), 9, version),
+        RolloutRecords(torch.tensor([], dtype=torch.long), torch.zeros(0, K), 10, 0),
+    ]
+
+
+def batch(noise_std: float = 0.0) -> tuple[InputMixture, torch.Tensor]:
+    tokens = [[4, 5, 6, 7], [1, 2]]
+    mixture = collate(
+        records(),
+        tokens,
+        4,
+        neighbors=mixer().neighbors,
+        index_version=0,
+        k=K,
+        noise_std=noise_std,
+        device="cpu",
+    )
+    return mixture, torch.tensor([[0, 0, *tokens[0]], [0, 0, *tokens[1], 0, 0]])
+
+
+def test_mixed_inputs_replace_exactly_the_recorded_positions():
+    embedding = torch.nn.Embedding(VOCABULARY, WIDTH)
+    mixture, ids = batch()
+    with mixed_inputs(embedding, mixture):
+        output = embedding(ids)
+    plain = embedding.weight[ids]
+    expected = plain.clone()
+    for column, record in ((1, 0), (3, 1)):
+        candidates = [ids[0, 2 + column].item(), *mixer().neighbors[ids[0, 2 + column], : K - 1].tolist()]
+        weights = records()[0].weights[record]
+        expected[0, 2 + column] = sum(w * embedding.weight[c] for w, c in zip(weights, candidates, strict=True))
+    torch.testing.assert_close(output, expected)
+    assert not torch.allclose(output, plain)
+
+
+def test_noise_replays_and_has_its_size():
+    embedding = torch.nn.Embedding(VOCABULARY, 4096)
+    mixture, ids = batch(noise_std=0.5)
+    mixture = InputMixture(
+        mixture.mask, mixture.candidates[..., :1], torch.ones(2, 4, 1), mixture.seeds, mixture.positions, 0.5
+    )
+    outputs = []
+    for _ in range(2):
+        with mixed_inputs(embedding, mixture):
+            outputs.append(embedding(ids))
+    assert torch.equal(*outputs)
+    noise = (outputs[0] - embedding.weight[ids])[0, 3]
+    scale = embedding.weight[ids][0, 3].square().mean().sqrt()
+    assert abs((noise.square().mean().sqrt() / scale).item() - 0.5) < 0.05
+
+
+def test_gradient_of_the_embedding_matrix_matches_one_hot_products():
+    embedding = torch.nn.Embedding(VOCABULARY, WIDTH).double()
+    mixture, ids = batch()
+    target = torch.randn(2, 6, WIDTH, dtype=torch.double)
+    with mixed_inputs(embedding, mixture):
+        (embedding(ids) * target).sum().backward()
+    selection = torch.nn.functional.one_hot(ids, VOCABULARY).double()
+    for row, column in mixture.mask.nonzero().tolist():
+        selection[row, 2 + column] = 0
+        for token, weight in zip(mixture.candidates[row, column], mixture.weights[row, column], strict=True):
+            selection[row, 2 + column, token] += weight.double()
+    matrix = embedding.weight.detach().clone().requires_grad_()
+    ((selection @ matrix) * target).sum().backward()
+    torch.testing.assert_close(embedding.weight.grad, matrix.grad, atol=1e-6, rtol=1e-6)
+
+
+def test_a_forward_pass_that_forgets_the_embedding_is_an_error():
+    embedding = torch.nn.Embedding(VOCABULARY, WIDTH)
+    mixture, ids = batch()
+    with pytest.raises(RuntimeError, match="called 0 times"), mixed_inputs(embedding, mixture):
+        pass
+    with pytest.raises(ValueError, match="do not fit"), mixed_inputs(embedding, mixture):
+        embedding(ids[:1])
+    assert not embedding._forward_hooks
+    assert not embedding._forward_pre_hooks
+
+
+def test_records_of_another_index_version_are_refused():
+    with pytest.raises(ValueError, match="version 3"):
+        collate(
+            records(version=3),
+            [[4, 5, 6, 7], [1, 2]],
+            4,
+            neighbors=mixer().neighbors,
+            index_version=0,
+            k=K,
+            noise_std=0.0,
+            device="cpu",
+        )
