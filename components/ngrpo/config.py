@@ -23,13 +23,16 @@ Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+StageName = Literal[
+    "prepare_data", "neighbor_index", "sft_warm_start", "ngrpo_training", "benchmark_evaluation", "model_promotion"
+]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=Section)
@@ -69,7 +72,7 @@ class ReasoningGymSource(Section):
     size: Positive
     """Number of problems."""
     seed: NonNegative
-    """Seed of the generator: sources with different seeds hold different problems."""
+    """Seed of the generator: sources with different seeds draw from different streams."""
     options: dict[str, int | float | str | bool] = {}
     """Further settings of the generator."""
 
@@ -81,7 +84,7 @@ class HubSource(Section):
     id: str
     """Hub id (`org/name`), a local directory or an `s3://` prefix."""
     revision: Revision
-    """Commit of the data set; a branch name is refused because it moves."""
+    """Commit of the data set; a branch name is refused because it moves. For a copy, the commit it was made from."""
     split: str
     """Split to read."""
     subset: str | None = None
@@ -117,7 +120,7 @@ class DataConfig(Section):
 
 
 class InitializedModel(Section):
-    """A small Qwen2 model with random weights and a word-level tokenizer (see `ngrpo.data.models`)."""
+    """A small Llama model with random weights and a word-level tokenizer (see `ngrpo.data.models`)."""
 
     kind: Literal["initialized"]
     hidden_size: Positive = 64
@@ -134,6 +137,17 @@ class InitializedModel(Section):
     """Standard deviation of the initial weights."""
     seed: NonNegative = 0
     """Seed of the initial weights."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> Self:
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of twice heads={self.heads}: rotary positions need an "
+                "even width of each head"
+            )
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}: choose a divisor")
+        return self
 
 
 class PackagedModel(Section):
@@ -153,7 +167,7 @@ class HubModel(Section):
     id: str
     """Hub id (`org/name`), a local directory or an `s3://` prefix."""
     revision: Revision
-    """Commit of the model; a branch name is refused because it moves."""
+    """Commit of the model; a branch name is refused because it moves. For a copy, the commit it was made from."""
 
 
 BaseModelSource = Annotated[InitializedModel | PackagedModel | HubModel, Field(discriminator="kind")]
@@ -382,7 +396,7 @@ class RunConfig(Section):
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig
-    resources: dict[str, ResourcesConfig] = {}
+    resources: dict[StageName, ResourcesConfig] = {}
     """By stage name; a stage that is not named gets the defaults."""
 
     @model_validator(mode="after")
@@ -414,13 +428,28 @@ class RunConfig(Section):
 # --- what each stage depends on ---------------------------------------------------------------------------------------
 
 
-class PrepareDataConfig(Section):
-    """Settings of the stage `prepare_data`."""
+class TokenizerConfig(Section):
+    """What of `ModelConfig` decides the tokenizer."""
 
-    seed: NonNegative
-    model: ModelConfig
+    model_config = ConfigDict(from_attributes=True)
+
+    source: BaseModelSource
+
+
+class ExampleLimits(Section):
+    """What of `WarmStartConfig` decides which examples are kept."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    max_tokens: Positive
+
+
+class PrepareDataConfig(Section):
+    """Settings of the stage `prepare_data`; no other setting of the model or of the warm start changes its result."""
+
+    model: TokenizerConfig
     data: DataConfig
-    warm_start: WarmStartConfig
+    warm_start: ExampleLimits
 
 
 class NeighborIndexConfig(Section):
@@ -526,6 +555,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _explain(item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"]) or "configuration"
+    # pydantic puts the kind of a source into the path of its settings.
+    path = re.sub(r"^(data\.(?:train|warm_start|benchmarks\.[^.]+)|(?:model\.)?source)\.[a-z_]+", r"\1", path)
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown setting (value {item['input']!r}); see the fields of its section"

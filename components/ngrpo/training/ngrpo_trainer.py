@@ -26,6 +26,10 @@ from ngrpo.rollout.seeds import request_seed
 _MIXTURE_KEYS = ("mix_mask", "mix_candidates", "mix_weights", "mix_seeds")
 
 
+_NOT_SCORING = object()
+"""Stands for the mixture where no rollouts are being scored, so that no forward pass can do without its records."""
+
+
 @dataclass(frozen=True)
 class RolloutBatch:
     """One process's share of a rollout batch, as an observer sees it.
@@ -85,8 +89,7 @@ class NGRPOTrainer(GRPOTrainer):
         self._mixer: Mixer | None = None
         self._prompts: list[list[int]] = []
         self._rollouts: list[Rollout] = []
-        # The mixture that the next forward passes score; "unset" outside of them, so that none can run without it.
-        self._mixture: InputMixture | str | None = "unset"
+        self._mixture: Any = _NOT_SCORING
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         stock = super()._get_train_sampler(dataset)
@@ -129,6 +132,7 @@ class NGRPOTrainer(GRPOTrainer):
             self._mixer = self._current_mixer(model)
             rollouts = self._engine.generate(prompt_ids, seeds, sampling, self._mixer)
         self._prompts, self._rollouts = prompt_ids, rollouts
+        self._mixture = self._collate(rollouts)
         return [rollout.token_ids for rollout in rollouts], [rollout.logprobs for rollout in rollouts]
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
@@ -143,9 +147,9 @@ class NGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             output = super()._generate_and_score_completions(inputs)
-            mixture = self._rollout_mixture(output["completion_ids"].shape[1])
+            mixture = self._mixture
         finally:
-            self._mixture = "unset"
+            self._mixture = _NOT_SCORING
         if mixture is not None:
             values = (mixture.mask, mixture.candidates, mixture.weights, mixture.seeds)
             output.update(zip(_MIXTURE_KEYS, values, strict=True))
@@ -167,25 +171,22 @@ class NGRPOTrainer(GRPOTrainer):
             for name, value in observe(batch).items():
                 self._metrics["train"][name].append(self._mean(value))
 
-    def _rollout_mixture(self, columns: int) -> InputMixture | None:
-        """Return the mixture of the rollouts just generated, padded to `columns`."""
-        if self._mixture == "unset":
-            self._mixture = (
-                None
-                if self._mixer is None
-                else collate(
-                    [rollout.records for rollout in self._rollouts],
-                    [rollout.token_ids for rollout in self._rollouts],
-                    columns,
-                    neighbors=self._mixer.neighbors,
-                    index_version=self._mixer.index_version,
-                    k=self._mixer.k,
-                    noise_std=self._mixer.noise_std,
-                    device=self.accelerator.device,
-                )
-            )
-        assert not isinstance(self._mixture, str)
-        return self._mixture
+    def _collate(self, rollouts: Sequence[Rollout]) -> InputMixture | None:
+        """Return the mixture of rollouts, as wide as TRL pads them."""
+        if self._mixer is None:
+            return None
+        columns = max(len(rollout.token_ids) for rollout in rollouts)
+        multiple = self.pad_to_multiple_of or 1
+        return collate(
+            [rollout.records for rollout in rollouts],
+            [rollout.token_ids for rollout in rollouts],
+            -(-columns // multiple) * multiple,
+            neighbors=self._mixer.neighbors,
+            index_version=self._mixer.index_version,
+            k=self._mixer.k,
+            noise_std=self._mixer.noise_std,
+            device=self.accelerator.device,
+        )
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -196,7 +197,9 @@ class NGRPOTrainer(GRPOTrainer):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        mixture = self._rollout_mixture(logits_to_keep)
+        if self._mixture is _NOT_SCORING:
+            raise RuntimeError("log-probabilities were asked for outside of a rollout batch: its records are not known")
+        mixture = self._mixture
         if mixture is None:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs
@@ -221,16 +224,15 @@ class NGRPOTrainer(GRPOTrainer):
         )
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if "mix_mask" in inputs:
+        self._mixture = None
+        if self._mixer is not None:
             mask, candidates, weights, seeds = (inputs[key] for key in _MIXTURE_KEYS)
-            noise_std = self._mixer.noise_std if self._mixer is not None else 0.0
-            self._mixture = InputMixture(mask, candidates, weights, seeds, torch.zeros_like(seeds), noise_std)
-        else:
-            self._mixture = None
+            start = torch.zeros_like(seeds)
+            self._mixture = InputMixture(mask, candidates, weights, seeds, start, self._mixer.noise_std)
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._mixture = "unset"
+            self._mixture = _NOT_SCORING
 
     def _mean(self, value: float) -> float:
         """Average a number over the processes."""

@@ -1,0 +1,1 @@
+"""Problems and base models: where they come from, and the form in which the stages get them."""

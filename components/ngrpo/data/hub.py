@@ -1,0 +1,94 @@
+"""Problems of a Hugging Face data set: from the hub, from a local copy, or from a copy in object storage."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngrpo.config import HubSource
+from ngrpo.data.locations import download, is_bucket, is_local, local_directory, reason
+from ngrpo.data.problem import Problem
+from ngrpo.errors import DataError
+from ngrpo.evaluation.grading import extract_answer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def load(source: HubSource) -> list[Problem]:
+    """Return the problems of a data set.
+
+    A problem or an answer that is missing in single rows comes as an empty text: the caller decides what that means.
+
+    Raises:
+        DataError: The data set cannot be reached, is empty, lacks a column, or has a column without any value.
+        StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        return _problems(source, _read(source, Path(scratch)))
+
+
+def _read(source: HubSource, scratch: Path) -> Dataset:
+    """Load the wanted split. A copy has the layout of the repository on the hub, so `datasets` reads it in the same way."""
+    if is_bucket(source.id):
+        download(source.id, scratch / "copy")
+        return _load(source, str(scratch / "copy"), cache_dir=str(scratch / "cache"))
+    if is_local(source.id):
+        return _load(source, str(local_directory(source.id)), cache_dir=str(scratch / "cache"))
+    return _load(source, source.id, revision=source.revision)
+
+
+def _load(source: HubSource, path: str, **options: Any) -> Dataset:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from datasets.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        return load_dataset(path, name=source.subset, split=source.split, **options)
+    except (OSError, ValueError, StopIteration, DatasetGenerationError) as error:  # StopIteration: a file without lines
+        where = f"data set {source.id!r} (revision {source.revision}, subset {source.subset}, split {source.split!r})"
+        if isinstance(error, StopIteration | DatasetGenerationError):
+            cure = "a file of it is empty or damaged"
+        elif "revision" in options:
+            cure = "check id, revision, subset and split, or set id to a local copy or an s3:// copy if the hub is out of reach"
+        else:
+            cure = "the copy must have the layout of the hub's repository: check subset, split and files"
+        raise DataError(f"{where} cannot be loaded: {reason(error)}; {cure}") from error
+
+
+def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
+    columns = {"problem_column": source.problem_column, "answer_column": source.answer_column}
+    if source.solution_column is not None:
+        columns["solution_column"] = source.solution_column
+    for setting, column in columns.items():
+        if column not in rows.column_names:
+            raise DataError(
+                f"data set {source.id!r}: {setting}={column!r} is not one of its columns: {', '.join(rows.column_names)}"
+            )
+    if source.limit is not None:
+        rows = rows.select(range(min(source.limit, len(rows))))
+    if len(rows) == 0:
+        raise DataError(f"data set {source.id!r}: split={source.split!r} is empty; name a split with rows")
+    problems = [_text(value) for value in rows[source.problem_column]]
+    answers = [_text(value) for value in rows[source.answer_column]]
+    if source.answer_is_boxed:
+        answers = [extract_answer(answer) or "" for answer in answers]
+    for setting, values, what in (("problem_column", problems, "text"), ("answer_column", answers, "answer")):
+        if not any(values):
+            boxed = " inside \\boxed{}" if what == "answer" and source.answer_is_boxed else ""
+            raise DataError(
+                f"data set {source.id!r}: {setting}={columns[setting]!r} holds no {what}{boxed} in any of its {len(rows)} "
+                f"rows; its columns are {', '.join(rows.column_names)}"
+            )
+    solutions = [None] * len(rows) if source.solution_column is None else rows[source.solution_column]
+    name = source.id.rstrip("/").rpartition("/")[2]
+    return [
+        Problem(f"{name}-{index}", problem, answer, _text(solution) or None)
+        for index, (problem, answer, solution) in enumerate(zip(problems, answers, solutions, strict=True))
+    ]
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()

@@ -1,0 +1,67 @@
+"""Data sets and models that do not come from the hub: a local directory, or a copy in object storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ngrpo.errors import DataError
+
+
+def is_bucket(location: str) -> bool:
+    """Say whether a source's id names a place in object storage."""
+    return location.startswith("s3://")
+
+
+def is_local(location: str) -> bool:
+    """Say whether a source's id names a local directory: it exists, or is written as a path and not as `org/name`."""
+    return location.startswith(("/", "./", "../", "~")) or Path(location).is_dir()
+
+
+def local_directory(location: str) -> Path:
+    """Return the directory that a source's id names.
+
+    Raises:
+        DataError: There is no such directory.
+    """
+    path = Path(location).expanduser()
+    if not path.is_dir():
+        raise DataError(
+            f"id={location!r}: no such directory; name one that exists, a hub id (org/name) or an s3:// prefix"
+        )
+    return path
+
+
+def download(location: str, directory: Path, wanted: Callable[[str], bool] = lambda key: True) -> None:
+    """Copy what lies under an `s3://bucket/prefix` into a directory, keeping relative paths.
+
+    A file that is already there is kept: it was renamed into place when its download was complete.
+
+    Args:
+        location: Place in object storage.
+        directory: Directory to fill.
+        wanted: Which keys, relative to `location`, to copy.
+
+    Raises:
+        DataError: Nothing wanted lies there.
+        StoreError: The object store cannot be reached or refuses the credentials.
+    """
+    from ngrpo.storage.objects import ObjectStore
+
+    objects = ObjectStore(location)
+    keys = [key for key in objects.list("") if wanted(key)]
+    if not keys:
+        raise DataError(f"id={location!r}: nothing to read there; copy the data set's or model's files to this prefix")
+    for key in keys:
+        target = directory / key
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.partial")
+            objects.get_file(key, partial)
+            partial.replace(target)
+
+
+def reason(error: BaseException) -> str:
+    """Return one line that says what an error of another library is about."""
+    lines = str(error.__cause__ or error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])

@@ -1,0 +1,20 @@
+"""Load the problems of any source."""
+
+from __future__ import annotations
+
+from ngrpo.config import ArithmeticSource, ReasoningGymSource, Source
+from ngrpo.data import arithmetic, hub, reasoning_gym
+from ngrpo.data.problem import Problem
+
+
+def load_problems(source: Source) -> list[Problem]:
+    """Return the problems of a source, in an order that depends on nothing but the source.
+
+    Raises:
+        DataError: The source cannot be read, is empty, or is not what its settings say.
+    """
+    if isinstance(source, ArithmeticSource):
+        return arithmetic.load(source)
+    if isinstance(source, ReasoningGymSource):
+        return reasoning_gym.load(source)
+    return hub.load(source)

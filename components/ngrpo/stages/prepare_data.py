@@ -1,0 +1,160 @@
+"""Stage `prepare_data`: read every problem, drop what cannot be learned from or measured, write tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ngrpo.config import PrepareDataConfig, Source
+from ngrpo.data.chat import ChatLengths, user_turn
+from ngrpo.data.models import materialize_tokenizer
+from ngrpo.data.problem import Problem
+from ngrpo.data.problems import load_problems
+from ngrpo.data.screening import Screen, fingerprint
+from ngrpo.errors import DataError
+from ngrpo.evaluation.grading import gold_parses
+
+CONFIG = PrepareDataConfig
+
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_PROBLEMS = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("answer", pa.string())])
+_EXAMPLES = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("completion", _TURNS)])
+
+
+def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+    """Write `train.parquet`, `warm_start.parquet`, `benchmarks/<name>.parquet`, `sources.json` and `metrics.json`.
+
+    The same settings give the same bytes. What is dropped is counted in `metrics.json` by reason.
+
+    Args:
+        config: Settings of the stage.
+        inputs: None are read.
+        output: Empty directory for the artifact.
+        work: Directory that survives a killed try.
+
+    Raises:
+        DataError: A source or the tokenizer cannot be used, ids repeat, a benchmark has a problem without text or answer, or
+            nothing is left of a source.
+        StoreError: The object store that holds a copy of a source cannot be reached or refuses the credentials.
+    """
+    stage = _Tables(config, ChatLengths(materialize_tokenizer(config.model.source, work / "tokenizer")), output)
+    (output / "benchmarks").mkdir()
+    for name, source in sorted(config.data.benchmarks.items()):
+        stage.write_benchmark(name, source)
+    stage.write_train(config.data.train)
+    if config.data.warm_start is not None:
+        stage.write_warm_start(config.data.warm_start)
+    stage.close()
+
+
+class _Tables:
+    """The tables of one run, written one after the other; benchmarks first, for training problems must not overlap them."""
+
+    def __init__(self, config: PrepareDataConfig, lengths: ChatLengths, output: Path) -> None:
+        self.config = config
+        self.lengths = lengths
+        self.output = output
+        self.measured: set[str] = set()
+        self.metrics: dict[str, int] = {}
+        self.tables: dict[str, dict[str, object]] = {}
+
+    def write_benchmark(self, name: str, source: Source) -> None:
+        label = f"data.benchmarks.{name}"
+        problems = _load(label, source)
+        for problem in problems:
+            if not problem.problem or not problem.answer:
+                raise DataError(f"{label}: problem {problem.id!r} has no text or no answer; correct the data set")
+        screen = Screen(label)
+        problems = screen.drop("repeated", problems, _repeated(problems))
+        problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
+        self.lengths.require_known(label, [self._prompt(problem) for problem in problems])
+        self.measured |= {fingerprint(problem.problem) for problem in problems}
+        self._write(f"benchmarks/{name}.parquet", _PROBLEMS, self._problem_rows(problems), source, screen)
+
+    def write_train(self, source: Source) -> None:
+        label = "data.train"
+        screen, problems = self._unseen(label, source)
+        problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
+        prompts = [self._prompt(problem) for problem in problems]
+        self.lengths.require_known(label, prompts)
+        limit = self.config.data.max_prompt_tokens
+        problems = screen.drop("long_prompt", problems, [length > limit for length in self.lengths.prompts(prompts)])
+        self._write("train.parquet", _PROBLEMS, self._problem_rows(problems), source, screen)
+
+    def write_warm_start(self, source: Source) -> None:
+        label = "data.warm_start"
+        screen, problems = self._unseen(label, source)
+        problems = screen.drop("no_solution", problems, [problem.solution is None for problem in problems])
+        examples = [(self._prompt(p), [{"role": "assistant", "content": p.solution or ""}]) for p in problems]
+        self.lengths.require_known(label, [prompt + completion for prompt, completion in examples])
+        self.lengths.require_prefix(examples)
+        limit = self.config.warm_start.max_tokens
+        too_long = [length > limit for length in self.lengths.conversations([p + c for p, c in examples])]
+        kept = screen.drop("long_example", list(zip(problems, examples, strict=True)), too_long)
+        rows = [
+            {"id": problem.id, "prompt": prompt, "completion": completion} for problem, (prompt, completion) in kept
+        ]
+        self._write("warm_start.parquet", _EXAMPLES, rows, source, screen)
+
+    def close(self) -> None:
+        _write_json(self.output / "sources.json", {"tables": self.tables})
+        _write_json(self.output / "metrics.json", self.metrics)
+
+    def _unseen(self, label: str, source: Source) -> tuple[Screen, list[Problem]]:
+        """Load problems to learn from, without empty or repeated ones and without those of a benchmark."""
+        problems, screen = _load(label, source), Screen(label)
+        problems = screen.drop("empty", problems, [not problem.problem or not problem.answer for problem in problems])
+        problems = screen.drop("repeated", problems, _repeated(problems))
+        overlaps = [fingerprint(problem.problem) in self.measured for problem in problems]
+        return screen, screen.drop("in_benchmark", problems, overlaps)
+
+    def _prompt(self, problem: Problem) -> list[dict[str, str]]:
+        return user_turn(problem.problem, self.config.data.prompt_suffix)
+
+    def _problem_rows(self, problems: list[Problem]) -> list[dict[str, object]]:
+        return [{"id": p.id, "prompt": self._prompt(p), "answer": p.answer} for p in problems]
+
+    def _write(
+        self,
+        name: str,
+        schema: pa.Schema,
+        rows: Sequence[Mapping[str, object]],
+        source: Source,
+        screen: Screen,
+    ) -> None:
+        path = self.output / name
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.tables[name] = {"source": source.model_dump(mode="json"), "rows": len(rows), "sha256": sha256}
+        table = name.removesuffix(".parquet")
+        self.metrics[f"{table}/kept"] = len(rows)
+        self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in screen.dropped.items()}
+        print(f"{table}: {len(rows)} kept, {sum(screen.dropped.values())} dropped {screen.dropped or ''}", flush=True)
+
+
+def _load(label: str, source: Source) -> list[Problem]:
+    try:
+        problems = load_problems(source)
+    except DataError as error:
+        raise DataError(f"{label}: {error}") from error
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise DataError(f"{label}: id {problem.id!r} occurs twice; ids must be unique")
+        seen.add(problem.id)
+    return problems
+
+
+def _repeated(problems: list[Problem]) -> list[bool]:
+    """Say which problems have the text of an earlier one."""
+    first = {fingerprint(problem.problem): problem.id for problem in reversed(problems)}
+    return [first[fingerprint(problem.problem)] != problem.id for problem in problems]
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Object storage: artifacts with verified manifests, and an S3 service for one machine."""

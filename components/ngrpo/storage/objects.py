@@ -1,0 +1,181 @@
+"""Objects of an S3 service under one prefix, through boto3, with errors that say what to put right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import boto3
+from boto3.exceptions import S3UploadFailedError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
+
+from ngrpo.errors import StoreError
+
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"}
+_CONFIG = Config(
+    connect_timeout=3,
+    read_timeout=60,
+    retries={"total_max_attempts": 3, "mode": "standard"},
+    max_pool_connections=32,
+)
+
+
+class ObjectStore:
+    """Objects below `s3://bucket/prefix`. Endpoint and credentials come from the environment, as boto3 reads it."""
+
+    def __init__(self, uri: str, client: Any = None):
+        """Open a prefix; nothing is sent yet.
+
+        Args:
+            uri: `s3://bucket` or `s3://bucket/prefix`.
+            client: A boto3 S3 client; by default one from the environment.
+
+        Raises:
+            StoreError: The address is not of that form.
+        """
+        parts = urlparse(uri)
+        if parts.scheme != "s3" or not parts.netloc:
+            raise StoreError(f"object store {uri!r}: expected s3://bucket/prefix")
+        self.uri = uri.rstrip("/")
+        self._bucket = parts.netloc
+        self._prefix = parts.path.strip("/")
+        with self._explained():
+            # A session of its own: boto3's default one keeps the credentials that it saw first.
+            self._client = client or boto3.session.Session().client("s3", config=_CONFIG)
+
+    def check(self) -> None:
+        """Make sure that the bucket can be reached.
+
+        Raises:
+            StoreError: It cannot; the message says whether address, credentials or bucket are to blame.
+        """
+        with self._explained():
+            self._client.head_bucket(Bucket=self._bucket)
+
+    def put_file(self, path: Path, key: str) -> None:
+        """Upload a file, in parts where it is large."""
+        with self._explained():
+            self._client.upload_file(str(path), self._bucket, self._key(key))
+
+    def put_bytes(self, data: bytes, key: str, *, if_none_match: bool = False) -> bool:
+        """Write a small object.
+
+        Args:
+            data: Its content.
+            key: Its key below the prefix.
+            if_none_match: Write only if there is no such object; of several writers one succeeds.
+
+        Returns:
+            Whether it was written.
+        """
+        condition = {"IfNoneMatch": "*"} if if_none_match else {}
+        with self._explained():
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
+            except ClientError as error:
+                if _code(error) in {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}:
+                    return False
+                raise
+        return True
+
+    def get_bytes(self, key: str) -> bytes | None:
+        """Read a small object; none if there is no such object."""
+        with self._explained():
+            try:
+                body: bytes = self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+        return body
+
+    def read_blocks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
+        """Read an object block by block.
+
+        Raises:
+            StoreError: There is no such object, or it cannot be read to its end.
+        """
+        with self._explained():
+            body = self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"]
+            yield from body.iter_chunks(size)
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Download an object to a file.
+
+        Raises:
+            StoreError: There is no such object, it cannot be read, or the disk is full.
+        """
+        with self._explained():
+            try:
+                self._client.download_file(self._bucket, self._key(key), str(path))
+            except OSError as error:
+                raise StoreError(f"{self.uri}/{key}: cannot be written to {path} ({error.strerror}); make room") from error
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes; none if there is no such object."""
+        with self._explained():
+            try:
+                size: int = self._client.head_object(Bucket=self._bucket, Key=self._key(key))["ContentLength"]
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+        return size
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the keys below the store's prefix that start with `prefix`, in order."""
+        with self._explained():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._key(prefix) if prefix else f"{self._prefix}/" if self._prefix else ""
+            )
+            keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return [key[len(self._prefix) + 1 :] if self._prefix else key for key in keys]
+
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+        with self._explained():
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}/{key}" if self._prefix else key
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn boto3's errors into one line with the cure. Credentials are never part of it."""
+        try:
+            yield
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise StoreError(
+                f"object store {self.uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
+        except ClientError as error:
+            raise StoreError(self._explain(_code(error))) from error
+        except S3UploadFailedError as error:
+            # The transfer manager keeps the service's answer only in its text.
+            code = next((code for code in (*_FORBIDDEN, "NoSuchBucket") if f"({code})" in str(error)), "upload failed")
+            raise StoreError(self._explain(code)) from error
+        except (HTTPClientError, BotoCoreError) as error:
+            raise StoreError(
+                f"object store {self.uri}: AWS_ENDPOINT_URL={os.environ.get('AWS_ENDPOINT_URL', '(not set)')} cannot be "
+                f"reached ({type(error).__name__}); start the service or correct the address"
+            ) from error
+
+    def _explain(self, code: str) -> str:
+        if code in _FORBIDDEN:
+            return (
+                f"object store {self.uri}: access refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
+                "rights of that account"
+            )
+        if code in {"NoSuchBucket", "404"}:
+            return f"object store {self.uri}: there is no bucket {self._bucket!r}; create it or set NGRPO_STORE to another"
+        return f"object store {self.uri}: the service answered {code}; see its log"
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

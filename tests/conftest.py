@@ -1,0 +1,36 @@
+"""Fixtures on real services: one S3 server for the whole session, a fresh prefix for each test."""
+
+import uuid
+
+import pytest
+
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.seaweed import serve
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """A SeaweedFS server; an `S3Endpoint`."""
+    with serve(tmp_path_factory.mktemp("s3") / "data") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3_environment(s3, monkeypatch):
+    """The environment by which boto3 finds the server."""
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def objects(s3_environment):
+    """A prefix of its own."""
+    return ObjectStore(f"s3://ngrpo/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def store(objects, tmp_path):
+    """An artifact store on a prefix of its own, with an empty cache."""
+    return ArtifactStore(objects, tmp_path / "cache")

@@ -1,0 +1,68 @@
+"""A tiny model and tokenizer for tests: random weights, large enough in scale that mixing changes what is generated."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, LlamaConfig, LlamaForCausalLM
+
+from ngrpo.mixing.mixer import Mixer
+from ngrpo.neighbors.index import NeighborIndex
+
+SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
+WORDS = [*(str(number) for number in range(40)), "+", "-", "=", "stop"]
+EOS, PAD = 1, 0
+MARKER = len(SPECIAL) + WORDS.index("stop")
+
+
+def eligible() -> torch.Tensor:
+    mask = torch.ones(len(SPECIAL) + len(WORDS), dtype=torch.bool)
+    mask[: len(SPECIAL)] = False
+    return mask
+
+
+def save_tiny_model(directory: Path, seed: int = 0) -> Path:
+    """Write a random Llama model and a word-level tokenizer with a chat template."""
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", additional_special_tokens=SPECIAL[2:]
+    )
+    fast.chat_template = (
+        "{% for message in messages %}{% if message.role == 'user' %}<user> {{ message.content }}"
+        "{% else %} <assistant> {{ message.content }} <eos>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %} <assistant>{% endif %}"
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        eos_token_id=EOS,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    fast.save_pretrained(directory)
+    return directory
+
+
+def mixer_for(model, strategy: str, rate: float, marker: tuple[int, ...] = ()) -> Mixer:
+    """A mixer over the model's own embedding."""
+    index = NeighborIndex.build(model.get_input_embeddings().weight, eligible(), candidates=6, block_rows=64)
+    gaussian = strategy == "gaussian"
+    return Mixer(
+        strategy=strategy,
+        rate=rate,
+        k=1 if gaussian else 3,
+        neighbors=index.neighbors,
+        eligible=index.eligible,
+        index_version=index.version,
+        end_marker=marker,
+        noise_std=0.5 if gaussian else 0.0,
+    )

@@ -1,0 +1,177 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ngrpo.config import (
+    NeighborIndexConfig,
+    PrepareDataConfig,
+    RunConfig,
+    load_config,
+    select,
+)
+from ngrpo.errors import ConfigError
+
+PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
+TINY = PRESETS / "tiny.toml"
+
+# Settings that the expectations below name, whatever the preset is tuned to.
+PINNED = [
+    "model.source.hidden_size=64",
+    "model.source.heads=4",
+    "model.source.kv_heads=2",
+    "data.train.min_operands=3",
+    "data.train.max_operands=4",
+    "neighbors.candidates=32",
+    "warm_start.steps=600",
+    "warm_start.batch_size=64",
+    "warm_start.micro_batch_size=64",
+    "mixing.k=3",
+    "rollout.group_size=8",
+    "training.prompts_per_batch=32",
+    "training.updates_per_batch=1",
+    "training.micro_batch_size=256",
+    "training.steps=30",
+    "training.save_steps=10",
+    "evaluation.samples=16",
+    "evaluation.pass_at=[1, 16]",
+]
+
+
+# Each impossible setting, and what its one line of error must name: the field, the value, and what is allowed.
+IMPOSSIBLE = {
+    "mixing.k=0": ("mixing.k", "greater than or equal to 1", "0"),
+    "mixing.k=40": ("mixing.k=40", "neighbors.candidates=32", "raise neighbors.candidates to at least 39"),
+    "mixing.rate=1.5": ("mixing.rate", "less than or equal to 1", "1.5"),
+    "mixing.rate=-0.1": ("mixing.rate", "greater than or equal to 0", "-0.1"),
+    "mixing.strategy=noise": ("mixing.strategy", "'neighbor', 'token' or 'gaussian'", "noise"),
+    "rollout.temperature=0": ("rollout.temperature", "greater than 0", "0"),
+    "rollout.temperature=-1": ("rollout.temperature", "greater than 0", "-1"),
+    "rollout.top_p=0.9": ("rollout", "top_p=0.9", "set 1.0"),
+    "rollout.group_size=1": ("rollout.group_size", "greater than or equal to 2", "1"),
+    "training.micro_batch_size=7": ("training.prompts_per_batch=32", "micro_batch_size = 1 x 7", "multiple"),
+    "training.learning_rate=fast": ("training.learning_rate", "valid number", "fast"),
+    "evaluation.samples=8": ("evaluation", "samples=8", "k <= samples"),
+    "warm_start.micro_batch_size=60": ("warm_start", "micro_batch_size=60", "divide batch_size=64"),
+    "data.warm_start=null": ("warm_start.steps=600", "data.warm_start", "set steps to 0"),
+    "promotion.benchmark=aime24": ("promotion.benchmark='aime24'", "data.benchmarks", "arithmetic"),
+    "data.train.size=0": ("data.train.size", "greater than or equal to 1", "0"),
+    "data.train.fold=test": ("data.train.fold", "'held_out'", "test"),
+    "data.train.min_operands=5": ("data.train", "min_operands=5", "max_operands=4"),
+    "data.train.kind=csv": ("data.train", "'arithmetic', 'reasoning_gym', 'hub'", "csv"),
+    "data.benchmarks={}": ("data.benchmarks", "at least 1 item", "{}"),
+    "model.source.heads=5": ("model.source", "hidden_size=64", "heads=5"),
+    "model.source.kv_heads=3": ("model.source", "kv_heads=3", "divide heads=4"),
+    "mixing.rat=0.2": ("mixing.rat", "unknown setting", "0.2"),
+    "seeds=1": ("seeds", "unknown setting", "1"),
+}
+
+
+@pytest.mark.parametrize("override", IMPOSSIBLE)
+def test_an_impossible_setting_gives_one_line_with_field_value_and_cure(override: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_config(TINY, [*PINNED, override])
+    message = str(failure.value)
+    assert "\n" not in message
+    for part in IMPOSSIBLE[override]:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("updates", "save_steps", "steps", "named"),
+    [(4, 6, 8, "save_steps=6"), (4, 8, 6, "steps=6")],
+)
+def test_a_checkpoint_or_an_end_off_a_rollout_boundary_is_refused(updates, save_steps, steps, named) -> None:
+    overrides = [
+        *PINNED,
+        f"training.updates_per_batch={updates}",
+        "training.micro_batch_size=64",
+        f"training.save_steps={save_steps}",
+        f"training.steps={steps}",
+    ]
+    with pytest.raises(ConfigError, match=rf"{named} must be a multiple of updates_per_batch=4"):
+        load_config(TINY, overrides)
+
+
+@pytest.mark.parametrize("revision", ["main", "ad9f0ae", "AD9F0AE0864D7FBCD1CD905E3C6C5B069CC8B562"])
+def test_a_revision_that_is_not_a_commit_is_refused(revision: str) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.train\.revision: .*40.*value '" + revision):
+        load_config(PRESETS / "paper-1.5b.toml", [f"data.train.revision={revision}"])
+
+
+def test_every_faulty_setting_gets_its_line() -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_config(TINY, ["mixing.k=0", "rollout.temperature=0"])
+    assert [line.split(":")[0] for line in str(failure.value).splitlines()] == ["mixing.k", "rollout.temperature"]
+
+
+def test_a_missing_setting_is_named(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    lines = TINY.read_text(encoding="utf-8").splitlines()
+    preset.write_text("\n".join(line for line in lines if "max_prompt_tokens" not in line), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^data\.max_prompt_tokens: missing"):
+        load_config(preset)
+
+
+def test_a_preset_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml.*no such file"):
+        load_config(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[model\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"broken\.toml.*not TOML"):
+        load_config(broken)
+
+
+def test_overrides_reach_any_depth_and_read_json() -> None:
+    config = load_config(
+        TINY,
+        [
+            "seed=3",
+            "data.train.size=50",
+            "evaluation.pass_at=[1, 2]",
+            "mixing.end_marker=null",
+            "mixing.strategy=token",
+        ],
+    )
+    assert (config.seed, config.data.train.size, config.evaluation.pass_at) == (3, 50, (1, 2))
+    assert config.mixing.end_marker is None
+    assert config.mixing.strategy == "token"
+
+
+@pytest.mark.parametrize("override", ["training.steps", "=3", "training steps=3"])
+def test_an_override_without_field_or_value_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected section\.field=value"):
+        load_config(TINY, [override])
+
+
+def test_an_override_below_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'steps' is a value, not a section"):
+        load_config(TINY, ["training.steps.more=3"])
+
+
+def test_a_configuration_survives_json() -> None:
+    config = load_config(PRESETS / "paper-7b.toml")
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=5", "model.dtype=bfloat16", "warm_start.steps=20", "warm_start.learning_rate=0.1", "training.steps=2"],
+)
+def test_prepared_data_does_not_depend_on_settings_that_cannot_change_it(override: str) -> None:
+    assert select(load_config(TINY, [override]), PrepareDataConfig) == select(load_config(TINY), PrepareDataConfig)
+
+
+@pytest.mark.parametrize("override", ["data.train.size=9", "warm_start.max_tokens=9", "data.prompt_suffix=x"])
+def test_prepared_data_depends_on_settings_that_change_it(override: str) -> None:
+    assert select(load_config(TINY, [override]), PrepareDataConfig) != select(load_config(TINY), PrepareDataConfig)
+
+
+def test_the_neighbor_index_does_not_depend_on_the_data() -> None:
+    changed = load_config(TINY, ["data.train.size=9", "training.steps=2"])
+    assert select(changed, NeighborIndexConfig) == select(load_config(TINY), NeighborIndexConfig)
+
+
+def test_a_preset_is_named_after_its_file() -> None:
+    assert "preset" not in tomllib.loads(TINY.read_text(encoding="utf-8"))
+    assert load_config(TINY).preset == "tiny"

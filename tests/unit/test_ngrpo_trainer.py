@@ -1,0 +1,198 @@
+"""The trainer against stock TRL and against independent replays."""
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import EOS, PAD, mixer_for, save_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+from ngrpo.rollout.transformers_engine import TransformersEngine
+from ngrpo.training.ngrpo_trainer import NGRPOTrainer
+
+GROUP, SEQUENCES = 4, 32
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def problems() -> Dataset:
+    return Dataset.from_list(
+        [
+            {"prompt": [{"role": "user", "content": f"{i} + {j} ="}], "answer": str(i + j)}
+            for i in range(6)
+            for j in range(6)
+        ]
+    )
+
+
+def length_reward(completions, **_) -> list[float]:
+    return [float(len(completion[0]["content"]) % 5) for completion in completions]
+
+
+def arguments(directory, **changes) -> GRPOConfig:
+    settings = {
+        "output_dir": str(directory / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": SEQUENCES // 8,
+        "num_generations": GROUP,
+        "max_completion_length": 16,
+        "temperature": 0.7,
+        "beta": 0.05,
+        "loss_type": "grpo",
+        "learning_rate": 1e-3,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_dropout": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    return GRPOConfig(**(settings | changes))
+
+
+def trainer(directory, strategy: str, rate: float = 0.4, mask: bool = False, **changes) -> NGRPOTrainer:
+    return NGRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(directory),
+        reward_funcs=[length_reward],
+        args=arguments(directory, **changes),
+        train_dataset=problems(),
+        processing_class=AutoTokenizer.from_pretrained(directory, padding_side="left"),
+        make_engine=lambda model: TransformersEngine(model, [EOS], PAD, 64),
+        current_mixer=lambda model: None if strategy == "token" else mixer_for(model, strategy, rate),
+        mask_mixed_positions=mask,
+    )
+
+
+def rollout_batch(learner: NGRPOTrainer) -> dict:
+    learner.model.train()
+    rows = problems()
+    return learner._generate_and_score_completions([rows[row // GROUP] for row in range(SEQUENCES)])
+
+
+def worst(first: torch.Tensor, second: torch.Tensor, batch: dict) -> float:
+    return (first - second)[batch["completion_mask"].bool()].abs().max().item()
+
+
+@pytest.mark.parametrize("strategy", ["neighbor", "gaussian", "token"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_pass_sees_the_recorded_inputs(directory, strategy, checkpointing):
+    learner = trainer(directory, strategy, gradient_checkpointing=checkpointing)
+    batch = rollout_batch(learner)
+    sampled = batch["sampling_per_token_logps"]
+    # Policy, old policy and reference still hold the same weights, so all three must give the rollout's own numbers.
+    assert worst(batch["old_per_token_logps"], sampled, batch) <= 1e-4
+    assert worst(batch["ref_per_token_logps"], sampled, batch) <= 1e-4
+    seen = []
+    score = learner._get_per_token_logps_and_entropies
+
+    def remember(*args, **kwargs):
+        result = score(*args, **kwargs)
+        seen.append(result[0])
+        return result
+
+    learner._get_per_token_logps_and_entropies = remember
+    learner._step = 0
+    learner.current_gradient_accumulation_steps = 2
+    learner._compute_loss(learner.model, batch)
+    assert worst(seen[-1].detach(), sampled, batch) <= 1e-4
+    if strategy != "token":
+        ignored = {**batch, "mix_mask": torch.zeros_like(batch["mix_mask"])}
+        learner._compute_loss(learner.model, ignored)
+        assert worst(seen[-1].detach(), sampled, batch) > 1.0, "replay must depend on the records"
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo"])
+def test_a_closed_gate_is_exactly_stock_trl(directory, level, loss_type):
+    learner = trainer(directory, "neighbor", rate=0.0, importance_sampling_level=level, loss_type=loss_type)
+    batch = rollout_batch(learner)
+    assert not batch["mix_mask"].any()
+    stock = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(directory),
+        reward_funcs=[length_reward],
+        args=arguments(directory, importance_sampling_level=level, loss_type=loss_type),
+        train_dataset=problems(),
+        processing_class=AutoTokenizer.from_pretrained(directory, padding_side="left"),
+    )
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    columns = batch["completion_ids"].shape[1]
+    with torch.no_grad():
+        expected, _, _ = stock._get_per_token_logps_and_entropies(stock.model, ids, mask, columns, batch_size=8)
+    assert torch.equal(batch["old_per_token_logps"], expected)
+    losses = []
+    for one in (learner, stock):
+        one.model.train()
+        one.current_gradient_accumulation_steps = 2
+        loss = one._compute_loss(one.model, batch)
+        loss.backward()
+        losses.append((loss.detach(), one.model.get_input_embeddings().weight.grad))
+    assert torch.equal(losses[0][0], losses[1][0])
+    assert torch.equal(losses[0][1], losses[1][1])
+
+
+def test_mixed_positions_can_be_left_out_of_the_loss(directory):
+    learner = trainer(directory, "neighbor", mask=True)
+    batch = rollout_batch(learner)
+    inside = batch["completion_mask"].bool()
+    assert torch.equal(batch["tool_mask"].bool()[inside], ~batch["mix_mask"][inside])
+    learner.current_gradient_accumulation_steps = 1
+    reference = learner._compute_loss(learner.model, batch).item()
+    # A changed label on a mixed position must not reach the loss.
+    batch["old_per_token_logps"][batch["mix_mask"]] -= 1.0
+    assert learner._compute_loss(learner.model, batch).item() == reference
+    batch["old_per_token_logps"][inside & ~batch["mix_mask"]] -= 0.1
+    assert learner._compute_loss(learner.model, batch).item() != reference
+
+
+def test_the_embedding_gradient_matches_an_independent_forward(directory):
+    learner = trainer(directory, "neighbor", loss_type="dr_grpo", beta=0.0)
+    batch = rollout_batch(learner)
+    learner.current_gradient_accumulation_steps = 1
+    learner._compute_loss(learner.model, batch).backward()
+
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    matrix = model.get_input_embeddings().weight
+    columns = batch["completion_ids"].shape[1]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    selection = torch.nn.functional.one_hot(ids, len(matrix)).float()
+    for row, column in batch["mix_mask"].nonzero().tolist():
+        selection[row, ids.shape[1] - columns + column] = 0
+        for token, weight in zip(
+            batch["mix_candidates"][row, column], batch["mix_weights"][row, column], strict=True
+        ):
+            selection[row, ids.shape[1] - columns + column, token] += weight
+    logits = model(inputs_embeds=selection @ matrix, attention_mask=mask).logits[:, -columns - 1 : -1] / 0.7
+    logps = logits.log_softmax(-1).gather(2, batch["completion_ids"][..., None])[..., 0]
+    ratio = torch.exp(logps - batch["old_per_token_logps"])
+    advantages = batch["advantages"][:, None]
+    objective = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    (-(objective * batch["completion_mask"]).sum() / (SEQUENCES * 16)).backward()
+    torch.testing.assert_close(learner.model.get_input_embeddings().weight.grad, matrix.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_scoring_without_records_is_an_error(directory):
+    learner = trainer(directory, "neighbor")
+    batch = rollout_batch(learner)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    with pytest.raises(RuntimeError, match="outside of a rollout batch"):
+        learner._get_per_token_logps_and_entropies(learner.model, ids, torch.ones_like(ids), 4)
+    del batch["mix_mask"]
+    with pytest.raises(KeyError, match="mix_mask"):
+        learner._compute_loss(learner.model, batch)
+
+
+def test_training_on_mixed_rollouts_takes_steps(directory):
+    learner = trainer(directory, "neighbor", max_steps=4)
+    before = learner.model.get_input_embeddings().weight.detach().clone()
+    learner.train()
+    rewards = [entry["reward"] for entry in learner.state.log_history if "reward" in entry]
+    assert len(rewards) == 2, "one rollout batch serves two optimizer steps"
+    assert not torch.equal(before, learner.model.get_input_embeddings().weight)

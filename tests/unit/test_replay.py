@@ -1,0 +1,137 @@
+"""The replay law: one teacher-forced forward over the recorded inputs gives each rollout's log-probabilities."""
+
+import pytest
+import torch
+from tiny import EOS, MARKER, PAD, mixer_for, save_tiny_model
+from transformers import AutoModelForCausalLM
+
+from ngrpo.mixing.inputs import mixed_inputs
+from ngrpo.mixing.records import collate
+from ngrpo.rollout.engine import Rollout, Sampling
+from ngrpo.rollout.transformers_engine import TransformersEngine
+
+TEMPERATURE = 0.7
+PROMPTS = [[2, 5, 9, 3], [2, 11, 3], [2, 5, 44, 17, 44, 20, 3]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path_factory.mktemp("model")))
+
+
+def engine(model, batch_size: int = 64) -> TransformersEngine:
+    return TransformersEngine(model, [EOS], PAD, batch_size)
+
+
+def prompts(count: int) -> list[list[int]]:
+    return [PROMPTS[row % len(PROMPTS)] for row in range(count)]
+
+
+@torch.no_grad()
+def replay_error(model, asked: list[list[int]], rollouts: list[Rollout], mixer) -> float:
+    """Largest difference of log-probabilities between generation and one forward pass a rollout, unpadded."""
+    worst = 0.0
+    for prompt, rollout in zip(asked, rollouts, strict=True):
+        ids = torch.tensor([[*prompt, *rollout.token_ids]])
+        mixture = None
+        if mixer is not None:
+            mixture = collate(
+                [rollout.records],
+                [rollout.token_ids],
+                len(rollout.token_ids),
+                neighbors=mixer.neighbors,
+                index_version=mixer.index_version,
+                k=mixer.k,
+                noise_std=mixer.noise_std,
+                device="cpu",
+            )
+        with mixed_inputs(model.get_input_embeddings(), mixture):
+            logits = model(ids).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+        logprobs = logits.log_softmax(-1)[torch.arange(len(rollout.token_ids)), torch.tensor(rollout.token_ids)]
+        worst = max(worst, (logprobs - torch.tensor(rollout.logprobs)).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("strategy", ["neighbor", "gaussian", "token"])
+def test_rollouts_replay(model, strategy):
+    mixer = None if strategy == "token" else mixer_for(model, strategy, 0.3)
+    asked = prompts(48)
+    rollouts = engine(model).generate(asked, range(48), Sampling(40, TEMPERATURE), mixer)
+    assert replay_error(model, asked, rollouts, mixer) <= 1e-4
+    if mixer is not None:
+        assert sum(len(rollout.records.positions) for rollout in rollouts) > 100
+        assert replay_error(model, asked, rollouts, None) > 1.0, "replay must depend on the records"
+
+
+@pytest.mark.parametrize("strategy", ["neighbor", "gaussian"])
+def test_a_rollout_does_not_depend_on_its_batch(model, strategy):
+    mixer, sampling = mixer_for(model, strategy, 0.3), Sampling(40, TEMPERATURE)
+    together = engine(model).generate(prompts(24), range(24), sampling, mixer)
+    split = engine(model, batch_size=5).generate(prompts(24), range(24), sampling, mixer)
+    assert len({len(rollout.token_ids) for rollout in together}) > 3, "rows must finish at different steps"
+    for first, second in zip(together, split, strict=True):
+        assert first.token_ids == second.token_ids
+        assert first.records.positions.tolist() == second.records.positions.tolist()
+        torch.testing.assert_close(first.records.weights, second.records.weights, atol=1e-4, rtol=0)
+
+
+def test_mixed_steps_emit_the_anchor_and_stop_at_the_marker(model):
+    mixer, sampling = mixer_for(model, "neighbor", 1.0, marker=(MARKER,)), Sampling(40, TEMPERATURE)
+    rollouts = engine(model).generate(prompts(64), range(64), sampling, mixer)
+    passed = [rollout for rollout in rollouts if MARKER in rollout.token_ids[:-1]]
+    assert passed, "some rollout must pass the marker"
+    for rollout in passed:
+        assert (rollout.records.positions <= rollout.token_ids.index(MARKER)).all()
+    for rollout in rollouts:
+        anchors = torch.tensor(rollout.token_ids)[rollout.records.positions]
+        assert mixer.eligible[anchors].all()
+        # The anchor is the most likely token, so its weight leads its neighbors'.
+        assert (rollout.records.weights[:, :1] >= rollout.records.weights).all()
+
+
+def test_sampling_follows_the_distribution(model):
+    """First tokens over many seeds against the model's own probabilities: chi-square over the likely tokens."""
+    count = 4000
+    rollouts = engine(model, 1000).generate([PROMPTS[0]] * count, range(count), Sampling(1, TEMPERATURE))
+    with torch.no_grad():
+        probabilities = (model(torch.tensor([PROMPTS[0]])).logits[0, -1] / TEMPERATURE).softmax(-1)
+    observed = torch.bincount(torch.tensor([rollout.token_ids[0] for rollout in rollouts]), minlength=len(probabilities))
+    likely = probabilities * count > 10
+    expected = probabilities[likely] * count
+    statistic = ((observed[likely] - expected) ** 2 / expected).sum().item()
+    degrees = int(likely.sum())
+    assert statistic < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_the_nucleus_leaves_out_the_tail(model):
+    rollouts = engine(model, 500).generate([PROMPTS[0]] * 500, range(500), Sampling(1, TEMPERATURE, top_p=0.5))
+    with torch.no_grad():
+        probabilities = (model(torch.tensor([PROMPTS[0]])).logits[0, -1] / TEMPERATURE).softmax(-1)
+    ordered = probabilities.sort(descending=True)
+    nucleus = ordered.indices[: int((ordered.values.cumsum(0) < 0.5).sum()) + 1].tolist()
+    assert {rollout.token_ids[0] for rollout in rollouts} <= set(nucleus)
+    assert len(nucleus) < len(probabilities)
+
+
+def test_ends_and_training_mode(model):
+    model.train()
+    rollouts = engine(model).generate(prompts(48), range(48), Sampling(40, TEMPERATURE))
+    assert model.training, "the engine must leave the model as it found it"
+    model.eval()
+    for rollout in rollouts:
+        assert (rollout.finish_reason == "stop") == (rollout.token_ids[-1] == EOS)
+        assert EOS not in rollout.token_ids[:-1]
+        if rollout.finish_reason == "length":
+            assert len(rollout.token_ids) == 40
+    assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
+
+
+def test_new_weights_are_used(model, tmp_path):
+    other = AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path, seed=5))
+    generator = engine(other)
+    before = generator.generate(prompts(8), range(8), Sampling(20, TEMPERATURE))
+    generator.load_weights(model.named_parameters())
+    after = generator.generate(prompts(8), range(8), Sampling(20, TEMPERATURE))
+    expected = engine(model).generate(prompts(8), range(8), Sampling(20, TEMPERATURE))
+    assert [rollout.token_ids for rollout in after] == [rollout.token_ids for rollout in expected]
+    assert [rollout.token_ids for rollout in before] != [rollout.token_ids for rollout in after]
