@@ -1,6 +1,10 @@
 """Fixtures on real services: one S3 server for the whole session, a fresh prefix for each test."""
 
+import os
 import uuid
+
+# Before torch is imported: threads that wait for work by spinning slow down everything else on a small machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 

@@ -1,101 +1,327 @@
 """Runs in a real MLflow database: one parent, one child a stage, and trainers that report into the child."""
 
+import json
+import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
+import mlflow
+import mlflow.data
 import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
+from mlflow.store.db.utils import _get_alembic_config
+from mlflow.store.tracking.dbmodels.initial_models import Base as FirstTables
+from sqlalchemy import create_engine
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations import MLflowCallback
 
 from ngrpo.errors import TrackingError
+from ngrpo.tracking import database as database_module
+from ngrpo.tracking.connection import connect
+from ngrpo.tracking.database import prepare_database
 from ngrpo.tracking.runs import parent_run, stage_run
+from ngrpo.tracking.ui import serve_ui
 
 pytestmark = pytest.mark.pipeline
-
-
-@pytest.fixture
-def database(tmp_path, monkeypatch):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    return uri
+pytest_plugins = ["mlflow_database"]
 
 
 def runs():
     client = MlflowClient()
-    experiment = client.get_experiment_by_name("ngrpo")
-    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return {run.info.run_name: run for run in found}
+
+
+def whole_run(tags=(), artifact_location=None):
+    return parent_run("ngrpo", "whole", dict(tags), artifact_location)
+
+
+@contextmanager
+def training_stage():
+    with whole_run() as parent, stage_run("training", parent.run_id, {}) as stage:
+        yield stage
+
+
+class Trainer:
+    """What a trainer of transformers does with its MLflow callback."""
+
+    def __init__(self, directory, **arguments):
+        self.callback, self.state = MLflowCallback(), TrainerState(is_world_process_zero=True)
+        self.arguments = TrainingArguments(output_dir=str(directory / "out"), report_to=[], seed=11, **arguments)
+
+    def log(self, steps: int) -> None:
+        self.callback.on_train_begin(self.arguments, self.state, None)
+        for step in range(1, steps + 1):
+            self.state.global_step = step
+            self.callback.on_log(self.arguments, self.state, None, logs={"reward": step / 10})
+
+    def train(self, steps: int) -> None:
+        self.log(steps)
+        self.callback.on_train_end(self.arguments, self.state, None)
+
+
+# --- parent and children ------------------------------------------------------------------------------------------------
 
 
 def test_a_stage_is_a_child_and_its_trainer_reports_to_it(database, tmp_path):
-    with parent_run("ngrpo", "whole", {"preset": "tiny"}, str(tmp_path / "artifacts")) as parent:
-        with stage_run("training", parent.run_id, {"ngrpo.key": "k"}) as stage:
-            callback, state = MLflowCallback(), TrainerState(is_world_process_zero=True)
-            arguments = TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[])
-            callback.on_train_begin(arguments, state, None)
-            for step in range(1, 4):
-                state.global_step = step
-                callback.on_log(arguments, state, None, logs={"reward": step / 10})
-            callback.on_train_end(arguments, state, None)
-            stage.log_metrics({"final/reward": 0.3})
-            stage.log_input("dataset", "s3://ngrpo/prepare_data/k0/", "d" * 64)
+    with whole_run({"preset": "tiny"}) as parent, stage_run("training", parent.run_id, {"ngrpo.key": "k"}) as stage:
+        stage.log_settings({"seed": 3, "training": {"steps": 3, "betas": [0.9, 0.99]}})
+        Trainer(tmp_path).train(steps=3)
+        stage.log_metrics({"final/pass@8": 0.3})
+        stage.log_input("dataset", "s3://ngrpo/prepare_data/k0/", "d" * 64)
     found = runs()
     assert set(found) == {"whole", "training"}, "the trainer must not make a run of its own"
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
     child = found["training"]
     assert child.data.tags["mlflow.parentRunId"] == found["whole"].info.run_id
     assert child.data.tags["ngrpo.key"] == "k"
-    assert child.data.metrics["final/reward"] == 0.3
+    assert child.data.metrics["final/pass_8"] == 0.3
     history = MlflowClient().get_metric_history(child.info.run_id, "reward")
     assert [(entry.step, entry.value) for entry in history] == [(1, 0.1), (2, 0.2), (3, 0.3)]
-    dataset = child.inputs.dataset_inputs[0].dataset
-    assert (dataset.name, dataset.digest) == ("dataset", "d" * 32)
-    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    expected = {"config.seed": "3", "config.training.steps": "3", "config.training.betas": "[0.9, 0.99]", "seed": "11"}
+    assert expected.items() <= child.data.params.items()
+    (entry,) = child.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("dataset", "d" * 36)
+    assert {tag.key: tag.value for tag in entry.tags} == {"mlflow.data.context": "input", "ngrpo.digest": "d" * 64}
+    assert mlflow.data.get_source(entry.dataset).uri == "s3://ngrpo/prepare_data/k0/"
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_how_a_stage_ends_is_how_its_run_ends(database, error, status):
-    with pytest.raises(error), parent_run("ngrpo", "whole", {}, None) as parent:
-        with stage_run("training", parent.run_id, {}):
-            raise error
+    with pytest.raises(error), training_stage():
+        raise error
     assert {run.info.status for run in runs().values()} == {status}
 
 
-def test_a_run_of_the_platform_is_joined(database, monkeypatch):
+def test_a_trainer_that_breaks_off_does_not_end_its_run_as_finished(database, tmp_path):
+    trainer = Trainer(tmp_path)
+
+    def break_off():
+        trainer.log(steps=2)
+        raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"), training_stage():
+        break_off()
+    trainer.callback.__del__()  # transformers ends the active run when the callback is collected
+    mlflow.end_run()  # and so does mlflow when the process exits
+    training = runs()["training"]
+    assert training.info.status == "FAILED"
+    assert len(MlflowClient().get_metric_history(training.info.run_id, "reward")) == 2
+
+
+def test_an_experiment_in_the_environment_does_not_lead_the_trainer_astray(database, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of-the-user")
+    with training_stage():
+        Trainer(tmp_path).train(steps=1)
+    assert runs()["training"].data.metrics == {"reward": 0.1}
+    assert os.environ["MLFLOW_EXPERIMENT_NAME"] == "of-the-user"
+    assert MlflowClient().get_experiment_by_name("of-the-user") is None
+
+
+def test_a_run_of_the_platform_is_joined_and_left_to_the_platform(database, tmp_path, monkeypatch):
     client = MlflowClient()
     given = client.create_run(client.create_experiment("ngrpo"), run_name="step").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
-    with stage_run("training", "some-parent", {"ngrpo.key": "k"}) as stage:
+    with stage_run("evaluation", "some-parent", {"ngrpo.key": "k"}) as stage:
         assert stage.run_id == given
+    assert runs()["step"].info.status == "RUNNING"
+    with stage_run("training", "some-parent", {}):
+        Trainer(tmp_path).train(steps=1)
+    assert os.environ["MLFLOW_RUN_ID"] == given
     assert set(runs()) == {"step"}
     assert runs()["step"].data.tags["ngrpo.key"] == "k"
+    assert runs()["step"].data.metrics == {"reward": 0.1}
 
 
-def test_without_a_run_nothing_is_tracked(database):
+def test_without_a_run_nothing_is_tracked(monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
     with stage_run("training", None, {}) as stage:
         assert stage is None
 
 
-def test_many_processes_may_open_a_database_that_a_parent_prepared(database):
-    code = (
-        "import sys; from ngrpo.tracking.runs import stage_run\n"
-        "with stage_run(sys.argv[1], sys.argv[2], {}) as run: run.log_metrics({'x': 1})"
-    )
-    with parent_run("ngrpo", "whole", {}, None) as parent:
-        children = [
-            subprocess.Popen([sys.executable, "-c", code, f"stage{number}", parent.run_id]) for number in range(4)
-        ]
-        assert [child.wait(120) for child in children] == [0] * 4
-    assert set(runs()) == {"whole", *(f"stage{number}" for number in range(4))}
+def test_an_error_of_the_stage_is_not_hidden_by_one_of_the_database(database):
+    def break_with_the_database():
+        with sqlite3.connect(database.removeprefix("sqlite:///")) as tables:
+            tables.execute("DROP TABLE runs")
+        raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom") as error, training_stage():
+        break_with_the_database()
+    assert "its MLflow run is left open" in error.value.__notes__[0]
+
+
+def test_no_secret_reaches_the_database(database, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-in-environment")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hidden-in-environment")
+    with training_stage():
+        Trainer(tmp_path, hub_token="hidden-in-arguments").train(steps=1)
+    assert b"hidden" not in Path(database.removeprefix("sqlite:///")).read_bytes()
+
+
+def test_files_of_a_run_go_to_object_storage(database, objects, tmp_path):
+    location = f"{objects.uri}/mlflow"
+    (tmp_path / "report.html").write_text("<p>report")
+    with whole_run(artifact_location=location) as parent:
+        parent.log_file(tmp_path / "report.html")
+    assert objects.get_bytes(f"mlflow/{parent.run_id}/artifacts/report.html") == b"<p>report"
+    elsewhere = whole_run(artifact_location="s3://other/mlflow")
+    with pytest.raises(TrackingError, match=f"keeps its artifacts in {location}, not in s3://other/mlflow"), elsewhere:
+        pass
+
+
+def test_a_deleted_experiment_is_reported_with_what_restores_it(database):
+    client = MlflowClient()
+    client.delete_experiment(client.create_experiment("ngrpo"))
+    with pytest.raises(TrackingError, match="mlflow experiments restore -x 1"), whole_run():
+        pass
+
+
+# --- the database and the server ----------------------------------------------------------------------------------------
+
+
+def test_processes_may_open_a_new_database_at_the_same_time(tmp_path):
+    code = """
+import sys
+from ngrpo.tracking.runs import parent_run, stage_run
+assert "torch" not in sys.modules and "transformers" not in sys.modules, "a stage pays for every import"
+with parent_run("ngrpo", sys.argv[1], {}, None) as parent, stage_run(sys.argv[1] + "-stage", parent.run_id, {}) as stage:
+    for _ in range(20):
+        stage.log_metrics({"x": 1})
+"""
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(number)], env=environment, stderr=subprocess.PIPE, text=True)
+        for number in range(4)
+    ]
+    messages = [child.communicate(timeout=240)[1] for child in children]
+    assert [child.returncode for child in children] == [0] * 4, messages
+    assert messages == [""] * 4, "the steps of making a database are nobody's concern"
+    with sqlite3.connect(f"{tmp_path}/new/mlflow.db") as tables:
+        assert tables.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'").fetchone() == (8,)
+        assert tables.execute("SELECT count(*) FROM metrics").fetchone() == (80,)
+
+
+def test_a_database_of_an_older_mlflow_is_upgraded(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    config = _get_alembic_config(uri)
+    before_last = ScriptDirectory.from_config(config).get_revision("head").down_revision
+    FirstTables.metadata.create_all(create_engine(uri))
+    command.upgrade(config, before_last)
+    prepare_database(uri)
+    assert MlflowClient(uri).search_experiments()[0].name == "Default"
+
+
+def put_unusable(path: Path, how: str, prepared_database: Path) -> None:
+    if how == "a directory":
+        path.mkdir()
+    elif how == "another file":
+        path.write_text("no database\n" * 100)
+    elif how == "newer":
+        shutil.copy(prepared_database, path)
+        with sqlite3.connect(path) as tables:
+            tables.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("a directory", "unable to open database file; name a file that can be written"),
+        ("another file", "file is not a database; move that file away"),
+        ("newer", "a newer MLflow wrote it: upgrade mlflow"),
+        ("locked", "database is locked; end the process that holds it"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_reported_quickly(prepared_database, tmp_path, monkeypatch, how, message):
+    monkeypatch.setattr(database_module, "_SECONDS_TO_WAIT", 0.2)
+    path = tmp_path / "mlflow.db"
+    put_unusable(path, how, prepared_database)
+    holder = sqlite3.connect(tmp_path / ("mlflow.db" if how == "locked" else "other.db"))
+    holder.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match=message) as error:
+        connect()
+    holder.close()
+    assert time.monotonic() - started < 20
+    assert str(error.value).startswith(f"MLFLOW_TRACKING_URI=sqlite:///{path}: ")
+    assert "\n" not in str(error.value)
 
 
 def test_an_unreachable_server_is_reported_quickly_and_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:hidden@127.0.0.1:9")
     started = time.monotonic()
-    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI=http://127.0.0.1:9") as error:
-        with parent_run("ngrpo", "whole", {}, None):
-            pass
-    assert time.monotonic() - started < 30
+    with pytest.raises(
+        TrackingError, match=r"MLFLOW_TRACKING_URI=http://127.0.0.1:9: .*; check that it is up"
+    ) as error:
+        connect()
+    assert time.monotonic() - started < 20
     assert "hidden" not in str(error.value)
     assert "\n" not in str(error.value)
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ, "later calls must stay patient"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_refuses_the_credentials_is_told_apart(monkeypatch, status):
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"You are not allowed here")
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(
+            TrackingError, match=f"{status}.*; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        ):
+            connect()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("uri", [None, "", "/some/directory", "file:///some/directory", "sqlite://"])
+def test_what_is_neither_a_server_nor_a_database_file_is_refused(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri or "")
+    if uri is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(TrackingError, match=r"name a server .* or a file"):
+        connect()
+
+
+def test_the_user_interface_takes_a_free_port_and_ends_with_its_context(database, tmp_path):
+    with whole_run():
+        pass
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken:
+        log = tmp_path / "ui.log"
+        with serve_ui(database, str(tmp_path / "artifacts"), log=log, port=taken.server_port) as address:
+            assert address.startswith("http://127.0.0.1:")
+            assert address != f"http://127.0.0.1:{taken.server_port}"
+            question = urllib.request.Request(
+                f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=ngrpo", method="GET"
+            )
+            with urllib.request.urlopen(question, timeout=30) as answer:
+                assert json.load(answer)["experiment"]["name"] == "ngrpo"
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{address}/health", timeout=5)
+
+
+def test_an_address_that_is_not_ours_is_reported(database, tmp_path):
+    interface = serve_ui(database, str(tmp_path), log=tmp_path / "ui.log", host="192.0.2.1")
+    with pytest.raises(TrackingError, match=r"no port of 192\.0\.2\.1 can be listened at"), interface:
+        pass

@@ -55,3 +55,9 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, w
 
 def _print_progress(done: int, total: int) -> None:
     print(f"neighbor index: {done}/{total} rows", flush=True)
+
+
+if __name__ == "__main__":
+    from ngrpo.stages.standalone import main
+
+    main("neighbor_index")

@@ -68,7 +68,8 @@ def _summary(history: list[dict[str, Any]], steps: int) -> dict[str, float]:
     """Reward at both ends of training, and the last value of every other metric."""
     rewards = [entry["reward"] for entry in history if entry.get("reward") is not None]
     tail = max(1, len(rewards) // 10)
-    last = {f"last/{name}": value for name, value in history[-1].items() if isinstance(value, int | float)}
+    # A metric of rollouts is logged once a rollout batch, so not every step has one.
+    last = {f"last/{name}": value for entry in history for name, value in entry.items() if isinstance(value, int | float)}
     return {
         "steps": steps,
         "reward_first": sum(rewards[:tail]) / tail,
@@ -93,3 +94,9 @@ def _example_neighbors(index: NeighborIndex, tokenizer: PreTrainedTokenizerBase)
         }
         for token in eligible[::step][:_EXAMPLE_TOKENS]
     ]
+
+
+if __name__ == "__main__":
+    from ngrpo.stages.standalone import main
+
+    main("ngrpo_training")

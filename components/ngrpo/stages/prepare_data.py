@@ -158,3 +158,9 @@ def _repeated(problems: list[Problem]) -> list[bool]:
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from ngrpo.stages.standalone import main
+
+    main("prepare_data")

@@ -51,3 +51,9 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
     losses = [entry["loss"] for entry in history if "loss" in entry]
     metrics = {"steps": config.warm_start.steps, "final_loss": losses[-1], "examples": len(dataset)}
     (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    from ngrpo.stages.standalone import main
+
+    main("sft_warm_start")

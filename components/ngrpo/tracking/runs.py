@@ -2,64 +2,81 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from ngrpo.errors import TrackingError
-
-# Before mlflow is imported: an unreachable server is reported within seconds, not minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.data.dataset import Dataset  # noqa: E402
-from mlflow.data.http_dataset_source import HTTPDatasetSource  # noqa: E402
-from mlflow.data.meta_dataset import MetaDataset  # noqa: E402
-from mlflow.entities import DatasetInput, InputTag, Metric  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME  # noqa: E402
+from ngrpo.tracking.connection import connect, environment, explained
 
 RUN_ID = "MLFLOW_RUN_ID"
 """Environment variable that names the run a process reports to; Kubeflow's MLflow plugin and transformers know it too."""
 
+_DATASET_DIGEST_LENGTH = 36  # MLflow's limit
+
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run that is open."""
+    """A run that is open. Its methods raise a `TrackingError` where MLflow or its object storage cannot be reached."""
 
     client: MlflowClient
     run_id: str
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        for name, value in tags.items():
-            self.client.set_tag(self.run_id, name, value)
+        self._log("tags", [RunTag(name, str(value)) for name, value in tags.items()], MAX_PARAMS_TAGS_PER_BATCH)
+
+    def log_settings(self, settings: Mapping[str, Any]) -> None:
+        """Log a tree of settings as parameters: `{"training": {"steps": 30}}` becomes `config.training.steps`.
+
+        The prefix keeps them apart from the parameters of a trainer, which MLflow would refuse under the same name.
+        """
+        self._log(
+            "params", [Param(name, str(value)) for name, value in _flat("config", settings)], MAX_PARAMS_TAGS_PER_BATCH
+        )
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
-        """Log numbers without a step."""
+        """Log numbers without a step; characters that MLflow does not allow in a name become `_`."""
         now = time.time_ns() // 1_000_000
-        metrics = [Metric(name, float(value), now, 0) for name, value in values.items()]
-        self.client.log_batch(self.run_id, metrics=metrics)
+        metrics = [Metric(re.sub(r"[^\w\-. :/]", "_", name), float(value), now, 0) for name, value in values.items()]
+        self._log("metrics", metrics, MAX_METRICS_PER_BATCH)
 
     def log_file(self, path: Path) -> None:
         """Store a file with the run."""
-        self.client.log_artifact(self.run_id, str(path))
+        with explained():
+            self.client.log_artifact(self.run_id, str(path))
 
     def log_input(self, name: str, uri: str, digest: str) -> None:
-        """Name an artifact that the run reads, by address and digest: its lineage.
+        """Name an artifact that the run reads, by address and digest: its lineage. Nothing is read.
 
         Args:
             name: Name of the input.
-            uri: Address of the artifact.
-            digest: Digest of its manifest.
+            uri: Address of the artifact, `scheme://…`.
+            digest: Digest of its manifest; MLflow keeps the first 36 digits, and all of them in the tag `ngrpo.digest`.
         """
-        dataset: Dataset = MetaDataset(source=HTTPDatasetSource(uri), name=name, digest=digest[:32])
-        entry = DatasetInput(dataset._to_mlflow_entity(), tags=[InputTag(MLFLOW_DATASET_CONTEXT, "input")])
-        self.client.log_inputs(self.run_id, [entry])
+        source = json.dumps({"uri": uri})
+        dataset = Dataset(name, digest[:_DATASET_DIGEST_LENGTH], uri.partition("://")[0], source)
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, "input"), InputTag("ngrpo.digest", digest)]
+        with explained():
+            self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+
+    def _log(self, kind: str, entries: Sequence[Any], limit: int) -> None:
+        for start in range(0, len(entries), limit):
+            with explained():
+                self.client.log_batch(self.run_id, **{kind: entries[start : start + limit]})
 
 
 @contextmanager
@@ -68,34 +85,30 @@ def parent_run(
 ) -> Iterator[TrackedRun]:
     """Open the run of a whole pipeline run; how the context ends is how the run ends.
 
-    The database is initialised here, before the stages open it: several first openings at once break its migrations.
-
     Args:
         experiment: Experiment of the run, made if missing.
         name: Name of the run.
         tags: Its tags.
-        artifact_location: Where a new experiment keeps artifacts; none leaves it to the server.
+        artifact_location: Where the experiment keeps artifacts; none leaves it to the server.
 
     Raises:
-        TrackingError: MLflow cannot be reached.
+        TrackingError: MLflow cannot be reached, or the experiment was deleted or keeps its artifacts elsewhere.
     """
-    client = _client()
-    with _explained():
-        found = client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            raise TrackingError(f"MLflow experiment {experiment!r} was deleted: restore it, or delete it for good")
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location)
-        run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
-    with _terminated(client, run_id):
-        yield TrackedRun(client, run_id)
+    client = connect()
+    with explained():
+        experiment_id = _experiment(client, experiment, artifact_location)
+        run = TrackedRun(client, client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+    with _ended(run):
+        yield run
 
 
 @contextmanager
 def stage_run(stage: str, parent_run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun | None]:
     """Open the run of a stage; how the context ends is how the run ends.
 
-    A run that the platform has made for this step (`MLFLOW_RUN_ID`) is joined; no second one is made. Otherwise the run is a
-    child of `parent_run_id`. While the context is open `MLFLOW_RUN_ID` names the run, so that trainers report to it.
+    A run that the platform has made for this step (`MLFLOW_RUN_ID`) is joined, no second one is made, and the platform ends
+    it. Otherwise the run is a child of `parent_run_id`. While the context is open `MLFLOW_RUN_ID` names the run: a trainer of
+    transformers joins it, reports to it and ends it, which is no harm, for this context ends it again, as it really ended.
 
     Args:
         stage: Name of the stage.
@@ -106,64 +119,84 @@ def stage_run(stage: str, parent_run_id: str | None, tags: Mapping[str, str]) ->
         The run, or none where neither a run nor a parent is known: then nothing is tracked.
 
     Raises:
-        TrackingError: MLflow cannot be reached.
+        TrackingError: MLflow cannot be reached, or there is no such run.
     """
     given = os.environ.get(RUN_ID)
     if given is None and parent_run_id is None:
         yield None
         return
-    client = _client()
-    with _explained():
+    client = connect()
+    with explained():
         if given is not None:
-            run = TrackedRun(client, client.get_run(given).info.run_id)
+            run = TrackedRun(client, given)
             run.set_tags(tags)
         else:
-            parent = client.get_run(str(parent_run_id))
-            own = {MLFLOW_PARENT_RUN_ID: str(parent_run_id), MLFLOW_RUN_NAME: stage, **tags}
-            created = client.create_run(parent.info.experiment_id, run_name=stage, tags=own)
-            run = TrackedRun(client, created.info.run_id)
-    os.environ[RUN_ID] = run.run_id
-    try:
-        with _terminated(client, run.run_id):
-            yield run
-    finally:
-        if given is None:
-            os.environ.pop(RUN_ID, None)  # mlflow itself removes it once a trainer has joined the run
+            experiment_id = client.get_run(str(parent_run_id)).info.experiment_id
+            own = {MLFLOW_PARENT_RUN_ID: str(parent_run_id), **tags}
+            run = TrackedRun(client, client.create_run(experiment_id, run_name=stage, tags=own).info.run_id)
+    # A trainer that finds an experiment named would make or take that one and then refuse our run for being of another.
+    with environment({RUN_ID: run.run_id, "MLFLOW_EXPERIMENT_NAME": None}), _ended(run, ours=given is None):
+        yield run
 
 
-def _client() -> MlflowClient:
-    with _explained():
-        return MlflowClient()
+def experiment_of_this_process(client: MlflowClient) -> tuple[str, str | None]:
+    """Return the experiment and the run that this process reports to; outside a run, experiment `ngrpo` and none."""
+    run_id = os.environ.get(RUN_ID)
+    if run_id is None:
+        return _experiment(client, "ngrpo", None), None
+    return client.get_run(run_id).info.experiment_id, run_id
 
 
-@contextmanager
-def _terminated(client: MlflowClient, run_id: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        client.set_terminated(run_id, "KILLED")
-        raise
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id, "FINISHED")
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        address = os.environ.get("MLFLOW_TRACKING_URI", "(not set)")
-        shown = _without_password(address)
-        first_line = str(error).splitlines()[0].replace(address, shown)[:200]
-        # mlflow's own error may spell out the password, so it is not shown as the cause.
+def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"MLFLOW_TRACKING_URI={shown}: {first_line}; start the server, or correct address and credentials"
-        ) from None
+            f"MLflow experiment {name!r} was deleted: restore it (mlflow experiments restore -x {found.experiment_id})"
+        )
+    # A bucket cannot be exchanged later. Local paths are left alone: MLflow rewrites them.
+    elsewhere = found.artifact_location.rstrip("/") != (artifact_location or "").rstrip("/")
+    if (artifact_location or "").startswith("s3://") and elsewhere:
+        raise TrackingError(
+            f"MLflow experiment {name!r} keeps its artifacts in {found.artifact_location}, not in {artifact_location}: use "
+            "that bucket, or another MLFLOW_TRACKING_URI"
+        )
+    return str(found.experiment_id)
 
 
-def _without_password(uri: str) -> str:
-    """Leave out what stands between `//` and `@` of an address."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else uri
+@contextmanager
+def _ended(run: TrackedRun, *, ours: bool = True) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        try:
+            _end(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", ours)
+        except TrackingError as failure:
+            error.add_note(f"its MLflow run is left open: {failure}")
+        raise
+    _end(run, "FINISHED", ours)
+
+
+def _end(run: TrackedRun, status: str, ours: bool) -> None:
+    with explained():
+        # A trainer that broke off has left the run active in mlflow, which would end it as FINISHED when the trainer is
+        # collected or the process exits.
+        active = mlflow.active_run()
+        if active is not None and active.info.run_id == run.run_id:
+            mlflow.end_run(status)
+        if ours:
+            run.client.set_terminated(run.run_id, status)
+
+
+def _flat(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}.{name}", value)
+        else:
+            yield f"{prefix}.{name}", value

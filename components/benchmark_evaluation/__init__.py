@@ -1,0 +1,1 @@
+"""Component `benchmark_evaluation`."""

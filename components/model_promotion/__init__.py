@@ -1,0 +1,1 @@
+"""Component `model_promotion`."""

@@ -1,0 +1,1 @@
+"""Measuring models: grading, statistics, diversity, samples and results."""

@@ -1,0 +1,153 @@
+r"""Grading: where the answer of a response is, and whether it equals the gold answer.
+
+The answer is the content of the last balanced \boxed{} after `</think>`. Equal texts and plain numbers are decided here; all
+else by math-verify in isolated processes with a time limit. The same rules grade benchmarks and give the rewards of training.
+"""
+
+from __future__ import annotations
+
+import atexit
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from types import TracebackType
+from typing import Self
+
+from ngrpo.evaluation.math_verify_pool import MathVerifyPool
+
+_END_OF_THOUGHT = "</think>"
+_BOX = r"\\boxed\s*\{"
+_BRACES = re.compile(rf"(?P<box>{_BOX})|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{)))|(?P<open>\{{)|(?P<close>\}})")
+
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}|[0-9]{1,9}\.[0-9]{1,6})")
+"""Numbers that math-verify compares exactly: it rounds to six decimals."""
+
+_LONGEST_ANSWER = 4096
+"""Characters. Real answers have a few hundred at most, and the parser's time grows faster than their length."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one response.
+
+    Attributes:
+        correct: Whether the answer equals the gold answer.
+        extracted: The answer; none where the response has no answer, which is not correct and no error.
+        error: Why no verdict could be reached (`correct` is then false): too long, not parsed, out of time.
+    """
+
+    correct: bool
+    extracted: str | None
+    error: str | None
+
+
+def extract_answer(text: str) -> str | None:
+    r"""Return the answer of a response: the content of the last balanced \boxed{} after the last `</think>`.
+
+    A text without `</think>` counts as a whole. Of nested boxes the inner one counts. Escaped braces are characters of the
+    answer (a set is written `\{1, 2\}`). Takes time proportional to the length of the text.
+
+    Returns:
+        The content without surrounding white space; none where there is no such box or it is empty.
+    """
+    text = text.rpartition(_END_OF_THOUGHT)[2]
+    first = re.search(_BOX, text)
+    if first is None:
+        return None
+    answer, latest = "", -1
+    opened: list[int | None] = []  # of each open brace, where its content starts if it opens a box
+    for match in _BRACES.finditer(text, first.start()):
+        if match["box"] is not None:
+            opened.append(match.end())
+        elif match["open"] is not None:
+            opened.append(None)
+        elif match["close"] is not None and opened:
+            start = opened.pop()
+            if start is not None and start > latest:
+                answer, latest = text[start : match.start()], start
+    return answer.strip() or None
+
+
+class Grader:
+    """Grades responses by the rules of this module.
+
+    Its processes start when the first answer needs math-verify, serve all further calls, and end with `close`. It may be used
+    from any thread.
+    """
+
+    def __init__(self, workers: int = 2, timeout_seconds: float = 5.0):
+        """Set up the grader; nothing is started yet.
+
+        Args:
+            workers: Processes that run math-verify.
+            timeout_seconds: Wall-clock limit of one answer.
+        """
+        self._pool = MathVerifyPool(workers, timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.close()
+
+    def grade(self, items: Sequence[tuple[str, str]]) -> list[Grade]:
+        """Grade responses.
+
+        Args:
+            items: For each response its text and the gold answer.
+
+        Returns:
+            The grades, in the order of the items.
+        """
+        pairs = [(extract_answer(text), gold.strip()) for text, gold in items]
+        verdicts = {pair: _decide(*pair) for pair in dict.fromkeys(pairs)}
+        hard = [(gold, answer) for (answer, gold), verdict in verdicts.items() if verdict is None]
+        for (gold, answer), response in zip(hard, self._pool.run(hard), strict=True):
+            verdicts[answer, gold] = response
+        grades = []
+        for pair in pairs:
+            verdict = verdicts[pair]
+            assert verdict is not None
+            grades.append(Grade(verdict[0], pair[0], verdict[1]))
+        return grades
+
+
+def gold_parses(gold: str) -> bool:
+    """Whether math-verify can read a gold answer as an expression, so that equal answers in other forms will be found."""
+    gold = gold.strip()
+    if _PLAIN_NUMBER.fullmatch(gold):
+        return True
+    if not gold or len(gold) > _LONGEST_ANSWER:
+        return False
+    ((parses, _error),) = _gold_pool().run([(gold, None)])
+    return parses
+
+
+@cache
+def _gold_pool() -> MathVerifyPool:
+    """The process of `gold_parses`, kept for the next gold answer."""
+    pool = MathVerifyPool(workers=1, timeout_seconds=5.0)
+    atexit.register(pool.close)
+    return pool
+
+
+def _decide(answer: str | None, gold: str) -> tuple[bool, str | None] | None:
+    """Return the verdict (correct, error) where math-verify is not needed for it, else none."""
+    if answer is None:
+        return False, None
+    if answer == gold:
+        return True, None
+    if _PLAIN_NUMBER.fullmatch(answer) and _PLAIN_NUMBER.fullmatch(gold):
+        return Decimal(answer) == Decimal(gold), None
+    for name, text in (("gold answer", gold), ("answer", answer)):
+        if len(text) > _LONGEST_ANSWER:
+            return False, f"the {name} has {len(text)} characters, more than {_LONGEST_ANSWER}"
+    return None

@@ -1,0 +1,104 @@
+r"""The process that runs math-verify, one request at a time, with nothing of the parent in it.
+
+It is started as a script by `ngrpo.evaluation.math_verify_pool`, so it imports nothing of ours. An answer that sends the parser
+or the algebra into an endless loop ends the process, not the run: the kernel kills it when the time for one request is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import sys
+from contextlib import suppress
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from typing import Any
+
+_MEMORY = 2**29
+"""Bytes of address space: an answer such as 9^{9^9} must not take the machine's memory within its time."""
+
+
+@lru_cache(maxsize=1024)
+def read(answer: str) -> list[Any]:
+    """Parse an answer as math-verify does for the content of a box.
+
+    Returns:
+        The expression, then the normalised text; the text alone where math-verify failed on the expression; or nothing.
+    """
+    from math_verify import LatexExtractionConfig, parse
+
+    # LaTeX only: the other patterns fish for a number in a text that could not be read, and the answer is known to be all of it.
+    how = [LatexExtractionConfig(boxed_match_priority=0)]
+    return parse(f"\\boxed{{{answer}}}", how, parsing_timeout=None, raise_on_error=True)
+
+
+def is_expression(parsed: list[Any]) -> bool:
+    """Whether parsing gave more than a text to compare letter by letter."""
+    return any(not isinstance(item, str) for item in parsed)
+
+
+def judge(gold: str, answer: str) -> tuple[bool, str | None]:
+    """Return whether an answer equals the gold answer, and what kept math-verify from comparing them.
+
+    math-verify turns its own failures into an empty parse or a verdict of "different". Here they are told apart.
+    """
+    from math_verify import verify
+
+    expected, given = read(gold), read(answer)
+    try:
+        if verify(expected, given, timeout_seconds=None, raise_on_error=True):
+            return True, None
+    except Exception as error:
+        # One of several comparisons failed; math-verify's verdict counts the others.
+        correct = verify(expected, given, timeout_seconds=None, raise_on_error=False)
+        return correct, None if correct else _describe(error)
+    for name, parsed in (("gold answer", expected), ("answer", given)):
+        if not is_expression(parsed):
+            return False, f"the {name} cannot be parsed"
+    return False, None
+
+
+def respond(gold: str, answer: str | None) -> tuple[bool, str | None]:
+    """Handle one request: judge an answer, or, without one, say whether the gold answer can be parsed."""
+    try:
+        if answer is None:
+            return is_expression(read(gold)), None
+        return judge(gold, answer)
+    except Exception as error:
+        return False, _describe(error)
+
+
+def serve(requests: Connection, seconds: float) -> None:
+    """Answer requests until the other end is closed.
+
+    Args:
+        requests: Sends (gold, answer or none), receives (verdict, error); the first thing sent back says that all is loaded.
+        seconds: Wall-clock limit of one request.
+    """
+    # Loading math-verify and its grammar takes longer than a request and must not count as one.
+    judge("1", r"\frac{1}{2}")
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        requests.send(None)
+        while True:
+            gold, answer = requests.recv()
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            response = respond(gold, answer)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            requests.send(response)
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent closes the connection
+    # The default action of an alarm ends the process even inside a C function; dispositions and masks are inherited.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
+    memory = _MEMORY if allowed == resource.RLIM_INFINITY else min(_MEMORY, allowed)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, allowed))
+    logging.disable(logging.CRITICAL)
+    serve(Connection(int(sys.argv[1])), float(sys.argv[2]))

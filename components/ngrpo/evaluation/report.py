@@ -1,0 +1,133 @@
+"""The report of a run: one HTML page that needs nothing else, neither network nor scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ngrpo.config import RunConfig
+from ngrpo.evaluation.report_failures import failure_galleries, is_confidential
+from ngrpo.evaluation.report_lineage import describe, settings_text, stage_views, table_views, timings
+from ngrpo.evaluation.report_results import benchmark_views, headline, promotion_sentence, signed
+from ngrpo.evaluation.report_rollouts import rollout_views
+from ngrpo.evaluation.report_training import learning_curves, mixing_view, warm_start_curve
+
+_TEMPLATE = "report.html.j2"
+
+# Characters that HTML does not allow, and those that reorder the text around them.
+_UNPRINTABLE = dict.fromkeys(
+    [*(set(range(0x20)) - {0x09, 0x0A, 0x0D}), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
+    "\ufffd",
+)
+
+
+def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, artifacts: dict[str, Path]) -> None:
+    """Write the report of a run.
+
+    What a model or a data set says is untrusted: the template escapes it, and the page forbids scripts and requests.
+
+    Args:
+        path: File to write.
+        summary: `summary.json` of the run.
+        config: Its configuration.
+        artifacts: Directory of each stage's artifact. A stage may be missing: the page then says so where its results would stand.
+
+    Raises:
+        DataError: A benchmark of the data set is damaged.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["signed"] = signed
+    stages = stage_views(summary["stages"], {name: _manifest(directory) for name, directory in artifacts.items()})
+    page = environment.get_template(_TEMPLATE).render(
+        preset=config.preset,
+        seed=config.seed,
+        config=config,
+        method=_method(config),
+        before_name="warm start" if config.warm_start.steps else "base model",
+        model=describe(config.model.source.model_dump(mode="json")),
+        run_id=summary["mlflow"]["run_id"],
+        stages=stages,
+        timings=timings(stages, summary["wall_seconds"]),
+        settings=settings_text(config),
+        **_data(artifacts),
+        **_results(artifacts, config),
+        **_training(artifacts, config),
+    )
+    # Half a surrogate pair, which JSON can hold, has no UTF-8 form.
+    path.write_bytes(page.translate(_UNPRINTABLE).encode("utf-8", errors="replace"))
+
+
+def _data(artifacts: Mapping[str, Path]) -> dict[str, Any]:
+    directory = artifacts.get("prepare_data")
+    return {"tables": None if directory is None else table_views(_read_json(directory / "sources.json"))}
+
+
+def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:
+    """Return what there is to say of evaluation and promotion."""
+    values: dict[str, Any] = {"benchmarks": None, "headline": None, "galleries": None, "promotion": None}
+    directory, data = artifacts.get("benchmark_evaluation"), artifacts.get("prepare_data")
+    if directory is not None:
+        evaluation = _read_json(directory / "evaluation.json")
+        values["benchmarks"] = benchmark_views(evaluation, config)
+        values["headline"] = headline(values["benchmarks"], config)
+        if data is not None:
+            values["galleries"] = failure_galleries(
+                evaluation, directory / "samples" / "trained", data / "benchmarks", config
+            )
+    if "model_promotion" in artifacts:
+        promotion = _read_json(artifacts["model_promotion"] / "promotion.json")
+        values["promotion"] = promotion | {"sentence": promotion_sentence(promotion)}
+    return values
+
+
+def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:
+    """Return what there is to say of the warm start and of training."""
+    values: dict[str, Any] = {
+        "curves": None,
+        "not_logged": [],
+        "warm_start_curve": None,
+        "mixing": None,
+        "rollouts": None,
+        "rollouts_are_confidential": is_confidential(config.data.train),
+    }
+    if "sft_warm_start" in artifacts:
+        values["warm_start_curve"] = warm_start_curve(_read_json(artifacts["sft_warm_start"] / "log_history.json"))
+    directory = artifacts.get("ngrpo_training")
+    if directory is not None:
+        history = _read_json(directory / "log_history.json")
+        values["curves"], values["not_logged"] = learning_curves(history, config)
+        values["mixing"] = mixing_view(
+            history,
+            _read_json(directory / "anchor_cosine_histogram.json"),
+            _read_json(directory / "example_neighbors.json"),
+        )
+        if not values["rollouts_are_confidential"]:
+            values["rollouts"] = rollout_views(_read_json(directory / "rollout_samples.json"))
+    return values
+
+
+def _method(config: RunConfig) -> str:
+    """Return the name of the algorithm that the settings make."""
+    plain = "GSPO" if config.training.importance_sampling_level == "sequence" else "GRPO"
+    strategy = config.mixing.strategy if config.mixing.rate else "token"
+    return {"neighbor": f"N-{plain}", "token": plain, "gaussian": f"{plain} with Gaussian noise"}[strategy]
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of an artifact; empty for one that was never published."""
+    path = directory / "manifest.json"
+    return _read_json(path) if path.exists() else {}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

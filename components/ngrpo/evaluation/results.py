@@ -1,0 +1,72 @@
+"""From graded samples to the numbers of a benchmark: a pure function of the stored table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ngrpo.config import EvaluationConfig
+from ngrpo.evaluation.statistics import bootstrap_intervals, mean_at_n, pass_at_k
+
+SAMPLES = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample_id", pa.int32()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("extracted", pa.string()),
+        ("correct", pa.bool_()),
+        ("grader_error", pa.string()),
+    ]
+)
+"""Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded."""
+
+
+def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+    """Return the statistics of one model on one benchmark.
+
+    Args:
+        samples: Table of `SAMPLES`, `config.samples` rows a problem.
+        config: Which statistics.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        `mean` and `pass_at_k` by k, each with its interval (`_ci`), `n_problems`, `n_samples` (a problem), `mean_tokens`,
+        `truncated_rate`, `ungraded_rate` (no answer), `grader_errors` and `per_problem` (correct samples by problem id). Rates and
+        statistics are fractions.
+    """
+    by_problem = samples.group_by("problem_id", use_threads=False).aggregate([("correct", "sum"), ("correct", "count")])
+    counts = by_problem["correct_sum"].to_numpy()
+    n = config.samples
+    if set(by_problem["correct_count"].to_pylist()) != {n}:
+        raise ValueError(f"the table does not hold {n} samples of every problem")
+    values = np.stack([mean_at_n(counts, n), *(pass_at_k(counts, n, k) for k in config.pass_at)], axis=1)
+    means = values.mean(axis=0).tolist()
+    intervals = bootstrap_intervals(
+        values, confidence=config.confidence, draws=config.bootstrap_draws, seed=seed
+    ).tolist()
+    names = [str(k) for k in config.pass_at]
+    return {
+        "mean": means[0],
+        "mean_ci": intervals[0],
+        "pass_at_k": dict(zip(names, means[1:], strict=True)),
+        "pass_at_k_ci": dict(zip(names, intervals[1:], strict=True)),
+        "n_problems": len(counts),
+        "n_samples": n,
+        "mean_tokens": pc.mean(samples["tokens"]).as_py(),
+        "truncated_rate": pc.mean(pc.equal(samples["finish_reason"], "length")).as_py(),
+        "ungraded_rate": samples["extracted"].null_count / samples.num_rows,
+        "grader_errors": samples.num_rows - samples["grader_error"].null_count,
+        "per_problem": dict(zip(by_problem["problem_id"].to_pylist(), counts.tolist(), strict=True)),
+    }
+
+
+def flat_metrics(result: dict[str, Any], prefix: str) -> dict[str, float]:
+    """Return the numbers of a result by name, for `metrics.json`."""
+    values = {name: value for name, value in result.items() if isinstance(value, int | float)}
+    values |= {f"pass_at_{k}": value for k, value in result["pass_at_k"].items()}
+    return {f"{prefix}/{name}": value for name, value in values.items()}

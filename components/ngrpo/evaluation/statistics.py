@@ -1,0 +1,144 @@
+"""Statistics of sampled answers: mean@n, unbiased pass@k, and bootstrap intervals over problems.
+
+Problems are what is drawn from a population; the samples of one problem are not independent of each other. So intervals come
+from resampling whole problems (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+_BLOCK = 2**22
+"""Numbers held at a time while resampling."""
+
+
+def mean_at_n(correct: ArrayLike, n: int) -> Floats:
+    """Return mean@n of each problem: the share of its n samples that are correct.
+
+    Args:
+        correct: Number of correct samples of each problem, `[problems]`.
+        n: Samples of each problem.
+
+    Returns:
+        float64 `[problems]`; its mean is mean@n of the benchmark.
+
+    Raises:
+        ValueError: A count is not within 0 to n.
+    """
+    return _counts(correct, n) / n
+
+
+def pass_at_k(correct: ArrayLike, n: int, k: int) -> Floats:
+    """Return the unbiased estimate of pass@k of each problem: `1 - C(n-c, k) / C(n, k)`.
+
+    That is the chance that k of the n samples, drawn without replacement, hold a correct one (Chen et al., Evaluating Large
+    Language Models Trained on Code, 2021, equation 1). Computed as `1 - prod_{i=n-c+1}^{n} (1 - k/i)`, which neither overflows
+    nor cancels.
+
+    Args:
+        correct: c, number of correct samples of each problem, `[problems]`.
+        n: Samples of each problem.
+        k: Samples drawn, 1 to n.
+
+    Returns:
+        float64 `[problems]`; its mean is pass@k of the benchmark.
+
+    Raises:
+        ValueError: k is not within 1 to n, or a count not within 0 to n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k} must be within 1 and n={n}: pass@k needs at least k samples")
+    # The product over the c largest i, for every c at once. Where fewer than k samples are wrong it contains 1 - k/k = 0.
+    all_wrong = np.concatenate([[1.0], np.cumprod(1.0 - k / np.arange(n, 0, -1))])
+    return 1.0 - all_wrong[_counts(correct, n)]
+
+
+def bootstrap_intervals(values: ArrayLike, *, confidence: float, draws: int, seed: int) -> Floats:
+    """Return percentile bootstrap intervals of the means of several statistics over the same problems.
+
+    Each draw resamples problems with replacement, the same ones for all statistics. Memory does not grow with `draws` times
+    the number of problems.
+
+    Args:
+        values: Statistics of each problem, `[problems, statistics]`.
+        confidence: Level of the intervals, for example 0.95.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Low and high ends, float64 `[statistics, 2]`.
+
+    Raises:
+        ValueError: There is no problem, or the values have another shape.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or len(table) == 0:
+        raise ValueError(f"values of shape {table.shape}: expected [problems, statistics] with at least one problem")
+    problems = len(table)
+    random = np.random.default_rng(seed)
+    means = np.empty((draws, table.shape[1]))
+    block = max(1, _BLOCK // problems)
+    for start in range(0, draws, block):
+        size = min(block, draws - start)
+        drawn = random.integers(problems, size=(size, problems))
+        # How often each problem was drawn, then one matrix product for all statistics.
+        drawn += np.arange(size)[:, None] * problems
+        weights = np.bincount(drawn.ravel(), minlength=size * problems).reshape(size, problems)
+        means[start : start + size] = weights @ table / problems
+    tail = (1.0 - confidence) / 2.0
+    return np.quantile(means, [tail, 1.0 - tail], axis=0).T
+
+
+def bootstrap_interval(values: ArrayLike, *, confidence: float, draws: int, seed: int) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of one statistic over problems.
+
+    Args:
+        values: The statistic of each problem, `[problems]`.
+        confidence: Level of the interval.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: There is no problem.
+    """
+    column = np.asarray(values, dtype=np.float64).reshape(-1, 1)
+    ((low, high),) = bootstrap_intervals(column, confidence=confidence, draws=draws, seed=seed)
+    return float(low), float(high)
+
+
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, confidence: float, draws: int, seed: int
+) -> tuple[float, float, float]:
+    """Compare two models on the same problems: the mean of `a - b` and its percentile bootstrap interval.
+
+    Resampling pairs keeps what the two models share, the difficulty of the problem, out of the interval.
+
+    Args:
+        a: A statistic of each problem under one model, `[problems]`.
+        b: The same statistic of the same problems, in the same order, under the other.
+        confidence: Level of the interval.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Mean difference, low end, high end.
+
+    Raises:
+        ValueError: The two differ in length, or there is no problem.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"{first.shape} values against {second.shape}: a paired comparison needs the same problems")
+    difference = first - second
+    low, high = bootstrap_interval(difference, confidence=confidence, draws=draws, seed=seed)
+    return float(difference.mean()), low, high
+
+
+def _counts(correct: ArrayLike, n: int) -> NDArray[np.int64]:
+    counts = np.asarray(correct, dtype=np.int64)
+    if counts.size and not (counts.min() >= 0 and counts.max() <= n):
+        raise ValueError(f"counts from {counts.min()} to {counts.max()} do not fit n={n} samples")
+    return counts

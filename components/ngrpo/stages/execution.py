@@ -1,0 +1,181 @@
+"""Run one stage for real: fetch its inputs, do the work, publish the artifact, report to MLflow.
+
+This is the whole body of a pipeline component. Nothing here depends on where the component runs; that is told by the
+environment (`Surroundings`).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.stages.process import attach, write_record
+
+if TYPE_CHECKING:
+    from ngrpo.storage.artifacts import Reference
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a stage runs."""
+
+    store: str
+    """`s3://bucket/prefix` of the artifact store (`NGRPO_STORE`)."""
+    cache: Path
+    """Directory of verified downloads (`NGRPO_CACHE_DIR`)."""
+    work: Path
+    """Directory for unfinished results; what is there survives a killed try (`NGRPO_WORK_DIR`)."""
+    run_directory: Path | None
+    """Directory of the local run that this process belongs to (`NGRPO_RUN_DIR`); none on a cluster."""
+    parent_run_id: str | None
+    """MLflow run of the whole pipeline run (`NGRPO_PARENT_RUN_ID`)."""
+
+    @classmethod
+    def from_environment(cls) -> Surroundings:
+        """Read the environment.
+
+        Raises:
+            ConfigError: A variable that has no default is not set.
+        """
+        for name in ("NGRPO_STORE", "NGRPO_CACHE_DIR", "NGRPO_WORK_DIR"):
+            if not os.environ.get(name):
+                raise ConfigError(f"{name} is not set: a stage needs it; see `Surroundings` in ngrpo.stages.execution")
+        run_directory = os.environ.get("NGRPO_RUN_DIR")
+        return cls(
+            store=os.environ["NGRPO_STORE"],
+            cache=Path(os.environ["NGRPO_CACHE_DIR"]),
+            work=Path(os.environ["NGRPO_WORK_DIR"]),
+            run_directory=Path(run_directory) if run_directory else None,
+            parent_run_id=os.environ.get("NGRPO_PARENT_RUN_ID"),
+        )
+
+
+def execute(
+    stage: str,
+    *,
+    config_json: str,
+    key: str,
+    code_version: str,
+    inputs: Mapping[str, str],
+    output: str,
+    metrics: str | None = None,
+) -> dict[str, float]:
+    """Run a stage, unless its result is in the store already, and return its metrics.
+
+    Args:
+        stage: Name of the stage.
+        config_json: Settings of the stage as JSON.
+        key: Key of the result.
+        code_version: Hash of the stage's source, as it is in the key.
+        inputs: By name of the input, the file with the reference to its artifact.
+        output: File to write the reference to the stage's artifact to.
+        metrics: File to write the stage's metrics to, as JSON.
+
+    Raises:
+        NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the stage
+            says what happened, and nothing is in the store under the key.
+    """
+    surroundings = Surroundings.from_environment()
+    record: dict[str, Any] = {"key": key, "pid": os.getpid()}
+    if surroundings.run_directory is not None:
+        attach(surroundings.run_directory, stage)
+        write_record(surroundings.run_directory, stage, record)
+    started = time.monotonic()
+    try:
+        values, reference, cached = _execute(stage, config_json, key, code_version, inputs, surroundings)
+        record |= {"cached": cached, "artifact": reference.uri, "digest": reference.digest}
+        reference.write(Path(output))
+        if metrics is not None:
+            _write_json(Path(metrics), values)
+        return values
+    except BaseException as error:
+        record["error"] = _say(error, surroundings)
+        raise
+    finally:
+        if surroundings.run_directory is not None:
+            record["seconds"] = round(time.monotonic() - started, 3)
+            write_record(surroundings.run_directory, stage, record)
+
+
+def _execute(
+    name: str,
+    config_json: str,
+    key: str,
+    code_version: str,
+    inputs: Mapping[str, str],
+    surroundings: Surroundings,
+) -> tuple[dict[str, float], Reference, bool]:
+    # Imported only now, for it takes a while: the run already shows that the stage is at work.
+    from ngrpo.config import validate
+    from ngrpo.stages.keys import digest
+    from ngrpo.stages.registry import STAGES
+    from ngrpo.storage.artifacts import ArtifactStore, Reference
+    from ngrpo.storage.objects import ObjectStore
+
+    stage = STAGES[name]
+    config = validate(stage.config, json.loads(config_json))
+    store = ArtifactStore(ObjectStore(surroundings.store), surroundings.cache)
+    found = store.find(stage.name, key) if stage.cacheable else None
+    if found is not None:
+        return _read_metrics(store.fetch(found, only="metrics.json")), found, True
+
+    references = {source: Reference.read(Path(path)) for source, path in inputs.items()}
+    place = surroundings.work / stage.name / key
+    payload = place / "output"
+    work = place / "work"
+    # A try that failed may have left anything in its output; what it left to resume from is in `work`.
+    shutil.rmtree(payload, ignore_errors=True)
+    payload.mkdir(parents=True)
+    work.mkdir(exist_ok=True)
+
+    from ngrpo.tracking.runs import stage_run
+
+    tags = {"ngrpo.key": key, "ngrpo.code_version": code_version}
+    with stage_run(stage.name, surroundings.parent_run_id, tags) as tracked:
+        if tracked is not None:
+            for source, reference in references.items():
+                tracked.log_input(source, reference.uri, reference.digest)
+        directories = {source: store.fetch(reference) for source, reference in references.items()}
+        stage.function()(config, directories, payload, work)
+        published = store.publish(
+            stage.name,
+            key,
+            payload,
+            config_digest=digest(config_json),
+            code_version=code_version,
+            inputs={source: reference.key for source, reference in references.items()},
+        )
+        values = _read_metrics(payload)
+        if tracked is not None:
+            tracked.log_metrics(values)
+            tracked.set_tags({"ngrpo.artifact": published.uri, "ngrpo.digest": published.digest})
+    shutil.rmtree(place)
+    return values, published, False
+
+
+def _say(error: BaseException, surroundings: Surroundings) -> str:
+    """Return what the user is told of an error."""
+    if isinstance(error, NGRPOError):
+        return str(error)
+    if os.strerror(errno.ENOSPC) in str(error):  # libraries wrap it in errors of their own
+        return f"the disk is full: make room for {surroundings.work} and {surroundings.cache}, then run again"
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _read_metrics(directory: Path) -> dict[str, float]:
+    values: dict[str, float] = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    return values
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")

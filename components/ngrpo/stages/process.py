@@ -1,0 +1,70 @@
+"""A stage as a process of a local run: its output goes to a log file and its life hangs on the run's.
+
+The run's own process reads what is written here: `logs/<stage>.log` while the stage works, and `stages/<stage>.json`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+LIFELINE = "lifeline"
+
+
+def attach(run_directory: Path, stage: str) -> None:
+    """Make this process the stage of a run.
+
+    Args:
+        run_directory: Directory of the run; its file `lifeline` is locked for as long as the run lives.
+        stage: Name of the stage.
+    """
+    _write_output_to(run_directory / "logs" / f"{stage}.log")
+    _die_with(run_directory / LIFELINE)
+
+
+def write_record(run_directory: Path, stage: str, record: dict[str, Any]) -> None:
+    """Write `stages/<stage>.json` of a run, whole or not at all."""
+    path = run_directory / "stages" / f"{stage}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record), encoding="utf-8")
+    partial.replace(path)
+
+
+def _write_output_to(path: Path) -> None:
+    """Send standard output and error of this process and of its children to a file.
+
+    The runner reads a stage's output as UTF-8 text and fails on the first byte that is not: it must not see any.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(nothing)
+    os.close(log)
+
+
+def _die_with(lifeline: Path) -> None:
+    """Kill this process and its children once nobody holds the lifeline any more.
+
+    The kernel releases the run's lock however the run ends, SIGKILL included. The direct parent of a stage is a shell that
+    outlives the run, so that the parent's death (PR_SET_PDEATHSIG) would tell nothing.
+    """
+    os.setpgid(0, 0)  # a group of our own: the children of the stage, and nobody else
+    descriptor = os.open(lifeline, os.O_RDWR)
+
+    def wait() -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, name="lifeline", daemon=True).start()

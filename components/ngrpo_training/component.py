@@ -1,0 +1,41 @@
+"""Kubeflow component `ngrpo_training`."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="ngrpo/python:0.1.0", packages_to_install=[], install_kfp_package=False)
+def ngrpo_training(
+    config: str,
+    key: str,
+    code_version: str,
+    dataset: dsl.Input[dsl.Dataset],
+    neighbor_index: dsl.Input[dsl.Artifact],
+    warm_start: dsl.Input[dsl.Model],
+    artifact: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Train the warm-started model with N-GRPO.
+
+    Args:
+        config: Settings of the stage as JSON.
+        key: Key of the result.
+        code_version: Hash of the stage's source.
+        dataset: Reference to the artifact of `prepare_data`.
+        neighbor_index: Reference to the artifact of `neighbor_index`.
+        warm_start: Reference to the artifact of `sft_warm_start`.
+        artifact: Reference to the trained model.
+        metrics: Metrics of the stage.
+    """
+    from ngrpo.stages.execution import execute
+
+    values = execute(
+        "ngrpo_training",
+        config_json=config,
+        key=key,
+        code_version=code_version,
+        inputs={"dataset": dataset.path, "neighbor_index": neighbor_index.path, "warm_start": warm_start.path},
+        output=artifact.path,
+        metrics=metrics.path,
+    )
+    for name, value in values.items():
+        metrics.log_metric(name, value)

@@ -1,0 +1,1 @@
+"""Component `prepare_data`."""

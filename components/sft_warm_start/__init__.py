@@ -1,0 +1,1 @@
+"""Component `sft_warm_start`."""

@@ -1,0 +1,37 @@
+"""Kubeflow component `sft_warm_start`."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="ngrpo/python:0.1.0", packages_to_install=[], install_kfp_package=False)
+def sft_warm_start(
+    config: str,
+    key: str,
+    code_version: str,
+    dataset: dsl.Input[dsl.Dataset],
+    artifact: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Teach the base model the form of an answer by supervised fine-tuning.
+
+    Args:
+        config: Settings of the stage as JSON.
+        key: Key of the result.
+        code_version: Hash of the stage's source.
+        dataset: Reference to the artifact of `prepare_data`.
+        artifact: Reference to the warm-started model.
+        metrics: Metrics of the stage.
+    """
+    from ngrpo.stages.execution import execute
+
+    values = execute(
+        "sft_warm_start",
+        config_json=config,
+        key=key,
+        code_version=code_version,
+        inputs={"dataset": dataset.path},
+        output=artifact.path,
+        metrics=metrics.path,
+    )
+    for name, value in values.items():
+        metrics.log_metric(name, value)

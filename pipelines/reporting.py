@@ -1,0 +1,68 @@
+"""Build the report of a run from its summary and its artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ngrpo.config import RunConfig, validate
+from ngrpo.errors import ConfigError, StoreError
+from ngrpo.evaluation.report import write_report
+from ngrpo.storage.artifacts import ArtifactStore, Reference
+from ngrpo_kfp.pipelines.runtime.services import services
+from ngrpo_kfp.pipelines.runtime.workspace import Workspace
+
+
+def build_report(
+    path: Path,
+    *,
+    summary: Mapping[str, Any],
+    config: RunConfig,
+    references: Mapping[str, Reference],
+    store: ArtifactStore,
+) -> None:
+    """Write the report of a run.
+
+    Args:
+        path: File to write.
+        summary: The run's `summary.json`.
+        config: Configuration of the run.
+        references: Artifact of each stage.
+        store: Where the artifacts are; what is read of them is verified.
+
+    Raises:
+        StoreError: An artifact is missing or does not match its manifest.
+    """
+    artifacts = {name: store.fetch(reference) for name, reference in references.items()}
+    write_report(path, summary=dict(summary), config=config, artifacts=artifacts)
+
+
+def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:
+    """Write the report of a finished run again and return its path.
+
+    Raises:
+        ConfigError: There is no such run, or it did not finish.
+        StoreError: An artifact of the run is no longer in the store.
+    """
+    if not (run_directory / "summary.json").exists():
+        raise ConfigError(f"run {run_directory}: no summary.json there; name the directory of a run that finished")
+    summary = _read_json(run_directory / "summary.json")
+    config = validate(RunConfig, _read_json(run_directory / "config.json"))
+    with services(workspace) as around:
+        store = around.artifact_store(workspace)
+        references = {}
+        for name, stage in summary["stages"].items():
+            found = store.find(name, stage["key"])
+            if found is None:
+                raise StoreError(f"artifact {stage['artifact']} is gone: run the preset {config.preset} again")
+            references[name] = found
+        path = run_directory / "report.html"
+        build_report(path, summary=summary, config=config, references=references, store=store)
+    return path.resolve()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value

@@ -1,0 +1,167 @@
+"""One run of the pipeline on this machine, from the plan to the report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ngrpo.config import RunConfig
+from ngrpo.storage.artifacts import ArtifactStore, Reference
+from ngrpo_kfp.pipelines.needs import require_gpus, show_needs
+from ngrpo_kfp.pipelines.plan import Plan, make_plan, plan_record
+from ngrpo_kfp.pipelines.runtime.services import Services, embeds_store, services
+from ngrpo_kfp.pipelines.runtime.workspace import Workspace, write_json
+from ngrpo_kfp.pipelines.summary import places, plan_table, results_table, summarize
+
+if TYPE_CHECKING:
+    from ngrpo.tracking.runs import TrackedRun
+
+EXPERIMENT = "ngrpo"
+
+
+def run(config: RunConfig, workspace: Workspace, console: Console, *, rerun: str | None = None) -> Path:
+    """Run the pipeline and return the directory of the run.
+
+    Args:
+        config: Configuration of the run.
+        workspace: Where everything is kept.
+        console: Where progress and results are shown.
+        rerun: A stage whose result is made again although the store has it.
+
+    Raises:
+        NGRPOError: What the user can put right, of a service or of a stage.
+        Interrupted: The run was told to stop.
+    """
+    began = time.monotonic()
+    # These take seconds to import; they are needed after the store is up and the plan is made.
+    threading.Thread(target=_import, args=("ngrpo.tracking.runs", "kfp.local"), daemon=True).start()
+    with workspace.lock(), services(workspace) as around:
+        store = around.artifact_store(workspace)
+        directory = workspace.new_run(config.preset)
+        if rerun is not None:
+            before = _plan(config, workspace, None)
+            workspace.set_rerun_token(before[rerun].base_key, secrets.token_hex(8))
+        plan = _plan(config, workspace, store, directory.name)
+        require_gpus(config, plan)
+        write_json(directory / "config.json", config.model_dump(mode="json"))
+        write_json(directory / "plan.json", plan_record(plan))
+        console.print(plan_table(plan))
+        _run_plan(plan, config, around, store, directory, console, began)
+        workspace.set_latest(directory)
+    return directory
+
+
+def show_plan(config: RunConfig, workspace: Workspace, console: Console) -> None:
+    """Say what a run would do, and why.
+
+    Raises:
+        StoreError: The object store cannot be reached.
+    """
+    with services(workspace) as around:
+        plan = _plan(config, workspace, around.artifact_store(workspace))
+    console.print(plan_table(plan))
+
+
+def dry_run(config: RunConfig, workspace: Workspace, console: Console) -> None:
+    """Say what a run would do and what it needs. Nothing is started; a store is asked only if the environment names one.
+
+    Raises:
+        StoreError: The object store that the environment names cannot be reached.
+    """
+    if embeds_store():
+        plan = _plan(config, workspace, None)
+    else:
+        with services(workspace) as around:
+            plan = _plan(config, workspace, around.artifact_store(workspace))
+    console.print(plan_table(plan))
+    show_needs(config, plan, console)
+
+
+def _plan(config: RunConfig, workspace: Workspace, store: ArtifactStore | None, run: str = "") -> Plan:
+    return make_plan(
+        config,
+        run=run,
+        store=store,
+        rerun_tokens=workspace.rerun_tokens(),
+        history=workspace.history(config.preset),
+    )
+
+
+def _run_plan(
+    plan: Plan,
+    config: RunConfig,
+    around: Services,
+    store: ArtifactStore,
+    directory: Path,
+    console: Console,
+    began: float,
+) -> None:
+    from ngrpo.tracking.runs import parent_run
+    from ngrpo_kfp.pipelines.reporting import build_report
+    from ngrpo_kfp.pipelines.runtime.local import run_stages
+
+    for stage in plan:
+        if stage.damaged is not None:
+            store.discard(stage.damaged)
+    tags = {"ngrpo.preset": config.preset, "ngrpo.run": directory.name}
+    with parent_run(EXPERIMENT, directory.name, tags, around.artifact_location) as tracked:
+        tracked.log_settings(config.model_dump(mode="json"))
+        if around.owns_database:
+            # This workspace is locked: whoever opened those runs was killed before it could end them.
+            _end_open_runs(tracked)
+        try:
+            records = run_stages(plan, directory, {"NGRPO_PARENT_RUN_ID": tracked.run_id}, console)
+        except BaseException:
+            _end_open_runs(tracked, f"tags.`mlflow.parentRunId` = '{tracked.run_id}'")
+            raise
+        references = {stage.name: stage.reference or _reference(records[stage.name]) for stage in plan}
+        evaluation = _read(store, references["benchmark_evaluation"], "evaluation.json")
+        promotion = _read(store, references["model_promotion"], "promotion.json")
+        summary = summarize(
+            config,
+            plan,
+            records,
+            evaluation=evaluation,
+            promotion=promotion,
+            tracking={"tracking_uri": around.tracking_uri, "run_id": tracked.run_id},
+            wall_seconds=time.monotonic() - began,
+        )
+        report = directory / "report.html"
+        build_report(report, summary=summary, config=config, references=references, store=store)
+        summary["wall_seconds"] = round(time.monotonic() - began, 3)
+        write_json(directory / "summary.json", summary)
+        for file in (report, directory / "summary.json"):
+            tracked.log_file(file)
+        tracked.set_tags({f"ngrpo.artifact.{name}": reference.uri for name, reference in references.items()})
+    console.print(results_table(evaluation))
+    console.print(places(report, summary, promotion), soft_wrap=True)
+
+
+def _end_open_runs(tracked: TrackedRun, condition: str = "") -> None:
+    """End the MLflow runs whose process was killed; `condition` narrows them down."""
+    experiment = tracked.client.get_run(tracked.run_id).info.experiment_id
+    is_open = "attributes.status = 'RUNNING'"
+    for run in tracked.client.search_runs([experiment], f"{is_open} and {condition}" if condition else is_open):
+        if run.info.run_id != tracked.run_id:
+            tracked.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _import(*modules: str) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
+def _reference(record: dict[str, Any]) -> Reference:
+    return Reference(uri=record["artifact"], key=record["key"], digest=record["digest"])
+
+
+def _read(store: ArtifactStore, reference: Reference, name: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((store.fetch(reference, only=name) / name).read_text(encoding="utf-8"))
+    return value

@@ -1,0 +1,50 @@
+"""The lifeline of a run: its stages die when the run does, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from ngrpo.stages.process import LIFELINE
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was told to stop."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextmanager
+def lifeline(run_directory: Path) -> Iterator[None]:
+    """Hold the lifeline of a run.
+
+    A stage waits for the lock on the file `lifeline` of its run and ends itself, children included, when it gets it: that is
+    when this process lets go, or when it is gone. SIGINT, SIGTERM and SIGHUP let go first and raise second, because kfp
+    waits for the stage's process before it passes an exception on.
+
+    Raises:
+        Interrupted: One of those signals arrived.
+    """
+    descriptor = os.open(run_directory / LIFELINE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(descriptor)

@@ -1,0 +1,134 @@
+"""Run the stages of a plan on this machine, through kfp.local."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp import local
+from rich.console import Console
+
+from ngrpo.errors import NGRPOError
+from ngrpo_kfp.pipelines.plan import Plan, PlannedStage
+from ngrpo_kfp.pipelines.runtime.graph import kubeflow_pipeline
+from ngrpo_kfp.pipelines.runtime.lifeline import lifeline
+from ngrpo_kfp.pipelines.runtime.progress import StageProgress, last_line, read_record
+from ngrpo_kfp.pipelines.runtime.services import environment
+
+_SECONDS_TO_DIE = 3.0
+
+
+class StageError(NGRPOError):
+    """A stage failed; the message names it, says why and where its log is."""
+
+
+def run_stages(
+    plan: Plan, run_directory: Path, variables: Mapping[str, str], console: Console
+) -> dict[str, dict[str, Any]]:
+    """Run the stages of a plan that have to run, one after another.
+
+    Args:
+        plan: The plan of the run.
+        run_directory: Directory of the run; gets `logs/`, `stages/`, `references/` and kfp's own outputs.
+        variables: Environment of the stages, beside this process's own (see `ngrpo.stages.execution.Surroundings`).
+        console: Where progress is shown.
+
+    Returns:
+        By stage that ran, its record: `key`, `cached`, `artifact`, `digest`, `seconds`.
+
+    Raises:
+        StageError: A stage failed; what earlier stages published stays.
+        Interrupted: The run was told to stop; its stage has ended.
+    """
+    for name in ("logs", "references"):
+        (run_directory / name).mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
+        environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **_QUIET, **variables}),
+        StageProgress(plan, run_directory, console),
+        _reaped(plan, run_directory),
+        lifeline(run_directory),
+    ):
+        failure = _run_pipeline(plan, run_directory)
+    records = {stage.name: read_record(run_directory, stage.name) for stage in plan.to_run}
+    for name, record in records.items():
+        if record is None or "artifact" not in record or "error" in record:
+            raise StageError(_describe(name, record, run_directory)) from failure
+    if failure is not None:
+        raise failure
+    return {name: record for name, record in records.items() if record is not None}
+
+
+# A stage's log is no terminal: every refresh of a bar stays in it.
+_QUIET = {"TQDM_MININTERVAL": "5"}
+
+
+def _run_pipeline(plan: Plan, run_directory: Path) -> RuntimeError | None:
+    """Let kfp run the pipeline, its talk going to a file; return its complaint if a task failed."""
+
+    def reference_uri(stage: PlannedStage) -> str:
+        path = run_directory / "references" / f"{stage.name}.json"
+        if stage.reference is not None:
+            stage.reference.write(path)
+        return str(path)
+
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(run_directory / "kfp"),
+        # kfp deletes this directory at the end, with all that is in it.
+        workspace_root=str(run_directory / "kfp" / "workspace"),
+        raise_on_error=True,
+    )
+    with (
+        (run_directory / "logs" / "kfp.log").open("w", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            kubeflow_pipeline(plan, reference_uri)()
+        except RuntimeError as error:
+            return error
+    return None
+
+
+def _describe(stage: str, record: Mapping[str, Any] | None, run_directory: Path) -> str:
+    log = run_directory / "logs" / f"{stage}.log"
+    if record is None:
+        return f"{stage}: did not start: see {log.with_name('kfp.log')}"
+    if "error" in record:
+        return f"{stage}: {record['error']} (log: {log})"
+    word = last_line(log)
+    return (
+        f"{stage}: its process was killed, perhaps for want of memory; the next run resumes it "
+        f"(last words: {word or 'none'}; log: {log})"
+    )
+
+
+@contextlib.contextmanager
+def _reaped(plan: Plan, run_directory: Path) -> Iterator[None]:
+    """Leave only when every process of a stage has ended; a stage that was killed may leave children behind."""
+    try:
+        yield
+    finally:
+        for stage in plan.to_run:
+            record = read_record(run_directory, stage.name)
+            if record is not None and "seconds" not in record:
+                _kill_group(record["pid"])
+
+
+def _kill_group(group: int) -> None:
+    deadline = time.monotonic() + _SECONDS_TO_DIE
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)

@@ -1,0 +1,36 @@
+"""Run benchmarks and print their table: `python -m tests.benchmarks [name ...]`, by default all."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+BENCHMARKS = ("mixing_overhead", "training_step")
+
+
+def main() -> None:
+    """Run the benchmarks whose name starts with one of the arguments."""
+    wanted = sys.argv[1:] or BENCHMARKS
+    chosen = [name for name in BENCHMARKS if any(word.startswith(name) for word in wanted)]
+    if not chosen:
+        sys.exit(f"no benchmark is named {' or '.join(wanted)}: choose from {', '.join(BENCHMARKS)}")
+    table = Table("benchmark", "ours", "peer", "unit", "ratio (lowest to highest)", "the peer")
+    for name in chosen:
+        for result in importlib.import_module(f"tests.benchmarks.{name}").run():
+            low, high = result["ratio_spread"]
+            table.add_row(
+                result["name"],
+                f"{result['ours']:.2f}",
+                f"{result['peer']:.2f}",
+                result["unit"],
+                f"{result['ratio']:.3f} ({low:.3f} to {high:.3f})",
+                result["peer_is"],
+            )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

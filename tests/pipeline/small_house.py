@@ -1,0 +1,166 @@
+"""A copy of the whole house with small stages in place of the real ones.
+
+The copy comes first on `PYTHONPATH`, so that every process of a run works with it: what is tested is the real planner, runner,
+store and command line, and a test may edit any line of any file.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STAGES = (
+    "prepare_data",
+    "neighbor_index",
+    "sft_warm_start",
+    "ngrpo_training",
+    "benchmark_evaluation",
+    "model_promotion",
+)
+CACHEABLE = STAGES[:-1]
+
+STAGE = """
+import json
+import os
+
+from ngrpo import small_shared
+
+
+def run(config, inputs, output, work):
+    with open(os.environ["RAN"], "a") as log:
+        log.write("{name}\\n")
+    for name, directory in inputs.items():
+        assert (directory / "payload.txt").read_text() == small_shared.PRODUCERS[name]
+    (output / "payload.txt").write_text("{name}")
+    (output / "metrics.json").write_text(json.dumps({{"value": 1.5}}))
+    {body}
+"""
+
+EVALUATION = {
+    "mean": 0.5,
+    "mean_ci": [0.25, 0.75],
+    "pass_at_k": {"1": 0.5, "2": 0.75},
+    "pass_at_k_ci": {"1": [0.25, 0.75], "2": [0.5, 1.0]},
+    "n_problems": 4,
+    "n_samples": 2,
+    "mean_tokens": 3.0,
+    "truncated_rate": 0.0,
+    "ungraded_rate": 0.0,
+    "grader_errors": 0,
+    "per_problem": {},
+}
+BODIES = {
+    "benchmark_evaluation": "(output / 'evaluation.json').write_text(json.dumps(small_shared.EVALUATION))",
+    "model_promotion": "(output / 'promotion.json').write_text(json.dumps(small_shared.PROMOTION))",
+}
+SHARED = f"""
+PRODUCERS = {{
+    "dataset": "prepare_data",
+    "neighbor_index": "neighbor_index",
+    "warm_start": "sft_warm_start",
+    "trained": "ngrpo_training",
+    "evaluation": "benchmark_evaluation",
+}}
+EVALUATION = {{"models": {{"warm_start": {{"arithmetic": {EVALUATION}}}, "trained": {{"arithmetic": {EVALUATION}}}}}}}
+PROMOTION = {{"decision": "promoted", "reason": "first", "model": "ngrpo", "version": 1, "alias": "champion",
+             "champion_version": None, "comparison": None}}
+"""
+REPORT = """
+def write_report(path, *, summary, config, artifacts):
+    assert all((directory / "payload.txt").read_text() == name for name, directory in artifacts.items())
+    path.write_text(f"<html>{summary['evaluation']}")
+"""
+
+
+@dataclass
+class House:
+    """The copy, and a workspace."""
+
+    root: Path
+    home: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not re.match("AWS_|MLFLOW_|NGRPO_", name)}
+        return kept | {
+            "PYTHONPATH": str(self.root),
+            "NGRPO_HOME": str(self.home),
+            "RAN": str(self.root / "ran.txt"),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def write_stage(self, name: str, body: str = "") -> None:
+        """Put a small stage in place, with some lines of the test's own."""
+        lines = f"{body}\n{BODIES.get(name, 'pass')}".replace("\n", "\n    ")
+        (self.root / "ngrpo" / "stages" / f"{name}.py").write_text(STAGE.format(name=name, body=lines))
+
+    def command(self, *arguments: str) -> list[str]:
+        preset = [] if arguments[0] in ("report", "ui") else ["--preset", str(self.root / "small.toml")]
+        return [sys.executable, "-m", "ngrpo_kfp.pipelines.cli", *arguments, *preset]
+
+    def ngrpo(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        done = subprocess.run(
+            self.command(*arguments),
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=self.root,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command and return its process."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.root,
+        )
+
+    def ran(self) -> list[str]:
+        """Return the stages that did work since the last call, in order."""
+        log = self.root / "ran.txt"
+        names = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return names
+
+    def copy(self, folder: Path) -> "House":
+        """Copy everything to another folder; what is in the store is found there too, for no key depends on a place."""
+        shutil.copytree(self.root, folder / "house")
+        shutil.copytree(self.home, folder / "outputs", symlinks=True)
+        return House(folder / "house", folder / "outputs")
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.home / "latest" / "summary.json").read_text())
+
+    @property
+    def last_run(self) -> Path:
+        return max((self.home / "runs").iterdir())
+
+
+def build(folder: Path) -> House:
+    """Build a house in a folder, its workspace empty."""
+    root = folder / "house"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "components" / "ngrpo", root / "ngrpo", ignore=ignore)
+    shutil.copytree(ROOT / "pipelines", root / "ngrpo_kfp" / "pipelines", ignore=ignore)
+    for stage in STAGES:
+        shutil.copytree(ROOT / "components" / stage, root / "ngrpo_kfp" / "components" / stage, ignore=ignore)
+    shutil.copy(Path(__file__).with_name("small.toml"), root)
+    (root / "ngrpo" / "small_shared.py").write_text(SHARED)
+    (root / "ngrpo" / "evaluation" / "report.py").write_text(REPORT)
+    small = House(root, folder / "outputs")
+    for stage in STAGES:
+        small.write_stage(stage)
+    return small

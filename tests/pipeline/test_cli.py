@@ -1,0 +1,113 @@
+"""The command line: what it says before anything runs, and how it fails."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from small_house import STAGES
+
+from ngrpo_kfp.pipelines import cli
+
+PRESETS = sorted(path.stem for path in cli.PRESETS.glob("*.toml"))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "NGRPO_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+def fails(capsys, *arguments):
+    """Run a command that must fail in one line, and return the line."""
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_dry_run_shows_the_plan_and_the_needs_of_every_preset_and_touches_nothing(capsys, home, preset):
+    assert cli.main(["run", "--preset", preset, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for stage in STAGES:
+        assert len(re.findall(rf"│ {stage} ", text)) == 2, "once in the plan, once in the needs"
+    assert "store not consulted" in text
+    assert "Downloads" in text
+    assert not home.exists()
+
+
+def test_dry_run_names_what_would_be_downloaded_with_its_revision(capsys):
+    cli.main(["run", "--preset", "paper-1.5b", "--dry-run"])
+    text = capsys.readouterr().out
+    assert re.search(r"model \S+/\S+ at [0-9a-f]{40}", text)
+    assert re.search(r"data set agentica-org/DeepScaleR-Preview-Dataset .* at [0-9a-f]{40}", text)
+    assert re.search(r"ngrpo_training +│ +\d+ x \d+ GiB", text)
+    cli.main(["run", "--preset", "tiny", "--dry-run"])
+    assert "Downloads: none" in capsys.readouterr().out
+
+
+def test_unknown_preset(capsys):
+    line = fails(capsys, "plan", "--preset", "huge")
+    assert line.startswith("ngrpo: --preset huge: unknown; choose one of ")
+    assert "tiny" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("mixing.k=0", "mixing.k"),
+        ("mixing.rate=1.5", "mixing.rate"),
+        ("mixing.speed=1", "mixing.speed"),
+        ("rollout.temperature=0", "rollout.temperature"),
+        ("nonsense", "nonsense"),
+        ("rollout.top_p=0.9", "top_p=0.9"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it(capsys, home, override, named):
+    assert named in fails(capsys, "run", "--set", override)
+    assert not home.exists()
+
+
+def test_seed_is_short_for_a_setting(capsys):
+    assert "seed" in fails(capsys, "run", "--seed", "-1")
+
+
+def test_an_unreachable_store_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    assert "127.0.0.1:9" in fails(capsys, "plan", "--preset", "tiny")
+
+
+def test_a_run_that_needs_gpus_says_so_before_it_starts(house):
+    refused = house.ngrpo("run", "--set", "resources.ngrpo_training.gpus=64", code=2)
+    assert re.search(r"resources\.ngrpo_training\.gpus=64 but this machine has \d+", refused.stderr)
+    assert len(refused.stderr.splitlines()) == 1
+    assert house.ran() == []
+
+
+def test_a_report_of_no_run(capsys):
+    assert "no summary.json" in fails(capsys, "report")
+
+
+def test_planning_imports_neither_torch_nor_kfp_nor_mlflow():
+    script = (
+        "import sys\nfrom ngrpo_kfp.pipelines import cli\nimport ngrpo_kfp.pipelines.run\n"
+        "cli.main(['run', '--preset', 'tiny', '--dry-run'])\n"
+        "print([name for name in ('torch', 'kfp', 'mlflow', 'pandas', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    def defect(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_config", defect)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["plan"])

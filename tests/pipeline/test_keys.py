@@ -1,0 +1,144 @@
+"""Keys: what changes them, and what does not."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from ngrpo.config import MixingConfig, NeighborsConfig, PrepareDataConfig
+from ngrpo.stages import keys
+from ngrpo.stages.registry import STAGES
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A small package with every way of reaching a module."""
+    files = {
+        "__init__.py": "",
+        "config.py": "STEPS = 1",
+        "errors.py": "",
+        "unused.py": "",
+        "late.py": "",
+        "named.py": "class Worker: ...",
+        "script.py": "",
+        "mixing/__init__.py": "from .gate import gate",
+        "mixing/gate.py": "from ngrpo.config import STEPS\nfrom .. import deep",
+        "mixing/unused.py": "",
+        "deep.py": "from ngrpo import errors, deeper",
+        "deeper/__init__.py": "",
+        "stages/__init__.py": "",
+        "stages/one.py": (
+            "import ngrpo.mixing\n"
+            "WORKER = 'ngrpo.named:Worker'\n"
+            "def run():\n    from ngrpo import late\n"
+            "if __name__ == '__main__':\n    from ngrpo import script\n"
+        ),
+        "stages/two.py": "import json",
+    }
+    root = tmp_path / "ngrpo"
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def version(module, root):
+    keys.source_files.cache_clear()
+    keys._scan.cache_clear()
+    return keys.code_version(module, root)
+
+
+def test_source_closure_holds_what_a_stage_can_reach_and_nothing_else(package):
+    assert set(keys.source_files("ngrpo.stages.one", package)) == {
+        "__init__.py",
+        "deep.py",
+        "deeper/__init__.py",
+        "late.py",
+        "mixing/__init__.py",
+        "mixing/gate.py",
+        "named.py",
+        "stages/__init__.py",
+        "stages/one.py",
+    }
+    assert set(keys.source_files("ngrpo.stages.two", package)) == {"__init__.py", "stages/__init__.py", "stages/two.py"}
+
+
+@pytest.mark.parametrize("file", ["stages/one.py", "mixing/gate.py", "late.py", "named.py", "deeper/__init__.py"])
+def test_a_changed_line_changes_the_code_version_of_the_stages_that_reach_it(package, file):
+    before = {stage: version(f"ngrpo.stages.{stage}", package) for stage in ("one", "two")}
+    with (package / file).open("a") as source:
+        source.write("\n# changed\n")
+    after = {stage: version(f"ngrpo.stages.{stage}", package) for stage in ("one", "two")}
+    assert after["one"] != before["one"]
+    assert after["two"] == before["two"]
+
+
+@pytest.mark.parametrize("file", ["config.py", "errors.py", "unused.py", "mixing/unused.py", "script.py"])
+def test_source_that_no_result_depends_on_does_not_change_it(package, file):
+    before = version("ngrpo.stages.one", package)
+    (package / file).write_text("CHANGED = True")
+    assert version("ngrpo.stages.one", package) == before
+
+
+def test_a_module_that_is_not_there_is_an_error(package):
+    with pytest.raises(ModuleNotFoundError, match=r"ngrpo\.stages\.three"):
+        keys.code_version("ngrpo.stages.three", package)
+
+
+def test_a_default_of_the_configuration_is_in_the_key_though_its_source_is_not():
+    """`config.py` may change freely as long as the values that a stage gets stay the same."""
+
+    class Changed(MixingConfig):
+        rate: float = 0.2
+
+    assert keys.config_json(MixingConfig()) != keys.config_json(Changed())
+    assert keys.config_json(MixingConfig()) == keys.config_json(MixingConfig(rate=0.1, k=3))
+
+
+def test_key_depends_on_each_of_its_parts_and_on_no_order():
+    parts = {
+        "stage": "one",
+        "config": keys.config_json(NeighborsConfig()),
+        "code_version": "c0",
+        "inputs": {"dataset": "d0", "index": "i0"},
+        "rerun_token": None,
+    }
+    key = keys.stage_key(**parts)
+    assert len(key) == 32
+    assert keys.stage_key(**parts | {"inputs": {"index": "i0", "dataset": "d0"}}) == key
+    changed = [
+        {"stage": "two"},
+        {"config": keys.config_json(NeighborsConfig(candidates=8))},
+        {"code_version": "c1"},
+        {"inputs": {"dataset": "d1", "index": "i0"}},
+        {"inputs": {"data": "d0", "index": "i0"}},
+        {"rerun_token": "again"},
+    ]
+    assert len({key, *(keys.stage_key(**parts | change) for change in changed)}) == 1 + len(changed)
+
+
+def test_scanning_every_real_stage_is_fast():
+    keys.source_files.cache_clear()
+    keys._scan.cache_clear()
+    present = [stage for stage in STAGES.values() if (keys.PACKAGE / "stages" / f"{stage.name}.py").exists()]
+    started = time.process_time()
+    for stage in present:
+        assert f"stages/{stage.name}.py" in keys.source_files(stage.module)
+    assert time.process_time() - started < 1.0
+
+
+def test_the_closure_is_found_from_the_files_not_from_what_is_installed(package, tmp_path):
+    copy = tmp_path / "elsewhere" / "ngrpo"
+    shutil.copytree(package, copy)
+    os.utime(copy / "deep.py", (0, 0))
+    assert version("ngrpo.stages.one", copy) == version("ngrpo.stages.one", package)
+
+
+def test_stages_name_their_settings():
+    assert STAGES["prepare_data"].config is PrepareDataConfig
+    assert STAGES["prepare_data"].module == "ngrpo.stages.prepare_data"
+    assert [name for name, stage in STAGES.items() if not stage.cacheable] == ["model_promotion"]
+    assert isinstance(keys.PACKAGE, Path)

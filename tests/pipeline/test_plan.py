@@ -1,0 +1,175 @@
+"""The plan: keys along the pipeline, what is found in the store, and the reasons given."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ngrpo.config import load_config
+from ngrpo.storage.artifacts import Reference
+from ngrpo_kfp.pipelines import plan as planning
+from ngrpo_kfp.pipelines.plan import History, make_plan, plan_record
+
+PRESET = Path(__file__).with_name("small.toml")
+BASE = ["prepare_data", "neighbor_index", "sft_warm_start", "ngrpo_training", "benchmark_evaluation", "model_promotion"]
+
+
+class Store:
+    """What the planner asks of an artifact store."""
+
+    def __init__(self):
+        self.keys = set()
+        self.problems = {}
+
+    def find(self, stage, key):
+        return Reference(uri=f"s3://b/{stage}/{key}/", key=key, digest="d") if key in self.keys else None
+
+    def verify(self, reference):
+        return self.problems.get(reference.key, [])
+
+    def hold(self, plan):
+        self.keys |= {stage.key for stage in plan}
+
+
+@pytest.fixture
+def sources(monkeypatch):
+    """The source files of each stage, which a test may change."""
+    files = {f"ngrpo.stages.{name}": {f"stages/{name}.py": "0" * 64, "shared.py": "0" * 64} for name in BASE}
+    monkeypatch.setattr(planning, "source_files", lambda module: files[module])
+    monkeypatch.setattr(planning, "code_version", lambda module: str(files[module]))
+    return files
+
+
+@pytest.fixture
+def plan(sources):
+    """Plan with a store and a history that the test may change."""
+    given = SimpleNamespace(store=Store(), tokens={}, history=History())
+
+    def make(*overrides, run="r1"):
+        config = load_config(PRESET, overrides)
+        return make_plan(config, run=run, store=given.store, rerun_tokens=given.tokens, history=given.history)
+
+    def finish(planned):
+        given.store.hold(planned)
+        given.history = History(plan_record(planned), frozenset(BASE))
+
+    given.make, given.finish = make, finish
+    return given
+
+
+def to_run(planned):
+    return [stage.name for stage in planned.to_run]
+
+
+def reasons(planned):
+    return {stage.name: "; ".join(stage.reasons) for stage in planned}
+
+
+def test_first_run_has_no_results_and_a_second_one_has_all_but_the_promotion(plan):
+    first = plan.make()
+    assert to_run(first) == BASE
+    assert reasons(first)["prepare_data"] == "no result yet"
+    plan.finish(first)
+    second = plan.make(run="r2")
+    assert to_run(second) == ["model_promotion"]
+    assert reasons(second)["model_promotion"] == "never cached: it acts on what the model registry holds now"
+    assert [stage.reference.key for stage in second if stage.cached] == [first[name].key for name in BASE[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("override", "reruns"),
+    [
+        ("training.steps=40", BASE[3:]),
+        ("evaluation.temperature=0.5", BASE[4:]),
+        ("neighbors.candidates=16", ["neighbor_index", *BASE[3:]]),
+        ("warm_start.learning_rate=0.1", BASE[2:]),
+        ("data.train.size=9", ["prepare_data", *BASE[2:]]),
+        ("seed=1", BASE[2:]),
+        ("promotion.min_gain=1", BASE[5:]),
+        ("resources.ngrpo_training.gpus=1", BASE[5:]),
+    ],
+)
+def test_a_setting_reruns_the_stages_that_read_it_and_what_depends_on_them(plan, override, reruns):
+    plan.finish(plan.make())
+    assert to_run(plan.make(override)) == reruns
+
+
+def test_reasons_name_the_settings_that_changed(plan):
+    plan.finish(plan.make())
+    why = reasons(plan.make("training.steps=40", "training.kl_coefficient=0.5"))
+    assert why["ngrpo_training"] == "configuration changed: training.kl_coefficient 0.001 → 0.5, training.steps 30 → 40"
+    assert why["benchmark_evaluation"] == "input trained changed"
+    many = ["seed=1", *(f"training.{name}=0.5" for name in ("learning_rate", "adam_beta2", "weight_decay"))]
+    why = reasons(plan.make(*many))
+    assert why["ngrpo_training"] == (
+        "configuration changed: seed 0 → 1, training.adam_beta2 0.999 → 0.5, training.learning_rate 1e-06 → 0.5 "
+        "and 1 more; input warm_start changed"
+    )
+    why = reasons(
+        plan.make('data.warm_start={"kind": "hub", "id": "x", "revision": "' + "0" * 40 + '", "split": "train"}')
+    )
+    assert why["prepare_data"].startswith('configuration changed: data.warm_start.answer_column (none) → "answer", ')
+
+
+def test_reasons_name_the_code_that_changed(plan, sources):
+    plan.finish(plan.make())
+    sources["ngrpo.stages.ngrpo_training"]["shared.py"] = "1" * 64
+    sources["ngrpo.stages.ngrpo_training"]["new.py"] = "1" * 64
+    del sources["ngrpo.stages.benchmark_evaluation"]["shared.py"]
+    why = reasons(plan.make())
+    assert why["ngrpo_training"] == "code changed: ngrpo/new.py, ngrpo/shared.py"
+    assert why["benchmark_evaluation"] == "code changed: ngrpo/shared.py; input trained changed"
+    assert why["sft_warm_start"] == ""
+
+
+def test_a_result_that_is_gone_or_damaged_is_made_again_and_nothing_else(plan):
+    first = plan.make()
+    plan.finish(first)
+    plan.store.keys.remove(first["prepare_data"].key)
+    plan.store.problems[first["ngrpo_training"].key] = ["model/model.safetensors: sha256 differs"]
+    second = plan.make()
+    assert to_run(second) == ["prepare_data", "ngrpo_training", "model_promotion"]
+    assert reasons(second)["prepare_data"] == "its artifact is gone from the store"
+    assert reasons(second)["ngrpo_training"] == "artifact damaged: model/model.safetensors: sha256 differs"
+    assert second["ngrpo_training"].damaged.key == first["ngrpo_training"].key
+    assert second["ngrpo_training"].reference is None
+
+
+def test_an_unfinished_stage_is_told_from_one_whose_result_is_gone(plan):
+    first = plan.make()
+    plan.history = History(plan_record(first), frozenset({"prepare_data"}))
+    why = reasons(plan.make())
+    assert why["prepare_data"] == "its artifact is gone from the store"
+    assert why["sft_warm_start"] == "did not finish last time"
+
+
+def test_a_rerun_token_makes_another_result_of_that_stage_and_of_what_depends_on_it(plan):
+    first = plan.make()
+    plan.finish(first)
+    plan.tokens[first["sft_warm_start"].base_key] = "again"
+    second = plan.make()
+    assert to_run(second) == BASE[2:]
+    assert reasons(second)["sft_warm_start"] == "rerun asked for"
+    assert reasons(second)["ngrpo_training"] == "input warm_start changed"
+    plan.finish(second)
+    assert to_run(plan.make()) == ["model_promotion"]
+    # The token belongs to one result: other settings are not made again because of it, nor is the stage upstream.
+    assert plan.make("warm_start.learning_rate=0.1")["sft_warm_start"].key != second["sft_warm_start"].key
+    assert plan.make("evaluation.samples=4")["sft_warm_start"].key == second["sft_warm_start"].key
+
+
+def test_without_a_store_nothing_is_looked_up(plan):
+    planned = make_plan(load_config(PRESET), run="", store=None, rerun_tokens={}, history=History())
+    assert to_run(planned) == BASE
+    assert reasons(planned)["prepare_data"] == "store not consulted"
+
+
+def test_the_plan_follows_the_pipeline_it_is_given(plan):
+    def short(stage):
+        stage("model_promotion", trained=stage("prepare_data"))
+
+    planned = make_plan(
+        load_config(PRESET), run="", store=plan.store, rerun_tokens={}, history=History(), pipeline=short
+    )
+    assert [stage.name for stage in planned] == ["prepare_data", "model_promotion"]
+    assert planned["model_promotion"].inputs == {"trained": planned["prepare_data"]}

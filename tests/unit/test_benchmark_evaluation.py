@@ -1,0 +1,345 @@
+"""The evaluation stage: paired samples, statistics that follow from them, and a result that a kill does not change."""
+
+import json
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from ngrpo.config import BenchmarkEvaluationConfig, InitializedModel
+from ngrpo.data.models import materialize
+from ngrpo.errors import ConfigError, DataError
+from ngrpo.evaluation import samples
+from ngrpo.mixing.records import RolloutRecords
+from ngrpo.rollout.engine import Rollout
+from ngrpo.rollout.transformers_engine import TransformersEngine
+from ngrpo.stages import benchmark_evaluation
+
+MODELS = ("warm_start", "trained")
+RESULT_FIELDS = {
+    "mean",
+    "mean_ci",
+    "pass_at_k",
+    "pass_at_k_ci",
+    "n_problems",
+    "n_samples",
+    "mean_tokens",
+    "truncated_rate",
+    "ungraded_rate",
+    "grader_errors",
+    "per_problem",
+}
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory) -> Path:
+    source = InitializedModel(kind="initialized", hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=16)
+    return materialize(source, tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture
+def inputs(tmp_path, base_model) -> dict[str, Path]:
+    """Artifacts of the stages before: two benchmarks and two models."""
+    for name, size in (("addition", 12), ("words", 5)):
+        write_benchmark(tmp_path / "dataset", name, [problem(f"p{i}", f"{i}+{i % 3}", i % 10) for i in range(size)])
+    for name in MODELS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").symlink_to(base_model)
+    return {name: tmp_path / name for name in ("dataset", *MODELS)}
+
+
+def problem(identifier, text, answer):
+    return {"id": identifier, "prompt": [{"role": "user", "content": f"what is {text}?"}], "answer": str(answer)}
+
+
+def write_benchmark(dataset: Path, name: str, rows) -> None:
+    (dataset / "benchmarks").mkdir(parents=True, exist_ok=True)
+    turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    schema = pa.schema([("id", pa.string()), ("prompt", turns), ("answer", pa.string())])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), dataset / "benchmarks" / f"{name}.parquet")
+
+
+def settings(**evaluation) -> BenchmarkEvaluationConfig:
+    defaults = {"samples": 4, "pass_at": (1, 2, 4), "max_tokens": 12, "batch_size": 8, "bootstrap_draws": 200}
+    return BenchmarkEvaluationConfig.model_validate(
+        {
+            "seed": 7,
+            "model": {"source": {"kind": "initialized"}},
+            "neighbors": {"candidates": 4},
+            "evaluation": defaults | evaluation,
+        }
+    )
+
+
+class FakeEngine:
+    """Answers that depend on the seed alone: a digit, or, for one seed in seven, no answer at the length limit."""
+
+    def __init__(self, tokenizer, limit: int | None = None):
+        self.tokenizer = tokenizer
+        self.limit = limit
+        self.requests: list[tuple[tuple[int, ...], int]] = []
+        self.mixers: list[object] = []
+        self.closed = False
+
+    def generate(self, prompts, seeds, sampling, mixer=None):
+        self.mixers.append(mixer)
+        rollouts = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            if self.limit is not None and len(self.requests) >= self.limit:
+                raise KeyboardInterrupt
+            self.requests.append((tuple(prompt), seed))
+            cut = seed % 7 == 0
+            text = "<think>first 1+1=2" if cut else rf"<think>\boxed{{3}}</think>\boxed{{{seed // 7 % 10}}}<|end|>"
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            records = RolloutRecords(torch.zeros(0, dtype=torch.long), torch.zeros(0, 1), seed, 0)
+            rollouts.append(Rollout(ids, [0.0] * len(ids), "length" if cut else "stop", records))
+        return rollouts
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Replace the engine; returns the engines that were made, and a way to have the next one interrupted."""
+    made: list[FakeEngine] = []
+    limits: list[int] = []
+
+    def fake(config, model, tokenizer):
+        made.append(FakeEngine(tokenizer, limits.pop() if limits else None))
+        return made[-1]
+
+    monkeypatch.setattr(benchmark_evaluation, "_engine", fake)
+    made_and_limits = type("Engines", (), {"made": made, "limits": limits})
+    return made_and_limits
+
+
+def evaluate(config, inputs, tmp_path, name="output", work="work") -> Path:
+    output = tmp_path / name
+    output.mkdir()
+    (tmp_path / work).mkdir(exist_ok=True)
+    benchmark_evaluation.run(config, inputs, output, tmp_path / work)
+    return output
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_the_artifact(inputs, engines, tmp_path):
+    output = evaluate(settings(), inputs, tmp_path)
+    assert set(contents(output)) == {
+        "evaluation.json",
+        "metrics.json",
+        *(f"samples/{model}/{name}.parquet" for model in MODELS for name in ("addition", "words")),
+    }
+    models = json.loads((output / "evaluation.json").read_text())["models"]
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert all(isinstance(value, int | float) for value in metrics.values())
+    for model in MODELS:
+        for name, size in (("addition", 12), ("words", 5)):
+            table = pq.read_table(output / "samples" / model / f"{name}.parquet")
+            rows = table.to_pylist()
+            assert [(row["problem_id"], row["sample_id"]) for row in rows] == [
+                (f"p{i}", sample) for i in range(size) for sample in range(4)
+            ]
+            result = models[model][name]
+            assert set(result) == RESULT_FIELDS
+            counts = {f"p{i}": sum(row["correct"] for row in rows[4 * i : 4 * i + 4]) for i in range(size)}
+            assert result["per_problem"] == counts
+            assert (result["n_problems"], result["n_samples"]) == (size, 4)
+            assert result["mean"] == pytest.approx(np.mean([row["correct"] for row in rows]))
+            for k in (1, 2, 4):
+                expected = np.mean([1 - comb(4 - c, k) / comb(4, k) for c in counts.values()])
+                assert result["pass_at_k"][str(k)] == pytest.approx(expected)
+                low, high = result["pass_at_k_ci"][str(k)]
+                assert 0 <= low <= expected <= high <= 1
+            assert result["mean_ci"][0] <= result["mean"] <= result["mean_ci"][1]
+            cut = [row["finish_reason"] == "length" for row in rows]
+            assert result["truncated_rate"] == result["ungraded_rate"] == pytest.approx(np.mean(cut))
+            assert result["mean_tokens"] == pytest.approx(np.mean([row["tokens"] for row in rows]))
+            assert result["grader_errors"] == 0
+            assert metrics[f"{model}/{name}/mean"] == result["mean"]
+            assert metrics[f"{model}/{name}/pass_at_2"] == result["pass_at_k"]["2"]
+    assert 0 < models["trained"]["addition"]["mean"] < 1
+    row = next(row for row in rows if row["finish_reason"] == "stop")
+    assert row["text"] == rf"<think>\boxed{{3}}</think>\boxed{{{row['extracted']}}}", "special tokens are left out"
+
+
+def test_both_models_get_the_same_prompts_and_seeds(inputs, engines, tmp_path):
+    evaluate(settings(), inputs, tmp_path)
+    first, second = engines.made
+    assert first.requests == second.requests
+    seeds = [seed for _, seed in first.requests]
+    assert len(set(seeds)) == len(seeds) == 4 * (12 + 5)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert first.closed
+    assert second.closed
+    assert first.mixers == [None] * len(first.mixers), "mixing is off unless it is asked for"
+    tokenizer = AutoTokenizer.from_pretrained(inputs["trained"] / "model")
+    assert tokenizer.decode(first.requests[0][0]) == "<|user|>what is 0+0?<|assistant|>"
+
+
+def test_seeds_depend_on_the_sample_alone(inputs, engines, tmp_path):
+    few = pq.read_table(evaluate(settings(), inputs, tmp_path, "few", "w1") / "samples/trained/addition.parquet")
+    more = (
+        evaluate(settings(samples=6, batch_size=5), inputs, tmp_path, "more", "w2") / "samples/trained/addition.parquet"
+    )
+    assert [row for row in pq.read_table(more).to_pylist() if row["sample_id"] < 4] == few.to_pylist()
+    # Another order and another benchmark beside it change nothing; another seed changes everything.
+    rows = pq.read_table(inputs["dataset"] / "benchmarks/addition.parquet").to_pylist()
+    write_benchmark(inputs["dataset"], "addition", rows[::-1])
+    (inputs["dataset"] / "benchmarks/words.parquet").unlink()
+    turned = evaluate(settings(), inputs, tmp_path, "turned", "w3") / "samples/trained/addition.parquet"
+    key = "problem_id", "sample_id"
+    by_id = {tuple(row[name] for name in key): row for row in pq.read_table(turned).to_pylist()}
+    assert by_id == {tuple(row[name] for name in key): row for row in few.to_pylist()}
+    before = engines.made[-1].requests
+    evaluate(settings().model_copy(update={"seed": 8}), inputs, tmp_path, "other", "w4")
+    assert not {seed for _, seed in before} & {seed for _, seed in engines.made[-1].requests}
+
+
+@pytest.mark.parametrize(
+    ("killed_after", "kept"), [((0,), 0), ((1,), 0), ((20,), 16), ((60,), 56), ((68, 0), 68), ((68, 50), 68 + 48)]
+)
+def test_a_kill_changes_nothing_and_repeats_little(inputs, engines, tmp_path, killed_after, kept):
+    """A kill after so many samples of each model, in parts of 8, keeps the whole parts."""
+    whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
+    engines.limits.extend(reversed(killed_after))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings(), inputs, tmp_path, "killed")
+    assert sum(pq.read_table(path).num_rows for path in (tmp_path / "work").rglob("*.parquet")) == kept
+    engines.made.clear()
+    assert contents(evaluate(settings(), inputs, tmp_path, "resumed")) == whole
+    assert sum(len(engine.requests) for engine in engines.made) == 2 * 68 - kept
+
+
+def test_a_kill_while_samples_are_written_leaves_none(inputs, engines, tmp_path, monkeypatch):
+    whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
+
+    def cut_short(table, path):
+        Path(path).write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samples.pq, "write_table", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(settings(), inputs, tmp_path, "killed")
+    assert contents(evaluate(settings(), inputs, tmp_path, "resumed")) == whole
+
+
+def test_a_model_whose_samples_are_finished_is_not_loaded(inputs, engines, tmp_path):
+    evaluate(settings(), inputs, tmp_path, "first")
+    engines.made.clear()
+    for name in MODELS:
+        (inputs[name] / "model").unlink()
+    again = evaluate(settings(), inputs, tmp_path, "second")
+    assert contents(again) == contents(tmp_path / "first")
+    assert not engines.made
+
+
+def test_progress_is_a_few_plain_lines(inputs, engines, tmp_path, capsys):
+    write_benchmark(inputs["dataset"], "addition", [problem(f"p{i}", f"{i % 9}+{i % 8}", 3) for i in range(100)])
+    evaluate(settings(batch_size=3), inputs, tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trained addition: ")]
+    assert len(lines) == 11
+    assert lines[0] == "trained addition: 42/400 samples"
+    assert lines[-2] == "trained addition: 400/400 samples"
+    assert lines[-1].startswith("trained addition: mean@4 ")
+
+
+def test_answers_that_cannot_be_graded_are_counted(inputs, engines, tmp_path):
+    write_benchmark(inputs["dataset"], "addition", [problem("only", "1+1", "５")])
+    result = json.loads((evaluate(settings(samples=20), inputs, tmp_path) / "evaluation.json").read_text())
+    result = result["models"]["trained"]["addition"]
+    assert result["mean"] == 0
+    assert result["grader_errors"] == 20 - round(20 * result["ungraded_rate"]) > 0
+
+
+# --- with the real engine ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mixing", [None, {"rate": 0.5, "k": 3}, {"strategy": "gaussian", "rate": 0.5}, {"strategy": "token"}]
+)
+def test_the_real_engine_with_and_without_mixing(inputs, tmp_path, monkeypatch, mixing):
+    seen = []
+    generate = TransformersEngine.generate
+
+    def watch(self, prompts, seeds, sampling, mixer=None):
+        rollouts = generate(self, prompts, seeds, sampling, mixer)
+        seen.append((mixer, sum(len(rollout.records.positions) for rollout in rollouts)))
+        return rollouts
+
+    monkeypatch.setattr(TransformersEngine, "generate", watch)
+    output = evaluate(settings(mixing=mixing), inputs, tmp_path)
+    tables = {model: pq.read_table(output / "samples" / model / "addition.parquet").to_pylist() for model in MODELS}
+    assert tables["warm_start"] == tables["trained"], "equal weights and equal seeds give equal samples"
+    assert {row["finish_reason"] for row in tables["trained"]} <= {"stop", "length"}
+    assert all(1 <= row["tokens"] <= 12 for row in tables["trained"])
+    mixes = mixing is not None and mixing.get("strategy") != "token"
+    assert all((mixer is not None) == mixes for mixer, _ in seen)
+    assert (sum(mixed for _, mixed in seen) > 0) == mixes
+
+
+def test_mixing_needs_enough_neighbors(inputs, tmp_path):
+    with pytest.raises(ConfigError, match=r"mixing\.k=9"):
+        evaluate(settings(mixing={"k": 9}), inputs, tmp_path)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def fails(inputs, tmp_path, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        evaluate(settings(), inputs, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "output/evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "'addition': it has no problems"),
+        ([problem("a", "1+1", 2), problem("b", "1+2", 3), problem("a", "1+3", 4)], "id 'a' occurs 2 times"),
+        ([problem("a", "1+1", "")], "problem 'a' has no id, prompt or answer"),
+        ([problem("a", "1+1", 2) | {"prompt": []}], "problem 'a' has no id, prompt or answer"),
+        ([problem(None, "1+1", 2)], "problem None has no id, prompt or answer"),
+    ],
+)
+def test_bad_benchmarks_are_refused(inputs, engines, tmp_path, rows, message):
+    write_benchmark(inputs["dataset"], "addition", rows)
+    fails(inputs, tmp_path, message)
+    assert not engines.made
+
+
+def test_unreadable_benchmarks_are_refused(inputs, engines, tmp_path):
+    path = inputs["dataset"] / "benchmarks/addition.parquet"
+    pq.write_table(pq.read_table(path).rename_columns(["id", "question", "answer"]), path)
+    fails(inputs, tmp_path, "column prompt is missing")
+    (tmp_path / "output").rmdir()
+    path.write_bytes(b"not parquet")
+    fails(inputs, tmp_path, "is no readable Parquet file")
+    (tmp_path / "output").rmdir()
+    for file in path.parent.iterdir():
+        file.unlink()
+    fails(inputs, tmp_path, "no .*parquet file")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("model.safetensors", "no .*safetensors"), ("chat_template.jinja", "no chat template")],
+)
+def test_incomplete_models_are_refused(inputs, engines, tmp_path, base_model, missing, message):
+    model = inputs["trained"] / "model"
+    model.unlink()
+    model.mkdir()
+    for file in base_model.iterdir():
+        if file.name != missing:
+            (model / file.name).symlink_to(file)
+    fails(inputs, tmp_path, message)

@@ -1,0 +1,346 @@
+import html
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from html.parser import HTMLParser
+from statistics import fmean
+
+import pytest
+
+from made_up_run import PRESETS, PROBLEMS, STAGES, N, Run, key, rollout
+from ngrpo.config import RunConfig, load_config, validate
+from ngrpo.evaluation.report_lineage import settings_text
+
+EVIL = "<script>alert(1)</script>"
+HUB = {"kind": "hub", "id": "Idavidrein/gpqa", "revision": "0" * 40, "split": "train"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, white space made one."""
+    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body)))
+
+
+class Page(HTMLParser):
+    """Elements of a page; fails where one is not closed."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.stack: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+        self.close()
+        assert not self.stack
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def attributes(self, name: str) -> list[str | None]:
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+
+def test_the_table_has_every_number_of_the_evaluation(run):
+    text = text_of(run.report())
+    for model in ("warm_start", "trained"):
+        result = run.evaluation["models"][model]["arithmetic"]
+        for value, (low, high) in [
+            (result["mean"], result["mean_ci"]),
+            *((result["pass_at_k"][k], result["pass_at_k_ci"][k]) for k in result["pass_at_k"]),
+        ]:
+            assert f"{100 * value:.1f} {100 * low:.1f} to {100 * high:.1f}" in text
+        assert f"{result['mean_tokens']:.1f}" in text
+        assert f"{100 * result['ungraded_rate']:.1f}" in text
+    assert f"{PROBLEMS} problems, {N} samples each" in text
+
+
+def test_the_headline_gives_both_means_and_their_paired_difference(run):
+    before, after = (run.evaluation["models"][model]["arithmetic"] for model in ("warm_start", "trained"))
+    gain = 100 * (after["mean"] - before["mean"])
+    found = re.search(
+        r"mean@16 on arithmetic: ([\d.]+) → ([\d.]+) %, a difference of \+([\d.]+) points "
+        r"\(95 % interval \+([\d.]+) to \+([\d.]+)\)\. Promoted: version 1 of ngrpo-tiny is the champion\.",
+        text_of(run.report()),
+    )
+    shown = [float(number) for number in found.groups()]
+    assert shown[:3] == [round(100 * before["mean"], 1), round(100 * after["mean"], 1), round(gain, 1)]
+    assert shown[3] < gain < shown[4]
+    # Pairing takes the difficulty of the problems out: the interval is narrower than those of the means together.
+    assert shown[4] - shown[3] < 100 * sum(result["mean_ci"][1] - result["mean_ci"][0] for result in (before, after))
+
+
+def test_the_deciding_benchmark_comes_first(run):
+    run.add_source("aaa", {"kind": "arithmetic", "fold": "held_out", "size": PROBLEMS})
+    run.write_benchmark("aaa", 0.3, 0.4)
+    page = run.report()
+    assert re.findall("<h3>(arithmetic|aaa)</h3>", page) == ["arithmetic", "aaa"] * 2
+    assert "mean@16 on arithmetic" in page
+
+
+def test_the_curve_of_pass_at_k_ends_at_the_table_s_value(run):
+    page = run.report()
+    for model in ("warm_start", "trained"):
+        values = run.evaluation["models"][model]["arithmetic"]["pass_at_k"]
+        for k in ("1", "4", "16"):
+            assert f"<title>{k}: {100 * values[k]:.4g} %</title>" in page
+    assert page.count('class="band') == 2
+
+
+def test_what_models_and_data_say_is_escaped(run):
+    hostile = rollout(0, 0)
+    hostile |= {"prompt": EVIL, "tokens": [EVIL, *hostile["tokens"][1:]], "neighbors": [['"><img src=x>', EVIL]] * 2}
+    hostile["weights"] = [[0.5, 0.5]] * 2
+    run.write_rollouts([hostile])
+    run.write_benchmark("arithmetic", 0.7, 0.9, word=EVIL, wrong_text=EVIL)
+    run.write_promotion(reason=EVIL)
+    examples = [{"token": EVIL, "neighbors": [{"token": EVIL, "similarity": 0.5}]}]
+    run.write("ngrpo_training", "example_neighbors.json", examples)
+    page = run.report()
+    tags = {tag for tag, _ in Page(page).elements}
+    assert not tags & {"script", "img"}
+    assert page.count("&lt;script&gt;") >= 7
+
+
+def test_the_page_asks_for_nothing(run):
+    page = run.report()
+    parsed = Page(page)
+    assert not {tag for tag, _ in parsed.elements} & {
+        "script",
+        "link",
+        "img",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+    }
+    assert all(target.startswith("#") for target in parsed.attributes("href"))
+    assert not [name for name in ("src", "srcset", "xlink:href", "action", "poster", "data") if parsed.attributes(name)]
+    assert not re.search(r"https?:|url\(|@import", page)
+    assert any((content or "").startswith("default-src 'none'") for content in parsed.attributes("content"))
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(run):
+    parsed = Page(run.report())
+    ids = parsed.attributes("id")
+    assert len(ids) == len(set(ids)) == 10
+    assert {f"#{identifier}" for identifier in ids} == set(parsed.attributes("href"))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [("GPQA-diamond", {"kind": "arithmetic", "fold": "held_out", "size": 3}), ("science", HUB)]
+)
+def test_text_of_gpqa_is_left_out(run, name, source):
+    run.add_source(name, source)
+    run.write_benchmark(name, 0.3, 0.4, word="confidential question", wrong_text="confidential response")
+    page = run.report()
+    assert "confidential" not in page
+    assert f"{name}-" not in page  # not even ids of its problems
+    text = text_of(page)
+    assert f"{name} Left out: the text of this benchmark may not be published." in text
+    result = run.evaluation["models"]["trained"][name]
+    assert f"{100 * result['mean']:.1f}" in text  # its numbers may be
+
+
+def test_rollouts_on_gpqa_are_left_out(run):
+    run.change(f"data.train={json.dumps(HUB)}")
+    page = run.report()
+    assert "7 + 4 - 0 =" not in page
+    assert "the text of the training problems may not be published" in page
+
+
+def test_neither_paths_nor_addresses_of_services_are_shown(run):
+    local = HUB | {"id": str(run.directory / "mirror" / "physics")}
+    run.add_source("physics", local)
+    table = {"source": local, "rows": 3, "sha256": "5a" * 32}
+    run.write("prepare_data", "sources.json", {"tables": {"train.parquet": table}})
+    run.summary["mlflow"]["tracking_uri"] = "https://user:hunter2@mlflow.example"
+    page = run.report()
+    assert str(run.directory) not in page
+    assert "hunter2" not in page
+    assert "mlflow.example" not in page
+    assert page.count("local directory physics") == 2
+    assert "1234abcd" in page
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_missing_stage_leaves_a_note(run, stage):
+    whole, partial = run.report(), run.report(stage)
+    Page(partial)
+    shown = stage in ("ngrpo_training", "benchmark_evaluation", "model_promotion", "prepare_data")
+    assert (f"no artifact of the stage <code>{stage}</code>" in partial) == shown
+    assert "no artifact of the stage" not in whole
+    assert partial != whole
+
+
+def test_a_run_that_has_nothing_yet(run):
+    text = text_of(run.report(*STAGES))
+    assert "GRPO: tiny , seed 0" in text
+    assert "mean@16" not in text
+
+
+def test_mixed_tokens_are_marked_and_name_what_was_mixed(run):
+    sample = rollout(0, 0)
+    run.write_rollouts([sample])
+    page = run.report()
+    marked = re.findall(r'<b title="([^"]*)" style="background: rgb\(var\(--mark\) / ([\d.]+)\)">([^<]*)</b>', page)
+    assert [token for _, _, token in marked] == [" 7", " then"]
+    assert html.unescape(marked[0][0]) == "'4' 0.90 + '5' 0.07 + '6' 0.03"
+    assert float(marked[0][1]) < float(marked[1][1])  # the neighbors weigh more there
+    assert "&lt;think&gt;first<b" in page
+    assert "2 of 19 tokens mixed" in text_of(page)
+
+
+def test_noise_is_named_as_such(run):
+    run.change("mixing.strategy=gaussian")
+    sample = rollout(0, 0) | {"neighbors": [["4"], ["4"]], "weights": [[1.0], [1.0]]}
+    run.write_rollouts([sample])
+    page = run.report()
+    assert 'title="noise added to the embedding"' in page
+    assert "GRPO with Gaussian noise" in page
+    assert "0.8813" not in page  # the paper's figures are of another strategy
+
+
+def test_mixing_stands_beside_the_paper(run):
+    text = text_of(run.report())
+    history = json.loads((run.artifacts["ngrpo_training"] / "log_history.json").read_text())
+    achieved = fmean(entry["mixing/gate_rate"] for entry in history)
+    assert f"Gate rate configured 10.00 %, achieved {100 * achieved:.2f} % of all response tokens" in text
+    assert "lowest 0.6010 0.8813" in text
+    assert "share below 0.95 2.5 % 1.2 %" in text  # 250 of 10,000
+    assert "10,000 mixed steps" in text
+    assert "'3' '4' 0.80 '5' 0.70" in text
+
+
+def test_without_mixing_the_page_says_so(run):
+    run.change("mixing.strategy=token")
+    path = run.artifacts["ngrpo_training"] / "log_history.json"
+    history = [
+        {name: value for name, value in entry.items() if not name.startswith("mixing/")}
+        for entry in json.loads(path.read_text())
+    ]
+    path.write_text(json.dumps(history))
+    run.write("ngrpo_training", "anchor_cosine_histogram.json", {"edges": [0.9, 0.95, 1.0], "counts": [0, 0]})
+    run.write_rollouts([rollout(0, 0) | {"mixed": [False] * 19, "neighbors": [], "weights": []}])
+    text = text_of(run.report())
+    assert "Nothing was mixed: strategy token" in text
+    assert "Not logged in this run: Mixed steps, % of response tokens; Cosine of mixture and anchor, mean." in text
+    assert "N-GRPO" not in text
+
+
+def test_long_rollouts_keep_the_page_small(run):
+    run.write_rollouts([rollout(step, 0, repeats=630) for step in range(8)])
+    run.write_benchmark("arithmetic", 0.7, 0.9, wrong_text="word " * 8000)
+    page = run.report()
+    assert len(page) < 1_000_000
+    assert f"{630 * 13 + 6 - 600:,} tokens left out" in page
+    assert "characters left out" in page
+    assert page.count(" so 9&lt;/think&gt;\\boxed{9}</div>") == 8  # the end is there
+
+
+def test_curves_skip_what_was_not_logged_as_a_number(run):
+    path = run.artifacts["ngrpo_training"] / "log_history.json"
+    history = json.loads(path.read_text())
+    history[3]["kl"] = float("nan")
+    del history[4]["kl"]
+    path.write_text(json.dumps(history))
+    page = run.report()
+    assert "nan" not in page
+    chart = page[page.index("KL divergence") :]
+    chart = chart[: chart.index("</svg>")]
+    assert chart.count("<circle") == 28
+    assert "<title>6: " in chart
+    assert "<title>5: " not in chart
+
+
+def test_long_curves_are_averaged_and_say_so(run):
+    run.write_training(steps=1000)
+    page = run.report()
+    assert page.count("Each point is the mean of 4 log entries.") == 8
+    reward = re.search(r'aria-label="Reward, mean">.*?class="curve second" d="([^"]*)"', page)[1]
+    assert len(re.findall("[ML]", reward)) == 250
+
+
+def test_failures_show_the_hardest_problem_with_its_most_frequent_wrong_answer(run):
+    text = text_of(run.report())
+    card = text[text.index("arithmetic-007 ") :][:400]
+    assert card.startswith("arithmetic-007 · right 1 of 16 times")
+    assert "3 + 4 + 7 =" in card
+    assert "sample 4: <think>" in card  # the first of the twelve that say 99
+    assert "Right is 14 ; 99 in 12 of 15 wrong responses." in card
+    assert text.index("arithmetic-007") == min(found.start() for found in re.finditer(r"arithmetic-\d{3}", text))
+
+
+def test_characters_that_html_or_utf8_do_not_know_are_replaced(run):
+    run.write_rollouts([rollout(0, 0) | {"prompt": "a\x00b\x1bc\ud800d\u202ee\r\nf"}])
+    page = (run.report(), (run.directory / "report.html").read_bytes())[1]
+    assert "a\ufffdb\ufffdc?d\ufffde\r\nf".encode() in page
+
+
+def test_a_model_that_was_not_promoted(run):
+    comparison = {
+        "benchmark": "arithmetic",
+        "difference": 0.4,
+        "interval": [-0.6, 1.4],
+        "confidence": 0.95,
+        "min_gain": 0.0,
+        "n_problems": PROBLEMS,
+    }
+    run.write_promotion(
+        decision="kept", reason="not shown to be above", version=3, alias="challenger", champion_version=2,
+        comparison=comparison,
+    )  # fmt: skip
+    text = text_of(run.report())
+    assert "Not promoted: version 3 of ngrpo-tiny is a challenger; version 2 stays the champion." in text
+    assert "Why: not shown to be above." in text
+    assert "+0.40 points of mean@n against the champion on the same 120 problems of arithmetic" in text
+    assert "two-sided 90 % interval −0.60 to +1.40" in text
+
+
+def test_lineage_and_timings(run):
+    text = text_of(run.report())
+    for name in STAGES:
+        assert f"s3://ngrpo/artifacts/{name}/{key(name)}/" in text
+    assert f"warm_start {key('sft_warm_start')[:12]} trained {key('ngrpo_training')[:12]}" in text
+    assert "5 stages run, 1 from the cache" in text
+    assert "prepare_data cached" in text
+    assert "ngrpo_training 40.0 s" in text
+    assert "outside the stages 8.0 s (3.8%)" in text
+    assert "train 2,000 arithmetic, fold train, size 2000" in text
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_settings_are_whole(preset):
+    config = load_config(preset)
+    assert validate(RunConfig, tomllib.loads(settings_text(config))) == config
+
+
+def test_settings_with_names_that_toml_must_quote():
+    benchmarks = {"set 1.5": {"kind": "arithmetic", "fold": "held_out", "size": 3}}
+    overrides = [f"data.benchmarks={json.dumps(benchmarks)}", "promotion.benchmark=set 1.5"]
+    config = load_config(PRESETS / "tiny.toml", overrides)
+    assert validate(RunConfig, tomllib.loads(settings_text(config))) == config
+
+
+def test_importing_the_report_does_not_import_torch():
+    code = (
+        "import sys, ngrpo.evaluation.report; print({'torch', 'transformers', 'datasets', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,132 @@
+"""pass@k against exact enumeration, bootstrap intervals against their own promise."""
+
+import tracemalloc
+from fractions import Fraction
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import pytest
+
+from ngrpo.evaluation import statistics
+from ngrpo.evaluation.statistics import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    mean_at_n,
+    paired_difference,
+    pass_at_k,
+)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_pass_at_k_equals_exact_enumeration(n):
+    for k in range(1, n + 1):
+        expected = []
+        for correct in range(n + 1):
+            samples = [True] * correct + [False] * (n - correct)
+            draws = list(combinations(samples, k))
+            expected.append(Fraction(sum(any(draw) for draw in draws), len(draws)))
+        found = pass_at_k(range(n + 1), n, k)
+        np.testing.assert_allclose(found, [float(value) for value in expected], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("n", "k"), [(32, 16), (64, 7), (1000, 500), (10_000, 3)])
+def test_pass_at_k_is_stable_for_many_samples(n, k):
+    counts = np.unique(np.linspace(0, n, 60).astype(int))
+    expected = [float(1 - Fraction(comb(n - int(c), k), comb(n, k))) for c in counts]
+    np.testing.assert_allclose(pass_at_k(counts, n, k), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_closed_forms():
+    counts = np.array([0, 1, 3, 16, 32])
+    np.testing.assert_allclose(pass_at_k(counts, 32, 1), counts / 32, atol=1e-15)
+    np.testing.assert_array_equal(mean_at_n(counts, 32), counts / 32)
+    np.testing.assert_array_equal(pass_at_k(counts, 32, 32), [0, 1, 1, 1, 1])
+    np.testing.assert_allclose(pass_at_k([1], 10_000, 2500), 0.25, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("counts", "n", "k"), [([1], 4, 5), ([1], 4, 0), ([5], 4, 2), ([-1], 4, 2)])
+def test_impossible_counts_are_refused(counts, n, k):
+    with pytest.raises(ValueError, match=r"n=4"):
+        pass_at_k(counts, n, k)
+
+
+def test_bootstrap_equals_resampling_one_draw_at_a_time():
+    values = np.random.default_rng(1).random(17)
+    random = np.random.default_rng(5)
+    means = [values[random.integers(17, size=17)].mean() for _ in range(300)]
+    expected = np.quantile(means, [0.05, 0.95])
+    np.testing.assert_allclose(bootstrap_interval(values, confidence=0.9, draws=300, seed=5), expected, rtol=1e-12)
+
+
+def test_bootstrap_does_not_depend_on_its_blocks_and_pairs_statistics(monkeypatch):
+    values = np.random.default_rng(2).random((40, 3))
+    whole = bootstrap_intervals(values, confidence=0.95, draws=500, seed=0)
+    monkeypatch.setattr(statistics, "_BLOCK", 7 * 40)
+    np.testing.assert_array_equal(bootstrap_intervals(values, confidence=0.95, draws=500, seed=0), whole)
+    for column, interval in zip(values.T, whole, strict=True):
+        np.testing.assert_allclose(bootstrap_interval(column, confidence=0.95, draws=500, seed=0), interval, rtol=1e-12)
+    other = bootstrap_intervals(values, confidence=0.95, draws=500, seed=1)
+    assert not np.array_equal(other, whole)
+
+
+def test_bootstrap_memory_is_bounded():
+    values = np.random.default_rng(0).random((500, 33))
+    tracemalloc.start()
+    bootstrap_intervals(values, confidence=0.95, draws=20_000, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"peak of 20,000 draws over 500 problems: {peak / 2**20:.0f} MiB")
+    assert peak < 256 * 2**20
+
+
+def test_bootstrap_of_one_problem_and_of_none():
+    assert bootstrap_interval([0.25], confidence=0.95, draws=50, seed=0) == (0.25, 0.25)
+    with pytest.raises(ValueError, match="at least one problem"):
+        bootstrap_interval([], confidence=0.95, draws=50, seed=0)
+
+
+def simulate(random, problems, samples):
+    """Correct counts of two models: problems differ in difficulty, the second model is a little better on each."""
+    difficulty = random.beta(0.8, 1.2, size=problems)
+    better = np.clip(difficulty + 0.1 * random.random(problems) * (1 - difficulty), 0, 1)
+    return random.binomial(samples, difficulty), random.binomial(samples, better)
+
+
+def test_coverage_of_the_intervals():
+    problems, samples, trials = 100, 16, 1000
+    random = np.random.default_rng(2026)
+    truth = 0.8 / 2.0
+    true_difference = 0.05 * (1 - truth)  # E[0.1 U (1 - p)]
+    covered = {"mean": 0, "pass@4": 0, "difference": 0}
+    # E[1 - (1-p)^4] for p ~ Beta(0.8, 1.2): 1 - B(0.8, 5.2) / B(0.8, 1.2) by the rising factorial
+    true_pass = 1 - (1.2 / 2.0) * (2.2 / 3.0) * (3.2 / 4.0) * (4.2 / 5.0)
+    for trial in range(trials):
+        first, second = simulate(random, problems, samples)
+        options = {"confidence": 0.95, "draws": 500, "seed": trial}
+        values = np.stack([mean_at_n(first, samples), pass_at_k(first, samples, 4)], axis=1)
+        (low, high), (pass_low, pass_high) = bootstrap_intervals(values, **options)
+        covered["mean"] += low <= truth <= high
+        covered["pass@4"] += pass_low <= true_pass <= pass_high
+        _, low, high = paired_difference(mean_at_n(second, samples), mean_at_n(first, samples), **options)
+        covered["difference"] += low <= true_difference <= high
+    print("coverage of 95 % intervals: " + ", ".join(f"{name} {count / trials:.1%}" for name, count in covered.items()))
+    assert all(0.93 <= count / trials <= 0.97 for count in covered.values()), covered
+
+
+def test_paired_difference_keeps_difficulty_out_of_its_interval():
+    random = np.random.default_rng(3)
+    first, second = (mean_at_n(counts, 16) for counts in simulate(random, 200, 16))
+    options = {"confidence": 0.95, "draws": 2000, "seed": 0}
+    mean, low, high = paired_difference(second, first, **options)
+    assert mean == pytest.approx(second.mean() - first.mean())
+    assert low < mean < high
+    reverse = paired_difference(first, second, **options)
+    np.testing.assert_allclose(reverse, (-mean, -high, -low), atol=1e-12)
+    unpaired = bootstrap_interval(first, **options)
+    assert high - low < 0.6 * (unpaired[1] - unpaired[0])
+
+
+def test_paired_difference_needs_the_same_problems():
+    with pytest.raises(ValueError, match="same problems"):
+        paired_difference([1.0], [1.0, 0.0], confidence=0.95, draws=10, seed=0)
