@@ -44,12 +44,13 @@ def run(config: RunConfig, workspace: Workspace, console: Console, *, rerun: str
     threading.Thread(target=_import, args=("ngrpo.tracking.runs", "kfp.local"), daemon=True).start()
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)
-        directory = workspace.new_run(config.preset)
         if rerun is not None:
             before = _plan(config, workspace, None)
             workspace.set_rerun_token(before[rerun].base_key, secrets.token_hex(8))
-        plan = _plan(config, workspace, store, directory.name)
+        name = workspace.run_name(config.preset)
+        plan = _plan(config, workspace, store, name)
         require_gpus(config, plan)
+        directory = workspace.new_run(name)
         write_json(directory / "config.json", config.model_dump(mode="json"))
         write_json(directory / "plan.json", plan_record(plan))
         console.print(plan_table(plan))

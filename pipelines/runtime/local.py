@@ -51,7 +51,7 @@ def run_stages(
         (run_directory / name).mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
-        environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **_QUIET, **variables}),
+        environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **_STAGE_ENVIRONMENT, **variables}),
         StageProgress(plan, run_directory, console),
         _reaped(plan, run_directory),
         lifeline(run_directory),
@@ -66,8 +66,12 @@ def run_stages(
     return {name: record for name, record in records.items() if record is not None}
 
 
-# A stage's log is no terminal: every refresh of a bar stays in it.
-_QUIET = {"TQDM_MININTERVAL": "5"}
+_STAGE_ENVIRONMENT = {
+    # A stage's log is no terminal: every refresh of a bar stays in it.
+    "TQDM_DISABLE": "1",
+    # Threads that spin while they wait slow a small machine down tenfold as soon as anything else runs on it.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 def _run_pipeline(plan: Plan, run_directory: Path) -> RuntimeError | None:

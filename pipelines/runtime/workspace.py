@@ -97,9 +97,13 @@ class Workspace:
     def _lock_file(self) -> Path:
         return self.root / "run.lock"
 
-    def new_run(self, preset: str) -> Path:
-        """Make the directory of a new run. Names of runs sort by time."""
-        directory = self.runs / f"{datetime.now(UTC):{_STAMP}}-{preset}"
+    def run_name(self, preset: str) -> str:
+        """Return a new name for a run of a preset. Names of runs sort by time."""
+        return f"{datetime.now(UTC):{_STAMP}}-{preset}"
+
+    def new_run(self, name: str) -> Path:
+        """Make the directory of a run."""
+        directory = self.runs / name
         directory.mkdir(parents=True)
         return directory
 

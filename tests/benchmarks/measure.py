@@ -24,7 +24,9 @@ def alternate(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> 
     return times
 
 
-def report(name: str, ours: list[float], peer: list[float], *, unit: str, scale: float, **details: Any) -> dict[str, Any]:
+def report(
+    name: str, ours: list[float], peer: list[float], *, unit: str, scale: float, **details: Any
+) -> dict[str, Any]:
     """Write `outputs/bench/<name>.json` and return its content.
 
     Args:

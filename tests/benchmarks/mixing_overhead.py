@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import torch
+from tests.benchmarks.measure import alternate, report
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.transformers_engine import TransformersEngine
-from tests.benchmarks.measure import alternate, report
 
 STEPS, PROMPT = 48, 16
 SIZES = {
     "tiny": (dict(hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4), 64, 256, 9),
     "smollm2_shape": (
-        dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3),
+        dict(
+            hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3
+        ),
         8192,
         16,
         5,
@@ -31,9 +33,7 @@ def run() -> list[dict]:
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, **shape)).eval()
         eligible = torch.ones(vocabulary, dtype=torch.bool)
-        index = NeighborIndex.build(
-            model.get_input_embeddings().weight, eligible, candidates=8, block_rows=1024
-        )
+        index = NeighborIndex.build(model.get_input_embeddings().weight, eligible, candidates=8, block_rows=1024)
         mixer = Mixer("neighbor", 0.1, 3, index.neighbors, eligible, 0)
         # No token ends a response: both modes decode the same number of steps.
         engine = TransformersEngine(model, [vocabulary], 0, batch)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from tests.benchmarks.measure import alternate, report
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from ngrpo.config import InitializedModel
+from ngrpo.config import ArithmeticSource, InitializedModel
 from ngrpo.data.arithmetic import load
-from ngrpo.config import ArithmeticSource
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
@@ -21,7 +21,6 @@ from ngrpo.rollout.loading import end_of_sequence_ids, load_model, load_tokenize
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
-from tests.benchmarks.measure import alternate, report
 
 STEPS, PROMPTS, GROUP, ROUNDS = 2, 16, 8, 7
 

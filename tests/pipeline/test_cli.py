@@ -84,7 +84,7 @@ def test_an_unreachable_store_is_one_line(capsys, monkeypatch):
 
 
 def test_a_run_that_needs_gpus_says_so_before_it_starts(house):
-    refused = house.ngrpo("run", "--set", "resources.ngrpo_training.gpus=64", code=2)
+    refused = house.ngrpo("run", "--set", "training.steps=31", "--set", "resources.ngrpo_training.gpus=64", code=2)
     assert re.search(r"resources\.ngrpo_training\.gpus=64 but this machine has \d+", refused.stderr)
     assert len(refused.stderr.splitlines()) == 1
     assert house.ran() == []
@@ -102,6 +102,12 @@ def test_planning_imports_neither_torch_nor_kfp_nor_mlflow():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_promotion_imports_no_torch():
+    script = "import sys, ngrpo.stages.model_promotion; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):

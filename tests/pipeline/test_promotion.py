@@ -139,6 +139,12 @@ def test_a_candidate_that_is_not_shown_to_be_better_is_kept_as_challenger(regist
     assert holder(registry, CHALLENGER) == "key-second"
 
 
+def test_the_bound_is_one_sided(registry, promote):
+    promote("first", MIDDLE)
+    # 4.6 % of the draws hold none of the three problems on which it is better: more than the tail of a two-sided interval.
+    assert promote("second", [5, 5, 5, *MIDDLE[3:]])["decision"] == "promoted"
+
+
 def test_a_slightly_worse_candidate_passes_a_gate_that_allows_it(registry, promote):
     promote("first", MIDDLE)
     counts = [3, 3, *MIDDLE[2:]]
@@ -285,7 +291,12 @@ def test_object_storage_that_fails_is_not_taken_for_lost_files(
 ):
     MlflowClient().create_experiment("ngrpo", f"{objects.uri}/mlflow")
     decide(candidate(tmp_path, "first", MIDDLE), tmp_path / "output")
+    registry = ModelRegistry(NAME)
+    champion = registry.by_alias(CHAMPION)
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    for question in (registry.missing, registry.evaluation):
+        with pytest.raises(TrackingError, match="object storage of MLflow: Could not connect to the endpoint URL"):
+            question(champion)
     with pytest.raises(TrackingError, match="Could not connect to the endpoint URL"):
         decide(candidate(tmp_path, "second", [1] * PROBLEMS), tmp_path / "output")
-    assert len(ModelRegistry(NAME).versions()) == 1
+    assert len(registry.versions()) == 1

@@ -77,7 +77,7 @@ def test_damage_in_the_store_is_seen_and_never_used(store, objects, payload, tmp
     problems = store.verify(reference)
     assert len(problems) == 1
     assert problems[0].startswith("model/weights.bin: ")
-    with pytest.raises(StoreError, match="run the pipeline again|there is no|answered"):
+    with pytest.raises(StoreError, match="run the pipeline again"):
         store.fetch(reference)
     assert not list((tmp_path / "cache").rglob("weights.bin*")), "the damaged download must not stay"
     store.discard(reference)
@@ -121,7 +121,7 @@ def test_of_many_conditional_writers_one_wins(objects):
 
 def test_wrong_credentials_are_named_without_being_shown(s3_environment, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    with pytest.raises(StoreError, match="access refused.*AWS_SECRET_ACCESS_KEY") as error:
+    with pytest.raises(StoreError, match=r"access refused.*AWS_SECRET_ACCESS_KEY") as error:
         ObjectStore("s3://ngrpo/x").check()
     assert "not-the-secret" not in str(error.value)
     assert s3_environment.secret_key not in str(error.value)
@@ -136,7 +136,9 @@ def test_an_unreachable_service_is_reported_quickly(s3_environment, monkeypatch)
     assert time.monotonic() - started < 20
 
 
-@pytest.mark.parametrize(("uri", "message"), [("s3://nowhere/x", "no bucket 'nowhere'"), ("file:///tmp", "expected s3://")])
+@pytest.mark.parametrize(
+    ("uri", "message"), [("s3://nowhere/x", "no bucket 'nowhere'"), ("file:///tmp", "expected s3://")]
+)
 def test_a_wrong_address_is_named(s3_environment, uri, message):
     with pytest.raises(StoreError, match=message):
         ObjectStore(uri).check()

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import eligible, save_tiny_model
 
 from ngrpo.config import NGRPOTrainingConfig, validate
 from ngrpo.errors import DataError
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.stages.ngrpo_training import run
+from tiny import eligible, save_tiny_model
 
 pytestmark = pytest.mark.pipeline
 
@@ -169,7 +169,7 @@ def test_impossible_inputs_are_one_clear_error(inputs, tmp_path):
         run(large, named, root / "output", root / "work")
     empty = tmp_path / "empty" / "model"
     empty.mkdir(parents=True)
-    with pytest.raises(DataError, match="no \\*.safetensors"):
+    with pytest.raises(DataError, match=r"no \*\.safetensors"):
         run(config, named | {"warm_start": empty.parent}, root / "output", root / "work")
     save_tiny_model(tmp_path / "small" / "model")
     path = tmp_path / "small" / "model" / "model.safetensors"

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from datasets import Dataset
-from tiny import EOS, PAD, mixer_for, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
+from tiny import EOS, PAD, mixer_for, save_tiny_model
 
 GROUP, SEQUENCES = 4, 32
 
@@ -165,9 +165,7 @@ def test_the_embedding_gradient_matches_an_independent_forward(directory):
     selection = torch.nn.functional.one_hot(ids, len(matrix)).float()
     for row, column in batch["mix_mask"].nonzero().tolist():
         selection[row, ids.shape[1] - columns + column] = 0
-        for token, weight in zip(
-            batch["mix_candidates"][row, column], batch["mix_weights"][row, column], strict=True
-        ):
+        for token, weight in zip(batch["mix_candidates"][row, column], batch["mix_weights"][row, column], strict=True):
             selection[row, ids.shape[1] - columns + column, token] += weight
     logits = model(inputs_embeds=selection @ matrix, attention_mask=mask).logits[:, -columns - 1 : -1] / 0.7
     logps = logits.log_softmax(-1).gather(2, batch["completion_ids"][..., None])[..., 0]

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import EOS, MARKER, PAD, mixer_for, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.mixing.records import collate
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.transformers_engine import TransformersEngine
+from tiny import EOS, MARKER, PAD, mixer_for, save_tiny_model
 
 TEMPERATURE = 0.7
 PROMPTS = [[2, 5, 9, 3], [2, 11, 3], [2, 5, 44, 17, 44, 20, 3]]
@@ -95,7 +95,9 @@ def test_sampling_follows_the_distribution(model):
     rollouts = engine(model, 1000).generate([PROMPTS[0]] * count, range(count), Sampling(1, TEMPERATURE))
     with torch.no_grad():
         probabilities = (model(torch.tensor([PROMPTS[0]])).logits[0, -1] / TEMPERATURE).softmax(-1)
-    observed = torch.bincount(torch.tensor([rollout.token_ids[0] for rollout in rollouts]), minlength=len(probabilities))
+    observed = torch.bincount(
+        torch.tensor([rollout.token_ids[0] for rollout in rollouts]), minlength=len(probabilities)
+    )
     likely = probabilities * count > 10
     expected = probabilities[likely] * count
     statistic = ((observed[likely] - expected) ** 2 / expected).sum().item()

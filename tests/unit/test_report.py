@@ -4,14 +4,16 @@ import re
 import subprocess
 import sys
 import tomllib
-from html.parser import HTMLParser
 from statistics import fmean
 
 import pytest
 
 from made_up_run import PRESETS, PROBLEMS, STAGES, N, Run, key, rollout
-from ngrpo.config import RunConfig, load_config, validate
+from ngrpo.config import PromotionConfig, RunConfig, load_config, validate
 from ngrpo.evaluation.report_lineage import settings_text
+from ngrpo.evaluation.statistics import paired_difference
+from ngrpo.stages.model_promotion import compare
+from page import Page, text_of
 
 EVIL = "<script>alert(1)</script>"
 HUB = {"kind": "hub", "id": "Idavidrein/gpqa", "revision": "0" * 40, "split": "train"}
@@ -20,40 +22,6 @@ HUB = {"kind": "hub", "id": "Idavidrein/gpqa", "revision": "0" * 40, "split": "t
 @pytest.fixture
 def run(tmp_path):
     return Run(tmp_path)
-
-
-def text_of(page: str) -> str:
-    """What a reader sees, white space made one."""
-    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body)))
-
-
-class Page(HTMLParser):
-    """Elements of a page; fails where one is not closed."""
-
-    VOID = frozenset({"meta", "br"})
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.stack: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(page)
-        self.close()
-        assert not self.stack
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def attributes(self, name: str) -> list[str | None]:
-        return [attributes[name] for _, attributes in self.elements if name in attributes]
 
 
 def test_the_table_has_every_number_of_the_evaluation(run):
@@ -72,17 +40,15 @@ def test_the_table_has_every_number_of_the_evaluation(run):
 
 def test_the_headline_gives_both_means_and_their_paired_difference(run):
     before, after = (run.evaluation["models"][model]["arithmetic"] for model in ("warm_start", "trained"))
-    gain = 100 * (after["mean"] - before["mean"])
     found = re.search(
         r"mean@16 on arithmetic: ([\d.]+) → ([\d.]+) %, a difference of \+([\d.]+) points "
         r"\(95 % interval \+([\d.]+) to \+([\d.]+)\)\. Promoted: version 1 of ngrpo-tiny is the champion\.",
         text_of(run.report()),
     )
-    shown = [float(number) for number in found.groups()]
-    assert shown[:3] == [round(100 * before["mean"], 1), round(100 * after["mean"], 1), round(gain, 1)]
-    assert shown[3] < gain < shown[4]
-    # Pairing takes the difficulty of the problems out: the interval is narrower than those of the means together.
-    assert shown[4] - shown[3] < 100 * sum(result["mean_ci"][1] - result["mean_ci"][0] for result in (before, after))
+    counts = [[result["per_problem"][problem] / N for problem in before["per_problem"]] for result in (after, before)]
+    difference = paired_difference(*counts, confidence=0.95, draws=500, seed=0)
+    expected = [f"{100 * value:.1f}" for value in (before["mean"], after["mean"], *difference)]
+    assert list(found.groups()) == expected
 
 
 def test_the_deciding_benchmark_comes_first(run):
@@ -133,7 +99,8 @@ def test_the_page_asks_for_nothing(run):
     assert all(target.startswith("#") for target in parsed.attributes("href"))
     assert not [name for name in ("src", "srcset", "xlink:href", "action", "poster", "data") if parsed.attributes(name)]
     assert not re.search(r"https?:|url\(|@import", page)
-    assert any((content or "").startswith("default-src 'none'") for content in parsed.attributes("content"))
+    policy = {"http-equiv": "Content-Security-Policy", "content": "default-src 'none'; style-src 'unsafe-inline'"}
+    assert ("meta", policy) in parsed.elements
 
 
 def test_the_page_is_well_formed_and_its_links_lead_somewhere(run):
@@ -294,23 +261,18 @@ def test_characters_that_html_or_utf8_do_not_know_are_replaced(run):
 
 
 def test_a_model_that_was_not_promoted(run):
-    comparison = {
-        "benchmark": "arithmetic",
-        "difference": 0.4,
-        "interval": [-0.6, 1.4],
-        "confidence": 0.95,
-        "min_gain": 0.0,
-        "n_problems": PROBLEMS,
-    }
-    run.write_promotion(
-        decision="kept", reason="not shown to be above", version=3, alias="challenger", champion_version=2,
-        comparison=comparison,
-    )  # fmt: skip
+    # What the stage itself says of two models, so that the report cannot fall behind it.
+    counts = {f"p{number}": 8 + number % 3 for number in range(PROBLEMS)}
+    candidate = {"per_problem": counts, "n_samples": 16}
+    champion = {"per_problem": {name: 9 for name in counts}, "n_samples": 16}
+    verdict = compare(PromotionConfig(model_name="m", benchmark="arithmetic"), candidate, champion, seed=0)
+    run.write_promotion(**verdict, version=3, alias="challenger", champion_version=2)
     text = text_of(run.report())
     assert "Not promoted: version 3 of ngrpo-tiny is a challenger; version 2 stays the champion." in text
-    assert "Why: not shown to be above." in text
-    assert "+0.40 points of mean@n against the champion on the same 120 problems of arithmetic" in text
-    assert "two-sided 90 % interval −0.60 to +1.40" in text
+    assert verdict["decision"] == "kept"
+    assert f"Why: {verdict['reason']}." in text
+    assert f"points of mean@n against the champion on the same {PROBLEMS} problems of arithmetic" in text
+    assert re.search(r"two-sided 90 % interval −\d\.\d\d to \+\d\.\d\d", text)
 
 
 def test_lineage_and_timings(run):
@@ -323,6 +285,21 @@ def test_lineage_and_timings(run):
     assert "ngrpo_training 40.0 s" in text
     assert "outside the stages 8.0 s (3.8%)" in text
     assert "train 2,000 arithmetic, fold train, size 2000" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "N-GRPO"),
+        (["mixing.rate=0"], "GRPO"),
+        (["mixing.strategy=token"], "GRPO"),
+        (["training.importance_sampling_level=sequence"], "N-GSPO"),
+        (["mixing.strategy=gaussian", "training.importance_sampling_level=sequence"], "GSPO with Gaussian noise"),
+    ],
+)
+def test_the_method_is_named_by_what_the_settings_make(run, overrides, name):
+    run.change(*overrides)
+    assert f"<title>{name}: tiny, seed 0</title>" in run.report()
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)

@@ -83,24 +83,35 @@ def failure_galleries(
         failures = None
         if not is_confidential(config.data.benchmarks[benchmark.name], benchmark.name):
             worst = sorted(wrong, key=lambda problem: after["per_problem"][problem])[:_PROBLEMS]
-            table = samples / f"{benchmark.name}.parquet"
-            failures = [_failure(benchmark, problem, before, after, table) for problem in worst]
+            responses = _wrong_responses(samples / f"{benchmark.name}.parquet", worst)
+            failures = [_failure(benchmark, problem, before, after, responses[problem]) for problem in worst]
         galleries.append(FailureGallery(benchmark.name, len(wrong), failures))
     return galleries
 
 
+def _wrong_responses(table: Path, problems: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the wrong responses to some problems, by problem and in the order of their sample ids."""
+    rows = pq.read_table(
+        table,
+        columns=["problem_id", "sample_id", "extracted", "finish_reason", "text"],
+        filters=[("problem_id", "in", problems), ("correct", "=", False)],
+    ).sort_by("sample_id")
+    responses: dict[str, list[dict[str, Any]]] = {problem: [] for problem in problems}
+    for row in rows.to_pylist():
+        responses[row["problem_id"]].append(row)
+    return responses
+
+
 def _failure(
-    benchmark: Benchmark, problem: str, before: Mapping[str, Any], after: Mapping[str, Any], table: Path
+    benchmark: Benchmark,
+    problem: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    responses: list[dict[str, Any]],
 ) -> Failure:
     index = benchmark.ids.index(problem)
-    responses = pq.read_table(
-        table,
-        columns=["sample_id", "extracted", "finish_reason", "text"],
-        filters=[("problem_id", "=", problem), ("correct", "=", False)],
-    ).to_pylist()
-    answers = Counter(response["extracted"] for response in responses)
-    answer, frequency = answers.most_common(1)[0]
-    shown = min((r for r in responses if r["extracted"] == answer), key=lambda response: response["sample_id"])
+    ((answer, frequency),) = Counter(response["extracted"] for response in responses).most_common(1)
+    shown = next(response for response in responses if response["extracted"] == answer)
     return Failure(
         problem=problem,
         prompt=shorten("\n\n".join(turn["content"] for turn in benchmark.prompts[index])),

@@ -24,10 +24,9 @@ def read_embedding(model: Path) -> Tensor:
         DataError: There are no such files, or none holds an input embedding.
     """
     shards = model / "model.safetensors.index.json"
+    files = ["model.safetensors"]
     if shards.exists():
         files = sorted(set(json.loads(shards.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        files = ["model.safetensors"]
     for name in files:
         if not (model / name).exists():
             raise DataError(

@@ -69,7 +69,9 @@ def _summary(history: list[dict[str, Any]], steps: int) -> dict[str, float]:
     rewards = [entry["reward"] for entry in history if entry.get("reward") is not None]
     tail = max(1, len(rewards) // 10)
     # A metric of rollouts is logged once a rollout batch, so not every step has one.
-    last = {f"last/{name}": value for entry in history for name, value in entry.items() if isinstance(value, int | float)}
+    last = {
+        f"last/{name}": value for entry in history for name, value in entry.items() if isinstance(value, int | float)
+    }
     return {
         "steps": steps,
         "reward_first": sum(rewards[:tail]) / tail,

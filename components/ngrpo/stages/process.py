@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ def attach(run_directory: Path, stage: str) -> None:
         stage: Name of the stage.
     """
     _write_output_to(run_directory / "logs" / f"{stage}.log")
+    # The runner logs from INFO on, and boto3 has a line to say each time it finds its credentials.
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     _die_with(run_directory / LIFELINE)
 
 

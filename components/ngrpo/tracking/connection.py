@@ -21,7 +21,12 @@ TRACKING_URI = "MLFLOW_TRACKING_URI"
 # end because the server was restarted.
 _IMPATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 _WHAT_TO_NAME = "name a server (http://host:port) or a file (sqlite:////directory/mlflow.db)"
-_REFUSALS = {"UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"}
+_CURES = {
+    ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"): (
+        "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what it accepts"
+    ),
+    ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"): "; check that it is up and that the address is right",
+}
 
 
 def connect() -> MlflowClient:
@@ -47,15 +52,14 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except (MlflowException, Boto3Error, BotoCoreError, ClientError) as error:
-        if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
-            cure = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what it accepts"
-        else:
-            cure = "check that it is up and that the address is right"
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+    # The original error may spell out a password, so it is not shown as the cause.
+    except MlflowException as error:
         uri = os.environ.get(TRACKING_URI, "")
-        # The original error may spell out a password, so it is not shown as the cause.
-        raise TrackingError(without_password(f"{TRACKING_URI}={uri}: {lines[0][:300]}; {cure}")) from None
+        raise TrackingError(f"{TRACKING_URI}={without_password(uri)}: {_first_line(error)}{_cure(error)}") from None
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        raise TrackingError(
+            f"object storage of MLflow: {_first_line(error)}; check AWS_ENDPOINT_URL and the AWS credentials"
+        ) from None
 
 
 @contextmanager
@@ -72,6 +76,16 @@ def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
 def without_password(text: str) -> str:
     """Leave user and password out of the addresses in a text."""
     return re.sub(r"(\w+://)[^/\s@]+@", r"\1", text)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return without_password(lines[0])[:300]
+
+
+def _cure(error: MlflowException) -> str:
+    """What to do about an error, where its kind tells."""
+    return next((cure for codes, cure in _CURES.items() if error.error_code in codes), "")
 
 
 @cache  # once a process and address; a failure is not remembered
