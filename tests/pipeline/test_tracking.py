@@ -216,10 +216,12 @@ with parent_run("ngrpo", sys.argv[1], {}, None) as parent, stage_run(sys.argv[1]
 def test_a_database_of_an_older_mlflow_is_upgraded(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     config = _get_alembic_config(uri)
-    before_last = ScriptDirectory.from_config(config).get_revision("head").down_revision
+    newest = ScriptDirectory.from_config(config).get_revision("head")
     FirstTables.metadata.create_all(create_engine(uri))
-    command.upgrade(config, before_last)
+    command.upgrade(config, newest.down_revision)
     prepare_database(uri)
+    with sqlite3.connect(tmp_path / "mlflow.db") as tables:
+        assert tables.execute("SELECT version_num FROM alembic_version").fetchall() == [(newest.revision,)]
     assert MlflowClient(uri).search_experiments()[0].name == "Default"
 
 

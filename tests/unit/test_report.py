@@ -6,6 +6,8 @@ import sys
 import tomllib
 from statistics import fmean
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from made_up_run import PRESETS, PROBLEMS, STAGES, N, Run, key, rollout
@@ -252,6 +254,16 @@ def test_failures_show_the_hardest_problem_with_its_most_frequent_wrong_answer(r
     assert "sample 4: <think>" in card  # the first of the twelve that say 99
     assert "Right is 14 ; 99 in 12 of 15 wrong responses." in card
     assert text.index("arithmetic-007") == min(found.start() for found in re.finditer(r"arithmetic-\d{3}", text))
+
+
+def test_a_benchmark_without_failures(run):
+    run.write_benchmark("arithmetic", 0.7, 1.25)
+    path = run.artifacts["benchmark_evaluation"] / "samples" / "trained" / "arithmetic.parquet"
+    kept = pq.read_table(path).filter(pc.field("problem_id") != "arithmetic-007")
+    pq.write_table(kept, path)
+    run.evaluation["models"]["trained"]["arithmetic"]["per_problem"]["arithmetic-007"] = N
+    run.write("benchmark_evaluation", "evaluation.json", run.evaluation)
+    assert "No problem has a wrong response." in run.report()
 
 
 def test_characters_that_html_or_utf8_do_not_know_are_replaced(run):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ngrpo.config import HubSource, RunConfig, Source
@@ -94,7 +96,7 @@ def _wrong_responses(table: Path, problems: list[str]) -> dict[str, list[dict[st
     rows = pq.read_table(
         table,
         columns=["problem_id", "sample_id", "extracted", "finish_reason", "text"],
-        filters=[("problem_id", "in", problems), ("correct", "=", False)],
+        filters=pc.field("problem_id").isin(pa.array(problems, pa.string())) & ~pc.field("correct"),
     ).sort_by("sample_id")
     responses: dict[str, list[dict[str, Any]]] = {problem: [] for problem in problems}
     for row in rows.to_pylist():

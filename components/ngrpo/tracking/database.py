@@ -12,8 +12,6 @@ from pathlib import Path
 
 import mlflow.db
 from alembic.util.exc import CommandError
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from ngrpo.errors import TrackingError
@@ -45,10 +43,10 @@ def prepare_database(uri: str) -> None:
     with _locked(path, uri):
         _require_usable(path, uri)
         try:
-            _open(uri)
+            mlflow.db.upgrade.callback(uri)  # as `mlflow db upgrade`: an empty one is filled, a current one left alone
         except CommandError as error:
             raise _unusable(uri, str(error), "a newer MLflow wrote it: upgrade mlflow, or name another file") from error
-        except (MlflowException, SQLAlchemyError) as error:
+        except SQLAlchemyError as error:
             raise _unusable(uri, str(error).splitlines()[0], "name another file") from error
 
 
@@ -76,17 +74,6 @@ def _require_usable(path: Path, uri: str) -> None:
     except sqlite3.Error as error:
         cure = _CURES.get(error.sqlite_errorcode & 0xFF, "name a file that can be written")
         raise _unusable(uri, str(error), cure) from error
-
-
-def _open(uri: str) -> None:
-    """Open a database, which makes its tables if it is empty; upgrade one that an older MLflow wrote."""
-    try:
-        MlflowClient(uri).search_experiments(max_results=1)
-    except MlflowException as error:
-        if "out-of-date database schema" not in str(error):
-            raise
-        mlflow.db.upgrade.callback(uri)
-        MlflowClient(uri).search_experiments(max_results=1)
 
 
 def _unusable(uri: str, problem: str, cure: str) -> TrackingError:
