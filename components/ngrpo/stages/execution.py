@@ -86,8 +86,9 @@ def execute(
     """
     surroundings = Surroundings.from_environment()
     record: dict[str, Any] = {"key": key, "pid": os.getpid()}
+    process = None
     if surroundings.run_directory is not None:
-        attach(surroundings.run_directory, stage)
+        process = attach(surroundings.run_directory, stage)
         write_record(surroundings.run_directory, stage, record)
     started = time.monotonic()
     try:
@@ -96,6 +97,8 @@ def execute(
         reference.write(Path(output))
         if metrics is not None:
             _write_json(Path(metrics), values)
+        if process is not None:
+            process.succeeded = True
         return values
     except BaseException as error:
         record["error"] = _say(error, surroundings)

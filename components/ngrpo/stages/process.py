@@ -5,6 +5,7 @@ The run's own process reads what is written here: `logs/<stage>.log` while the s
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import logging
@@ -12,23 +13,36 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 LIFELINE = "lifeline"
 
 
-def attach(run_directory: Path, stage: str) -> None:
+@dataclass
+class StageProcess:
+    """This process as the stage of a run."""
+
+    succeeded: bool = False
+    """To be set once the stage is done and only the end of the process is left."""
+
+
+def attach(run_directory: Path, stage: str) -> StageProcess:
     """Make this process the stage of a run.
 
     Args:
         run_directory: Directory of the run; its file `lifeline` is locked for as long as the run lives.
         stage: Name of the stage.
     """
+    process = StageProcess()
+    # Registered before the libraries of the stage register theirs, and so called after them.
+    atexit.register(_skip_teardown, process)
     _write_output_to(run_directory / "logs" / f"{stage}.log")
     # The runner logs from INFO on, and boto3 has a line to say each time it finds its credentials.
     logging.getLogger("botocore").setLevel(logging.WARNING)
     _die_with(run_directory / LIFELINE)
+    return process
 
 
 def write_record(run_directory: Path, stage: str, record: dict[str, Any]) -> None:
@@ -38,6 +52,14 @@ def write_record(run_directory: Path, stage: str, record: dict[str, Any]) -> Non
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record), encoding="utf-8")
     partial.replace(path)
+
+
+def _skip_teardown(process: StageProcess) -> None:
+    """End a process that succeeded at once: to take torch and its kind apart would last seconds."""
+    if process.succeeded and getattr(sys, "last_value", None) is None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _write_output_to(path: Path) -> None:

@@ -87,12 +87,7 @@ class ModelRegistry:
         """
         if DIGEST not in version.tags:
             return []
-        try:
-            there = dict(self._files(_model_id(version)))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            there = {}  # the version's files were deleted with their record
+        there = dict(self._files(version))
         if MANIFEST not in there:
             return [MANIFEST]
         files = json.loads(self._read(version, MANIFEST))["files"]
@@ -108,7 +103,8 @@ class ModelRegistry:
             evaluation: `evaluation.json`.
             key: Key of the evaluation.
         """
-        self._client.log_model_artifact(_model_id(version), str(evaluation), f"evaluations/{key}")
+        logged_model = version.source.removeprefix("models:/")  # MLflow keeps it in the source alone
+        self._client.log_model_artifact(logged_model, str(evaluation), f"evaluations/{key}")
         self.set_tags(version, {EVALUATION: key})
 
     @explained()
@@ -116,7 +112,7 @@ class ModelRegistry:
         """Return the text of the evaluation that speaks for a version, or none if there is none."""
         key = version.tags.get(EVALUATION)
         path = f"evaluations/{key}/{_EVALUATION_FILE}"
-        if key is None or path not in dict(self._files(_model_id(version), f"evaluations/{key}")):
+        if key is None or path not in dict(self._files(version, f"evaluations/{key}")):
             return None
         return self._read(version, path)
 
@@ -175,21 +171,18 @@ class ModelRegistry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was faster
                 raise
 
-    def _files(self, model_id: str, folder: str | None = None) -> Iterator[tuple[str, int]]:
+    def _files(self, version: ModelVersion, folder: str = "") -> Iterator[tuple[str, int]]:
         """Path and size of each file below a folder of a version; nothing where there is no such folder."""
-        for entry in self._client.list_logged_model_artifacts(model_id, folder):
+        for entry in mlflow.artifacts.list_artifacts(self._uri(version, folder)):
             if entry.is_dir:
-                yield from self._files(model_id, entry.path)
+                yield from self._files(version, entry.path)
             else:
                 yield entry.path, entry.file_size
 
     def _read(self, version: ModelVersion, path: str) -> str:
-        uri = f"models:/{self.name}/{version.version}/{path}"
         with tempfile.TemporaryDirectory() as directory, environment(_NO_PROGRESS_BAR):
-            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=directory)).read_text(encoding="utf-8")
+            file = mlflow.artifacts.download_artifacts(self._uri(version, path), dst_path=directory)
+            return Path(file).read_text(encoding="utf-8")
 
-
-def _model_id(version: ModelVersion) -> str:
-    """Return the logged model that a version of ours is made of; MLflow keeps it in the source alone."""
-    source: str = version.source
-    return source.removeprefix("models:/")
+    def _uri(self, version: ModelVersion, path: str) -> str:
+        return f"models:/{self.name}/{version.version}/{path}".rstrip("/")
