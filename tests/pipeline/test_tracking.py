@@ -1,6 +1,5 @@
 """Runs in a real MLflow database: one parent, one child a stage, and trainers that report into the child."""
 
-import json
 import os
 import shutil
 import sqlite3
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -30,7 +28,6 @@ from ngrpo.tracking import database as database_module
 from ngrpo.tracking.connection import connect
 from ngrpo.tracking.database import prepare_database
 from ngrpo.tracking.runs import parent_run, stage_run
-from ngrpo.tracking.ui import serve_ui
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -304,26 +301,3 @@ def test_what_is_neither_a_server_nor_a_database_file_is_refused(monkeypatch, ur
         monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(TrackingError, match=r"name a server .* or a file"):
         connect()
-
-
-def test_the_user_interface_takes_a_free_port_and_ends_with_its_context(database, tmp_path):
-    with whole_run():
-        pass
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as taken:
-        log = tmp_path / "ui.log"
-        with serve_ui(database, str(tmp_path / "artifacts"), log=log, port=taken.server_port) as address:
-            assert address.startswith("http://127.0.0.1:")
-            assert address != f"http://127.0.0.1:{taken.server_port}"
-            question = urllib.request.Request(
-                f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=ngrpo", method="GET"
-            )
-            with urllib.request.urlopen(question, timeout=30) as answer:
-                assert json.load(answer)["experiment"]["name"] == "ngrpo"
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"{address}/health", timeout=5)
-
-
-def test_an_address_that_is_not_ours_is_reported(database, tmp_path):
-    interface = serve_ui(database, str(tmp_path), log=tmp_path / "ui.log", host="192.0.2.1")
-    with pytest.raises(TrackingError, match=r"no port of 192\.0\.2\.1 can be listened at"), interface:
-        pass

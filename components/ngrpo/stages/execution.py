@@ -145,6 +145,7 @@ def _execute(
     tags = {"ngrpo.key": key, "ngrpo.code_version": code_version}
     with stage_run(stage.name, surroundings.parent_run_id, tags) as tracked:
         if tracked is not None:
+            tracked.log_settings(config.model_dump(mode="json"))
             for source, reference in references.items():
                 tracked.log_input(source, reference.uri, reference.digest)
         directories = {source: store.fetch(reference) for source, reference in references.items()}
