@@ -10,7 +10,8 @@ from typing import Any
 from ngrpo.config import RunConfig, select
 from ngrpo.stages.keys import code_version, config_json, source_files, stage_key
 from ngrpo.stages.registry import STAGES, Stage
-from ngrpo.storage.artifacts import ArtifactStore, Reference
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
 
 _MOST_CHANGES = 3

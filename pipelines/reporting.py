@@ -10,7 +10,8 @@ from typing import Any
 from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ConfigError, StoreError
 from ngrpo.evaluation.report import write_report
-from ngrpo.storage.artifacts import ArtifactStore, Reference
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.runtime.services import services
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 

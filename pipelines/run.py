@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ngrpo.config import RunConfig
-from ngrpo.storage.artifacts import ArtifactStore, Reference
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.needs import require_gpus, show_needs
 from ngrpo_kfp.pipelines.plan import Plan, make_plan, plan_record
 from ngrpo_kfp.pipelines.runtime.services import Services, embeds_store, services

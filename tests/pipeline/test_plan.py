@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ngrpo.config import load_config
-from ngrpo.storage.artifacts import Reference
+from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines import plan as planning
 from ngrpo_kfp.pipelines.plan import History, make_plan, plan_record
 

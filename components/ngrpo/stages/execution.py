@@ -21,7 +21,7 @@ from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.process import attach, write_record
 
 if TYPE_CHECKING:
-    from ngrpo.storage.artifacts import Reference
+    from ngrpo.storage.manifest import Reference
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def _execute(
     from ngrpo.config import validate
     from ngrpo.stages.keys import digest
     from ngrpo.stages.registry import STAGES
-    from ngrpo.storage.artifacts import ArtifactStore, Reference
+    from ngrpo.storage.artifacts import ArtifactStore
+    from ngrpo.storage.manifest import Reference
     from ngrpo.storage.objects import ObjectStore
 
     stage = STAGES[name]

