@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -20,11 +20,7 @@ from ngrpo_kfp.pipelines.plan import Plan, make_plan, plan_record
 from ngrpo_kfp.pipelines.runtime.services import Services, embeds_store, services
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace, write_json
 from ngrpo_kfp.pipelines.summary import places, plan_table, results_table, summarize
-
-if TYPE_CHECKING:
-    from ngrpo.tracking.runs import TrackedRun
-
-EXPERIMENT = "ngrpo"
+from ngrpo_kfp.pipelines.tracking import pipeline_run
 
 
 def run(config: RunConfig, workspace: Workspace, console: Console, *, rerun: str | None = None) -> Path:
@@ -41,8 +37,8 @@ def run(config: RunConfig, workspace: Workspace, console: Console, *, rerun: str
         Interrupted: The run was told to stop.
     """
     began = time.monotonic()
-    # These take seconds to import; they are needed after the store is up and the plan is made.
-    threading.Thread(target=_import, args=("ngrpo.tracking.runs", "kfp.local"), daemon=True).start()
+    # These take seconds to import, and are needed only once the store is up and the plan is made.
+    threading.Thread(target=_import, args=("kfp.local", "ngrpo.tracking.runs"), daemon=True).start()
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)
         if rerun is not None:
@@ -105,24 +101,15 @@ def _run_plan(
     console: Console,
     began: float,
 ) -> None:
-    from ngrpo.tracking.runs import parent_run
     from ngrpo_kfp.pipelines.reporting import build_report
     from ngrpo_kfp.pipelines.runtime.local import run_stages
 
     for stage in plan:
         if stage.damaged is not None:
             store.discard(stage.damaged)
-    tags = {"ngrpo.preset": config.preset, "ngrpo.run": directory.name}
-    with parent_run(EXPERIMENT, directory.name, tags, around.artifact_location) as tracked:
-        tracked.log_settings(config.model_dump(mode="json"))
-        if around.owns_database:
-            # This workspace is locked: whoever opened those runs was killed before it could end them.
-            _end_open_runs(tracked)
-        try:
-            records = run_stages(plan, directory, {"NGRPO_PARENT_RUN_ID": tracked.run_id}, console)
-        except BaseException:
-            _end_open_runs(tracked, f"tags.`mlflow.parentRunId` = '{tracked.run_id}'")
-            raise
+    with pipeline_run(config, around, directory) as opening:
+        records = run_stages(plan, directory, console)
+        tracked = opening.result()
         references = {stage.name: stage.reference or _reference(records[stage.name]) for stage in plan}
         evaluation = _read(store, references["benchmark_evaluation"], "evaluation.json")
         promotion = _read(store, references["model_promotion"], "promotion.json")
@@ -144,15 +131,6 @@ def _run_plan(
         tracked.set_tags({f"ngrpo.artifact.{name}": reference.uri for name, reference in references.items()})
     console.print(results_table(evaluation))
     console.print(places(report, summary, promotion), soft_wrap=True)
-
-
-def _end_open_runs(tracked: TrackedRun, condition: str = "") -> None:
-    """End the MLflow runs whose process was killed; `condition` narrows them down."""
-    experiment = tracked.client.get_run(tracked.run_id).info.experiment_id
-    is_open = "attributes.status = 'RUNNING'"
-    for run in tracked.client.search_runs([experiment], f"{is_open} and {condition}" if condition else is_open):
-        if run.info.run_id != tracked.run_id:
-            tracked.client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _import(*modules: str) -> None:

@@ -55,9 +55,15 @@ def summarize(
 def _stage_summary(name: str, plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     planned = plan[name]
     if planned.reference is not None:
-        return {"seconds": 0.0, "cached": True, "key": planned.key, "artifact": planned.reference.uri}
+        return {
+            "seconds": 0.0,
+            "peak_memory_bytes": 0,
+            "cached": True,
+            "key": planned.key,
+            "artifact": planned.reference.uri,
+        }
     record = records[name]
-    return {field: record[field] for field in ("seconds", "cached", "key", "artifact")}
+    return {field: record[field] for field in ("seconds", "peak_memory_bytes", "cached", "key", "artifact")}
 
 
 def plan_table(plan: Plan) -> Table:

@@ -57,6 +57,7 @@ class Run:
             "stages": {
                 name: {
                     "seconds": 0.0 if name == "prepare_data" else seconds[name],
+                    "peak_memory_bytes": 0 if name == "prepare_data" else 512_000_000,
                     "cached": name == "prepare_data",
                     "key": key(name),
                     "artifact": f"s3://ngrpo/artifacts/{name}/{key(name)}/",

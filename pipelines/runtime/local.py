@@ -29,15 +29,12 @@ class StageError(NGRPOError):
     """A stage failed; the message names it, says why and where its log is."""
 
 
-def run_stages(
-    plan: Plan, run_directory: Path, variables: Mapping[str, str], console: Console
-) -> dict[str, dict[str, Any]]:
+def run_stages(plan: Plan, run_directory: Path, console: Console) -> dict[str, dict[str, Any]]:
     """Run the stages of a plan that have to run, one after another.
 
     Args:
         plan: The plan of the run.
         run_directory: Directory of the run; gets `logs/`, `stages/`, `references/` and kfp's own outputs.
-        variables: Environment of the stages, beside this process's own (see `ngrpo.stages.execution.Surroundings`).
         console: Where progress is shown.
 
     Returns:
@@ -51,16 +48,16 @@ def run_stages(
         (run_directory / name).mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
-        environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **_STAGE_ENVIRONMENT, **variables}),
+        environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **_STAGE_ENVIRONMENT}),
         StageProgress(plan, run_directory, console),
         _reaped(plan, run_directory),
         lifeline(run_directory),
     ):
         failure = _run_pipeline(plan, run_directory)
     records = {stage.name: read_record(run_directory, stage.name) for stage in plan.to_run}
-    for name, record in records.items():
-        if record is None or "artifact" not in record or "error" in record:
-            raise StageError(_describe(name, record, run_directory)) from failure
+    culprit = first_failure(records)
+    if culprit is not None:
+        raise StageError(_describe(culprit, records[culprit], run_directory)) from failure
     if failure is not None:
         raise failure
     return {name: record for name, record in records.items() if record is not None}
@@ -101,6 +98,19 @@ def _run_pipeline(plan: Plan, run_directory: Path) -> RuntimeError | None:
         except RuntimeError as error:
             return error
     return None
+
+
+def first_failure(records: Mapping[str, Mapping[str, Any] | None]) -> str | None:
+    """Return the stage to blame: one that started and did not succeed, or else one that did not start; none if all did.
+
+    Args:
+        records: Record of each stage that had to run, none for one that did not start. Which of two independent stages kfp
+            starts first is not known.
+    """
+    for name, record in records.items():
+        if record is not None and ("artifact" not in record or "error" in record):
+            return name
+    return next((name for name, record in records.items() if record is None), None)
 
 
 def _describe(stage: str, record: Mapping[str, Any] | None, run_directory: Path) -> str:

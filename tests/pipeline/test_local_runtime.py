@@ -12,6 +12,7 @@ from small_house import CACHEABLE, STAGES
 
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
+from ngrpo_kfp.pipelines.runtime.local import first_failure
 
 pytestmark = pytest.mark.pipeline
 
@@ -113,7 +114,8 @@ def test_summary_says_what_others_rely_on(finished_house):
     assert (summary["preset"], summary["seed"]) == ("small", 0)
     assert list(summary["stages"]) == list(STAGES)
     for stage in summary["stages"].values():
-        assert set(stage) == {"seconds", "cached", "key", "artifact"}
+        assert set(stage) == {"seconds", "peak_memory_bytes", "cached", "key", "artifact"}
+        assert 20e6 < stage["peak_memory_bytes"] < 3e9
         assert stage["artifact"].startswith("s3://ngrpo/artifacts/")
     assert set(summary["evaluation"]) == {"warm_start", "trained"}
     assert set(summary["evaluation"]["trained"]) == {"mean", "mean_ci", "pass_at_k", "n_problems", "n_samples"}
@@ -161,14 +163,13 @@ def test_an_artifact_that_was_deleted_or_damaged_is_made_again_and_no_other(hous
 
 def test_rerun_makes_a_result_again_and_later_runs_find_the_new_one(house):
     before = house.summary["stages"]
-    house.ngrpo("rerun", "ngrpo_training")
-    assert house.ran() == ["ngrpo_training", "benchmark_evaluation", "model_promotion"]
+    house.ngrpo("rerun", "benchmark_evaluation")
+    assert house.ran() == ["benchmark_evaluation", "model_promotion"]
     again = house.summary["stages"]
-    assert again["ngrpo_training"]["key"] != before["ngrpo_training"]["key"]
-    assert again["sft_warm_start"]["key"] == before["sft_warm_start"]["key"]
-    house.ngrpo("run")
-    assert house.ran() == ["model_promotion"]
-    assert house.summary["stages"]["ngrpo_training"]["key"] == again["ngrpo_training"]["key"]
+    assert again["benchmark_evaluation"]["key"] != before["benchmark_evaluation"]["key"]
+    assert again["ngrpo_training"]["key"] == before["ngrpo_training"]["key"]
+    plan = house.ngrpo("plan").stdout
+    assert f"{again['benchmark_evaluation']['key'][:12]} │ cached" in plan
 
 
 def test_a_failure_is_one_line_with_the_log_and_leaves_no_result(house):
@@ -188,6 +189,23 @@ def test_a_failure_is_one_line_with_the_log_and_leaves_no_result(house):
     assert mlflow_states(house) == {"FINISHED": 7, "FAILED": 4}, "a run and six stages, and two runs with a stage each"
 
 
+@pytest.mark.parametrize(
+    ("records", "culprit"),
+    [
+        ({"prepare_data": None, "neighbor_index": {"error": "no"}}, "neighbor_index"),
+        (
+            {"prepare_data": {"artifact": "s3://"}, "neighbor_index": {"pid": 1}, "sft_warm_start": None},
+            "neighbor_index",
+        ),
+        ({"prepare_data": {"artifact": "s3://", "error": "no MLflow"}, "neighbor_index": None}, "prepare_data"),
+        ({"prepare_data": {"artifact": "s3://"}, "neighbor_index": None}, "neighbor_index"),
+        ({"prepare_data": {"artifact": "s3://"}}, None),
+    ],
+)
+def test_the_stage_to_blame_is_one_that_started(records, culprit):
+    assert first_failure(records) == culprit
+
+
 def test_a_full_disk_is_said_in_words(house):
     house.write_stage("benchmark_evaluation", "import errno\nraise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))")
     failed = house.ngrpo("run", code=2)
@@ -195,14 +213,14 @@ def test_a_full_disk_is_said_in_words(house):
 
 
 def test_a_killed_stage_resumes_from_its_work_but_not_from_its_output(house):
-    house.write_stage("ngrpo_training", RESUMER)
+    house.write_stage("benchmark_evaluation", RESUMER)
     failed = house.ngrpo("run", code=2)
-    assert "ngrpo_training: its process was killed" in failed.stderr
+    assert "benchmark_evaluation: its process was killed" in failed.stderr
     assert "last words: step 1/2" in failed.stderr
     assert mlflow_states(house) == {"FINISHED": 7, "FAILED": 1, "KILLED": 1}
     house.ran()
     house.ngrpo("run")
-    assert house.ran() == ["ngrpo_training", "benchmark_evaluation", "model_promotion"]
+    assert house.ran() == ["benchmark_evaluation", "model_promotion"]
     assert not list((house.home / "work").glob("*/*")), "work of finished stages is gone"
 
 
@@ -239,14 +257,18 @@ def test_a_second_run_in_the_workspace_is_refused(house):
         run.communicate(timeout=60)
 
 
-def test_services_that_the_environment_names_are_used(house, s3, tmp_path):
-    database = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+def test_services_that_the_environment_names_are_used(house, s3_environment, tmp_path):
+    database = tmp_path / "elsewhere.db"
     uri = f"s3://ngrpo/{tmp_path.name}"
-    # What an earlier run put into the embedded store is not in this one: prepared stages run again.
-    house.ngrpo("run", **s3.environment(), NGRPO_STORE=uri, MLFLOW_TRACKING_URI=database)
-    assert sorted(house.ran()) == sorted(STAGES)
-    assert house.summary["stages"]["prepare_data"]["artifact"].startswith(f"{uri}/prepare_data/")
-    assert house.summary["mlflow"]["tracking_uri"] == database
+    house.write_stage("sft_warm_start", "raise ValueError('far enough')")
+    given = s3_environment.environment() | {"NGRPO_STORE": uri, "MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
+    house.ngrpo("run", code=2, **given)
+    # What an earlier run put into the embedded store is not in this one.
+    assert "prepare_data" in house.ran()
+    assert any(key.startswith("prepare_data/") for key in ObjectStore(uri).list())
+    with contextlib.closing(sqlite3.connect(database)) as runs:
+        assert ("prepare_data", "FINISHED") in list(runs.execute("SELECT name, status FROM runs"))
+    assert mlflow_states(house) == {"FINISHED": 7}, "the workspace's own database was left alone"
 
 
 @pytest.mark.parametrize(

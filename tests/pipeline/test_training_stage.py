@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 from ngrpo.config import NGRPOTrainingConfig, validate
@@ -92,9 +93,10 @@ def directory(inputs: Path, tmp_path: Path, **training) -> Path:
     return tmp_path
 
 
-def start(root: Path, slow: float = 0.0) -> subprocess.Popen:
+def start(root: Path, slow: float = 0.0, **variables: str) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_RUN_ID", None)
+    environment |= variables
     return subprocess.Popen([sys.executable, "-c", STAGE, str(root), str(slow)], env=environment)
 
 
@@ -124,13 +126,18 @@ def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
         time.sleep(0.4)  # into the steps after the checkpoint, whose work is lost
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    assert start(killed).wait() == 0
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = client.create_run(client.create_experiment("resumed")).info.run_id
+    tracking = {"MLFLOW_TRACKING_URI": client.tracking_uri, "MLFLOW_RUN_ID": run_id}
+    assert start(killed, **tracking).wait() == 0
 
     assert weights(killed) == weights(whole) != start_weights(whole)
     history = [json.loads((root / "output" / "log_history.json").read_text()) for root in (whole, killed)]
     assert [entry["step"] for entry in history[1]] == list(range(1, 13))
     for name in ("loss", "reward", "kl", "mixing/gate_rate", "diversity/distinct_answers"):
         assert [entry.get(name) for entry in history[0]] == [entry.get(name) for entry in history[1]]
+    curve = client.get_metric_history(run_id, "loss")
+    assert [(point.step, point.value) for point in curve] == [(entry["step"], entry["loss"]) for entry in history[0]]
     samples = [(root / "output" / "rollout_samples.json").read_text() for root in (whole, killed)]
     assert samples[0] == samples[1]
 

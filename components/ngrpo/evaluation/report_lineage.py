@@ -18,11 +18,12 @@ from ngrpo.evaluation.figures import Bar, bar_chart
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage of the run; inputs and code version are empty where its artifact is not at hand."""
+    """One stage of the run, memory in bytes; inputs and code version are empty where its artifact is not at hand."""
 
     name: str
     cached: bool
     seconds: float
+    peak_memory: int
     key: str
     artifact: str
     inputs: dict[str, str]
@@ -61,6 +62,7 @@ def stage_views(stages: Mapping[str, Any], manifests: Mapping[str, Mapping[str, 
             name=name,
             cached=stage["cached"],
             seconds=stage["seconds"],
+            peak_memory=stage["peak_memory_bytes"],
             key=stage["key"],
             artifact=stage["artifact"],
             inputs=dict(manifests.get(name, {}).get("inputs", {})),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -18,10 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.errors import ConfigError, NGRPOError
-from ngrpo.stages.process import attach, write_record
+from ngrpo.stages.process import attach, parent_run_id, write_record
 
 if TYPE_CHECKING:
     from ngrpo.storage.manifest import Reference
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,6 @@ class Surroundings:
     """Directory for unfinished results; what is there survives a killed try (`NGRPO_WORK_DIR`)."""
     run_directory: Path | None
     """Directory of the local run that this process belongs to (`NGRPO_RUN_DIR`); none on a cluster."""
-    parent_run_id: str | None
-    """MLflow run of the whole pipeline run (`NGRPO_PARENT_RUN_ID`)."""
 
     @classmethod
     def from_environment(cls) -> Surroundings:
@@ -55,8 +57,17 @@ class Surroundings:
             cache=Path(os.environ["NGRPO_CACHE_DIR"]),
             work=Path(os.environ["NGRPO_WORK_DIR"]),
             run_directory=Path(run_directory) if run_directory else None,
-            parent_run_id=os.environ.get("NGRPO_PARENT_RUN_ID"),
         )
+
+    def parent_run_id(self) -> str | None:
+        """Return the MLflow run of the whole pipeline run (on a cluster `NGRPO_PARENT_RUN_ID`), none if there is none.
+
+        Raises:
+            TrackingError: The local run could not open one.
+        """
+        if self.run_directory is None:
+            return os.environ.get("NGRPO_PARENT_RUN_ID")
+        return parent_run_id(self.run_directory)
 
 
 def execute(
@@ -106,6 +117,7 @@ def execute(
     finally:
         if surroundings.run_directory is not None:
             record["seconds"] = round(time.monotonic() - started, 3)
+            record["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
             write_record(surroundings.run_directory, stage, record)
 
 
@@ -144,7 +156,7 @@ def _execute(
     from ngrpo.tracking.runs import stage_run
 
     tags = {"ngrpo.key": key, "ngrpo.code_version": code_version}
-    with stage_run(stage.name, surroundings.parent_run_id, tags) as tracked:
+    with stage_run(stage.name, surroundings.parent_run_id(), tags) as tracked:
         if tracked is not None:
             tracked.log_settings(config.model_dump(mode="json"))
             for source, reference in references.items():

@@ -1,6 +1,7 @@
 """A stage as a process of a local run: its output goes to a log file and its life hangs on the run's.
 
-The run's own process reads what is written here: `logs/<stage>.log` while the stage works, and `stages/<stage>.json`.
+The two talk through the directory of the run: the stage writes `logs/<stage>.log` and `stages/<stage>.json`; the run holds the
+lock on `lifeline` and writes `parent_run.json`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ngrpo.errors import TrackingError
+
 LIFELINE = "lifeline"
+PARENT_RUN = "parent_run.json"
 
 
 @dataclass
@@ -52,6 +57,21 @@ def write_record(run_directory: Path, stage: str, record: dict[str, Any]) -> Non
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record), encoding="utf-8")
     partial.replace(path)
+
+
+def parent_run_id(run_directory: Path) -> str:
+    """Return the MLflow run of the run that this process belongs to, waiting until it is open.
+
+    Raises:
+        TrackingError: It could not be opened.
+    """
+    path = run_directory / PARENT_RUN
+    while not path.exists():  # the lifeline ends the wait if the run dies
+        time.sleep(0.05)
+    announcement: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    if "error" in announcement:
+        raise TrackingError(announcement["error"])
+    return announcement["run_id"]
 
 
 def _skip_teardown(process: StageProcess) -> None:

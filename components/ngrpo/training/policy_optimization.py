@@ -19,7 +19,7 @@ from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.checkpoints import MarkComplete, last_checkpoint
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
-from ngrpo.training.progress import print_progress
+from ngrpo.training.progress import show_progress
 from ngrpo.training.rewards import CorrectnessReward
 from ngrpo.training.warm_start import reporters
 
@@ -83,7 +83,7 @@ def train_policy(
             mask_mixed_positions=config.training.mask_mixed_positions,
             observers=observers,
         )
-        print_progress(trainer, {"reward": "reward", "kl": "kl", "completions/mean_length": "length"})
+        show_progress(trainer, {"reward": "reward", "kl": "kl", "completions/mean_length": "length"})
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return TrainedPolicy(trainer, following.index)
 

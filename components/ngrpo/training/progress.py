@@ -1,8 +1,11 @@
-"""Progress of a trainer as plain lines: a stage's log is no terminal."""
+"""What a trainer says while it works: plain lines, for a stage's log is no terminal, and curves that survive a resume."""
 
 from __future__ import annotations
 
+import copy
+
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.integrations import MLflowCallback
 
 _LINES = 20
 
@@ -27,7 +30,26 @@ class PrintProgress(TrainerCallback):
         print(f"step {state.global_step}/{state.max_steps} {values}", flush=True)
 
 
-def print_progress(trainer: Trainer, metrics: dict[str, str]) -> None:
-    """Let a trainer print progress lines in place of every log as a dictionary."""
+class RepeatCurves(TrainerCallback):
+    """Reports the steps before a resume again: each try has a run of its own, whose curves would begin at the resume."""
+
+    def __init__(self, reporter: TrainerCallback):
+        """Choose who is told."""
+        self._reporter = reporter
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Report what the checkpoint remembers."""
+        for entry in state.log_history:
+            past = copy.copy(state)
+            past.global_step = entry["step"]
+            logs = {name: value for name, value in entry.items() if name != "step"}
+            self._reporter.on_log(args, past, control, logs=logs)
+
+
+def show_progress(trainer: Trainer, metrics: dict[str, str]) -> None:
+    """Let a trainer print progress lines in place of every log as a dictionary, and its tracker have whole curves."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(PrintProgress(metrics))
+    for callback in list(trainer.callback_handler.callbacks):
+        if isinstance(callback, MLflowCallback):
+            trainer.add_callback(RepeatCurves(callback))

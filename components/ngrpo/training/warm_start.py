@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ngrpo.config import SFTWarmStartConfig
 from ngrpo.training.checkpoints import MarkComplete, last_checkpoint
-from ngrpo.training.progress import print_progress
+from ngrpo.training.progress import show_progress
 
 
 def train_warm_start(
@@ -62,7 +62,7 @@ def train_warm_start(
         processing_class=tokenizer,
         callbacks=[MarkComplete()],
     )
-    print_progress(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
+    show_progress(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
     checkpoint = last_checkpoint(checkpoints)
     if checkpoint is not None:
         print(f"resuming from {checkpoint.name}", flush=True)
