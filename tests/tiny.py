@@ -21,8 +21,8 @@ def eligible() -> torch.Tensor:
     return mask
 
 
-def save_tiny_model(directory: Path, seed: int = 0) -> Path:
-    """Write a random Llama model and a word-level tokenizer with a chat template."""
+def save_tiny_model(directory: Path, seed: int = 0, hidden_size: int = 64) -> Path:
+    """Write a random Llama model and a word-level tokenizer with a chat template; vLLM needs a hidden size of 128."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -37,7 +37,7 @@ def save_tiny_model(directory: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=64,
+        hidden_size=hidden_size,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -52,9 +52,11 @@ def save_tiny_model(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def mixer_for(model, strategy: str, rate: float, marker: tuple[int, ...] = ()) -> Mixer:
+def mixer_for(model, strategy: str, rate: float, marker: tuple[int, ...] = (), version: int = 0) -> Mixer:
     """A mixer over the model's own embedding."""
-    index = NeighborIndex.build(model.get_input_embeddings().weight, eligible(), candidates=6, block_rows=64)
+    index = NeighborIndex.build(
+        model.get_input_embeddings().weight, eligible(), candidates=6, block_rows=64, version=version
+    )
     gaussian = strategy == "gaussian"
     return Mixer(
         strategy=strategy,

@@ -4,10 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ngrpo.mixing.inputs import mixed_inputs
-from ngrpo.mixing.records import collate
-from ngrpo.rollout.engine import Rollout, Sampling
+from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.transformers_engine import TransformersEngine
+from replay import replay_error
 from tiny import EOS, MARKER, PAD, mixer_for, save_tiny_model
 
 TEMPERATURE = 0.7
@@ -27,40 +26,15 @@ def prompts(count: int) -> list[list[int]]:
     return [PROMPTS[row % len(PROMPTS)] for row in range(count)]
 
 
-@torch.no_grad()
-def replay_error(model, asked: list[list[int]], rollouts: list[Rollout], mixer) -> float:
-    """Largest difference of log-probabilities between generation and one forward pass a rollout, unpadded."""
-    worst = 0.0
-    for prompt, rollout in zip(asked, rollouts, strict=True):
-        ids = torch.tensor([[*prompt, *rollout.token_ids]])
-        mixture = None
-        if mixer is not None:
-            mixture = collate(
-                [rollout.records],
-                [rollout.token_ids],
-                len(rollout.token_ids),
-                neighbors=mixer.neighbors,
-                index_version=mixer.index_version,
-                k=mixer.k,
-                noise_std=mixer.noise_std,
-                device="cpu",
-            )
-        with mixed_inputs(model.get_input_embeddings(), mixture):
-            logits = model(ids).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
-        logprobs = logits.log_softmax(-1)[torch.arange(len(rollout.token_ids)), torch.tensor(rollout.token_ids)]
-        worst = max(worst, (logprobs - torch.tensor(rollout.logprobs)).abs().max().item())
-    return worst
-
-
 @pytest.mark.parametrize("strategy", ["neighbor", "gaussian", "token"])
 def test_rollouts_replay(model, strategy):
     mixer = None if strategy == "token" else mixer_for(model, strategy, 0.3)
     asked = prompts(48)
     rollouts = engine(model).generate(asked, range(48), Sampling(40, TEMPERATURE), mixer)
-    assert replay_error(model, asked, rollouts, mixer) <= 1e-4
+    assert replay_error(model, asked, rollouts, mixer, TEMPERATURE) <= 1e-4
     if mixer is not None:
         assert sum(len(rollout.records.positions) for rollout in rollouts) > 100
-        assert replay_error(model, asked, rollouts, None) > 1.0, "replay must depend on the records"
+        assert replay_error(model, asked, rollouts, None, TEMPERATURE) > 1.0, "replay must depend on the records"
 
 
 @pytest.mark.parametrize("strategy", ["neighbor", "gaussian"])

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ngrpo.mixing.counter import normal
-from ngrpo.mixing.neighbor_mixing import mix
+from ngrpo.mixing.neighbor_mixing import add_noise, mix
 from ngrpo.mixing.records import InputMixture
 
 
@@ -51,7 +50,7 @@ def mixed_inputs(embedding: nn.Module, mixture: InputMixture | None) -> Iterator
         plain = output[: batch * length].view(batch, length, -1)
         mixed = mix(output[batch * length :].view(*candidates.shape, -1), weights)
         if mixture.noise_std > 0:
-            mixed = _with_noise(mixed, mixture, rows, columns)
+            mixed = add_noise(mixed, mixture.seeds[rows], mixture.positions[rows] + columns, mixture.noise_std)
         return plain.index_put((rows, columns + length - mixture.mask.shape[1]), mixed)
 
     handles = [
@@ -65,10 +64,3 @@ def mixed_inputs(embedding: nn.Module, mixture: InputMixture | None) -> Iterator
             handle.remove()
     if len(shapes) != 1:
         raise RuntimeError(f"the embedding must be called once within mixed_inputs, it was called {len(shapes)} times")
-
-
-def _with_noise(embeddings: Tensor, mixture: InputMixture, rows: Tensor, columns: Tensor) -> Tensor:
-    """Add noise of `noise_std` times each embedding's root mean square; the scale carries no gradient."""
-    noise = normal(mixture.seeds[rows], mixture.positions[rows] + columns, embeddings.shape[-1])
-    scale = embeddings.detach().float().square().mean(dim=-1, keepdim=True).sqrt() * mixture.noise_std
-    return (embeddings.float() + scale * noise).to(embeddings.dtype)

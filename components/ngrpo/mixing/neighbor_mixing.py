@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ngrpo.mixing.counter import GATE, uniform
+from ngrpo.mixing.counter import GATE, normal, uniform
 
 
-def scale_logits(logits: Tensor, temperature: float) -> Tensor:
-    """Equation 2: logits `[..., V]` divided by the temperature, in float32."""
+def scale_logits(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Equation 2: logits `[..., V]` divided by the temperature (one for all rows, or `[..., 1]`), in float32."""
     return logits.float() / temperature
 
 
-def gate(seeds: Tensor, positions: Tensor, rate: float) -> Tensor:
+def gate(seeds: Tensor, positions: Tensor, rate: float | Tensor) -> Tensor:
     """Equation 11: whether a step is gated, Bernoulli(`rate`).
 
     Args:
         seeds: int64 `[B]`, the request's seed.
         positions: int64 `[B]`, the step's position in the response, from 0.
-        rate: rho, in [0, 1].
+        rate: rho, in [0, 1]; one for all rows, or `[B]`.
 
     Returns:
         bool `[B]`.
@@ -46,9 +46,22 @@ def candidate_sets(anchor_ids: Tensor, neighbors: Tensor, k: int) -> Tensor:
     return torch.cat([anchor_ids[:, None], neighbors[anchor_ids, : k - 1].long()], dim=1)
 
 
-def mixing_weights(scaled_logits: Tensor, candidates: Tensor) -> Tensor:
-    """Equation 9: softmax of the scaled logits `[N, V]` restricted to the candidates `[N, k]`; float32 `[N, k]`."""
-    return scaled_logits.gather(-1, candidates).softmax(dim=-1)
+def mixing_weights(scaled_logits: Tensor, candidates: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """Equation 9: softmax of the scaled logits restricted to the candidates.
+
+    Args:
+        scaled_logits: `[N, V]`.
+        candidates: int64 `[N, k]`.
+        sizes: `[N]`, how many of a row's candidates count, from the first on; all of them unless given.
+
+    Returns:
+        float32 `[N, k]`; 0 for candidates that do not count.
+    """
+    logits = scaled_logits.gather(-1, candidates)
+    if sizes is not None:
+        beyond = torch.arange(candidates.shape[1], device=sizes.device) >= sizes[:, None]
+        logits = logits.masked_fill(beyond, -torch.inf)
+    return logits.softmax(dim=-1)
 
 
 def mix(embeddings: Tensor, weights: Tensor) -> Tensor:
@@ -62,3 +75,20 @@ def mix(embeddings: Tensor, weights: Tensor) -> Tensor:
         `[N, d]`.
     """
     return (embeddings.float() * weights.float()[..., None]).sum(dim=-2).to(embeddings.dtype)
+
+
+def add_noise(embeddings: Tensor, seeds: Tensor, positions: Tensor, std: float | Tensor) -> Tensor:
+    """Add Gaussian noise in place of mixing: the counter-example to neighbors.
+
+    Args:
+        embeddings: `[N, d]`.
+        seeds: int64 `[N]`, the rollouts' seeds.
+        positions: int64 `[N]`, positions in the responses.
+        std: Standard deviation relative to each embedding's root mean square, which carries no gradient; one for all, or `[N, 1]`.
+
+    Returns:
+        `[N, d]`, in the type of the embeddings.
+    """
+    scale = embeddings.detach().float().square().mean(dim=-1, keepdim=True).sqrt() * std
+    noise = normal(seeds, positions, embeddings.shape[-1])
+    return (embeddings.float() + scale * noise).to(embeddings.dtype)

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.generation import TopPLogitsWarper
 
-from ngrpo.mixing.counter import TOKEN, uniform
 from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.mixing.mixer import Mixer, Step
 from ngrpo.mixing.neighbor_mixing import scale_logits
 from ngrpo.mixing.records import InputMixture, RolloutRecords
 from ngrpo.rollout.engine import Rollout, Sampling
+from ngrpo.rollout.sampling import keep_nucleus, sample_tokens, token_logprobs
 
 _COMPACT_BELOW = 0.875
 """Finished rows leave the batch once less than this share of its rows is alive: copying the cache at every end costs more."""
@@ -142,7 +141,6 @@ class _Batch:
     lengths: Tensor  # int64 [requests]
     mixed: Tensor  # bool [requests, max_tokens]
     weights: Tensor  # [requests, max_tokens, k]
-    nucleus: TopPLogitsWarper | None
 
     @classmethod
     def start(cls, size: int, seeds: Sequence[int], sampling: Sampling, mixer: Mixer | None, eos: Tensor) -> _Batch:
@@ -161,14 +159,14 @@ class _Batch:
             lengths=torch.zeros(size, dtype=torch.long, device=device),
             mixed=torch.zeros(size, length, dtype=torch.bool, device=device),
             weights=torch.zeros(size, length, mixer.k if mixer else 1, device=device),
-            nucleus=TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1.0 else None,
         )
 
     def decide(self, logits: Tensor, position: int) -> tuple[Tensor, InputMixture | None]:
         """Emit one token a row; return the tokens `[B]` and the mixture of their embeddings."""
         scaled = scale_logits(logits, self.sampling.temperature)
         positions = torch.full_like(self.seeds, position)
-        tokens = self._sample(scaled, positions)
+        nucleus = keep_nucleus(scaled, self.sampling.top_p) if self.sampling.top_p < 1.0 else scaled
+        tokens = sample_tokens(nucleus, self.seeds, positions)
         mixture = None
         if self.mixer is not None:
             step = self.mixer.step(scaled, tokens, self.seeds, positions, self.active & self.alive)
@@ -176,23 +174,13 @@ class _Batch:
             mixture = self._mixture(step, positions)
         rows = self.request[self.alive]
         self.tokens[rows, position] = tokens[self.alive]
-        # log p = z - logsumexp(z): the whole log-softmax is never stored
-        chosen = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(dim=1)
-        self.logprobs[rows, position] = chosen[self.alive]
+        self.logprobs[rows, position] = token_logprobs(scaled, tokens)[self.alive]
         self.lengths[rows] = position + 1
         if self.mixer is not None and len(self.mixer.end_marker) and position + 1 >= len(self.mixer.end_marker):
             recent = self.tokens[self.request, position + 1 - len(self.mixer.end_marker) : position + 1]
             self.active &= ~self.mixer.passes_end_marker(recent)
         self.alive &= ~torch.isin(tokens, self.eos)
         return tokens, mixture
-
-    def _sample(self, scaled: Tensor, positions: Tensor) -> Tensor:
-        """Invert the cumulative distribution at a counter-based uniform number."""
-        if self.nucleus is not None:
-            scaled = self.nucleus(None, scaled)
-        cumulative = scaled.softmax(dim=-1).double().cumsum(dim=-1)
-        threshold = uniform(self.seeds, positions, TOKEN)[:, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=scaled.shape[1] - 1)
 
     def _mixture(self, step: Step, positions: Tensor) -> InputMixture | None:
         assert self.mixer is not None

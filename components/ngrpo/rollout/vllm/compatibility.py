@@ -1,0 +1,35 @@
+"""The parts of vLLM that mixing hooks into, checked before they are used: they are not a public interface."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import vllm
+
+from ngrpo.errors import ConfigError
+
+SUPPORTED = "0.32."
+
+
+def require_hooks(hooks: Mapping[Callable[..., Any], tuple[str, ...]]) -> None:
+    """Make sure that this vLLM is one that mixing was written for.
+
+    Args:
+        hooks: The functions that are overridden, each with the names of its first parameters after `self`.
+
+    Raises:
+        ConfigError: The version is another one, or a function looks different.
+    """
+    if not vllm.__version__.startswith(SUPPORTED):
+        raise ConfigError(
+            f"vllm=={vllm.__version__} cannot mix: install vllm=={SUPPORTED}* or set rollout.engine=transformers"
+        )
+    for function, expected in hooks.items():
+        found = tuple(inspect.signature(function).parameters)[1:]
+        if found[: len(expected)] != expected:
+            raise ConfigError(
+                f"vllm=={vllm.__version__}: {function.__qualname__} takes {', '.join(found)} where {', '.join(expected)} was "
+                f"expected: install an unchanged vllm=={SUPPORTED}*"
+            )

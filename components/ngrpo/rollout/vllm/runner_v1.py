@@ -1,0 +1,105 @@
+"""Mixing in vLLM's Model Runner V1, the one that its CPU build runs by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.v1.sample.sampler import Sampler
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from ngrpo.rollout.slots import MixingSlots
+from ngrpo.rollout.vllm.request import follow
+from ngrpo.rollout.vllm.rows import response_tokens
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one sampling step."""
+
+    slots: Tensor
+    positions: Tensor
+    emits: Tensor
+    all_ours: bool
+
+
+class MixingSampler(Sampler):
+    """Samples the requests that have a slot; leaves all others to vLLM."""
+
+    slots: MixingSlots
+    rows: _Rows | None = None
+
+    def sample(self, logits: Tensor, sampling_metadata: Any, logprobs_mode_override: Any = None) -> Any:
+        """See `Sampler.sample`."""
+        rows = self.rows
+        if rows is None:
+            return super().sample(logits, sampling_metadata, logprobs_mode_override)
+        # Before vLLM samples the rest: it changes the logits in place.
+        tokens = self.slots.decide(logits, rows.slots, rows.positions, rows.emits)
+        if rows.all_ours:
+            return tokens, None
+        stock, processed = super().sample(logits, sampling_metadata, logprobs_mode_override)
+        return torch.where(rows.slots >= 0, tokens, stock.long()), processed
+
+
+class MixingRunner(GPUModelRunner):
+    """What a V1 runner's class becomes a subclass of (see `ngrpo.rollout.vllm.worker`)."""
+
+    slots: MixingSlots
+
+    def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
+        for _ in follow(self.slots, scheduler_output):
+            pass
+        return super()._update_states(scheduler_output)
+
+    def _preprocess(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._preprocess(scheduler_output, *args, **kwargs)
+        if not self.slots.mixing:
+            return prepared
+        batch = self.input_batch
+        tokens = response_tokens(
+            self._batch_slots(),
+            batch.num_computed_tokens_cpu[: batch.num_reqs],
+            np.diff(self.query_start_loc.np[: batch.num_reqs + 1]),
+            batch.num_prompt_tokens[: batch.num_reqs],
+            self.device,
+        )
+        if tokens is not None:
+            indices, slots, positions = tokens
+            embeddings = self.inputs_embeds.gpu
+            embeddings[indices] = self.slots.mix(
+                self.model.embed_input_ids, embeddings[indices], self.input_ids.gpu[indices], slots, positions
+            )
+        return prepared
+
+    def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
+        slots = self._batch_slots()
+        if (slots < 0).all():
+            return super()._sample(logits, spec_decode_metadata)
+        batch = self.input_batch
+        positions = self.optimistic_seq_lens_cpu[: batch.num_reqs].numpy() - batch.num_prompt_tokens[: batch.num_reqs]
+        emits = ~self.discard_request_mask.np[: batch.num_reqs]
+        table = torch.from_numpy(np.stack([slots, positions, emits]).astype(np.int64))
+        on_device, at, emitting = table.to(self.device, non_blocking=True)
+        self.sampler.rows = _Rows(on_device, at, emitting.bool(), bool((slots >= 0).all()))
+        try:
+            return super()._sample(logits, spec_decode_metadata)
+        finally:
+            self.sampler.rows = None
+
+    def _batch_slots(self) -> np.ndarray:
+        return np.array([self.slots.slot(request) for request in self.input_batch.req_ids], dtype=np.int64)
+
+
+def adapt(runner: GPUModelRunner, slots: MixingSlots) -> None:
+    """Make a runner mix."""
+    runner.slots = slots
+    runner.__class__ = type(f"Mixing{type(runner).__name__}", (MixingRunner, type(runner)), {})
+    runner.sampler.slots = slots
+    runner.sampler.__class__ = MixingSampler

