@@ -243,11 +243,21 @@ class MixingConfig(Section):
     none it never ends."""
 
 
+class VLLMConfig(Section):
+    """How vLLM is started, where it is the engine."""
+
+    tensor_parallel_size: Positive = 1
+    """Devices that share the model."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    """Share of a GPU's memory for weights, keys and values; training needs the rest."""
+
+
 class RolloutConfig(Section):
     """How rollouts are generated in training."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the rollouts."""
+    vllm: VLLMConfig = VLLMConfig()
     group_size: Annotated[int, Field(ge=2)] = 4
     """Rollouts of one prompt, G."""
     temperature: PositiveFloat = 0.7
@@ -324,8 +334,9 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """How models are measured."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the answers."""
+    vllm: VLLMConfig = VLLMConfig()
     samples: Positive = 32
     """Answers for each problem."""
     pass_at: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 16, 32)

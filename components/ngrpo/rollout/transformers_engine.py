@@ -59,11 +59,12 @@ class TransformersEngine:
             self.model.train(was_training)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy the named weights into the model."""
+        """Copy the named weights into the model, but for those that are its own."""
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in weights:
-                parameters[name].copy_(value)
+                if value is not parameters[name]:
+                    parameters[name].copy_(value)
 
     def close(self) -> None:
         """Nothing to release: the model belongs to the caller."""

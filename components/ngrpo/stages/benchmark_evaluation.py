@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,10 +20,9 @@ from ngrpo.evaluation.results import benchmark_result, flat_metrics
 from ngrpo.evaluation.samples import Part, Sampler, parts
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
-from ngrpo.rollout.engine import RolloutEngine
-from ngrpo.rollout.loading import end_of_sequence_ids, load_model, load_tokenizer
+from ngrpo.rollout.engines import start_engine
+from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.rollout.mixers import build_mixer, end_marker_ids
-from ngrpo.rollout.transformers_engine import TransformersEngine
 
 CONFIG = BenchmarkEvaluationConfig
 
@@ -75,7 +75,8 @@ def _generate(config: BenchmarkEvaluationConfig, name: str, model: Path, planned
     if all(part.path.exists() for pieces in planned.values() for part in pieces):
         return
     with Grader() as grader:
-        sampler = _sampler(config, model, grader)
+        chats = [chat for pieces in planned.values() for chat in pieces[0].benchmark.prompts]
+        sampler = _sampler(config, model, chats, grader)
         with closing(sampler.engine):
             for pieces in planned.values():
                 total = pieces[-1].requests.stop
@@ -85,26 +86,24 @@ def _generate(config: BenchmarkEvaluationConfig, name: str, model: Path, planned
                     print(f"{name} {part.benchmark.name}: {part.requests.stop}/{total} samples", flush=True)
 
 
-def _sampler(config: BenchmarkEvaluationConfig, directory: Path, grader: Grader) -> Sampler:
+def _sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any], grader: Grader) -> Sampler:
     model = load_model(directory, config.model.dtype)
     tokenizer = load_tokenizer(directory, model.get_input_embeddings().num_embeddings)
     return Sampler(
-        engine=_engine(config, model, tokenizer),
+        engine=start_engine(
+            config.evaluation,
+            model=model,
+            directory=directory,
+            tokenizer=tokenizer,
+            chats=chats,
+            dtype=config.model.dtype,
+        ),
         tokenizer=tokenizer,
         grader=grader,
         config=config.evaluation,
         seed=config.seed,
         mixer=_mixer(config, model, tokenizer),
     )
-
-
-def _engine(
-    config: BenchmarkEvaluationConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> RolloutEngine:
-    ends = end_of_sequence_ids(model, tokenizer)
-    # Padding is masked: a tokenizer without a token for it may use any.
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-    return TransformersEngine(model, ends, padding, config.evaluation.batch_size)
 
 
 def _mixer(

@@ -48,6 +48,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
     rollout_log = RolloutLog(work / "rollouts", tokenizer, config.rollout.group_size)
     trained = train_policy(
         model=model,
+        start=start,
         tokenizer=tokenizer,
         dataset=dataset,
         index=NeighborIndex.load(inputs["neighbor_index"]),

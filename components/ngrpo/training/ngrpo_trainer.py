@@ -91,6 +91,12 @@ class NGRPOTrainer(GRPOTrainer):
         self._rollouts: list[Rollout] = []
         self._mixture: Any = _NOT_SCORING
 
+    def close(self) -> None:
+        """Release the engine."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         stock = super()._get_train_sampler(dataset)
         return _EpochSampler(
@@ -129,6 +135,7 @@ class NGRPOTrainer(GRPOTrainer):
         ):
             if self._engine is None:
                 self._engine = self._make_engine(model)
+            self._engine.load_weights(model.named_parameters())
             self._mixer = self._current_mixer(model)
             rollouts = self._engine.generate(prompt_ids, seeds, sampling, self._mixer)
         self._prompts, self._rollouts = prompt_ids, rollouts

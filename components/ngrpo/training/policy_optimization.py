@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,8 @@ from trl import GRPOConfig
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.evaluation.grading import Grader
 from ngrpo.neighbors.index import NeighborIndex
-from ngrpo.rollout.loading import end_of_sequence_ids
+from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.mixers import end_marker_ids
-from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.checkpoints import MarkComplete, last_checkpoint
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
@@ -35,6 +35,7 @@ class TrainedPolicy:
 def train_policy(
     *,
     model: PreTrainedModel,
+    start: Path,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     index: NeighborIndex,
@@ -45,7 +46,8 @@ def train_policy(
     """Train a policy, resuming from the last whole checkpoint in `work`.
 
     Args:
-        model: Policy to start from, loaded from the directory that the reference model is loaded from too.
+        model: Policy to start from.
+        start: Directory that it was loaded from, and that the reference model is loaded from too.
         tokenizer: Its tokenizer.
         dataset: Columns `prompt` (a chat) and `answer`.
         index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
@@ -76,15 +78,21 @@ def train_policy(
             train_dataset=dataset,
             processing_class=tokenizer,
             callbacks=[following, MarkComplete()],
-            make_engine=lambda policy: TransformersEngine(
-                policy, end_of_sequence_ids(policy, tokenizer), tokenizer.pad_token_id, config.rollout.batch_size
+            make_engine=lambda policy: start_engine(
+                config.rollout,
+                model=policy,
+                directory=start,
+                tokenizer=tokenizer,
+                chats=dataset["prompt"],
+                dtype=config.model.dtype,
             ),
             current_mixer=following.mixer,
             mask_mixed_positions=config.training.mask_mixed_positions,
             observers=observers,
         )
         show_progress(trainer, {"reward": "reward", "kl": "kl", "completions/mean_length": "length"})
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with closing(trainer):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return TrainedPolicy(trainer, following.index)
 
 

@@ -21,7 +21,6 @@ from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import RequestSettings
 
-_PACKAGE = "ngrpo.rollout.vllm"
 _CPU_CACHE_BYTES = 4 << 30
 """Most memory for keys and values on a CPU, where vLLM would otherwise take a share of all there is."""
 
@@ -63,6 +62,9 @@ class VLLMEngine:
             ConfigError: vLLM is not installed, or is a version or set up in a way that mixing does not work with.
         """
         self._in_process = tensor_parallel_size == 1 if in_process is None else in_process
+        # Nothing is reported to anybody, and the log of a stage is for its own lines; both can be overridden.
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         with _environment(VLLM_ENABLE_V1_MULTIPROCESSING=str(int(not self._in_process))):
             try:
                 from vllm import LLM
@@ -85,8 +87,8 @@ class VLLMEngine:
                 gpu_memory_utilization=gpu_memory_utilization,
                 enable_sleep_mode=self._sleeps,
                 enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
-                worker_cls=f"{_PACKAGE}.worker.MixingWorker",
-                scheduler_cls=f"{_PACKAGE}.scheduler.mixing_scheduler",
+                worker_cls="ngrpo.rollout.vllm.worker.MixingWorker",
+                scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
                 **options,
             )
         self._max_length = max_length

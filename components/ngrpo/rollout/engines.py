@@ -1,0 +1,55 @@
+"""The rollout engine that a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ngrpo.config import EvaluationConfig, RolloutConfig
+from ngrpo.rollout.engine import RolloutEngine
+from ngrpo.rollout.loading import end_of_sequence_ids
+from ngrpo.rollout.transformers_engine import TransformersEngine
+
+
+def start_engine(
+    config: RolloutConfig | EvaluationConfig,
+    *,
+    model: PreTrainedModel,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Any],
+    dtype: str,
+) -> RolloutEngine:
+    """Start an engine.
+
+    Args:
+        config: Which one, and how.
+        model: The model. The transformers engine generates with it, vLLM with a copy that `load_weights` brings up to date.
+        directory: What the model was loaded from.
+        tokenizer: Its tokenizer.
+        chats: Every prompt that may be asked, as a chat: vLLM makes room for the longest.
+        dtype: Name of the torch type that vLLM computes in.
+
+    Raises:
+        ConfigError: vLLM is asked for and cannot be used.
+    """
+    ends = end_of_sequence_ids(model, tokenizer)
+    if config.engine == "transformers":
+        # Padding is masked: a tokenizer without a token for it may use any.
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+        return TransformersEngine(model, ends, padding, config.batch_size)
+    from ngrpo.rollout.vllm.engine import VLLMEngine
+
+    prompts = tokenizer.apply_chat_template(list(chats), add_generation_prompt=True, tokenize=True, return_dict=False)
+    return VLLMEngine(
+        directory,
+        ends,
+        max_length=max(len(prompt) for prompt in prompts) + config.max_tokens,
+        batch_size=config.batch_size,
+        dtype=dtype,
+        tensor_parallel_size=config.vllm.tensor_parallel_size,
+        gpu_memory_utilization=config.vllm.gpu_memory_utilization,
+    )
