@@ -110,11 +110,11 @@ def engines(monkeypatch):
     made: list[FakeEngine] = []
     limits: list[int] = []
 
-    def fake(config, model, tokenizer):
+    def fake(config, *, tokenizer, **_):
         made.append(FakeEngine(tokenizer, limits.pop() if limits else None))
         return made[-1]
 
-    monkeypatch.setattr(benchmark_evaluation, "_engine", fake)
+    monkeypatch.setattr(benchmark_evaluation, "start_engine", fake)
     made_and_limits = type("Engines", (), {"made": made, "limits": limits})
     return made_and_limits
 
