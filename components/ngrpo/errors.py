@@ -19,3 +19,7 @@ class StoreError(NGRPOError):
 
 class TrackingError(NGRPOError):
     """The tracking database or the model registry is unreachable or inconsistent."""
+
+
+class EngineError(NGRPOError):
+    """The rollout engine cannot be started, or died while it generated."""

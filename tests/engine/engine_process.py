@@ -6,8 +6,10 @@ vLLM binds threads and replaces functions of torch for a whole process, so no en
 import json
 import os
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 CONFIG = json.loads(os.environ["ENGINE"])
@@ -21,14 +23,16 @@ if CONFIG["runner"] == "v2":
     # vLLM uses Triton only where a backend for the platform is listed; the interpreter needs none.
     triton.backends.backends["cpu"] = next(iter(triton.backends.backends.values()))
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
+from ngrpo.errors import EngineError, NGRPOError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import MixingSlots, RequestSettings
 from ngrpo.rollout.transformers_engine import TransformersEngine
-from ngrpo.rollout.vllm import runner_v1, runner_v2, scheduler
+from ngrpo.rollout.vllm import compatibility, runner_v1, runner_v2, scheduler
 from ngrpo.rollout.vllm.engine import VLLMEngine
 from ngrpo.rollout.vllm.request import sampling_params
 from replay import replay_error
@@ -48,6 +52,7 @@ class Cases:
         self.count, self.length = CONFIG["size"]
         self.prompts = [PROMPTS[row % len(PROMPTS)] for row in range(self.count)]
         self.sampling = Sampling(self.length, TEMPERATURE)
+        self.directory = directory
         self.engine = start_engine(directory)
 
     def error(self, rollouts: list[Rollout], mixer: Mixer | None, prompts: list[list[int]] | None = None) -> float:
@@ -55,6 +60,17 @@ class Cases:
 
     def generate(self, mixer: Mixer | None) -> list[Rollout]:
         return self.engine.generate(self.prompts, range(self.count), self.sampling, mixer)
+
+    def facts(self) -> dict:
+        """How vLLM says that it was set up."""
+        config = self.engine._llm.llm_engine.vllm_config
+        return {
+            "v2": config.use_v2_model_runner,
+            "async_scheduling": config.scheduler_config.async_scheduling,
+            "prefix_caching": config.cache_config.enable_prefix_caching,
+            "ranks": config.parallel_config.tensor_parallel_size,
+            "processes": len(psutil.Process().children()),
+        }
 
     def rollouts(self) -> dict:
         """Every strategy replays, and depends on its records; tokens, gates and weights are the transformers engine's."""
@@ -183,6 +199,54 @@ class Cases:
         self.engine._rpc("mixing_take", [each.name for each in settings])
         return {"refusals": refusals, "error": self.error(after, self.mixer)}
 
+    def refusals(self) -> dict:
+        """What cannot be mixed is refused in words."""
+        index = {"eligible": self.mixer.eligible, "index_version": 0}
+        plain = SimpleNamespace(pipeline_parallel_size=1, enable_batch_sharded_sampling=False)
+        refused = {
+            "cold": lambda: Sampling(5, 0.0),
+            "other_index": lambda: self.generate(Mixer("neighbor", 0.1, 3, self.mixer.neighbors[:-1], **index)),
+            "wide": lambda: self.generate(Mixer("neighbor", 0.1, 8, self.mixer.neighbors, **index)),
+            "long": lambda: self.engine.generate([[2] * 120], [0], self.sampling),
+            "version": lambda: _with_version("0.33.0"),
+            "signature": lambda: compatibility.require_hooks({MixingSlots.slot: ("logits",)}),
+            "pipeline": lambda: compatibility.require_plain(
+                SimpleNamespace(
+                    parallel_config=SimpleNamespace(pipeline_parallel_size=2, enable_batch_sharded_sampling=False),
+                    speculative_config=None,
+                )
+            ),
+            "speculative": lambda: compatibility.require_plain(
+                SimpleNamespace(parallel_config=plain, speculative_config=object())
+            ),
+        }
+        messages = {}
+        for name, attempt in refused.items():
+            try:
+                attempt()
+            except NGRPOError as error:
+                messages[name] = str(error)
+        return messages
+
+    def death(self) -> dict:
+        """The engine's process is killed in the middle of a batch."""
+        before = [rollout.token_ids for rollout in self.generate(self.mixer)]
+        children = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM")]
+        killer = threading.Timer(0.15, lambda: [child.kill() for child in children if "Engine" in child.name()])
+        killer.start()
+        try:
+            while True:
+                self.generate(self.mixer)
+        except EngineError as error:
+            message = str(error)
+        _, alive = psutil.wait_procs(children, timeout=20)
+        self.engine = start_engine(self.directory)
+        return {
+            "message": message,
+            "orphans": [child.name() for child in alive],
+            "same": before == [rollout.token_ids for rollout in self.generate(self.mixer)],
+        }
+
     def reset_while_running(self) -> dict:
         """Resetting the prefix cache throws every running request back: it is computed again, mixtures included."""
         core = self.engine._llm.llm_engine
@@ -271,6 +335,11 @@ def start_engine(directory: Path) -> VLLMEngine:
         )
 
 
+def _with_version(version: str) -> None:
+    with mock.patch.object(compatibility.vllm, "__version__", version):
+        compatibility.require_hooks({})
+
+
 def _weights_differ(ours: Rollout, theirs: Rollout) -> float:
     if ours.records.weights.shape != theirs.records.weights.shape:
         return float("inf")
@@ -287,7 +356,7 @@ def _assign(model: torch.nn.Module, values: list[torch.Tensor]) -> None:
 
 def main() -> None:
     cases = Cases(Path(sys.argv[1]))
-    results = {name: getattr(cases, name)() for name in CONFIG["cases"]}
+    results = {name: getattr(cases, name)() for name in ["facts", *CONFIG["cases"]]}
     Path(sys.argv[2]).write_text(json.dumps(results))
     cases.engine.close()
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,17 @@ def configuration(runner, cases, *, in_process=True, async_scheduling=False, **o
 CONFIGURATIONS = {
     "v1": configuration(
         "v1",
-        ["rollouts", "alone", "different_settings", "in_flight", "reset_while_running", "cache", "unsalted", "weights"],
+        [
+            "rollouts",
+            "alone",
+            "different_settings",
+            "in_flight",
+            "reset_while_running",
+            "cache",
+            "unsalted",
+            "weights",
+            "refusals",
+        ],
     ),
     "v1-preempted": configuration("v1", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
     "v1-async-processes-chunked-preempted": configuration(
@@ -47,7 +59,7 @@ CONFIGURATIONS = {
         **FEW_BLOCKS,
         **CHUNKED,
     ),
-    "v1-no-cache": configuration("v1", ["rollouts"], enable_prefix_caching=False),
+    "v1-processes-no-cache": configuration("v1", ["rollouts", "death"], in_process=False, enable_prefix_caching=False),
     "v1-two-ranks": configuration("v1", ["rollouts", "weights"], in_process=False, tensor_parallel_size=2),
     "v2": configuration("v2", ["rollouts", "alone", "different_settings", "in_flight", "cache", "unsalted", "weights"]),
     "v2-preempted": configuration("v2", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
@@ -56,21 +68,20 @@ CONFIGURATIONS = {
     ),
     "v2-two-ranks": configuration("v2", ["rollouts"], in_process=False, tensor_parallel_size=2),
 }
+AT_A_TIME = 2
+"""Engines that run side by side: each uses little more than one core."""
 
 
 @pytest.fixture(scope="session")
-def outcome(tmp_path_factory):
-    """What came out of a configuration, by its name; each engine runs once."""
+def outcome(request, tmp_path_factory):
+    """What came out of a configuration, by its name; each engine that a chosen test asks for runs once."""
     directory = tmp_path_factory.mktemp("engine")
     save_tiny_model(directory / "model", hidden_size=128)
-    outcomes = {}
-
-    def of(name: str) -> dict:
-        if name not in outcomes:
-            outcomes[name] = run_engine(directory, name)
-        return outcomes[name]
-
-    return of
+    chosen = {item.callspec.params["name"]: None for item in request.session.items if "outcome" in item.fixturenames}
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        running = {name: pool.submit(run_engine, directory, name) for name in chosen}
+        yield lambda name: running[name].result()
+        pool.shutdown(cancel_futures=True)
 
 
 def run_engine(directory: Path, name: str) -> dict:
@@ -165,7 +176,45 @@ def test_the_replay_law_notices_a_poisoned_cache(outcome, name):
     assert outcome(name)["unsalted"]["error"] > 10 * TOLERANCE
 
 
-def test_a_reset_of_the_prefix_cache_takes_nothing_from_running_requests(outcome):
-    result = outcome("v1")["reset_while_running"]
+@pytest.mark.parametrize("name", ["v1"])
+def test_a_reset_of_the_prefix_cache_takes_nothing_from_running_requests(outcome, name):
+    result = outcome(name)["reset_while_running"]
     assert result["preemptions"] >= 3
     assert result["mixed"] == result["undisturbed"]
+
+
+@pytest.mark.parametrize("name", ["v1"])
+def test_what_cannot_be_mixed_is_refused_in_one_line(outcome, name):
+    messages = outcome(name)["refusals"]
+    expected = {
+        "cold": "temperature=0.0 .* above 0",
+        "other_index": "index has 47 tokens but the model has 48",
+        "wide": r"mixing\.k=8 needs 7 neighbors but the index holds 6",
+        "long": "may take 160 tokens but the engine was started for 128",
+        "version": r"vllm==0\.33\.0 cannot mix: install vllm==0\.32\.\*",
+        "signature": r"slot takes request where logits was expected",
+        "pipeline": "pipeline parallelism cannot mix",
+        "speculative": "speculative decoding cannot mix",
+    }
+    assert messages.keys() == expected.keys()
+    for case, pattern in expected.items():
+        assert re.search(pattern, messages[case]), messages[case]
+        assert "\n" not in messages[case]
+
+
+@pytest.mark.parametrize("name", ["v1-processes-no-cache"])
+def test_an_engine_that_dies_leaves_nothing_behind_and_the_batch_can_be_generated_again(outcome, name):
+    result = outcome(name)["death"]
+    assert "process died while it generated" in result["message"]
+    assert result["orphans"] == []
+    assert result["same"]
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_engine_was_set_up_as_its_name_says(outcome, name):
+    facts = outcome(name)["facts"]
+    assert facts["v2"] == name.startswith("v2")
+    assert facts["async_scheduling"] == ("async" in name)
+    assert facts["prefix_caching"] == ("no-cache" not in name)
+    assert facts["ranks"] == (2 if "two-ranks" in name else 1)
+    assert (facts["processes"] > 0) == ("processes" in name or "two-ranks" in name)

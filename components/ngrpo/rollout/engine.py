@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from ngrpo.errors import ConfigError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import RolloutRecords
 
@@ -27,6 +28,12 @@ class Sampling:
     max_tokens: int
     temperature: float
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(
+                f"temperature={self.temperature} leaves nothing to sample or to mix: choose one above 0 (equations 2-3 divide by it)"
+            )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ def start_engine(
         dtype: Name of the torch type that vLLM computes in.
 
     Raises:
-        ConfigError: vLLM is asked for and cannot be used.
+        EngineError: vLLM is asked for and not installed.
+        ConfigError: vLLM cannot mix as it is set up.
     """
     ends = end_of_sequence_ids(model, tokenizer)
     if config.engine == "transformers":

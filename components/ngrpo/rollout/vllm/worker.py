@@ -9,9 +9,8 @@ from torch import Tensor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
-from ngrpo.errors import ConfigError
 from ngrpo.rollout.slots import MixingSlots
-from ngrpo.rollout.vllm.compatibility import require_hooks
+from ngrpo.rollout.vllm.compatibility import require_hooks, require_plain
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as Worker
@@ -24,16 +23,9 @@ class MixingWorker(Worker):
 
     def init_device(self) -> None:
         """See `Worker.init_device`."""
-        config = self.vllm_config
-        for name, used in {
-            "pipeline parallelism": config.parallel_config.pipeline_parallel_size > 1,
-            "speculative decoding": config.speculative_config is not None,
-            "batch-sharded sampling": config.parallel_config.enable_batch_sharded_sampling,
-        }.items():
-            if used:
-                raise ConfigError(f"vLLM with {name} cannot mix: switch it off or set rollout.engine=transformers")
+        require_plain(self.vllm_config)
         super().init_device()
-        self.mixing = MixingSlots(self.device, config.scheduler_config.max_num_seqs)
+        self.mixing = MixingSlots(self.device, self.vllm_config.scheduler_config.max_num_seqs)
         if self.use_v2_model_runner:
             _adapt_v2(self.model_runner, self.mixing)
         else:
