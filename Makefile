@@ -18,7 +18,7 @@ endif
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench ui lock clean
+.PHONY: run test lint bench golden ui lock clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -33,6 +33,10 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# After a change that is meant to change what a cluster runs; the difference is for the reviewer.
+golden: $(VENV)/installed
+	$(BIN)/python tests/pipeline/golden_ir.py
 
 ui: $(VENV)/installed
 	$(BIN)/ngrpo ui $(ARGS)

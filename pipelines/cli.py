@@ -1,4 +1,4 @@
-"""The command line: `ngrpo plan | run | rerun | report | ui`."""
+"""The command line: `ngrpo plan | run | rerun | report | ui`, and the commands of a cluster (`cluster_commands`)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from types import FrameType
 
 from rich.console import Console
 
-from ngrpo.config import RunConfig, load_config
-from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.errors import NGRPOError
 from ngrpo.stages.registry import STAGES
+from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands
+from ngrpo_kfp.pipelines.options import configured, read_config
 from ngrpo_kfp.pipelines.runtime.lifeline import Interrupted
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
-
-PRESETS = Path(__file__).parent / "presets"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,19 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ngrpo", description="Post-train reasoning models with N-GRPO.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    configured = argparse.ArgumentParser(add_help=False)
-    configured.add_argument("--preset", default="tiny", help="name of a preset, or a TOML file (default: tiny)")
-    configured.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override a setting; repeatable"
-    )
-    configured.add_argument("--seed", type=int, help="seed of the run; short for --set seed=N")
+    config = configured()
 
-    plan = commands.add_parser("plan", parents=[configured], help="say what a run would do, and why")
+    plan = commands.add_parser("plan", parents=[config], help="say what a run would do, and why")
     plan.set_defaults(command=_plan)
-    run = commands.add_parser("run", parents=[configured], help="run the pipeline on this machine")
+    run = commands.add_parser("run", parents=[config], help="run the pipeline on this machine")
     run.add_argument("--dry-run", action="store_true", help="show what would run and what it needs; contacts nothing")
     run.set_defaults(command=_run)
-    rerun = commands.add_parser("rerun", parents=[configured], help="run a stage again, and what depends on it")
+    rerun = commands.add_parser("rerun", parents=[config], help="run a stage again, and what depends on it")
     rerun.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
     rerun.set_defaults(command=_rerun)
     report = commands.add_parser("report", help="write the report of a finished run again")
@@ -64,18 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", help="serve MLflow and the object store of the workspace")
     ui.add_argument("--port", type=int, default=5000, help="port of MLflow on 127.0.0.1 (default: 5000)")
     ui.set_defaults(command=_ui)
+    add_cluster_commands(commands)
     return parser
-
-
-def _config(options: argparse.Namespace) -> RunConfig:
-    path = Path(options.preset)
-    if path.suffix != ".toml":
-        path = PRESETS / f"{options.preset}.toml"
-        if not path.exists():
-            known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
-            raise ConfigError(f"--preset {options.preset}: unknown; choose one of {known}, or name a .toml file")
-    seed = [] if options.seed is None else [f"seed={options.seed}"]
-    return load_config(path, [*options.set, *seed])
 
 
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
@@ -84,19 +68,19 @@ def _config(options: argparse.Namespace) -> RunConfig:
 def _plan(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.run import show_plan
 
-    show_plan(_config(options), workspace, console)
+    show_plan(read_config(options), workspace, console)
 
 
 def _run(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.run import dry_run, run
 
-    (dry_run if options.dry_run else run)(_config(options), workspace, console)
+    (dry_run if options.dry_run else run)(read_config(options), workspace, console)
 
 
 def _rerun(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.run import run
 
-    run(_config(options), workspace, console, rerun=options.stage)
+    run(read_config(options), workspace, console, rerun=options.stage)
 
 
 def _report(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

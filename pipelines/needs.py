@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ngrpo.config import HubModel, HubSource, ResourcesConfig, RunConfig, Source
+from ngrpo.config import HubModel, HubSource, RunConfig, Source
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.plan import Plan
 
@@ -27,7 +27,7 @@ def _resources_table(config: RunConfig, plan: Plan) -> Table:
     for column in ("GPUs", "cores", "memory"):
         table.add_column(column, justify="right")
     for stage in plan:
-        needs = _resources(config, stage.name)
+        needs = config.needs(stage.name)
         gpus = f"{needs.gpus} x {needs.gpu_memory_gib} GiB" if needs.gpus else "-"
         table.add_row(stage.name, gpus, str(needs.cpus), f"{needs.memory_gib} GiB")
     return table
@@ -63,13 +63,9 @@ def require_gpus(config: RunConfig, plan: Plan, devices: Path = Path("/dev")) ->
     """
     present = sum(device.name.removeprefix("nvidia").isdigit() for device in devices.glob("nvidia*"))
     for stage in plan.to_run:
-        needs = _resources(config, stage.name)
+        needs = config.needs(stage.name)
         if needs.gpus > present:
             raise ConfigError(
                 f"resources.{stage.name}.gpus={needs.gpus} but this machine has {present}: run the preset on a machine that "
                 f"has them, or set resources.{stage.name}.gpus={present}; --dry-run shows what it needs"
             )
-
-
-def _resources(config: RunConfig, stage: str) -> ResourcesConfig:
-    return next((needs for name, needs in config.resources.items() if name == stage), ResourcesConfig())

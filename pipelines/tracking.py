@@ -65,7 +65,7 @@ def _open(stack: ExitStack, config: RunConfig, around: Services, directory: Path
         write_json(announcement, {"error": str(error)})
         raise
     write_json(announcement, {"run_id": tracked.run_id})
-    tracked.log_settings(config.model_dump(mode="json"))
+    tracked.log_settings(config.model_dump(mode="json", exclude={"cluster"}))
     return tracked
 
 

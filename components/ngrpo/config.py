@@ -14,26 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from ngrpo.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.errors import ConfigError
+from ngrpo.section import NonNegative, Positive, Section, StageName
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-StageName = Literal[
-    "prepare_data", "neighbor_index", "sft_warm_start", "ngrpo_training", "benchmark_evaluation", "model_promotion"
-]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
 
 S = TypeVar("S", bound=Section)
 
@@ -378,19 +368,6 @@ class PromotionConfig(Section):
     """One-sided confidence of the paired bootstrap that the candidate exceeds the champion by `min_gain`."""
 
 
-class ResourcesConfig(Section):
-    """What one stage's pod asks for on a cluster."""
-
-    gpus: NonNegative = 0
-    """GPUs."""
-    gpu_memory_gib: NonNegative = 0
-    """Memory that each GPU must have."""
-    cpus: Positive = 2
-    """Processor cores."""
-    memory_gib: Positive = 8
-    """Memory."""
-
-
 class RunConfig(Section):
     """A whole run."""
 
@@ -409,6 +386,12 @@ class RunConfig(Section):
     promotion: PromotionConfig
     resources: dict[StageName, ResourcesConfig] = {}
     """By stage name; a stage that is not named gets the defaults."""
+    cluster: ClusterConfig = ClusterConfig()
+    """How stages run on a Kubernetes cluster; no stage's key depends on it."""
+
+    def needs(self, stage: str) -> ResourcesConfig:
+        """Return what a stage asks for."""
+        return next((needs for name, needs in self.resources.items() if name == stage), ResourcesConfig())
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -513,27 +496,43 @@ def select(config: RunConfig, section: type[S]) -> S:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load_config(preset: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | None = None) -> RunConfig:
     """Read a preset and apply overrides.
 
     Args:
         preset: TOML file; its stem becomes `preset` of the configuration.
+        cluster: TOML file with the section `cluster`, in place of the preset's.
         overrides: Settings of the form `section.field=value`. A value is read as JSON where it is JSON, else as text.
 
     Raises:
         ConfigError: The file is missing or is not TOML, or a setting is unknown or impossible. The message names the
             field, the value and what is allowed.
     """
-    try:
-        tree = tomllib.loads(preset.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"preset {str(preset)!r}: no such file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"preset {str(preset)!r}: not TOML: {error}") from error
+    tree = read_toml("preset", preset)
     tree["preset"] = preset.stem
+    if cluster is not None:
+        tree["cluster"] = read_toml("cluster", cluster)
     for override in overrides:
         _apply(tree, override)
     return validate(RunConfig, tree)
+
+
+def read_toml(what: str, path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Args:
+        what: What the file is, for the message.
+        path: The file.
+
+    Raises:
+        ConfigError: The file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{what} {str(path)!r}: no such file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{what} {str(path)!r}: not TOML: {error}") from error
 
 
 def validate(section: type[S], tree: Mapping[str, Any]) -> S:

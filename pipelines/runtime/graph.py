@@ -34,7 +34,12 @@ ARTIFACT_CLASSES: dict[str, type[dsl.Artifact]] = {
 }
 
 
-def kubeflow_pipeline(plan: Plan, reference_uri: Callable[[PlannedStage], str]) -> Any:
+def kubeflow_pipeline(
+    plan: Plan,
+    reference_uri: Callable[[PlannedStage], str],
+    configure: Callable[[dsl.PipelineTask, PlannedStage], None] = lambda task, stage: None,
+    description: str | None = None,
+) -> Any:
     """Build the pipeline that runs what a plan has to run.
 
     A stage whose result is in the store is not a task: where its artifact is read, the reference to it is imported.
@@ -42,6 +47,8 @@ def kubeflow_pipeline(plan: Plan, reference_uri: Callable[[PlannedStage], str]) 
     Args:
         plan: The plan of the run.
         reference_uri: Where the reference file of a cached stage is, as the runtime's importer can read it.
+        configure: Gives the task of a stage what it needs beside its inputs where it runs.
+        description: Text that goes with the pipeline.
 
     Returns:
         The pipeline as kfp can compile it, or run it when called.
@@ -56,9 +63,10 @@ def kubeflow_pipeline(plan: Plan, reference_uri: Callable[[PlannedStage], str]) 
             task = dsl.importer(artifact_uri=reference_uri(stage), artifact_class=ARTIFACT_CLASSES[name])
             return task.output
         task = COMPONENTS[name](config=stage.config, key=stage.key, code_version=stage.code_version, **inputs)
+        configure(task, stage)
         return task.outputs["artifact"]
 
-    @dsl.pipeline(name=NAME)
+    @dsl.pipeline(name=NAME, description=description)
     def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
         post_training(trace)
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 from small_house import STAGES
 
-from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines import cli, options
 
-PRESETS = sorted(path.stem for path in cli.PRESETS.glob("*.toml"))
+PRESETS = sorted(path.stem for path in options.PRESETS.glob("*.toml"))
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +114,6 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     def defect(*arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_config", defect)
+    monkeypatch.setattr(cli, "read_config", defect)
     with pytest.raises(ZeroDivisionError):
         cli.main(["plan"])

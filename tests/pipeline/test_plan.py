@@ -87,6 +87,7 @@ def test_first_run_has_no_results_and_a_second_one_has_all_but_the_promotion(pla
         ("seed=1", BASE[2:]),
         ("promotion.min_gain=1", BASE[5:]),
         ("resources.ngrpo_training.gpus=1", BASE[5:]),
+        ("cluster.gpu.per_pod=1", BASE[5:]),
     ],
 )
 def test_a_setting_reruns_the_stages_that_read_it_and_what_depends_on_them(plan, override, reruns):

@@ -1,0 +1,177 @@
+"""How stages run on a Kubernetes cluster: the section `cluster` of the configuration.
+
+No setting here changes a result, and so none is part of a stage's key: what a laptop has made, a cluster finds, and the other
+way round.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ngrpo.errors import ConfigError
+from ngrpo.section import NonNegative, Positive, Section, StageName
+
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+_CREDENTIAL = re.compile(r"ACCESS_KEY|PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL", re.IGNORECASE)
+
+
+class ResourcesConfig(Section):
+    """What one stage's pod asks for on a cluster."""
+
+    gpus: NonNegative = 0
+    """GPUs."""
+    gpu_memory_gib: NonNegative = 0
+    """Memory that each GPU must have."""
+    cpus: Positive = 2
+    """Processor cores."""
+    memory_gib: Positive = 8
+    """Memory."""
+
+
+class Toleration(Section):
+    """A taint that pods tolerate."""
+
+    key: str
+    """Key of the taint."""
+    operator: Literal["Equal", "Exists"] = "Exists"
+    """Whether the taint's value matters."""
+    value: str | None = None
+    """Value of the taint; `Equal` only."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect that is tolerated; none tolerates all."""
+
+    @model_validator(mode="after")
+    def _value_goes_with_equal(self) -> Self:
+        if (self.operator == "Equal") != (self.value is not None):
+            raise ValueError(
+                f"toleration of {self.key}: operator={self.operator} with value={self.value}: `Equal` needs a value, "
+                "`Exists` takes none"
+            )
+        return self
+
+
+class GPUConfig(Section):
+    """The nodes with GPUs, and what pods that ask for GPUs get beside them."""
+
+    resource: str = "nvidia.com/gpu"
+    """Name of the resource that the device plugin offers."""
+    per_pod: Positive = 8
+    """Most GPUs that one pod can get: those of a node."""
+    memory_gib: Positive = 80
+    """Memory of each GPU."""
+    node_selector: dict[str, str] = {}
+    """Labels of the nodes to choose, for example the type of the GPU."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Taints of these nodes."""
+    shared_memory_gib: Positive = 16
+    """Size of `/dev/shm`, which NCCL and vLLM need; it counts as memory of the pod."""
+
+
+class RetryConfig(Section):
+    """How often a stage that failed is tried again. Stages with effects outside the store never are."""
+
+    times: NonNegative = 2
+    """Tries after the first."""
+    backoff_seconds: Positive = 60
+    """Seconds before the first of them."""
+    backoff_factor: Annotated[float, Field(ge=1.0)] = 2.0
+    """How much longer each wait is than the one before."""
+    backoff_max_seconds: Positive = 3600
+    """Longest time over which a stage is tried again."""
+
+
+class ClusterConfig(Section):
+    """Where and how pods run."""
+
+    store: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$")] = "s3://ngrpo/artifacts"
+    """Artifact store, as pods and planner both know it."""
+    environment: dict[VariableName, str] = {}
+    """Environment of every pod: addresses (`AWS_ENDPOINT_URL`, `MLFLOW_TRACKING_URI`), no credentials."""
+    secrets: dict[KubernetesName, dict[VariableName, str]] = {}
+    """By Kubernetes secret: environment variable and the secret's key that it takes its value from."""
+    service_account: KubernetesName | None = None
+    """Service account of the pods; none takes that of the installation."""
+    node_selector: dict[str, str] = {}
+    """Labels of the nodes to choose, for every pod."""
+    tolerations: tuple[Toleration, ...] = ()
+    """Taints that every pod tolerates."""
+    gpu: GPUConfig = GPUConfig()
+    cpus_per_pod: Positive = 64
+    """Most processor cores that one pod can get."""
+    memory_gib_per_pod: Positive = 512
+    """Most memory that one pod can get."""
+    scratch_gib: Positive = 50
+    """Disk of a pod for downloads, caches and unfinished work."""
+    queue: KubernetesName | None = None
+    """Kueue local queue; none leaves pods to the scheduler."""
+    priority_class: KubernetesName | None = None
+    """Kueue workload priority class."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """When images are pulled; they are named by digest, so that what is present is right."""
+    image_pull_secrets: tuple[KubernetesName, ...] = ()
+    """Secrets with the credentials of the image registry."""
+    run_as_user: Positive = 1000
+    """User of the processes; root is refused."""
+    run_as_group: Positive = 1000
+    """Group of the processes."""
+    timeout_hours: Positive = 24
+    """Longest time a stage's pod may take."""
+    stage_timeout_hours: dict[StageName, Positive] = {}
+    """The same, for the stages that are named."""
+    retry: RetryConfig = RetryConfig()
+
+    @model_validator(mode="after")
+    def _variables(self) -> Self:
+        open_secrets = sorted(name for name in self.environment if _CREDENTIAL.search(name))
+        if open_secrets:
+            raise ValueError(
+                f"environment.{open_secrets[0]} looks like a credential, and the pipeline would hold it in clear: put it into "
+                f"a Kubernetes secret and name that in secrets.<secret>.{open_secrets[0]}"
+            )
+        names = [*self.environment, *(name for variables in self.secrets.values() for name in variables)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} is set twice in environment and secrets: leave one")
+        return self
+
+    @model_validator(mode="after")
+    def _queued(self) -> Self:
+        if self.priority_class is not None and self.queue is None:
+            raise ValueError(
+                f"priority_class={self.priority_class!r} is Kueue's and needs a queue: set queue, or leave it out"
+            )
+        return self
+
+    def require_room(self, stage: str, needs: ResourcesConfig) -> None:
+        """Refuse what no pod of this cluster can get.
+
+        Raises:
+            ConfigError: Names the setting of the stage and the limit it exceeds.
+        """
+        limits = {
+            "gpus": (needs.gpus, "gpu.per_pod", self.gpu.per_pod),
+            "gpu_memory_gib": (needs.gpu_memory_gib, "gpu.memory_gib", self.gpu.memory_gib),
+            "cpus": (needs.cpus, "cpus_per_pod", self.cpus_per_pod),
+            "memory_gib": (needs.memory_gib, "memory_gib_per_pod", self.memory_gib_per_pod),
+        }
+        for name, (wanted, limit, most) in limits.items():
+            if wanted > most:
+                raise ConfigError(
+                    f"resources.{stage}.{name}={wanted} exceeds cluster.{limit}={most}: lower the one, or raise the other if "
+                    "the cluster has more"
+                )
+        if needs.gpus and self.gpu.shared_memory_gib >= needs.memory_gib:
+            raise ConfigError(
+                f"cluster.gpu.shared_memory_gib={self.gpu.shared_memory_gib} is taken from resources.{stage}.memory_gib="
+                f"{needs.memory_gib} and leaves nothing: raise the latter"
+            )
+
+    def timeout_seconds(self, stage: str) -> int:
+        """Return the longest time that a stage's pod may take."""
+        own = (hours for name, hours in self.stage_timeout_hours.items() if name == stage)
+        return 3600 * next(own, self.timeout_hours)

@@ -1,0 +1,59 @@
+"""Options that several commands share: the configuration of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ngrpo.config import RunConfig, load_config
+from ngrpo.errors import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+_DEFAULT_PRESET = "tiny"
+
+
+def configured() -> argparse.ArgumentParser:
+    """Return a parent parser with the options that name a configuration."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--preset", help=f"name of a preset, or a TOML file (default: {_DEFAULT_PRESET})")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override a setting; repeatable"
+    )
+    parser.add_argument("--seed", type=int, help="seed of the run; short for --set seed=N")
+    return parser
+
+
+def on_cluster() -> argparse.ArgumentParser:
+    """Return a parent parser with the options that say how a configuration runs on a cluster."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="TOML file with the settings of `cluster`")
+    add_images(parser)
+    return parser
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the images."""
+    parser.add_argument(
+        "--images",
+        type=Path,
+        default=Path("images/images.lock"),
+        metavar="FILE",
+        help="images by digest (default: %(default)s)",
+    )
+
+
+def read_config(options: argparse.Namespace) -> RunConfig:
+    """Return the configuration that the options name.
+
+    Raises:
+        ConfigError: There is no such preset, or a setting is unknown or impossible.
+    """
+    preset = options.preset or _DEFAULT_PRESET
+    path = Path(preset)
+    if path.suffix != ".toml":
+        path = PRESETS / f"{preset}.toml"
+        if not path.exists():
+            known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
+            raise ConfigError(f"--preset {preset}: unknown; choose one of {known}, or name a .toml file")
+    seed = [] if options.seed is None else [f"seed={options.seed}"]
+    return load_config(path, [*options.set, *seed], getattr(options, "cluster", None))

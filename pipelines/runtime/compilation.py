@@ -1,0 +1,85 @@
+"""The pipeline of a plan as Kubeflow's intermediate representation, which a cluster runs."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import compiler, dsl
+
+from ngrpo.config import RunConfig
+from ngrpo.stages.keys import config_json
+from ngrpo.stages.registry import STAGES
+from ngrpo.storage.artifacts import REFERENCE
+from ngrpo_kfp.pipelines.plan import History, Plan, PlannedStage, make_plan
+from ngrpo_kfp.pipelines.runtime.graph import kubeflow_pipeline
+from ngrpo_kfp.pipelines.runtime.graph_check import check_graph
+from ngrpo_kfp.pipelines.runtime.images import Images
+from ngrpo_kfp.pipelines.runtime.pods import configure_pod
+
+IR = dict[str, Any]
+
+
+def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: bool) -> str:
+    """Compile what a plan has to run for a cluster, and check the result.
+
+    The text holds the configuration of the run as its description, so that a run can be planned again from what the cluster
+    knows of it (`recorded_config`).
+
+    Args:
+        config: Configuration of the run.
+        plan: The plan of the run.
+        images: Where the images of the stages are looked up.
+        caching: Whether Kubeflow may answer for a stage from its own cache. That is right where the pipeline is run again and
+            again as it is, on a schedule. A plan made for one run knows better: it has looked at the artifacts.
+
+    Returns:
+        YAML: the pipeline, and what the platform needs to know.
+
+    Raises:
+        ConfigError: A stage asks for more than the cluster gives, or has no image.
+        GraphError: The compiled graph is broken.
+    """
+
+    def configure(task: dsl.PipelineTask, stage: PlannedStage) -> None:
+        configure_pod(task, stage.name, config, images)
+        task.set_caching_options(caching and STAGES[stage.name].cacheable)
+
+    pipeline = kubeflow_pipeline(_keyed_by_run(plan), _reference_uri, configure, description=config_json(config))
+    with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+        path = Path(scratch) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        text = path.read_text(encoding="utf-8")
+    check_graph(*load_ir(text))
+    return text
+
+
+def compile_whole(config: RunConfig, images: Images) -> str:
+    """Compile the pipeline with every stage in it, without looking at what is in the store; see `compile_pipeline`."""
+    plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History())
+    return compile_pipeline(config, plan, images, caching=True)
+
+
+def load_ir(text: str) -> tuple[IR, IR]:
+    """Return the two documents of a compiled pipeline: the pipeline, and what the platform needs to know."""
+    spec, *platform = yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return spec, platform[0] if platform else {}
+
+
+def _keyed_by_run(plan: Plan) -> Plan:
+    """Let a stage that is never cached take its key from the run: a schedule runs the same pipeline many times."""
+    return Plan(
+        {
+            stage.name: stage if STAGES[stage.name].cacheable else replace(stage, key=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+            for stage in plan
+        }
+    )
+
+
+def _reference_uri(stage: PlannedStage) -> str:
+    if stage.reference is None:
+        raise ValueError(f"{stage.name} has no result to import")
+    return f"{stage.reference.uri}{REFERENCE}"

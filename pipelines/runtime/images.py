@@ -1,0 +1,41 @@
+"""The container images of a release: `images.lock` names each by the digest of its content."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ngrpo.config import read_toml
+from ngrpo.errors import ConfigError
+
+_BY_DIGEST = re.compile(r"[a-z0-9][^\s@]*@sha256:[0-9a-f]{64}")
+
+
+class Images:
+    """The images of a lock file, which is TOML: `name = "repository@sha256:digest"`."""
+
+    def __init__(self, path: Path):
+        """Read a lock file.
+
+        Raises:
+            ConfigError: There is no such file, or it is not TOML.
+        """
+        self._path = path
+        self._images: Mapping[str, object] = read_toml("images.lock", path)
+
+    def reference(self, name: str) -> str:
+        """Return the address of an image, with its digest.
+
+        Raises:
+            ConfigError: The lock has no such image, or names it by a tag, which may be moved to other content.
+        """
+        address = self._images.get(name)
+        if address is None:
+            known = ", ".join(sorted(self._images)) or "none"
+            raise ConfigError(f"image {name!r} is not in {self._path} (it has: {known}): build it, or add its digest")
+        if not isinstance(address, str) or not _BY_DIGEST.fullmatch(address):
+            raise ConfigError(
+                f"{self._path}: {name} = {address!r} is no digest, and a tag may move: write repository@sha256:<64 hex digits>"
+            )
+        return address

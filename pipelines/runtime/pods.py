@@ -1,0 +1,100 @@
+"""What the pod of a stage gets on a cluster: image, resources, placement, environment, limits and retries.
+
+kfp-kubernetes 2.17 has no way to set a priority class, limits on a container's disk, or an fsGroup. The priority is therefore
+that of Kueue, which is a label; what is written below `SCRATCH` is limited by the volume. Dropped capabilities, no escalation
+of privileges and the default seccomp profile come from the backend.
+"""
+
+from __future__ import annotations
+
+from kfp import dsl, kubernetes
+
+from ngrpo.cluster import ClusterConfig, Toleration
+from ngrpo.config import RunConfig
+from ngrpo.stages.registry import STAGES
+from ngrpo_kfp.pipelines.runtime.images import Images
+
+SCRATCH = "/scratch"
+STAGE_LABEL = "ngrpo/stage"
+"""Label of a pod: the stage it runs."""
+RUN_LABEL = "pipeline/runid"
+"""Label that Kubeflow gives every pod of a run: the run's id."""
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+
+
+def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images: Images) -> None:
+    """Give a task all that its stage's pod needs.
+
+    Args:
+        task: The task of the stage.
+        stage: Name of the stage.
+        config: Configuration of the run: `resources` and `cluster`.
+        images: Where the image is looked up: `gpu` for a stage that asks for GPUs, `cpu` for the others.
+
+    Raises:
+        ConfigError: The stage asks for more than a pod can get, or there is no such image.
+    """
+    cluster, needs = config.cluster, config.needs(stage)
+    cluster.require_room(stage, needs)
+    task.set_container_image(images.reference("gpu" if needs.gpus else "cpu"))
+    # Requests equal limits: a pod that is not promised its memory is the first to be evicted.
+    task.set_cpu_request(str(needs.cpus)).set_cpu_limit(str(needs.cpus))
+    task.set_memory_request(f"{needs.memory_gib}Gi").set_memory_limit(f"{needs.memory_gib}Gi")
+    _place(task, cluster.node_selector, cluster.tolerations)
+    if needs.gpus:
+        task.set_accelerator_type(cluster.gpu.resource).set_accelerator_limit(needs.gpus)
+        _place(task, cluster.gpu.node_selector, cluster.gpu.tolerations)
+        shared = f"{cluster.gpu.shared_memory_gib}Gi"
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
+    kubernetes.add_pod_label(task, STAGE_LABEL, stage)
+    _queue(task, cluster)
+    _set_environment(task, cluster)
+    _restrict(task, stage, cluster)
+
+
+def _place(task: dsl.PipelineTask, labels: dict[str, str], tolerations: tuple[Toleration, ...]) -> None:
+    for key, value in labels.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())
+
+
+def _queue(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
+    if cluster.queue is not None:
+        kubernetes.add_pod_label(task, _QUEUE_LABEL, cluster.queue)
+    if cluster.priority_class is not None:
+        kubernetes.add_pod_label(task, _PRIORITY_LABEL, cluster.priority_class)
+
+
+def _set_environment(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
+    kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=f"{cluster.scratch_gib}Gi")
+    own = {
+        "NGRPO_STORE": cluster.store,
+        "NGRPO_CACHE_DIR": f"{SCRATCH}/cache",
+        "NGRPO_WORK_DIR": f"{SCRATCH}/work",
+        "HOME": SCRATCH,  # a user without a home directory: libraries keep their caches there
+    }
+    for name, value in (own | cluster.environment).items():
+        task.set_env_variable(name, value)
+    for secret, variables in cluster.secrets.items():
+        kubernetes.use_secret_as_env(task, secret, {key: name for name, key in variables.items()})
+
+
+def _restrict(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig) -> None:
+    kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
+    if cluster.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
+    kubernetes.set_security_context(
+        task, run_as_user=cluster.run_as_user, run_as_group=cluster.run_as_group, run_as_non_root=True
+    )
+    kubernetes.set_timeout(task, cluster.timeout_seconds(stage))
+    retry = cluster.retry
+    # A stage without effects outside the store may simply be run again; a promotion is a decision.
+    if retry.times and STAGES[stage].cacheable:
+        task.set_retry(
+            retry.times,
+            backoff_duration=f"{retry.backoff_seconds}s",
+            backoff_factor=retry.backoff_factor,
+            backoff_max_duration=f"{retry.backoff_max_seconds}s",
+        )

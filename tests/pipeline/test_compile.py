@@ -1,0 +1,228 @@
+"""Compiling for a cluster: golden pipelines, what each pod gets, and the errors."""
+
+import json
+
+import pytest
+from golden_ir import CLUSTER, IMAGES, NAMES, WHOLE, compiled, golden_path, golden_text
+
+from ngrpo.config import RunConfig, load_config, validate
+from ngrpo.errors import ConfigError
+from ngrpo.stages.registry import STAGES
+from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.options import PRESETS
+from ngrpo_kfp.pipelines.plan import History, make_plan
+from ngrpo_kfp.pipelines.runtime.compilation import compile_pipeline, load_ir
+from ngrpo_kfp.pipelines.runtime.images import Images
+
+LOCK = golden_path(WHOLE).with_name("images.lock")
+
+
+def executor(spec, stage):
+    return spec["deploymentSpec"]["executors"][f"exec-{stage.replace('_', '-')}"]["container"]
+
+
+def pod(platform, stage):
+    return platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage.replace('_', '-')}"]
+
+
+def task(spec, stage):
+    return spec["root"]["dag"]["tasks"][stage.replace("_", "-")]
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return compiled(WHOLE)
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_the_pipeline_of_a_preset_is_the_golden_one(preset):
+    assert golden_text(preset) == golden_path(preset).read_text(), (
+        "if that is meant: make golden, and read the difference"
+    )
+
+
+def test_a_stage_with_gpus_gets_them_and_what_they_need(paper):
+    spec, platform = paper
+    training = executor(spec, "ngrpo_training")
+    assert training["image"].startswith("registry.example/ngrpo-gpu@sha256:")
+    resources = training["resources"]
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert resources["accelerator"]["resourceCount"] == "8"
+    for amount, value in (("Cpu", "64"), ("Memory", "512Gi")):
+        assert resources[f"resource{amount}Request"] == resources[f"resource{amount}Limit"] == value
+    placed = pod(platform, "ngrpo_training")
+    assert {"mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "64Gi", "volumeName": "shared-memory"} in placed[
+        "emptyDirMounts"
+    ]
+    assert placed["nodeSelector"] == {"labels": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}
+    assert placed["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_a_stage_without_gpus_is_kept_off_the_nodes_that_have_them(paper):
+    spec, platform = paper
+    assert executor(spec, "prepare_data")["image"].startswith("registry.example/ngrpo-cpu@sha256:")
+    assert "accelerator" not in executor(spec, "prepare_data")["resources"]
+    placed = pod(platform, "prepare_data")
+    assert not {"nodeSelector", "tolerations"} & set(placed)
+    assert [mount["mountPath"] for mount in placed["emptyDirMounts"]] == ["/scratch"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_pod_is_queued_limited_and_not_root_and_knows_where_things_are(paper, stage):
+    spec, platform = paper
+    placed = pod(platform, stage)
+    assert placed["podMetadata"]["labels"] == {
+        "kueue.x-k8s.io/queue-name": "ngrpo",
+        "kueue.x-k8s.io/priority-class": "training",
+        "ngrpo/stage": stage,
+    }
+    assert placed["activeDeadlineSeconds"] == str(3600 * (168 if stage == "ngrpo_training" else 24))
+    assert placed["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+    assert placed["imagePullPolicy"] == "IfNotPresent"
+    assert [secret["secretName"] for secret in placed["imagePullSecret"]] == ["registry"]
+    secrets = {secret["secretName"]: secret for secret in placed["secretAsEnv"]}
+    assert secrets["ngrpo-object-store"]["keyToEnv"] == [
+        {"envVar": "AWS_ACCESS_KEY_ID", "secretKey": "access-key"},
+        {"envVar": "AWS_SECRET_ACCESS_KEY", "secretKey": "secret-key"},
+    ]
+    assert not any(secret["optional"] for secret in secrets.values())
+    environment = {item["name"]: item["value"] for item in executor(spec, stage)["env"]}
+    assert environment["NGRPO_STORE"] == "s3://ngrpo/artifacts"
+    assert environment["AWS_ENDPOINT_URL"] == "http://object-store.ngrpo.svc:8333"
+    assert "pip install" not in str(executor(spec, stage)["command"])
+
+
+def test_a_stage_is_tried_again_unless_it_decides_something(paper):
+    spec, _ = paper
+    assert task(spec, "ngrpo_training")["retryPolicy"] == {
+        "maxRetryCount": 3,
+        "backoffDuration": "60s",
+        "backoffFactor": 2.0,
+        "backoffMaxDuration": "3600s",
+    }
+    assert "retryPolicy" not in task(spec, "model_promotion")
+
+
+def test_kubeflow_may_answer_for_every_stage_but_the_promotion_whose_key_is_that_of_the_run(paper):
+    spec, _ = paper
+    cached = {stage for stage in STAGES if task(spec, stage)["cachingOptions"].get("enableCache")}
+    assert cached == set(STAGES) - {"model_promotion"}
+    key = task(spec, "model_promotion")["inputs"]["parameters"]["key"]["runtimeValue"]["constant"]
+    assert key == "{{$.pipeline_job_uuid}}"
+
+
+class Store:
+    """A store that has the results of some stages."""
+
+    def __init__(self, *stages):
+        self.stages = stages
+
+    def find(self, stage, key):
+        return Reference(uri=f"s3://b/{stage}/{key}/", key=key, digest="d") if stage in self.stages else None
+
+    def verify(self, reference):
+        return []
+
+
+def planned(*stages, overrides=()):
+    config = load_config(PRESETS / "tiny.toml", overrides)
+    plan = make_plan(config, run="r", store=Store(*stages), rerun_tokens={}, history=History())
+    return config, plan, load_ir(compile_pipeline(config, plan, IMAGES, caching=False))[0]
+
+
+def test_what_is_in_the_store_is_imported_and_has_no_pod():
+    _, plan, spec = planned("prepare_data", "neighbor_index", "sft_warm_start")
+    tasks = spec["root"]["dag"]["tasks"]
+    assert set(tasks) == {
+        "importer",
+        "importer-2",
+        "importer-3",
+        "ngrpo-training",
+        "benchmark-evaluation",
+        "model-promotion",
+    }
+    imported = {
+        task["inputs"]["parameters"]["uri"]["runtimeValue"]["constant"]
+        for name, task in tasks.items()
+        if name.startswith("importer")
+    }
+    names = ("prepare_data", "neighbor_index", "sft_warm_start")
+    assert imported == {f"s3://b/{name}/{plan[name].key}/reference.json" for name in names}
+    containers = [name for name, item in spec["deploymentSpec"]["executors"].items() if "container" in item]
+    assert containers == ["exec-benchmark-evaluation", "exec-model-promotion", "exec-ngrpo-training"]
+
+
+def test_a_planned_run_does_not_ask_the_cache_of_kubeflow():
+    _, _, spec = planned()
+    assert not any(task["cachingOptions"].get("enableCache") for task in spec["root"]["dag"]["tasks"].values())
+
+
+def test_the_pipeline_holds_the_configuration_that_it_was_made_from():
+    config, _, spec = planned(overrides=["seed=3"])
+    assert validate(RunConfig, json.loads(spec["pipelineInfo"]["description"])) == config
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments):
+    assert cli.main(["compile", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_compile_writes_a_file(tmp_path, capsys):
+    path = tmp_path / "out.yaml"
+    assert cli.main(["compile", "--images", str(LOCK), "-o", str(path)]) == 0
+    assert str(path) in capsys.readouterr().out.replace("\n", "")
+    spec, platform = load_ir(path.read_text())
+    assert set(spec["root"]["dag"]["tasks"]) == {stage.replace("_", "-") for stage in STAGES}
+    assert "podMetadata" in pod(platform, "prepare_data")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("resources.ngrpo_training.gpus=16", "resources.ngrpo_training.gpus=16 exceeds cluster.gpu.per_pod=8"),
+        ("resources.ngrpo_training.gpu_memory_gib=141", "gpu_memory_gib=141 exceeds cluster.gpu.memory_gib=80"),
+        ("resources.prepare_data.cpus=65", "resources.prepare_data.cpus=65 exceeds cluster.cpus_per_pod=64"),
+        ("resources.prepare_data.memory_gib=513", "memory_gib=513 exceeds cluster.memory_gib_per_pod=512"),
+        ("cluster.gpu.shared_memory_gib=512", "shared_memory_gib=512 is taken from resources.ngrpo_training"),
+    ],
+)
+def test_a_preset_that_asks_for_more_than_the_cluster_gives_is_refused(capsys, override, named):
+    line = refused(capsys, "--preset", "paper-7b", "--cluster", str(CLUSTER), "--images", str(LOCK), "--set", override)
+    assert named in line
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["registry.example/ngrpo-cpu:1.0", "registry.example/ngrpo-cpu", f"registry.example/x@sha256:{'c' * 63}"],
+)
+def test_an_image_that_is_not_named_by_its_digest_is_refused(capsys, tmp_path, address):
+    lock = tmp_path / "images.lock"
+    lock.write_text(f'cpu = "{address}"')
+    line = refused(capsys, "--images", str(lock))
+    assert f"cpu = '{address}' is no digest" in line
+    assert "write repository@sha256:" in line
+
+
+def test_an_image_that_the_lock_does_not_have_is_named(capsys, tmp_path):
+    lock = tmp_path / "images.lock"
+    lock.write_text(f'gpu = "{Images(LOCK).reference("gpu")}"')
+    assert "image 'cpu' is not in" in refused(capsys, "--images", str(lock))
+    assert "no such file" in refused(capsys, "--images", str(tmp_path / "none.lock"))
+
+
+def test_a_cluster_file_that_is_missing_is_named(capsys, tmp_path):
+    assert "cluster" in refused(capsys, "--images", str(LOCK), "--cluster", str(tmp_path / "none.toml"))
+
+
+def test_configurations_differ_in_nothing_but_the_cluster_when_one_is_named():
+    plain = load_config(PRESETS / "tiny.toml")
+    placed = load_config(PRESETS / "tiny.toml", cluster=CLUSTER)
+    assert placed != plain
+    assert placed.model_copy(update={"cluster": plain.cluster}) == plain
+    with pytest.raises(ConfigError, match=r"cluster\.qeue: unknown setting"):
+        load_config(PRESETS / "tiny.toml", ["cluster.qeue=x"])

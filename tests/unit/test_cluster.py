@@ -1,0 +1,46 @@
+"""The section `cluster` of the configuration."""
+
+from pathlib import Path
+
+import pytest
+
+from ngrpo.config import load_config
+from ngrpo.errors import ConfigError
+
+TINY = Path(__file__).parents[2] / "pipelines" / "presets" / "tiny.toml"
+
+# Each impossible setting, and what its one line of error must name.
+IMPOSSIBLE = {
+    'cluster.environment={"AWS_SECRET_ACCESS_KEY": "s3cr3t"}': (
+        "environment.AWS_SECRET_ACCESS_KEY",
+        "Kubernetes secret",
+    ),
+    'cluster.environment={"HF_TOKEN": "s3cr3t"}': ("environment.HF_TOKEN", "secrets.<secret>.HF_TOKEN"),
+    'cluster.secrets={"a": {"X": "x"}, "b": {"X": "x"}}': ("X is set twice", "leave one"),
+    "cluster.run_as_user=0": ("cluster.run_as_user", "greater than or equal to 1"),
+    "cluster.priority_class=high": ("priority_class='high'", "needs a queue"),
+    "cluster.image_pull_policy=Sometimes": ("cluster.image_pull_policy", "'Always'"),
+    "cluster.store=/artifacts": ("cluster.store", "/artifacts"),
+    "cluster.queue=Not_A_Name": ("cluster.queue", "Not_A_Name"),
+    "cluster.stage_timeout_hours.training=3": ("cluster.stage_timeout_hours.training", "'ngrpo_training'"),
+    'cluster.tolerations=[{"key": "gpu", "operator": "Equal"}]': ("toleration of gpu", "`Equal` needs a value"),
+    "cluster.retry.backoff_factor=0.5": ("cluster.retry.backoff_factor", "0.5"),
+    "cluster.nodes=2": ("cluster.nodes", "unknown setting"),
+}
+
+
+@pytest.mark.parametrize("override", IMPOSSIBLE)
+def test_an_impossible_setting_is_one_line_that_names_it(override):
+    with pytest.raises(ConfigError) as failure:
+        load_config(TINY, [override])
+    message = str(failure.value)
+    assert "\n" not in message
+    assert "s3cr3t" not in message
+    for part in IMPOSSIBLE[override]:
+        assert part in message
+
+
+def test_a_stage_may_have_a_timeout_of_its_own():
+    cluster = load_config(TINY, ["cluster.timeout_hours=2", "cluster.stage_timeout_hours.ngrpo_training=5"]).cluster
+    assert cluster.timeout_seconds("prepare_data") == 7200
+    assert cluster.timeout_seconds("ngrpo_training") == 18000
