@@ -13,8 +13,8 @@ from rich.console import Console
 
 from ngrpo.errors import NGRPOError
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands
-from ngrpo_kfp.pipelines.options import configured, read_config
+from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands, rerun_on_cluster
+from ngrpo_kfp.pipelines.options import add_images, configured, read_config
 from ngrpo_kfp.pipelines.runtime.lifeline import Interrupted
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
@@ -51,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     rerun = commands.add_parser("rerun", parents=[config], help="run a stage again, and what depends on it")
     rerun.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    rerun.add_argument("--from", dest="run", metavar="RUN", help="a run on the cluster: its configuration, run there")
+    add_images(rerun)
     rerun.set_defaults(command=_rerun)
     report = commands.add_parser("report", help="write the report of a finished run again")
     report.add_argument("--run", type=Path, metavar="DIR", help="directory of the run (default: the latest)")
@@ -78,6 +80,9 @@ def _run(options: argparse.Namespace, workspace: Workspace, console: Console) ->
 
 
 def _rerun(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    if options.run is not None:
+        rerun_on_cluster(options, workspace, console)
+        return
     from ngrpo_kfp.pipelines.run import run
 
     run(read_config(options), workspace, console, rerun=options.stage)

@@ -1,12 +1,15 @@
-"""The commands of a cluster: `ngrpo compile`."""
+"""The commands of a cluster: `ngrpo compile | submit | status | logs | cancel | schedule`, and `ngrpo rerun --from`."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
+from ngrpo.errors import ConfigError
+from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.options import configured, on_cluster, read_config
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
@@ -19,6 +22,55 @@ def add_cluster_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     compiled = commands.add_parser("compile", parents=described, help="write the pipeline as a cluster runs it")
     compiled.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: PRESET.yaml)")
     compiled.set_defaults(command=_compile)
+    submitted = commands.add_parser("submit", parents=described, help="run the pipeline on a cluster")
+    submitted.set_defaults(command=_submit)
+    status = commands.add_parser("status", help="show how far a run on the cluster is")
+    status.add_argument("run", nargs="?", metavar="RUN", help="id of the run (default: the newest)")
+    status.set_defaults(command=_status)
+    logs = commands.add_parser("logs", help="print the log of a stage on the cluster")
+    logs.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    logs.add_argument("run", nargs="?", metavar="RUN", help="id of the run (default: the newest)")
+    logs.set_defaults(command=_logs)
+    cancelled = commands.add_parser("cancel", help="end a run on the cluster")
+    cancelled.add_argument("run", metavar="RUN", help="id of the run")
+    cancelled.set_defaults(command=_cancel)
+    _add_schedule_commands(commands, described)
+
+
+def _add_schedule_commands(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], described: list[argparse.ArgumentParser]
+) -> None:
+    schedule = commands.add_parser("schedule", help="run the pipeline on a cluster again and again")
+    actions = schedule.add_subparsers(required=True, metavar="ACTION")
+    created = actions.add_parser("create", parents=described, help="make a schedule")
+    created.add_argument("--cron", required=True, help="second minute hour day month weekday, as in '0 0 3 * * MON'")
+    created.set_defaults(command=_create_schedule)
+    replaced = actions.add_parser("replace", parents=described, help="give a schedule another pipeline or time")
+    replaced.add_argument("--cron", help="as of create (default: the time it has)")
+    replaced.set_defaults(command=_replace_schedule)
+    for action, what in (("pause", "start no runs"), ("resume", "start runs again"), ("delete", "delete a schedule")):
+        actions.add_parser(action, help=what).set_defaults(command=_change_schedule, action=action)
+    for action in actions.choices.values():
+        action.add_argument("name", metavar="NAME", help="name of the schedule")
+    actions.add_parser("list", help="list the schedules").set_defaults(command=_list_schedules)
+
+
+def rerun_on_cluster(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    """Run a stage of a run on the cluster again there, with that run's configuration, and what depends on it.
+
+    Raises:
+        NGRPOError: What the user can put right.
+    """
+    if options.preset is not None or options.set or options.seed is not None:
+        raise ConfigError(
+            "--from takes the configuration of that run: leave out --preset, --set and --seed, or submit anew"
+        )
+    from ngrpo_kfp.pipelines.runtime.images import Images
+    from ngrpo_kfp.pipelines.runtime.kubeflow import connect
+    from ngrpo_kfp.pipelines.submission import recorded_config, submit
+
+    config = recorded_config(connect(), options.run)
+    submit(config, Images(options.images), workspace, console, rerun=options.stage)
 
 
 def _compile(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
@@ -28,4 +80,60 @@ def _compile(options: argparse.Namespace, workspace: Workspace, console: Console
     config = read_config(options)
     path = options.output or Path(f"{config.preset}.yaml")
     path.write_text(compile_whole(config, Images(options.images)), encoding="utf-8")
-    console.print(f"pipeline  {path}")
+    console.print(f"pipeline  {path}", soft_wrap=True)
+
+
+def _submit(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.runtime.images import Images
+    from ngrpo_kfp.pipelines.submission import submit
+
+    submit(read_config(options), Images(options.images), workspace, console)
+
+
+def _status(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.cluster_runs import show_status
+
+    show_status(options.run, console)
+
+
+def _logs(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.cluster_runs import show_logs
+
+    show_logs(options.run, options.stage, console)
+
+
+def _cancel(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.cluster_runs import cancel
+
+    cancel(options.run, console)
+
+
+def _create_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines import schedules
+    from ngrpo_kfp.pipelines.runtime.images import Images
+
+    schedules.create(options.name, options.cron, read_config(options), Images(options.images), console)
+
+
+def _replace_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines import schedules
+    from ngrpo_kfp.pipelines.runtime.images import Images
+
+    schedules.replace(options.name, options.cron, read_config(options), Images(options.images), console)
+
+
+def _change_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines import schedules
+
+    changes: dict[str, Callable[[str, Console], None]] = {
+        "pause": schedules.pause,
+        "resume": schedules.resume,
+        "delete": schedules.delete,
+    }
+    changes[options.action](options.name, console)
+
+
+def _list_schedules(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines import schedules
+
+    schedules.show(console)

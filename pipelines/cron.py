@@ -1,0 +1,82 @@
+"""Cron expressions as Kubeflow reads them: six fields, seconds first (github.com/robfig/cron)."""
+
+from __future__ import annotations
+
+import re
+
+from ngrpo.errors import ConfigError
+
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+_FIELDS = (
+    ("second", 0, 59, ()),
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day of the month", 1, 31, ()),
+    ("month", 1, 12, _MONTHS),
+    ("day of the week", 0, 6, _DAYS),
+)
+_LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_ITEM = re.compile(r"(?:[*?]|(?P<from>\w+)(?:-(?P<to>\w+))?)(?:/(?P<step>\d+))?")
+
+
+def check_cron(expression: str) -> str:
+    """Return a cron expression with six fields, if there is a time that it means.
+
+    Args:
+        expression: Second, minute, hour, day of the month, month, day of the week.
+
+    Raises:
+        ConfigError: It has another number of fields, a field that cannot be, or a date that no year has.
+    """
+    fields = expression.split()
+    if len(fields) == len(_FIELDS) - 1:
+        raise ConfigError(
+            f"--cron {expression!r}: five fields, and Kubeflow wants seconds first: write '0 {expression}'"
+        )
+    if len(fields) != len(_FIELDS):
+        raise ConfigError(
+            f"--cron {expression!r}: {len(fields)} fields; write six: second minute hour day month weekday, for example "
+            "'0 0 3 * * MON' for Mondays at three"
+        )
+    values = [_values(expression, field, *limits) for field, limits in zip(fields, _FIELDS, strict=True)]
+    days, months = values[3], values[4]
+    # Where days of the month and of the week are both restricted, either will do.
+    if fields[5][0] in "*?" and not any(day <= _LONGEST_MONTHS[month - 1] for month in months for day in days):
+        raise ConfigError(f"--cron {expression!r}: no year has such a date: correct the day or the month")
+    return " ".join(fields)
+
+
+def _values(expression: str, field: str, name: str, low: int, high: int, names: tuple[str, ...]) -> set[int]:
+    """Return the values that a field stands for."""
+    values: set[int] = set()
+    for item in field.split(","):
+        span = _span(item, low, high, names)
+        if span is None:
+            raise ConfigError(f"--cron {expression!r}: {name} {item!r} cannot be: it goes from {low} to {high}")
+        values.update(span)
+    return values
+
+
+def _span(item: str, low: int, high: int, names: tuple[str, ...]) -> range | None:
+    """Return the values that one item of a field stands for, none if there are no such values."""
+    match = _ITEM.fullmatch(item)
+    if match is None:
+        return None
+    step = int(match["step"] or 1)
+    first: int | None = low
+    last: int | None = high
+    if match["from"]:
+        first = _number(match["from"], low, names)
+        # `5/15` is short for `5-59/15`.
+        last = _number(match["to"], low, names) if match["to"] else high if match["step"] else first
+    if first is None or last is None or not low <= first <= last <= high or step < 1:
+        return None
+    return range(first, last + 1, step)
+
+
+def _number(text: str, low: int, names: tuple[str, ...]) -> int | None:
+    """Return what a number or a name stands for, none if nothing."""
+    if text.upper() in names:
+        return names.index(text.upper()) + low
+    return int(text) if text.isdecimal() else None

@@ -1,0 +1,183 @@
+"""The way to Kubeflow Pipelines: kfp's client, made to fail in seconds, to repeat what may be repeated, and to say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import kfp
+import kfp_server_api
+from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.util import Retry
+
+from ngrpo.errors import NGRPOError
+
+ENDPOINT = "KF_PIPELINES_ENDPOINT"
+NAMESPACE = "KF_PIPELINES_NAMESPACE"
+TOKEN = "KF_PIPELINES_TOKEN"
+EXPERIMENT = "ngrpo"
+"""Experiment of all our runs and schedules."""
+
+_TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
+# Only what changes nothing is sent a second time: of a request that was cut off nobody knows whether it was done.
+_RETRIES = Retry(
+    total=3,
+    backoff_factor=0.5,
+    status_forcelist=(500, 502, 503, 504),
+    allowed_methods=("GET", "HEAD"),
+    raise_on_status=False,
+)
+_PAGE = 100
+
+
+class ClusterError(NGRPOError):
+    """The cluster refuses, cannot be reached, or has no such run or schedule."""
+
+
+class _Client(kfp.Client):
+    """kfp's client with time limits and retries, which it has no settings for."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        # All its interfaces share one connection pool.
+        connection = self._run_api.api_client.rest_client
+        connection.request = _limited(connection.request)
+
+    def _load_config(self, *arguments: Any) -> kfp_server_api.Configuration:
+        config = super()._load_config(*arguments)
+        config.retries = _RETRIES
+        return config
+
+    def get_kfp_healthz(self, sleep_duration: int = 0) -> kfp_server_api.V2beta1GetHealthzResponse:
+        """Ask once: stock kfp repeats five times whatever the answer was, a refusal included."""
+        answer = self._healthz_api.healthz_service_get_healthz(_request_timeout=_TIMEOUT)
+        if answer.multi_user is None:
+            raise ClusterError(
+                f"{_address()} answers, but it is not the API of Kubeflow Pipelines: correct the address"
+            )
+        return answer
+
+
+def connect() -> kfp.Client:
+    """Return a client of the Kubeflow Pipelines that the environment names, after making sure that it answers.
+
+    Raises:
+        ClusterError: The address is missing, or nothing that can be used is there.
+    """
+    if not os.environ.get(ENDPOINT):
+        raise ClusterError(
+            f"{ENDPOINT} is not set: name the API of Kubeflow Pipelines, for example http://127.0.0.1:8888 while "
+            "`kubectl -n kubeflow port-forward svc/ml-pipeline 8888` runs"
+        )
+    if urlsplit(os.environ[ENDPOINT]).scheme not in ("http", "https"):
+        raise ClusterError(f"{_address()}: write http://host:port or https://host")
+    with explained("Kubeflow Pipelines"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return _Client(host=os.environ[ENDPOINT], namespace=namespace(), existing_token=os.environ.get(TOKEN) or None)
+
+
+def namespace() -> str:
+    """Return the namespace of the runs."""
+    return os.environ.get(NAMESPACE) or "kubeflow"
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what the API complains about into one line, and keep kfp from printing links.
+
+    Args:
+        what: What is being asked for, for example `run 1234`.
+
+    Raises:
+        ClusterError: The API refused or could not be reached.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except kfp_server_api.ApiException as error:
+        raise ClusterError(f"{what}: {_address()} {_refusal(error)}") from error
+    except HTTPError as error:
+        reason = getattr(error, "reason", None) or error
+        # What may be repeated ends as a MaxRetryError, and so does what could not be sent.
+        unsure = "" if isinstance(error, MaxRetryError) else "; it may have been done: see `ngrpo status`"
+        raise ClusterError(
+            f"{what}: {_address()} cannot be reached ({type(reason).__name__}): start the port-forward or correct the "
+            f"address{unsure}"
+        ) from error
+
+
+def every(list_page: Callable[..., Any], field: str, **arguments: Any) -> Iterator[Any]:
+    """Return the items of all pages of a list.
+
+    Args:
+        list_page: A `list_*` method of the client.
+        field: The field of its answer that holds the items.
+        arguments: Further arguments of the method.
+    """
+    token = ""
+    while True:
+        page = list_page(page_token=token, page_size=_PAGE, **arguments)
+        yield from getattr(page, field) or ()
+        token = page.next_page_token
+        if not token:
+            return
+
+
+def experiment_id(client: kfp.Client) -> str:
+    """Return the experiment of our runs, made if missing."""
+    with explained(f"experiment {EXPERIMENT}"):
+        return str(client.create_experiment(EXPERIMENT, namespace=client.get_user_namespace()).experiment_id)
+
+
+def existing_experiment(client: kfp.Client) -> str | None:
+    """Return the experiment of our runs, none if there is none yet."""
+    same_name = {"operation": "EQUALS", "key": "display_name", "stringValue": EXPERIMENT}
+    with explained(f"experiment {EXPERIMENT}"):
+        found = client.list_experiments(filter=json.dumps({"predicates": [same_name]})).experiments
+    return str(found[0].experiment_id) if found else None
+
+
+def _limited(request: Callable[..., Any]) -> Callable[..., Any]:
+    def limited(*arguments: Any, _request_timeout: Any = None, **settings: Any) -> Any:
+        return request(*arguments, _request_timeout=_request_timeout or _TIMEOUT, **settings)
+
+    return limited
+
+
+def _refusal(error: kfp_server_api.ApiException) -> str:
+    message = _message(error.body)
+    if error.status in (401, 403):
+        return (
+            f"refuses the credentials ({error.status}): set {TOKEN} to a token of an account with the right to do this"
+        )
+    if error.status == 404:
+        return f"has no such thing ({message}): `ngrpo status` and `ngrpo schedule list` show what is there"
+    if error.status == 409:
+        return f"has one of that name already ({message}): choose another name"
+    if error.status is not None and error.status >= 500:
+        return f"failed ({error.status}: {message}): see the log of ml-pipeline, and try again"
+    return f"refused ({error.status}: {message})"
+
+
+def _message(body: Any) -> str:
+    """Return the first line of an error's text; the API sends JSON, a proxy before it may send anything."""
+    text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        answer = {}
+    told = answer.get("message") or answer.get("error_message") if isinstance(answer, dict) else None
+    return (str(told or text).strip().splitlines() or ["no reason given"])[0][:200]
+
+
+def _address() -> str:
+    """Return the variable that names the API with its value, less a password that may be in it."""
+    parts = urlsplit(os.environ.get(ENDPOINT, ""))
+    return f"{ENDPOINT}={parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()}"

@@ -1,0 +1,364 @@
+"""A Kubeflow Pipelines API (v2beta1) with a memory, and the little of Kubernetes that logs need, on the loopback interface.
+
+Requests and answers are checked against the types that the API publishes (`kfp_server_api`), and the pipelines it is given
+against those of the pipeline specification: a field that the real API does not have is refused here too.
+"""
+
+import json
+import re
+import threading
+import uuid
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlsplit
+
+import kfp_server_api as api
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from ngrpo.storage.manifest import Reference
+
+_SERIALIZER = api.ApiClient()
+_IN_ORDER = (
+    "prepare-data",
+    "neighbor-index",
+    "sft-warm-start",
+    "ngrpo-training",
+    "benchmark-evaluation",
+    "model-promotion",
+)
+
+
+class Refused(Exception):
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+class Kubeflow:
+    """The state of the API, and what a test may do to it."""
+
+    def __init__(self):
+        self.experiments, self.pipelines, self.versions, self.runs, self.schedules = {}, {}, {}, {}, {}
+        self.pods = []
+        self.token = None
+        """Token that every request must carry, if any."""
+        self.faults = []
+        """`[method, path, status, times]`: answers to give instead, once each; status 0 cuts the connection."""
+        self.requests = []
+        self._clock = datetime(2026, 1, 1, tzinfo=UTC)
+
+    # --- what a test does -------------------------------------------------------------------------------------------
+
+    def fail(self, method, path, status, times=1):
+        """Answer the next requests of a kind with an error."""
+        self.faults.append([method, path, status, times])
+
+    def asked(self, method, path):
+        """Return how many requests of a kind have come."""
+        return sum(one == method and re.search(path, other) is not None for one, other in self.requests)
+
+    def run(self):
+        """Return the newest run."""
+        return list(self.runs.values())[-1]
+
+    def tasks(self, run):
+        """Return the tasks of a run's pipeline."""
+        return self._spec(run)["root"]["dag"]["tasks"]
+
+    def pod_stages(self, run):
+        """Return the tasks that start a pod, in order."""
+        executors = self._spec(run)["deploymentSpec"]["executors"]
+        components = self._spec(run)["components"]
+        started = {
+            name
+            for name, task in self.tasks(run).items()
+            if "container" in executors[components[task["componentRef"]["name"]]["executorLabel"]]
+        }
+        return [name for name in _IN_ORDER if name in started]
+
+    def parameter(self, run, task, name):
+        """Return a parameter of a task as the driver resolves it."""
+        value = self.tasks(run)[task]["inputs"]["parameters"][name]["runtimeValue"]["constant"]
+        return value.replace("{{$.pipeline_job_uuid}}", run.run_id)
+
+    def finish(self, run, store, folder):
+        """Let a run do its work: publish an artifact for each stage, and read those that are imported."""
+        for name, task in self.tasks(run).items():
+            if name.startswith("importer"):
+                uri = task["inputs"]["parameters"]["uri"]["runtimeValue"]["constant"]
+                stage, key, _ = uri.split("/")[-3:]
+                assert store.find(stage, key) == Reference(
+                    uri.removesuffix("reference.json"), key, store.find(stage, key).digest
+                )
+        for name in self.pod_stages(run):
+            payload = folder / run.run_id / name
+            payload.mkdir(parents=True)
+            (payload / "payload.txt").write_text(name)
+            key = self.parameter(run, name, "key")
+            code_version = self.parameter(run, name, "code_version")
+            stage = name.replace("-", "_")
+            store.publish(stage, key, payload, config_digest="c", code_version=code_version, inputs={})
+            self.detail(run, name, "SUCCEEDED")
+            self.pods.append((run.run_id, stage, f"{stage} says hello\n"))
+        run.state = "SUCCEEDED"
+
+    def detail(self, run, task, state, message=None):
+        """Let a task of a run be in a state."""
+        run.run_details = run.run_details or api.V2beta1RunDetails(task_details=[])
+        error = api.GoogleRpcStatus(code=2, message=message) if message else None
+        end = None if state == "RUNNING" else run.created_at + timedelta(seconds=90)
+        run.run_details.task_details.append(
+            api.V2beta1PipelineTaskDetail(
+                run_id=run.run_id,
+                task_id=uuid.uuid4().hex,
+                display_name=task,
+                state=state,
+                start_time=run.created_at,
+                end_time=end,
+                error=error,
+            )
+        )
+
+    def fire(self, schedule):
+        """Let the time of a schedule come; returns the run that it starts, or none."""
+        going = sum(
+            run.recurring_run_id == schedule.recurring_run_id and run.state == "RUNNING" for run in self.runs.values()
+        )
+        if schedule.status != "ENABLED" or going >= int(schedule.max_concurrency):
+            return None
+        body = api.V2beta1Run(
+            display_name=f"Run of {schedule.display_name}",
+            experiment_id=schedule.experiment_id,
+            pipeline_version_reference=schedule.pipeline_version_reference,
+            recurring_run_id=schedule.recurring_run_id,
+        )
+        return self._create_run(body)
+
+    # --- the API ----------------------------------------------------------------------------------------------------
+
+    def answer(self, method, path, query, body):
+        """Answer a request: the model of the answer."""
+        for pattern, verb, function in self._routes():
+            match = re.fullmatch(pattern, path)
+            if match is not None and verb == method:
+                return function(*match.groups(), query, body)
+        raise Refused(404, f"no such path: {method} {path}")
+
+    def _routes(self):
+        base = "/apis/v2beta1"
+        return (
+            (f"{base}/healthz", "GET", lambda q, b: api.V2beta1GetHealthzResponse(multi_user=False)),
+            (
+                f"{base}/experiments",
+                "GET",
+                lambda q, b: self._page(q, self.experiments, api.V2beta1ListExperimentsResponse),
+            ),
+            (f"{base}/experiments", "POST", self._create_experiment),
+            (f"{base}/pipelines", "GET", lambda q, b: self._page(q, self.pipelines, api.V2beta1ListPipelinesResponse)),
+            (f"{base}/pipelines", "POST", self._create_pipeline),
+            (f"{base}/pipelines/upload_version", "POST", self._upload_version),
+            (f"{base}/pipelines/([^/]+)/versions", "GET", self._list_versions),
+            (f"{base}/pipelines/([^/]+)/versions/([^/]+)", "GET", lambda p, v, q, b: self._one(self.versions, v)),
+            (f"{base}/runs", "GET", lambda q, b: self._page(q, self.runs, api.V2beta1ListRunsResponse)),
+            (f"{base}/runs", "POST", lambda q, b: self._create_run(typed(b, "V2beta1Run"))),
+            (f"{base}/runs/([^/:]+)", "GET", lambda r, q, b: self._one(self.runs, r)),
+            (f"{base}/runs/([^/:]+):terminate", "POST", self._terminate),
+            (f"{base}/recurringruns", "GET", self._list_schedules),
+            (f"{base}/recurringruns", "POST", self._create_schedule),
+            (f"{base}/recurringruns/([^/:]+)", "DELETE", self._delete_schedule),
+            (f"{base}/recurringruns/([^/:]+):(enable|disable)", "POST", self._switch_schedule),
+        )
+
+    def _create_experiment(self, query, body):
+        made = typed(body, "V2beta1Experiment")
+        return self._add(self.experiments, made, "experiment_id")
+
+    def _create_pipeline(self, query, body):
+        made = typed(body, "V2beta1Pipeline")
+        return self._add(self.pipelines, made, "pipeline_id")
+
+    def _upload_version(self, query, body):
+        pipeline = self._one(self.pipelines, query["pipelineid"][0])
+        documents = list(yaml.safe_load_all(body))
+        spec = dict(zip(("pipeline_spec", "platform_spec"), documents, strict=False))
+        made = api.V2beta1PipelineVersion(
+            pipeline_id=pipeline.pipeline_id, display_name=query["name"][0], pipeline_spec=parsed(spec)
+        )
+        if any(version.display_name == made.display_name for version in self.versions.values()):
+            raise Refused(409, f"Already exist error: version {made.display_name}")
+        return self._add(self.versions, made, "pipeline_version_id")
+
+    def _list_versions(self, pipeline, query, body):
+        own = {key: item for key, item in self.versions.items() if item.pipeline_id == pipeline}
+        return self._page(query, own, api.V2beta1ListPipelineVersionsResponse)
+
+    def _create_run(self, run):
+        self._one(self.experiments, run.experiment_id)
+        if run.pipeline_version_reference is None:
+            run.pipeline_spec = parsed(run.pipeline_spec)
+        else:
+            self._one(self.versions, run.pipeline_version_reference.pipeline_version_id)
+        run.state = "RUNNING"
+        return self._add(self.runs, run, "run_id")
+
+    def _terminate(self, run_id, query, body):
+        run = self._one(self.runs, run_id)
+        if run.state != "RUNNING":
+            raise Refused(400, f"Failed to terminate run {run_id}: it is {run.state}")
+        run.state = "CANCELING"
+
+    def _create_schedule(self, query, body):
+        made = typed(body, "V2beta1RecurringRun")
+        self._one(self.versions, made.pipeline_version_reference.pipeline_version_id)
+        if len(made.trigger.cron_schedule.cron.split()) != 6:
+            raise Refused(400, "Invalid input error: schedule cron is not supported")
+        made.status = "ENABLED" if made.mode == "ENABLE" else "DISABLED"
+        return self._add(self.schedules, made, "recurring_run_id")
+
+    def _list_schedules(self, query, body):
+        return self._page(query, self.schedules, api.V2beta1ListRecurringRunsResponse)
+
+    def _delete_schedule(self, schedule, query, body):
+        self._one(self.schedules, schedule)
+        del self.schedules[schedule]
+
+    def _switch_schedule(self, schedule, how, query, body):
+        self._one(self.schedules, schedule).status = how.upper() + "D"
+
+    def _add(self, where, item, id_field):
+        key = str(uuid.uuid4())
+        self._clock += timedelta(minutes=1)
+        setattr(item, id_field, key)
+        item.created_at = self._clock
+        where[key] = item
+        return item
+
+    def _one(self, where, key):
+        if key not in where:
+            raise Refused(404, f"{key} not found")
+        return where[key]
+
+    def _page(self, query, where, answer):
+        items = list(where.values())
+        for predicate in json.loads(query.get("filter", ["{}"])[0]).get("predicates", ()):
+            assert predicate["operation"] in ("EQUALS", 1)
+            items = [item for item in items if getattr(item, predicate["key"]) == predicate["stringValue"]]
+        if "experiment_id" in query:
+            items = [item for item in items if item.experiment_id == query["experiment_id"][0]]
+        if query.get("sort_by") == ["created_at desc"]:
+            items.reverse()
+        start = int((query.get("page_token") or ["0"])[0])
+        end = start + min(int((query.get("page_size") or ["20"])[0]), 3)  # small, so that pages are turned
+        (field,) = [name for name, kind in answer.openapi_types.items() if kind.startswith("list[")]
+        return answer(**{field: items[start:end] or None, "next_page_token": str(end) if end < len(items) else None})
+
+    def _spec(self, run):
+        spec = run.pipeline_spec
+        if spec is None:
+            spec = self.versions[run.pipeline_version_reference.pipeline_version_id].pipeline_spec
+        return spec.get("pipeline_spec", spec)
+
+    # --- Kubernetes -------------------------------------------------------------------------------------------------
+
+    def kubernetes(self, path, query):
+        """Answer a request to Kubernetes: text, or an object."""
+        if path.endswith("/log"):
+            number = int(path.split("/")[-2].removeprefix("pod-"))
+            assert query["container"] == ["main"]
+            return self.pods[number][2]
+        wanted = dict(item.split("=") for item in query["labelSelector"][0].split(","))
+        found = [
+            {
+                "metadata": {
+                    "name": f"pod-{number}",
+                    "creationTimestamp": (self._clock + timedelta(minutes=number)).isoformat(),
+                }
+            }
+            for number, (run, stage, _) in enumerate(self.pods)
+            if wanted == {"pipeline/runid": run, "ngrpo/stage": stage}
+        ]
+        return {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": found}
+
+
+def typed(body, model):
+    """Read a body as a type of the API; a field that it does not have is an error."""
+    tree = json.loads(body)
+    unknown = set(tree) - set(getattr(api, model).attribute_map.values())
+    if unknown:
+        raise Refused(400, f"unknown field {sorted(unknown)} of {model}")
+    return _SERIALIZER.deserialize(SimpleNamespace(data=body), model)
+
+
+def parsed(documents):
+    """Read a pipeline as the API's backend does: an unknown field is an error."""
+    json_format.ParseDict(documents["pipeline_spec"], pipeline_spec_pb2.PipelineSpec())
+    json_format.ParseDict(documents.get("platform_spec", {}), pipeline_spec_pb2.PlatformSpec())
+    return documents
+
+
+@contextmanager
+def serve():
+    """Serve the API; yields its state, with `address`."""
+    state = Kubeflow()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one(self):
+            parts = urlsplit(self.path)
+            query = parse_qs(parts.query)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            state.requests.append((self.command, parts.path))
+            for fault in state.faults:
+                if fault[3] and fault[0] == self.command and re.search(fault[1], parts.path):
+                    fault[3] -= 1
+                    if fault[2] == 0:
+                        self.close_connection = True
+                        return
+                    self.send(fault[2], json.dumps({"message": f"it fails with {fault[2]}"}))
+                    return
+            if parts.path.startswith("/api/v1/"):
+                told = state.kubernetes(parts.path, query)
+                self.send(200, told if isinstance(told, str) else json.dumps(told))
+                return
+            if state.token is not None and self.headers.get("Authorization") != f"Bearer {state.token}":
+                self.send(401, json.dumps({"message": "Request header error: there is no user identity header"}))
+                return
+            if self.headers.get("Content-Type", "").startswith("multipart/"):
+                head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+                body = message_from_bytes(head + body).get_payload()[0].get_payload(decode=True)
+            try:
+                answer = state.answer(self.command, parts.path, query, body)
+                self.send(200, json.dumps(_SERIALIZER.sanitize_for_serialization(answer) or {}))
+            except Refused as refusal:
+                self.send(refusal.status, json.dumps({"message": str(refusal)}))
+
+        do_GET = do_POST = do_DELETE = handle_one
+
+        def send(self, status, text):
+            data = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    state.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,395 @@
+"""The commands of a cluster, through kfp's real client, against an API with a memory and a real object store."""
+
+import json
+import re
+
+import pytest
+import yaml
+from golden_ir import CLUSTER, GOLDEN
+from kubeflow_stub import serve
+
+from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.cron import check_cron
+
+pytestmark = pytest.mark.pipeline
+
+STAGES = (
+    "prepare-data",
+    "neighbor-index",
+    "sft-warm-start",
+    "ngrpo-training",
+    "benchmark-evaluation",
+    "model-promotion",
+)
+IMAGES = ["--images", str(GOLDEN / "images.lock")]
+
+
+@pytest.fixture
+def kubeflow(monkeypatch, tmp_path):
+    with serve() as state:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", state.address)
+        monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        kubeconfig = tmp_path / ".kube" / "config"
+        kubeconfig.parent.mkdir()
+        kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "clusters": [{"name": "c", "cluster": {"server": state.address}}],
+                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                    "users": [{"name": "u", "user": {}}],
+                    "current-context": "c",
+                }
+            )
+        )
+        yield state
+
+
+@pytest.fixture
+def ngrpo(kubeflow, objects, capsys):
+    """Run a command; returns what it printed."""
+
+    def command(*arguments, code=0):
+        if arguments[0] == "submit" or arguments[:2] in (("schedule", "create"), ("schedule", "replace")):
+            arguments = (*arguments, *IMAGES, "--set", f"cluster.store={objects.uri}")
+        if "--from" in arguments:
+            arguments = (*arguments, *IMAGES)
+        capsys.readouterr()
+        assert cli.main(arguments) == code, capsys.readouterr()
+        printed = capsys.readouterr()
+        if code:
+            assert len(printed.err.splitlines()) == 1, printed.err
+            return printed.err.rstrip("\n")
+        assert "details" not in printed.out, "kfp's own links"
+        return printed.out
+
+    return command
+
+
+@pytest.fixture
+def finish(kubeflow, store, tmp_path):
+    """Let the newest run do its work."""
+    return lambda: kubeflow.finish(kubeflow.run(), store, tmp_path / "payloads")
+
+
+# --- submit and rerun -------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_imports_what_the_first_produced(kubeflow, ngrpo, finish):
+    ngrpo("submit", "--preset", "tiny")
+    first = kubeflow.run()
+    assert kubeflow.pod_stages(first) == list(STAGES)
+    finish()
+    ngrpo("submit", "--preset", "tiny")
+    second = kubeflow.run()
+    assert len(kubeflow.runs) == 2
+    assert kubeflow.pod_stages(second) == ["model-promotion"]
+    imported = [name for name in kubeflow.tasks(second) if name.startswith("importer")]
+    assert len(imported) == 2, "what the promotion reads, and nothing else"
+    finish()
+    assert kubeflow.parameter(first, "model-promotion", "key") != kubeflow.parameter(second, "model-promotion", "key")
+
+
+def test_a_changed_training_setting_leaves_data_index_and_warm_start_as_they_are(kubeflow, ngrpo, finish):
+    ngrpo("submit")
+    finish()
+    ngrpo("submit", "--set", "training.learning_rate=1e-4")
+    assert kubeflow.pod_stages(kubeflow.run()) == list(STAGES[3:])
+    finish()
+
+
+def test_rerun_of_the_evaluation_of_a_run_runs_it_and_the_promotion_and_the_new_result_stays(kubeflow, ngrpo, finish):
+    ngrpo("submit", "--seed", "3")
+    first = kubeflow.run()
+    finish()
+    ngrpo("rerun", "benchmark_evaluation", "--from", first.run_id)
+    again = kubeflow.run()
+    assert kubeflow.pod_stages(again) == ["benchmark-evaluation", "model-promotion"]
+    config = json.loads(kubeflow.parameter(again, "benchmark-evaluation", "config"))
+    assert config["seed"] == 3, "the configuration is that of the run"
+    assert kubeflow.parameter(again, "benchmark-evaluation", "key") != kubeflow.parameter(
+        first, "benchmark-evaluation", "key"
+    )
+    finish()
+    ngrpo("submit", "--seed", "3")
+    assert kubeflow.pod_stages(kubeflow.run()) == ["model-promotion"]
+    evaluation = kubeflow.parameter(again, "benchmark-evaluation", "key")
+    assert f"/benchmark_evaluation/{evaluation}/" in json.dumps(kubeflow.tasks(kubeflow.run()))
+
+
+def test_the_last_of_several_reruns_counts(kubeflow, ngrpo, finish):
+    ngrpo("submit")
+    first = kubeflow.run().run_id
+    finish()
+    for _ in range(2):
+        ngrpo("rerun", "ngrpo_training", "--from", first)
+        assert kubeflow.pod_stages(kubeflow.run()) == list(STAGES[3:])
+        finish()
+    ngrpo("submit")
+    assert kubeflow.pod_stages(kubeflow.run()) == ["model-promotion"]
+
+
+def test_an_artifact_that_is_gone_or_damaged_is_made_again(kubeflow, ngrpo, finish, objects):
+    ngrpo("submit")
+    first = kubeflow.run()
+    finish()
+    index, training = (kubeflow.parameter(first, stage, "key") for stage in ("neighbor-index", "ngrpo-training"))
+    objects.delete(f"neighbor_index/{index}/manifest.json")
+    objects.put_bytes(b"other", f"ngrpo_training/{training}/payload.txt")
+    told = ngrpo("submit")
+    assert "payload.txt" in told
+    assert kubeflow.pod_stages(kubeflow.run()) == ["neighbor-index", "ngrpo-training", "model-promotion"]
+    assert objects.get_bytes(f"ngrpo_training/{training}/manifest.json") is None, (
+        "or the stage would take it for its result"
+    )
+
+
+def test_a_run_of_something_else_cannot_be_rerun(kubeflow, ngrpo):
+    ngrpo("submit")
+    run = kubeflow.run()
+    run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["description"] = "hello"
+    assert "was not made by ngrpo" in ngrpo("rerun", "prepare_data", "--from", run.run_id, code=2)
+    run.pipeline_spec["pipeline_spec"]["pipelineInfo"]["description"] = '{"preset": "x"}'
+    error = cli.main(["rerun", "prepare_data", "--from", run.run_id, *IMAGES])
+    assert error == 2
+
+
+def test_from_brings_its_own_configuration(kubeflow, ngrpo):
+    assert "leave out --preset" in ngrpo("rerun", "prepare_data", "--from", "x", "--seed", "1", code=2)
+    assert kubeflow.requests == []
+
+
+# --- status, logs, cancel ---------------------------------------------------------------------------------------------
+
+
+def test_status_shows_every_stage_of_the_newest_run(kubeflow, ngrpo, finish):
+    assert "there is no run yet" in ngrpo("status", code=2)
+    assert kubeflow.experiments == {}, "to look makes nothing"
+    ngrpo("submit")
+    finish()
+    ngrpo("submit", "--set", "training.learning_rate=1e-4")
+    run = kubeflow.run()
+    kubeflow.detail(run, "ngrpo-training", "FAILED", "OOMKilled [exit code 137]")
+    told = ngrpo("status")
+    assert run.run_id in told
+    for stage, state in (
+        ("prepare_data", "cached"),
+        ("sft_warm_start", "cached"),
+        ("ngrpo_training", r"failed +│ 0:01:30 +│ OOMKilled \[exit code 137\]"),
+        ("benchmark_evaluation", "waiting"),
+    ):
+        assert re.search(rf"│ {stage} +│ {state}", told), told
+    first = next(iter(kubeflow.runs))
+    assert re.search(r"│ prepare_data +│ succeeded", ngrpo("status", first))
+
+
+def test_logs_are_those_of_the_last_pod_of_the_stage(kubeflow, ngrpo, finish):
+    ngrpo("submit")
+    assert "it has not started" in ngrpo("logs", "prepare_data", code=2)
+    finish()
+    kubeflow.pods.append((kubeflow.run().run_id, "prepare_data", "a second try [/]\n"))
+    assert ngrpo("logs", "prepare_data") == "a second try [/]\n"
+    assert ngrpo("logs", "ngrpo_training", kubeflow.run().run_id) == "ngrpo_training says hello\n"
+    kubeflow.fail("GET", "/pods", 403)
+    assert "Kubernetes refuses (403" in ngrpo("logs", "prepare_data", code=2)
+
+
+def test_cancel_ends_a_run_once(kubeflow, ngrpo, finish):
+    ngrpo("submit")
+    run = kubeflow.run()
+    ngrpo("cancel", run.run_id)
+    assert run.state == "CANCELING"
+    run.state = "CANCELED"
+    assert "is over (CANCELED)" in ngrpo("cancel", run.run_id, code=2)
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_runs_the_whole_pipeline_one_at_a_time_and_makes_up_for_nothing(kubeflow, ngrpo, finish):
+    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * MON")
+    (schedule,) = kubeflow.schedules.values()
+    assert schedule.trigger.cron_schedule.cron == "0 0 3 * * MON"
+    assert (schedule.no_catchup, schedule.max_concurrency, schedule.status) == (True, "1", "ENABLED")
+    first = kubeflow.fire(schedule)
+    assert kubeflow.pod_stages(first) == list(STAGES)
+    assert kubeflow.tasks(first)["ngrpo-training"]["cachingOptions"]["enableCache"]
+    assert kubeflow.fire(schedule) is None
+    finish()
+    second = kubeflow.fire(schedule)
+    assert kubeflow.parameter(first, "model-promotion", "key") != kubeflow.parameter(second, "model-promotion", "key")
+    # A run of a schedule refers to a version of the pipeline, and can be run again like any other.
+    ngrpo("rerun", "benchmark_evaluation", "--from", first.run_id)
+    assert kubeflow.pod_stages(kubeflow.run()) == ["benchmark-evaluation", "model-promotion"]
+
+
+def test_the_version_of_the_pipeline_is_that_of_the_code_and_the_settings(kubeflow, ngrpo):
+    for name in ("a", "b"):
+        ngrpo("schedule", "create", name, "--cron", "0 0 3 * * *")
+    ngrpo("schedule", "create", "c", "--cron", "0 0 3 * * *", "--seed", "1")
+    assert len(kubeflow.pipelines) == 1
+    assert [version.display_name[:5] for version in kubeflow.versions.values()] == ["tiny-", "tiny-"]
+    used = [schedule.pipeline_version_reference.pipeline_version_id for schedule in kubeflow.schedules.values()]
+    assert used[0] == used[1] != used[2]
+
+
+def test_schedules_are_listed_paused_resumed_and_deleted_by_name(kubeflow, ngrpo):
+    assert kubeflow.experiments == {}
+    ngrpo("schedule", "list")
+    for number in range(5):  # more than a page
+        ngrpo("schedule", "create", f"s{number}", "--cron", f"0 0 {number} * * *")
+    ngrpo("schedule", "pause", "s4")
+    (paused,) = [schedule for schedule in kubeflow.schedules.values() if schedule.status == "DISABLED"]
+    assert paused.display_name == "s4"
+    assert kubeflow.fire(paused) is None
+    told = ngrpo("schedule", "list")
+    assert re.search(r"│ s4 +│ 0 0 4 \* \* \* +│ disabled", told)
+    assert re.search(r"│ s0 +│ 0 0 0 \* \* \* +│ enabled", told)
+    ngrpo("schedule", "resume", "s4")
+    assert paused.status == "ENABLED"
+    ngrpo("schedule", "delete", "s4")
+    assert sorted(schedule.display_name for schedule in kubeflow.schedules.values()) == ["s0", "s1", "s2", "s3"]
+    assert "there is no schedule 's4'" in ngrpo("schedule", "pause", "s4", code=2)
+
+
+def test_a_schedule_is_made_once(kubeflow, ngrpo):
+    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
+    assert "there is a schedule 'weekly' already" in ngrpo(
+        "schedule", "create", "weekly", "--cron", "0 0 4 * * *", code=2
+    )
+    assert len(kubeflow.schedules) == 1
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_schedule_is_replaced_and_stays_as_it_was(kubeflow, ngrpo, paused):
+    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
+    if paused:
+        ngrpo("schedule", "pause", "weekly")
+    (old,) = kubeflow.schedules.values()
+    ngrpo("schedule", "replace", "weekly", "--seed", "7")
+    (new,) = kubeflow.schedules.values()
+    assert new.recurring_run_id != old.recurring_run_id
+    assert new.trigger.cron_schedule.cron == "0 0 3 * * *"
+    assert new.status == ("DISABLED" if paused else "ENABLED")
+    assert new.pipeline_version_reference != old.pipeline_version_reference
+    ngrpo("schedule", "replace", "weekly", "--cron", "0 0 5 * * *")
+    (newest,) = kubeflow.schedules.values()
+    assert newest.trigger.cron_schedule.cron == "0 0 5 * * *"
+
+
+def test_a_schedule_that_cannot_be_replaced_is_as_it_was(kubeflow, ngrpo):
+    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
+    kubeflow.fail("DELETE", "/recurringruns/", 503)
+    assert "failed (503" in ngrpo("schedule", "replace", "weekly", "--seed", "7", code=2)
+    (schedule,) = kubeflow.schedules.values()
+    assert schedule.status == "ENABLED"
+
+
+@pytest.mark.parametrize(
+    ("cron", "named"),
+    [
+        ("0 3 * * MON", "write '0 0 3 * * MON'"),
+        ("hourly", "1 fields; write six"),
+        ("0 60 3 * * *", "minute '60'"),
+        ("0 0 24 * * *", "hour '24'"),
+        ("0 0 5-3 * * *", "hour '5-3'"),
+        ("0 0 3 0 * *", "day of the month '0'"),
+        ("0 0 3 * 13 *", "month '13'"),
+        ("0 0 3 * * MOON", "day of the week 'MOON'"),
+        ("0 */0 3 * * *", "minute '*/0'"),
+        ("0 0 3 31 2,4 *", "no year has such a date"),
+    ],
+)
+def test_a_cron_that_cannot_be_is_refused_before_anything_is_asked(kubeflow, ngrpo, cron, named):
+    assert named in ngrpo("schedule", "create", "weekly", "--cron", cron, code=2)
+    assert kubeflow.requests == []
+
+
+@pytest.mark.parametrize(
+    "cron", ["0 0 3 * * MON", "0 0/15 1-5,7 ? JAN-MAR 1", "*/5 * * * * *", "0 0 3 31 2 FRI", "0 0 0 29 2 ?"]
+)
+def test_a_cron_that_can_be_is_taken_as_it_is(cron):
+    assert check_cron(cron) == cron
+
+
+# --- an API that refuses, fails, or is not there ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "named"),
+    [
+        (401, "refuses the credentials (401): set KF_PIPELINES_TOKEN"),
+        (403, "refuses the credentials (403)"),
+        (404, "has no such thing (it fails with 404)"),
+        (409, "has one of that name already"),
+        (400, "refused (400: it fails with 400)"),
+        (503, "failed (503: it fails with 503)"),
+    ],
+)
+def test_a_refused_run_is_one_line_and_is_sent_once(kubeflow, ngrpo, status, named):
+    kubeflow.fail("POST", "/runs", status, times=10)
+    assert named in ngrpo("submit", code=2)
+    assert kubeflow.asked("POST", "/runs") == 1
+    assert kubeflow.runs == {}
+
+
+def test_a_failure_that_passes_is_waited_for_where_nothing_is_changed(kubeflow, ngrpo):
+    ngrpo("submit")
+    kubeflow.fail("GET", "/runs/", 503, times=2)
+    assert kubeflow.run().run_id in ngrpo("status")
+
+
+def test_a_connection_that_is_cut_leaves_open_what_was_done(kubeflow, ngrpo):
+    kubeflow.fail("POST", "/runs", 0, times=10)
+    assert "cannot be reached (ProtocolError)" in (told := ngrpo("submit", code=2))
+    assert "it may have been done: see `ngrpo status`" in told
+    assert kubeflow.asked("POST", "/runs") == 1
+
+
+def test_a_token_is_taken_from_the_environment_and_is_never_shown(kubeflow, ngrpo, monkeypatch):
+    kubeflow.token = "s3cr3t"
+    assert "refuses the credentials (401)" in ngrpo("status", code=2)
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", "wrong-t0ken")
+    assert "wrong-t0ken" not in ngrpo("status", code=2)
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", "s3cr3t")
+    assert "there is no run yet" in ngrpo("status", code=2)
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("", "KF_PIPELINES_ENDPOINT is not set"),
+        ("kubeflow.example", "write http://host:port"),
+        ("http://user:s3cr3t@127.0.0.1:9", "KF_PIPELINES_ENDPOINT=http://127.0.0.1:9 cannot be reached"),
+    ],
+)
+def test_an_api_that_is_not_there_is_one_line(ngrpo, monkeypatch, address, named):
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", address)
+    told = ngrpo("status", code=2)
+    assert named in told
+    assert "s3cr3t" not in told
+    assert "may have been done" not in told
+
+
+def test_something_else_that_answers_is_not_taken_for_the_api(kubeflow, ngrpo):
+    kubeflow.fail("GET", "/healthz", 200)
+    assert "it is not the API of Kubeflow Pipelines" in ngrpo("status", code=2)
+
+
+def test_a_store_that_is_not_there_is_one_line_and_nothing_is_submitted(kubeflow, ngrpo, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "cannot be reached" in ngrpo("submit", code=2)
+    assert kubeflow.requests == []
+
+
+def test_a_run_that_is_not_there_is_named(ngrpo):
+    for command in (["status", "gone"], ["cancel", "gone"], ["logs", "prepare_data", "gone"]):
+        assert "run gone: " in (told := ngrpo(*command, code=2))
+        assert "has no such thing" in told
+    assert "run gone: " in ngrpo("rerun", "prepare_data", "--from", "gone", code=2)
+
+
+def test_the_service_account_of_the_cluster_runs_it(kubeflow, ngrpo):
+    ngrpo("submit", "--cluster", str(CLUSTER))
+    assert kubeflow.run().service_account == "ngrpo-stage"
