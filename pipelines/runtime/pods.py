@@ -11,6 +11,7 @@ from kfp import dsl, kubernetes
 
 from ngrpo.cluster import ClusterConfig, Toleration
 from ngrpo.config import RunConfig
+from ngrpo.stages.execution import PIPELINE_RUN
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.runtime.images import Images
 
@@ -77,6 +78,7 @@ def _set_environment(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
     }
     for name, value in (own | cluster.environment).items():
         task.set_env_variable(name, value)
+    kubernetes.use_field_path_as_env(task, PIPELINE_RUN, f"metadata.labels['{RUN_LABEL}']")
     for secret, variables in cluster.secrets.items():
         kubernetes.use_secret_as_env(task, secret, {key: name for name, key in variables.items()})
 

@@ -14,7 +14,8 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,10 @@ from ngrpo.stages.process import attach, parent_run_id, write_record
 
 if TYPE_CHECKING:
     from ngrpo.storage.manifest import Reference
+    from ngrpo.storage.objects import ObjectStore
 
+PIPELINE_RUN = "NGRPO_PIPELINE_RUN"
+"""Environment variable of a pod: the id of the pipeline run."""
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
 
 
@@ -40,6 +44,8 @@ class Surroundings:
     """Directory for unfinished results; what is there survives a killed try (`NGRPO_WORK_DIR`)."""
     run_directory: Path | None
     """Directory of the local run that this process belongs to (`NGRPO_RUN_DIR`); none on a cluster."""
+    pipeline_run: str | None
+    """Id of the pipeline run on a cluster (`NGRPO_PIPELINE_RUN`); none on one machine."""
 
     @classmethod
     def from_environment(cls) -> Surroundings:
@@ -57,17 +63,23 @@ class Surroundings:
             cache=Path(os.environ["NGRPO_CACHE_DIR"]),
             work=Path(os.environ["NGRPO_WORK_DIR"]),
             run_directory=Path(run_directory) if run_directory else None,
+            pipeline_run=os.environ.get(PIPELINE_RUN) or None,
         )
 
-    def parent_run_id(self) -> str | None:
-        """Return the MLflow run of the whole pipeline run (on a cluster `NGRPO_PARENT_RUN_ID`), none if there is none.
+    @contextmanager
+    def parent_run(self, stage: str, objects: ObjectStore) -> Iterator[str | None]:
+        """Provide the MLflow run of the whole pipeline run, none if there is none.
 
         Raises:
-            TrackingError: The local run could not open one.
+            TrackingError: The local run could not open one, or MLflow cannot be reached.
         """
-        if self.run_directory is None:
-            return os.environ.get("NGRPO_PARENT_RUN_ID")
-        return parent_run_id(self.run_directory)
+        if self.run_directory is not None:
+            yield parent_run_id(self.run_directory)
+            return
+        from ngrpo.tracking.cluster_run import parent_on_cluster
+
+        with parent_on_cluster(self.pipeline_run, stage, objects) as run_id:
+            yield run_id
 
 
 def execute(
@@ -139,7 +151,8 @@ def _execute(
 
     stage = STAGES[name]
     config = validate(stage.config, json.loads(config_json))
-    store = ArtifactStore(ObjectStore(surroundings.store), surroundings.cache)
+    objects = ObjectStore(surroundings.store)
+    store = ArtifactStore(objects, surroundings.cache)
     found = store.find(stage.name, key) if stage.cacheable else None
     if found is not None:
         return _read_metrics(store.fetch(found, only="metrics.json")), found, True
@@ -156,7 +169,10 @@ def _execute(
     from ngrpo.tracking.runs import stage_run
 
     tags = {"ngrpo.key": key, "ngrpo.code_version": code_version}
-    with stage_run(stage.name, surroundings.parent_run_id(), tags) as tracked:
+    with (
+        surroundings.parent_run(stage.name, objects) as parent,
+        stage_run(stage.name, parent, tags) as tracked,
+    ):
         if tracked is not None:
             tracked.log_settings(config.model_dump(mode="json"))
             for source, reference in references.items():
