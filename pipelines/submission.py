@@ -60,8 +60,6 @@ def submit(
     console.print(plan_table(plan))
     client = connect()
     experiment = experiment_id(client)
-    for base_key, token in asked.items():
-        objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
     for stage in plan:
         if stage.damaged is not None:
             store.discard(stage.damaged)
@@ -69,6 +67,9 @@ def submit(
         run = client.run_pipeline(
             experiment, workspace.run_name(config.preset), str(path), service_account=config.cluster.service_account
         )
+    # Only now: a run that was refused leaves no wish behind.
+    for base_key, token in asked.items():
+        objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
     console.print(f"run  {run.run_id} ({run.display_name})", soft_wrap=True)
     return str(run.run_id)
 

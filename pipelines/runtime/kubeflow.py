@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,6 +36,9 @@ _RETRIES = Retry(
     raise_on_status=False,
 )
 _PAGE = 100
+
+# It has a line for each of its tries; what they came to is said once (`explained`).
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 class ClusterError(NGRPOError):

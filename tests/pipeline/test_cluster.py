@@ -118,14 +118,28 @@ def test_rerun_of_the_evaluation_of_a_run_runs_it_and_the_promotion_and_the_new_
     assert f"/benchmark_evaluation/{evaluation}/" in json.dumps(kubeflow.tasks(kubeflow.run()))
 
 
-def test_the_last_of_several_reruns_counts(kubeflow, ngrpo, finish):
+def test_the_last_of_several_reruns_counts(kubeflow, ngrpo, finish, monkeypatch):
+    random = iter(("ffffffff", "00000000"))
+    monkeypatch.setattr("secrets.token_hex", lambda size: next(random))
     ngrpo("submit")
     first = kubeflow.run().run_id
     finish()
     for _ in range(2):
         ngrpo("rerun", "ngrpo_training", "--from", first)
         assert kubeflow.pod_stages(kubeflow.run()) == list(STAGES[3:])
+        last = kubeflow.parameter(kubeflow.run(), "ngrpo-training", "key")
         finish()
+    ngrpo("submit")
+    assert f"/ngrpo_training/{last}/" in json.dumps(kubeflow.tasks(kubeflow.run()))
+
+
+def test_a_rerun_that_was_refused_is_not_made_up_for(kubeflow, ngrpo, finish, objects):
+    ngrpo("submit")
+    first = kubeflow.run().run_id
+    finish()
+    kubeflow.fail("POST", "/runs", 503)
+    ngrpo("rerun", "prepare_data", "--from", first, code=2)
+    assert objects.list("rerun_tokens/") == []
     ngrpo("submit")
     assert kubeflow.pod_stages(kubeflow.run()) == ["model-promotion"]
 

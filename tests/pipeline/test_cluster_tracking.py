@@ -49,11 +49,17 @@ def test_stages_of_a_pipeline_run_are_children_of_one_run(database, objects):
         assert len(parents()) == 2
 
 
-def test_stages_that_start_together_agree_on_one_parent(database, objects):
-    together = threading.Barrier(4)
+def test_stages_that_start_together_agree_on_one_parent(database, objects, monkeypatch):
+    all_of_them_looked = threading.Barrier(4)
+    create_run = MlflowClient.create_run
+
+    def create(*arguments, **settings):
+        all_of_them_looked.wait(10)
+        return create_run(*arguments, **settings)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create)
 
     def start(number):
-        together.wait()
         with parent_on_cluster("r1", f"stage-{number}", objects) as parent:
             return parent
 

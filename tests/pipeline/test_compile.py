@@ -13,6 +13,7 @@ from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.options import PRESETS
 from ngrpo_kfp.pipelines.plan import History, make_plan
 from ngrpo_kfp.pipelines.runtime.compilation import compile_pipeline, load_ir
+from ngrpo_kfp.pipelines.runtime.graph_check import GraphError
 from ngrpo_kfp.pipelines.runtime.images import Images
 
 LOCK = golden_path(WHOLE).with_name("images.lock")
@@ -206,6 +207,12 @@ def test_an_image_that_is_not_named_by_its_digest_is_refused(capsys, tmp_path, a
     line = refused(capsys, "--images", str(lock))
     assert f"cpu = '{address}' is no digest" in line
     assert "write repository@sha256:" in line
+
+
+def test_what_is_compiled_is_checked(monkeypatch):
+    monkeypatch.setattr(Images, "reference", lambda self, name: "ngrpo:latest")
+    with pytest.raises(GraphError, match=r"exec-prepare-data: image 'ngrpo:latest' is not named by its digest"):
+        compiled("tiny")
 
 
 def test_an_image_that_the_lock_does_not_have_is_named(capsys, tmp_path):
