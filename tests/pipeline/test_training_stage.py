@@ -161,6 +161,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_resumed_from_and_what_is_writ
     assert mixed == sum(len(sample["neighbors"]) for sample in samples) > 0
     neighbors = json.loads((output / "example_neighbors.json").read_text())
     assert all(len(entry["neighbors"]) == 5 for entry in neighbors)
+    assert not list((output / "model").glob("*.bin")), "a pickle, which would go on into the model registry"
     tensors = load_file(output / "model" / "model.safetensors")
     start_tensors = load_file(root / "warm_start" / "model" / "model.safetensors")
     assert any(not torch.equal(tensors[name], start_tensors[name]) for name in start_tensors)

@@ -182,7 +182,7 @@ class MixingSlots:
         return self._slot.get(request, -1)
 
     def finish(self, requests: Iterable[str]) -> None:
-        """Note that requests have ended, were aborted included; their records stay until they are taken."""
+        """Note that requests have ended, by themselves or by an abort; their records stay until they are taken."""
         for request in requests:
             slot = self._slot.pop(request, None)
             if slot is not None:
@@ -248,7 +248,7 @@ class MixingSlots:
         """Return the input embeddings of tokens of responses: mixtures where their steps were mixed.
 
         Args:
-            embed: The model's embedding, int64 `[N]` to `[N, d]`; called once, with ids that do not depend on the weights' shard.
+            embed: The model's embedding, int64 `[N]` to `[N, d]`; called at most once, by every tensor-parallel rank alike.
             embeddings: `[T, d]`, embeddings of the tokens themselves.
             token_ids: int64 `[T]`.
             slots: int64 `[T]`, -1 for tokens of other requests.

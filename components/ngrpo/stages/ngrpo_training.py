@@ -14,6 +14,7 @@ from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.errors import DataError
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.training.checkpoints import save_model
 from ngrpo.training.policy_optimization import train_policy
 from ngrpo.training.rollout_log import RolloutLog
 
@@ -56,7 +57,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
         work=work,
         observers=[rollout_log],
     )
-    trained.trainer.save_model(str(output / "model"))
+    save_model(trained.trainer, output / "model")
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
     (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
     rollout_log.write(output)

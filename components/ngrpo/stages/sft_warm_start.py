@@ -13,6 +13,7 @@ from transformers import set_seed
 from ngrpo.config import SFTWarmStartConfig
 from ngrpo.data.models import materialize
 from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.training.checkpoints import save_model
 from ngrpo.training.warm_start import train_warm_start
 
 CONFIG = SFTWarmStartConfig
@@ -45,7 +46,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
         cache_dir=str(work / "datasets"),
     )
     trainer = train_warm_start(model, tokenizer, dataset, config, work)
-    trainer.save_model(str(output / "model"))
+    save_model(trainer, output / "model")
     history = trainer.state.log_history
     (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
     losses = [entry["loss"] for entry in history if "loss" in entry]

@@ -1,10 +1,11 @@
-"""Checkpoints that are known to be whole: a marker is written last, and only marked ones are resumed from."""
+"""What training leaves on disk: the model, and checkpoints, marked last of all and resumed from only if they are marked."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 
 _MARKER = "complete"
 
@@ -22,3 +23,9 @@ def last_checkpoint(directory: Path) -> Path | None:
     """Return the newest whole checkpoint of a trainer's output directory, or none."""
     whole = [path.parent for path in directory.glob(f"checkpoint-*/{_MARKER}")]
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def save_model(trainer: Trainer, directory: Path) -> None:
+    """Write a trainer's model and tokenizer, without the pickle of its arguments that `Trainer.save_model` adds."""
+    trainer.save_model(str(directory))
+    (directory / TRAINING_ARGS_NAME).unlink()

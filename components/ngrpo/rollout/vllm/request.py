@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -38,9 +37,11 @@ def read_settings(params: SamplingParams | None) -> RequestSettings | None:
     return RequestSettings(**params.extra_args[_KEY])
 
 
-def follow(slots: MixingSlots, step: SchedulerOutput) -> Iterator[tuple[str, int]]:
-    """Bring the slots up to a scheduler step; yield each request that joins or comes back, with its slot (-1: not ours)."""
+def follow(slots: MixingSlots, step: SchedulerOutput) -> list[tuple[str, int]]:
+    """Bring the slots up to a scheduler step; return each request that joins or comes back, with its slot (-1: not ours)."""
     slots.finish(step.finished_req_ids)
+    joined = []
     for request in step.scheduled_new_reqs:
         settings = read_settings(request.sampling_params)
-        yield request.req_id, -1 if settings is None else slots.add(request.req_id, settings)
+        joined.append((request.req_id, -1 if settings is None else slots.add(request.req_id, settings)))
+    return joined

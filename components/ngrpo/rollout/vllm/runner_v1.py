@@ -54,8 +54,7 @@ class MixingRunner(GPUModelRunner):
     slots: MixingSlots
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
-        for _ in follow(self.slots, scheduler_output):
-            pass
+        follow(self.slots, scheduler_output)
         return super()._update_states(scheduler_output)
 
     def _preprocess(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:

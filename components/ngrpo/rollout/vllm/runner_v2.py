@@ -116,7 +116,7 @@ class MixingRunner(GPUModelRunner):
 
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
         """See `GPUModelRunner.add_requests`; a request that comes back from a preemption arrives here again."""
-        joined = list(follow(self.slot_map.slots, scheduler_output))
+        joined = follow(self.slot_map.slots, scheduler_output)
         super().add_requests(scheduler_output)
         for request, slot in joined:
             self.slot_map.set(self.req_states.req_id_to_index[request], slot)
