@@ -1,4 +1,5 @@
-"""The command line: `ngrpo plan | run | rerun | report | ui`, and the commands of a cluster (`cluster_commands`)."""
+"""The command line: `ngrpo plan | run | rerun | report | ui`, and the commands of a cluster (`cluster_commands`) and of the model
+registry (`promotion_commands`)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from ngrpo.errors import NGRPOError
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands, rerun_on_cluster
 from ngrpo_kfp.pipelines.options import add_images, configured, read_config
+from ngrpo_kfp.pipelines.promotion_commands import add_promotion_commands
 from ngrpo_kfp.pipelines.runtime.lifeline import Interrupted
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=5000, help="port of MLflow on 127.0.0.1 (default: 5000)")
     ui.set_defaults(command=_ui)
     add_cluster_commands(commands)
+    add_promotion_commands(commands)
     return parser
 
 

@@ -123,7 +123,7 @@ def places(report: Path, summary: Mapping[str, Any], promotion: Mapping[str, Any
     tracking = summary["mlflow"]
     served = tracking["tracking_uri"] if tracking["tracking_uri"].startswith("http") else "`make ui` serves it"
     version = promotion["version"] if promotion["alias"] == "champion" else promotion["champion_version"]
-    champion = f"models:/{promotion['model']}@champion is version {version}"
+    champion = f"models:/{promotion['model']}@champion is " + ("not set" if version is None else f"version {version}")
     return (
         f"report    {report}\n"
         f"MLflow    run {tracking['run_id']} ({served})\n"

@@ -361,11 +361,17 @@ class PromotionConfig(Section):
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "ngrpo"
     """Name in the model registry."""
     benchmark: str
-    """Benchmark that decides."""
+    """Benchmark on which the candidate must gain."""
+    statistic: Annotated[str, Field(pattern=r"^(mean|maj|pass@[1-9][0-9]*)$")] = "mean"
+    """What is compared on every benchmark: `mean` (mean@n), `maj` (maj@n) or `pass@K`."""
     min_gain: float = 0.0
-    """Smallest gain of mean@n over the champion, in points of percent."""
+    """Smallest gain over the champion, in points of percent."""
+    tolerated_regression: dict[str, NonNegativeFloat] = {}
+    """By benchmark, the largest loss against the champion that is tolerated there, in points of percent; on benchmarks that are
+    not named any loss is."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-    """One-sided confidence of the paired bootstrap that the candidate exceeds the champion by `min_gain`."""
+    """One-sided confidence of the paired bootstrap, of each bound by itself: that the gain exceeds `min_gain`, and that no loss
+    exceeds what is tolerated."""
 
 
 class RunConfig(Section):
@@ -415,6 +421,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"promotion.benchmark={self.promotion.benchmark!r} is not one of data.benchmarks: "
                 f"{', '.join(sorted(self.data.benchmarks))}"
+            )
+        for name in self.promotion.tolerated_regression:
+            if name not in self.data.benchmarks:
+                raise ValueError(
+                    f"promotion.tolerated_regression.{name}: not one of data.benchmarks: {', '.join(sorted(self.data.benchmarks))}"
+                )
+        if int(self.promotion.statistic.partition("@")[2] or 1) > self.evaluation.samples:
+            raise ValueError(
+                f"promotion.statistic={self.promotion.statistic!r} needs more than evaluation.samples={self.evaluation.samples}: "
+                "lower K or raise evaluation.samples"
             )
         return self
 
@@ -482,9 +498,14 @@ class BenchmarkEvaluationConfig(Section):
 
 
 class ModelPromotionConfig(Section):
-    """Settings of the stage `model_promotion`."""
+    """Settings of the stage `model_promotion`; what does not decide is there for the model card."""
 
     seed: NonNegative
+    model: ModelConfig
+    data: DataConfig
+    mixing: MixingConfig
+    rollout: RolloutConfig
+    training: TrainingConfig
     promotion: PromotionConfig
 
 

@@ -1,6 +1,5 @@
-"""Promotion against a real registry: the first, a better, a worse, the same and an incomparable candidate."""
+"""Promotion against a real registry and a real lock: the first, a better, a worse, the same and an incomparable candidate."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,65 +7,31 @@ from pathlib import Path
 import mlflow.artifacts
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
+from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, state, write_manifest
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from ngrpo.config import ModelPromotionConfig, PromotionConfig
-from ngrpo.errors import DataError, TrackingError
-from ngrpo.stages.model_promotion import model_digest, run
+from ngrpo.errors import DataError, StoreError, TrackingError
+from ngrpo.storage.digest import directory_digest
+from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import CHALLENGER, CHAMPION, DIGEST, PREVIOUS_CHAMPION, ModelRegistry
 from ngrpo.tracking.runs import parent_run, stage_run
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
 
-NAME = "test-model"
-PROBLEMS, SAMPLES = 60, 8
-MIDDLE = [4] * PROBLEMS
+
+@pytest.fixture
+def promotions(database, objects, tmp_path, monkeypatch):
+    monkeypatch.setenv("NGRPO_STORE", objects.uri)
+    MlflowClient().create_experiment("ngrpo", str(tmp_path / "artifacts"))
+    return Promotions.from_environment(NAME)
 
 
 @pytest.fixture
-def registry(database, tmp_path):
-    MlflowClient().create_experiment("ngrpo", str(tmp_path / "artifacts"))
-    return ModelRegistry(NAME)
-
-
-def write_manifest(directory: Path, key: str, inputs: dict[str, str]) -> dict:
-    files = {
-        str(path.relative_to(directory)): {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "size": path.stat().st_size,
-        }
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"stage": "…", "key": key, "config_digest": "c", "code_version": "v", "inputs": inputs, "files": files}
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    return manifest
-
-
-def candidate(directory: Path, name: str, counts: list[int], *, weights=None, problems=None, samples=SAMPLES, of=None):
-    """Write the artifacts of a candidate that solved `counts[i]` samples of problem i; return the stage's inputs."""
-    place = directory / f"{name}-{len(list(directory.glob('*')))}"
-    trained, evaluation = place / "trained", place / "evaluation"
-    (trained / "model" / "more").mkdir(parents=True)
-    (trained / "model" / "model.safetensors").write_text(weights or name)
-    (trained / "model" / "more" / "config.json").write_text("{}")
-    write_manifest(trained, f"key-{name}", {"dataset": "key-data", "warm_start": "key-warm"})
-    evaluation.mkdir()
-    names = problems or [f"p{number}" for number in range(len(counts))]
-    result = {"per_problem": dict(zip(names, counts, strict=True)), "n_samples": samples}
-    (evaluation / "evaluation.json").write_text(json.dumps({"models": {"trained": {"arithmetic": result}}}))
-    write_manifest(evaluation, f"evaluation-of-{place.name}", {"trained": of or f"key-{name}"})
-    return {"trained": trained, "evaluation": evaluation}
-
-
-def decide(inputs, output: Path, benchmark="arithmetic", **gate) -> dict:
-    """Run the stage."""
-    output.mkdir(exist_ok=True)
-    config = PromotionConfig(model_name=NAME, benchmark=benchmark, **gate)
-    run(ModelPromotionConfig(seed=0, promotion=config), inputs, output, output)
-    return json.loads((output / "promotion.json").read_text())
+def registry(promotions):
+    return promotions.registry
 
 
 @pytest.fixture
@@ -74,7 +39,6 @@ def promote(registry, tmp_path):
     """Make a candidate and run the stage on it."""
 
     def function(name: str, counts: list[int], *, gate=(), **options) -> dict:
-        (tmp_path / "inputs").mkdir(exist_ok=True)
         return decide(candidate(tmp_path / "inputs", name, counts, **options), tmp_path / "output", **dict(gate))
 
     return function
@@ -88,19 +52,15 @@ def holder(registry, alias: str = CHAMPION) -> str | None:
 # --- decisions ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_candidate_becomes_champion(registry, promote, tmp_path):
+def test_the_first_candidate_becomes_champion_if_it_beats_what_it_started_from(registry, promote, tmp_path):
     assert registry.by_alias(CHAMPION) is None
+    assert promote("idle", MIDDLE, start=MIDDLE)["decision"] == "kept"
+    assert state(registry) == {CHALLENGER: "1"}
     decision = promote("first", MIDDLE)
-    assert decision == {
-        "decision": "promoted",
-        "reason": "it is the first",
-        "model": NAME,
-        "version": 1,
-        "alias": CHAMPION,
-        "champion_version": None,
-        "comparison": None,
-    }
-    assert json.loads((tmp_path / "output" / "metrics.json").read_text()) == {"promoted": 1.0, "version": 1.0}
+    assert (decision["decision"], decision["version"], decision["alias"]) == ("promoted", 2, CHAMPION)
+    assert (decision["champion_version"], decision["comparison"]["against"]) == (None, "the warm start")
+    metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+    assert metrics == {"promoted": 1.0, "version": 2.0, "gain": 37.5, "gain_lower_bound": 37.5}
     tags = registry.by_alias(CHAMPION).tags
     assert tags["ngrpo.input.dataset"] == "key-data"
     assert tags["ngrpo.decision"] == "promoted"
@@ -174,11 +134,15 @@ def test_a_candidate_that_comes_again_is_not_registered_twice_and_may_win_by_ano
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"problems": [f"q{number}" for number in range(PROBLEMS)]}, "on other problems of arithmetic"),
-        ({"samples": 16}, "with 8 samples a problem, not 16"),
+        ({"problems": "other"}, "differ in their problems or gold answers"),
+        ({"revision": "other"}, "differ in their data revision"),
+        ({"prompts": "other"}, "differ in their prompts"),
+        ({"samples": 16, "sampling": {"samples": 16}}, "differ in their sampling settings"),
+        ({"grader": "other"}, "differ in their graders"),
+        ({"prefix": "q"}, "hold other problems"),
     ],
 )
-def test_what_cannot_be_compared_is_kept_until_the_champion_is_evaluated_alike(registry, promote, changed, reason):
+def test_what_was_not_measured_alike_is_not_compared(registry, promote, changed, reason):
     promote("first", MIDDLE)
     decision = promote("second", [8] * PROBLEMS, **changed)
     assert (decision["decision"], decision["comparison"]) == ("kept", None)
@@ -188,32 +152,57 @@ def test_what_cannot_be_compared_is_kept_until_the_champion_is_evaluated_alike(r
     assert promote("second", [8] * PROBLEMS, **changed)["decision"] == "promoted"
 
 
+@pytest.mark.parametrize(("others", "decision"), [([3] * PROBLEMS, "kept"), ([4] * PROBLEMS, "promoted")])
+def test_a_loss_on_another_benchmark_is_tolerated_up_to_a_limit(promote, others, decision):
+    gate = {"tolerated_regression": {"words": 5.0}}
+    promote("first", MIDDLE, others={"words": MIDDLE})
+    verdict = promote("second", [6] * PROBLEMS, others={"words": others}, gate=gate)
+    assert verdict["decision"] == decision
+    assert verdict["comparison"]["regressions"]["words"]["gain"] == pytest.approx(100 * (others[0] - 4) / 8)
+    assert ("on words it may have lost up to 12.50 points, more than the 5.00" in verdict["reason"]) == (
+        decision == "kept"
+    )
+
+
+def test_another_statistic_may_decide(promote):
+    # Fewer samples are right, but on more problems one is.
+    spread, focused = [1] * PROBLEMS, [8, 8, 8, 0] * (PROBLEMS // 4)
+    promote("first", focused, start=[0] * PROBLEMS)
+    assert promote("second", spread)["decision"] == "kept"
+    verdict = promote("second", spread, gate={"statistic": "pass@8"})
+    assert verdict["decision"] == "promoted"
+    assert (verdict["comparison"]["candidate"], verdict["comparison"]["champion"]) == (100.0, 75.0)
+    assert promote("first", focused, gate={"statistic": "maj"})["comparison"]["gain"] == pytest.approx(75.0)
+
+
 def test_a_champion_that_was_deleted_is_no_champion(registry, promote):
     promote("first", MIDDLE)
     MlflowClient().delete_model_version(NAME, "1")
-    assert registry.by_alias(CHAMPION) is None
-    decision = promote("worse", [1] * PROBLEMS)
+    assert state(registry) == {}
+    assert promote("idle", [1] * PROBLEMS)["decision"] == "kept", "nobody is promoted for want of an opponent"
+    decision = promote("second", [2] * PROBLEMS)
     assert (decision["decision"], decision["champion_version"]) == ("promoted", None)
-    assert decision["reason"] == "version 1, the last champion, was deleted"
 
 
 @pytest.mark.parametrize("lost", ["model/model.safetensors", "manifest.json", "."])
-def test_a_champion_without_its_files_is_replaced(registry, promote, tmp_path, lost):
+def test_a_champion_without_its_files_stays_until_a_person_decides(registry, promote, tmp_path, lost):
     promote("first", MIDDLE)
     (files,) = (tmp_path / "artifacts" / "models").glob("*/artifacts")
     shutil.rmtree(files) if lost == "." else (files / lost).unlink()
-    decision = promote("worse", [1] * PROBLEMS)
-    assert (decision["decision"], decision["champion_version"]) == ("promoted", 1)
+    decision = promote("better", [8] * PROBLEMS)
+    assert (decision["decision"], decision["champion_version"]) == ("kept", 1)
     assert "the files of the champion, version 1, are gone" in decision["reason"]
+    assert "`ngrpo promote 2 --override REASON`" in decision["reason"]
 
 
-def test_a_version_without_its_files_is_registered_anew(registry, promote, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "first"[::-1]], ids=["shorter", "other bytes of the same size"])
+def test_a_version_whose_files_changed_is_registered_anew(registry, promote, tmp_path, damage):
     promote("first", MIDDLE)
     (weights,) = (tmp_path / "artifacts" / "models").glob("*/artifacts/model/model.safetensors")
-    weights.write_text("cut")
-    decision = promote("first", MIDDLE)
-    assert (decision["decision"], decision["version"]) == ("promoted", 2)
-    assert registry.missing(registry.by_alias(CHAMPION)) == []
+    weights.write_text(damage)
+    promote("first", MIDDLE)
+    (new, old) = registry.versions()
+    assert registry.stored_digest(new) == new.tags[DIGEST] == old.tags[DIGEST] != registry.stored_digest(old)
 
 
 def test_a_champion_that_was_not_made_here_is_not_touched(registry, promote, tmp_path):
@@ -224,7 +213,7 @@ def test_a_champion_that_was_not_made_here_is_not_touched(registry, promote, tmp
     client.set_registered_model_alias(NAME, CHAMPION, "1")
     decision = promote("second", [8] * PROBLEMS)
     assert (decision["decision"], decision["champion_version"]) == ("kept", 1)
-    assert "the champion was not evaluated on arithmetic" in decision["reason"]
+    assert "the champion, version 1, has no evaluation" in decision["reason"]
 
 
 # --- inputs ------------------------------------------------------------------------------------------------------------
@@ -241,8 +230,30 @@ def test_a_benchmark_that_was_not_evaluated_is_refused(registry, promote):
         promote("first", MIDDLE, gate={"benchmark": "algebra"})
 
 
+def test_the_evaluation_of_other_weights_under_the_same_key_is_refused(registry, tmp_path):
+    inputs = candidate(tmp_path / "inputs", "first", MIDDLE)
+    (inputs["trained"] / "model" / "model.safetensors").write_text("trained again")
+    with pytest.raises(DataError, match=r"is of other weights .* `ngrpo rerun benchmark_evaluation`"):
+        decide(inputs, tmp_path / "output")
+    assert registry.versions() == []
+
+
+def test_without_an_object_store_there_is_no_lock_and_no_promotion(registry, promote, monkeypatch):
+    monkeypatch.delenv("NGRPO_STORE")
+    with pytest.raises(StoreError, match="NGRPO_STORE is not set: the lock"):
+        promote("first", MIDDLE)
+
+
+def test_the_lock_of_another_store_is_refused(registry, promote, objects, monkeypatch):
+    promote("first", MIDDLE)
+    monkeypatch.setenv("NGRPO_STORE", f"{objects.uri}/another")
+    with pytest.raises(TrackingError, match=r"guarded by the lock s3://.* delete the model's tag ngrpo\.promotions"):
+        promote("second", [8] * PROBLEMS)
+    assert holder(registry) == "key-first"
+
+
 def test_an_input_that_is_no_artifact_is_refused(registry, tmp_path):
-    inputs = candidate(tmp_path, "first", MIDDLE)
+    inputs = candidate(tmp_path / "inputs", "first", MIDDLE)
     (inputs["evaluation"] / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"no manifest\.json"):
         decide(inputs, tmp_path / "output")
@@ -251,8 +262,9 @@ def test_an_input_that_is_no_artifact_is_refused(registry, tmp_path):
 # --- the files of a version --------------------------------------------------------------------------------------------
 
 
-def test_a_champion_in_object_storage_is_the_model_that_was_evaluated(database, objects, tmp_path):
-    inputs = candidate(tmp_path, "real", MIDDLE)
+def test_a_champion_in_object_storage_is_the_model_that_was_evaluated(database, objects, tmp_path, monkeypatch):
+    monkeypatch.setenv("NGRPO_STORE", objects.uri)
+    inputs = candidate(tmp_path / "inputs", "real", MIDDLE)
     shutil.rmtree(inputs["trained"] / "model")
     config = Qwen2Config(
         vocab_size=32,
@@ -264,7 +276,10 @@ def test_a_champion_in_object_storage_is_the_model_that_was_evaluated(database, 
     )
     model = Qwen2ForCausalLM(config)
     model.save_pretrained(inputs["trained"] / "model")
-    evaluated = model_digest(write_manifest(inputs["trained"], "key-real", {"dataset": "key-data"})["files"])
+    write_manifest(inputs["trained"], "key-real", {"dataset": "key-data"})
+    evaluated = directory_digest(inputs["trained"] / "model")
+    evaluation = inputs["evaluation"] / "evaluation.json"
+    evaluation.write_text(json.dumps(json.loads(evaluation.read_text()) | {"weights": {"trained": evaluated}}))
     whole = parent_run("ngrpo", "whole", {}, f"{objects.uri}/mlflow")
     with whole as parent, stage_run("model_promotion", parent.run_id, {}) as stage:
         decide(inputs, tmp_path / "output")
@@ -277,8 +292,19 @@ def test_a_champion_in_object_storage_is_the_model_that_was_evaluated(database, 
         assert torch.equal(weights, again.state_dict()[name]), name
     assert not [path for path in download.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".bin"}]
     version = ModelRegistry(NAME).by_alias(CHAMPION)
-    (download / "manifest.json").unlink()
-    assert version.tags[DIGEST] == evaluated == model_digest(write_manifest(download, "any", {})["files"])
+    assert version.tags[DIGEST] == evaluated == directory_digest(download / "model")
+    card = (download / "README.md").read_text()
+    assert card == (tmp_path / "output" / "model_card.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"][0]["value"] == 50.0
+    for fact in (
+        "version 1",
+        "N-GRPO",
+        "| arithmetic | trained | 50.0 [50.0, 50.0] |",
+        "**promoted**",
+        "key-data",
+        evaluated,
+    ):
+        assert fact in card
     assert version.run_id == stage.run_id
 
     logged_model = version.source.removeprefix("models:/")
@@ -289,8 +315,9 @@ def test_a_champion_in_object_storage_is_the_model_that_was_evaluated(database, 
 def test_object_storage_that_fails_is_not_taken_for_lost_files(
     database, s3_environment, objects, tmp_path, monkeypatch
 ):
+    monkeypatch.setenv("NGRPO_STORE", objects.uri)
     MlflowClient().create_experiment("ngrpo", f"{objects.uri}/mlflow")
-    decide(candidate(tmp_path, "first", MIDDLE), tmp_path / "output")
+    decide(candidate(tmp_path / "inputs", "first", MIDDLE), tmp_path / "output")
     registry = ModelRegistry(NAME)
     champion = registry.by_alias(CHAMPION)
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -298,5 +325,5 @@ def test_object_storage_that_fails_is_not_taken_for_lost_files(
         with pytest.raises(TrackingError, match="object storage of MLflow: Could not connect to the endpoint URL"):
             question(champion)
     with pytest.raises(TrackingError, match="Could not connect to the endpoint URL"):
-        decide(candidate(tmp_path, "second", [1] * PROBLEMS), tmp_path / "output")
+        decide(candidate(tmp_path / "inputs", "second", [1] * PROBLEMS), tmp_path / "output")
     assert len(registry.versions()) == 1

@@ -14,16 +14,20 @@ from transformers import AutoTokenizer
 from ngrpo.config import BenchmarkEvaluationConfig, InitializedModel
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError
-from ngrpo.evaluation import samples
+from ngrpo.evaluation import protocol, samples
+from ngrpo.evaluation.protocol import difference
 from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.stages import benchmark_evaluation
+from ngrpo.storage.digest import directory_digest
 
 MODELS = ("warm_start", "trained")
 RESULT_FIELDS = {
     "mean",
     "mean_ci",
+    "maj",
+    "maj_ci",
     "pass_at_k",
     "pass_at_k_ci",
     "n_problems",
@@ -33,6 +37,7 @@ RESULT_FIELDS = {
     "ungraded_rate",
     "grader_errors",
     "per_problem",
+    "per_problem_maj",
 }
 
 
@@ -62,6 +67,8 @@ def write_benchmark(dataset: Path, name: str, rows) -> None:
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     schema = pa.schema([("id", pa.string()), ("prompt", turns), ("answer", pa.string())])
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), dataset / "benchmarks" / f"{name}.parquet")
+    tables = {"benchmarks/addition.parquet": {"source": {"kind": "hub", "revision": "a" * 40}}}
+    (dataset / "sources.json").write_text(json.dumps({"tables": tables}))
 
 
 def settings(**evaluation) -> BenchmarkEvaluationConfig:
@@ -138,7 +145,9 @@ def test_the_artifact(inputs, engines, tmp_path):
         "metrics.json",
         *(f"samples/{model}/{name}.parquet" for model in MODELS for name in ("addition", "words")),
     }
-    models = json.loads((output / "evaluation.json").read_text())["models"]
+    evaluation = json.loads((output / "evaluation.json").read_text())
+    models = evaluation["models"]
+    assert evaluation["weights"] == {name: directory_digest(inputs[name] / "model") for name in MODELS}
     metrics = json.loads((output / "metrics.json").read_text())
     assert all(isinstance(value, int | float) for value in metrics.values())
     for model in MODELS:
@@ -169,6 +178,45 @@ def test_the_artifact(inputs, engines, tmp_path):
     assert 0 < models["trained"]["addition"]["mean"] < 1
     row = next(row for row in rows if row["finish_reason"] == "stop")
     assert row["text"] == rf"<think>\boxed{{3}}</think>\boxed{{{row['extracted']}}}", "special tokens are left out"
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (
+            lambda inputs: write_benchmark(inputs["dataset"], "addition", [problem("p0", "0+0", 1)]),
+            "problems or gold answers",
+        ),
+        (lambda inputs: (inputs["dataset"] / "sources.json").write_text('{"tables": {}}'), "data revision"),
+        (lambda inputs: write_benchmark(inputs["dataset"], "addition", [problem("p0", "0 + 0", 0)]), "prompts"),
+        (lambda inputs: None, None),
+    ],
+)
+def test_the_protocol_tells_how_a_model_was_measured(inputs, engines, tmp_path, change, differs):
+    def measured(name: str, **evaluation) -> dict:
+        output = evaluate(settings(**evaluation), inputs, tmp_path, name, f"work-{name}")
+        return json.loads((output / "evaluation.json").read_text())["protocols"]["trained"]["addition"]
+
+    write_benchmark(inputs["dataset"], "addition", [problem("p0", "0+0", 0)])
+    before = measured("before", bootstrap_draws=100)
+    change(inputs)
+    assert difference(before, measured("after")) == differs
+    if differs is None:
+        for more in (
+            {"samples": 5},
+            {"temperature": 0.5},
+            {"top_p": 1.0},
+            {"max_tokens": 13},
+            {"mixing": {"rate": 0.5}},
+        ):
+            other = measured(next(iter(more)), **{"batch_size": 9} | more)
+            assert difference(before, other) == "sampling settings"
+
+
+def test_another_grader_is_another_protocol(monkeypatch):
+    before = protocol.grader_version()
+    monkeypatch.setattr(protocol, "version", lambda name: "0.0")
+    assert protocol.grader_version() != before
 
 
 def test_both_models_get_the_same_prompts_and_seeds(inputs, engines, tmp_path):
@@ -233,11 +281,10 @@ def test_a_kill_while_samples_are_written_leaves_none(inputs, engines, tmp_path,
     assert contents(evaluate(settings(), inputs, tmp_path, "resumed")) == whole
 
 
-def test_a_model_whose_samples_are_finished_is_not_loaded(inputs, engines, tmp_path):
+def test_a_model_whose_samples_are_finished_is_not_loaded(inputs, engines, tmp_path, monkeypatch):
     evaluate(settings(), inputs, tmp_path, "first")
     engines.made.clear()
-    for name in MODELS:
-        (inputs[name] / "model").unlink()
+    monkeypatch.setattr(benchmark_evaluation, "load_model", lambda *_: pytest.fail("loaded"))
     again = evaluate(settings(), inputs, tmp_path, "second")
     assert contents(again) == contents(tmp_path / "first")
     assert not engines.made

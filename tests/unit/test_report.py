@@ -12,9 +12,9 @@ import pytest
 
 from made_up_run import PRESETS, PROBLEMS, STAGES, N, Run, key, rollout
 from ngrpo.config import PromotionConfig, RunConfig, load_config, validate
+from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.report_lineage import settings_text
 from ngrpo.evaluation.statistics import paired_difference
-from ngrpo.stages.model_promotion import compare
 from page import Page, text_of
 
 EVIL = "<script>alert(1)</script>"
@@ -275,16 +275,27 @@ def test_characters_that_html_or_utf8_do_not_know_are_replaced(run):
 def test_a_model_that_was_not_promoted(run):
     # What the stage itself says of two models, so that the report cannot fall behind it.
     counts = {f"p{number}": 8 + number % 3 for number in range(PROBLEMS)}
-    candidate = {"per_problem": counts, "n_samples": 16}
-    champion = {"per_problem": {name: 9 for name in counts}, "n_samples": 16}
-    verdict = compare(PromotionConfig(model_name="m", benchmark="arithmetic"), candidate, champion, seed=0)
+    results = [{"per_problem": solved, "n_samples": 16} for solved in (counts, dict.fromkeys(counts, 9))]
+    candidate, champion = (
+        Measured(name, {"arithmetic": result, "words": result}, {"arithmetic": {}, "words": {}})
+        for name, result in zip(("the candidate", "the champion"), results, strict=True)
+    )
+    gate = PromotionConfig(model_name="m", benchmark="arithmetic", tolerated_regression={"words": 2.5})
+    verdict = compare(gate, candidate, champion, seed=0)
     run.write_promotion(**verdict, version=3, alias="challenger", champion_version=2)
     text = text_of(run.report())
     assert "Not promoted: version 3 of ngrpo-tiny is a challenger; version 2 stays the champion." in text
     assert verdict["decision"] == "kept"
     assert f"Why: {verdict['reason']}." in text
-    assert f"points of mean@n against the champion on the same {PROBLEMS} problems of arithmetic" in text
+    assert "a loss of 2.50 is tolerated" in text
+    assert re.search(r"sign-flip permutation test p = 0\.\d{4}, one-sided", text)
+    assert f"points of mean@16 against the champion on the same {PROBLEMS} problems of arithmetic" in text
     assert re.search(r"two-sided 90 % interval −\d\.\d\d to \+\d\.\d\d", text)
+
+
+def test_a_model_that_was_not_promoted_where_there_is_no_champion(run):
+    run.write_promotion(decision="kept", alias="challenger", champion_version=None)
+    assert "Not promoted: version 1 of ngrpo-tiny is a challenger; there is no champion." in text_of(run.report())
 
 
 def test_lineage_and_timings(run):

@@ -2,7 +2,7 @@
 
 import tracemalloc
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 from math import comb
 
 import numpy as np
@@ -12,9 +12,11 @@ from ngrpo.evaluation import statistics
 from ngrpo.evaluation.statistics import (
     bootstrap_interval,
     bootstrap_intervals,
+    maj_at_n,
     mean_at_n,
     paired_difference,
     pass_at_k,
+    sign_flip_p_value,
 )
 
 
@@ -130,3 +132,73 @@ def test_paired_difference_keeps_difficulty_out_of_its_interval():
 def test_paired_difference_needs_the_same_problems():
     with pytest.raises(ValueError, match="same problems"):
         paired_difference([1.0], [1.0, 0.0], confidence=0.95, draws=10, seed=0)
+
+
+def flipped(values):
+    """p-value by going through every pattern of signs, in exact arithmetic."""
+    exact = [Fraction(value).limit_denominator(1000) for value in values]
+    patterns = [
+        sum(sign * value for sign, value in zip(signs, exact, strict=True))
+        for signs in product((1, -1), repeat=len(exact))
+    ]
+    return float(Fraction(sum(pattern >= sum(exact) for pattern in patterns), len(patterns)))
+
+
+@pytest.mark.parametrize(
+    "values", [[0.1, 0.2, 0.3], [0.1, -0.3, 0.2, 0.0], [0.7], [0.0, 0.0], [-0.5, -0.25], [0.1] * 9 + [-0.2] * 3]
+)
+def test_sign_flip_equals_exact_enumeration(values):
+    assert sign_flip_p_value(values, draws=10_000, seed=0) == flipped(values)
+
+
+def test_sign_flip_by_draws_comes_near_exact_enumeration_and_is_never_zero():
+    values = np.random.default_rng(4).normal(0.2, 1.0, size=13)
+    exact = sign_flip_p_value(values, draws=2**13, seed=0)
+    assert exact == pytest.approx(flipped(values), abs=0.01)
+    drawn = [sign_flip_p_value(values, draws=2**13 - 1, seed=seed) for seed in range(5)]
+    assert len(set(drawn)) == 5
+    np.testing.assert_allclose(drawn, exact, atol=4 * np.sqrt(exact * (1 - exact) / 2**13))
+    assert sign_flip_p_value([1.0] * 60, draws=999, seed=0) == 1 / 1000
+
+
+def test_sign_flip_does_not_depend_on_its_blocks(monkeypatch):
+    values = np.random.default_rng(4).normal(size=40)
+    whole = sign_flip_p_value(values, draws=700, seed=0)
+    monkeypatch.setattr(statistics, "_BLOCK", 40 * 7)
+    assert sign_flip_p_value(values, draws=700, seed=0) == whole
+
+
+def test_p_values_are_uniform_under_the_null():
+    random = np.random.default_rng(2027)
+    found = []
+    for trial in range(2000):
+        difficulty = random.beta(0.8, 1.2, size=40)
+        first, second = (random.binomial(32, difficulty) / 32 for _ in range(2))
+        found.append(sign_flip_p_value(first - second, draws=499, seed=trial))
+    shares = {level: float(np.mean(np.array(found) <= level)) for level in (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)}
+    print(
+        "p-values at most a level, under the null: "
+        + ", ".join(f"{level}: {share:.3f}" for level, share in shares.items())
+    )
+    for level, share in shares.items():
+        assert abs(share - level) < 4 * np.sqrt(level * (1 - level) / len(found)) + 0.01
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_maj_at_n_equals_exact_enumeration(seed):
+    """Every way to break the ties of every small vote, one after the other."""
+    random = np.random.default_rng(seed)
+    for _ in range(200):
+        n = int(random.integers(1, 8))
+        answers = [None if draw == 4 else "abcd"[draw] for draw in random.integers(5, size=n)]
+        correct = [answer in ("a", "b") for answer in answers]  # one answer, written in two ways
+        votes = ["gold" if right else answer for answer, right in zip(answers, correct, strict=True) if answer]
+        most = max((votes.count(vote) for vote in votes), default=0)
+        winners = sorted(vote for vote in set(votes) if votes.count(vote) == most)
+        expected = Fraction(winners.count("gold"), len(winners)) if winners else Fraction(0)
+        assert maj_at_n(answers, correct) == float(expected)
+
+
+def test_maj_at_n_needs_samples():
+    with pytest.raises(ValueError, match="at least one"):
+        maj_at_n([], [])

@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ngrpo.config import RunConfig
+from ngrpo.evaluation.describe import describe, method_name
 from ngrpo.evaluation.report_failures import failure_galleries, is_confidential
-from ngrpo.evaluation.report_lineage import describe, settings_text, stage_views, table_views, timings
+from ngrpo.evaluation.report_lineage import settings_text, stage_views, table_views, timings
 from ngrpo.evaluation.report_results import benchmark_views, headline, promotion_sentence, signed
 from ngrpo.evaluation.report_rollouts import rollout_views
 from ngrpo.evaluation.report_training import learning_curves, mixing_view, warm_start_curve
@@ -52,7 +53,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
         preset=config.preset,
         seed=config.seed,
         config=config,
-        method=_method(config),
+        method=method_name(config.mixing, config.training),
         before_name="warm start" if config.warm_start.steps else "base model",
         model=describe(config.model.source.model_dump(mode="json")),
         run_id=summary["mlflow"]["run_id"],
@@ -114,13 +115,6 @@ def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any
         if not values["rollouts_are_confidential"]:
             values["rollouts"] = rollout_views(_read_json(directory / "rollout_samples.json"))
     return values
-
-
-def _method(config: RunConfig) -> str:
-    """Return the name of the algorithm that the settings make."""
-    plain = "GSPO" if config.training.importance_sampling_level == "sequence" else "GRPO"
-    strategy = config.mixing.strategy if config.mixing.rate else "token"
-    return {"neighbor": f"N-{plain}", "token": plain, "gaussian": f"{plain} with Gaussian noise"}[strategy]
 
 
 def _manifest(directory: Path) -> dict[str, Any]:

@@ -6,13 +6,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from markupsafe import Markup
 
 from ngrpo.config import RunConfig
-from ngrpo.data.locations import is_local
+from ngrpo.evaluation.describe import describe, public
 from ngrpo.evaluation.figures import Bar, bar_chart
 
 
@@ -98,18 +97,9 @@ def timings(stages: list[StageView], wall: float) -> Timings:
     return Timings(wall, outside, share, bar_chart(bars, label="Seconds of each stage"))
 
 
-def describe(source: Mapping[str, Any]) -> str:
-    """Return a source of data or of a model in one line, its kind first and without paths of this machine."""
-    kind = source["kind"].replace("_", " ")
-    parts = [
-        f"{name} {value}" for name, value in _public(dict(source)).items() if name != "kind" and value not in (None, {})
-    ]
-    return ", ".join([kind, *parts])
-
-
 def settings_text(config: RunConfig) -> str:
     """Return the settings of a run in the form of a preset, without paths of this machine; settings of value none are left out."""
-    return "\n".join(_section(_public(config.model_dump(mode="json")), "")).strip()
+    return "\n".join(_section(public(config.model_dump(mode="json")), "")).strip()
 
 
 def _section(tree: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -126,15 +116,3 @@ def _section(tree: Mapping[str, Any], path: str) -> Iterator[str]:
 def _key(name: str) -> str:
     """Return a TOML key, quoted where it has to be."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
-
-
-def _public(tree: dict[str, Any]) -> dict[str, Any]:
-    """Replace ids that are paths of this machine by the last part of the path."""
-    public = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            value = _public(value)
-        elif name == "id" and is_local(value):
-            value = f"local directory {PurePath(value).name}"
-        public[name] = value
-    return public

@@ -74,9 +74,10 @@ def headline(benchmarks: list[BenchmarkView], config: RunConfig) -> str:
 def promotion_sentence(promotion: Mapping[str, Any]) -> str:
     """Return what became of the model in one sentence; `promotion` is `promotion.json` of the stage `model_promotion`."""
     name, version, champion = promotion["model"], promotion["version"], promotion["champion_version"]
+    stays = "there is no champion" if champion is None else f"version {champion} stays the champion"
     return {
         "promoted": f"Promoted: version {version} of {name} is the champion.",
-        "kept": f"Not promoted: version {version} of {name} is a challenger; version {champion} stays the champion.",
+        "kept": f"Not promoted: version {version} of {name} is a challenger; {stays}.",
         "unchanged": f"Unchanged: this model is version {version} of {name}, the champion already.",
     }[promotion["decision"]]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ngrpo.config import EvaluationConfig
-from ngrpo.evaluation.statistics import bootstrap_intervals, mean_at_n, pass_at_k
+from ngrpo.evaluation.statistics import bootstrap_intervals, maj_at_n, mean_at_n, pass_at_k
 
 SAMPLES = pa.schema(
     [
@@ -36,32 +36,41 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
 
     Returns:
         `mean` and `pass_at_k` by k, each with its interval (`_ci`), `n_problems`, `n_samples` (a problem), `mean_tokens`,
-        `truncated_rate`, `ungraded_rate` (no answer), `grader_errors` and `per_problem` (correct samples by problem id). Rates and
-        statistics are fractions.
+        `truncated_rate`, `ungraded_rate` (no answer), `grader_errors`, `maj` (maj@n) with its interval, `per_problem` (correct
+        samples by problem id) and `per_problem_maj`. Rates and statistics are fractions.
     """
-    by_problem = samples.group_by("problem_id", use_threads=False).aggregate([("correct", "sum"), ("correct", "count")])
+    by_problem = samples.group_by("problem_id", use_threads=False).aggregate(
+        [("correct", "sum"), ("correct", "count"), ("correct", "list"), ("extracted", "list")]
+    )
     counts = by_problem["correct_sum"].to_numpy()
     n = config.samples
     if set(by_problem["correct_count"].to_pylist()) != {n}:
         raise ValueError(f"the table does not hold {n} samples of every problem")
-    values = np.stack([mean_at_n(counts, n), *(pass_at_k(counts, n, k) for k in config.pass_at)], axis=1)
+    votes = zip(by_problem["extracted_list"].to_pylist(), by_problem["correct_list"].to_pylist(), strict=True)
+    majority = np.array([maj_at_n(answers, correct) for answers, correct in votes])
+    # Every column is drawn in the same way, whatever stands beside it: a column more changes no interval.
+    values = np.stack([mean_at_n(counts, n), majority, *(pass_at_k(counts, n, k) for k in config.pass_at)], axis=1)
     means = values.mean(axis=0).tolist()
     intervals = bootstrap_intervals(
         values, confidence=config.confidence, draws=config.bootstrap_draws, seed=seed
     ).tolist()
     names = [str(k) for k in config.pass_at]
+    problems = by_problem["problem_id"].to_pylist()
     return {
         "mean": means[0],
         "mean_ci": intervals[0],
-        "pass_at_k": dict(zip(names, means[1:], strict=True)),
-        "pass_at_k_ci": dict(zip(names, intervals[1:], strict=True)),
+        "maj": means[1],
+        "maj_ci": intervals[1],
+        "pass_at_k": dict(zip(names, means[2:], strict=True)),
+        "pass_at_k_ci": dict(zip(names, intervals[2:], strict=True)),
         "n_problems": len(counts),
         "n_samples": n,
         "mean_tokens": pc.mean(samples["tokens"]).as_py(),
         "truncated_rate": pc.mean(pc.equal(samples["finish_reason"], "length")).as_py(),
         "ungraded_rate": samples["extracted"].null_count / samples.num_rows,
         "grader_errors": samples.num_rows - samples["grader_error"].null_count,
-        "per_problem": dict(zip(by_problem["problem_id"].to_pylist(), counts.tolist(), strict=True)),
+        "per_problem": dict(zip(problems, counts.tolist(), strict=True)),
+        "per_problem_maj": dict(zip(problems, majority.tolist(), strict=True)),
     }
 
 

@@ -1,10 +1,13 @@
-"""Statistics of sampled answers: mean@n, unbiased pass@k, and bootstrap intervals over problems.
+"""Statistics of sampled answers: mean@n, unbiased pass@k, maj@n, bootstrap intervals and a paired test over problems.
 
 Problems are what is drawn from a population; the samples of one problem are not independent of each other. So intervals come
 from resampling whole problems (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -135,6 +138,65 @@ def paired_difference(
     difference = first - second
     low, high = bootstrap_interval(difference, confidence=confidence, draws=draws, seed=seed)
     return float(difference.mean()), low, high
+
+
+def sign_flip_p_value(difference: ArrayLike, *, draws: int, seed: int) -> float:
+    """Return the one-sided p-value of a paired sign-flip permutation test: how rarely chance alone gives so large a mean.
+
+    If two models do not differ, each problem's difference is as likely to have the other sign. Where the problems that differ are
+    few enough, all sign patterns are counted and the p-value is exact; else `draws` of them, with the observed one counted in
+    (Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010), so that it is never too small.
+
+    Args:
+        difference: Difference of each problem, `[problems]`; large values speak for the first model.
+        draws: Random patterns, and the most that are counted one by one.
+        seed: Seed of the patterns.
+
+    Returns:
+        Within 0 (exclusive) to 1.
+    """
+    values = np.asarray(difference, dtype=np.float64)
+    values = values[values != 0]
+    observed = values.sum()
+    # Sums that are equal in exact arithmetic may differ in their last digits, and count as equal.
+    threshold = observed - 1e-9 * max(1.0, float(np.abs(values).sum()))
+    if 2 ** len(values) <= draws:
+        sums = np.zeros(1)
+        for value in np.abs(values):
+            sums = np.concatenate([sums + value, sums - value])
+        return float((sums >= threshold).mean())
+    random = np.random.default_rng(seed)
+    reached = 0
+    block = max(1, _BLOCK // len(values))
+    for start in range(0, draws, block):
+        size = min(block, draws - start)
+        signs = 2.0 * random.integers(2, size=(size, len(values)), dtype=np.int8) - 1.0
+        reached += int((signs @ values >= threshold).sum())
+    return (reached + 1) / (draws + 1)
+
+
+def maj_at_n(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
+    """Return maj@n of one problem: the chance that the most frequent of its n answers is correct.
+
+    Correct answers equal the gold answer and so each other, however they are written: together they are one answer. Wrong
+    answers are told apart by their text, and what has no answer does not vote. Ties are broken by lot, which is why the
+    result may lie between 0 and 1.
+
+    Args:
+        answers: The extracted answer of each sample, none where there is none.
+        correct: The verdict on each sample.
+
+    Raises:
+        ValueError: The two differ in length, or there is no sample.
+    """
+    if not answers:
+        raise ValueError("no samples: maj@n needs at least one")
+    wrong = Counter(answer for answer, right in zip(answers, correct, strict=True) if answer is not None and not right)
+    right = sum(correct)
+    most = max(wrong.values(), default=0)
+    if right != most:
+        return float(right > most)
+    return 1.0 / (1 + sum(count == most for count in wrong.values())) if most else 0.0
 
 
 def _counts(correct: ArrayLike, n: int) -> NDArray[np.int64]:

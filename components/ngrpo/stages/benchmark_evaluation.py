@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import BenchmarkEvaluationConfig
 from ngrpo.data.models import usable_tokens
 from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.grading import Grader
+from ngrpo.evaluation.protocol import benchmark_protocol, revisions
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
 from ngrpo.evaluation.samples import Part, Sampler, parts
 from ngrpo.mixing.mixer import Mixer
@@ -23,6 +24,7 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.rollout.mixers import build_mixer, end_marker_ids
+from ngrpo.storage.digest import directory_digest
 
 CONFIG = BenchmarkEvaluationConfig
 
@@ -43,7 +45,9 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
         ConfigError: `evaluation.mixing` asks for what the model's vocabulary cannot give.
     """
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks")
+    data_revisions = revisions(inputs["dataset"])
     evaluation: dict[str, dict[str, object]] = {}
+    protocols: dict[str, dict[str, object]] = {}
     metrics: dict[str, float] = {}
     for name in MODELS:
         planned = {
@@ -51,8 +55,13 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
             for benchmark in benchmarks
         }
         _generate(config, name, inputs[name] / "model", planned)
-        evaluation[name] = {}
+        tokenizer = AutoTokenizer.from_pretrained(inputs[name] / "model")
+        evaluation[name], protocols[name] = {}, {}
         for benchmark in benchmarks:
+            prompts = tokenizer.apply_chat_template(benchmark.prompts, add_generation_prompt=True, tokenize=False)
+            protocols[name][benchmark.name] = benchmark_protocol(
+                benchmark, prompts, config.evaluation, data_revisions.get(benchmark.name)
+            )
             samples = pa.concat_tables([pq.read_table(part.path) for part in planned[benchmark.name]])
             path = output / "samples" / name / f"{benchmark.name}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +75,10 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                 + ", ".join(f"pass@{k} {value:.1%}" for k, value in result["pass_at_k"].items()),
                 flush=True,
             )
-    (output / "evaluation.json").write_text(json.dumps({"models": evaluation}), encoding="utf-8")
+    weights = {name: directory_digest(inputs[name] / "model") for name in MODELS}
+    (output / "evaluation.json").write_text(
+        json.dumps({"models": evaluation, "protocols": protocols, "weights": weights}), encoding="utf-8"
+    )
     (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
 
 

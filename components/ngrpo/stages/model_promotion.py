@@ -1,29 +1,29 @@
-"""Stage `model_promotion`: register the trained model, compare it with the champion, and decide."""
+"""Stage `model_promotion`: register the trained model, put it to the gate, and decide."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mlflow.entities.model_registry import ModelVersion
 
 from ngrpo.config import ModelPromotionConfig, PromotionConfig
 from ngrpo.errors import DataError
-from ngrpo.evaluation.statistics import mean_at_n, paired_difference
-from ngrpo.tracking.registry import CHALLENGER, CHAMPION, ModelRegistry
+from ngrpo.evaluation.gate import Measured, compare, kept
+from ngrpo.evaluation.model_card import model_card
+from ngrpo.storage.digest import directory_digest
+from ngrpo.tracking.promotions import DECISION, ROLLED_BACK, Promotions
+from ngrpo.tracking.registry import CHALLENGER, CHAMPION, EVALUATION
 
 CONFIG = ModelPromotionConfig
 
-_DRAWS = 10_000
-_EVALUATE_CHAMPION = "run the pipeline that made it with these evaluation settings, then this one again"
+_BY_HAND = "`ngrpo promote {version} --override REASON` makes this version champion all the same"
 
 
 def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
-    """Write `promotion.json` and `metrics.json`; set the aliases of the model registry.
+    """Write `promotion.json`, `model_card.md` and `metrics.json`; set the aliases of the model registry.
 
     Args:
         config: Settings of the stage.
@@ -32,8 +32,9 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         work: Not used: a decision is short.
 
     Raises:
-        DataError: An input has no manifest, or the evaluation is of another model or not on the benchmark that decides.
-        TrackingError: The registry cannot be reached.
+        DataError: An input has no manifest, or the evaluation is of other weights or not on a benchmark of the gate.
+        TrackingError: The registry cannot be reached, or gives back other weights than it was given.
+        StoreError: The object store that holds the lock cannot be reached.
     """
     trained, evaluated = (_manifest(inputs[name]) for name in ("trained", "evaluation"))
     if evaluated["inputs"].get("trained") != trained["key"]:
@@ -41,75 +42,95 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
             f"the evaluation {evaluated['key']} is of the model {evaluated['inputs'].get('trained')}, not of "
             f"{trained['key']}: name the evaluation of this model"
         )
-    evaluation = inputs["evaluation"] / "evaluation.json"
-    result = _result(_read(evaluation), config.promotion.benchmark)
-    if result is None:
-        raise DataError(f"promotion.benchmark={config.promotion.benchmark!r} was not evaluated: name one that was")
+    evaluation = _read(inputs["evaluation"] / "evaluation.json")
+    require_benchmarks(config.promotion, evaluation)
+    # The same key may have been trained twice: what counts is which bytes were evaluated.
+    weights = directory_digest(inputs["trained"] / "model")
+    if evaluation["weights"]["trained"] != weights:
+        raise DataError(
+            f"the evaluation {evaluated['key']} is of other weights (sha256 {evaluation['weights']['trained']}) than those in "
+            f"{trained['key']} ({weights}): evaluate again, with `ngrpo rerun benchmark_evaluation`"
+        )
 
-    registry = ModelRegistry(config.promotion.model_name)
+    promotions = Promotions.from_environment(config.promotion.model_name)
+    registry = promotions.registry
     lineage = {f"ngrpo.input.{name}": key for name, key in trained["inputs"].items()}
     version = registry.register(
         inputs["trained"] / "model",
         inputs["trained"] / "manifest.json",
-        digest=model_digest(trained["files"]),
+        digest=weights,
         tags={"ngrpo.key": trained["key"], "ngrpo.code_version": trained["code_version"], **lineage},
     )
-    registry.add_evaluation(version, evaluation, evaluated["key"])
-    decision = decide_and_crown(config.promotion, registry, version, result, config.seed)
+    registry.add_evaluation(version, inputs["evaluation"] / "evaluation.json", evaluated["key"])
+    decision = decide_and_crown(config.promotion, promotions, version, evaluation, config.seed)
     print(f"{decision['decision']}: {decision['reason']}", flush=True)
+    card = model_card(
+        config,
+        version=decision["version"],
+        evaluation=evaluation,
+        decision=decision,
+        lineage={
+            "model": trained["key"],
+            "weights": f"sha256 {weights}",
+            "evaluation": evaluated["key"],
+            **trained["inputs"],
+        },
+    )
+    registry.add_card(version, card)
+    (output / "model_card.md").write_text(card, encoding="utf-8")
     (output / "promotion.json").write_text(json.dumps(decision), encoding="utf-8")
     (output / "metrics.json").write_text(json.dumps(_metrics(decision)), encoding="utf-8")
 
 
-def model_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
-    """Digest of a model: sha256 over path and sha256 of each file in `model/`, from an artifact's manifest."""
-    entries = [[path, entry["sha256"]] for path, entry in sorted(files.items()) if path.startswith("model/")]
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+def require_benchmarks(config: PromotionConfig, evaluation: Mapping[str, Any]) -> None:
+    """Make sure that an evaluation holds every benchmark of the gate.
+
+    Raises:
+        DataError: It does not.
+    """
+    for field, name in (
+        ("promotion.benchmark", config.benchmark),
+        *(("promotion.tolerated_regression", name) for name in config.tolerated_regression),
+    ):
+        if name not in evaluation["models"]["trained"]:
+            raise DataError(f"{field}={name!r} was not evaluated: name one that was")
 
 
 def decide_and_crown(
-    config: PromotionConfig, registry: ModelRegistry, candidate: ModelVersion, result: Mapping[str, Any], seed: int
+    config: PromotionConfig,
+    promotions: Promotions,
+    candidate: ModelVersion,
+    evaluation: Mapping[str, Any],
+    seed: int,
+    *,
+    override: str | None = None,
 ) -> dict[str, Any]:
-    """Compare a candidate with the champion, set the aliases and the candidate's tags, and return the decision.
+    """Put a candidate to the gate, set the aliases and the candidate's tags, and return the decision.
 
-    Everything between reading the champion and setting its alias happens here.
+    Everything between reading the champion and naming another happens here, in a turn of this process alone.
 
     Args:
         config: The gate.
-        registry: Registry of the model.
+        promotions: Promotions of the model.
         candidate: The candidate's version.
-        result: The candidate's result on the benchmark.
-        seed: Seed of the bootstrap.
+        evaluation: The candidate's `evaluation.json`.
+        seed: Seed of the statistics.
+        override: Why the candidate becomes champion whatever the gate says; none to ask the gate.
 
     Returns:
         What `promotion.json` holds; `champion_version` is the champion that the candidate met, none if there was none.
     """
-    champion = registry.by_alias(CHAMPION)
-    if champion is None:
-        last = registry.last_champion()
-        verdict = _verdict("promoted", f"version {last}, the last champion, was deleted" if last else "it is the first")
-    elif champion.version == candidate.version:
-        verdict = _verdict("unchanged", "it is the champion already")
-    elif missing := registry.missing(champion):
-        verdict = _verdict(
-            "promoted", f"the files of the champion, version {champion.version}, are gone ({missing[0]})"
-        )
-    else:
-        evaluation = registry.evaluation(champion)
-        theirs = None if evaluation is None else _result(json.loads(evaluation), config.benchmark)
-        verdict = compare(config, result, theirs, seed)
-    if verdict["decision"] == "promoted":
-        registry.crown(candidate)
-    elif verdict["decision"] == "kept":
-        registry.challenge(candidate)
-    registry.set_tags(
-        candidate,
-        {
-            "ngrpo.decision": verdict["decision"],
-            "ngrpo.reason": verdict["reason"],
-            "ngrpo.comparison": json.dumps(verdict["comparison"]),
-        },
-    )
+    with promotions.turn() as turn:
+        champion = promotions.registry.by_alias(CHAMPION)
+        if champion is not None and champion.version == candidate.version:
+            verdict = kept("it is the champion already") | {"decision": "unchanged"}
+        else:
+            turn.nominate(candidate)
+            if override is not None:
+                verdict = kept(f"by hand: {override}") | {"decision": "promoted"}
+            else:
+                verdict = _judge(config, promotions, candidate, evaluation, champion, seed)
+            (turn.promote if verdict["decision"] == "promoted" else turn.challenge)(candidate, verdict)
     return verdict | {
         "model": config.model_name,
         "version": int(candidate.version),
@@ -118,65 +139,36 @@ def decide_and_crown(
     }
 
 
-def compare(
-    config: PromotionConfig, candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, seed: int
+def _judge(
+    config: PromotionConfig,
+    promotions: Promotions,
+    candidate: ModelVersion,
+    evaluation: Mapping[str, Any],
+    champion: ModelVersion | None,
+    seed: int,
 ) -> dict[str, Any]:
-    """Apply the gate to two results on the same benchmark.
+    """Decide between a candidate and the champion. Nobody is promoted for want of an opponent.
 
-    The candidate is promoted when the one-sided lower bound of its gain over the champion, the paired difference of mean@n in
-    points of percent under a bootstrap over problems, exceeds `min_gain`. To reach it is not enough: of two models that
-    differ on a single problem the bound is 0, for most draws do not hold that problem.
-
-    Returns:
-        `decision`, `reason` and, where the two could be compared, `comparison`.
+    Where there is no champion, or it was deleted, the opponent is the model that training started from. A champion that
+    cannot be compared stays until a person decides.
     """
+    registry = promotions.registry
+    by_hand = _BY_HAND.format(version=candidate.version)
+    current = registry.version(str(candidate.version))
+    if current is not None and current.tags.get(DECISION) == ROLLED_BACK:
+        return kept(f"version {candidate.version} was rolled back; {by_hand}")
+    ours = Measured.of(evaluation, "trained", "the candidate")
     if champion is None:
-        return _verdict("kept", f"the champion was not evaluated on {config.benchmark}: {_EVALUATE_CHAMPION}")
-    if set(candidate["per_problem"]) != set(champion["per_problem"]):
-        return _verdict(
-            "kept", f"the champion was evaluated on other problems of {config.benchmark}: {_EVALUATE_CHAMPION}"
+        return compare(config, ours, Measured.of(evaluation, "warm_start", "the warm start"), seed)
+    missing = registry.missing(champion)
+    if missing:
+        return kept(
+            f"the files of the champion, version {champion.version}, are gone ({missing[0]}); restore them; {by_hand}"
         )
-    samples = candidate["n_samples"]
-    if samples != champion["n_samples"]:
-        return _verdict(
-            "kept",
-            f"the champion was evaluated with {champion['n_samples']} samples a problem, not {samples}: {_EVALUATE_CHAMPION}",
-        )
-    problems = sorted(candidate["per_problem"])
-    ours, theirs = (
-        100.0 * mean_at_n(np.array([result["per_problem"][problem] for problem in problems]), samples)
-        for result in (candidate, champion)
-    )
-    # The lower end of a two-sided interval of level 2c - 1 is that of a one-sided one of level c.
-    gain, low, high = paired_difference(ours, theirs, confidence=2 * config.confidence - 1, draws=_DRAWS, seed=seed)
-    promoted = low > config.min_gain
-    comparison = {
-        "benchmark": config.benchmark,
-        "candidate": float(ours.mean()),
-        "champion": float(theirs.mean()),
-        "gain": gain,
-        "interval": [low, high],
-        "confidence": config.confidence,
-        "min_gain": config.min_gain,
-        "n_problems": len(problems),
-        "n_samples": samples,
-    }
-    reason = (
-        f"mean@{samples} on {config.benchmark} is {comparison['candidate']:.2f} against the champion's "
-        f"{comparison['champion']:.2f}; at {config.confidence:.0%} confidence the gain is above {low:+.2f} points, "
-        f"{'more' if promoted else 'not more'} than the {config.min_gain:+.2f} asked for"
-    )
-    return _verdict("promoted" if promoted else "kept", reason, comparison)
-
-
-def _verdict(decision: str, reason: str, comparison: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {"decision": decision, "reason": reason, "comparison": comparison}
-
-
-def _result(evaluation: Mapping[str, Any], benchmark: str) -> Mapping[str, Any] | None:
-    """Return the trained model's result on a benchmark, or none if there is none."""
-    result: Mapping[str, Any] | None = evaluation["models"]["trained"].get(benchmark)
-    return result
+    theirs = registry.evaluation(champion)
+    if theirs is None:
+        return kept(f"the champion, version {champion.version}, has no evaluation ({EVALUATION}); {by_hand}")
+    return compare(config, ours, Measured.of(json.loads(theirs), "trained", "the champion"), seed)
 
 
 def _metrics(decision: Mapping[str, Any]) -> dict[str, float]:

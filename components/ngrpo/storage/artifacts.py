@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ngrpo.errors import StoreError
+from ngrpo.storage.digest import file_sha256
 from ngrpo.storage.manifest import FileEntry, Manifest, Reference
 from ngrpo.storage.objects import ObjectStore, UnreadableError
 
@@ -279,8 +279,7 @@ def _payload(directory: Path) -> list[str]:
 
 
 def _entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
-        return FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+    return FileEntry(file_sha256(path), path.stat().st_size)
 
 
 @contextmanager

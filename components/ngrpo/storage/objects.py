@@ -29,6 +29,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from ngrpo.errors import StoreError
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+_REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"}
 _BROKEN = {"500", "InternalError"}
 _CONFIG = Config(
@@ -114,26 +115,38 @@ class ObjectStore:
         Returns:
             Whether it was written.
         """
-        condition = {"IfNoneMatch": "*"} if if_none_match else {}
-        with self._explained():
-            try:
-                self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
-            except ClientError as error:
-                if _code(error) in {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}:
-                    return False
-                raise
-        return True
+        return self._put(data, key, {"IfNoneMatch": "*"} if if_none_match else {}) is not None
+
+    def swap(self, data: bytes, key: str, expected: str | None) -> str | None:
+        """Replace a small object if it is still the one that was read: of several writers one succeeds.
+
+        A refusal does not prove that another writer was faster: the client sends a request again whose answer was lost.
+
+        Args:
+            data: Its new content. Where content comes back, so does its ETag: let no two writes have the same.
+            key: Its key below the prefix.
+            expected: ETag of what it replaces (see `get_tagged`); none if there was no such object.
+
+        Returns:
+            The new ETag; none where the object is another one by now.
+        """
+        return self._put(data, key, {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected})
 
     def get_bytes(self, key: str) -> bytes | None:
         """Read a small object; none if there is no such object."""
+        found = self.get_tagged(key)
+        return None if found is None else found[0]
+
+    def get_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """Read a small object and its ETag; none if there is no such object."""
         with self._explained():
             try:
-                body: bytes = self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+                return answer["Body"].read(), answer["ETag"]
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
                 raise
-        return body
 
     def read_blocks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
         """Read an object block by block.
@@ -185,6 +198,20 @@ class ObjectStore:
         """Delete an object, if it is there."""
         with self._explained():
             self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def _put(self, data: bytes, key: str, condition: Mapping[str, str]) -> str | None:
+        """Write a small object and return its ETag; none where the condition does not hold."""
+        with self._explained():
+            try:
+                etag: str = self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)[
+                    "ETag"
+                ]
+            except ClientError as error:
+                # With If-Match, a missing object is a missing key.
+                if _code(error) in _REFUSED or ("IfMatch" in condition and _code(error) in _MISSING):
+                    return None
+                raise
+        return etag
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key

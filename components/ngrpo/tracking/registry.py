@@ -12,10 +12,14 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from ngrpo.errors import TrackingError
+from ngrpo.storage.digest import directory_digest
 from ngrpo.tracking.connection import connect, environment, explained
 from ngrpo.tracking.runs import experiment_of_this_process
 
-CHAMPION, PREVIOUS_CHAMPION, CHALLENGER = "champion", "previous_champion", "challenger"
+CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "candidate", "challenger", "champion", "previous_champion"
+ALIASES = (CANDIDATE, CHALLENGER, PREVIOUS_CHAMPION, CHAMPION)
+"""`candidate` waits for its decision, `challenger` met the champion last and did not win."""
 DIGEST = "ngrpo.digest"
 """Tag of a version: digest of the files of its model."""
 EVALUATION = "ngrpo.evaluation_key"
@@ -24,15 +28,15 @@ MODEL_FOLDER = "model"
 MANIFEST = "manifest.json"
 _NO_PROGRESS_BAR: Mapping[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 _EVALUATION_FILE = "evaluation.json"
-_LAST_CHAMPION = "ngrpo.champion"  # tag of the registered model: unlike the alias, it outlives its version
+MODEL_CARD = "README.md"
 
 
 class ModelRegistry:
     """Versions of one registered model in the MLflow that the environment names.
 
     A version keeps a copy of its own, for the artifact store is a cache that may be cleared: `model/` as `save_pretrained`
-    wrote it, the `manifest.json` of the artifact it comes from, and `evaluations/<key>/evaluation.json`. The champion's files are
-    `mlflow.artifacts.download_artifacts("models:/<name>@champion")`. Every method raises a `TrackingError` where MLflow or its
+    wrote it, the `manifest.json` of the artifact it comes from, `evaluations/<key>/evaluation.json` and a model card. The champion's
+    files are `mlflow.artifacts.download_artifacts("models:/<name>@champion")`. Every method raises a `TrackingError` where MLflow or its
     object storage cannot be reached.
     """
 
@@ -49,18 +53,22 @@ class ModelRegistry:
 
     @explained()
     def register(self, model: Path, manifest: Path, *, digest: str, tags: Mapping[str, str]) -> ModelVersion:
-        """Return the version of a model's files; it is added unless there is one of the same files, all of them present.
+        """Return the version of a model's files; it is added unless there is one of the same files.
 
+        What the registry holds is read back and compared with the digest, of a new version as of one that is there already.
         The version comes last: what a broken upload leaves behind is no version.
 
         Args:
             model: Model directory.
             manifest: Manifest of the artifact that the model directory is `model/` of.
-            digest: Digest of the model's files.
+            digest: Digest of the model's files (`directory_digest`).
             tags: Tags of a new version.
+
+        Raises:
+            TrackingError: The registry gives back other bytes than it was given.
         """
         for version in self.versions():
-            if version.tags.get(DIGEST) == digest and not self.missing(version):
+            if version.tags.get(DIGEST) == digest and self.stored_digest(version) == digest:
                 return version
         self._ensure_model()
         experiment_id, run_id = experiment_of_this_process(self._client)
@@ -70,6 +78,12 @@ class ModelRegistry:
         with environment(_NO_PROGRESS_BAR):
             self._client.log_model_artifacts(logged.model_id, str(model), MODEL_FOLDER)
         self._client.log_model_artifact(logged.model_id, str(manifest))
+        stored = _stored_digest(logged.artifact_location)
+        if stored != digest:
+            raise TrackingError(
+                f"model {self.name}: the weights that object storage gives back (sha256 {stored}) are not those that were "
+                f"uploaded ({digest}): see the log of the storage, then run again"
+            )
         self._client.finalize_logged_model(logged.model_id, "READY")
         return self._client.create_model_version(
             self.name,
@@ -78,6 +92,16 @@ class ModelRegistry:
             tags={**tags, DIGEST: digest},
             model_id=logged.model_id,
         )
+
+    @explained()
+    def version(self, number: str) -> ModelVersion | None:
+        """Return a version by its number; none if there is no such version."""
+        return next((version for version in self.versions() if str(version.version) == number), None)
+
+    @explained()
+    def stored_digest(self, version: ModelVersion) -> str | None:
+        """Download the files of a version's model and return their digest; none where there are no files."""
+        return _stored_digest(self._uri(version, "")) if dict(self._files(version, MODEL_FOLDER)) else None
 
     @explained()
     def missing(self, version: ModelVersion) -> list[str]:
@@ -103,8 +127,7 @@ class ModelRegistry:
             evaluation: `evaluation.json`.
             key: Key of the evaluation.
         """
-        logged_model = version.source.removeprefix("models:/")  # MLflow keeps it in the source alone
-        self._client.log_model_artifact(logged_model, str(evaluation), f"evaluations/{key}")
+        self._client.log_model_artifact(_logged_model(version), str(evaluation), f"evaluations/{key}")
         self.set_tags(version, {EVALUATION: key})
 
     @explained()
@@ -122,36 +145,43 @@ class ModelRegistry:
 
         Deleting a version deletes its aliases: a champion that was deleted is no champion.
         """
-        if not self._exists():
-            return None
-        # Asking for an alias that is not there is an error that looks like any wrong argument: list them instead.
-        number = self._client.get_registered_model(self.name).aliases.get(alias)
+        number = self.aliases()[alias]
         return None if number is None else self._client.get_model_version(self.name, number)
 
     @explained()
-    def last_champion(self) -> str | None:
-        """Return the number of the version that was made champion last, though it may be deleted; none if none ever was."""
-        number: str | None = (
-            self._client.get_registered_model(self.name).tags.get(_LAST_CHAMPION) if self._exists() else None
-        )
-        return number
+    def aliases(self) -> dict[str, str | None]:
+        """Return the number of the version that each of `ALIASES` names, none where it names none."""
+        # Asking for an alias that is not there is an error that looks like any wrong argument: list them instead.
+        found = self._client.get_registered_model(self.name).aliases if self._exists() else {}
+        # A database gives numbers, a server texts.
+        return {alias: str(found[alias]) if alias in found else None for alias in ALIASES}
 
     @explained()
-    def crown(self, version: ModelVersion) -> None:
-        """Make a version the champion, and the champion until now the previous one."""
-        before = self.by_alias(CHAMPION)
-        if before is not None and before.version != version.version:
-            self._client.set_registered_model_alias(self.name, PREVIOUS_CHAMPION, before.version)
-        self._client.set_registered_model_alias(self.name, CHAMPION, version.version)
-        self._client.set_registered_model_tag(self.name, _LAST_CHAMPION, version.version)
-        challenger = self.by_alias(CHALLENGER)
-        if challenger is not None and challenger.version == version.version:
-            self._client.delete_registered_model_alias(self.name, CHALLENGER)
+    def set_alias(self, alias: str, number: str | None) -> None:
+        """Let an alias name a version, or none."""
+        if number is None:
+            self._client.delete_registered_model_alias(self.name, alias)
+        else:
+            self._client.set_registered_model_alias(self.name, alias, number)
 
     @explained()
-    def challenge(self, version: ModelVersion) -> None:
-        """Mark a version as the last one that did not become champion."""
-        self._client.set_registered_model_alias(self.name, CHALLENGER, version.version)
+    def add_card(self, version: ModelVersion, text: str) -> None:
+        """Keep a model card with a version, in place of the one it had."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / MODEL_CARD
+            path.write_text(text, encoding="utf-8")
+            self._client.log_model_artifact(_logged_model(version), str(path))
+
+    @explained()
+    def model_tag(self, name: str) -> str | None:
+        """Return a tag of the registered model; none if it has no such tag, or there is no such model."""
+        tags: Mapping[str, str] = self._client.get_registered_model(self.name).tags if self._exists() else {}
+        return tags.get(name)
+
+    @explained()
+    def set_model_tag(self, name: str, value: str) -> None:
+        """Set a tag of the registered model."""
+        self._client.set_registered_model_tag(self.name, name, value)
 
     @explained()
     def set_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
@@ -186,3 +216,12 @@ class ModelRegistry:
 
     def _uri(self, version: ModelVersion, path: str) -> str:
         return f"models:/{self.name}/{version.version}/{path}".rstrip("/")
+
+
+def _logged_model(version: ModelVersion) -> str:
+    return str(version.source).removeprefix("models:/")  # MLflow keeps it in the source alone
+
+
+def _stored_digest(uri: str) -> str:
+    with tempfile.TemporaryDirectory() as directory, environment(_NO_PROGRESS_BAR):
+        return directory_digest(Path(mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=directory)))

@@ -1,0 +1,38 @@
+"""Models, data and methods in words, without paths of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from ngrpo.config import MixingConfig, TrainingConfig
+from ngrpo.data.locations import is_local
+
+
+def method_name(mixing: MixingConfig, training: TrainingConfig) -> str:
+    """Return the name of the algorithm that the settings make."""
+    plain = "GSPO" if training.importance_sampling_level == "sequence" else "GRPO"
+    strategy = mixing.strategy if mixing.rate else "token"
+    return {"neighbor": f"N-{plain}", "token": plain, "gaussian": f"{plain} with Gaussian noise"}[strategy]
+
+
+def describe(source: Mapping[str, Any]) -> str:
+    """Return a source of data or of a model in one line, its kind first and without paths of this machine."""
+    kind = source["kind"].replace("_", " ")
+    parts = [
+        f"{name} {value}" for name, value in public(dict(source)).items() if name != "kind" and value not in (None, {})
+    ]
+    return ", ".join([kind, *parts])
+
+
+def public(tree: dict[str, Any]) -> dict[str, Any]:
+    """Replace ids that are paths of this machine by the last part of the path."""
+    shown = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            value = public(value)
+        elif name == "id" and is_local(value):
+            value = f"local directory {PurePath(value).name}"
+        shown[name] = value
+    return shown

@@ -1,0 +1,129 @@
+"""The gate of promotion: whether one measured model is shown to be better than another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ngrpo.config import PromotionConfig
+from ngrpo.evaluation.protocol import difference
+from ngrpo.evaluation.statistics import Floats, mean_at_n, paired_difference, pass_at_k, sign_flip_p_value
+
+_DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model and how it was measured.
+
+    Attributes:
+        name: What it is called in a sentence.
+        results: Result by benchmark (`benchmark_result`).
+        protocols: Protocol by benchmark (`benchmark_protocol`).
+    """
+
+    name: str
+    results: Mapping[str, Mapping[str, Any]]
+    protocols: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, evaluation: Mapping[str, Any], model: str, name: str) -> Measured:
+        """Return one model of an `evaluation.json`."""
+        return cls(name, evaluation["models"][model], evaluation.get("protocols", {}).get(model, {}))
+
+
+def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, seed: int) -> dict[str, Any]:
+    """Apply the gate to two models.
+
+    The candidate is promoted when the one-sided lower bound of its gain, the paired difference of the statistic in points of
+    percent under a bootstrap over problems, exceeds `min_gain`, and on no benchmark of `tolerated_regression` the lower bound of
+    its difference is below what is tolerated. To reach `min_gain` is not enough: of two models that differ on a single problem the
+    bound is 0, for most draws do not hold that problem. Where the two were not measured alike nothing is promoted.
+
+    Args:
+        config: The gate.
+        candidate: The model that asks for promotion.
+        opponent: The model that it must beat.
+        seed: Seed of bootstrap and permutation.
+
+    Returns:
+        `decision`, `reason` and, where the two could be compared, `comparison`.
+    """
+    names = dict.fromkeys([config.benchmark, *config.tolerated_regression])
+    for name in names:
+        obstacle = _obstacle(name, candidate, opponent)
+        if obstacle is not None:
+            return kept(obstacle)
+    comparisons = {name: _comparison(config, name, candidate, opponent, seed) for name in names}
+    first = comparisons[config.benchmark]
+    low = first["interval"][0]
+    gained = low > config.min_gain
+    regressions = {name: comparisons[name] for name in config.tolerated_regression}
+    lost = {name: entry for name, entry in regressions.items() if entry["interval"][0] < -entry["tolerated"]}
+    reason = (
+        f"{first['statistic']} on {config.benchmark} is {first['candidate']:.2f} against {opponent.name}'s "
+        f"{first['champion']:.2f}; at {config.confidence:.0%} confidence the gain is above {low:+.2f} points, "
+        f"{'more' if gained else 'not more'} than the {config.min_gain:+.2f} asked for"
+    )
+    for name, entry in lost.items():
+        reason += f"; on {name} it may have lost up to {-entry['interval'][0]:.2f} points, more than the {entry['tolerated']:.2f} tolerated"
+    comparison = first | {"min_gain": config.min_gain, "against": opponent.name, "regressions": regressions}
+    decision = "promoted" if gained and not lost else "kept"
+    return {"decision": decision, "reason": reason, "comparison": comparison}
+
+
+def kept(reason: str) -> dict[str, Any]:
+    """Return the decision on a candidate that was not compared: it is kept."""
+    return {"decision": "kept", "reason": reason, "comparison": None}
+
+
+def _obstacle(name: str, candidate: Measured, opponent: Measured) -> str | None:
+    """Say why two models cannot be compared on a benchmark; none if they can."""
+    cure = "evaluate both alike: run the pipeline that made it with these settings, then this one again"
+    if name not in opponent.results:
+        return f"{opponent.name} was not evaluated on {name}; {cure}"
+    problem = difference(candidate.protocols.get(name), opponent.protocols.get(name))
+    if problem is not None:
+        return f"the evaluations of {opponent.name} and of the candidate on {name} differ in their {problem}; {cure}"
+    # Nothing that a protocol leaves out may let two models be compared on different problems.
+    if set(candidate.results[name]["per_problem"]) != set(opponent.results[name]["per_problem"]):
+        return f"the evaluations of {opponent.name} and of the candidate on {name} hold other problems; {cure}"
+    return None
+
+
+def _comparison(
+    config: PromotionConfig, name: str, candidate: Measured, opponent: Measured, seed: int
+) -> dict[str, Any]:
+    problems = sorted(candidate.results[name]["per_problem"])
+    n = candidate.results[name]["n_samples"]
+    ours, theirs = (
+        100.0 * _statistic(config.statistic, model.results[name], problems) for model in (candidate, opponent)
+    )
+    # The lower end of a two-sided interval of level 2c - 1 is that of a one-sided one of level c.
+    gain, low, high = paired_difference(ours, theirs, confidence=2 * config.confidence - 1, draws=_DRAWS, seed=seed)
+    return {
+        "benchmark": name,
+        "statistic": config.statistic if config.statistic.startswith("pass") else f"{config.statistic}@{n}",
+        "candidate": float(ours.mean()),
+        "champion": float(theirs.mean()),
+        "gain": gain,
+        "interval": [low, high],
+        "p_value": sign_flip_p_value(ours - theirs, draws=_DRAWS, seed=seed),
+        "confidence": config.confidence,
+        "n_problems": len(problems),
+        "n_samples": n,
+        **({"tolerated": config.tolerated_regression[name]} if name in config.tolerated_regression else {}),
+    }
+
+
+def _statistic(statistic: str, result: Mapping[str, Any], problems: list[str]) -> Floats:
+    """Return a statistic of each problem as a fraction."""
+    if statistic == "maj":
+        return np.array([result["per_problem_maj"][problem] for problem in problems])
+    counts = np.array([result["per_problem"][problem] for problem in problems])
+    if statistic == "mean":
+        return mean_at_n(counts, result["n_samples"])
+    return pass_at_k(counts, result["n_samples"], int(statistic.removeprefix("pass@")))

@@ -1,0 +1,87 @@
+"""How a model was measured: what must be equal for two measurements to be comparable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ngrpo.config import EvaluationConfig
+from ngrpo.errors import DataError
+from ngrpo.evaluation.benchmark import Benchmark
+
+PARTS: Mapping[str, str] = {
+    "problems": "problems or gold answers",
+    "revision": "data revision",
+    "prompts": "prompts",
+    "sampling": "sampling settings",
+    "grader": "graders",
+}
+"""The parts of a protocol, in the order in which a difference explains the others, in words."""
+
+_GRADER_SOURCES = ("grading.py", "math_verify_pool.py", "math_verify_worker.py")
+
+
+def benchmark_protocol(
+    benchmark: Benchmark, prompts: Sequence[str], config: EvaluationConfig, revision: str | None
+) -> dict[str, Any]:
+    """Return how a model is measured on a benchmark: `PARTS`, as digests where they are long.
+
+    Seeds and engines are no part of it: they change which samples are drawn, not from what.
+
+    Args:
+        benchmark: The benchmark.
+        prompts: Of each problem the whole text that the model continues.
+        config: How samples are drawn.
+        revision: Pinned revision of the data, where it has one.
+    """
+    sampling = {"samples", "temperature", "top_p", "max_tokens", "mixing"}
+    return {
+        "problems": _digest(sorted(zip(benchmark.ids, benchmark.answers, strict=True))),
+        "revision": revision,
+        "prompts": _digest(sorted(zip(benchmark.ids, prompts, strict=True))),
+        "sampling": config.model_dump(mode="json", include=sampling),
+        "grader": grader_version(),
+    }
+
+
+def revisions(dataset: Path) -> dict[str, str | None]:
+    """Return the pinned revision of each benchmark of a data set, none where its problems are made on the spot.
+
+    Args:
+        dataset: Artifact of the stage `prepare_data`.
+
+    Raises:
+        DataError: The artifact does not say where its tables come from.
+    """
+    path = dataset / "sources.json"
+    if not path.is_file():
+        raise DataError(
+            f"{dataset}: no sources.json, so it is not known where its problems come from: prepare the data again"
+        )
+    tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
+    return {
+        name.removeprefix("benchmarks/").removesuffix(".parquet"): table["source"].get("revision")
+        for name, table in tables.items()
+        if name.startswith("benchmarks/")
+    }
+
+
+def grader_version() -> str:
+    """Return the digest of what decides on an answer: our rules and the library that compares expressions."""
+    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _GRADER_SOURCES]
+    return _digest([*sources, *(version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy"))])
+
+
+def difference(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> str | None:
+    """Say in words how two protocols differ; none where they do not. One that is not known differs from every other."""
+    if first is None or second is None:
+        return "protocol, which one of them does not state"
+    return next((words for part, words in PARTS.items() if first.get(part) != second.get(part)), None)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()[:32]

@@ -1,0 +1,20 @@
+"""One digest for the files of a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def directory_digest(directory: Path) -> str:
+    """Return the sha256 over relative path and sha256 of every file below a directory: equal where paths and bytes are."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    entries = [[path.relative_to(directory).as_posix(), file_sha256(path)] for path in files]
+    return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
