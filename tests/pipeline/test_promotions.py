@@ -17,6 +17,7 @@ from ngrpo.storage.lease import Lease, LeaseLostError, hold
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import ModelRegistry
+from ngrpo_kfp.pipelines import cli
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -32,9 +33,9 @@ def promotions(database, objects, tmp_path, monkeypatch):
         (tmp_path / "model").mkdir(exist_ok=True)
         (tmp_path / "model" / "weights").write_text(f"{number}")
         (tmp_path / "manifest.json").write_text(json.dumps({"files": {"model/weights": {"size": 1}}}))
-        (tmp_path / "evaluation.json").write_text(json.dumps(evaluation_of(skill(number))))
         registry = ModelRegistry(NAME)
         digest = directory_digest(tmp_path / "model")
+        (tmp_path / "evaluation.json").write_text(json.dumps(evaluation_of(skill(number), weights=digest)))
         version = registry.register(tmp_path / "model", tmp_path / "manifest.json", digest=digest, tags={})
         registry.add_evaluation(version, tmp_path / "evaluation.json", f"evaluation-{number}")
     return Promotions(registry, ObjectStore(f"{objects.uri}/promotions"), lease_seconds=60.0)
@@ -247,3 +248,52 @@ def test_a_rollback_is_refused_where_it_would_lead_nowhere(promotions, tmp_path)
     ):
         promotions.rollback("why not")
     assert state(promotions.registry) == {"champion": "2"}
+
+
+# --- the command line ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ngrpo(promotions, capsys, tmp_path, monkeypatch):
+    """Run a command and return what it says, an error beginning with `ngrpo: `."""
+    monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: str) -> str:
+        code = cli.main([*arguments, "--set", f"promotion.model_name={NAME}"])
+        output = capsys.readouterr()
+        assert (code, bool(output.err)) in ((0, False), (2, True))
+        return output.out + output.err
+
+    return command
+
+
+def test_decisions_by_hand(ngrpo, promotions):
+    assert "promoted: mean@8 on arithmetic is 37.50 against the warm start's 12.50" in ngrpo("promote", "1")
+    assert ngrpo("promote", "3").endswith("test-model: previous_champion 1, champion 3\n")
+    assert "kept: " in ngrpo("promote", "2")
+    assert ngrpo("promote", "2", "--override", "shorter answers").startswith("promoted: by hand: shorter answers\n")
+    assert (
+        ngrpo("rollback", "too short")
+        == "rolled back: version 2\ntest-model: challenger 2, previous_champion 1, champion 3\n"
+    )
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ngrpo("history").splitlines() if "│" in line]
+    rows = [row for row in lines if row[0]]
+    assert [[row[2], row[3], row[4]] for row in rows] == [
+        ["1", "promoted", "none → 1"],
+        ["3", "promoted", "1 → 3"],
+        ["2", "kept", "3"],
+        ["2", "promoted", "3 → 2"],
+        ["2", "rolled_back", "2 → 3"],
+    ]
+    assert rows[-1][5] == "too short"
+
+
+def test_what_cannot_be_promoted_by_hand(ngrpo, promotions, tmp_path):
+    assert ngrpo("promote", "9") == "ngrpo: model test-model: there is no version 9; choose one of 5, 4, 3, 2, 1\n"
+    assert "nothing to roll back" in ngrpo("rollback", "why not")
+    weights = sorted((tmp_path / "artifacts" / "models").rglob("weights"))
+    for path in weights:
+        path.write_text("x")
+    assert "the weights of version 2 in the registry are not those that were evaluated" in ngrpo("promote", "2")
+    assert state(promotions.registry) == {}

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from ngrpo.config import BenchmarkEvaluationConfig, InitializedModel
 from ngrpo.data.models import materialize
-from ngrpo.errors import ConfigError, DataError
-from ngrpo.evaluation import protocol, samples
+from ngrpo.errors import ConfigError, DataError, StoreError
+from ngrpo.evaluation import protocol
 from ngrpo.evaluation.protocol import difference
 from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
@@ -53,8 +53,11 @@ def inputs(tmp_path, base_model) -> dict[str, Path]:
     for name, size in (("addition", 12), ("words", 5)):
         write_benchmark(tmp_path / "dataset", name, [problem(f"p{i}", f"{i}+{i % 3}", i % 10) for i in range(size)])
     for name in MODELS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model").symlink_to(base_model)
+        model = tmp_path / name / "model"
+        model.mkdir(parents=True)
+        for file in base_model.iterdir():
+            (model / file.name).symlink_to(file)
+        (model / "name.txt").write_text(name)  # else the two were one model, whose samples are generated once
     return {name: tmp_path / name for name in ("dataset", *MODELS)}
 
 
@@ -270,12 +273,12 @@ def test_a_kill_changes_nothing_and_repeats_little(inputs, engines, tmp_path, ki
 def test_a_kill_while_samples_are_written_leaves_none(inputs, engines, tmp_path, monkeypatch):
     whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
 
-    def cut_short(table, path):
-        Path(path).write_bytes(b"PAR1")
+    def cut_short(path, data):
+        path.open("wb").write(data[:4])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples.pq, "write_table", cut_short)
+        patch.setattr(Path, "write_bytes", cut_short)
         with pytest.raises(KeyboardInterrupt):
             evaluate(settings(), inputs, tmp_path, "killed")
     assert contents(evaluate(settings(), inputs, tmp_path, "resumed")) == whole
@@ -288,6 +291,49 @@ def test_a_model_whose_samples_are_finished_is_not_loaded(inputs, engines, tmp_p
     again = evaluate(settings(), inputs, tmp_path, "second")
     assert contents(again) == contents(tmp_path / "first")
     assert not engines.made
+
+
+def test_more_samples_reuse_those_that_exist(inputs, engines, tmp_path):
+    fresh = contents(evaluate(settings(samples=7), inputs, tmp_path, "fresh", "another"))
+    evaluate(settings(samples=4), inputs, tmp_path, "few")
+    engines.made.clear()
+    assert contents(evaluate(settings(samples=7), inputs, tmp_path, "more")) == fresh
+    assert sum(len(engine.requests) for engine in engines.made) == 2 * 3 * (12 + 5)
+    engines.made.clear()
+    evaluate(settings(samples=4), inputs, tmp_path, "few again")
+    assert not engines.made
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.5}, {"top_p": 0.9}, {"max_tokens": 13}, {"mixing": {"rate": 0.5}}, {"seed": 8}]
+)
+def test_samples_of_other_settings_are_not_reused(inputs, engines, tmp_path, change):
+    evaluate(settings(), inputs, tmp_path, "first")
+    engines.made.clear()
+    config = settings(**{name: value for name, value in change.items() if name != "seed"})
+    evaluate(config.model_copy(update={"seed": change.get("seed", 7)}), inputs, tmp_path, "second")
+    assert sum(len(engine.requests) for engine in engines.made) == 2 * 4 * (12 + 5)
+
+
+def test_another_gold_answer_needs_no_generation(inputs, engines, tmp_path):
+    """Verdicts are a function of what is kept and of the gold answers."""
+    first = evaluate(settings(), inputs, tmp_path, "first") / "samples/trained/words.parquet"
+    engines.made.clear()
+    write_benchmark(inputs["dataset"], "words", [problem(f"p{i}", f"{i}+{i % 3}", 3) for i in range(5)])
+    second = evaluate(settings(), inputs, tmp_path, "second") / "samples/trained/words.parquet"
+    assert not engines.made
+    first, second = (pq.read_table(path) for path in (first, second))
+    assert first.select(["text", "extracted"]) == second.select(["text", "extracted"])
+    assert second["correct"].to_pylist() == [answer == "3" for answer in second["extracted"].to_pylist()]
+    assert first["correct"] != second["correct"]
+
+
+def test_damaged_samples_are_named(inputs, engines, tmp_path):
+    evaluate(settings(), inputs, tmp_path, "first")
+    part = next((tmp_path / "work").rglob("*.parquet"))
+    part.write_bytes(b"PAR1")
+    with pytest.raises(StoreError, match=rf"samples \S+{part.name}: no readable Parquet file .*delete it"):
+        evaluate(settings(), inputs, tmp_path, "second")
 
 
 def test_progress_is_a_few_plain_lines(inputs, engines, tmp_path, capsys):
@@ -382,11 +428,6 @@ def test_unreadable_benchmarks_are_refused(inputs, engines, tmp_path):
     ("missing", "message"),
     [("model.safetensors", "no .*safetensors"), ("chat_template.jinja", "no chat template")],
 )
-def test_incomplete_models_are_refused(inputs, engines, tmp_path, base_model, missing, message):
-    model = inputs["trained"] / "model"
-    model.unlink()
-    model.mkdir()
-    for file in base_model.iterdir():
-        if file.name != missing:
-            (model / file.name).symlink_to(file)
+def test_incomplete_models_are_refused(inputs, engines, tmp_path, missing, message):
+    (inputs["trained"] / "model" / missing).unlink()
     fails(inputs, tmp_path, message)

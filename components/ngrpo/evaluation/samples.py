@@ -1,16 +1,25 @@
-"""Generate and grade the samples of a benchmark, in parts that survive a kill."""
+"""Samples of a benchmark: generated in parts that are kept, so that no sample is ever generated twice; graded afterwards.
+
+What is kept is what the model wrote. Verdicts are a function of it and of the gold answers (`graded`), made anew whenever samples are
+read: another grader needs no generation, and neither do the first n samples where more are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import EvaluationConfig
+from ngrpo.errors import StoreError
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.results import SAMPLES
@@ -19,41 +28,125 @@ from ngrpo.rollout.engine import RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 
 _PARTS = 10
-"""Parts of a benchmark at most: each is a line of progress, and what a kill can cost."""
+"""Parts of what is still to be generated, at most: each is a line of progress, and what a kill can cost."""
+
+_GENERATED = pa.schema([SAMPLES.field(name) for name in ("problem_id", "sample_id", "text", "tokens", "finish_reason")])
+
+Request = tuple[int, int]
+"""Position of a problem in its benchmark, and a sample id."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some of the samples of a benchmark, and the file that holds them once they are finished.
+class SampleStore(Protocol):
+    """Where samples are kept; an `ngrpo.storage.objects.ObjectStore` is one."""
 
-    Attributes:
-        benchmark: The benchmark.
-        requests: Which samples: request r is sample `r % samples` of problem `r // samples`.
-        path: The file.
-    """
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the keys that start with `prefix`."""
 
-    benchmark: Benchmark
-    requests: range
-    path: Path
+    def get_bytes(self, key: str) -> bytes | None:
+        """Return what is kept under a key; none if nothing is."""
+
+    def put_bytes(self, data: bytes, key: str) -> bool:
+        """Keep something under a key, whole or not at all."""
 
 
-def parts(benchmark: Benchmark, config: EvaluationConfig, directory: Path) -> Iterator[Part]:
-    """Cut the samples of a benchmark into parts of whole batches, so that a resumed run decodes the same batches."""
-    total = len(benchmark.ids) * config.samples
-    batches = -(-total // config.batch_size)
-    size = -(-batches // _PARTS) * config.batch_size
-    for start in range(0, total, size):
-        yield Part(benchmark, range(start, min(start + size, total)), directory / f"{start:09d}.parquet")
+class LocalSamples:
+    """A `SampleStore` in a directory."""
+
+    def __init__(self, directory: Path):
+        """Use a directory; it is made when something is kept."""
+        self._directory = directory
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the keys that start with `prefix`, in order."""
+        files = (path.relative_to(self._directory).as_posix() for path in self._directory.rglob("*.parquet"))
+        return sorted(key for key in files if key.startswith(prefix))
+
+    def get_bytes(self, key: str) -> bytes | None:
+        """Return what is kept under a key; none if nothing is."""
+        path = self._directory / key
+        return path.read_bytes() if path.is_file() else None
+
+    def put_bytes(self, data: bytes, key: str) -> bool:
+        """Keep something under a key."""
+        path = self._directory / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(data)
+        partial.replace(path)
+        return True
+
+
+class KeptSamples:
+    """The samples of one model on one benchmark, those that exist and those that do not yet."""
+
+    def __init__(self, store: SampleStore, key: str, benchmark: Benchmark, samples: int):
+        """Read what is there.
+
+        Args:
+            store: Where samples are kept.
+            key: What stands for everything that a sample depends on besides benchmark, problem and sample id.
+            benchmark: The benchmark.
+            samples: Samples of each problem that are wanted.
+
+        Raises:
+            StoreError: A part is damaged.
+        """
+        self.benchmark = benchmark
+        self.samples = samples
+        self._store = store
+        self._place = f"{key}/{benchmark.name}"
+        self._rows: dict[tuple[str, int], dict[str, object]] = {}
+        for name in store.list(f"{self._place}/"):
+            data = store.get_bytes(name)
+            if data is not None:
+                self._remember(_read(data, name))
+
+    @property
+    def missing(self) -> list[Request]:
+        """What is still to be generated, problem by problem."""
+        ids = self.benchmark.ids
+        return [
+            (problem, sample)
+            for problem in range(len(ids))
+            for sample in range(self.samples)
+            if (ids[problem], sample) not in self._rows
+        ]
+
+    def add(self, table: pa.Table) -> None:
+        """Keep generated samples."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        # Named by what it holds: a part that is generated twice is kept once.
+        ids = [table["problem_id"].to_pylist(), table["sample_id"].to_pylist()]
+        name = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:32]
+        self._store.put_bytes(buffer.getvalue(), f"{self._place}/{name}.parquet")
+        self._remember(table)
+
+    def table(self) -> pa.Table:
+        """Return the samples that are wanted, problem by problem; none may be missing."""
+        wanted = [(problem, sample) for problem in self.benchmark.ids for sample in range(self.samples)]
+        return pa.Table.from_pylist([self._rows[key] for key in wanted], schema=_GENERATED)
+
+    def _remember(self, table: pa.Table) -> None:
+        for row in table.to_pylist():
+            self._rows[row["problem_id"], row["sample_id"]] = row
+
+
+def parts(requests: Sequence[Request], batch_size: int) -> Iterator[Sequence[Request]]:
+    """Cut requests into parts of whole batches, so that a resumed run decodes the same batches."""
+    batches = -(-len(requests) // batch_size)
+    size = -(-batches // _PARTS) * batch_size
+    for start in range(0, len(requests), max(size, 1)):
+        yield requests[start : start + size]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Generates and grades samples with one model.
+    """Generates samples with one model.
 
     Attributes:
         engine: Generates.
         tokenizer: Writes prompts as chats and reads responses.
-        grader: Grades.
         config: How to sample.
         seed: Seed of the run. With it, a sample depends on benchmark, problem and sample id and on nothing else: two models get
             the same seeds, and more samples leave the first ones as they were.
@@ -62,22 +155,13 @@ class Sampler:
 
     engine: RolloutEngine
     tokenizer: PreTrainedTokenizerBase
-    grader: Grader
     config: EvaluationConfig
     seed: int
     mixer: Mixer | None = None
 
-    def write(self, part: Part) -> None:
-        """Make the samples of a part and write them, whole or not at all."""
-        rows = self._rows(part)
-        part.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = part.path.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES), partial)
-        partial.replace(part.path)
-
-    def _rows(self, part: Part) -> list[dict[str, object]]:
-        benchmark, config = part.benchmark, self.config
-        requests = [divmod(request, config.samples) for request in part.requests]
+    def generate(self, benchmark: Benchmark, requests: Sequence[Request]) -> pa.Table:
+        """Generate samples and return them as a table, in the order of the requests."""
+        config = self.config
         problems = sorted({problem for problem, _ in requests})
         ids = self.tokenizer.apply_chat_template(
             [benchmark.prompts[problem] for problem in problems],
@@ -93,18 +177,43 @@ class Sampler:
             self.mixer,
         )
         texts = self.tokenizer.batch_decode([rollout.token_ids for rollout in rollouts], skip_special_tokens=True)
-        answers = [benchmark.answers[problem] for problem, _ in requests]
-        grades = self.grader.grade(list(zip(texts, answers, strict=True)))
-        return [
+        rows = [
             {
                 "problem_id": benchmark.ids[problem],
                 "sample_id": sample,
                 "text": text,
                 "tokens": len(rollout.token_ids),
                 "finish_reason": rollout.finish_reason,
-                "extracted": grade.extracted,
-                "correct": grade.correct,
-                "grader_error": grade.error,
             }
-            for (problem, sample), text, rollout, grade in zip(requests, texts, rollouts, grades, strict=True)
+            for (problem, sample), text, rollout in zip(requests, texts, rollouts, strict=True)
         ]
+        return pa.Table.from_pylist(rows, schema=_GENERATED)
+
+
+def graded(samples: pa.Table, benchmark: Benchmark, grader: Grader) -> pa.Table:
+    """Return samples with their verdicts, a table of `SAMPLES`; verdicts that they have already are not looked at.
+
+    Args:
+        samples: Table with the columns of `SAMPLES` up to `finish_reason`, or all of them.
+        benchmark: The benchmark, with the gold answers.
+        grader: Grades.
+    """
+    gold = dict(zip(benchmark.ids, benchmark.answers, strict=True))
+    golds = [gold[problem] for problem in samples["problem_id"].to_pylist()]
+    grades = grader.grade(list(zip(samples["text"].to_pylist(), golds, strict=True)))
+    verdicts = {
+        "extracted": [grade.extracted for grade in grades],
+        "correct": [grade.correct for grade in grades],
+        "grader_error": [grade.error for grade in grades],
+    }
+    columns = {name: samples[name] for name in _GENERATED.names} | verdicts
+    return pa.table(columns, schema=SAMPLES)
+
+
+def _read(data: bytes, name: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(data), schema=_GENERATED)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(
+            f"samples {name}: no readable Parquet file ({error}); delete it, and they will be made again"
+        ) from error

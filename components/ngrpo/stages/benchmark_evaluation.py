@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import BenchmarkEvaluationConfig
 from ngrpo.data.models import usable_tokens
@@ -18,13 +18,15 @@ from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import benchmark_protocol, revisions
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
-from ngrpo.evaluation.samples import Part, Sampler, parts
+from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Sampler, SampleStore, graded, parts
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.rollout.mixers import build_mixer, end_marker_ids
+from ngrpo.stages.keys import canonical_json, code_version, digest
 from ngrpo.storage.digest import directory_digest
+from ngrpo.storage.objects import ObjectStore
 
 CONFIG = BenchmarkEvaluationConfig
 
@@ -34,71 +36,98 @@ MODELS = ("warm_start", "trained")
 def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
     """Write `samples/<model>/<benchmark>.parquet`, `evaluation.json` and `metrics.json`.
 
+    Samples are kept below `samples/` in the object store (`NGRPO_STORE`), under a key of everything that they depend on: those of a
+    try that was killed, on whatever machine, and those of an evaluation with fewer samples are not generated again.
+
     Args:
         config: Settings of the stage.
         inputs: `dataset`, `warm_start`, `trained`.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try: samples finished there are not generated again.
+        work: Keeps the samples where there is no object store.
 
     Raises:
         DataError: A benchmark is damaged, empty or repeats ids, or a model or its tokenizer cannot be used.
         ConfigError: `evaluation.mixing` asks for what the model's vocabulary cannot give.
+        StoreError: The object store cannot be reached, or holds damaged samples.
     """
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks")
     data_revisions = revisions(inputs["dataset"])
-    evaluation: dict[str, dict[str, object]] = {}
-    protocols: dict[str, dict[str, object]] = {}
+    store = _sample_store(work)
+    evaluation: dict[str, dict[str, dict[str, object]]] = {"models": {}, "protocols": {}}
+    weights: dict[str, str] = {}
     metrics: dict[str, float] = {}
-    for name in MODELS:
-        planned = {
-            benchmark.name: list(parts(benchmark, config.evaluation, work / "samples" / name / benchmark.name))
-            for benchmark in benchmarks
-        }
-        _generate(config, name, inputs[name] / "model", planned)
-        tokenizer = AutoTokenizer.from_pretrained(inputs[name] / "model")
-        evaluation[name], protocols[name] = {}, {}
-        for benchmark in benchmarks:
-            prompts = tokenizer.apply_chat_template(benchmark.prompts, add_generation_prompt=True, tokenize=False)
-            protocols[name][benchmark.name] = benchmark_protocol(
-                benchmark, prompts, config.evaluation, data_revisions.get(benchmark.name)
-            )
-            samples = pa.concat_tables([pq.read_table(part.path) for part in planned[benchmark.name]])
-            path = output / "samples" / name / f"{benchmark.name}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(samples, path)
-            result = benchmark_result(samples, config.evaluation, config.seed)
-            evaluation[name][benchmark.name] = result
-            metrics |= flat_metrics(result, f"{name}/{benchmark.name}")
-            low, high = result["mean_ci"]
-            print(
-                f"{name} {benchmark.name}: mean@{result['n_samples']} {result['mean']:.1%} [{low:.1%}, {high:.1%}], "
-                + ", ".join(f"pass@{k} {value:.1%}" for k, value in result["pass_at_k"].items()),
-                flush=True,
-            )
-    weights = {name: directory_digest(inputs[name] / "model") for name in MODELS}
-    (output / "evaluation.json").write_text(
-        json.dumps({"models": evaluation, "protocols": protocols, "weights": weights}), encoding="utf-8"
-    )
+    with Grader() as grader:
+        for name in MODELS:
+            directory = inputs[name] / "model"
+            weights[name] = directory_digest(directory)
+            tokenizer = load_tokenizer(directory, AutoConfig.from_pretrained(directory).vocab_size)
+            protocols: dict[str, object] = {}
+            results: dict[str, object] = {}
+            kept = []
+            for benchmark in benchmarks:
+                prompts = tokenizer.apply_chat_template(benchmark.prompts, add_generation_prompt=True, tokenize=False)
+                protocol = benchmark_protocol(benchmark, prompts, config.evaluation, data_revisions.get(benchmark.name))
+                key = _samples_key(config, weights[name], protocol["prompts"])
+                protocols[benchmark.name] = protocol
+                kept.append(KeptSamples(store, key, benchmark, config.evaluation.samples))
+            _generate(config, name, directory, kept)
+            for samples in kept:
+                benchmark = samples.benchmark
+                table = graded(samples.table(), benchmark, grader)
+                path = output / "samples" / name / f"{benchmark.name}.parquet"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(table, path)
+                result = benchmark_result(table, config.evaluation, config.seed)
+                results[benchmark.name] = result
+                metrics |= flat_metrics(result, f"{name}/{benchmark.name}")
+                _say(name, benchmark.name, result)
+            evaluation["models"][name], evaluation["protocols"][name] = results, protocols
+    (output / "evaluation.json").write_text(json.dumps(evaluation | {"weights": weights}), encoding="utf-8")
     (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
 
 
-def _generate(config: BenchmarkEvaluationConfig, name: str, model: Path, planned: Mapping[str, list[Part]]) -> None:
-    """Write the parts that are not finished yet; with none, the model is not even loaded."""
-    if all(part.path.exists() for pieces in planned.values() for part in pieces):
+def _sample_store(work: Path) -> SampleStore:
+    store = os.environ.get("NGRPO_STORE")
+    return ObjectStore(f"{store.rstrip('/')}/samples") if store else LocalSamples(work / "samples")
+
+
+def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) -> str:
+    """Return what stands for everything that a sample depends on besides benchmark, problem and sample id."""
+    evaluation = config.evaluation
+    mixing = (
+        None if evaluation.mixing is None else [evaluation.mixing.model_dump(mode="json"), config.neighbors.candidates]
+    )
+    sampling = [evaluation.temperature, evaluation.top_p, evaluation.max_tokens, evaluation.engine, config.model.dtype]
+    generator = code_version("ngrpo.rollout.engines")
+    return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator]))
+
+
+def _say(model: str, benchmark: str, result: Mapping[str, Any]) -> None:
+    low, high = result["mean_ci"]
+    print(
+        f"{model} {benchmark}: mean@{result['n_samples']} {result['mean']:.1%} [{low:.1%}, {high:.1%}], "
+        + ", ".join(f"pass@{k} {value:.1%}" for k, value in result["pass_at_k"].items()),
+        flush=True,
+    )
+
+
+def _generate(config: BenchmarkEvaluationConfig, name: str, model: Path, kept: Sequence[KeptSamples]) -> None:
+    """Generate the samples that are missing; with none, the model is not even loaded."""
+    if not any(samples.missing for samples in kept):
         return
-    with Grader() as grader:
-        chats = [chat for pieces in planned.values() for chat in pieces[0].benchmark.prompts]
-        sampler = _sampler(config, model, chats, grader)
-        with closing(sampler.engine):
-            for pieces in planned.values():
-                total = pieces[-1].requests.stop
-                for part in pieces:
-                    if not part.path.exists():
-                        sampler.write(part)
-                    print(f"{name} {part.benchmark.name}: {part.requests.stop}/{total} samples", flush=True)
+    sampler = _sampler(config, model, [chat for samples in kept for chat in samples.benchmark.prompts])
+    with closing(sampler.engine):
+        for samples in kept:
+            total = len(samples.benchmark.ids) * samples.samples
+            requests = samples.missing
+            done = total - len(requests)
+            for part in parts(requests, config.evaluation.batch_size):
+                samples.add(sampler.generate(samples.benchmark, part))
+                done += len(part)
+                print(f"{name} {samples.benchmark.name}: {done}/{total} samples", flush=True)
 
 
-def _sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any], grader: Grader) -> Sampler:
+def _sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any]) -> Sampler:
     model = load_model(directory, config.model.dtype)
     tokenizer = load_tokenizer(directory, model.get_input_embeddings().num_embeddings)
     return Sampler(
@@ -111,7 +140,6 @@ def _sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence
             dtype=config.model.dtype,
         ),
         tokenizer=tokenizer,
-        grader=grader,
         config=config.evaluation,
         seed=config.seed,
         mixer=_mixer(config, model, tokenizer),
