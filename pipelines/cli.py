@@ -1,5 +1,4 @@
-"""The command line: `ngrpo plan | run | rerun | report | ui`, and the commands of a cluster (`cluster_commands`) and of the model
-registry (`promotion_commands`)."""
+"""The command line: `ngrpo plan | run | rerun | report | ui`, and those of `cluster_commands` and `promotion_commands`."""
 
 from __future__ import annotations
 

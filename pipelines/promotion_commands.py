@@ -1,4 +1,4 @@
-"""`ngrpo promote | rollback | history`: decisions by hand on the models of the registry, and what was decided so far."""
+"""`ngrpo regrade | promote | rollback | history`: verdicts and decisions made again, by hand, and what was decided so far."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 def add_promotion_commands(commands: Any) -> None:
     """Add the commands to what `add_subparsers` returned."""
     config = configured()
+    regrade = commands.add_parser("regrade", help="grade the samples of a finished run again, without generating any")
+    regrade.add_argument("--run", type=Path, metavar="DIR", help="directory of the run (default: the latest)")
+    regrade.set_defaults(command=_regrade)
     promote = commands.add_parser("promote", parents=[config], help="put a version of the registry to the gate again")
     promote.add_argument("version", type=int, metavar="VERSION", help="number of the version")
     promote.add_argument("--override", metavar="REASON", help="make it the champion whatever the gate says")
@@ -38,6 +42,12 @@ def add_promotion_commands(commands: Any) -> None:
     rollback.set_defaults(command=_rollback)
     history = commands.add_parser("history", parents=[config], help="list what was decided on the models")
     history.set_defaults(command=_history)
+
+
+def _regrade(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.regrading import regrade_run
+
+    regrade_run(options.run or workspace.latest, workspace, console)
 
 
 def _promote(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,22 @@ def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:
         ConfigError: There is no such run, or it did not finish.
         StoreError: An artifact of the run is no longer in the store.
     """
+    with finished_run(run_directory, workspace) as (summary, config, references, store):
+        path = run_directory / "report.html"
+        build_report(path, summary=summary, config=config, references=references, store=store)
+    return path.resolve()
+
+
+@contextmanager
+def finished_run(
+    run_directory: Path, workspace: Workspace
+) -> Iterator[tuple[dict[str, Any], RunConfig, dict[str, Reference], ArtifactStore]]:
+    """Open a finished run: its summary, its configuration, the artifact of each stage, and the store they are in.
+
+    Raises:
+        ConfigError: There is no such run, or it did not finish.
+        StoreError: An artifact of the run is no longer in the store.
+    """
     if not (run_directory / "summary.json").exists():
         raise ConfigError(f"run {run_directory}: no summary.json there; name the directory of a run that finished")
     summary = _read_json(run_directory / "summary.json")
@@ -59,9 +76,7 @@ def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:
             if found is None:
                 raise StoreError(f"artifact {stage['artifact']} is gone: run the preset {config.preset} again")
             references[name] = found
-        path = run_directory / "report.html"
-        build_report(path, summary=summary, config=config, references=references, store=store)
-    return path.resolve()
+        yield summary, config, references, store
 
 
 def _read_json(path: Path) -> dict[str, Any]:

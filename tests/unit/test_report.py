@@ -32,6 +32,7 @@ def test_the_table_has_every_number_of_the_evaluation(run):
         result = run.evaluation["models"][model]["arithmetic"]
         for value, (low, high) in [
             (result["mean"], result["mean_ci"]),
+            (result["maj"], result["maj_ci"]),
             *((result["pass_at_k"][k], result["pass_at_k_ci"][k]) for k in result["pass_at_k"]),
         ]:
             assert f"{100 * value:.1f} {100 * low:.1f} to {100 * high:.1f}" in text
