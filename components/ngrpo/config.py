@@ -107,6 +107,8 @@ class DataConfig(Section):
     """Text appended to every problem, after a space."""
     max_prompt_tokens: Positive
     """Training problems whose prompt is longer are dropped and counted."""
+    overlap_words: Positive = 13
+    """Training problems that share as many words in a row with a problem of a benchmark are dropped and listed."""
 
 
 class InitializedModel(Section):

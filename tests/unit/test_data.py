@@ -21,6 +21,7 @@ from ngrpo.config import (
     TokenizerConfig,
 )
 from ngrpo.data.chat import ChatLengths
+from ngrpo.data.contamination import Match, Measured
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
 from ngrpo.data.word_tokenizer import word_tokenizer
@@ -356,6 +357,7 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
         "train.parquet",
         "warm_start.parquet",
         "benchmarks/arithmetic.parquet",
+        "contamination.json",
         "sources.json",
         "metrics.json",
     }
@@ -410,6 +412,37 @@ def test_every_dropped_training_problem_is_counted_by_reason(tmp_path: Path, mon
         "train-0",
         "train-1",
         "train-2",
+    ]
+
+
+def test_problems_of_a_benchmark_told_again_are_dropped_and_listed_without_their_text(tmp_path: Path) -> None:
+    kind = "Find the number of pairs such that m plus n is prime where m and n are "
+    told = "How much is one plus one plus one plus one plus one plus one"
+    measured = [kind + "odd", kind + "even", f"{told} ?", "What is 1+1?"]
+    train = [
+        kind + "square",  # a phrase that several problems of the benchmark share proves nothing
+        "Tell me: HOW much is $one$ plus one \\, plus one plus \\text{one}, plus one plus one if you can",
+        "How much is one plus one plus one plus one plus one minus one",  # twelve words in a row
+        "what is 1+1 ?",
+    ]
+    rows = [[{"problem": text, "answer": "2", "solution": ""} for text in texts] for texts in (measured, train)]
+    found = Measured(13)
+    found.add("sums", [Problem(f"sums-{i}", row["problem"], "2") for i, row in enumerate(rows[0])])
+    matches = [found.match(row["problem"]) for row in rows[1]]
+    assert matches == [None, Match("sums", "sums-2", "13 words"), None, Match("sums", "sums-3", "text")]
+    assert Measured(13).match(told) is None
+
+
+def test_contamination_is_listed(tmp_path: Path) -> None:
+    config = stage_config(
+        tmp_path,
+        train=repository(tmp_path / "train", arithmetic_rows(["3+3", "1+1"])),
+        benchmarks={"sums": repository(tmp_path / "sums", arithmetic_rows(["2+2", "1+1"]))},
+        warm_start=None,
+    )
+    output = prepare(config, tmp_path)
+    assert json.loads((output / "contamination.json").read_text()) == [
+        {"source": "data.train", "id": "train-1", "benchmark": "sums", "problem": "sums-1", "how": "text"}
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from ngrpo.config import PrepareDataConfig, Source
 from ngrpo.data.chat import ChatLengths, user_turn
+from ngrpo.data.contamination import Measured
 from ngrpo.data.models import materialize_tokenizer
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
@@ -27,9 +29,10 @@ _EXAMPLES = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("completion", _
 
 
 def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
-    """Write `train.parquet`, `warm_start.parquet`, `benchmarks/<name>.parquet`, `sources.json` and `metrics.json`.
+    """Write `train.parquet`, `warm_start.parquet`, `benchmarks/<name>.parquet`, `sources.json`, `contamination.json` and `metrics.json`.
 
-    The same settings give the same bytes. What is dropped is counted in `metrics.json` by reason.
+    The same settings give the same bytes. What is dropped is counted in `metrics.json` by reason; training problems that a benchmark
+    holds too are listed in `contamination.json`, by id and without their text.
 
     Args:
         config: Settings of the stage.
@@ -59,7 +62,8 @@ class _Tables:
         self.config = config
         self.lengths = lengths
         self.output = output
-        self.measured: set[str] = set()
+        self.measured = Measured(config.data.overlap_words)
+        self.contamination: list[dict[str, str]] = []
         self.metrics: dict[str, int] = {}
         self.tables: dict[str, dict[str, object]] = {}
 
@@ -73,7 +77,7 @@ class _Tables:
         problems = screen.drop("repeated", problems, _repeated(problems))
         problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
         self.lengths.require_known(label, [self._prompt(problem) for problem in problems])
-        self.measured |= {fingerprint(problem.problem) for problem in problems}
+        self.measured.add(name, problems)
         self._write(f"benchmarks/{name}.parquet", _PROBLEMS, self._problem_rows(problems), source, screen)
 
     def write_train(self, source: Source) -> None:
@@ -103,6 +107,7 @@ class _Tables:
 
     def close(self) -> None:
         _write_json(self.output / "sources.json", {"tables": self.tables})
+        _write_json(self.output / "contamination.json", self.contamination)
         _write_json(self.output / "metrics.json", self.metrics)
 
     def _unseen(self, label: str, source: Source) -> tuple[Screen, list[Problem]]:
@@ -110,8 +115,13 @@ class _Tables:
         problems, screen = _load(label, source), Screen(label)
         problems = screen.drop("empty", problems, [not problem.problem or not problem.answer for problem in problems])
         problems = screen.drop("repeated", problems, _repeated(problems))
-        overlaps = [fingerprint(problem.problem) in self.measured for problem in problems]
-        return screen, screen.drop("in_benchmark", problems, overlaps)
+        matches = [self.measured.match(problem.problem) for problem in problems]
+        self.contamination += [
+            {"source": label, "id": problem.id, **asdict(match)}
+            for problem, match in zip(problems, matches, strict=True)
+            if match is not None
+        ]
+        return screen, screen.drop("in_benchmark", problems, [match is not None for match in matches])
 
     def _prompt(self, problem: Problem) -> list[dict[str, str]]:
         return user_turn(problem.problem, self.config.data.prompt_suffix)
