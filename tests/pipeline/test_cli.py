@@ -7,6 +7,7 @@ import sys
 import pytest
 from small_house import STAGES
 
+from ngrpo.config import load_config
 from ngrpo_kfp.pipelines import cli, options
 
 PRESETS = sorted(path.stem for path in options.PRESETS.glob("*.toml"))
@@ -117,3 +118,18 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "read_config", defect)
     with pytest.raises(ZeroDivisionError):
         cli.main(["plan"])
+
+
+def test_a_mirror_of_what_is_not_on_the_hub(capsys, tmp_path):
+    assert "preset tiny: reads nothing from the hub" in fails(capsys, "mirror", str(tmp_path))
+
+
+def test_a_mirror_prints_the_settings_that_read_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("ngrpo.data.mirror.mirror", lambda source, target: f"{target}/{source.id}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert cli.main(["mirror", "--preset", "paper-1.5b", "s3://b/hub"]) == 0
+    overrides = capsys.readouterr().out.replace("--set ", "").split()
+    config = load_config(options.PRESETS / "paper-1.5b.toml", overrides)
+    assert {
+        source.id.startswith("s3://b/hub/") for source in (config.model.source, *config.data.benchmarks.values())
+    } == {True}

@@ -20,6 +20,7 @@ from ngrpo.config import (
     ReasoningGymSource,
     TokenizerConfig,
 )
+from ngrpo.data import mirror as mirrors
 from ngrpo.data.chat import ChatLengths
 from ngrpo.data.contamination import Match, Measured
 from ngrpo.data.problem import Problem
@@ -171,6 +172,44 @@ def repository(directory: Path, rows: list[dict], form: str = "parquet", split: 
     else:
         (directory / "problems.json").write_text(json.dumps(rows), encoding="utf-8")
     return HubSource(kind="hub", id=str(directory), revision=COMMIT, split=split)
+
+
+def test_a_mirror_holds_the_same_problems(
+    tmp_path: Path, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_hub = HubSource(kind="hub", id="org/math", revision=COMMIT, split="train")
+
+    def hub(name: str, *, repo_type: str, revision: str, local_dir: Path) -> str:
+        assert (name, repo_type, revision) == ("org/math", "dataset", COMMIT)
+        repository(Path(local_dir), ROWS)
+        (Path(local_dir) / ".cache").mkdir()
+        (Path(local_dir) / ".cache" / "notes.json").write_text("{}")
+        return str(local_dir)
+
+    monkeypatch.setattr(mirrors, "snapshot_download", hub)
+    source, copies = on_hub, []
+    for target in (
+        f"{tmp_path}/mirror",
+        f"{objects.uri}/mirror",
+        f"{tmp_path}/again",
+    ):  # each copied from the one before
+        copies.append(mirrors.mirror(source, target))
+        source = on_hub.model_copy(update={"id": copies[-1]})
+        assert [(p.id, p.problem) for p in load_problems(source)] == [
+            (f"math-{i}", row["problem"]) for i, row in enumerate(ROWS)
+        ]
+    assert copies[:2] == [f"{parent}/mirror/{COMMIT[:12]}/math" for parent in (tmp_path, objects.uri)]
+    assert [path.name for path in Path(copies[0]).rglob("*") if path.is_file()] == ["train-00000-of-00001.parquet"]
+
+
+def test_what_cannot_be_mirrored_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gated(*arguments: object, **options: object) -> str:
+        raise OSError("401 Client Error")
+
+    monkeypatch.setattr(mirrors, "snapshot_download", gated)
+    source = HubSource(kind="hub", id="org/gpqa", revision=COMMIT, split="train")
+    with pytest.raises(DataError, match=r"'org/gpqa' .*401 Client Error.*HF_TOKEN"):
+        mirrors.mirror(source, str(tmp_path))
 
 
 @pytest.mark.parametrize(

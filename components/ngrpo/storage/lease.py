@@ -85,10 +85,11 @@ class Lease:
                     pass  # another process that waited was faster
                 else:
                     return
-            elif time.monotonic() - began > patience:
+            if time.monotonic() - began > patience:
+                who = "other processes take turns with" if holder is None else f"{holder['name']} holds"
                 raise StoreError(
-                    f"{self._objects.uri}/{self._key}: {holder['name']} has held this lock for {patience:.0f} seconds; wait for it to "
-                    "end, or end it"
+                    f"{self._objects.uri}/{self._key}: {who} this lock, after {patience:.0f} seconds of waiting; wait for it to end, or "
+                    "end it"
                 )
             time.sleep(random.uniform(*_PAUSE))
 

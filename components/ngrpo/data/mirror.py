@@ -1,0 +1,84 @@
+"""Copies of data sets and models, in the layout of their repositories, for machines that the hub is out of reach of."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from ngrpo.config import HubModel, HubSource, RunConfig
+from ngrpo.data import hub_model
+from ngrpo.data.locations import download, is_bucket, is_local, local_directory, reason
+from ngrpo.errors import DataError
+from ngrpo.storage.objects import ObjectStore
+
+
+def hub_sources(config: RunConfig) -> Mapping[str, HubSource | HubModel]:
+    """Return what a configuration reads from the hub or from a copy of it, by the setting that names it."""
+    sources = {
+        "model.source": config.model.source,
+        "data.train": config.data.train,
+        "data.warm_start": config.data.warm_start,
+        **{f"data.benchmarks.{name}": source for name, source in config.data.benchmarks.items()},
+    }
+    return {setting: source for setting, source in sources.items() if isinstance(source, HubSource | HubModel)}
+
+
+def mirror(source: HubSource | HubModel, target: str) -> str:
+    """Copy a data set or a model at its pinned revision; a copy that was broken off is completed by the next one.
+
+    Args:
+        source: What to copy; itself from the hub, from a local directory or from object storage.
+        target: Directory or `s3://bucket/prefix` that holds the copies.
+
+    Returns:
+        The id by which the copy is read.
+
+    Raises:
+        DataError: The source cannot be reached.
+        StoreError: An object store cannot be reached or refuses the credentials.
+    """
+    # The last part is that of the source: it is in the ids of the problems, which are to stay the same.
+    place = f"{target.rstrip('/')}/{source.revision[:12]}/{source.id.rstrip('/').rpartition('/')[2]}"
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = _files_of(source, Path(scratch))
+        if is_bucket(place):
+            objects = ObjectStore(place)
+            for name in _names(directory):
+                objects.put_file(directory / name, name)
+        else:
+            place = str(Path(place).expanduser().absolute())
+            for name in _names(directory):
+                copy = Path(place) / name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(directory / name, copy)
+    return place
+
+
+def _files_of(source: HubSource | HubModel, scratch: Path) -> Path:
+    if isinstance(source, HubModel):
+        return hub_model.fetch(source, scratch, weights=True)
+    if is_bucket(source.id):
+        download(source.id, scratch)
+        return scratch
+    if is_local(source.id):
+        return local_directory(source.id)
+    try:
+        # In a directory of its own, for the hub's cache consists of links.
+        return Path(snapshot_download(source.id, repo_type="dataset", revision=source.revision, local_dir=scratch))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"data set {source.id!r} (revision {source.revision}) cannot be copied: {reason(error)}; check id and revision, and "
+            "HF_TOKEN if it is gated"
+        ) from error
+
+
+def _names(directory: Path) -> Iterator[str]:
+    """Return every file by its path, less what is hidden: the hub's own notes on a download."""
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            yield name.as_posix()
