@@ -304,6 +304,18 @@ def test_more_samples_reuse_those_that_exist(inputs, engines, tmp_path):
     assert not engines.made
 
 
+def test_with_an_object_store_another_machine_goes_on(inputs, engines, tmp_path, objects, monkeypatch):
+    whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
+    monkeypatch.setenv("NGRPO_STORE", objects.uri)
+    engines.limits.append(20)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(settings(), inputs, tmp_path, "killed", "one machine")
+    engines.made.clear()
+    assert contents(evaluate(settings(), inputs, tmp_path, "resumed", "another machine")) == whole
+    assert sum(len(engine.requests) for engine in engines.made) == 2 * 68 - 16
+    assert {key.partition("/")[0] for key in objects.list()} == {"samples"}
+
+
 @pytest.mark.parametrize(
     "change", [{"temperature": 0.5}, {"top_p": 0.9}, {"max_tokens": 13}, {"mixing": {"rate": 0.5}}, {"seed": 8}]
 )

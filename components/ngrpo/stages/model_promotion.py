@@ -14,7 +14,7 @@ from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import Measured, compare, kept
 from ngrpo.evaluation.model_card import model_card
 from ngrpo.storage.digest import directory_digest
-from ngrpo.tracking.promotions import DECISION, ROLLED_BACK, Promotions
+from ngrpo.tracking.promotions import BARRED, Promotions
 from ngrpo.tracking.registry import CHALLENGER, CHAMPION, EVALUATION
 
 CONFIG = ModelPromotionConfig
@@ -155,7 +155,7 @@ def _judge(
     registry = promotions.registry
     by_hand = _BY_HAND.format(version=candidate.version)
     current = registry.version(str(candidate.version))
-    if current is not None and current.tags.get(DECISION) == ROLLED_BACK:
+    if current is not None and current.tags.get(BARRED):
         return kept(f"version {candidate.version} was rolled back; {by_hand}")
     ours = Measured.of(evaluation, "trained", "the candidate")
     if champion is None:

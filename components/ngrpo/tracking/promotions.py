@@ -25,7 +25,9 @@ from ngrpo.tracking.registry import ALIASES, CANDIDATE, CHALLENGER, CHAMPION, PR
 
 DECISION, REASON, COMPARISON = "ngrpo.decision", "ngrpo.reason", "ngrpo.comparison"
 """Tags of a version: the last decision on it, why, and the evidence as JSON."""
-ROLLED_BACK = "rolled_back"
+BARRED = "ngrpo.rolled_back"
+"""Tag of a version: why it was rolled back; empty once it was promoted again by hand."""
+_PROMOTED, _ROLLED_BACK = "promoted", "rolled_back"
 _PLACE = "ngrpo.promotions"  # tag of the registered model: which lock guards it
 
 Aliases = dict[str, str | None]
@@ -112,7 +114,7 @@ class Promotions:
             after = {**before, CANDIDATE: aliases[CANDIDATE]}
             return turn.settle(
                 undone["version"],
-                {"decision": ROLLED_BACK, "reason": reason, "comparison": undone["comparison"]},
+                {"decision": _ROLLED_BACK, "reason": reason, "comparison": undone["comparison"]},
                 after,
                 undo=undone["undo"],
             )
@@ -211,6 +213,8 @@ class Turn:
                 REASON: entry["reason"],
                 COMPARISON: json.dumps(entry["comparison"]),
             }
+            if entry["decision"] in (_PROMOTED, _ROLLED_BACK):
+                tags[BARRED] = entry["reason"] if entry["decision"] == _ROLLED_BACK else ""
             self._lease.require()
             self._registry.set_tags(numbers[entry["version"]], tags)
         now = self._registry.aliases()
