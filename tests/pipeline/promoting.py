@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from ngrpo.config import ModelPromotionConfig, PromotionConfig, load_config, select
 from ngrpo.stages.model_promotion import decide_and_crown, run
-from ngrpo.storage.digest import directory_digest
+from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import ModelRegistry
@@ -104,11 +104,14 @@ def candidate(directory: Path, name: str, counts: list[int], *, weights=None, of
     place = directory / f"{name}-{len(list(directory.glob('*')))}"
     trained, evaluation = place / "trained", place / "evaluation"
     (trained / "model" / "more").mkdir(parents=True)
+    (trained / "model" / "training_args.bin").write_text(
+        f"paths of {name}"
+    )  # as the trainer leaves it; no part of the model
     (trained / "model" / "model.safetensors").write_text(weights or name)
     (trained / "model" / "more" / "config.json").write_text("{}")
     write_manifest(trained, f"key-{name}", {"dataset": "key-data", "warm_start": "key-warm"})
     evaluation.mkdir()
-    measured = evaluation_of(counts, weights=directory_digest(trained / "model"), **options)
+    measured = evaluation_of(counts, weights=model_digest(trained / "model"), **options)
     (evaluation / "evaluation.json").write_text(json.dumps(measured))
     write_manifest(evaluation, f"evaluation-of-{place.name}", {"trained": of or f"key-{name}"})
     return {"trained": trained, "evaluation": evaluation}

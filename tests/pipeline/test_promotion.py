@@ -13,7 +13,7 @@ from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, state, write_ma
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ngrpo.errors import DataError, StoreError, TrackingError
-from ngrpo.storage.digest import directory_digest
+from ngrpo.storage.digest import model_digest
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import CHALLENGER, CHAMPION, DIGEST, PREVIOUS_CHAMPION, ModelRegistry
 from ngrpo.tracking.runs import parent_run, stage_run
@@ -277,7 +277,7 @@ def test_a_champion_in_object_storage_is_the_model_that_was_evaluated(database, 
     model = Qwen2ForCausalLM(config)
     model.save_pretrained(inputs["trained"] / "model")
     write_manifest(inputs["trained"], "key-real", {"dataset": "key-data"})
-    evaluated = directory_digest(inputs["trained"] / "model")
+    evaluated = model_digest(inputs["trained"] / "model")
     evaluation = inputs["evaluation"] / "evaluation.json"
     evaluation.write_text(json.dumps(json.loads(evaluation.read_text()) | {"weights": {"trained": evaluated}}))
     whole = parent_run("ngrpo", "whole", {}, f"{objects.uri}/mlflow")
@@ -292,7 +292,7 @@ def test_a_champion_in_object_storage_is_the_model_that_was_evaluated(database, 
         assert torch.equal(weights, again.state_dict()[name]), name
     assert not [path for path in download.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".bin"}]
     version = ModelRegistry(NAME).by_alias(CHAMPION)
-    assert version.tags[DIGEST] == evaluated == directory_digest(download / "model")
+    assert version.tags[DIGEST] == evaluated == model_digest(download / "model")
     card = (download / "README.md").read_text()
     assert card == (tmp_path / "output" / "model_card.md").read_text()
     assert yaml.safe_load(card.split("---")[1])["model-index"][0]["results"][0]["metrics"][0]["value"] == 50.0

@@ -12,7 +12,7 @@ from promoting import NAME, PROBLEMS, evaluation_of, in_process, put_to_the_gate
 
 from ngrpo.errors import StoreError, TrackingError
 from ngrpo.stages.model_promotion import decide_and_crown
-from ngrpo.storage.digest import directory_digest
+from ngrpo.storage.digest import model_digest
 from ngrpo.storage.lease import Lease, LeaseLostError, hold
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.promotions import Promotions
@@ -34,7 +34,7 @@ def promotions(database, objects, tmp_path, monkeypatch):
         (tmp_path / "model" / "weights").write_text(f"{number}")
         (tmp_path / "manifest.json").write_text(json.dumps({"files": {"model/weights": {"size": 1}}}))
         registry = ModelRegistry(NAME)
-        digest = directory_digest(tmp_path / "model")
+        digest = model_digest(tmp_path / "model")
         (tmp_path / "evaluation.json").write_text(json.dumps(evaluation_of(skill(number), weights=digest)))
         version = registry.register(tmp_path / "model", tmp_path / "manifest.json", digest=digest, tags={})
         registry.add_evaluation(version, tmp_path / "evaluation.json", f"evaluation-{number}")

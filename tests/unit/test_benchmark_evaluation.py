@@ -20,7 +20,7 @@ from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.stages import benchmark_evaluation
-from ngrpo.storage.digest import directory_digest
+from ngrpo.storage.digest import model_digest
 
 MODELS = ("warm_start", "trained")
 RESULT_FIELDS = {
@@ -150,7 +150,7 @@ def test_the_artifact(inputs, engines, tmp_path):
     }
     evaluation = json.loads((output / "evaluation.json").read_text())
     models = evaluation["models"]
-    assert evaluation["weights"] == {name: directory_digest(inputs[name] / "model") for name in MODELS}
+    assert evaluation["weights"] == {name: model_digest(inputs[name] / "model") for name in MODELS}
     metrics = json.loads((output / "metrics.json").read_text())
     assert all(isinstance(value, int | float) for value in metrics.values())
     for model in MODELS:

@@ -25,7 +25,7 @@ from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.rollout.mixers import build_mixer, end_marker_ids
 from ngrpo.stages.keys import canonical_json, code_version, digest
-from ngrpo.storage.digest import directory_digest
+from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
 
 CONFIG = BenchmarkEvaluationConfig
@@ -59,7 +59,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     with Grader() as grader:
         for name in MODELS:
             directory = inputs[name] / "model"
-            weights[name] = directory_digest(directory)
+            weights[name] = model_digest(directory)
             tokenizer = load_tokenizer(directory, AutoConfig.from_pretrained(directory).vocab_size)
             protocols: dict[str, object] = {}
             results: dict[str, object] = {}

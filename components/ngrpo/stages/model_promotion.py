@@ -13,7 +13,7 @@ from ngrpo.config import ModelPromotionConfig, PromotionConfig
 from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import Measured, compare, kept
 from ngrpo.evaluation.model_card import model_card
-from ngrpo.storage.digest import directory_digest
+from ngrpo.storage.digest import model_digest
 from ngrpo.tracking.promotions import BARRED, Promotions
 from ngrpo.tracking.registry import CHALLENGER, CHAMPION, EVALUATION
 
@@ -45,7 +45,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     evaluation = _read(inputs["evaluation"] / "evaluation.json")
     require_benchmarks(config.promotion, evaluation)
     # The same key may have been trained twice: what counts is which bytes were evaluated.
-    weights = directory_digest(inputs["trained"] / "model")
+    weights = model_digest(inputs["trained"] / "model")
     if evaluation["weights"]["trained"] != weights:
         raise DataError(
             f"the evaluation {evaluated['key']} is of other weights (sha256 {evaluation['weights']['trained']}) than those in "

@@ -1,10 +1,13 @@
-"""One digest for the files of a directory."""
+"""One digest for the files of a model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
+
+_NOT_THE_MODEL = "training_args.bin"
+"""What a trainer of transformers pickles beside a model: paths and settings of the run, different for equal weights."""
 
 
 def file_sha256(path: Path) -> str:
@@ -13,8 +16,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def directory_digest(directory: Path) -> str:
-    """Return the sha256 over relative path and sha256 of every file below a directory: equal where paths and bytes are."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
+def model_digest(directory: Path) -> str:
+    """Return the sha256 over relative path and sha256 of every file of a model: equal where paths and bytes are."""
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != _NOT_THE_MODEL]
     entries = [[path.relative_to(directory).as_posix(), file_sha256(path)] for path in files]
     return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from ngrpo.errors import TrackingError
-from ngrpo.storage.digest import directory_digest
+from ngrpo.storage.digest import model_digest
 from ngrpo.tracking.connection import connect, environment, explained
 from ngrpo.tracking.runs import experiment_of_this_process
 
@@ -61,7 +61,7 @@ class ModelRegistry:
         Args:
             model: Model directory.
             manifest: Manifest of the artifact that the model directory is `model/` of.
-            digest: Digest of the model's files (`directory_digest`).
+            digest: Digest of the model's files (`model_digest`).
             tags: Tags of a new version.
 
         Raises:
@@ -224,4 +224,4 @@ def _logged_model(version: ModelVersion) -> str:
 
 def _stored_digest(uri: str) -> str:
     with tempfile.TemporaryDirectory() as directory, environment(_NO_PROGRESS_BAR):
-        return directory_digest(Path(mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=directory)))
+        return model_digest(Path(mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=directory)))
