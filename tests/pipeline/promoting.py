@@ -104,9 +104,6 @@ def candidate(directory: Path, name: str, counts: list[int], *, weights=None, of
     place = directory / f"{name}-{len(list(directory.glob('*')))}"
     trained, evaluation = place / "trained", place / "evaluation"
     (trained / "model" / "more").mkdir(parents=True)
-    (trained / "model" / "training_args.bin").write_text(
-        f"paths of {name}"
-    )  # as the trainer leaves it; no part of the model
     (trained / "model" / "model.safetensors").write_text(weights or name)
     (trained / "model" / "more" / "config.json").write_text("{}")
     write_manifest(trained, f"key-{name}", {"dataset": "key-data", "warm_start": "key-warm"})

@@ -22,7 +22,7 @@ from ngrpo.config import (
 )
 from ngrpo.data import mirror as mirrors
 from ngrpo.data.chat import ChatLengths
-from ngrpo.data.contamination import Match, Measured
+from ngrpo.data.contamination import BenchmarkProblems, Match
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
 from ngrpo.data.word_tokenizer import word_tokenizer
@@ -465,11 +465,11 @@ def test_problems_of_a_benchmark_told_again_are_dropped_and_listed_without_their
         "what is 1+1 ?",
     ]
     rows = [[{"problem": text, "answer": "2", "solution": ""} for text in texts] for texts in (measured, train)]
-    found = Measured(13)
+    found = BenchmarkProblems(13)
     found.add("sums", [Problem(f"sums-{i}", row["problem"], "2") for i, row in enumerate(rows[0])])
     matches = [found.match(row["problem"]) for row in rows[1]]
     assert matches == [None, Match("sums", "sums-2", "13 words"), None, Match("sums", "sums-3", "text")]
-    assert Measured(13).match(told) is None
+    assert BenchmarkProblems(13).match(told) is None
 
 
 def test_contamination_is_listed(tmp_path: Path) -> None:

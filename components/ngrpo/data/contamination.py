@@ -23,13 +23,12 @@ class Match:
     how: str
 
 
-class Measured:
+class BenchmarkProblems:
     """The problems of all benchmarks, to be kept out of training.
 
     Texts are compared without case, white space and dollar signs, or as words, letters and digits without LaTeX's commands
-    and without punctuation. Runs of words that several
-    problems of a benchmark share are phrases of its kind ("where m and n are relatively prime positive integers"), not of a problem: they
-    prove nothing and are passed over.
+    and without punctuation. Runs of words that several problems of a benchmark share are phrases of its kind ("where m and n are
+    relatively prime positive integers"), not of a problem: they prove nothing and are passed over.
     """
 
     def __init__(self, words: int):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ngrpo.config import PrepareDataConfig, Source
 from ngrpo.data.chat import ChatLengths, user_turn
-from ngrpo.data.contamination import Measured
+from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.models import materialize_tokenizer
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
@@ -62,7 +62,7 @@ class _Tables:
         self.config = config
         self.lengths = lengths
         self.output = output
-        self.measured = Measured(config.data.overlap_words)
+        self.measured = BenchmarkProblems(config.data.overlap_words)
         self.contamination: list[dict[str, str]] = []
         self.metrics: dict[str, int] = {}
         self.tables: dict[str, dict[str, object]] = {}

@@ -6,9 +6,6 @@ import hashlib
 import json
 from pathlib import Path
 
-_NOT_THE_MODEL = "training_args.bin"
-"""What a trainer of transformers pickles beside a model: paths and settings of the run, different for equal weights."""
-
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's content, in hexadecimal digits."""
@@ -18,6 +15,6 @@ def file_sha256(path: Path) -> str:
 
 def model_digest(directory: Path) -> str:
     """Return the sha256 over relative path and sha256 of every file of a model: equal where paths and bytes are."""
-    files = [path for path in directory.rglob("*") if path.is_file() and path.name != _NOT_THE_MODEL]
+    files = [path for path in directory.rglob("*") if path.is_file()]
     entries = [[path.relative_to(directory).as_posix(), file_sha256(path)] for path in files]
     return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
