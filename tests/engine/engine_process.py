@@ -88,6 +88,7 @@ class Cases:
                 "tokens": [rollout.token_ids for rollout in ours],
                 "their_tokens": [rollout.token_ids for rollout in theirs],
                 "positions": [rollout.records.positions.tolist() for rollout in ours],
+                "their_positions": [rollout.records.positions.tolist() for rollout in theirs],
                 "finish": [rollout.finish_reason for rollout in ours],
                 "their_finish": [rollout.finish_reason for rollout in theirs],
             }

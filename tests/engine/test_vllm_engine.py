@@ -109,6 +109,7 @@ def test_rollouts_replay_and_are_those_of_the_transformers_engine(outcome, name)
         result = rollouts[strategy]
         assert result["error"] <= TOLERANCE, strategy
         assert result["tokens"] == result["their_tokens"], strategy
+        assert result["positions"] == result["their_positions"], strategy
         assert result["finish"] == result["their_finish"], strategy
         assert result["weights_differ"] <= TOLERANCE, strategy
         if strategy != "token":

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from mlflow import MlflowClient
+from promoting import settings
 
 from ngrpo.stages import registry
 from ngrpo.stages.execution import execute
@@ -135,8 +136,12 @@ def test_a_stage_in_a_pod_is_tracked_below_its_pipeline_run(database, objects, t
         "NGRPO_PIPELINE_RUN": "r1",
     }.items():
         monkeypatch.setenv(name, str(value))
-    config = json.dumps({"seed": 0, "promotion": {"benchmark": "b"}})
-    arguments = {"config_json": config, "code_version": "c", "inputs": {}, "output": str(tmp_path / "reference.json")}
+    arguments = {
+        "config_json": settings().model_dump_json(),
+        "code_version": "c",
+        "inputs": {},
+        "output": str(tmp_path / "reference.json"),
+    }
     execute("model_promotion", key="k", **arguments)
     (parent,) = parents()
     (child,) = [run for run in runs() if run.info.run_id != parent.info.run_id]

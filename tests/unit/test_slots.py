@@ -105,3 +105,14 @@ def test_a_mixture_is_the_weighted_sum_over_the_requests_own_candidates(slots):
         candidates = torch.arange(3, 3 + k)
         weights = (logits[row, candidates] / 0.7).softmax(0)
         torch.testing.assert_close(mixed[row], weights @ table[candidates])
+
+
+def test_a_position_takes_few_bytes_whatever_the_vocabulary(slots):
+    """Serving engines hold thousands of requests of thousands of tokens: nothing of the vocabulary's size may come with each."""
+    requests, length = 8, 4096
+    for row in range(requests):
+        slots.add(str(row), settings(f"r{row}", rate=1.0, k=3, max_tokens=length))
+    tables = vars(slots._tables).values()
+    size = sum(table.numel() * table.element_size() for table in tables)
+    assert size / ((requests + 1) * length) <= 64
+    assert all(VOCABULARY not in table.shape for table in tables)
