@@ -15,12 +15,12 @@ from typing import Any
 from kfp import local
 from rich.console import Console
 
+from ngrpo.environment import environment
 from ngrpo.errors import NGRPOError
 from ngrpo_kfp.pipelines.plan import Plan, PlannedStage
 from ngrpo_kfp.pipelines.runtime.graph import kubeflow_pipeline
 from ngrpo_kfp.pipelines.runtime.lifeline import lifeline
 from ngrpo_kfp.pipelines.runtime.progress import StageProgress, last_line, read_record
-from ngrpo_kfp.pipelines.runtime.services import environment
 
 _SECONDS_TO_DIE = 3.0
 

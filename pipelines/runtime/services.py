@@ -7,10 +7,11 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ngrpo.environment import environment
 from ngrpo.errors import StoreError
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
@@ -134,22 +135,3 @@ def _joined_store(path: Path) -> dict[str, str]:
 
 def _store_lock(workspace: Workspace) -> Path:
     return workspace.root / "store.lock"
-
-
-@contextlib.contextmanager
-def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables, which child processes inherit, or remove those that are none, while the context is open."""
-    before = {name: os.environ.get(name) for name in variables}
-    _set_environment(variables)
-    try:
-        yield
-    finally:
-        _set_environment(before)
-
-
-def _set_environment(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from ngrpo.environment import environment
 from ngrpo.errors import TrackingError
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
@@ -62,17 +63,6 @@ def explained() -> Iterator[None]:
         ) from None
 
 
-@contextmanager
-def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables, or remove those that are none, while the context is open."""
-    before = {name: os.environ.get(name) for name in variables}
-    _set_environment(variables)
-    try:
-        yield
-    finally:
-        _set_environment(before)
-
-
 def without_password(text: str) -> str:
     """Leave user and password out of the addresses in a text."""
     return re.sub(r"(\w+://)[^/\s@]+@", r"\1", text)
@@ -100,11 +90,3 @@ def _connected(uri: str) -> MlflowClient:
     else:
         raise TrackingError(without_password(f"{TRACKING_URI}={uri}: {_WHAT_TO_NAME}"))
     return MlflowClient(uri)
-
-
-def _set_environment(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

@@ -12,9 +12,10 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from ngrpo.environment import environment
 from ngrpo.errors import TrackingError
 from ngrpo.storage.digest import model_digest
-from ngrpo.tracking.connection import connect, environment, explained
+from ngrpo.tracking.connection import connect, explained
 from ngrpo.tracking.runs import experiment_of_this_process
 
 CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "candidate", "challenger", "champion", "previous_champion"

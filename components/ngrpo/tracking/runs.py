@@ -19,8 +19,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
+from ngrpo.environment import environment
 from ngrpo.errors import TrackingError
-from ngrpo.tracking.connection import connect, environment, explained
+from ngrpo.tracking.connection import connect, explained
 
 RUN_ID = "MLFLOW_RUN_ID"
 """Environment variable that names the run a process reports to; Kubeflow's MLflow plugin and transformers know it too."""

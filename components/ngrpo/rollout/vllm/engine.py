@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ngrpo.environment import environment
 from ngrpo.errors import ConfigError, EngineError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import RolloutRecords
@@ -68,7 +69,7 @@ class VLLMEngine:
         # Nothing is reported to anybody, and the log of a stage is for its own lines; both can be overridden.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        with _environment(VLLM_ENABLE_V1_MULTIPROCESSING=str(int(not self._in_process))):
+        with environment({"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(not self._in_process))}):
             try:
                 from vllm import LLM
                 from vllm.platforms import current_platform
@@ -274,17 +275,3 @@ def _shared(tensors: dict[str, Tensor]) -> Iterator[str]:
         path = f"{directory}/tensors.safetensors"
         save_file(tensors, path)
         yield path
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
