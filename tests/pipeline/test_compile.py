@@ -90,7 +90,7 @@ def test_every_pod_is_queued_limited_and_not_root_and_knows_where_things_are(pap
     assert not any(secret["optional"] for secret in secrets.values())
     environment = {item["name"]: item["value"] for item in executor(spec, stage)["env"]}
     assert environment["NGRPO_STORE"] == "s3://ngrpo/artifacts"
-    assert environment["AWS_ENDPOINT_URL"] == "http://object-store.ngrpo.svc:8333"
+    assert environment["AWS_ENDPOINT_URL"] == "https://s3.example.com"
     assert "pip install" not in str(executor(spec, stage)["command"])
 
 

@@ -1,0 +1,238 @@
+"""The manifests of k8s/: they render, hold no unknown field and no secret, and what refers to something finds it."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from ngrpo.cluster import ClusterConfig
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+SMALL, DEV, GPU, GPU_CLUSTER = "cluster", "overlays/dev", "overlays/gpu", "overlays/gpu/cluster"
+RENDERED = (SMALL, DEV, GPU, GPU_CLUSTER)
+SETTINGS = {DEV: K8S / DEV / "cluster.toml", GPU: ROOT / "pipelines" / "cluster.example.toml"}
+CLUSTER_OF = {DEV: SMALL, GPU: GPU_CLUSTER}
+
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.skipif(
+        shutil.which("kubectl") is None, reason="NOT CHECKED: k8s/ needs kubectl, which is not installed"
+    ),
+]
+
+ANY = object()
+METADATA = {"name": str, "namespace": str, "labels": ANY}
+KUEUE = "kueue.x-k8s.io/v1beta2"
+TOLERATION = {"key": str, "operator": str, "value": str, "effect": str}
+KNOWN_FIELDS = {
+    (KUEUE, "LocalQueue"): {"spec": {"clusterQueue": str, "stopPolicy": str}},
+    (KUEUE, "WorkloadPriorityClass"): {"value": int, "description": str},
+    (KUEUE, "ResourceFlavor"): {
+        "spec": {"nodeLabels": ANY, "nodeTaints": ANY, "tolerations": [TOLERATION], "topologyName": str}
+    },
+    (KUEUE, "ClusterQueue"): {
+        "spec": {
+            "namespaceSelector": ANY,
+            "cohortName": str,
+            "queueingStrategy": str,
+            "stopPolicy": str,
+            "preemption": {"withinClusterQueue": str, "reclaimWithinCohort": str, "borrowWithinCohort": ANY},
+            "resourceGroups": [
+                {
+                    "coveredResources": [str],
+                    "flavors": [
+                        {
+                            "name": str,
+                            "resources": [
+                                {"name": str, "nominalQuota": (int, str), "borrowingLimit": ANY, "lendingLimit": ANY}
+                            ],
+                        }
+                    ],
+                }
+            ],
+        }
+    },
+}
+"""The fields of kinds that Kubernetes does not define itself, as far as they are used here."""
+CLUSTER_WIDE = {"Namespace", "WorkloadPriorityClass", "ResourceFlavor", "ClusterQueue"}
+
+
+def unknown(value, known, path=""):
+    """Yield what is wrong in a value: fields that are not known, and values of another type."""
+    if known is ANY:
+        return
+    if isinstance(known, dict) and isinstance(value, dict):
+        for name, inner in value.items():
+            if name not in known:
+                yield f"{path}.{name}: no such field"
+            else:
+                yield from unknown(inner, known[name], f"{path}.{name}")
+    elif isinstance(known, list) and isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from unknown(inner, known[0], f"{path}[{number}]")
+    elif isinstance(known, dict | list) or not isinstance(value, known):
+        yield f"{path}: {value!r} is of another type"
+
+
+def mistakes(document):
+    """Return what a cluster would refuse, or silently leave out, in a document."""
+    kind = document["apiVersion"], document["kind"]
+    if kind in KNOWN_FIELDS:
+        known = {"apiVersion": str, "kind": str, "metadata": METADATA, **KNOWN_FIELDS[kind]}
+        return list(unknown(document, known))
+    try:
+        kubernetes_validate.validate(document, "1.37.0", strict=True)
+    except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
+        return [str(error).splitlines()[0]]
+    return []
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """The documents of each folder that can be applied."""
+
+    def render(folder):
+        text = subprocess.run(
+            ["kubectl", "kustomize", str(K8S / folder)], check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+        return list(yaml.safe_load_all(text))
+
+    return {folder: render(folder) for folder in RENDERED}
+
+
+def of_kind(documents, *kinds):
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def names(documents, kind):
+    return {document["metadata"]["name"] for document in of_kind(documents, kind)}
+
+
+def pods(documents):
+    return [document["spec"]["template"] for document in of_kind(documents, "Deployment", "StatefulSet")]
+
+
+@pytest.mark.parametrize("folder", RENDERED)
+def test_every_field_is_one_that_the_cluster_knows(rendered, folder):
+    found = {f"{d['kind']} {d['metadata']['name']}": mistakes(d) for d in rendered[folder]}
+    assert not any(found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("ClusterQueue", lambda spec: spec.update(cohort="all")),
+        ("ClusterQueue", lambda spec: spec["resourceGroups"][0]["flavors"][0]["resources"][0].update(quota=1)),
+        ("LocalQueue", lambda spec: spec.update(clusterQueue=7)),
+        ("ResourceFlavor", lambda spec: spec["tolerations"][0].update(efect="NoSchedule")),
+        ("Deployment", lambda spec: spec["template"]["spec"].update(serviceAcountName="x")),
+        ("NetworkPolicy", lambda spec: spec.update(podselector={})),
+    ],
+)
+def test_a_misspelt_field_is_seen(rendered, kind, change):
+    documents = [document for folder in (GPU, GPU_CLUSTER) for document in rendered[folder]]
+    document = next(
+        d for d in of_kind(documents, kind) if kind != "ResourceFlavor" or d["metadata"]["name"] == "gpu-node"
+    )
+    document = yaml.safe_load(yaml.safe_dump(document))
+    assert mistakes(document) == []
+    change(document["spec"])
+    assert len(mistakes(document)) == 1
+
+
+@pytest.mark.parametrize("folder", RENDERED)
+def test_what_has_a_namespace_is_in_that_of_the_overlay_and_nothing_is_secret(rendered, folder):
+    expected = {DEV: "kubeflow", GPU: "ngrpo"}.get(folder)
+    for document in rendered[folder]:
+        assert document["kind"] != "Secret"
+        namespace = None if document["kind"] in CLUSTER_WIDE else expected
+        assert document["metadata"].get("namespace") == namespace, document["metadata"]
+        assert document["metadata"]["labels"]["app.kubernetes.io/part-of"] == "ngrpo"
+
+
+@pytest.mark.parametrize("folder", [DEV, GPU])
+def test_pods_have_few_rights(rendered, folder):
+    for pod in pods(rendered[folder]):
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        for container in pod["spec"]["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+            assert container["image"] == "ngrpo-cpu", "named by whoever sets the digest"
+    for role in of_kind(rendered[folder], "Role", "ClusterRole"):
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+            if "secrets" in rule["resources"]:
+                assert rule["resourceNames"]
+
+
+@pytest.mark.parametrize("folder", [DEV, GPU])
+def test_services_policies_and_volumes_find_what_they_name(rendered, folder):
+    documents = rendered[folder]
+    labels = [pod["metadata"]["labels"] for pod in pods(documents)]
+    ports = {port["name"] for pod in pods(documents) for c in pod["spec"]["containers"] for port in c["ports"]}
+    for service in of_kind(documents, "Service"):
+        assert any(service["spec"]["selector"].items() <= each.items() for each in labels)
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    for policy in of_kind(documents, "NetworkPolicy"):
+        selected = policy["spec"]["podSelector"].get("matchLabels")
+        assert selected is None or any(selected.items() <= each.items() for each in labels)
+        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule.get("ports", [])} <= ports
+    for pod in pods(documents):
+        assert pod["spec"]["serviceAccountName"] in names(documents, "ServiceAccount")
+        for volume in pod["spec"]["volumes"]:
+            claim = volume.get("persistentVolumeClaim")
+            assert claim is None or claim["claimName"] in names(documents, "PersistentVolumeClaim")
+
+
+@pytest.mark.parametrize("folder", [DEV, GPU])
+def test_the_settings_of_runs_fit_the_cluster(rendered, folder):
+    documents, cluster = rendered[folder], rendered[CLUSTER_OF[folder]]
+    config = ClusterConfig(**tomllib.loads(SETTINGS[folder].read_text()))
+    assert config.service_account in names(documents, "ServiceAccount")
+    assert config.queue in names(documents, "LocalQueue")
+    assert config.priority_class in {None, *names(cluster, "WorkloadPriorityClass")}
+    for queue in of_kind(documents, "LocalQueue"):
+        assert queue["spec"]["clusterQueue"] in names(cluster, "ClusterQueue")
+    for queue in of_kind(cluster, "ClusterQueue"):
+        for group in queue["spec"]["resourceGroups"]:
+            for flavor in group["flavors"]:
+                assert flavor["name"] in names(cluster, "ResourceFlavor")
+                assert [resource["name"] for resource in flavor["resources"]] == group["coveredResources"]
+    namespace = documents[-1]["metadata"]["namespace"]
+    services = {
+        f"http://{service['metadata']['name']}.{namespace}.svc:{port['port']}"
+        for service in of_kind(documents, "Service")
+        for port in service["spec"]["ports"]
+    }
+    inside = {value for value in config.environment.values() if re.search(r"\.svc\b", value)}
+    assert inside <= services
+    assert config.environment["MLFLOW_TRACKING_URI"] in services
+
+
+@pytest.mark.parametrize("folder", [DEV, GPU])
+def test_the_readme_makes_every_secret_that_is_referred_to(rendered, folder):
+    config = ClusterConfig(**tomllib.loads(SETTINGS[folder].read_text()))
+    wanted = {(secret, key) for secret, variables in config.secrets.items() for key in variables.values()}
+    for pod in pods(rendered[folder]):
+        for container in pod["spec"]["containers"]:
+            for variable in container["env"]:
+                reference = variable.get("valueFrom", {}).get("secretKeyRef")
+                if reference:
+                    wanted.add((reference["name"], reference["key"]))
+    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    made = {
+        (secret, key)
+        for secret, rest in re.findall(r"kubectl .*create secret generic (\S+)(.*)", readme)
+        for key in re.findall(r"--from-literal=([\w-]+)=", rest)
+    }
+    assert wanted <= made
