@@ -182,10 +182,11 @@ class NeighborsConfig(Section):
 
     candidates: Positive = 32
     """Neighbors kept for each token, the token itself not counted: `mixing.k` may be chosen up to `candidates + 1`."""
-    metric: Literal["cosine"] = "cosine"
-    """Similarity of two embedding rows."""
+    metric: Literal["cosine", "dot", "l2", "l1"] = "cosine"
+    """Similarity of two embedding rows; of the distances `l2` and `l1` the smallest count as most similar."""
     block_rows: Positive = 2048
-    """Rows of the similarity matrix computed at a time: bounds memory to `block_rows * vocabulary * 4` bytes."""
+    """Edge of the square tiles of the similarity matrix computed at a time. Beside two copies of the embedding matrix, a build
+    takes about `block_rows ** 2 * 16` bytes and 2 KB a token."""
 
 
 class WarmStartConfig(Section):

@@ -1,4 +1,8 @@
-"""The neighbor index against brute force in float64, on friendly and on hostile matrices."""
+"""The neighbor index against brute force in float64, on friendly and on hostile matrices: built, refreshed, saved, loaded."""
+
+import errno
+import os
+import resource
 
 import pytest
 import torch
@@ -7,103 +11,243 @@ from ngrpo.errors import DataError
 from ngrpo.neighbors.index import NeighborIndex
 
 COUNT = 6
+METRICS = ("cosine", "dot", "l2", "l1")
 
 
-def brute_force(embedding: torch.Tensor, eligible: torch.Tensor, count: int) -> list[list[int]]:
-    """For each token the ids with the highest cosine, ties by id, with python's own sort."""
+def brute_force(embedding: torch.Tensor, eligible: torch.Tensor, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarities to all other eligible tokens and their ids, best first, ties by id; one row after the other, in float64."""
     rows = embedding.double()
-    norms = rows.norm(dim=1).clamp(min=1e-300)
-    result = []
-    for token in range(len(rows)):
-        cosine = (rows @ rows[token] / norms / norms[token]).mul(2.0**40).round().tolist()
-        others = [other for other in range(len(rows)) if eligible[other] and other != token]
-        result.append(sorted(others, key=lambda other: (-cosine[other], other))[:count])
-    return result
+    norms = rows.norm(dim=1, p=1 if metric == "l1" else 2)
+    largest = norms[eligible].max()
+    ids = eligible.nonzero()[:, 0]
+    similarities, order = [], []
+    for token in ids.tolist():
+        others = ids[ids != token]
+        if metric == "cosine":
+            values = (rows[others] @ rows[token]) / norms[others].clamp(min=1e-150) / norms[token].clamp(min=1e-150)
+            size = torch.tensor(1.0, dtype=torch.float64)
+        elif metric == "dot":
+            values, size = rows[others] @ rows[token], norms[token] * largest
+        else:
+            difference = rows[others] - rows[token]
+            values = -difference.norm(dim=1, p=1 if metric == "l1" else 2)
+            size = norms[token] + largest
+        # Equal is what differs by less than 2**-40 of the largest similarity that the row can have.
+        grid = 2.0**-40 * size.clamp(min=1e-290).log2().ceil().exp2()
+        values, best = ((values / grid).round() * grid).sort(descending=True, stable=True)
+        similarities.append(values)
+        order.append(others[best])
+    return torch.stack(similarities), torch.stack(order)
 
 
 def matrices() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     plain = torch.randn(300, 16, generator=generator)
-    clustered = torch.randn(12, 16, generator=generator).repeat_interleave(25, dim=0) + 1e-3 * plain
+    clustered = torch.randn(5, 16, generator=generator).repeat_interleave(60, dim=0) + 1e-3 * plain
     duplicates = plain.clone()
-    duplicates[50:90] = plain[0]
+    duplicates[50:140] = plain[0]
     zeros = plain.clone()
     zeros[10:14] = 0
-    norms = plain * torch.logspace(-4, 4, 300)[:, None]
-    tiny_margins = torch.ones(300, 16) + 1e-4 * plain  # cosines differ by 1e-8: below float32
-    signs = torch.randint(0, 2, (300, 8), generator=generator) * 2.0 - 1.0
+    angle = torch.linspace(0, 1.5, 300)
     return {
         "plain": plain,
         "clustered": clustered,
         "duplicates": duplicates,
         "zero rows": zeros,
-        "huge norms": norms,
-        "tiny margins": tiny_margins,
-        "many ties": signs,
-        "fewer tokens than spare proposals": plain[:12],
+        "huge norms": plain * torch.logspace(-4, 4, 300)[:, None],
+        "norms beyond float32's squares": plain * 1e25,
+        "tiny margins": torch.ones(300, 16) + 1e-4 * plain,  # cosines differ by 1e-8: below float32
+        "many ties": torch.randint(0, 2, (300, 8), generator=generator) * 2.0 - 1.0,
+        "sorted, the best come last": torch.stack([angle.cos(), angle.sin()], dim=1),
+        "fewer tokens than are kept": plain[:12],
     }
 
 
+def everything(embedding: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(embedding), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", matrices())
 @pytest.mark.parametrize("block_rows", [7, 64, 1000])
-def test_neighbors_equal_brute_force(name, block_rows):
+def test_neighbors_equal_brute_force(name, block_rows, metric):
     embedding = matrices()[name]
-    eligible = torch.ones(len(embedding), dtype=torch.bool)
+    eligible = everything(embedding)
     eligible[[0, 3]] = False
-    index = NeighborIndex.build(embedding, eligible, candidates=COUNT, block_rows=block_rows)
-    expected = brute_force(embedding, eligible, COUNT)
-    for token in eligible.nonzero()[:, 0].tolist():
-        assert index.neighbors[token].tolist() == expected[token], f"token {token}"
+    index = NeighborIndex.build(embedding, eligible, candidates=COUNT, block_rows=block_rows, metric=metric)
+    similarity, order = brute_force(embedding, eligible, metric)
+    assert torch.equal(index.neighbors[eligible].long(), order[:, :COUNT])
+    torch.testing.assert_close(index.similarity[eligible], similarity[:, :COUNT].float(), rtol=1e-6, atol=1e-11)
     assert index.neighbors[3].tolist() == [3] * COUNT
-    assert not torch.isin(index.neighbors[eligible], torch.tensor([0, 3])).any()
+    kept = torch.cat([index.neighbors, index.reserve], dim=1)[eligible]
+    assert not torch.isin(kept, torch.tensor([0, 3])).any()
+    assert all(len(set(row)) == len(row) for row in kept.tolist())
+    left_out = similarity.masked_fill((order[:, :, None] == kept[:, None]).any(dim=2), -torch.inf).max(dim=1).values
+    assert (left_out <= index.bound[eligible].double()).all(), "something left out exceeds its bound"
 
 
-@pytest.mark.parametrize("name", ["plain", "clustered", "duplicates", "tiny margins"])
-def test_nothing_left_out_exceeds_its_bound(name):
-    embedding = matrices()[name]
-    eligible = torch.ones(len(embedding), dtype=torch.bool)
-    index = NeighborIndex.build(embedding, eligible, candidates=COUNT, block_rows=64)
-    unit = torch.nn.functional.normalize(embedding.double(), dim=1)
-    cosine = (unit @ unit.T).fill_diagonal_(-2)
-    left_out = cosine.scatter(1, index.neighbors.long(), -2.0).max(dim=1).values
-    assert (left_out <= index.bound.double() + 1e-6).all()
-    assert (index.similarity[:, -1] + 1e-6 >= index.bound).all()
+def test_float32_decides_almost_every_row_and_float64_the_rest():
+    generator = torch.Generator().manual_seed(5)
+    embedding = torch.randn(2000, 64, generator=generator)
+    index = NeighborIndex.build(embedding, everything(embedding), candidates=COUNT, block_rows=512)
+    assert index.statistics == {"searched": 2000, "uncertified": 0}
+    embedding[500:600] = embedding[0]
+    index = NeighborIndex.build(embedding, everything(embedding), candidates=COUNT, block_rows=512)
+    assert (
+        101 <= index.statistics["uncertified"] < 200
+    )  # more duplicates than are kept, and who has them among its neighbors
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_type_of_the_weights_does_not_matter(dtype):
+    embedding = matrices()["plain"].bfloat16()
+    index = NeighborIndex.build(embedding.to(dtype), everything(embedding), candidates=COUNT, block_rows=64)
+    same = NeighborIndex.build(embedding.float(), everything(embedding), candidates=COUNT, block_rows=64)
+    assert torch.equal(index.neighbors, same.neighbors)
+    assert index.fingerprint == same.fingerprint
+
+
+def trained(embedding: torch.Tensor, learning_rate: float) -> torch.Tensor:
+    """The matrix after a step of AdamW on a loss over a third of the tokens."""
+    weight = torch.nn.Parameter(embedding.clone())
+    optimizer = torch.optim.AdamW([weight], lr=learning_rate, weight_decay=0.0)
+    tokens = torch.arange(0, len(embedding), 3)
+    torch.nn.functional.embedding(tokens, weight).square().sum().backward()
+    optimizer.step()
+    return weight.detach()
+
+
+def few_rows_far(embedding: torch.Tensor) -> torch.Tensor:
+    """One row onto another, one through the origin, one to zero: close to rows that never had them as candidates."""
+    moved = embedding.clone()
+    moved[17], moved[400], moved[800] = embedding[1200] * 1.0001, -embedding[400], 0.0
+    return moved
+
+
+MOVES = {
+    "none": (lambda embedding: embedding.clone(), 0.0),
+    "a step at lr 1e-6": (lambda embedding: trained(embedding, 1e-6), 0.01),
+    "a step at lr 1e-3": (lambda embedding: trained(embedding, 1e-3), 0.8),
+    "a few rows, far": (few_rows_far, 0.25),
+    "all rows": (lambda embedding: embedding + 0.3 * torch.randn_like(embedding), 1.0),
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("move", MOVES)
+def test_a_refresh_finds_what_a_rebuild_finds(move, metric):
+    torch.manual_seed(11)
+    before = 0.05 * torch.randn(1500, 24) * torch.linspace(0.5, 1.5, 1500)[:, None]
+    before[600:603] = before[5]  # ties
+    eligible = everything(before)
+    eligible[[0, 3]] = False
+    built = NeighborIndex.build(before, eligible, candidates=COUNT, block_rows=512, metric=metric, version=4)
+    change, most = MOVES[move]
+    after = change(before)
+    index = built.refresh(before, after, block_rows=512)
+    again = NeighborIndex.build(after, eligible, candidates=COUNT, block_rows=512, metric=metric)
+    assert torch.equal(index.neighbors, again.neighbors)
+    assert torch.equal(index.similarity, again.similarity)
+    assert (index.version, index.fingerprint) == (5, again.fingerprint)
+    print(f"{metric}, {move}: {index.statistics['searched']} of 1498 rows searched again")
+    assert index.statistics["searched"] <= most * 1498
+    similarity, order = brute_force(after, eligible, metric)
+    kept = torch.cat([index.neighbors, index.reserve], dim=1)[eligible]
+    left_out = similarity.masked_fill((order[:, :, None] == kept[:, None]).any(dim=2), -torch.inf).max(dim=1).values
+    assert (left_out <= index.bound[eligible].double()).all(), "a bound did not follow the weights"
+
+
+def test_refresh_after_refresh_stays_exact():
+    torch.manual_seed(12)
+    matrix = 0.05 * torch.randn(1000, 24)
+    index = NeighborIndex.build(matrix, everything(matrix), candidates=COUNT, block_rows=256)
+    searched = []
+    for _ in range(12):
+        moved = trained(matrix, 1e-3) + 2e-4 * torch.randn_like(matrix)
+        index = index.refresh(matrix, moved, block_rows=256)
+        matrix = moved
+        searched.append(index.statistics["searched"])
+    again = NeighborIndex.build(matrix, everything(matrix), candidates=COUNT, block_rows=256)
+    assert torch.equal(index.neighbors, again.neighbors)
+    assert 0 < sum(searched) < 0.5 * 12 * 1000, f"bounds wear out, and are renewed where a row is searched: {searched}"
+
+
+def test_refuses_a_matrix_that_it_cannot_follow():
+    before = matrices()["plain"]
+    index = NeighborIndex.build(before, everything(before), candidates=COUNT, block_rows=64)
+    broken = before.clone()
+    broken[9] = torch.inf
+    with pytest.raises(DataError, match=r"rows \[9\]"):
+        index.refresh(before, broken, block_rows=64)
 
 
 def test_saves_loads_and_knows_its_matrix(tmp_path):
     embedding = matrices()["plain"]
-    index = NeighborIndex.build(
-        embedding, torch.ones(300, dtype=torch.bool), candidates=COUNT, block_rows=64, version=2
-    )
+    eligible = everything(embedding)
+    eligible[7] = False
+    index = NeighborIndex.build(embedding, eligible, candidates=COUNT, block_rows=64, metric="dot", version=2)
     index.save(tmp_path)
     loaded = NeighborIndex.load(tmp_path)
-    assert loaded.version == 2
-    assert torch.equal(loaded.neighbors, index.neighbors)
+    assert (loaded.version, loaded.metric, loaded.statistics) == (2, "dot", index.statistics)
+    for name in ("neighbors", "similarity", "reserve", "bound", "eligible"):
+        assert torch.equal(getattr(loaded, name), getattr(index, name))
     assert loaded.matches(embedding)
-    assert loaded.matches(embedding.double().float())
+    assert loaded.matches(embedding.double())
     moved = embedding.clone()
     moved[7, 3] += 1e-6
     assert not loaded.matches(moved)
     assert not loaded.matches(embedding[:-1])
+    index.save(tmp_path / "again")
+    assert (tmp_path / "again" / "index.safetensors").read_bytes() == (tmp_path / "index.safetensors").read_bytes()
 
 
-def test_a_damaged_file_is_one_clear_error(tmp_path):
-    index = NeighborIndex.build(matrices()["plain"], torch.ones(300, dtype=torch.bool), candidates=2, block_rows=64)
-    index.save(tmp_path)
-    payload = (tmp_path / "index.safetensors").read_bytes()
-    (tmp_path / "index.safetensors").write_bytes(payload[: len(payload) // 2])
+def test_loading_maps_the_file(tmp_path):
+    embedding = matrices()["plain"]
+    NeighborIndex.build(embedding, everything(embedding), candidates=2, block_rows=64).save(tmp_path)
+    index = NeighborIndex.load(tmp_path)
+    with open("/proc/self/maps") as maps:
+        assert any(str(tmp_path / "index.safetensors") in line for line in maps)
+    assert index.neighbors.shape == (300, 2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "other description"])
+def test_a_damaged_file_is_one_clear_error(tmp_path, damage):
+    embedding = matrices()["plain"]
+    NeighborIndex.build(embedding, everything(embedding), candidates=2, block_rows=64).save(tmp_path)
+    path = tmp_path / "index.safetensors"
+    payload = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(payload[: len(payload) // 2])
+    elif damage == "changed":
+        path.write_bytes(payload[:-400] + bytes([payload[-400] ^ 1]) + payload[-399:])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        (tmp_path / "index.json").write_text('{"format": "of something else"}')
     with pytest.raises(DataError, match="build it again"):
         NeighborIndex.load(tmp_path)
 
 
+def test_no_room_leaves_no_partial_index(tmp_path):
+    embedding = matrices()["plain"]
+    index = NeighborIndex.build(embedding, everything(embedding), candidates=COUNT, block_rows=64)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=f"make room.*|{os.strerror(errno.EFBIG)}"):
+            index.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_impossible_requests_name_the_cure():
     embedding = matrices()["plain"]
-    everything = torch.ones(300, dtype=torch.bool)
     with pytest.raises(DataError, match=r"neighbors\.candidates to at most 299"):
-        NeighborIndex.build(embedding, everything, candidates=300, block_rows=64)
+        NeighborIndex.build(embedding, everything(embedding), candidates=300, block_rows=64)
     broken = embedding.clone()
     broken[4, 2] = float("nan")
     with pytest.raises(DataError, match=r"rows \[4\]"):
-        NeighborIndex.build(broken, everything, candidates=3, block_rows=64)
+        NeighborIndex.build(broken, everything(embedding), candidates=3, block_rows=64)
     with pytest.raises(DataError, match="299 tokens were described"):
-        NeighborIndex.build(embedding, everything[:-1], candidates=3, block_rows=64)
+        NeighborIndex.build(embedding, everything(embedding)[:-1], candidates=3, block_rows=64)

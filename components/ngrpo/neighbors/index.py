@@ -1,20 +1,25 @@
-"""The neighbor index as an artifact: neighbors, similarities, bounds and the fingerprint of the matrix they come from."""
+"""The neighbor index: built, refreshed, saved and loaded, with the fingerprint of the matrix it belongs to."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ngrpo.errors import DataError
-from ngrpo.neighbors.search import nearest_neighbors
+from ngrpo.neighbors import files
+from ngrpo.neighbors.metrics import Rows
+from ngrpo.neighbors.refresh import refreshed
+from ngrpo.neighbors.search import Found, nearest_neighbors
+
+_SPARE = 32
+"""Tokens kept beyond the neighbors: they certify nearly every row, and let the weights move far before one is searched again."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +28,26 @@ class NeighborIndex:
 
     Attributes:
         neighbors: int32 `[V, m]`, nearest first, the token itself left out; a row that is not eligible holds its own id.
-        similarity: float32 `[V, m]`, cosine similarities.
-        bound: float32 `[V]`, upper bound of the similarity of every eligible token left out.
+        similarity: float32 `[V, m]`, similarities under `metric`.
+        reserve: int32 `[V, r]`, the tokens that come next, in no order; a refresh looks at them too.
+        bound: float32 `[V]`, upper bound of the similarity of every eligible token in neither; minus infinity if there is none.
         eligible: bool `[V]`, tokens that may be anchors or neighbors.
         fingerprint: Digest of the matrix and of `eligible`, see `fingerprint`.
-        version: Counts the builds since training began; 0 for an index from its stage.
+        metric: `cosine`, `dot`, `l2` or `l1`; a distance counts as similarity with its sign turned.
+        version: Counts the builds and refreshes since training began; 0 for an index from its stage.
+        statistics: What the last build or refresh did: `searched`, the rows that were compared with all others, and
+            `uncertified`, those of them that float32 could not decide.
     """
 
     neighbors: Tensor
     similarity: Tensor
+    reserve: Tensor
     bound: Tensor
     eligible: Tensor
     fingerprint: str
+    metric: str = "cosine"
     version: int = 0
+    statistics: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -45,6 +57,7 @@ class NeighborIndex:
         *,
         candidates: int,
         block_rows: int,
+        metric: str = "cosine",
         version: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> NeighborIndex:
@@ -54,34 +67,58 @@ class NeighborIndex:
             embedding: `[V, d]`, input embeddings.
             eligible: bool `[V]`.
             candidates: m, neighbors kept for each token.
-            block_rows: Rows of the similarity matrix held at a time.
+            block_rows: Edge of the square tiles of similarities held at a time.
+            metric: How rows are compared.
             version: Version of the new index.
-            progress: Called with (rows done, rows in all).
+            progress: Called with (tiles done, tiles in all).
 
         Raises:
             DataError: The matrix is not finite, does not fit `eligible`, or has too few eligible tokens.
         """
-        embedding = embedding.detach()
-        if embedding.shape[0] != eligible.shape[0]:
-            raise DataError(
-                f"the embedding has {embedding.shape[0]} rows but {eligible.shape[0]} tokens were described"
-            )
-        bad = (~torch.isfinite(embedding).all(dim=1)).nonzero(as_tuple=True)[0]
-        if len(bad):
-            raise DataError(
-                f"embedding rows {bad[:5].tolist()} ({len(bad)} in all) hold NaN or infinity: repair the model's weights"
-            )
-        available = int(eligible.sum()) - 1
-        if available < candidates:
-            raise DataError(
-                f"neighbors.candidates={candidates} but a token has only {max(available, 0)} possible neighbors: "
-                f"set neighbors.candidates to at most {max(available, 0)}"
-            )
-        eligible = eligible.to(embedding.device)
-        neighbors, similarity, bound = nearest_neighbors(
-            embedding, eligible, candidates, block_rows=block_rows, progress=progress
+        embedding, eligible = embedding.detach(), eligible.to(embedding.device)
+        _check(embedding, eligible, candidates)
+        rows = Rows(embedding, eligible, metric)
+        found = nearest_neighbors(rows, candidates, _SPARE, block_rows=block_rows, progress=progress)
+        return cls(
+            **_spread(rows, found, len(eligible)),
+            eligible=eligible,
+            fingerprint=fingerprint(embedding, eligible),
+            metric=metric,
+            version=version,
+            statistics={"searched": len(rows), "uncertified": found.uncertified},
         )
-        return cls(neighbors, similarity, bound, eligible, fingerprint(embedding, eligible), version)
+
+    def refresh(self, before: Tensor, embedding: Tensor, *, block_rows: int) -> NeighborIndex:
+        """Return the index of a matrix that has moved, the next version: the neighbors are those that `build` finds.
+
+        Args:
+            before: `[V, d]`, the matrix that this index belongs to.
+            embedding: `[V, d]`, the matrix as it is now.
+            block_rows: Edge of the square tiles of similarities held at a time.
+
+        Raises:
+            DataError: The matrix is not finite, or has another number of rows.
+        """
+        embedding = embedding.detach()
+        _check(embedding, self.eligible, self.neighbors.shape[1])
+        rows = Rows(embedding, self.eligible, self.metric)
+        number = torch.zeros(len(self.eligible), dtype=torch.long, device=embedding.device)
+        number[rows.ids] = torch.arange(len(rows), device=embedding.device)
+        held = Found(
+            number[self.neighbors[rows.ids].long()],
+            self.similarity[rows.ids],
+            number[self.reserve[rows.ids].long()],
+            self.bound[rows.ids],
+            0,
+        )
+        found, searched = refreshed(rows, before, held, block_rows=block_rows)
+        return replace(
+            self,
+            **_spread(rows, found, len(self.eligible)),
+            fingerprint=fingerprint(embedding, self.eligible),
+            version=self.version + 1,
+            statistics={"searched": searched, "uncertified": found.uncertified},
+        )
 
     def matches(self, embedding: Tensor) -> bool:
         """Whether the index was built from exactly this matrix."""
@@ -91,56 +128,83 @@ class NeighborIndex:
 
     def to(self, device: torch.device | str) -> NeighborIndex:
         """Return the index with its tensors on a device."""
-        return NeighborIndex(
-            self.neighbors.to(device),
-            self.similarity.to(device),
-            self.bound.to(device),
-            self.eligible.to(device),
-            self.fingerprint,
-            self.version,
-        )
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
     def save(self, directory: Path) -> None:
-        """Write `index.safetensors` and `index.json` into a directory."""
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in _TENSORS}
-        save_file(tensors, directory / "index.safetensors")
+        """Write `index.safetensors` and `index.json` into a directory: both, or neither.
+
+        Raises:
+            DataError: There is no room, or the directory cannot be written.
+        """
         description = {
-            "metric": "cosine",
+            "metric": self.metric,
             "fingerprint": self.fingerprint,
             "version": self.version,
             "vocabulary": len(self.eligible),
             "candidates": self.neighbors.shape[1],
+            "statistics": self.statistics,
             "excluded": (~self.eligible).nonzero(as_tuple=True)[0].tolist(),
         }
-        (directory / "index.json").write_text(json.dumps(description), encoding="utf-8")
+        files.write(directory, {name: getattr(self, name) for name in _TENSORS}, description)
 
     @classmethod
     def load(cls, directory: Path) -> NeighborIndex:
-        """Read what `save` wrote.
+        """Read what `save` wrote. The tensors are mapped into memory, not copied.
 
         Raises:
-            DataError: A file is missing or damaged.
+            DataError: A file is missing or is not as it was written.
         """
-        try:
-            description = json.loads((directory / "index.json").read_text(encoding="utf-8"))
-            tensors = load_file(directory / "index.safetensors")
-            return cls(
-                **{name: tensors[name] for name in _TENSORS},
-                fingerprint=description["fingerprint"],
-                version=description["version"],
-            )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise DataError(f"neighbor index in {directory}: cannot be read ({error}); build it again") from error
+        tensors, description = files.read(directory, _TENSORS)
+        values = {name: description[name] for name in ("fingerprint", "metric", "version", "statistics")}
+        return cls(**tensors, **values)
 
 
-_TENSORS = ("neighbors", "similarity", "bound", "eligible")
+_TENSORS = ("neighbors", "similarity", "reserve", "bound", "eligible")
 
 
 def fingerprint(embedding: Tensor, eligible: Tensor) -> str:
-    """Digest of a matrix and of the eligible tokens: sha256 over the shape and the values as float32, block by block."""
+    """Digest of a matrix and of the eligible tokens: sha256 over the shape and the digests of the values, as float32, block by block."""
+
+    def hashed(block: Tensor) -> bytes:
+        return hashlib.sha256(block.float().cpu().contiguous().numpy().data).digest()
+
     digest = hashlib.sha256(str(tuple(embedding.shape)).encode())
-    for block in embedding.split(8192):
-        digest.update(block.detach().float().cpu().contiguous().numpy().tobytes())
-    digest.update(eligible.cpu().numpy().tobytes())
+    # Hashing lets go of the interpreter: blocks are hashed on all cores.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for block in pool.map(hashed, embedding.detach().split(8192)):
+            digest.update(block)
+    digest.update(eligible.cpu().numpy().data)
     return digest.hexdigest()
+
+
+def _check(embedding: Tensor, eligible: Tensor, candidates: int) -> None:
+    if embedding.shape[0] != eligible.shape[0]:
+        raise DataError(f"the embedding has {embedding.shape[0]} rows but {eligible.shape[0]} tokens were described")
+    finite = torch.cat([torch.isfinite(block).all(dim=1) for block in embedding.split(8192)])
+    bad = (~finite).nonzero(as_tuple=True)[0]
+    if len(bad):
+        raise DataError(
+            f"embedding rows {bad[:5].tolist()} ({len(bad)} in all) hold NaN or infinity: repair the model's weights"
+        )
+    available = max(int(eligible.sum()) - 1, 0)
+    if available < candidates:
+        raise DataError(
+            f"neighbors.candidates={candidates} but a token has only {available} possible neighbors: "
+            f"set neighbors.candidates to at most {available}"
+        )
+
+
+def _spread(rows: Rows, found: Found, vocabulary: int) -> dict[str, Any]:
+    """Lay what was found for the eligible rows out over the whole vocabulary."""
+    device = rows.ids.device
+    own = torch.arange(vocabulary, dtype=torch.int32, device=device)[:, None]
+    tensors = {
+        "neighbors": own.repeat(1, found.neighbors.shape[1]),
+        "similarity": torch.zeros(vocabulary, found.similarity.shape[1], device=device),
+        "reserve": own.repeat(1, found.reserve.shape[1]),
+        "bound": torch.zeros(vocabulary, device=device),
+    }
+    for name, tensor in tensors.items():
+        values = getattr(found, name)
+        tensor[rows.ids] = values if tensor.is_floating_point() else rows.ids[values].int()
+    return tensors

@@ -159,6 +159,7 @@ def _mixer(
         usable_tokens(tokenizer, embedding.shape[0]),
         candidates=config.neighbors.candidates,
         block_rows=config.neighbors.block_rows,
+        metric=config.neighbors.metric,
     )
     return build_mixer(mixing, index, end_marker_ids(mixing, tokenizer))
 

@@ -1,12 +1,15 @@
-"""The neighbor index of a training run: verified against the weights, rebuilt when they moved, saved with the checkpoints."""
+"""The neighbor index of a training run: verified against the weights, refreshed when they moved, saved with the checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from ngrpo.config import MixingConfig, NeighborsConfig
+from ngrpo.errors import DataError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.mixers import build_mixer
@@ -31,7 +34,8 @@ class FollowingIndex(TrainerCallback):
             neighbors: How the index is built.
             mixing: How it is used.
             end_marker: Token ids after which mixing ends.
-            every_batch: Rebuild before each rollout batch; else only when the first batch finds other weights.
+            every_batch: Follow the weights before each rollout batch, which takes a copy of the embedding matrix; else only
+                before the first.
         """
         self.index = index
         self._neighbors = neighbors
@@ -39,6 +43,8 @@ class FollowingIndex(TrainerCallback):
         self._end_marker = end_marker
         self._every_batch = every_batch
         self._verified = False
+        self._matrix: Tensor | None = None
+        """The matrix that `index` belongs to; none if it is not at hand."""
 
     def mixer(self, model: PreTrainedModel) -> Mixer | None:
         """Return the mixer for the rollouts that `model` generates next."""
@@ -48,21 +54,46 @@ class FollowingIndex(TrainerCallback):
         if self.index.neighbors.device != embedding.device:
             self.index = self.index.to(embedding.device)
         if self._every_batch or not self._verified:
-            if not self.index.matches(embedding):
+            self._follow(embedding.detach())
+            self._verified = True
+        return build_mixer(self._mixing, self.index, self._end_marker)
+
+    def _follow(self, embedding: Tensor) -> None:
+        """Make the index belong to a matrix."""
+        if len(embedding) != len(self.index.eligible):
+            raise DataError(
+                f"the neighbor index has {len(self.index.eligible)} rows but the policy's embedding matrix {len(embedding)}: "
+                "it is the index of another model; build it from the base model of this run"
+            )
+        block_rows = self._neighbors.block_rows
+        if self._matrix is not None:
+            moved = not torch.equal(self._matrix, embedding)
+            if moved:
+                self.index = self.index.refresh(self._matrix, embedding, block_rows=block_rows)
+        else:
+            moved = not self.index.matches(embedding)
+            if moved:
                 self.index = NeighborIndex.build(
                     embedding,
                     self.index.eligible,
                     candidates=self._neighbors.candidates,
-                    block_rows=self._neighbors.block_rows,
+                    block_rows=block_rows,
+                    metric=self._neighbors.metric,
                     version=self.index.version + 1,
                 )
-                print(f"neighbor index: rebuilt for the current weights, version {self.index.version}", flush=True)
-            self._verified = True
-        return build_mixer(self._mixing, self.index, self._end_marker)
+        if moved:
+            searched = self.index.statistics["searched"]
+            print(
+                f"neighbor index: version {self.index.version} follows the weights, {searched} rows searched",
+                flush=True,
+            )
+        if self._every_batch and (moved or self._matrix is None):
+            self._matrix = embedding.clone()
 
     def resume(self, checkpoint: Path) -> None:
         """Take the index that a checkpoint was saved with: it may be older than the checkpoint's weights."""
         self.index = NeighborIndex.load(checkpoint / "neighbor_index")
+        self._matrix = None
         self._verified = True
 
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
