@@ -15,6 +15,7 @@ from ngrpo.errors import NGRPOError
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands, rerun_on_cluster
 from ngrpo_kfp.pipelines.mirroring import add_mirror_command
+from ngrpo_kfp.pipelines.neighbor_sets import add_neighbors_command
 from ngrpo_kfp.pipelines.options import add_images, configured, read_config
 from ngrpo_kfp.pipelines.promotion_commands import add_promotion_commands
 from ngrpo_kfp.pipelines.runtime.lifeline import Interrupted
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add_cluster_commands(commands)
     add_promotion_commands(commands)
     add_mirror_command(commands)
+    add_neighbors_command(commands)
     return parser
 
 

@@ -13,6 +13,7 @@ from ngrpo.config import RunConfig
 from ngrpo.evaluation.describe import describe, method_name
 from ngrpo.evaluation.report_failures import failure_galleries, is_confidential
 from ngrpo.evaluation.report_lineage import settings_text, stage_views, table_views, timings
+from ngrpo.evaluation.report_neighbors import neighbors_view
 from ngrpo.evaluation.report_results import benchmark_views, headline, promotion_sentence, signed
 from ngrpo.evaluation.report_rollouts import rollout_views
 from ngrpo.evaluation.report_training import learning_curves, mixing_view, warm_start_curve
@@ -61,6 +62,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
         timings=timings(stages, summary["wall_seconds"]),
         settings=settings_text(config),
         **_data(artifacts),
+        **_index(artifacts),
         **_results(artifacts, config),
         **_training(artifacts, config),
     )
@@ -71,6 +73,11 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
 def _data(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     directory = artifacts.get("prepare_data")
     return {"tables": None if directory is None else table_views(_read_json(directory / "sources.json"))}
+
+
+def _index(artifacts: Mapping[str, Path]) -> dict[str, Any]:
+    directory = artifacts.get("neighbor_index")
+    return {"index": None if directory is None else neighbors_view(_read_json(directory / "neighbors.json"))}
 
 
 def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:

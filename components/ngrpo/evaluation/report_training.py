@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ngrpo.config import RunConfig
 from ngrpo.evaluation.figures import Curve, histogram, line_chart
+from ngrpo.evaluation.report_neighbors import quoted_examples
 
 _MOST_POINTS = 300
 
@@ -121,10 +122,7 @@ def mixing_view(
         below=below / total if total else None,
         floor=edges[0],
         histogram=figure,
-        neighbors=[
-            (repr(example["token"]), [(repr(other["token"]), other["similarity"]) for other in example["neighbors"]])
-            for example in examples
-        ],
+        neighbors=quoted_examples(examples),
     )
 
 

@@ -177,6 +177,32 @@ def fingerprint(embedding: Tensor, eligible: Tensor) -> str:
     return digest.hexdigest()
 
 
+def look_up(
+    embedding: Tensor, eligible: Tensor, tokens: list[int], *, count: int, block_rows: int, metric: str
+) -> tuple[Tensor, Tensor]:
+    """Find the nearest neighbors of a few tokens, without an index of all.
+
+    Args:
+        embedding: `[V, d]`, input embeddings.
+        eligible: bool `[V]`; of the tokens themselves too.
+        tokens: Ids to search for.
+        count: Neighbors of each.
+        block_rows: Edge of the square tiles of similarities held at a time.
+        metric: How rows are compared.
+
+    Returns:
+        Ids `[len(tokens), count]`, nearest first, and similarities.
+
+    Raises:
+        DataError: The matrix is not finite, does not fit `eligible`, or has too few eligible tokens.
+    """
+    _check(embedding, eligible, count)
+    rows = Rows(embedding, eligible, metric)
+    wanted = torch.searchsorted(rows.ids, torch.tensor(tokens, device=rows.ids.device))
+    found = nearest_neighbors(rows, count, _SPARE, block_rows=block_rows, wanted=wanted)
+    return rows.ids[found.neighbors], found.similarity
+
+
 def _check(embedding: Tensor, eligible: Tensor, candidates: int) -> None:
     if embedding.shape[0] != eligible.shape[0]:
         raise DataError(f"the embedding has {embedding.shape[0]} rows but {eligible.shape[0]} tokens were described")

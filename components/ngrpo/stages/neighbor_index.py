@@ -7,18 +7,17 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from ngrpo.config import NeighborIndexConfig
-from ngrpo.data.models import materialize, usable_tokens
-from ngrpo.neighbors.embedding import read_embedding
+from ngrpo.data.embedding import load_embedding
+from ngrpo.data.models import usable_tokens
+from ngrpo.neighbors.describe import describe
 from ngrpo.neighbors.index import NeighborIndex
 
 CONFIG = NeighborIndexConfig
 
 
 def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
-    """Write `index.safetensors`, `index.json` and `metrics.json`.
+    """Write `index.safetensors`, `index.json`, `neighbors.json` for the report, and `metrics.json`.
 
     Args:
         config: Settings of the stage.
@@ -29,9 +28,8 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, w
     Raises:
         DataError: The model has no usable embedding matrix, or too few tokens for `neighbors.candidates`.
     """
-    model = materialize(config.model.source, work / "base_model")
-    embedding = read_embedding(model)
-    eligible = usable_tokens(AutoTokenizer.from_pretrained(model), embedding.shape[0])
+    embedding, tokenizer = load_embedding(config.model.source, work / "base_model")
+    eligible = usable_tokens(tokenizer, len(embedding))
     print(f"embedding matrix {tuple(embedding.shape)}, {int(eligible.sum())} tokens may be mixed", flush=True)
     started = time.perf_counter()
     index = NeighborIndex.build(
@@ -39,22 +37,25 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, w
         eligible,
         candidates=config.neighbors.candidates,
         block_rows=config.neighbors.block_rows,
+        metric=config.neighbors.metric,
         progress=_print_progress,
     )
     seconds = time.perf_counter() - started
     index.save(output)
+    (output / "neighbors.json").write_text(json.dumps(describe(index, tokenizer)), encoding="utf-8")
     metrics = {
         "vocabulary": embedding.shape[0],
         "eligible": int(eligible.sum()),
         "candidates": config.neighbors.candidates,
         "mean_nearest_similarity": float(index.similarity[index.eligible, 0].mean()),
+        "uncertified_rows": index.statistics["uncertified"],
         "build_seconds": round(seconds, 3),
     }
     (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
 
 
 def _print_progress(done: int, total: int) -> None:
-    print(f"neighbor index: {done}/{total} rows", flush=True)
+    print(f"neighbor index: {100 * done // total} % of the tiles", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.errors import DataError
+from ngrpo.neighbors.describe import example_neighbors
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.training.checkpoints import save_model
@@ -19,8 +20,6 @@ from ngrpo.training.policy_optimization import train_policy
 from ngrpo.training.rollout_log import RolloutLog
 
 CONFIG = NGRPOTrainingConfig
-
-_EXAMPLE_TOKENS = 12
 
 
 def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
@@ -61,7 +60,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
     (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
     rollout_log.write(output)
-    examples = _example_neighbors(trained.index, tokenizer)
+    examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
     (output / "metrics.json").write_text(json.dumps(_summary(history, config.training.steps)), encoding="utf-8")
 
@@ -80,24 +79,6 @@ def _summary(history: list[dict[str, Any]], steps: int) -> dict[str, float]:
         "reward_last": sum(rewards[-tail:]) / tail,
         **last,
     }
-
-
-def _example_neighbors(index: NeighborIndex, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Neighbors of tokens spread evenly over the eligible vocabulary."""
-    eligible = index.eligible.nonzero(as_tuple=True)[0].tolist()
-    step = max(1, len(eligible) // _EXAMPLE_TOKENS)
-    return [
-        {
-            "token": tokenizer.decode([token]),
-            "neighbors": [
-                {"token": tokenizer.decode([neighbor]), "similarity": round(similarity, 4)}
-                for neighbor, similarity in zip(
-                    index.neighbors[token, :5].tolist(), index.similarity[token, :5].tolist(), strict=True
-                )
-            ],
-        }
-        for token in eligible[::step][:_EXAMPLE_TOKENS]
-    ]
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from ngrpo.errors import StoreError
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"}
+_BEYOND = {"InvalidRange", "416"}
 _BROKEN = {"500", "InternalError"}
 _CONFIG = Config(
     connect_timeout=3,
@@ -158,6 +159,36 @@ class ObjectStore:
         with self._explained(), self._readable(key):
             body = self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"]
             yield from body.iter_chunks(size)
+
+    def get_range(self, key: str, start: int, length: int | None) -> bytearray | None:
+        """Read a part of an object.
+
+        Args:
+            key: Its key below the prefix.
+            start: First byte.
+            length: Number of bytes, at least 1; none for all from `start` on.
+
+        Returns:
+            The bytes, fewer where the object ends; none if there is no such object.
+
+        Raises:
+            UnreadableError: It cannot be read to its end.
+            StoreError: The service cannot be used.
+        """
+        span = f"bytes={start}-{'' if length is None else start + length - 1}"
+        data = bytearray()
+        with self._explained(), self._readable(key):
+            try:
+                body = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=span)["Body"]
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                if _code(error) in _BEYOND:
+                    return data
+                raise
+            for block in body.iter_chunks(1 << 20):
+                data += block
+        return data
 
     def get_file(self, key: str, path: Path) -> None:
         """Download an object to a file, in parts where it is large.

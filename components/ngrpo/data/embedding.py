@@ -1,0 +1,138 @@
+"""The input embedding matrix of a base model, read alone: from a directory, or by ranges from object storage."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ngrpo.config import BaseModelSource, HubModel
+from ngrpo.data.locations import is_bucket
+from ngrpo.data.models import materialize, materialize_tokenizer
+from ngrpo.errors import DataError
+
+_SUFFIX = "embed_tokens.weight"
+_OTHER_NAMES = ("transformer.wte.weight", "gpt_neox.embed_in.weight")
+_OUTPUT = "lm_head.weight"
+"""Where input and output embeddings are tied, a file may hold them under this name alone."""
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_LONGEST_HEADER = 100_000_000
+"""More than this the format does not allow."""
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+Read = Callable[[str, int, int | None], Any]
+"""(file, first byte, number of bytes or none for all) to a writable buffer of them, or of fewer where the file ends; none
+where there is no such file."""
+
+
+def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, PreTrainedTokenizerBase]:
+    """Return the input embedding matrix of a base model and its tokenizer.
+
+    Of a copy in object storage only tokenizer, configuration and the matrix are read, not the other weights.
+
+    Args:
+        source: Where the model comes from.
+        directory: Where to write what is downloaded or made; what is there is replaced.
+
+    Raises:
+        DataError: The model cannot be reached, or lacks tokenizer or input embedding, or they do not fit together.
+        StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
+    """
+    if not (isinstance(source, HubModel) and is_bucket(source.id)):
+        path = materialize(source, directory)
+        return read_embedding(path), AutoTokenizer.from_pretrained(path)
+    from ngrpo.storage.objects import ObjectStore
+
+    tokenizer = materialize_tokenizer(source, directory)
+    embedding = _read(source.id, ObjectStore(source.id).get_range)
+    if len(tokenizer) > len(embedding):
+        raise DataError(
+            f"model {source.id!r}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {len(embedding)} rows; "
+            "use the tokenizer the model was trained with, or resize the model's embeddings"
+        )
+    return embedding, tokenizer
+
+
+def read_embedding(model: Path) -> Tensor:
+    """Return the input embedding matrix `[V, d]` of a model directory, in the type it is stored in, mapped into memory.
+
+    Args:
+        model: Directory with `model.safetensors`, or with shards and `model.safetensors.index.json`.
+
+    Raises:
+        DataError: There are no such files, they are damaged, or none holds an input embedding.
+    """
+
+    def read(name: str, start: int, length: int | None) -> Any:
+        path = model / name
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:  # cannot be mapped
+                return bytearray()
+            # Writing to it would write to a private copy of the page, never to the file.
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        return content[start : None if length is None else start + length]
+
+    return _read(str(model), read)
+
+
+def _read(model: str, read: Read) -> Tensor:
+    index = read(_INDEX, 0, None)
+    if index is not None:
+        held = _parsed(f"{model}/{_INDEX}", index).get("weight_map", {})
+    else:
+        held = dict.fromkeys(_header(model, _SINGLE, read)[0], _SINGLE)
+    name = next((name for name in held if name.endswith(_SUFFIX) or name in _OTHER_NAMES), None)
+    if name is None and _OUTPUT in held and _tied(model, read):
+        name = _OUTPUT
+    if name is None:
+        raise DataError(
+            f"model {model}: no input embedding (a tensor named *{_SUFFIX}) in {', '.join(sorted(set(held.values())))}"
+        )
+    header, data = _header(model, held[name], read)
+    try:
+        dtype, shape, (start, stop) = _TYPES[header[name]["dtype"]], header[name]["shape"], header[name]["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(f"{model}/{held[name]}", f"{name} is no matrix of floating-point numbers") from error
+    content = read(held[name], data + start, stop - start)
+    if not len(content) == stop - start == prod(shape) * dtype.itemsize:
+        raise _damaged(f"{model}/{held[name]}", f"it ends within {name}")
+    return torch.frombuffer(content, dtype=dtype).view(shape)
+
+
+def _header(model: str, file: str, read: Read) -> tuple[dict[str, Any], int]:
+    """Return the description of each tensor in a safetensors file, and where their data begins."""
+    length = read(file, 0, 8)
+    if length is None:
+        raise DataError(f"model {model}: {file} is missing; the model needs weights in safetensors format")
+    size = int.from_bytes(length, "little")
+    if len(length) < 8 or size > _LONGEST_HEADER:
+        raise _damaged(f"{model}/{file}", "it has no header")
+    header = _parsed(f"{model}/{file}", read(file, 8, size))
+    header.pop("__metadata__", None)
+    return header, 8 + size
+
+
+def _tied(model: str, read: Read) -> bool:
+    config = read("config.json", 0, None)
+    return config is not None and _parsed(f"{model}/config.json", config).get("tie_word_embeddings") is True
+
+
+def _parsed(file: str, content: Any) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(bytes(content))
+    except ValueError as error:
+        raise _damaged(file, str(error)) from error
+    return values
+
+
+def _damaged(file: str, what: str) -> DataError:
+    return DataError(f"model file {file}: damaged ({what}); download or publish it again")
