@@ -11,6 +11,10 @@ from torch import Tensor
 from ngrpo.neighbors.metrics import Rows
 
 
+_TOGETHER = 8
+"""Scores of a row that are first looked at as one, see `_exceeding`."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search found; rows and columns are those of `Rows`.
@@ -106,12 +110,8 @@ class _Best:
     def offer(self, tile: Tensor, rows: slice, columns: slice, *, both: bool) -> None:
         """Take the scores of a range of rows to a range of columns; `both`: and of the columns, as rows, to the rows."""
         floor = self._open(tile, rows, columns.start)
-        if not both:
-            row, column = (tile > floor[:, None]).nonzero(as_tuple=True)
-            self._insert(row + rows.start, column + columns.start, tile[row, column])
-            return
-        other = self._open(tile.T, columns, rows.start)
-        row, column = (tile > torch.minimum(floor[:, None], other)).nonzero(as_tuple=True)
+        other = self._open(tile.T, columns, rows.start) if both else torch.full_like(tile[0], torch.inf)
+        row, column = _exceeding(tile, floor, other)
         scores = tile[row, column]
         for_row, for_column = scores > floor[row], scores > other[column]
         row, column = row + rows.start, column + columns.start
@@ -158,6 +158,24 @@ class _Best:
         """Return what a range of rows keeps: scores, descending, and columns, `[R, keep]`."""
         scores, order = self._scores[rows].topk(self._keep, dim=1)
         return scores, self._columns[rows].gather(1, order).long()
+
+
+def _exceeding(tile: Tensor, floor: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+    """Return row and column of each score in a tile that exceeds the floor of its row, or the other floor, of its column.
+
+    Where few do, comparing the highest score of every eight first takes a fifth of the time of comparing all.
+    """
+    height, width = tile.shape
+    together = _TOGETHER if width % _TOGETHER == 0 else 1
+    step = width // together
+    highest = tile.view(height, together, step).amax(dim=1)
+    lowest = other.view(together, step).amin(dim=0)
+    row, group = (highest > torch.minimum(floor[:, None], lowest)).nonzero(as_tuple=True)
+    if len(row) * 64 > tile.numel():
+        return (tile > torch.minimum(floor[:, None], other)).nonzero(as_tuple=True)
+    column = group[:, None] + step * torch.arange(together, device=tile.device)
+    exceeds = tile[row[:, None], column] > torch.minimum(floor[row, None], other[column])
+    return row[:, None].expand_as(column)[exceeds], column[exceeds]
 
 
 def _decide(rows: Rows, searched: Tensor, scores: Tensor, columns: Tensor, count: int, block_rows: int) -> Found:
