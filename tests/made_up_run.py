@@ -68,6 +68,7 @@ class Run:
         }
         self.evaluation = {"models": {"warm_start": {}, "trained": {}}}
         self.write_sources()
+        self.write_index()
         self.write_training()
         self.write_benchmark("arithmetic", 0.7, 0.96)
         self.write_promotion()
@@ -79,6 +80,22 @@ class Run:
         source = {"kind": "arithmetic", "fold": "train", "size": 2000}
         tables = {"train.parquet": {"source": source, "rows": 2000, "sha256": "5a" * 32}}
         self.write("prepare_data", "sources.json", {"tables": tables})
+
+    def write_index(self, token: str = " then", **changes: object) -> None:
+        """An index of 54 tokens; all its tokens but one digit are `token`."""
+        description = {
+            "metric": "cosine",
+            "vocabulary": 61,
+            "eligible": 54,
+            "candidates": 32,
+            "examples": [{"token": token, "neighbors": [{"token": "7", "similarity": 0.8125}]}],
+            "nearest": {"edges": [0.1, 0.4, 0.7, 1.0], "counts": [30, 0, 24], "median": 0.3},
+            "hubness": {"edges": [0, 1, 10, 100, 1000], "counts": [3, 5, 46, 0, 0]},
+            "hubs": [{"token": token, "times": 53}],
+            "closest": [{"tokens": [token, "7"], "similarity": 0.99321}],
+            "near_duplicates": 2,
+        }
+        self.write("neighbor_index", "neighbors.json", description | changes)
 
     def write_training(self, steps: int = 30) -> None:
         noise = random.Random(0)

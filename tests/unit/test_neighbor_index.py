@@ -6,9 +6,18 @@ import resource
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from made_up_run import PRESETS
+from ngrpo.config import MixingConfig, NeighborIndexConfig, NeighborsConfig, load_config, select
 from ngrpo.errors import DataError
-from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.mixing.neighbor_mixing import candidate_sets
+from ngrpo.neighbors.describe import describe
+from ngrpo.neighbors.index import NeighborIndex, look_up
+from ngrpo.rollout.mixers import build_mixer
+from ngrpo.training.following_index import FollowingIndex
+from tiny import WORDS, save_tiny_model
+from tiny import eligible as words
 
 COUNT = 6
 METRICS = ("cosine", "dot", "l2", "l1")
@@ -251,3 +260,104 @@ def test_impossible_requests_name_the_cure():
         NeighborIndex.build(broken, everything(embedding), candidates=3, block_rows=64)
     with pytest.raises(DataError, match="299 tokens were described"):
         NeighborIndex.build(embedding, everything(embedding)[:-1], candidates=3, block_rows=64)
+
+
+def test_an_index_is_described_by_its_examples_hubs_and_duplicates(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny_model(tmp_path))
+    torch.manual_seed(1)
+    embedding = torch.randn(len(tokenizer), 16)
+    embedding[20] = 2 * embedding[10]  # the words 16 and 6
+    index = NeighborIndex.build(embedding, words(), candidates=COUNT, block_rows=64)
+    description = describe(index, tokenizer)
+    assert description["closest"][0] == {"tokens": ["6", "16"], "similarity": 1.0}
+    assert description["near_duplicates"] == 2
+    assert sum(description["nearest"]["counts"]) == sum(description["hubness"]["counts"]) == len(WORDS)
+    _, order = brute_force(embedding, words(), "cosine")
+    times = torch.bincount(order[:, :COUNT].flatten(), minlength=len(tokenizer))
+    assert description["hubs"][0]["times"] == times.max()
+    assert description["hubness"]["counts"][0] == int((times[words()] == 0).sum())
+    first = description["examples"][0]
+    assert [other["token"] for other in first["neighbors"]] == [tokenizer.decode([token]) for token in order[0, :5]]
+
+
+def test_looking_up_tokens_finds_what_the_index_holds():
+    embedding = matrices()["duplicates"]
+    usable = everything(embedding)
+    usable[[0, 3]] = False
+    index = NeighborIndex.build(embedding, usable, candidates=COUNT, block_rows=64)
+    found, similarity = look_up(embedding, usable, [60, 1, 299], count=COUNT, block_rows=64, metric="cosine")
+    assert torch.equal(found, index.neighbors[[60, 1, 299]].long())
+    assert torch.equal(similarity, index.similarity[[60, 1, 299]])
+
+
+def test_k_is_chosen_without_another_build():
+    embedding = matrices()["plain"]
+    index = NeighborIndex.build(embedding, everything(embedding), candidates=COUNT, block_rows=64)
+    anchor = torch.tensor([42])
+    for k in (2, 3, COUNT + 1):
+        mixer = build_mixer(MixingConfig(k=k), index, [])
+        assert candidate_sets(anchor, mixer.neighbors, mixer.k).tolist() == [
+            [42, *index.neighbors[42, : k - 1].tolist()]
+        ]
+    configs = [load_config(PRESETS / "tiny.toml", [f"mixing.k={k}"]) for k in (2, 5)]
+    assert select(configs[0], NeighborIndexConfig) == select(configs[1], NeighborIndexConfig)
+
+
+class Policy:
+    """As much of a model as the index follows."""
+
+    def __init__(self, embedding: torch.Tensor):
+        self.module = torch.nn.Embedding.from_pretrained(embedding)
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.module
+
+
+def following(index: NeighborIndex, every_batch: bool) -> FollowingIndex:
+    neighbors = NeighborsConfig(candidates=COUNT, block_rows=64)
+    return FollowingIndex(index, neighbors=neighbors, mixing=MixingConfig(), end_marker=[], every_batch=every_batch)
+
+
+def test_training_refreshes_the_index_instead_of_building_it(tmp_path):
+    base = matrices()["plain"]
+    index = NeighborIndex.build(base, everything(base), candidates=COUNT, block_rows=64)
+    follower = following(index, every_batch=True)
+    versions, searched = [], []
+    embedding = base.clone()
+    for change in (0.0, 1e-5, 0.0, 1e-5):
+        embedding = embedding + change * torch.randn_like(embedding)
+        mixer = follower.mixer(Policy(embedding))
+        built = NeighborIndex.build(embedding, everything(base), candidates=COUNT, block_rows=64)
+        assert torch.equal(mixer.neighbors, built.neighbors)
+        assert follower.index.matches(embedding)
+        versions.append(mixer.index_version)
+        searched.append(follower.index.statistics["searched"])
+    assert versions == [0, 1, 1, 2]
+    assert searched[1:] == [0, 0, 0]
+
+    # After a resume the matrix of the saved index is gone: the first batch builds, the next ones refresh again.
+    follower.index.save(tmp_path / "neighbor_index")
+    resumed = following(index, every_batch=True)
+    resumed.resume(tmp_path)
+    for number, rows in ((3, len(base)), (4, 0)):
+        embedding = embedding + 1e-5 * torch.randn_like(embedding)
+        assert resumed.mixer(Policy(embedding)).index_version == number
+        assert resumed.index.statistics["searched"] == rows
+        assert resumed.index.matches(embedding)
+
+
+def test_at_start_the_index_is_built_for_other_weights_once():
+    base = matrices()["plain"]
+    follower = following(
+        NeighborIndex.build(base, everything(base), candidates=COUNT, block_rows=64), every_batch=False
+    )
+    first = follower.mixer(Policy(base + 0.1))
+    assert first.index_version == 1
+    assert follower.mixer(Policy(base + 0.2)).neighbors is first.neighbors
+
+
+def test_the_index_of_another_model_is_refused():
+    base = matrices()["plain"]
+    follower = following(NeighborIndex.build(base, everything(base), candidates=COUNT, block_rows=64), every_batch=True)
+    with pytest.raises(DataError, match=r"index has 300 rows but the policy's embedding matrix 299: .* another model"):
+        follower.mixer(Policy(base[:-1]))

@@ -80,6 +80,7 @@ def test_what_models_and_data_say_is_escaped(run):
     run.write_promotion(reason=EVIL)
     examples = [{"token": EVIL, "neighbors": [{"token": EVIL, "similarity": 0.5}]}]
     run.write("ngrpo_training", "example_neighbors.json", examples)
+    run.write_index(token=EVIL)
     page = run.report()
     tags = {tag for tag, _ in Page(page).elements}
     assert not tags & {"script", "img"}
@@ -109,7 +110,7 @@ def test_the_page_asks_for_nothing(run):
 def test_the_page_is_well_formed_and_its_links_lead_somewhere(run):
     parsed = Page(run.report())
     ids = parsed.attributes("id")
-    assert len(ids) == len(set(ids)) == 10
+    assert len(ids) == len(set(ids)) == 11
     assert {f"#{identifier}" for identifier in ids} == set(parsed.attributes("href"))
 
 
@@ -153,7 +154,7 @@ def test_neither_paths_nor_addresses_of_services_are_shown(run):
 def test_a_missing_stage_leaves_a_note(run, stage):
     whole, partial = run.report(), run.report(stage)
     Page(partial)
-    shown = stage in ("ngrpo_training", "benchmark_evaluation", "model_promotion", "prepare_data")
+    shown = stage != "sft_warm_start"
     assert (f"no artifact of the stage <code>{stage}</code>" in partial) == shown
     assert "no artifact of the stage" not in whole
     assert partial != whole
@@ -196,6 +197,20 @@ def test_mixing_stands_beside_the_paper(run):
     assert "share below 0.95 2.5 % 1.2 %" in text  # 250 of 10,000
     assert "10,000 mixed steps" in text
     assert "'3' '4' 0.80 '5' 0.70" in text
+
+
+def test_the_index_is_described(run):
+    text = text_of(run.report())
+    assert "54 of 61 tokens of the base model may be mixed; of each, the 32 nearest are kept" in text
+    assert "2 have one with a cosine of 0.99 or more" in text
+    assert "Most often a neighbor: ' then' 53" in text
+    assert "Most alike: ' then' and '7' 0.9932" in text
+    assert "never 3 1 to 9 times 5 10 to 99 times 46 100 to 999 times 0 1,000 times or more 0" in text
+    assert "neighbors by cosine ' then' '7' 0.81" in text
+    run.write_index(metric="l2", near_duplicates=None)
+    text = text_of(run.report())
+    assert "neighbors by Euclidean distance, negative" in text
+    assert "cosine of 0.99" not in text
 
 
 def test_without_mixing_the_page_says_so(run):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ngrpo.neighbors.metrics import Rows
 
-
 _TOGETHER = 8
 """Scores of a row that are first looked at as one, see `_exceeding`."""
 
