@@ -1,7 +1,5 @@
 """The neighbor index against brute force in float64, on friendly and on hostile matrices: built, refreshed, saved, loaded."""
 
-import errno
-import os
 import resource
 
 import pytest
@@ -243,7 +241,7 @@ def test_no_room_leaves_no_partial_index(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(DataError, match=f"make room.*|{os.strerror(errno.EFBIG)}"):
+        with pytest.raises(DataError, match=r"cannot be written .*; make room there"):
             index.save(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -9,7 +9,7 @@ from ngrpo.neighbors.metrics import Rows
 from ngrpo.neighbors.search import Found, above, nearest_neighbors, ordered
 
 _MOVERS = 512
-"""Of so many rows, one is compared with every row: those that moved farthest would spoil the bound for all."""
+"""Of so many rows, at most one is compared with every row: those that moved much farther would spoil the bound for all."""
 
 
 def refreshed(rows: Rows, before: Tensor, held: Found, *, block_rows: int) -> tuple[Found, int]:
@@ -55,8 +55,8 @@ def refreshed(rows: Rows, before: Tensor, held: Found, *, block_rows: int) -> tu
 def _bound(rows: Rows, drift: Tensor, bound: Tensor, candidates: Tensor, block_rows: int) -> Tensor:
     """Return float64 bounds of the similarity of every row's `candidates` to all others, after the move."""
     farthest, order = drift.topk(min(len(rows) // _MOVERS + 1, len(rows) - 1) + 1)
-    loosened = rows.loosened(bound.double(), drift, float(farthest[-1]))
-    movers = order[:-1][farthest[:-1] > farthest[-1]].sort().values
+    movers = order[farthest > 2 * farthest[-1]].sort().values
+    loosened = rows.loosened(bound.double(), drift, float(farthest[len(movers)]))
     if not len(movers):
         return loosened
     number = torch.full((len(rows),), -1, device=drift.device)
