@@ -144,7 +144,9 @@ class Run:
     def write_rollouts(self, samples: list[dict]) -> None:
         self.write("ngrpo_training", "rollout_samples.json", samples)
 
-    def write_benchmark(self, name: str, before: float, after: float, word: str = "", wrong_text: str = "") -> None:
+    def write_benchmark(
+        self, name: str, before: float, after: float, word: str = "", wrong_text: str = "", by_string: bool = False
+    ) -> None:
         """Samples of both models; problem 7 is the hardest after training, its most frequent wrong answer is 99."""
         ids = [f"{name}-{number:03d}" for number in range(PROBLEMS)]
         prompts = [[{"role": "user", "content": f"{word} 3 + 4 + {number} ="}] for number in range(PROBLEMS)]
@@ -173,6 +175,7 @@ class Run:
                             "extracted": said,
                             "correct": correct,
                             "grader_error": None,
+                            "string_match": correct and sample > 0 if by_string else None,
                         }
                     )
             table = pa.Table.from_pylist(rows, schema=SAMPLES)

@@ -348,6 +348,9 @@ class EvaluationConfig(Section):
     """Draws of the bootstrap over problems."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Level of the intervals."""
+    string_match: tuple[str, ...] = ()
+    """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.evaluation.string_match`):
+    reported beside the verdict, nothing depends on it."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
@@ -429,6 +432,11 @@ class RunConfig(Section):
             if name not in self.data.benchmarks:
                 raise ValueError(
                     f"promotion.tolerated_regression.{name}: not one of data.benchmarks: {', '.join(sorted(self.data.benchmarks))}"
+                )
+        for name in self.evaluation.string_match:
+            if name not in self.data.benchmarks:
+                raise ValueError(
+                    f"evaluation.string_match: {name!r} is not one of data.benchmarks: {', '.join(sorted(self.data.benchmarks))}"
                 )
         if int(self.promotion.statistic.partition("@")[2] or 1) > self.evaluation.samples:
             raise ValueError(

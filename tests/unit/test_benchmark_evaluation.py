@@ -358,6 +358,28 @@ def test_progress_is_a_few_plain_lines(inputs, engines, tmp_path, capsys):
     assert lines[-1].startswith("trained addition: mean@4 ")
 
 
+def test_the_string_match_stands_beside_the_verdict_where_it_is_asked_for(inputs, engines, tmp_path):
+    gold = r"\frac{6}{2}"  # every third answer is 3, and none is written like this
+    write_benchmark(inputs["dataset"], "addition", [problem(f"p{i}", f"{i}+1", gold) for i in range(12)])
+    write_benchmark(inputs["dataset"], "words", [problem(f"p{i}", f"{i}+2", 3) for i in range(12)])
+    output = evaluate(settings(samples=8, string_match=["addition", "words"]), inputs, tmp_path)
+    results = json.loads((output / "evaluation.json").read_text())["models"]["trained"]
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert results["addition"]["mean"] > 0
+    assert results["addition"]["string_match"] == 0 == metrics["trained/addition/string_match"]
+    words = results["words"]
+    assert 0 < words["string_match"] == metrics["trained/words/string_match"]
+    assert words["per_problem_string_match"] == words["per_problem"]
+    assert words["string_match_ci"] == words["mean_ci"]
+    table = pq.read_table(output / "samples/trained/words.parquet")
+    assert table["string_match"].to_pylist() == table["correct"].to_pylist()
+    plain = evaluate(settings(samples=8), inputs, tmp_path, "plain")
+    assert pq.read_table(plain / "samples/trained/words.parquet")["string_match"].null_count == 96
+    without = json.loads((plain / "evaluation.json").read_text())["models"]["trained"]["words"]
+    assert set(without) == RESULT_FIELDS
+    assert {name: words[name] for name in RESULT_FIELDS} == without
+
+
 def test_answers_that_cannot_be_graded_are_counted(inputs, engines, tmp_path):
     write_benchmark(inputs["dataset"], "addition", [problem("only", "1+1", "５")])
     result = json.loads((evaluate(settings(samples=20), inputs, tmp_path) / "evaluation.json").read_text())

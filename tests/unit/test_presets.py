@@ -55,6 +55,7 @@ def test_published_values(name: str) -> None:
     evaluation = config.evaluation
     assert (evaluation.samples, evaluation.pass_at, evaluation.max_tokens) == (32, (1, 16, 32), 8192)
     assert (evaluation.temperature, evaluation.top_p, evaluation.mixing) == (0.6, 0.95, None)
+    assert evaluation.string_match == ("math500",)
     assert config.data.prompt_suffix == r"Let's think step by step and output the final answer within \boxed{}."
 
 

@@ -54,6 +54,19 @@ def test_the_headline_gives_both_means_and_their_paired_difference(run):
     assert list(found.groups()) == expected
 
 
+def test_the_string_match_has_a_line_of_its_own(run):
+    assert "by string match" not in text_of(run.report())
+    run.change('evaluation.string_match=["arithmetic"]')
+    run.write_benchmark("arithmetic", 0.7, 0.96, by_string=True)
+    before, after = (run.evaluation["models"][model]["arithmetic"] for model in ("warm_start", "trained"))
+    ends = [
+        (100 * result["string_match"], *(100 * end for end in result["string_match_ci"])) for result in (before, after)
+    ]
+    shown = " ".join("{:.1f} {:.1f} to {:.1f}".format(*end) for end in ends)
+    assert f"mean@16 by string match {shown}" in text_of(run.report())
+    assert after["string_match"] < after["mean"]
+
+
 def test_the_deciding_benchmark_comes_first(run):
     run.add_source("aaa", {"kind": "arithmetic", "fold": "held_out", "size": PROBLEMS})
     run.write_benchmark("aaa", 0.3, 0.4)

@@ -89,6 +89,7 @@ def _benchmark_view(name: str, before: Mapping[str, Any], after: Mapping[str, An
     counts = [np.array([result["per_problem"][problem] for problem in problems]) for result in (before, after)]
     rows = [
         _mean_row(before, after, counts, config),
+        *([_string_match_row(before, after, problems, config)] if "string_match" in before else []),
         _majority_row(before, after, problems, config),
         *(_pass_row(int(k), before, after, counts, config) for k in before["pass_at_k"]),
         _plain_row("mean response, tokens", before["mean_tokens"], after["mean_tokens"], ".1f"),
@@ -111,6 +112,19 @@ def _majority_row(before: Mapping[str, Any], after: Mapping[str, Any], problems:
     first, second = (_estimate(result["maj"], result["maj_ci"]) for result in (before, after))
     values = [np.array([result["per_problem_maj"][problem] for problem in problems]) for result in (before, after)]
     return Row(f"maj@{before['n_samples']}", first, second, _difference(values, config))
+
+
+def _string_match_row(
+    before: Mapping[str, Any], after: Mapping[str, Any], problems: list[str], config: RunConfig
+) -> Row:
+    n = before["n_samples"]
+    first, second = (_estimate(result["string_match"], result["string_match_ci"]) for result in (before, after))
+    matches = [
+        np.array([result["per_problem_string_match"][problem] for problem in problems]) for result in (before, after)
+    ]
+    return Row(
+        f"mean@{n} by string match", first, second, _difference([mean_at_n(match, n) for match in matches], config)
+    )
 
 
 def _pass_row(

@@ -21,9 +21,11 @@ SAMPLES = pa.schema(
         ("extracted", pa.string()),
         ("correct", pa.bool_()),
         ("grader_error", pa.string()),
+        ("string_match", pa.bool_()),
     ]
 )
-"""Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded."""
+"""Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded,
+`string_match` where its benchmark does not ask for it."""
 
 
 def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> dict[str, Any]:
@@ -37,10 +39,11 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
     Returns:
         `mean` and `pass_at_k` by k, each with its interval (`_ci`), `n_problems`, `n_samples` (a problem), `mean_tokens`,
         `truncated_rate`, `ungraded_rate` (no answer), `grader_errors`, `maj` (maj@n) with its interval, `per_problem` (correct
-        samples by problem id) and `per_problem_maj`. Rates and statistics are fractions.
+        samples by problem id) and `per_problem_maj`; where the table has it, `string_match` (mean@n by string match) with its interval
+        and `per_problem_string_match`. Rates and statistics are fractions.
     """
     by_problem = samples.group_by("problem_id", use_threads=False).aggregate(
-        [("correct", "sum"), ("correct", "count"), ("correct", "list"), ("extracted", "list")]
+        [("correct", "sum"), ("correct", "count"), ("correct", "list"), ("extracted", "list"), ("string_match", "sum")]
     )
     counts = by_problem["correct_sum"].to_numpy()
     n = config.samples
@@ -49,20 +52,25 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
     votes = zip(by_problem["extracted_list"].to_pylist(), by_problem["correct_list"].to_pylist(), strict=True)
     majority = np.array([maj_at_n(answers, correct) for answers, correct in votes])
     # Every column is drawn in the same way, whatever stands beside it: a column more changes no interval.
-    values = np.stack([mean_at_n(counts, n), majority, *(pass_at_k(counts, n, k) for k in config.pass_at)], axis=1)
+    columns = [mean_at_n(counts, n), majority, *(pass_at_k(counts, n, k) for k in config.pass_at)]
+    matched = samples["string_match"].null_count == 0
+    if matched:
+        matches = by_problem["string_match_sum"].to_numpy()
+        columns.append(mean_at_n(matches, n))
+    values = np.stack(columns, axis=1)
     means = values.mean(axis=0).tolist()
     intervals = bootstrap_intervals(
         values, confidence=config.confidence, draws=config.bootstrap_draws, seed=seed
     ).tolist()
     names = [str(k) for k in config.pass_at]
     problems = by_problem["problem_id"].to_pylist()
-    return {
+    result = {
         "mean": means[0],
         "mean_ci": intervals[0],
         "maj": means[1],
         "maj_ci": intervals[1],
-        "pass_at_k": dict(zip(names, means[2:], strict=True)),
-        "pass_at_k_ci": dict(zip(names, intervals[2:], strict=True)),
+        "pass_at_k": dict(zip(names, means[2:], strict=False)),
+        "pass_at_k_ci": dict(zip(names, intervals[2:], strict=False)),
         "n_problems": len(counts),
         "n_samples": n,
         "mean_tokens": pc.mean(samples["tokens"]).as_py(),
@@ -72,6 +80,13 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
         "per_problem": dict(zip(problems, counts.tolist(), strict=True)),
         "per_problem_maj": dict(zip(problems, majority.tolist(), strict=True)),
     }
+    if matched:
+        result |= {
+            "string_match": means[-1],
+            "string_match_ci": intervals[-1],
+            "per_problem_string_match": dict(zip(problems, matches.tolist(), strict=True)),
+        }
+    return result
 
 
 def flat_metrics(result: dict[str, Any], prefix: str) -> dict[str, float]:

@@ -23,6 +23,7 @@ from ngrpo.errors import StoreError
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.results import SAMPLES
+from ngrpo.evaluation.string_match import string_match
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.rollout.engine import RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
@@ -190,21 +191,24 @@ class Sampler:
         return pa.Table.from_pylist(rows, schema=_GENERATED)
 
 
-def graded(samples: pa.Table, benchmark: Benchmark, grader: Grader) -> pa.Table:
+def graded(samples: pa.Table, benchmark: Benchmark, grader: Grader, *, by_string: bool = False) -> pa.Table:
     """Return samples with their verdicts, a table of `SAMPLES`; verdicts that they have already are not looked at.
 
     Args:
         samples: Table with the columns of `SAMPLES` up to `finish_reason`, or all of them.
         benchmark: The benchmark, with the gold answers.
         grader: Grades.
+        by_string: Fill the column `string_match` too.
     """
     gold = dict(zip(benchmark.ids, benchmark.answers, strict=True))
     golds = [gold[problem] for problem in samples["problem_id"].to_pylist()]
-    grades = grader.grade(list(zip(samples["text"].to_pylist(), golds, strict=True)))
+    items = list(zip(samples["text"].to_pylist(), golds, strict=True))
+    grades = grader.grade(items)
     verdicts = {
         "extracted": [grade.extracted for grade in grades],
         "correct": [grade.correct for grade in grades],
         "grader_error": [grade.error for grade in grades],
+        "string_match": [string_match(*item) if by_string else None for item in items],
     }
     columns = {name: samples[name] for name in _GENERATED.names} | verdicts
     return pa.table(columns, schema=SAMPLES)

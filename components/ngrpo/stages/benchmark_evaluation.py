@@ -73,7 +73,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
             _generate(config, name, directory, kept)
             for samples in kept:
                 benchmark = samples.benchmark
-                table = graded(samples.table(), benchmark, grader)
+                by_string = benchmark.name in config.evaluation.string_match
+                table = graded(samples.table(), benchmark, grader, by_string=by_string)
                 path = output / "samples" / name / f"{benchmark.name}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table, path)
