@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ngrpo.config import RunConfig, load_config
+from ngrpo.data.gated import gated_benchmarks, without_benchmarks
 from ngrpo.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -43,7 +45,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(options: argparse.Namespace) -> RunConfig:
-    """Return the configuration that the options name.
+    """Return the configuration that the options name, without gated benchmarks where no token is there.
 
     Raises:
         ConfigError: There is no such preset, or a setting is unknown or impossible.
@@ -56,4 +58,24 @@ def read_config(options: argparse.Namespace) -> RunConfig:
             known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
             raise ConfigError(f"--preset {preset}: unknown; choose one of {known}, or name a .toml file")
     seed = [] if options.seed is None else [f"seed={options.seed}"]
-    return load_config(path, [*options.set, *seed], getattr(options, "cluster", None))
+    config = load_config(path, [*options.set, *seed], getattr(options, "cluster", None))
+    gated = gated_benchmarks(config)
+    if not gated or _token_for(options, config):
+        return config
+    for name in gated:
+        where = "a secret of cluster.secrets" if hasattr(options, "cluster") else "the environment"
+        print(
+            f"left out: data.benchmarks.{name}, which is gated: accept its terms on the hub and put HF_TOKEN into {where}, or set its "
+            "id to a copy (ngrpo mirror)",
+            file=sys.stderr,
+        )
+    return without_benchmarks(config, gated)
+
+
+def _token_for(options: argparse.Namespace, config: RunConfig) -> bool:
+    """Say whether the stages of a configuration will have a token of the hub."""
+    if hasattr(options, "cluster"):
+        return any("HF_TOKEN" in variables for variables in config.cluster.secrets.values())
+    from huggingface_hub import get_token
+
+    return get_token() is not None

@@ -89,6 +89,21 @@ class HubSource(Section):
     """Take the answer from the last \\boxed{} of `answer_column`."""
     limit: Positive | None = None
     """Keep only the first `limit` problems."""
+    wrong_answer_columns: tuple[str, ...] = ()
+    """Columns that hold the wrong answers of a multiple-choice question: its options are shown in an order drawn for each record,
+    and the answer is a letter on a line of its own, `Answer: X`. Benchmarks only."""
+    prompt_suffix: str | None = None
+    """Takes the place of `data.prompt_suffix`. Benchmarks only."""
+    gated: bool = False
+    """The hub wants a token (`HF_TOKEN`): without one the benchmark is left out, and the command says so. Benchmarks only."""
+
+    @model_validator(mode="after")
+    def _options(self) -> Self:
+        if self.wrong_answer_columns and self.answer_is_boxed:
+            raise ValueError(
+                "answer_is_boxed=true goes with no wrong_answer_columns: the right option is taken as it is; leave one out"
+            )
+        return self
 
 
 Source = Annotated[ArithmeticSource | ReasoningGymSource | HubSource, Field(discriminator="kind")]
@@ -104,11 +119,21 @@ class DataConfig(Section):
     benchmarks: Annotated[dict[str, Source], Field(min_length=1)]
     """Held-out problems by benchmark name."""
     prompt_suffix: str = ""
-    """Text appended to every problem, after a space."""
+    """Text appended to every problem, after a space unless it begins with white space itself."""
     max_prompt_tokens: Positive
     """Training problems whose prompt is longer are dropped and counted."""
     overlap_words: Positive = 13
     """Training problems that share as many words in a row with a problem of a benchmark are dropped and listed."""
+
+    @model_validator(mode="after")
+    def _to_learn_from(self) -> Self:
+        for name, source in (("train", self.train), ("warm_start", self.warm_start)):
+            for field in ("wrong_answer_columns", "prompt_suffix", "gated"):
+                if getattr(source, field, None):
+                    raise ValueError(
+                        f"{name}.{field}={getattr(source, field)!r}: only benchmarks may have it; leave it out"
+                    )
+        return self
 
 
 class InitializedModel(Section):

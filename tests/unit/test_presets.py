@@ -78,7 +78,13 @@ def test_published_data_sets(name: str) -> None:
         "aime25": ("math-ai/aime25", "test", "problem", "answer", False),
         "amc23": ("math-ai/amc23", "test", "question", "answer", False),
         "math500": ("HuggingFaceH4/MATH-500", "test", "problem", "answer", False),
+        "gpqa_diamond": ("Idavidrein/gpqa", "train", "Question", "Correct Answer", False),
     }
+    gpqa = data.benchmarks["gpqa_diamond"]
+    assert gpqa.subset == "gpqa_diamond"
+    assert gpqa.gated
+    assert gpqa.wrong_answer_columns == tuple(f"Incorrect Answer {number}" for number in (1, 2, 3))
+    assert not any(source.gated for name, source in data.benchmarks.items() if name != "gpqa_diamond")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -13,7 +13,8 @@ Turns = list[dict[str, str]]
 
 def user_turn(problem: str, suffix: str) -> Turns:
     """Return the conversation that asks a problem, followed by the instruction on how to answer."""
-    return [{"role": "user", "content": f"{problem} {suffix}" if suffix else problem}]
+    separator = " " if suffix and not suffix[0].isspace() else ""
+    return [{"role": "user", "content": f"{problem}{separator}{suffix}"}]
 
 
 class ChatLengths:
@@ -34,18 +35,18 @@ class ChatLengths:
         """Return the tokens of each whole conversation."""
         return [len(ids) for ids in self._encode(conversations, generation=False)]
 
-    def require_known(self, label: str, conversations: Sequence[Turns]) -> None:
-        """Refuse texts that the tokenizer cannot spell.
+    def require_known(self, label: str, ids: Sequence[str], conversations: Sequence[Turns]) -> None:
+        """Refuse texts that the tokenizer cannot spell. They are named by their ids: not every text may stand in a log.
 
         Raises:
             DataError: A conversation becomes the unknown token somewhere.
         """
         unknown = self.tokenizer.unk_token_id
-        for conversation, ids in zip(conversations, self._encode(conversations, generation=False), strict=True):
-            if unknown in ids:
+        for identifier, tokens in zip(ids, self._encode(conversations, generation=False), strict=True):
+            if unknown in tokens:
                 raise DataError(
-                    f"{label}: the base model's tokenizer cannot spell {conversation[-1]['content'][:80]!r}; choose a model "
-                    "(model.source) and problems that go together"
+                    f"{label}: the base model's tokenizer cannot spell problem {identifier!r}; choose a model (model.source) and "
+                    "problems that go together"
                 )
 
     def require_prefix(self, examples: Sequence[tuple[Turns, Turns]]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import HubSource
 from ngrpo.data.locations import download, is_bucket, is_local, local_directory, reason
+from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem
 from ngrpo.errors import DataError
 from ngrpo.evaluation.grading import extract_answer
@@ -62,7 +63,10 @@ def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
     columns = {"problem_column": source.problem_column, "answer_column": source.answer_column}
     if source.solution_column is not None:
         columns["solution_column"] = source.solution_column
-    for setting, column in columns.items():
+    for setting, column in [
+        *columns.items(),
+        *(("wrong_answer_columns", name) for name in source.wrong_answer_columns),
+    ]:
         if column not in rows.column_names:
             raise DataError(
                 f"data set {source.id!r}: {setting}={column!r} is not one of its columns: {', '.join(rows.column_names)}"
@@ -84,9 +88,14 @@ def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
             )
     solutions = [None] * len(rows) if source.solution_column is None else rows[source.solution_column]
     name = source.id.rstrip("/").rpartition("/")[2]
+    ids = [f"{name}-{index}" for index in range(len(rows))]
+    if source.wrong_answer_columns:
+        wrong = zip(*([_text(value) for value in rows[column]] for column in source.wrong_answer_columns), strict=True)
+        questions = zip(ids, problems, answers, wrong, strict=True)
+        problems, answers = map(list, zip(*(with_options(*question) for question in questions), strict=True))
     return [
-        Problem(f"{name}-{index}", problem, answer, _text(solution) or None)
-        for index, (problem, answer, solution) in enumerate(zip(problems, answers, solutions, strict=True))
+        Problem(identifier, problem, answer, _text(solution) or None)
+        for identifier, problem, answer, solution in zip(ids, problems, answers, solutions, strict=True)
     ]
 
 

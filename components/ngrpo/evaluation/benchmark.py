@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 
 from ngrpo.errors import DataError
 
+BY_LETTER = {b"answers": b"letter"}
+"""Metadata of a table whose answers are letters of options."""
+
 _COLUMNS = ("id", "prompt", "answer")
 
 
@@ -23,12 +26,14 @@ class Benchmark:
         ids: Unique name of each problem.
         prompts: Of each problem the conversation that asks it.
         answers: Of each problem the gold answer.
+        by_letter: Whether answers are letters of options, to be given as `Answer: X`.
     """
 
     name: str
     ids: list[str]
     prompts: list[list[dict[str, str]]]
     answers: list[str]
+    by_letter: bool = False
 
 
 def read_benchmarks(directory: Path) -> list[Benchmark]:
@@ -67,4 +72,4 @@ def _read(path: Path) -> Benchmark:
             raise DataError(
                 f"benchmark {name!r}: problem {identifier!r} has no id, prompt or answer; correct or drop it in its source"
             )
-    return Benchmark(name, ids, prompts, answers)
+    return Benchmark(name, ids, prompts, answers, BY_LETTER.items() <= (table.schema.metadata or {}).items())

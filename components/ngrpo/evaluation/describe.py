@@ -21,7 +21,9 @@ def describe(source: Mapping[str, Any]) -> str:
     """Return a source of data or of a model in one line, its kind first and without paths of this machine."""
     kind = source["kind"].replace("_", " ")
     parts = [
-        f"{name} {value}" for name, value in public(dict(source)).items() if name != "kind" and value not in (None, {})
+        f"{name} {value}"
+        for name, value in public(dict(source)).items()
+        if name not in ("kind", "prompt_suffix") and value not in (None, {}, []) and value is not False
     ]
     return ", ".join([kind, *parts])
 

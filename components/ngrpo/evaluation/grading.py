@@ -2,6 +2,7 @@ r"""Grading: where the answer of a response is, and whether it equals the gold a
 
 The answer is the content of the last balanced \boxed{} after `</think>`. Equal texts and plain numbers are decided here; all
 else by math-verify in isolated processes with a time limit. The same rules grade benchmarks and give the rewards of training.
+Multiple-choice questions are answered by a letter, and that is compared (`grade_letter`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ngrpo.evaluation.math_verify_pool import MathVerifyPool
 _END_OF_THOUGHT = "</think>"
 _BOX = r"\\boxed\s*\{"
 _BRACES = re.compile(rf"(?P<box>{_BOX})|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{)))|(?P<open>\{{)|(?P<close>\}})")
+
+_LETTER = re.compile(r"^[ \t]*Answer: ([A-Z])[ \t\r]*$", re.MULTILINE)
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}|[0-9]{1,9}\.[0-9]{1,6})")
 """Numbers that math-verify compares exactly: it rounds to six decimals."""
@@ -68,6 +71,17 @@ def extract_answer(text: str) -> str | None:
             if start is not None and start > latest:
                 answer, latest = text[start : match.start()], start
     return answer.strip() or None
+
+
+def grade_letter(text: str, gold: str) -> Grade:
+    """Grade an answer to a multiple-choice question: the letter of the last line after the thought that is `Answer: X`, to the letter.
+
+    Args:
+        text: The response.
+        gold: Letter of the right option.
+    """
+    lines = _LETTER.findall(text.rpartition(_END_OF_THOUGHT)[2])
+    return Grade(lines[-1] == gold, lines[-1], None) if lines else Grade(False, None, None)
 
 
 class Grader:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from ngrpo.config import EvaluationConfig
 from ngrpo.errors import StoreError
 from ngrpo.evaluation.benchmark import Benchmark
-from ngrpo.evaluation.grading import Grader
+from ngrpo.evaluation.grading import Grader, grade_letter
 from ngrpo.evaluation.results import SAMPLES
 from ngrpo.evaluation.string_match import string_match
 from ngrpo.mixing.mixer import Mixer
@@ -197,13 +197,13 @@ def graded(samples: pa.Table, benchmark: Benchmark, grader: Grader, *, by_string
     Args:
         samples: Table with the columns of `SAMPLES` up to `finish_reason`, or all of them.
         benchmark: The benchmark, with the gold answers.
-        grader: Grades.
+        grader: Grades what is not answered by a letter.
         by_string: Fill the column `string_match` too.
     """
     gold = dict(zip(benchmark.ids, benchmark.answers, strict=True))
     golds = [gold[problem] for problem in samples["problem_id"].to_pylist()]
     items = list(zip(samples["text"].to_pylist(), golds, strict=True))
-    grades = grader.grade(items)
+    grades = [grade_letter(*item) for item in items] if benchmark.by_letter else grader.grade(items)
     verdicts = {
         "extracted": [grade.extracted for grade in grades],
         "correct": [grade.correct for grade in grades],

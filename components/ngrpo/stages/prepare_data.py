@@ -7,18 +7,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ngrpo.config import PrepareDataConfig, Source
-from ngrpo.data.chat import ChatLengths, user_turn
+from ngrpo.config import HubSource, PrepareDataConfig, Source
+from ngrpo.data.chat import ChatLengths, Turns, user_turn
 from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.models import materialize_tokenizer
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
 from ngrpo.data.screening import Screen, fingerprint
 from ngrpo.errors import DataError
+from ngrpo.evaluation.benchmark import BY_LETTER
 from ngrpo.evaluation.grading import gold_parses
 
 CONFIG = PrepareDataConfig
@@ -75,17 +77,24 @@ class _Tables:
                 raise DataError(f"{label}: problem {problem.id!r} has no text or no answer; correct the data set")
         screen = Screen(label)
         problems = screen.drop("repeated", problems, _repeated(problems))
-        problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
-        self.lengths.require_known(label, [self._prompt(problem) for problem in problems])
+        schema, suffix = _PROBLEMS, None
+        if isinstance(source, HubSource):
+            suffix = source.prompt_suffix
+            if source.wrong_answer_columns:
+                schema = _PROBLEMS.with_metadata(BY_LETTER)
+        if schema is _PROBLEMS:
+            problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
+        rows = self._problem_rows(problems, suffix)
+        self.lengths.require_known(label, [p.id for p in problems], [row["prompt"] for row in rows])
         self.measured.add(name, problems)
-        self._write(f"benchmarks/{name}.parquet", _PROBLEMS, self._problem_rows(problems), source, screen)
+        self._write(f"benchmarks/{name}.parquet", schema, rows, source, screen)
 
     def write_train(self, source: Source) -> None:
         label = "data.train"
         screen, problems = self._unseen(label, source)
         problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
         prompts = [self._prompt(problem) for problem in problems]
-        self.lengths.require_known(label, prompts)
+        self.lengths.require_known(label, [problem.id for problem in problems], prompts)
         limit = self.config.data.max_prompt_tokens
         problems = screen.drop("long_prompt", problems, [length > limit for length in self.lengths.prompts(prompts)])
         self._write("train.parquet", _PROBLEMS, self._problem_rows(problems), source, screen)
@@ -95,10 +104,11 @@ class _Tables:
         screen, problems = self._unseen(label, source)
         problems = screen.drop("no_solution", problems, [problem.solution is None for problem in problems])
         examples = [(self._prompt(p), [{"role": "assistant", "content": p.solution or ""}]) for p in problems]
-        self.lengths.require_known(label, [prompt + completion for prompt, completion in examples])
+        whole = [prompt + completion for prompt, completion in examples]
+        self.lengths.require_known(label, [problem.id for problem in problems], whole)
         self.lengths.require_prefix(examples)
         limit = self.config.warm_start.max_tokens
-        too_long = [length > limit for length in self.lengths.conversations([p + c for p, c in examples])]
+        too_long = [length > limit for length in self.lengths.conversations(whole)]
         kept = screen.drop("long_example", list(zip(problems, examples, strict=True)), too_long)
         rows = [
             {"id": problem.id, "prompt": prompt, "completion": completion} for problem, (prompt, completion) in kept
@@ -123,11 +133,11 @@ class _Tables:
         ]
         return screen, screen.drop("in_benchmark", problems, [match is not None for match in matches])
 
-    def _prompt(self, problem: Problem) -> list[dict[str, str]]:
-        return user_turn(problem.problem, self.config.data.prompt_suffix)
+    def _prompt(self, problem: Problem, suffix: str | None = None) -> Turns:
+        return user_turn(problem.problem, self.config.data.prompt_suffix if suffix is None else suffix)
 
-    def _problem_rows(self, problems: list[Problem]) -> list[dict[str, object]]:
-        return [{"id": p.id, "prompt": self._prompt(p), "answer": p.answer} for p in problems]
+    def _problem_rows(self, problems: list[Problem], suffix: str | None = None) -> list[dict[str, Any]]:
+        return [{"id": p.id, "prompt": self._prompt(p, suffix), "answer": p.answer} for p in problems]
 
     def _write(
         self,
