@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ngrpo.config import load_config
+from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.report import write_report
 from ngrpo.evaluation.results import SAMPLES, benchmark_result
 
@@ -184,6 +185,23 @@ class Run:
             pq.write_table(table, samples)
             self.evaluation["models"][model][name] = benchmark_result(table, self.config.evaluation, self.config.seed)
         self.write("benchmark_evaluation", "evaluation.json", self.evaluation)
+
+    def write_champion(self, skill: float, **protocol: str) -> dict:
+        """A champion that the candidate met and was put to the gate with; returns the verdict."""
+        protocols = {"trained": {"arithmetic": {"problems": "p", "grader": "g"}}}
+        self.evaluation["protocols"] = protocols
+        self.write_benchmark("arithmetic", 0.7, skill)
+        champion = json.loads(json.dumps(self.evaluation))
+        champion["protocols"]["trained"]["arithmetic"] |= protocol
+        self.write("model_promotion", "champion_evaluation.json", champion)
+        self.write_benchmark("arithmetic", 0.7, 0.96)
+        models = (
+            Measured.of(of, "trained", name)
+            for of, name in ((self.evaluation, "the candidate"), (champion, "the champion"))
+        )
+        verdict = compare(self.config.promotion, *models, self.config.seed)
+        self.write_promotion(**verdict, version=3, champion_version=2)
+        return verdict
 
     def write_promotion(self, **changes: object) -> None:
         promotion = {

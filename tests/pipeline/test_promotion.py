@@ -68,11 +68,16 @@ def test_the_first_candidate_becomes_champion_if_it_beats_what_it_started_from(r
 
 def test_a_better_candidate_takes_over_and_the_old_champion_is_remembered(registry, promote, tmp_path):
     promote("first", MIDDLE)
+    promote("first", MIDDLE)
+    met = tmp_path / "output" / "champion_evaluation.json"
+    assert not met.exists(), "it has met no champion but itself"
     decision = promote("better", [6] * PROBLEMS)
     assert (decision["decision"], decision["version"], decision["champion_version"]) == ("promoted", 2, 1)
     assert decision["comparison"]["gain"] == pytest.approx(25.0)
     assert decision["comparison"]["n_problems"] == PROBLEMS
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["gain"] == pytest.approx(25.0)
+    theirs = json.loads(met.read_text())["models"]["trained"]["arithmetic"]
+    assert set(theirs["per_problem"].values()) == {MIDDLE[0]}
     assert holder(registry) == "key-better"
     assert holder(registry, PREVIOUS_CHAMPION) == "key-first"
     assert json.loads(registry.by_alias(CHAMPION).tags["ngrpo.comparison"]) == decision["comparison"]

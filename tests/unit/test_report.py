@@ -84,6 +84,71 @@ def test_the_curve_of_pass_at_k_ends_at_the_table_s_value(run):
     assert page.count('class="band') == 2
 
 
+def test_the_champion_that_the_candidate_met_has_a_curve(run):
+    run.write_champion(0.85)
+    page = run.report()
+    assert page.count('class="band') == 3
+    champion = json.loads((run.artifacts["model_promotion"] / "champion_evaluation.json").read_text())
+    value = champion["models"]["trained"]["arithmetic"]["pass_at_k"]["4"]
+    assert f"<title>4: {100 * value:.4g} %</title>" in page
+    text = text_of(page)
+    assert "warm start trained champion, version 2 arithmetic: problems solved" in text
+    assert "The base model before the warm start was not measured." in text
+    run.change("warm_start.steps=0")
+    assert "was not measured" not in text_of(run.report())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "reason"),
+    [
+        ({"grader": "other"}, "was not measured alike: graders"),
+        ({"problems": "other"}, "was not measured alike: problems or gold"),
+    ],
+)
+def test_a_champion_that_was_measured_otherwise_has_none(run, protocol, reason):
+    verdict = run.write_champion(0.85, **protocol)
+    assert verdict["comparison"] is None
+    page = run.report()
+    assert page.count('class="band') == 2
+    assert f"arithmetic has no curve of the champion, which {reason}" in text_of(page)
+    assert "on each problem" not in page
+
+
+def test_the_differences_that_decided_are_shown_problem_by_problem(run):
+    verdict = run.write_champion(0.85)
+    page = run.report()
+    chart = page[page.index('aria-label="Candidate less the champion on each problem of arithmetic') :]
+    chart = chart[: chart.index("</svg>")]
+    bars = [float(title) for title in re.findall(r"<title>([+-][\d.]+)</title>", chart)]
+    assert len(bars) == PROBLEMS
+    assert bars == sorted(bars)
+    assert fmean(bars) == pytest.approx(verdict["comparison"]["gain"], abs=0.05)
+    better, worse = sum(bar > 0 for bar in bars), sum(bar < 0 for bar in bars)
+    assert f"Better on {better} problems, worse on {worse}." in text_of(page)
+    assert 0 < worse < better
+    # The heights of mean and interval, against the axis that the bars stand on.
+    zero = float(re.search(r'class="axis" d="M50 ([\d.]+)H', chart[chart.index("<rect") :])[1])
+    top, height = map(float, re.search(r'class="gain" .*?y="([\d.]+)" .*?height="([\d.]+)"', chart).groups())
+    mean = float(re.search(r'class="reference" d="M50 ([\d.]+)H', chart)[1])
+    points = (zero - mean) / verdict["comparison"]["gain"]
+    low, high = verdict["comparison"]["interval"]
+    assert (zero - top, zero - top - height) == pytest.approx((points * high, points * low), abs=0.3)
+
+
+def test_without_a_champion_the_opponent_is_the_warm_start(run):
+    measured = run.evaluation | {
+        "protocols": {model: {"arithmetic": {"grader": "g"}} for model in ("warm_start", "trained")}
+    }
+    models = (
+        Measured.of(measured, model, name)
+        for model, name in (("trained", "the candidate"), ("warm_start", "the warm start"))
+    )
+    run.write_promotion(**compare(run.config.promotion, *models, 0))
+    page = run.report()
+    assert "arithmetic: candidate less the warm start on each problem, points" in text_of(page)
+    assert page.count('class="band') == 2
+
+
 def test_what_models_and_data_say_is_escaped(run):
     hostile = rollout(0, 0)
     hostile |= {"prompt": EVIL, "tokens": [EVIL, *hostile["tokens"][1:]], "neighbors": [['"><img src=x>', EVIL]] * 2}

@@ -166,6 +166,43 @@ def histogram(
     return _svg(width, height, label, parts)
 
 
+def difference_chart(
+    differences: Sequence[float], interval: tuple[float, float, float], *, label: str, x_label: str, width: int = 500
+) -> Markup:
+    """Draw a paired comparison: a bar for each difference, from the smallest to the largest, under the mean and its interval.
+
+    Args:
+        differences: The differences; at least one.
+        interval: Mean, low and high end.
+        label: What the chart shows, for those who cannot see it.
+        x_label: Name of the horizontal axis.
+        width: Width.
+
+    Returns:
+        An `<svg>` element.
+    """
+    height = 230
+    mean, low, high = interval
+    y_ticks = ticks(min(*differences, low, 0.0), max(*differences, high, 0.0), 5)
+    frame = _Frame(width, height, (0, len(differences)), (y_ticks[0], y_ticks[-1]))
+    parts = [_axes(frame, [], [(tick, f"{tick:g}") for tick in y_ticks], x_label)]
+    zero, step = frame.py(0.0), (width - _LEFT - _RIGHT) / len(differences)
+    for index, difference in enumerate(sorted(differences)):
+        y = frame.py(difference)
+        bar = Markup('<rect class="bar {}" x="{}" y="{}" width="{}" height="{}"><title>{:+.1f}</title></rect>')
+        style = "second" if difference > 0 else "first"
+        size = round(max(step - 1, 0.6 * step), 2), round(abs(y - zero), 1)
+        parts.append(bar.format(style, round(_LEFT + index * step, 1), min(y, zero), *size, difference))
+    across, top, bottom = width - _LEFT - _RIGHT, frame.py(high), frame.py(low)
+    parts.append(
+        Markup(
+            '<path class="axis" d="M{0} {1}H{2}"/><rect class="gain" x="{0}" y="{3}" width="{4}" height="{5}"/>'
+            '<path class="reference" d="M{0} {6}H{2}"/>'
+        ).format(_LEFT, zero, width - _RIGHT, top, across, round(max(bottom - top, 1.0), 1), frame.py(mean))
+    )
+    return _svg(width, height, label, parts)
+
+
 def bar_chart(bars: Sequence[Bar], *, label: str, width: int = 720) -> Markup:
     """Draw horizontal bars.
 

@@ -100,7 +100,7 @@ def _comparison(
     problems = sorted(candidate.results[name]["per_problem"])
     n = candidate.results[name]["n_samples"]
     ours, theirs = (
-        100.0 * _statistic(config.statistic, model.results[name], problems) for model in (candidate, opponent)
+        100.0 * per_problem(config.statistic, model.results[name], problems) for model in (candidate, opponent)
     )
     # The lower end of a two-sided interval of level 2c - 1 is that of a one-sided one of level c.
     gain, low, high = paired_difference(ours, theirs, confidence=2 * config.confidence - 1, draws=_DRAWS, seed=seed)
@@ -119,8 +119,14 @@ def _comparison(
     }
 
 
-def _statistic(statistic: str, result: Mapping[str, Any], problems: list[str]) -> Floats:
-    """Return a statistic of each problem as a fraction."""
+def per_problem(statistic: str, result: Mapping[str, Any], problems: list[str]) -> Floats:
+    """Return a statistic of each problem as a fraction.
+
+    Args:
+        statistic: `mean`, `maj` or `pass@K`, as in `promotion.statistic`.
+        result: Result on a benchmark (`benchmark_result`).
+        problems: Ids of the problems, in the order that is wanted.
+    """
     if statistic == "maj":
         return np.array([result["per_problem_maj"][problem] for problem in problems])
     counts = np.array([result["per_problem"][problem] for problem in problems])

@@ -14,7 +14,8 @@ from ngrpo.evaluation.describe import describe, method_name
 from ngrpo.evaluation.report_failures import failure_galleries, is_confidential
 from ngrpo.evaluation.report_lineage import settings_text, stage_views, table_views, timings
 from ngrpo.evaluation.report_neighbors import neighbors_view
-from ngrpo.evaluation.report_results import benchmark_views, headline, promotion_sentence, signed
+from ngrpo.evaluation.report_promotion import comparisons, promotion_sentence
+from ngrpo.evaluation.report_results import benchmark_views, headline, signed
 from ngrpo.evaluation.report_rollouts import rollout_views
 from ngrpo.evaluation.report_training import learning_curves, mixing_view, warm_start_curve
 
@@ -82,20 +83,32 @@ def _index(artifacts: Mapping[str, Path]) -> dict[str, Any]:
 
 def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:
     """Return what there is to say of evaluation and promotion."""
-    values: dict[str, Any] = {"benchmarks": None, "headline": None, "galleries": None, "promotion": None}
+    values: dict[str, Any] = dict.fromkeys(("benchmarks", "headline", "galleries", "promotion", "champion"))
+    values["comparisons"] = []
     directory, data = artifacts.get("benchmark_evaluation"), artifacts.get("prepare_data")
+    promotion, champion = _promotion(artifacts.get("model_promotion"))
+    if promotion is not None:
+        values["promotion"] = promotion | {"sentence": promotion_sentence(promotion)}
+        values["champion"] = promotion["champion_version"] if champion is not None else None
     if directory is not None:
         evaluation = _read_json(directory / "evaluation.json")
-        values["benchmarks"] = benchmark_views(evaluation, config)
+        values["benchmarks"] = benchmark_views(evaluation, config, champion)
+        if promotion is not None:
+            values["comparisons"] = comparisons(promotion, evaluation, champion)
         values["headline"] = headline(values["benchmarks"], config)
         if data is not None:
             values["galleries"] = failure_galleries(
                 evaluation, directory / "samples" / "trained", data / "benchmarks", config
             )
-    if "model_promotion" in artifacts:
-        promotion = _read_json(artifacts["model_promotion"] / "promotion.json")
-        values["promotion"] = promotion | {"sentence": promotion_sentence(promotion)}
     return values
+
+
+def _promotion(directory: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the decision, and the evaluation of the champion that the model met, as far as they are known."""
+    if directory is None:
+        return None, None
+    champion = directory / "champion_evaluation.json"
+    return _read_json(directory / "promotion.json"), _read_json(champion) if champion.exists() else None
 
 
 def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:

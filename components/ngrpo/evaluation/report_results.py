@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ngrpo.config import RunConfig
 from ngrpo.evaluation.figures import Curve, line_chart
+from ngrpo.evaluation.protocol import difference
 from ngrpo.evaluation.statistics import Floats, bootstrap_intervals, mean_at_n, paired_difference, pass_at_k
 
 MODELS = ("warm_start", "trained")
@@ -47,18 +48,26 @@ class BenchmarkView:
     samples: int
     rows: list[Row]
     curve: Markup
+    champion: str | None
+    """Why the champion has no curve; none where it has one, or where there was no champion."""
 
 
-def benchmark_views(evaluation: Mapping[str, Any], config: RunConfig) -> list[BenchmarkView]:
+def benchmark_views(
+    evaluation: Mapping[str, Any], config: RunConfig, champion: Mapping[str, Any] | None = None
+) -> list[BenchmarkView]:
     """Return every benchmark, the one that decides on promotion first.
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
         config: Configuration of the run.
+        champion: The same of the champion that the trained model met, if there was one.
     """
     before, after = (evaluation["models"][model] for model in MODELS)
     names = sorted(before, key=lambda name: (name != config.promotion.benchmark, name))
-    return [_benchmark_view(name, before[name], after[name], config) for name in names]
+    return [
+        _benchmark_view(name, before[name], after[name], config, *_champion(name, evaluation, champion))
+        for name in names
+    ]
 
 
 def headline(benchmarks: list[BenchmarkView], config: RunConfig) -> str:
@@ -71,18 +80,29 @@ def headline(benchmarks: list[BenchmarkView], config: RunConfig) -> str:
     )
 
 
-def promotion_sentence(promotion: Mapping[str, Any]) -> str:
-    """Return what became of the model in one sentence; `promotion` is `promotion.json` of the stage `model_promotion`."""
-    name, version, champion = promotion["model"], promotion["version"], promotion["champion_version"]
-    stays = "there is no champion" if champion is None else f"version {champion} stays the champion"
-    return {
-        "promoted": f"Promoted: version {version} of {name} is the champion.",
-        "kept": f"Not promoted: version {version} of {name} is a challenger; {stays}.",
-        "unchanged": f"Unchanged: this model is version {version} of {name}, the champion already.",
-    }[promotion["decision"]]
+def _champion(
+    name: str, evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any] | None, str | None]:
+    """Return the champion's result on a benchmark if it was measured alike; if not, why not."""
+    if champion is None:
+        return None, None
+    if name not in champion["models"]["trained"]:
+        return None, "was not measured on it"
+    ours, theirs = (of.get("protocols", {}).get("trained", {}).get(name) for of in (evaluation, champion))
+    differs = difference(ours, theirs)
+    return (
+        (champion["models"]["trained"][name], None) if differs is None else (None, f"was not measured alike: {differs}")
+    )
 
 
-def _benchmark_view(name: str, before: Mapping[str, Any], after: Mapping[str, Any], config: RunConfig) -> BenchmarkView:
+def _benchmark_view(
+    name: str,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    config: RunConfig,
+    champion: Mapping[str, Any] | None,
+    left_out: str | None,
+) -> BenchmarkView:
     n = before["n_samples"]
     # In the order in which the intervals of evaluation.json were drawn, so that table and curve show the same ends.
     problems = list(before["per_problem"])
@@ -99,7 +119,9 @@ def _benchmark_view(name: str, before: Mapping[str, Any], after: Mapping[str, An
         _plain_row("without an answer, %", 100 * before["ungraded_rate"], 100 * after["ungraded_rate"], ".1f"),
         _plain_row("grader errors", before["grader_errors"], after["grader_errors"], "d"),
     ]
-    return BenchmarkView(name, len(problems), n, rows, _curve(name, counts, n, config))
+    if champion is not None:
+        counts.append(np.array([champion["per_problem"][problem] for problem in problems]))
+    return BenchmarkView(name, len(problems), n, rows, _curve(name, counts, n, config), left_out)
 
 
 def _mean_row(before: Mapping[str, Any], after: Mapping[str, Any], counts: list[Counts], config: RunConfig) -> Row:
@@ -159,14 +181,14 @@ def _difference(per_problem: list[Floats], config: RunConfig) -> Estimate:
 def _curve(name: str, counts: list[Counts], n: int, config: RunConfig) -> Markup:
     curves = []
     settings = config.evaluation
-    for style, count in zip(("first", "second"), counts, strict=True):
+    for style, count in zip(("first", "second", "third"), counts, strict=False):
         values = np.stack([pass_at_k(count, n, k) for k in range(1, n + 1)], axis=1)
         band = bootstrap_intervals(
             values, confidence=settings.confidence, draws=settings.bootstrap_draws, seed=config.seed
         )
         ends = [(low, high) for low, high in band.tolist()]
         curves.append(Curve(style, range(1, n + 1), values.mean(axis=0).tolist(), ends))
-    label = f"pass@k on {name} before and after training"
+    label = f"pass@k on {name} before and after training" + (", and of the champion" if len(counts) == 3 else "")
     return line_chart(curves, label=label, x_label="k", percent=True, width=500, height=270)
 
 

@@ -25,6 +25,8 @@ _BY_HAND = "`ngrpo promote {version} --override REASON` makes this version champ
 def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
     """Write `promotion.json`, `model_card.md` and `metrics.json`; set the aliases of the model registry.
 
+    Where the candidate met a champion whose evaluation is known, `champion_evaluation.json` is a copy of it.
+
     Args:
         config: Settings of the stage.
         inputs: `trained` and `evaluation`, each with its `manifest.json`.
@@ -77,6 +79,11 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         },
     )
     registry.add_card(version, card)
+    if decision["champion_version"] not in (None, decision["version"]):
+        champion = registry.version(str(decision["champion_version"]))
+        theirs = None if champion is None else registry.evaluation(champion)
+        if theirs is not None:
+            (output / "champion_evaluation.json").write_text(theirs, encoding="utf-8")
     (output / "model_card.md").write_text(card, encoding="utf-8")
     (output / "promotion.json").write_text(json.dumps(decision), encoding="utf-8")
     (output / "metrics.json").write_text(json.dumps(_metrics(decision)), encoding="utf-8")
