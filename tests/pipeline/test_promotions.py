@@ -1,7 +1,9 @@
 """Promotions by real processes that race and are killed, rollback, and the history that all of it leaves."""
 
 import json
+import os
 import random
+import signal
 import time
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from ngrpo.storage.digest import model_digest
 from ngrpo.storage.lease import Lease, LeaseLostError, hold
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.promotions import Promotions
-from ngrpo.tracking.registry import ModelRegistry
+from ngrpo.tracking.registry import ALIASES, ModelRegistry
 from ngrpo_kfp.pipelines import cli
 
 pytestmark = pytest.mark.pipeline
@@ -140,29 +142,59 @@ def test_a_promotion_that_is_killed_before_any_of_its_writes_is_undone_or_finish
     assert partly, "no kill fell between two aliases: nothing was put to the test"
 
 
-def test_racing_promoters_leave_the_best_as_champion(promotions):
-    """Five versions at once, two of them killed on the way: whoever passed the gate best is champion, nothing dangles."""
-    order = random.Random(5).sample(range(1, 6), 5)
-    kills = {3: 6, 5: 9}
-    processes = {number: start(put_to_the_gate, str(number), skill(number), 5.0, kills.get(number)) for number in order}
+def race(promotions, numbers, kills, lease_seconds: float) -> int:
+    """Put versions to the gate at once, each in a process of its own, some of which are killed; return how many were.
+
+    Those that were killed come again. Then whoever passed the gate best is champion, nothing dangles, and nothing is lost.
+    """
+    processes = {
+        number: start(put_to_the_gate, str(number), skill(number), lease_seconds, kills.get(number))
+        for number in numbers
+    }
     for process in processes.values():
         process.join(120)
-    assert {number: process.exitcode for number, process in processes.items()} == {
-        number: -9 if number in kills else 0 for number in order
-    }
-    again = [start(put_to_the_gate, str(number), skill(number), 5.0, None) for number in kills]
+    killed = [number for number, process in processes.items() if process.exitcode == -signal.SIGKILL]
+    assert {process.exitcode for number, process in processes.items() if number not in killed} <= {0}
+    assert set(killed) <= set(kills)
+    again = [start(put_to_the_gate, str(number), skill(number), lease_seconds, None) for number in killed]
     for process in again:
         process.join(120)
+        assert process.exitcode == 0
     aliases, history = state(promotions.registry), promotions.history()
-    assert aliases["champion"] == "5"
+    assert aliases["champion"] == str(max(numbers))
     assert "candidate" not in aliases
     assert [entry["sequence"] for entry in history] == list(range(1, len(history) + 1))
     crowned = [int(entry["version"]) for entry in history if entry["decision"] == "promoted"]
     assert crowned == sorted(set(crowned)), "the champion only ever got better"
-    assert {entry["version"] for entry in history} == {"1", "2", "3", "4", "5"}, "no decision was lost"
+    assert {entry["version"] for entry in history} == {str(number) for number in numbers}, "no decision was lost"
     assert aliases.get("previous_champion") == (str(crowned[-2]) if len(crowned) > 1 else None)
     for entry, following in pairwise(history):
         assert entry["after"] | {"candidate": None} == following["before"]
+    return len(killed)
+
+
+def test_racing_promoters_leave_the_best_as_champion(promotions):
+    """Five versions at once, two of them killed on the way."""
+    order = random.Random(5).sample(range(1, 6), 5)
+    assert race(promotions, order, {3: 6, 5: 9}, lease_seconds=5.0) == 2
+
+
+@pytest.mark.skipif("NGRPO_RACES" not in os.environ, reason="10 seconds a race: set NGRPO_RACES to a number of races")
+@pytest.mark.timeout(0)
+def test_many_races(promotions, objects):
+    """Three of the versions at once, one killed at random inside its turn, again and again from the start."""
+    store, began, kills = ObjectStore(f"{objects.uri}/promotions"), time.monotonic(), 0
+    races = int(os.environ["NGRPO_RACES"])
+    random_ = random.Random(0)
+    for _ in range(races):
+        numbers = random_.sample(range(1, 6), 3)
+        kills += race(promotions, numbers, {random_.choice(numbers): random_.randrange(1, 14)}, lease_seconds=3.0)
+        for alias in ALIASES:
+            promotions.registry.set_alias(alias, None)
+        for key in store.list():
+            store.delete(key)
+        MlflowClient().delete_registered_model_tag(NAME, "ngrpo.promotions")
+    print(f"{races} races of 3 processes, {kills} of them killed, in {time.monotonic() - began:.0f} s")
 
 
 def test_an_error_on_the_way_leaves_the_rest_to_the_next_promotion(promotions, monkeypatch):

@@ -1,6 +1,11 @@
 """The evaluation stage: paired samples, statistics that follow from them, and a result that a kill does not change."""
 
+import itertools
 import json
+import multiprocessing
+import os
+import random
+import signal
 from math import comb
 from pathlib import Path
 
@@ -15,6 +20,7 @@ from ngrpo.config import BenchmarkEvaluationConfig, InitializedModel
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, StoreError
 from ngrpo.evaluation import protocol
+from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import difference
 from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
@@ -268,6 +274,51 @@ def test_a_kill_changes_nothing_and_repeats_little(inputs, engines, tmp_path, ki
     engines.made.clear()
     assert contents(evaluate(settings(), inputs, tmp_path, "resumed")) == whole
     assert sum(len(engine.requests) for engine in engines.made) == 2 * 68 - kept
+
+
+KILL_POINTS = (
+    (FakeEngine, "generate"),
+    (pq, "write_table"),
+    (Path, "write_bytes"),
+    (Path, "replace"),
+    (Grader, "grade"),
+)
+
+
+def evaluate_until_killed(point: int, *arguments) -> None:
+    """In a process of its own: evaluate, and be killed before so many calls of generating, grading and writing."""
+    calls = itertools.count()
+    for owner, name in KILL_POINTS:
+        original = getattr(owner, name)
+
+        def counting(*given, original=original, **options):
+            if next(calls) == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*given, **options)
+
+        setattr(owner, name, counting)
+    evaluate(*arguments)
+
+
+def test_ten_kills_at_random_change_nothing(inputs, engines, tmp_path):
+    """Kills that no process survives to clean up after, anywhere between the first sample and the last table."""
+    whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
+    random_ = random.Random(10)
+    kept = []
+    for number in range(10):
+        point = random_.randrange(8 if number < 8 else 24)
+        child = multiprocessing.get_context("fork").Process(
+            target=evaluate_until_killed, args=(point, settings(), inputs, tmp_path, f"killed-{number}")
+        )
+        child.start()
+        child.join(60)
+        assert child.exitcode == -signal.SIGKILL
+        kept.append(sum(pq.read_table(path).num_rows for path in (tmp_path / "work").rglob("*.parquet")))
+    print(f"samples kept after each of ten kills: {kept} of {2 * 68}")
+    assert 0 < kept[4] < kept[-1] < 2 * 68
+    engines.made.clear()
+    assert contents(evaluate(settings(), inputs, tmp_path, "last")) == whole
+    assert sum(len(engine.requests) for engine in engines.made) == 2 * 68 - kept[-1]
 
 
 def test_a_kill_while_samples_are_written_leaves_none(inputs, engines, tmp_path, monkeypatch):
