@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 from ngrpo.config import ModelPromotionConfig, PromotionConfig, load_config, select
 from ngrpo.stages.model_promotion import decide_and_crown, run
 from ngrpo.storage.digest import model_digest
+from ngrpo.storage.lease import LeaseLostError
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import ModelRegistry
@@ -148,6 +150,9 @@ def _with_environment(environment, function, arguments) -> None:
     function(*arguments)
 
 
+TOO_SLOW = 75  # exit code of a promotion that held the lock for too long
+
+
 def put_to_the_gate(number: str, counts: list[int], lease_seconds: float, killed_before: int | None) -> None:
     """Decide on a version; kill this process before one of its writes."""
     if killed_before is not None:
@@ -155,7 +160,10 @@ def put_to_the_gate(number: str, counts: list[int], lease_seconds: float, killed
     store = ObjectStore(f"{os.environ['NGRPO_STORE']}/promotions")
     promotions = Promotions(ModelRegistry(NAME), store, lease_seconds=lease_seconds)
     version = promotions.registry.version(number)
-    decide_and_crown(settings().promotion, promotions, version, evaluation_of(counts), 0)
+    try:
+        decide_and_crown(settings().promotion, promotions, version, evaluation_of(counts), 0)
+    except LeaseLostError:
+        sys.exit(TOO_SLOW)
 
 
 def _kill_before(write: int) -> None:

@@ -52,6 +52,7 @@ EVALUATION = {
     "truncated_rate": 0.0,
     "ungraded_rate": 0.0,
     "grader_errors": 0,
+    "distinct_answers": 0.25,
     "per_problem": {},
 }
 BODIES = {

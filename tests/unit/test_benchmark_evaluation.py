@@ -42,6 +42,7 @@ RESULT_FIELDS = {
     "truncated_rate",
     "ungraded_rate",
     "grader_errors",
+    "distinct_answers",
     "per_problem",
     "per_problem_maj",
 }
@@ -182,6 +183,8 @@ def test_the_artifact(inputs, engines, tmp_path):
             assert result["truncated_rate"] == result["ungraded_rate"] == pytest.approx(np.mean(cut))
             assert result["mean_tokens"] == pytest.approx(np.mean([row["tokens"] for row in rows]))
             assert result["grader_errors"] == 0
+            given = [{row["extracted"] for row in rows[4 * i : 4 * i + 4]} - {None} for i in range(size)]
+            assert result["distinct_answers"] == pytest.approx(np.mean([len(answers) / 4 for answers in given]))
             assert metrics[f"{model}/{name}/mean"] == result["mean"]
             assert metrics[f"{model}/{name}/pass_at_2"] == result["pass_at_k"]["2"]
     assert 0 < models["trained"]["addition"]["mean"] < 1

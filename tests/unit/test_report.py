@@ -38,6 +38,10 @@ def test_the_table_has_every_number_of_the_evaluation(run):
             assert f"{100 * value:.1f} {100 * low:.1f} to {100 * high:.1f}" in text
         assert f"{result['mean_tokens']:.1f}" in text
         assert f"{100 * result['ungraded_rate']:.1f}" in text
+    shares = (
+        100 * run.evaluation["models"][model]["arithmetic"]["distinct_answers"] for model in ("warm_start", "trained")
+    )
+    assert "different answers among samples, % {:.1f} {:.1f}".format(*shares) in text
     assert f"{PROBLEMS} problems, {N} samples each" in text
 
 

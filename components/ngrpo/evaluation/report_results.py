@@ -117,6 +117,12 @@ def _benchmark_view(
             "cut off at the token limit, %", 100 * before["truncated_rate"], 100 * after["truncated_rate"], ".1f"
         ),
         _plain_row("without an answer, %", 100 * before["ungraded_rate"], 100 * after["ungraded_rate"], ".1f"),
+        _plain_row(
+            "different answers among samples, %",
+            100 * before["distinct_answers"],
+            100 * after["distinct_answers"],
+            ".1f",
+        ),
         _plain_row("grader errors", before["grader_errors"], after["grader_errors"], "d"),
     ]
     if champion is not None:

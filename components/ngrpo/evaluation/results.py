@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ngrpo.config import EvaluationConfig
+from ngrpo.evaluation.diversity import distinct_answers
 from ngrpo.evaluation.statistics import bootstrap_intervals, maj_at_n, mean_at_n, pass_at_k
 
 SAMPLES = pa.schema(
@@ -37,20 +38,21 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
         seed: Seed of the bootstrap.
 
     Returns:
-        `mean` and `pass_at_k` by k, each with its interval (`_ci`), `n_problems`, `n_samples` (a problem), `mean_tokens`,
-        `truncated_rate`, `ungraded_rate` (no answer), `grader_errors`, `maj` (maj@n) with its interval, `per_problem` (correct
-        samples by problem id) and `per_problem_maj`; where the table has it, `string_match` (mean@n by string match) with its interval
-        and `per_problem_string_match`. Rates and statistics are fractions.
+        `mean`, `maj` (maj@n) and `pass_at_k` by k, each with its interval (`_ci`), `n_problems`, `n_samples` (a problem),
+        `mean_tokens`, `truncated_rate`, `ungraded_rate` (no answer), `grader_errors`, `distinct_answers` (over samples, by problem),
+        `per_problem` (correct samples by problem id) and `per_problem_maj`; where the table has it, `string_match` (mean@n by string
+        match) with its interval and `per_problem_string_match`. Rates and statistics are fractions.
     """
     by_problem = samples.group_by("problem_id", use_threads=False).aggregate(
         [("correct", "sum"), ("correct", "count"), ("correct", "list"), ("extracted", "list"), ("string_match", "sum")]
     )
     counts = by_problem["correct_sum"].to_numpy()
     n = config.samples
+    answers = by_problem["extracted_list"].to_pylist()
     if set(by_problem["correct_count"].to_pylist()) != {n}:
         raise ValueError(f"the table does not hold {n} samples of every problem")
-    votes = zip(by_problem["extracted_list"].to_pylist(), by_problem["correct_list"].to_pylist(), strict=True)
-    majority = np.array([maj_at_n(answers, correct) for answers, correct in votes])
+    votes = zip(answers, by_problem["correct_list"].to_pylist(), strict=True)
+    majority = np.array([maj_at_n(given, correct) for given, correct in votes])
     # Every column is drawn in the same way, whatever stands beside it: a column more changes no interval.
     columns = [mean_at_n(counts, n), majority, *(pass_at_k(counts, n, k) for k in config.pass_at)]
     matched = samples["string_match"].null_count == 0
@@ -77,6 +79,7 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
         "truncated_rate": pc.mean(pc.equal(samples["finish_reason"], "length")).as_py(),
         "ungraded_rate": samples["extracted"].null_count / samples.num_rows,
         "grader_errors": samples.num_rows - samples["grader_error"].null_count,
+        "distinct_answers": distinct_answers(answers),
         "per_problem": dict(zip(problems, counts.tolist(), strict=True)),
         "per_problem_maj": dict(zip(problems, majority.tolist(), strict=True)),
     }
