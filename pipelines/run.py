@@ -7,8 +7,9 @@ import json
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -22,8 +23,18 @@ from ngrpo_kfp.pipelines.runtime.workspace import Workspace, write_json
 from ngrpo_kfp.pipelines.summary import places, plan_table, results_table, summarize
 from ngrpo_kfp.pipelines.tracking import pipeline_run
 
+if TYPE_CHECKING:
+    from ngrpo_kfp.pipelines.runtime.local import Runner
 
-def run(config: RunConfig, workspace: Workspace, console: Console, *, rerun: str | None = None) -> Path:
+
+def run(
+    config: RunConfig,
+    workspace: Workspace,
+    console: Console,
+    *,
+    rerun: str | None = None,
+    runner: Callable[[], Runner] | None = None,
+) -> Path:
     """Run the pipeline and return the directory of the run.
 
     Args:
@@ -31,6 +42,7 @@ def run(config: RunConfig, workspace: Workspace, console: Console, *, rerun: str
         workspace: Where everything is kept.
         console: Where progress and results are shown.
         rerun: A stage whose result is made again although the store has it.
+        runner: See `run_stages`.
 
     Raises:
         NGRPOError: What the user can put right, of a service or of a stage.
@@ -51,7 +63,7 @@ def run(config: RunConfig, workspace: Workspace, console: Console, *, rerun: str
         write_json(directory / "config.json", config.model_dump(mode="json"))
         write_json(directory / "plan.json", plan_record(plan))
         console.print(plan_table(plan))
-        _run_plan(plan, config, around, store, directory, console, began)
+        _run_plan(plan, config, around, store, directory, console, began, runner)
         workspace.set_latest(directory)
     return directory
 
@@ -100,6 +112,7 @@ def _run_plan(
     directory: Path,
     console: Console,
     began: float,
+    runner: Callable[[], Runner] | None,
 ) -> None:
     from ngrpo_kfp.pipelines.reporting import build_report
     from ngrpo_kfp.pipelines.runtime.local import run_stages
@@ -108,7 +121,7 @@ def _run_plan(
         if stage.damaged is not None:
             store.discard(stage.damaged)
     with pipeline_run(config, around, directory) as opening:
-        records = run_stages(plan, directory, console)
+        records = run_stages(plan, directory, console, runner)
         tracked = opening.result()
         references = {stage.name: stage.reference or _reference(records[stage.name]) for stage in plan}
         evaluation = _read(store, references["benchmark_evaluation"], "evaluation.json")

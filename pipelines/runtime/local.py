@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,24 @@ class StageError(NGRPOError):
     """A stage failed; the message names it, says why and where its log is."""
 
 
-def run_stages(plan: Plan, run_directory: Path, console: Console) -> dict[str, dict[str, Any]]:
+Runner = local.SubprocessRunner | local.DockerRunner
+
+
+def in_processes() -> Runner:
+    """Return the runner that gives each stage a process of this machine."""
+    return local.SubprocessRunner(use_venv=False)
+
+
+def run_stages(
+    plan: Plan, run_directory: Path, console: Console, runner: Callable[[], Runner] | None = None
+) -> dict[str, dict[str, Any]]:
     """Run the stages of a plan that have to run, one after another.
 
     Args:
         plan: The plan of the run.
         run_directory: Directory of the run; gets `logs/`, `stages/`, `references/` and kfp's own outputs.
         console: Where progress is shown.
+        runner: Makes kfp's runner, where the environment is that of the stages; by default `in_processes`.
 
     Returns:
         By stage that ran, its record: `key`, `cached`, `artifact`, `digest`, `seconds`.
@@ -53,7 +64,7 @@ def run_stages(plan: Plan, run_directory: Path, console: Console) -> dict[str, d
         _reaped(plan, run_directory),
         lifeline(run_directory),
     ):
-        failure = _run_pipeline(plan, run_directory)
+        failure = _run_pipeline(plan, run_directory, (runner or in_processes)())
     records = {stage.name: read_record(run_directory, stage.name) for stage in plan.to_run}
     culprit = first_failure(records)
     if culprit is not None:
@@ -71,7 +82,7 @@ _STAGE_ENVIRONMENT = {
 }
 
 
-def _run_pipeline(plan: Plan, run_directory: Path) -> RuntimeError | None:
+def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> RuntimeError | None:
     """Let kfp run the pipeline, its talk going to a file; return its complaint if a task failed."""
 
     def reference_uri(stage: PlannedStage) -> str:
@@ -81,7 +92,7 @@ def _run_pipeline(plan: Plan, run_directory: Path) -> RuntimeError | None:
         return str(path)
 
     local.init(
-        runner=local.SubprocessRunner(use_venv=False),
+        runner=runner,
         pipeline_root=str(run_directory / "kfp"),
         # kfp deletes this directory at the end, with all that is in it.
         workspace_root=str(run_directory / "kfp" / "workspace"),

@@ -1,0 +1,70 @@
+"""Build the images, push them, and write `images.lock`, which names them by digest: `make images REPOSITORY=registry.example.com/ngrpo`.
+
+The digest of an image is known once a registry has it, so there is no lock without a push.
+"""
+
+import argparse
+import json
+import subprocess
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+IMAGES = Path(__file__).parent
+ROOT = IMAGES.parent
+LOCK = IMAGES / "images.lock"
+NAMES = ("cpu", "gpu")
+
+
+def build(name: str, tag: str, options: Sequence[str] = ()) -> None:
+    """Build an image.
+
+    Args:
+        name: `cpu` or `gpu`.
+        tag: What it is called on this machine.
+        options: Further options of `docker build`.
+
+    Raises:
+        subprocess.CalledProcessError: Docker could not build it, and said why.
+    """
+    command = ["docker", "build", "--file", str(IMAGES / f"{name}.Dockerfile"), "--tag", tag]
+    subprocess.run([*command, "--build-arg", f"REVISION={_revision()}", *options, str(ROOT)], check=True)
+
+
+def main() -> None:
+    """Build, push and lock."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("repository", help="where images are pushed to: the image is repository-cpu or repository-gpu")
+    parser.add_argument("names", nargs="*", metavar="image", help="cpu or gpu (default: both)")
+    parser.add_argument(
+        "--build-arg", action="append", default=[], help="passed on to docker build, for example BASE=…"
+    )
+    options = parser.parse_args()
+    unknown = set(options.names) - set(NAMES)
+    if unknown:
+        parser.error(f"image {sorted(unknown)[0]!r}: choose from {', '.join(NAMES)}")
+    locked = _locked()
+    for name in options.names or NAMES:
+        tag = f"{options.repository}-{name}:{_revision()}"
+        build(name, tag, [option for each in options.build_arg for option in ("--build-arg", each)])
+        subprocess.run(["docker", "push", tag], check=True)
+        inspected = subprocess.run(["docker", "image", "inspect", tag], check=True, capture_output=True, text=True)
+        digests = json.loads(inspected.stdout)[0]["RepoDigests"]
+        locked[name] = next(digest for digest in digests if digest.startswith(f"{options.repository}-{name}@"))
+    LOCK.write_text("".join(f'{name} = "{locked[name]}"\n' for name in sorted(locked)), encoding="utf-8")
+    print(f"{LOCK.relative_to(ROOT)}:\n{LOCK.read_text(encoding='utf-8')}", end="")
+
+
+def _locked() -> dict[str, str]:
+    return tomllib.loads(LOCK.read_text(encoding="utf-8")) if LOCK.exists() else {}
+
+
+def _revision() -> str:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    return described.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+# Stages with GPUs: torch with CUDA, and vLLM. Build context: the root of the repository.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+# pip reads these by itself. Wherever packages come from, their hashes decide.
+ARG PIP_INDEX_URL=https://pypi.org/simple
+ARG PIP_FIND_LINKS
+ARG PIP_NO_INDEX
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python3 -m venv /opt/ngrpo
+# Dependencies first: they change rarely, and a layer of gigabytes is built and pulled only then.
+COPY images/gpu.txt /build/images/
+RUN /opt/ngrpo/bin/pip install --require-hashes -r /build/images/gpu.txt
+COPY pyproject.toml README.md LICENSE /build/
+COPY components /build/components
+COPY pipelines /build/pipelines
+RUN /opt/ngrpo/bin/pip install --no-deps --no-build-isolation /build
+
+FROM ${BASE}
+# Triton compiles the launchers of its kernels.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="ngrpo-gpu" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/ngrpo /opt/ngrpo
+ENV PATH=/opt/ngrpo/bin:${PATH} HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    VLLM_NO_USAGE_STATS=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 1000:1000
+WORKDIR /tmp
