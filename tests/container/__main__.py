@@ -23,6 +23,7 @@ from rich.table import Table
 from ngrpo.config import load_config
 from ngrpo.environment import environment
 from ngrpo.errors import NGRPOError
+from ngrpo.stages.registry import STAGES
 from ngrpo.storage.seaweed import serve
 from ngrpo_kfp.pipelines.options import PRESETS
 from ngrpo_kfp.pipelines.run import run
@@ -71,13 +72,17 @@ def compare(processes: dict, containers: dict, seconds: dict[str, float], consol
     """Show both results side by side; the exit code says whether they are the same."""
     table = Table("", "processes", "containers")
     wrong = 0
-    rows = {name: lambda summary, name=name: summary["stages"][name]["key"][:12] for name in processes["stages"]}
-    rows |= {
-        f"{model}: mean, pass@k": lambda summary, model=model: json.dumps(
-            [summary["evaluation"][model][name] for name in ("mean", "pass_at_k")]
-        )
-        for model in processes["evaluation"]
+    rows = {
+        name: lambda summary, name=name: summary["stages"][name]["key"][:12]
+        for name in processes["stages"]
+        if STAGES[name].cacheable  # the key of a decision is that of its run
     }
+    for model, evaluation in processes["evaluation"].items():
+        rows[f"{model}: mean"] = lambda summary, model=model: repr(summary["evaluation"][model]["mean"])
+        for k in evaluation["pass_at_k"]:
+            rows[f"{model}: pass@{k}"] = lambda summary, model=model, k=k: repr(
+                summary["evaluation"][model]["pass_at_k"][k]
+            )
     rows["decision"] = lambda summary: summary["promotion"]["decision"]
     for name, value in rows.items():
         first, second = value(processes), value(containers)
