@@ -55,6 +55,9 @@ def run() -> list[dict]:
                     workers_memory_mib=round(sum(worker.memory_info().rss for worker in workers) / 2**20),
                 )
             )
+    for result in results:
+        speed, memory = result["answers_per_second"], result["workers_memory_mib"]
+        print(f"{result['name']}: {speed} answers/s, {result['workers']} workers of {memory} MiB together")
     ours, peer = alternate(
         _first_verdicts, lambda: subprocess.run([sys.executable, "-c", FIRST_VERDICT], check=True), STARTS
     )
