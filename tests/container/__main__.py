@@ -1,7 +1,7 @@
 """The tiny pipeline in containers: the CPU image on a real Docker engine, run by kfp's own DockerRunner (`make test-container`).
 
-It must give what the same pipeline gives in processes of this machine: the same keys, the same evaluation, the same decision. S3 and MLflow
-are on the loopback interface of the host. Needs root only where it has to start an engine by itself.
+It must give what the same pipeline gives in processes of this machine: the same keys, the same evaluation, the same decision. S3 is on
+the loopback interface of the host, MLflow a database file that both sides open. Needs root only where it has to start an engine by itself.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from images.build import build
@@ -57,7 +57,7 @@ def main() -> int:
                 for where, runner in (("processes", in_processes), ("containers", in_containers)):
                     began = time.monotonic()
                     home = Workspace(Path(directory) / where)
-                    with environment({"NGRPO_STORE": f"s3://ngrpo/{where}"}):
+                    with environment({"NGRPO_STORE": f"s3://ngrpo/{where}", "MLFLOW_TRACKING_URI": None}):
                         ran = run(load_config(PRESETS / "tiny.toml"), home, console, runner=runner)
                     seconds[where] = time.monotonic() - began
                     found[where] = json.loads((ran / "summary.json").read_text())
@@ -134,13 +134,16 @@ def engine(directory: Path) -> Iterator[None]:
         deadline = time.monotonic() + SECONDS_TO_START
         while not answers():
             if daemon.poll() is not None or time.monotonic() > deadline:
-                raise NoEngineError(f"dockerd does not start: {log.read_text().strip().splitlines()[-1]}")
+                words = log.read_text().strip().splitlines() or ["it says nothing"]
+                raise NoEngineError(f"dockerd does not start: {words[-1]}")
             time.sleep(0.5)
         yield
     finally:
         daemon.terminate()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
 
 
 def base_image(directory: Path) -> list[str]:
