@@ -57,7 +57,8 @@ def describe(index: NeighborIndex, tokenizer: PreTrainedTokenizerBase) -> dict[s
     for token, similarity in zip(
         ids[order[: 4 * _LISTED]].tolist(), nearest[order[: 4 * _LISTED]].tolist(), strict=True
     ):
-        pairs.setdefault(tuple(sorted((token, int(index.neighbors[token, 0])))), similarity)  # type: ignore[arg-type]
+        first, second = sorted((token, int(index.neighbors[token, 0])))
+        pairs.setdefault((first, second), similarity)
     return {
         "metric": index.metric,
         "vocabulary": len(index.eligible),
