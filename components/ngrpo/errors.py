@@ -1,5 +1,7 @@
 """Errors that a user can act on. Their message is one clear line with the cure; the command line prints it and exits with 2."""
 
+import os
+
 
 class NGRPOError(Exception):
     """Something the user can put right: the message says what is wrong and what to do."""
@@ -23,3 +25,14 @@ class TrackingError(NGRPOError):
 
 class EngineError(NGRPOError):
     """The rollout engine cannot be started, or died while it generated."""
+
+
+class Preempted(SystemExit):
+    """Training was told to stop, and its checkpoint is kept: the process ends with `EX_TEMPFAIL` (75), which means try again."""
+
+    def __init__(self) -> None:
+        super().__init__(os.EX_TEMPFAIL)
+
+    def __str__(self) -> str:
+        """Say what happened in one line."""
+        return "told to stop; the next try goes on from its checkpoint"

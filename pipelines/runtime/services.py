@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ngrpo.environment import environment
 from ngrpo.errors import StoreError
+from ngrpo.stages.execution import STORE_IS_LOCAL
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
@@ -72,6 +73,7 @@ def services(workspace: Workspace) -> Iterator[Services]:
         "NGRPO_STORE": store_uri,
         "NGRPO_CACHE_DIR": str(workspace.cache),
         "NGRPO_WORK_DIR": str(workspace.work),
+        STORE_IS_LOCAL: None,
         "MLFLOW_TRACKING_URI": tracking_uri,
         "MLFLOW_RUN_ID": None,  # a run that the shell has open is not that of our stages
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -80,7 +82,7 @@ def services(workspace: Workspace) -> Iterator[Services]:
         joined = False
         if embeds_store():
             endpoint, joined = stack.enter_context(_embedded_store(workspace))
-            variables |= endpoint
+            variables |= endpoint | {STORE_IS_LOCAL: "1"}
         stack.enter_context(environment(variables))
         yield Services(
             store_uri=store_uri,

@@ -27,7 +27,7 @@ class LengthReward:
         return [len(one[0]["content"]) % 7 / 7 for one in completions]
 
 
-def watched(*, model, config, observers, **arguments):
+def watched(*, model, config, **arguments):
     def replay(batch: RolloutBatch) -> dict[str, float]:
         version = batch.rollouts[0].records.index_version
         # An index of the weights as they are now: it is what the trainer's must be at every batch.
@@ -37,7 +37,7 @@ def watched(*, model, config, observers, **arguments):
         model.train()
         return {}
 
-    return train_policy(model=model, config=config, observers=[*observers, replay], **arguments)
+    return train_policy(model=model, config=config, observers=[replay], **arguments)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.errors import ConfigError, NGRPOError, Preempted
 from ngrpo.stages.process import attach, parent_run_id, write_record
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PIPELINE_RUN = "NGRPO_PIPELINE_RUN"
 """Environment variable of a pod: the id of the pipeline run."""
+STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
+"""Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
 
 
@@ -46,6 +48,8 @@ class Surroundings:
     """Directory of the local run that this process belongs to (`NGRPO_RUN_DIR`); none on a cluster."""
     pipeline_run: str | None
     """Id of the pipeline run on a cluster (`NGRPO_PIPELINE_RUN`); none on one machine."""
+    store_is_local: bool
+    """Whether checkpoints in the store would be no safer than in `work` (`NGRPO_STORE_IS_LOCAL`)."""
 
     @classmethod
     def from_environment(cls) -> Surroundings:
@@ -64,6 +68,7 @@ class Surroundings:
             work=Path(os.environ["NGRPO_WORK_DIR"]),
             run_directory=Path(run_directory) if run_directory else None,
             pipeline_run=os.environ.get(PIPELINE_RUN) or None,
+            store_is_local=bool(os.environ.get(STORE_IS_LOCAL)),
         )
 
     @contextmanager
@@ -106,6 +111,7 @@ def execute(
     Raises:
         NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the stage
             says what happened, and nothing is in the store under the key.
+        Preempted: The process was told to stop (SIGTERM) and has saved a checkpoint.
     """
     surroundings = Surroundings.from_environment()
     record: dict[str, Any] = {"key": key, "pid": os.getpid()}
@@ -146,6 +152,7 @@ def _execute(
     from ngrpo.stages.keys import digest
     from ngrpo.stages.registry import STAGES
     from ngrpo.storage.artifacts import ArtifactStore
+    from ngrpo.storage.checkpoints import PLACE, CheckpointStore
     from ngrpo.storage.manifest import Reference
     from ngrpo.storage.objects import ObjectStore
 
@@ -153,12 +160,14 @@ def _execute(
     config = validate(stage.config, json.loads(config_json))
     objects = ObjectStore(surroundings.store)
     store = ArtifactStore(objects, surroundings.cache)
+    place = surroundings.work / stage.name / key
+    checkpoints = CheckpointStore(objects, f"checkpoints/{stage.name}/{key}", place / "downloads")
     found = store.find(stage.name, key) if stage.cacheable else None
     if found is not None:
+        checkpoints.clear()  # its publisher may have been killed before it did
         return _read_metrics(store.fetch(found, only="metrics.json")), found, True
 
     references = {source: Reference.read(Path(path)) for source, path in inputs.items()}
-    place = surroundings.work / stage.name / key
     payload = place / "output"
     work = place / "work"
     # A try that failed may have left anything in its output; what it left to resume from is in `work`.
@@ -166,12 +175,14 @@ def _execute(
     payload.mkdir(parents=True)
     work.mkdir(exist_ok=True)
 
+    from ngrpo.tracking.connection import environment
     from ngrpo.tracking.runs import stage_run
 
     tags = {"ngrpo.key": key, "ngrpo.code_version": code_version}
     with (
         surroundings.parent_run(stage.name, objects) as parent,
         stage_run(stage.name, parent, tags) as tracked,
+        environment({PLACE: None if surroundings.store_is_local else checkpoints.place}),
     ):
         if tracked is not None:
             tracked.log_settings(config.model_dump(mode="json"))
@@ -191,13 +202,14 @@ def _execute(
         if tracked is not None:
             tracked.log_metrics(values)
             tracked.set_tags({"ngrpo.artifact": published.uri, "ngrpo.digest": published.digest})
+    checkpoints.clear()
     shutil.rmtree(place)
     return values, published, False
 
 
 def _say(error: BaseException, surroundings: Surroundings) -> str:
     """Return what the user is told of an error."""
-    if isinstance(error, NGRPOError):
+    if isinstance(error, NGRPOError | Preempted):
         return str(error)
     if os.strerror(errno.ENOSPC) in str(error):  # libraries wrap it in errors of their own
         return f"the disk is full: make room for {surroundings.work} and {surroundings.cache}, then run again"

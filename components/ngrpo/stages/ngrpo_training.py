@@ -45,7 +45,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
             f"data.train has {len(dataset)} problems but training.prompts_per_batch={config.training.prompts_per_batch}: "
             "use more problems or a smaller batch"
         )
-    rollout_log = RolloutLog(work / "rollouts", tokenizer, config.rollout.group_size)
+    rollout_log = RolloutLog(tokenizer, config.rollout.group_size)
     trained = train_policy(
         model=model,
         start=start,
@@ -54,7 +54,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
         index=NeighborIndex.load(inputs["neighbor_index"]),
         config=config,
         work=work,
-        observers=[rollout_log],
+        log=rollout_log,
     )
     save_model(trained.trainer, output / "model")
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]

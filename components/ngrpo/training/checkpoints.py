@@ -1,31 +1,125 @@
-"""What training leaves on disk: the model, and checkpoints, marked last of all and resumed from only if they are marked."""
+"""Checkpoints of a training: marked once they are whole, copied to object storage while training goes on, resumed from."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from ngrpo.errors import Preempted, StoreError
+from ngrpo.storage.checkpoints import CheckpointStore
+
+KEPT = 2
+"""Checkpoints that are kept, on disk and in object storage: while one is uploaded, the trainer deletes only older ones."""
 _MARKER = "complete"
 
 
-class MarkComplete(TrainerCallback):
-    """Marks a checkpoint once everything in it is written; add it after every callback that writes into checkpoints."""
+class Checkpoints(TrainerCallback):
+    """The checkpoints of one training; add it after every callback that writes into checkpoints.
+
+    Attributes:
+        resumed_from: The checkpoint to go on from, none to start.
+        preempted: Whether training was stopped.
+    """
+
+    def __init__(self, directory: Path, store: CheckpointStore | None, stride: int):
+        """See `checkpoints_of`."""
+        self.directory = directory
+        self.resumed_from: str | None = None
+        self.preempted = False
+        self._store = store
+        self._stride = stride
+        self._told_to_stop = False
+        self._uploads = ThreadPoolExecutor(1)
+        self._upload: Future[None] | None = None
+
+    def restore(self) -> None:
+        """Find the newest whole checkpoint, which may be in object storage."""
+        if self._store is not None and PartialState().is_local_main_process:
+            last = self._last()
+            self._store.restore(self.directory, after=0 if last is None else _step(last))
+        PartialState().wait_for_everyone()
+        last = self._last()
+        if last is not None:
+            print(f"resuming from {last.name}", flush=True)
+            self.resumed_from = str(last)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: save and stop at the next step after which a resumed run is exact."""
+        self._told_to_stop = True
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Save and stop if any process was told to; all of them at the same step, for they work together."""
+        if state.global_step % self._stride or state.global_step >= state.max_steps:
+            return
+        told = torch.tensor([float(self._told_to_stop)], device=PartialState().device)
+        if reduce(told).item() > 0:
+            self.preempted = control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Mark the checkpoint just written."""
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARKER).touch()
+        """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded."""
+        PartialState().wait_for_everyone()  # every process writes files of its own
+        if not state.is_world_process_zero:
+            return
+        checkpoint = self.directory / f"checkpoint-{state.global_step}"
+        (checkpoint / _MARKER).touch()
+        if self._store is not None:
+            self.finish_upload()
+            self._upload = self._uploads.submit(self._store.put, state.global_step, checkpoint, keep=KEPT)
+
+    def finish_upload(self) -> None:
+        """Wait for the upload in the background. Training can do without it: if it failed, that is said and no more."""
+        if self._upload is not None:
+            try:
+                self._upload.result()
+            except StoreError as error:
+                print(f"a checkpoint is not in object storage: {error}", flush=True)
+            self._upload = None
+
+    def _last(self) -> Path | None:
+        """Return the newest whole checkpoint on this machine."""
+        whole = [path.parent for path in self.directory.glob(f"checkpoint-*/{_MARKER}")]
+        return max(whole, key=_step, default=None)
 
 
-def last_checkpoint(directory: Path) -> Path | None:
-    """Return the newest whole checkpoint of a trainer's output directory, or none."""
-    whole = [path.parent for path in directory.glob(f"checkpoint-*/{_MARKER}")]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+@contextmanager
+def checkpoints_of(work: Path, *, stride: int = 1) -> Iterator[Checkpoints]:
+    """Provide the checkpoints of a training while it runs; with SIGTERM it saves one and ends.
+
+    Args:
+        work: They are in its directory `checkpoints`, and in object storage where the environment says so (`NGRPO_CHECKPOINTS`).
+        stride: A resumed run is exact if it was saved after a multiple of so many steps.
+
+    Raises:
+        Preempted: SIGTERM arrived, and a checkpoint was saved.
+        StoreError: Object storage holds a checkpoint that cannot be had.
+    """
+    kept = Checkpoints(work / "checkpoints", CheckpointStore.from_environment(work / "downloads"), stride)
+    kept.restore()
+    before = signal.signal(signal.SIGTERM, kept.stop)
+    try:
+        yield kept
+    finally:
+        kept.finish_upload()
+        signal.signal(signal.SIGTERM, before)
+    if kept.preempted:
+        raise Preempted
 
 
 def save_model(trainer: Trainer, directory: Path) -> None:
     """Write a trainer's model and tokenizer, without the pickle of its arguments that `Trainer.save_model` adds."""
     trainer.save_model(str(directory))
     (directory / TRAINING_ARGS_NAME).unlink()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -16,11 +16,12 @@ from ngrpo.evaluation.grading import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.mixers import end_marker_ids
-from ngrpo.training.checkpoints import MarkComplete, last_checkpoint
+from ngrpo.training.checkpoints import KEPT, checkpoints_of
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.progress import show_progress
 from ngrpo.training.rewards import CorrectnessReward
+from ngrpo.training.rollout_log import RolloutLog
 from ngrpo.training.warm_start import reporters
 
 
@@ -41,9 +42,10 @@ def train_policy(
     index: NeighborIndex,
     config: NGRPOTrainingConfig,
     work: Path,
+    log: RolloutLog,
     observers: Sequence[RolloutObserver] = (),
 ) -> TrainedPolicy:
-    """Train a policy, resuming from the last whole checkpoint in `work`.
+    """Train a policy, resuming from the last whole checkpoint.
 
     Args:
         model: Policy to start from.
@@ -53,12 +55,15 @@ def train_policy(
         index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
         config: Settings.
         work: Where checkpoints go.
-        observers: Called after each rollout batch.
+        log: Observes the rollouts of all steps, those before a resume included.
+        observers: Called after each rollout batch too.
 
     Returns:
         The trainer and the index after training.
+
+    Raises:
+        Preempted: The process was told to stop; see `checkpoints_of`.
     """
-    checkpoints = work / "checkpoints"
     following = FollowingIndex(
         index,
         neighbors=config.neighbors,
@@ -66,18 +71,17 @@ def train_policy(
         end_marker=end_marker_ids(config.mixing, tokenizer),
         every_batch=config.training.index_refresh == "every_batch",
     )
-    checkpoint = last_checkpoint(checkpoints)
-    if checkpoint is not None:
-        print(f"resuming from {checkpoint.name}", flush=True)
-        following.resume(checkpoint)
-    with Grader() as grader:
+    with Grader() as grader, checkpoints_of(work, stride=config.training.updates_per_batch) as checkpoints:
+        if checkpoints.resumed_from is not None:
+            following.resume(Path(checkpoints.resumed_from))
+            log.resume(Path(checkpoints.resumed_from))
         trainer = NGRPOTrainer(
             model=model,
             reward_funcs=[CorrectnessReward(grader)],
-            args=grpo_arguments(config, checkpoints),
+            args=grpo_arguments(config, checkpoints.directory),
             train_dataset=dataset,
             processing_class=tokenizer,
-            callbacks=[following, MarkComplete()],
+            callbacks=[following, log, checkpoints],
             make_engine=lambda policy: start_engine(
                 config.rollout,
                 model=policy,
@@ -88,11 +92,11 @@ def train_policy(
             ),
             current_mixer=following.mixer,
             mask_mixed_positions=config.training.mask_mixed_positions,
-            observers=observers,
+            observers=[log, *observers],
         )
         show_progress(trainer, {"reward": "reward", "kl": "kl", "completions/mean_length": "length"})
         with closing(trainer):
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
     return TrainedPolicy(trainer, following.index)
 
 
@@ -127,7 +131,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig
         gradient_checkpointing=settings.gradient_checkpointing,
         seed=config.seed,
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=KEPT,
         logging_steps=1,
         report_to=reporters(),
         disable_tqdm=True,

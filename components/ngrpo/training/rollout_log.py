@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ngrpo.evaluation.diversity import distinct_answers, distinct_ngrams
 from ngrpo.evaluation.grading import extract_answer
@@ -17,22 +17,22 @@ from ngrpo.training.ngrpo_trainer import RolloutBatch
 
 _SAMPLES_PER_STEP = 4
 _NGRAM = 4
+_FILE = "rollout_log.json"
 _COSINE_EDGES = [round(0.5 + 0.01 * step, 2) for step in range(51)]
 """Bins of the histogram of cosines between a mixed embedding and its anchor; lower values fall into the first bin."""
 
 
-class RolloutLog:
-    """Observer of a trainer: measures each rollout batch and keeps a few rollouts of it.
+class RolloutLog(TrainerCallback):
+    """Observer of a trainer: measures each rollout batch, and keeps a few rollouts of the first and of the last.
 
-    One file a step, so that steps repeated after a resume replace what the killed try left.
+    Of several processes each sees its share of a batch; what is kept is that of the first. It is saved with the checkpoints.
     """
 
-    def __init__(self, directory: Path, tokenizer: PreTrainedTokenizerBase, group_size: int):
-        """Keep the log in `directory`."""
-        self._directory = directory
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, group_size: int):
+        """Begin an empty log."""
         self._tokenizer = tokenizer
         self._group_size = group_size
-        directory.mkdir(parents=True, exist_ok=True)
+        self._kept: dict[str, Any] = {"anchor_cosine": [0] * (len(_COSINE_EDGES) - 1), "first": None, "last": None}
 
     @torch.no_grad()
     def __call__(self, batch: RolloutBatch) -> dict[str, float]:
@@ -44,7 +44,6 @@ class RolloutLog:
             "diversity/distinct_answers": distinct_answers(self._groups(answers)),
             f"diversity/distinct_{_NGRAM}grams": distinct_ngrams(self._groups(responses), _NGRAM),
         }
-        histogram = [0] * (len(_COSINE_EDGES) - 1)
         if batch.mixture is not None:
             metrics["mixing/gate_rate"] = int(batch.mixture.mask.sum()) / sum(len(tokens) for tokens in responses)
             cosines = anchor_cosines(batch)
@@ -53,18 +52,28 @@ class RolloutLog:
                 metrics["mixing/anchor_cosine_min"] = float(cosines.min())
                 clamped = cosines.clamp(_COSINE_EDGES[0], _COSINE_EDGES[-1]).cpu()
                 histogram = torch.histogram(clamped.float(), torch.tensor(_COSINE_EDGES)).hist.int().tolist()
-        step = {"step": batch.step, "anchor_cosine": histogram, "samples": self._samples(batch)}
-        path = self._directory / f"{batch.step:06d}.json"
-        path.write_text(json.dumps(step), encoding="utf-8")
+                self._kept["anchor_cosine"] = [
+                    sum(pair) for pair in zip(self._kept["anchor_cosine"], histogram, strict=True)
+                ]
+        self._kept["last"] = self._samples(batch)
+        self._kept["first"] = self._kept["first"] or self._kept["last"]
         return metrics
+
+    def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Save the log in the checkpoint just written."""
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
+            path.write_text(json.dumps(self._kept), encoding="utf-8")
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on with the log that a checkpoint was saved with."""
+        self._kept = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
 
     def write(self, output: Path) -> None:
         """Write `rollout_samples.json` and `anchor_cosine_histogram.json` of the whole run."""
-        steps = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self._directory.glob("*.json"))]
-        counts = [sum(column) for column in zip(*(step["anchor_cosine"] for step in steps), strict=True)]
-        samples = [sample for step in (steps[0], steps[-1]) for sample in step["samples"]]
+        samples = [*self._kept["first"], *self._kept["last"]]
         (output / "rollout_samples.json").write_text(json.dumps(samples), encoding="utf-8")
-        histogram = {"edges": _COSINE_EDGES, "counts": counts}
+        histogram = {"edges": _COSINE_EDGES, "counts": self._kept["anchor_cosine"]}
         (output / "anchor_cosine_histogram.json").write_text(json.dumps(histogram), encoding="utf-8")
 
     def _groups(self, values: list[Any]) -> list[list[Any]]:

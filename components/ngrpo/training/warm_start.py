@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from ngrpo.config import SFTWarmStartConfig
-from ngrpo.training.checkpoints import MarkComplete, last_checkpoint
+from ngrpo.training.checkpoints import KEPT, checkpoints_of
 from ngrpo.training.progress import show_progress
 
 
@@ -21,7 +21,7 @@ def train_warm_start(
     config: SFTWarmStartConfig,
     work: Path,
 ) -> SFTTrainer:
-    """Fine-tune a model on worked solutions, resuming from the last whole checkpoint in `work`.
+    """Fine-tune a model on worked solutions, resuming from the last whole checkpoint.
 
     Args:
         model: Base model, changed in place.
@@ -32,11 +32,13 @@ def train_warm_start(
 
     Returns:
         The trainer after training.
+
+    Raises:
+        Preempted: The process was told to stop; see `checkpoints_of`.
     """
     settings = config.warm_start
-    checkpoints = work / "checkpoints"
     arguments = SFTConfig(
-        output_dir=str(checkpoints),
+        output_dir=str(work / "checkpoints"),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
@@ -49,24 +51,22 @@ def train_warm_start(
         bf16=config.model.dtype == "bfloat16",
         gradient_checkpointing=False,
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=KEPT,
         logging_steps=max(1, settings.steps // 60),
         report_to=reporters(),
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=[MarkComplete()],
-    )
-    show_progress(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
-    checkpoint = last_checkpoint(checkpoints)
-    if checkpoint is not None:
-        print(f"resuming from {checkpoint.name}", flush=True)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with checkpoints_of(work) as checkpoints:
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[checkpoints],
+        )
+        show_progress(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
+        trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
     return trainer
 
 

@@ -1,0 +1,113 @@
+"""Checkpoints of a stage in object storage, so that a stage whose machine is gone goes on elsewhere.
+
+A checkpoint is an artifact like any other (see `ngrpo.storage.artifacts`): it is whole once its manifest is there, and all that is
+read of it is hashed. Each has a place of its own, `<store>/checkpoints/<stage>/<key>/<step>-<random>/`: a process that was given up
+and still runs somewhere can write over nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from ngrpo.errors import StoreError
+from ngrpo.storage.artifacts import MANIFEST, ArtifactStore
+from ngrpo.storage.manifest import Reference
+from ngrpo.storage.objects import ObjectStore
+
+PLACE = "NGRPO_CHECKPOINTS"
+"""Environment variable of a stage: where below `NGRPO_STORE` its checkpoints are, `checkpoints/<stage>/<key>`."""
+
+
+class CheckpointStore:
+    """The checkpoints of one stage and key."""
+
+    def __init__(self, objects: ObjectStore, place: str, downloads: Path):
+        """Use a place in a store.
+
+        Args:
+            objects: The store.
+            place: Where below it the checkpoints are.
+            downloads: Directory for a download until it is whole, on the file system that checkpoints are restored to.
+        """
+        self.place = place
+        self._objects = objects
+        self._downloads = downloads
+        self._artifacts = ArtifactStore(objects, downloads)
+
+    @classmethod
+    def from_environment(cls, downloads: Path) -> CheckpointStore | None:
+        """Return the checkpoints that the environment names; none where it names none."""
+        place = os.environ.get(PLACE)
+        return cls(ObjectStore(os.environ["NGRPO_STORE"]), place, downloads) if place else None
+
+    def put(self, step: int, directory: Path, *, keep: int) -> None:
+        """Upload a checkpoint; once it is whole, delete all but the newest.
+
+        Args:
+            step: Steps made before it.
+            directory: The checkpoint; it must not change meanwhile.
+            keep: Whole checkpoints that are kept, this one included.
+
+        Raises:
+            StoreError: The service cannot be used; what was there before is still there.
+        """
+        name = f"{step:09d}-{uuid.uuid4().hex[:8]}"
+        # Settings, source and inputs are in the key, which is in the place.
+        self._artifacts.publish(self.place, name, directory, config_digest="", code_version="", inputs={})
+        whole, partial = self._names()
+        self._discard(whole[keep:] + partial)
+
+    def restore(self, directory: Path, *, after: int) -> None:
+        """Download the newest checkpoint that is sound to `directory/checkpoint-<step>`, if there is one.
+
+        A damaged one is deleted, and the one before it is tried.
+
+        Args:
+            directory: Where checkpoints are on this machine.
+            after: Newest step that is there: an older checkpoint is not wanted.
+
+        Raises:
+            StoreError: The service cannot be used, or the disk is full.
+        """
+        for name in self._names()[0]:
+            step = int(name.partition("-")[0])
+            reference = self._artifacts.find(self.place, name)
+            if step <= after:
+                break
+            if reference is None:
+                continue
+            try:
+                fetched = self._artifacts.fetch(reference)
+            except (StoreError, ValueError):
+                problems = self._artifacts.verify(reference)
+                if not problems:
+                    raise
+                print(f"checkpoint of step {step}: damaged in object storage ({problems[0]}), not used", flush=True)
+                self._discard([name])
+                continue
+            target = directory / f"checkpoint-{step}"
+            shutil.rmtree(target, ignore_errors=True)  # left by a save that was killed
+            directory.mkdir(parents=True, exist_ok=True)
+            (fetched / MANIFEST).unlink()
+            fetched.rename(target)
+            break
+        shutil.rmtree(self._downloads, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Delete every checkpoint."""
+        whole, partial = self._names()
+        self._discard(whole + partial)
+
+    def _names(self) -> tuple[list[str], list[str]]:
+        """Return the names of the checkpoints that have a manifest and of those that have none, newest first."""
+        keys = [key.removeprefix(f"{self.place}/") for key in self._objects.list(f"{self.place}/")]
+        names = sorted({key.partition("/")[0] for key in keys}, reverse=True)
+        whole = [name for name in names if f"{name}/{MANIFEST}" in keys]
+        return whole, [name for name in names if name not in whole]
+
+    def _discard(self, names: list[str]) -> None:
+        for name in names:
+            self._artifacts.discard(Reference(f"{self._objects.uri}/{self.place}/{name}/", name, digest=""))
