@@ -1,0 +1,88 @@
+"""A small training stage on a random model, as a process that can be killed: inputs, settings, and the script that runs it."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+
+from ngrpo.neighbors.index import NeighborIndex
+from tiny import eligible, save_tiny_model
+
+INPUTS = ("dataset", "neighbor_index", "warm_start")
+CONFIG = {
+    "seed": 3,
+    "model": {"source": {"kind": "initialized"}},
+    "neighbors": {"candidates": 6, "block_rows": 64},
+    "mixing": {"rate": 0.3, "k": 3, "end_marker": "stop"},
+    "rollout": {"group_size": 4, "max_tokens": 24},
+    "training": {
+        "steps": 12,
+        "prompts_per_batch": 8,
+        "updates_per_batch": 2,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-3,
+        "index_refresh": "every_batch",
+        "save_steps": 4,
+    },
+}
+
+PREPARE = """
+import os, sys, time
+from pathlib import Path
+from ngrpo.training import policy_optimization
+from ngrpo.training.ngrpo_trainer import NGRPOTrainer
+class LengthReward:  # a random model answers nothing correctly: a reward that gives it something to learn
+    __name__ = "correctness"
+    def __init__(self, grader): pass
+    def __call__(self, completions, **_): return [len(one[0]["content"]) % 7 / 7 for one in completions]
+policy_optimization.CorrectnessReward = LengthReward
+root, slow = Path(sys.argv[1]), float(sys.argv[2])
+step = NGRPOTrainer.training_step
+def delayed(*arguments, **keywords):
+    time.sleep(slow)  # leaves time to be killed between two steps
+    return step(*arguments, **keywords)
+NGRPOTrainer.training_step = delayed
+"""
+
+
+def write_inputs(root: Path) -> None:
+    """Write the artifacts that the stage reads; there are more steps than one epoch has, so that a resume in the second is covered."""
+    save_tiny_model(root / "warm_start" / "model")
+    (root / "dataset").mkdir()
+    rows = [
+        {"id": f"{i}+{j}", "prompt": [{"role": "user", "content": f"{i} + {j} ="}], "answer": str(i + j)}
+        for i in range(6)
+        for j in range(6)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), root / "dataset" / "train.parquet")
+    embedding = load_file(root / "warm_start" / "model" / "model.safetensors")["model.embed_tokens.weight"]
+    # The index of another matrix, as that of the base model is once the warm start has moved the embeddings.
+    index = NeighborIndex.build(embedding + 0.01, eligible(), candidates=6, block_rows=64)
+    index.save(root / "neighbor_index")
+
+
+def start(script: str, root: Path, slow: float = 0.0, stdout: int | None = None, **variables: str) -> subprocess.Popen:
+    """Start a script on a directory."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_RUN_ID", None)
+    command = [sys.executable, "-c", PREPARE + script, str(root), str(slow)]
+    return subprocess.Popen(command, env=environment | variables, stdout=stdout, text=True)
+
+
+def weights(artifact: Path) -> str:
+    """Return the digest of the weights of an artifact."""
+    return hashlib.sha256((artifact / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the stage did not get there"
+        time.sleep(0.02)

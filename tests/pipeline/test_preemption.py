@@ -1,0 +1,183 @@
+"""Training on machines that are taken away: each try begins in an empty directory and goes on from object storage."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from small_training import CONFIG, INPUTS, start, weights, write_inputs
+
+from ngrpo.errors import StoreError
+from ngrpo.storage.checkpoints import CheckpointStore
+from ngrpo.storage.manifest import Reference
+from ngrpo.storage.objects import ObjectStore
+
+pytestmark = pytest.mark.pipeline
+
+KILLS = int(os.environ.get("NGRPO_TEST_KILLS", "1"))
+PLACE = "checkpoints/stage/key"
+IN_POD = """
+from ngrpo.stages.execution import execute
+names = ("dataset", "neighbor_index", "warm_start")
+execute(
+    "ngrpo_training",
+    config_json=(root / "config.json").read_text(),
+    key=os.environ["KEY"],
+    code_version="c0",
+    inputs={name: str(root / f"{name}.json") for name in names},
+    output=str(Path(os.environ["NGRPO_WORK_DIR"]).with_name("reference.json")),
+)
+"""
+
+
+class Pods:
+    """Starts tries of one stage, each in an empty directory."""
+
+    def __init__(self, root: Path, store: str):
+        self._root = root
+        self._store = store
+        self._count = 0
+
+    def start(self, key: str, slow: float) -> tuple[subprocess.Popen, Path]:
+        self._count += 1
+        pod = self._root / f"pod-{self._count}"
+        variables = {"NGRPO_STORE": self._store, "KEY": key}
+        variables |= {"NGRPO_WORK_DIR": f"{pod}/work", "NGRPO_CACHE_DIR": f"{pod}/cache"}
+        return start(IN_POD, self._root, slow, subprocess.PIPE, **variables), pod / "reference.json"
+
+
+def stop(process: subprocess.Popen, number: signal.Signals, after: int) -> tuple[int, int]:
+    """Send a signal some steps after the first; return the step that was resumed from and the step that was reached."""
+    resumed = first = 0
+    for line in process.stdout:
+        resumed = int(found[1]) if (found := re.match(r"resuming from checkpoint-(\d+)", line)) else resumed
+        if found := re.match(r"step (\d+)/", line):
+            first = first or int(found[1])
+            if int(found[1]) >= first + after:
+                break
+    time.sleep(random.uniform(0, 0.4))
+    process.send_signal(number)
+    lines = process.communicate()[0].splitlines()
+    reached = [int(found[1]) for line in lines if (found := re.match(r"step (\d+)/", line))]
+    return resumed, max([first + after, *reached])
+
+
+def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(objects, store, tmp_path, monkeypatch):
+    write_inputs(tmp_path)
+    for name in INPUTS:
+        published = store.publish(name, "k", tmp_path / name, config_digest="", code_version="", inputs={})
+        published.write(tmp_path / f"{name}.json")
+    steps = 12 + 4 * (KILLS - 1)
+    config = {**CONFIG, "training": CONFIG["training"] | {"steps": steps, "save_steps": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    pods = Pods(tmp_path, objects.uri)
+
+    process, reference = pods.start("whole", slow=0.0)
+    process.communicate()
+    assert process.returncode == 0
+    whole = store.fetch(Reference.read(reference))
+
+    resumed = []
+    for kill in range(KILLS):
+        process, _ = pods.start("killed", slow=0.15)
+        resumed.append(stop(process, signal.SIGKILL, after=random.randint(2 if kill == 0 else 0, 4))[0])
+        assert process.returncode == -signal.SIGKILL
+    process, reference = pods.start("killed", slow=0.15)
+    at, reached = stop(process, signal.SIGTERM, after=0)
+    assert process.returncode == os.EX_TEMPFAIL
+    assert not reference.exists()
+    resumed.append(at)
+    process, reference = pods.start("killed", slow=0.0)
+    output = process.communicate()[0]
+    assert process.returncode == 0
+    # At SIGTERM it saved: nothing was lost but what a rollout batch needs to be whole.
+    assert f"resuming from checkpoint-{reached}" in output
+    assert resumed == sorted(resumed)
+    assert 0 < resumed[-1] < reached < steps
+
+    ended = store.fetch(Reference.read(reference))
+    assert weights(ended) == weights(whole) != weights(tmp_path / "warm_start")
+    for name in ("rollout_samples.json", "anchor_cosine_histogram.json", "example_neighbors.json"):
+        assert (ended / name).read_bytes() == (whole / name).read_bytes()
+    losses = [[entry["loss"] for entry in json.loads((one / "log_history.json").read_text())] for one in (ended, whole)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == steps
+    assert objects.list("checkpoints/") == [], "a finished stage leaves no checkpoint behind"
+
+
+@pytest.fixture
+def checkpoints(objects, tmp_path) -> CheckpointStore:
+    return CheckpointStore(objects, PLACE, tmp_path / "downloads")
+
+
+def put(checkpoints: CheckpointStore, directory: Path, *steps: int) -> None:
+    for step in steps:
+        path = directory / f"saved-{step}"
+        path.mkdir(exist_ok=True)
+        (path / "weights").write_bytes(b"%d" % step * 1000)
+        (path / "complete").touch()
+        checkpoints.put(step, path, keep=2)
+
+
+def restored(checkpoints: CheckpointStore, directory: Path, after: int = 0) -> list[str]:
+    checkpoints.restore(directory, after=after)
+    return sorted(path.name for path in directory.glob("*"))
+
+
+def test_the_newest_are_kept_and_the_newest_is_restored(objects, checkpoints, tmp_path):
+    put(checkpoints, tmp_path, 5, 95, 100)
+    assert len(checkpoints._names()[0]) == 2
+    assert restored(checkpoints, tmp_path / "here", after=100) == []
+    (tmp_path / "here" / "checkpoint-100").mkdir(parents=True)
+    (tmp_path / "here" / "checkpoint-100" / "half").write_bytes(b"left by a killed save")
+    assert restored(checkpoints, tmp_path / "here", after=99) == ["checkpoint-100"]
+    files = {path.name: path.read_bytes() for path in (tmp_path / "here" / "checkpoint-100").iterdir()}
+    assert files == {"weights": b"100" * 1000, "complete": b""}
+    assert not (tmp_path / "downloads").exists()
+    objects.put_bytes(b"x", f"{PLACE}-of-another/000000001-x/weights")
+    checkpoints.clear()
+    assert objects.list("checkpoints/") == [f"{PLACE}-of-another/000000001-x/weights"]
+
+
+@pytest.mark.parametrize("damage", ["content", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(objects, checkpoints, tmp_path, capsys, damage):
+    put(checkpoints, tmp_path, 4, 8)
+    name = f"{PLACE}/{checkpoints._names()[0][0]}"
+    if damage == "content":
+        objects.put_bytes(b"9" * 1000, f"{name}/weights")
+    elif damage == "missing":
+        objects.delete(f"{name}/weights")
+    else:
+        objects.put_bytes(b"{", f"{name}/manifest.json")
+    assert restored(checkpoints, tmp_path / "here") == ["checkpoint-4"]
+    assert "checkpoint of step 8: damaged in object storage" in capsys.readouterr().out
+    put(checkpoints, tmp_path, 6)
+    assert [int(one[:9]) for one in checkpoints._names()[0]] == [6, 4], (
+        "a damaged one must not count as one that is kept"
+    )
+
+
+def test_a_checkpoint_whose_upload_was_killed_is_not_restored(objects, checkpoints, tmp_path):
+    put(checkpoints, tmp_path, 4)
+    objects.put_bytes(b"half", f"{PLACE}/000000008-0/weights")
+    assert restored(checkpoints, tmp_path / "here") == ["checkpoint-4"]
+    put(checkpoints, tmp_path, 6)
+    assert not objects.list(f"{PLACE}/000000008-0/")
+
+
+def test_a_service_that_is_down_is_no_damage(checkpoints, tmp_path, monkeypatch):
+    put(checkpoints, tmp_path, 4)
+
+    def down(*arguments: object) -> None:
+        raise StoreError("cannot be reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "get_file", down)
+        with pytest.raises(StoreError, match="cannot be reached"):
+            restored(checkpoints, tmp_path / "here")
+    assert restored(checkpoints, tmp_path / "here") == ["checkpoint-4"]
