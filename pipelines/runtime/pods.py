@@ -11,7 +11,7 @@ from kfp import dsl, kubernetes
 
 from ngrpo.cluster import ClusterConfig, Toleration
 from ngrpo.config import RunConfig
-from ngrpo.stages.execution import PIPELINE_RUN
+from ngrpo.stages.execution import PIPELINE_RUN, PROCESSES
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.runtime.images import Images
 
@@ -51,6 +51,8 @@ def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images:
     kubernetes.add_pod_label(task, STAGE_LABEL, stage)
     _queue(task, cluster)
     _set_environment(task, cluster)
+    if needs.gpus > 1 and STAGES[stage].parallel:
+        task.set_env_variable(PROCESSES, str(needs.gpus))
     _restrict(task, stage, cluster)
 
 

@@ -45,6 +45,7 @@ policy_optimization.CorrectnessReward = LengthReward
 root, slow = Path(sys.argv[1]), float(sys.argv[2])
 step = NGRPOTrainer.training_step
 def delayed(*arguments, **keywords):
+    print(f"at {arguments[0].state.global_step}", flush=True)
     time.sleep(slow)  # leaves time to be killed between two steps
     return step(*arguments, **keywords)
 NGRPOTrainer.training_step = delayed

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import EvaluationConfig, RolloutConfig
 from ngrpo.rollout.engine import RolloutEngine
-from ngrpo.rollout.loading import end_of_sequence_ids
+from ngrpo.rollout.loading import end_of_sequence_ids, load_model
 from ngrpo.rollout.transformers_engine import TransformersEngine
 
 
@@ -27,7 +28,8 @@ def start_engine(
 
     Args:
         config: Which one, and how.
-        model: The model. The transformers engine generates with it, vLLM with a copy that `load_weights` brings up to date.
+        model: The model. The transformers engine generates with it; vLLM, and where the model is sharded the transformers engine
+            too, with a copy that `load_weights` brings up to date.
         directory: What the model was loaded from.
         tokenizer: Its tokenizer.
         chats: Every prompt that may be asked, as a chat: vLLM makes room for the longest.
@@ -41,7 +43,9 @@ def start_engine(
     if config.engine == "transformers":
         # Padding is masked: a tokenizer without a token for it may use any.
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-        return TransformersEngine(model, ends, padding, config.batch_size)
+        # Every forward of a sharded model gathers weights: processes would have to decode in step.
+        whole = load_model(directory, "float32") if isinstance(model, FSDPModule) else model
+        return TransformersEngine(whole, ends, padding, config.batch_size)
     from ngrpo.rollout.vllm.engine import VLLMEngine
 
     prompts = tokenizer.apply_chat_template(list(chats), add_generation_prompt=True, tokenize=True, return_dict=False)

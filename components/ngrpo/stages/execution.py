@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PIPELINE_RUN = "NGRPO_PIPELINE_RUN"
 """Environment variable of a pod: the id of the pipeline run."""
+PROCESSES = "NGRPO_PROCESSES"
+"""Environment variable of a pod: the GPUs that it has, for a stage that uses each with a process of its own."""
 STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
 """Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
@@ -48,6 +50,8 @@ class Surroundings:
     """Directory of the local run that this process belongs to (`NGRPO_RUN_DIR`); none on a cluster."""
     pipeline_run: str | None
     """Id of the pipeline run on a cluster (`NGRPO_PIPELINE_RUN`); none on one machine."""
+    processes: int
+    """Processes of a stage that can work as several (`NGRPO_PROCESSES`)."""
     store_is_local: bool
     """Whether checkpoints in the store would be no safer than in `work` (`NGRPO_STORE_IS_LOCAL`)."""
 
@@ -68,6 +72,7 @@ class Surroundings:
             work=Path(os.environ["NGRPO_WORK_DIR"]),
             run_directory=Path(run_directory) if run_directory else None,
             pipeline_run=os.environ.get(PIPELINE_RUN) or None,
+            processes=int(os.environ.get(PROCESSES, "1")),
             store_is_local=bool(os.environ.get(STORE_IS_LOCAL)),
         )
 
@@ -189,7 +194,12 @@ def _execute(
             for source, reference in references.items():
                 tracked.log_input(source, reference.uri, reference.digest)
         directories = {source: store.fetch(reference) for source, reference in references.items()}
-        stage.function()(config, directories, payload, work)
+        if surroundings.processes > 1 and stage.parallel:
+            from ngrpo.stages import torchrun
+
+            torchrun.run(stage.name, config, directories, payload, work, processes=surroundings.processes)
+        else:
+            stage.function()(config, directories, payload, work)
         published = store.publish(
             stage.name,
             key,

@@ -57,6 +57,8 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
         log=rollout_log,
     )
     save_model(trained.trainer, output / "model")
+    if not trained.trainer.is_world_process_zero():
+        return
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
     (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
     rollout_log.write(output)

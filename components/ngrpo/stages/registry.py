@@ -33,6 +33,8 @@ class Stage:
     """The part of a run's configuration that the stage reads; the module's `CONFIG`."""
     cacheable: bool = True
     """Whether a result found in the store may stand for a run; not for a stage with effects outside the store."""
+    parallel: bool = False
+    """Whether it works as several processes, one a GPU, where its pod has several."""
 
     @property
     def module(self) -> str:
@@ -51,7 +53,7 @@ STAGES: Mapping[str, Stage] = {
         Stage("prepare_data", PrepareDataConfig),
         Stage("neighbor_index", NeighborIndexConfig),
         Stage("sft_warm_start", SFTWarmStartConfig),
-        Stage("ngrpo_training", NGRPOTrainingConfig),
+        Stage("ngrpo_training", NGRPOTrainingConfig, parallel=True),
         Stage("benchmark_evaluation", BenchmarkEvaluationConfig),
         # The champion moves between two runs: a decision is made anew every time.
         Stage("model_promotion", ModelPromotionConfig, cacheable=False),

@@ -50,7 +50,7 @@ class Checkpoints(TrainerCallback):
         PartialState().wait_for_everyone()
         last = self._last()
         if last is not None:
-            print(f"resuming from {last.name}", flush=True)
+            PartialState().print(f"resuming from {last.name}", flush=True)
             self.resumed_from = str(last)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -117,8 +117,9 @@ def checkpoints_of(work: Path, *, stride: int = 1) -> Iterator[Checkpoints]:
 
 def save_model(trainer: Trainer, directory: Path) -> None:
     """Write a trainer's model and tokenizer, without the pickle of its arguments that `Trainer.save_model` adds."""
-    trainer.save_model(str(directory))
-    (directory / TRAINING_ARGS_NAME).unlink()
+    trainer.save_model(str(directory))  # every process takes part where the model is sharded
+    if trainer.is_world_process_zero():
+        (directory / TRAINING_ARGS_NAME).unlink()
 
 
 def _step(checkpoint: Path) -> int:

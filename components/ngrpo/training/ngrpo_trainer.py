@@ -6,12 +6,16 @@ records. Objective, clipping, advantages and KL are TRL's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -119,9 +123,9 @@ class NGRPOTrainer(GRPOTrainer):
         if images is not None or multimodal_fields:
             raise ValueError("N-GRPO mixes token embeddings: prompts with images are not supported")
         step = self.state.global_step
-        seeds = [
-            request_seed(self.args.seed, step, self.accelerator.process_index, row) for row in range(len(prompt_ids))
-        ]
+        # Rows are counted over all processes, so that a rollout does not depend on how many there are.
+        first = self.accelerator.process_index * len(prompt_ids)
+        seeds = [request_seed(self.args.seed, step, 0, first + row) for row in range(len(prompt_ids))]
         sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
         with (
             unwrap_model_for_generation(
@@ -135,8 +139,10 @@ class NGRPOTrainer(GRPOTrainer):
         ):
             if self._engine is None:
                 self._engine = self._make_engine(model)
-            self._engine.load_weights(model.named_parameters())
-            self._mixer = self._current_mixer(model)
+            # From here on a process waits for no other: they may end at different steps.
+            self._engine.load_weights(_whole_parameters(model))
+            with _whole_embedding(model):
+                self._mixer = self._current_mixer(model)
             rollouts = self._engine.generate(prompt_ids, seeds, sampling, self._mixer)
         self._prompts, self._rollouts = prompt_ids, rollouts
         self._mixture = self._collate(rollouts)
@@ -166,17 +172,24 @@ class NGRPOTrainer(GRPOTrainer):
     def _observe(self, mixture: InputMixture | None) -> None:
         start = self.accelerator.process_index * len(self._rollouts)
         by_function = [list(rewards)[start : start + len(self._rollouts)] for rewards in self._logs["rewards"].values()]
+        model = self.accelerator.unwrap_model(self.model)
         batch = RolloutBatch(
             step=self.state.global_step,
             prompts=self._prompts,
             rollouts=self._rollouts,
             rewards=[sum(values) for values in zip(*by_function, strict=True)],
             mixture=mixture,
-            embedding=self.accelerator.unwrap_model(self.model).get_input_embeddings(),
+            embedding=model.get_input_embeddings(),
         )
-        for observe in self._observers:
-            for name, value in observe(batch).items():
-                self._metrics["train"][name].append(self._mean(value))
+        numbers: dict[str, float] = {}
+        with _whole_embedding(model):
+            for observe in self._observers:
+                numbers |= observe(batch)
+        # A process may have nothing to say where another has: with few rollouts, none of them may be mixed.
+        of_processes = gather_object([numbers])
+        for name in {name: None for one in of_processes for name in one}:
+            values = [one[name] for one in of_processes if name in one]
+            self._metrics["train"][name].append(sum(values) / len(values))
 
     def _collate(self, rollouts: Sequence[Rollout]) -> InputMixture | None:
         """Return the mixture of rollouts, as wide as TRL pads them."""
@@ -241,10 +254,24 @@ class NGRPOTrainer(GRPOTrainer):
         finally:
             self._mixture = _NOT_SCORING
 
-    def _mean(self, value: float) -> float:
-        """Average a number over the processes."""
-        local = torch.tensor([value], dtype=torch.float32, device=self.accelerator.device)
-        return float(self.accelerator.gather(local).nanmean())
+
+def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named parameters, gathered from all processes where they are sharded."""
+    for name, value in model.named_parameters():
+        yield name, value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@contextmanager
+def _whole_embedding(model: PreTrainedModel) -> Iterator[None]:
+    """Gather the input embeddings while the context is open, where the model is sharded: they belong to its root."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
 
 
 class _EpochSampler(RepeatSampler):

@@ -7,11 +7,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.errors import ConfigError
 from ngrpo.evaluation.grading import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engines import start_engine
@@ -103,16 +105,32 @@ def train_policy(
 def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig:
     """Translate the configuration into TRL's arguments.
 
-    One rollout batch holds `prompts_per_batch * group_size` sequences and is used for `updates_per_batch` optimizer steps.
+    One rollout batch holds `prompts_per_batch * group_size` sequences and is used for `updates_per_batch` optimizer steps; several
+    processes share it. On GPUs they shard the model (FSDP2); on processors accelerate gives each a copy.
+
+    Raises:
+        ConfigError: The processes cannot share a batch evenly, or an engine would take more than the GPU of its process.
     """
     settings, rollout = config.training, config.rollout
     sequences = settings.prompts_per_batch * rollout.group_size
+    processes = PartialState().num_processes
+    if sequences % (settings.updates_per_batch * settings.micro_batch_size * processes):
+        raise ConfigError(
+            f"training.prompts_per_batch={settings.prompts_per_batch} x rollout.group_size={rollout.group_size} = {sequences} "
+            f"sequences cannot be shared by {processes} processes: they must be a multiple of updates_per_batch x micro_batch_size "
+            f"x processes = {settings.updates_per_batch} x {settings.micro_batch_size} x {processes}"
+        )
+    if processes > 1 and rollout.engine == "vllm" and rollout.vllm.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"rollout.vllm.tensor_parallel_size={rollout.vllm.tensor_parallel_size}: each of the {processes} training processes has an "
+            "engine on its own GPU; set 1"
+        )
     return GRPOConfig(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=sequences // settings.updates_per_batch // settings.micro_batch_size,
-        steps_per_generation=sequences // settings.micro_batch_size,
+        gradient_accumulation_steps=sequences // settings.updates_per_batch // settings.micro_batch_size // processes,
+        steps_per_generation=sequences // settings.micro_batch_size // processes,
         num_generations=rollout.group_size,
         max_completion_length=rollout.max_tokens,
         temperature=rollout.temperature,
@@ -136,4 +154,5 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig
         report_to=reporters(),
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        fsdp=processes > 1,
     )

@@ -79,6 +79,9 @@ class VLLMEngine:
                 ) from error
             if current_platform.is_cpu():
                 options = {"kv_cache_memory_bytes": _CPU_CACHE_BYTES, "enforce_eager": True} | options
+            if self._in_process and torch.distributed.is_initialized():
+                # One of several training processes: an engine each, on the process's own GPU.
+                options = {"distributed_executor_backend": "external_launcher"} | options
             # On a GPU that training shares, the engine's memory is given back between two rollout batches.
             self._sleeps = current_platform.is_cuda() and self._in_process
             self._llm = LLM(

@@ -1,0 +1,95 @@
+"""A stage as several processes of one machine, one a GPU, started by torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from ngrpo import errors
+from ngrpo.config import Section
+from ngrpo.errors import NGRPOError, Preempted
+from ngrpo.stages.registry import STAGES
+
+
+def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, work: Path, *, processes: int) -> None:
+    """Run a stage as several processes and wait for them; SIGTERM is passed on.
+
+    Args:
+        stage: Name of the stage.
+        config: Its settings.
+        inputs: Its inputs.
+        output: Empty directory for the artifact.
+        work: Directory that survives a killed try.
+        processes: How many.
+
+    Raises:
+        Preempted: SIGTERM arrived, and the processes did not end as if they had finished.
+        NGRPOError: As the stage raised it.
+        RuntimeError: A process failed in any other way; the log has its words.
+    """
+    error = work / "error.json"
+    error.unlink(missing_ok=True)
+    task = work / "task.json"
+    paths = {"inputs": {name: str(path) for name, path in inputs.items()}, "output": str(output), "work": str(work)}
+    task.write_text(json.dumps({"stage": stage, "config": config.model_dump_json(), **paths}), encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    told_to_stop = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal told_to_stop
+        told_to_stop = True
+        group.terminate()
+
+    group = subprocess.Popen([*launcher, "-m", __name__, str(task)])
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        code = group.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        group.kill()
+    if code and told_to_stop:
+        raise Preempted
+    if error.exists():
+        said = json.loads(error.read_text(encoding="utf-8"))
+        raise getattr(errors, said["kind"])(said["message"])
+    if code:
+        raise RuntimeError(
+            f"{stage}: one of its {processes} processes failed (torchrun ended with {code}): see the log"
+        )
+
+
+def join() -> None:
+    """Make this process one of those that torchrun has started: each takes a GPU, before anything is put on one."""
+    import torch
+    from accelerate import PartialState
+
+    on_processors = not torch.cuda.is_available()
+    if on_processors:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it accelerate leaves each process to itself
+    PartialState(cpu=on_processors)
+
+
+def _work(task: Path) -> None:
+    """Be one of the processes."""
+    join()
+    said = json.loads(task.read_text(encoding="utf-8"))
+    stage, work = STAGES[said["stage"]], Path(said["work"])
+    config = stage.config.model_validate_json(said["config"])
+    inputs = {name: Path(path) for name, path in said["inputs"].items()}
+    try:
+        stage.function()(config, inputs, Path(said["output"]), work)
+    except NGRPOError as error:
+        partial = work / f"error-{os.getpid()}.json"
+        partial.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}), encoding="utf-8")
+        partial.replace(work / "error.json")
+        raise
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))

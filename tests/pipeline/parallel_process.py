@@ -1,0 +1,101 @@
+"""One process of a training that several share: writes the replay error of its rollouts, their lengths, and the weights it ends with.
+
+Arguments: directory of the inputs, directory for what is written, the engine, and `sharded` or `copied`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, DistributedType
+from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
+from transformers import AutoModelForCausalLM
+
+from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.stages import ngrpo_training
+from ngrpo.stages.torchrun import join
+from ngrpo.training import policy_optimization
+from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutBatch, _whole_parameters
+from replay import replay_error
+from tiny import mixer_for
+
+
+class LengthReward:
+    """A random model answers nothing correctly: a reward that gives it something to learn."""
+
+    __name__ = "correctness"
+
+    def __init__(self, grader):
+        pass
+
+    def __call__(self, completions, **_):
+        return [len(one[0]["content"]) % 7 / 7 for one in completions]
+
+
+def shard_on_processors() -> None:
+    """Let accelerate shard on a processor too: it offers FSDP for accelerators only, though torch's FSDP2 runs on gloo."""
+    initialize = AcceleratorState.__init__
+
+    def sharding(self, *arguments, fsdp_plugin=None, **keywords):
+        initialize(self, *arguments, fsdp_plugin=fsdp_plugin, **keywords)
+        if fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = sharding
+
+
+def main() -> None:
+    root, output, engine, sharded = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "sharded"
+    if sharded:
+        shard_on_processors()
+    if "LOCAL_RANK" in os.environ:
+        join()
+    policy_optimization.CorrectnessReward = LengthReward
+    seen: dict[str, list] = {"errors": [], "longest": [], "sharded": []}
+    whole = AutoModelForCausalLM.from_pretrained(root / "warm_start" / "model")
+    trainers = []
+
+    def watched(*, config, **arguments):
+        def replay(batch: RolloutBatch) -> dict[str, float]:
+            model = trainers[0].accelerator.unwrap_model(trainers[0].model)
+            for (_, mine), (_, theirs) in zip(whole.named_parameters(), _whole_parameters(model), strict=True):
+                mine.data.copy_(theirs)
+            version = batch.rollouts[0].records.index_version
+            mixer = mixer_for(whole, "neighbor", config.mixing.rate, version=version)
+            error = replay_error(whole, batch.prompts, batch.rollouts, mixer, config.rollout.temperature)
+            seen["errors"].append(error)
+            seen["longest"].append(max(len(rollout.token_ids) for rollout in batch.rollouts))
+            seen["sharded"].append(isinstance(model, FSDPModule))
+            return {}
+
+        return train(config=config, observers=[replay], **arguments)
+
+    train, initialize = ngrpo_training.train_policy, NGRPOTrainer.__init__
+    ngrpo_training.train_policy = watched
+
+    def remember(self, *arguments, **keywords):
+        initialize(self, *arguments, **keywords)
+        trainers.append(self)
+
+    NGRPOTrainer.__init__ = remember
+    config = NGRPOTrainingConfig.model_validate_json((root / "config.json").read_text())
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})
+    inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}
+    (output / "artifact").mkdir(exist_ok=True)
+    ngrpo_training.run(config, inputs, output / "artifact", output / "work")
+    rank = PartialState().process_index
+    (output / f"seen-{rank}.json").write_text(json.dumps(seen))
+    model = trainers[0].accelerator.unwrap_model(trainers[0].model)
+    weights = {name: value.detach().clone() for name, value in _whole_parameters(model)}
+    save_file(weights, output / f"weights-{rank}.safetensors")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
