@@ -15,6 +15,7 @@ from rich.table import Table
 BENCHMARKS = (
     "mixing_overhead",
     "training_step",
+    "checkpoint_upload",
     "vllm_mixing",
     "neighbor_index",
     "full_neighbor_index",
