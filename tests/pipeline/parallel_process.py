@@ -42,9 +42,9 @@ def shard_on_processors() -> None:
 
     def sharding(self, *arguments, fsdp_plugin=None, **keywords):
         initialize(self, *arguments, fsdp_plugin=fsdp_plugin, **keywords)
-        if fsdp_plugin is not None:
+        self.fsdp_plugin = fsdp_plugin or self.__dict__.get("fsdp_plugin")
+        if self.fsdp_plugin is not None:
             self.distributed_type = DistributedType.FSDP
-            self.fsdp_plugin = fsdp_plugin
 
     AcceleratorState.__init__ = sharding
 
@@ -83,16 +83,21 @@ def main() -> None:
         trainers.append(self)
 
     NGRPOTrainer.__init__ = remember
+    rank, save = PartialState().process_index, policy_optimization.save_model
+
+    def save_both(trainer, directory):
+        save(trainer, directory)
+        parameters = _whole_parameters(trainer.accelerator.unwrap_model(trainer.model))
+        tensors = {name: value.detach().clone() for name, value in parameters}
+        save_file(tensors, output / f"weights-{rank}.safetensors")
+
+    policy_optimization.save_model = save_both
     config = NGRPOTrainingConfig.model_validate_json((root / "config.json").read_text())
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})
     inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}
     (output / "artifact").mkdir(exist_ok=True)
     ngrpo_training.run(config, inputs, output / "artifact", output / "work")
-    rank = PartialState().process_index
     (output / f"seen-{rank}.json").write_text(json.dumps(seen))
-    model = trainers[0].accelerator.unwrap_model(trainers[0].model)
-    weights = {name: value.detach().clone() for name, value in _whole_parameters(model)}
-    save_file(weights, output / f"weights-{rank}.safetensors")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -52,9 +52,9 @@ NGRPOTrainer.training_step = delayed
 """
 
 
-def write_inputs(root: Path) -> None:
+def write_inputs(root: Path, hidden_size: int = 64) -> None:
     """Write the artifacts that the stage reads; there are more steps than one epoch has, so that a resume in the second is covered."""
-    save_tiny_model(root / "warm_start" / "model")
+    save_tiny_model(root / "warm_start" / "model", hidden_size=hidden_size)
     (root / "dataset").mkdir()
     rows = [
         {"id": f"{i}+{j}", "prompt": [{"role": "user", "content": f"{i} + {j} ="}], "answer": str(i + j)}
@@ -68,12 +68,15 @@ def write_inputs(root: Path) -> None:
     index.save(root / "neighbor_index")
 
 
-def start(script: str, root: Path, slow: float = 0.0, stdout: int | None = None, **variables: str) -> subprocess.Popen:
-    """Start a script on a directory."""
+def start(script: str, root: Path, slow: float = 0.0, errors: Path | None = None, **variables: str) -> subprocess.Popen:
+    """Start a script on a directory; where its errors go to a file, what it prints can be read."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_RUN_ID", None)
     command = [sys.executable, "-c", PREPARE + script, str(root), str(slow)]
-    return subprocess.Popen(command, env=environment | variables, stdout=stdout, text=True)
+    if errors is None:
+        return subprocess.Popen(command, env=environment | variables)
+    with errors.open("w") as stderr:
+        return subprocess.Popen(command, env=environment | variables, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 def weights(artifact: Path) -> str:

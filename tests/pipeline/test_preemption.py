@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,13 @@ class Pods:
         self._store = store
         self._count = 0
 
-    def start(self, key: str, slow: float) -> tuple[subprocess.Popen, Path]:
+    def start(self, key: str, slow: float = 0.0, **variables: str) -> tuple[subprocess.Popen, Path]:
         self._count += 1
         pod = self._root / f"pod-{self._count}"
-        variables = {"NGRPO_STORE": self._store, "KEY": key}
+        variables |= {"NGRPO_STORE": self._store, "KEY": key}
         variables |= {"NGRPO_WORK_DIR": f"{pod}/work", "NGRPO_CACHE_DIR": f"{pod}/cache"}
-        return start(IN_POD, self._root, slow, subprocess.PIPE, **variables), pod / "reference.json"
+        process = start(IN_POD, self._root, slow, pod.with_suffix(".log"), **variables)
+        return process, pod / "reference.json"
 
 
 def stop(process: subprocess.Popen, number: signal.Signals, after: int) -> tuple[int, int]:
@@ -68,17 +70,27 @@ def stop(process: subprocess.Popen, number: signal.Signals, after: int) -> tuple
     return resumed, max([made, *map(int, rest)]) + 1
 
 
-def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(objects, store, tmp_path, monkeypatch):
-    write_inputs(tmp_path)
-    for name in INPUTS:
-        published = store.publish(name, "k", tmp_path / name, config_digest="", code_version="", inputs={})
-        published.write(tmp_path / f"{name}.json")
-    steps = 12 + 4 * (KILLS - 1)
-    config = {**CONFIG, "training": CONFIG["training"] | {"steps": steps, "save_steps": 2}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    pods = Pods(tmp_path, objects.uri)
+@pytest.fixture
+def pods(objects, store, tmp_path) -> Callable[[int], Pods]:
+    """Pods that train for so many steps; their inputs are in the store."""
 
-    process, reference = pods.start("whole", slow=0.0)
+    def prepared(steps: int) -> Pods:
+        write_inputs(tmp_path)
+        for name in INPUTS:
+            published = store.publish(name, "k", tmp_path / name, config_digest="", code_version="", inputs={})
+            published.write(tmp_path / f"{name}.json")
+        config = {**CONFIG, "training": CONFIG["training"] | {"steps": steps, "save_steps": 2}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return Pods(tmp_path, objects.uri)
+
+    return prepared
+
+
+def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objects, store, tmp_path):
+    steps = 12 + 4 * (KILLS - 1)
+    pods = pods(steps)
+
+    process, reference = pods.start("whole")
     process.communicate()
     assert process.returncode == 0
     whole = store.fetch(Reference.read(reference))
@@ -93,7 +105,7 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(objects, st
     assert process.returncode == os.EX_TEMPFAIL
     assert not reference.exists()
     resumed.append(at)
-    process, reference = pods.start("killed", slow=0.0)
+    process, reference = pods.start("killed")
     output = process.communicate()[0]
     assert process.returncode == 0
     assert f"resuming from checkpoint-{made}\n" in output, "at SIGTERM it saves"
@@ -108,6 +120,42 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(objects, st
     assert losses[0] == losses[1]
     assert len(losses[0]) == steps
     assert objects.list("checkpoints/") == [], "a finished stage leaves no checkpoint behind"
+
+
+def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, objects, store):
+    pods = pods(24)
+    process, reference = pods.start("k", NGRPO_PROCESSES="2")
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == os.EX_TEMPFAIL
+    assert not reference.exists()
+    saved = {key.split("/")[-1] for key in objects.list("checkpoints/")}
+    assert {"complete", "manifest.json", "rng_state_0.pth", "rng_state_1.pth"} <= saved
+    process, reference = pods.start("k", NGRPO_PROCESSES="2")
+    output = process.communicate()[0]
+    assert process.returncode == 0
+    assert output.count("resuming from checkpoint-") == 1
+    ended = store.fetch(Reference.read(reference))
+    history = json.loads((ended / "log_history.json").read_text())
+    assert [entry["step"] for entry in history] == list(range(1, 25))
+    assert objects.list("checkpoints/") == []
+
+
+def test_what_a_process_of_a_pod_cannot_do_is_one_clear_line(pods, tmp_path):
+    pods = pods(24)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["training"]["micro_batch_size"] = 16
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    process, _ = pods.start("k", NGRPO_PROCESSES="2")
+    process.communicate()
+    assert process.returncode == 1
+    assert (
+        "ConfigError: training.prompts_per_batch=8 x rollout.group_size=4 = 32 sequences cannot be shared by 2"
+        in (tmp_path / "pod-1.log").read_text()
+    )
 
 
 @pytest.fixture

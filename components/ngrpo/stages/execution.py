@@ -154,6 +154,7 @@ def _execute(
 ) -> tuple[dict[str, float], Reference, bool]:
     # Imported only now, for it takes a while: the run already shows that the stage is at work.
     from ngrpo.config import validate
+    from ngrpo.environment import environment
     from ngrpo.stages.keys import digest
     from ngrpo.stages.registry import STAGES
     from ngrpo.storage.artifacts import ArtifactStore
@@ -180,7 +181,6 @@ def _execute(
     payload.mkdir(parents=True)
     work.mkdir(exist_ok=True)
 
-    from ngrpo.tracking.connection import environment
     from ngrpo.tracking.runs import stage_run
 
     tags = {"ngrpo.key": key, "ngrpo.code_version": code_version}

@@ -15,7 +15,6 @@ from ngrpo.errors import DataError
 from ngrpo.neighbors.describe import example_neighbors
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.loading import load_model, load_tokenizer
-from ngrpo.training.checkpoints import save_model
 from ngrpo.training.policy_optimization import train_policy
 from ngrpo.training.rollout_log import RolloutLog
 
@@ -54,9 +53,9 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
         index=NeighborIndex.load(inputs["neighbor_index"]),
         config=config,
         work=work,
+        output=output / "model",
         log=rollout_log,
     )
-    save_model(trained.trainer, output / "model")
     if not trained.trainer.is_world_process_zero():
         return
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,7 +42,7 @@ class Checkpoints(TrainerCallback):
         self._store = store
         self._stride = stride
         self._told_to_stop = False
-        self._uploads = ThreadPoolExecutor(1)
+        self._uploads = ThreadPoolExecutor(1, initializer=_yield_to_training)
         self._upload: Future[None] | None = None
 
     def restore(self) -> None:
@@ -120,6 +123,12 @@ def save_model(trainer: Trainer, directory: Path) -> None:
     trainer.save_model(str(directory))  # every process takes part where the model is sharded
     if trainer.is_world_process_zero():
         (directory / TRAINING_ARGS_NAME).unlink()
+
+
+def _yield_to_training() -> None:
+    """Give this thread, and those that it starts, only the processor time that training leaves: Linux has priorities by thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def _step(checkpoint: Path) -> int:

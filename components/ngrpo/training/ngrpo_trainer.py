@@ -7,14 +7,12 @@ records. Objective, clipping, advantages and KL are TRL's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
@@ -79,7 +77,8 @@ class NGRPOTrainer(GRPOTrainer):
         Args:
             *args: Passed on to `GRPOTrainer`.
             make_engine: Called once with the unwrapped model.
-            current_mixer: Called with the unwrapped model before each rollout batch, with the weights that will generate it.
+            current_mixer: Called with the unwrapped model before each rollout batch, with the weights that will generate it; of a
+                model that is sharded it gets the input embeddings alone.
             mask_mixed_positions: Leave mixed positions out of the loss and of its normaliser.
             observers: Called after each rollout batch.
             **kwargs: Passed on to `GRPOTrainer`.
@@ -104,6 +103,7 @@ class NGRPOTrainer(GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         stock = super()._get_train_sampler(dataset)
         return _EpochSampler(
+            lambda: int(self.state.epoch or 0),
             data_source=stock.data_source,
             mini_repeat_count=stock.mini_repeat_count,
             batch_size=stock.batch_size,
@@ -139,10 +139,9 @@ class NGRPOTrainer(GRPOTrainer):
         ):
             if self._engine is None:
                 self._engine = self._make_engine(model)
-            # From here on a process waits for no other: they may end at different steps.
             self._engine.load_weights(_whole_parameters(model))
-            with _whole_embedding(model):
-                self._mixer = self._current_mixer(model)
+            self._mixer = self._current_mixer(_with_whole_embeddings(model))
+            # In here a process waits for no other: they end at different steps.
             rollouts = self._engine.generate(prompt_ids, seeds, sampling, self._mixer)
         self._prompts, self._rollouts = prompt_ids, rollouts
         self._mixture = self._collate(rollouts)
@@ -179,12 +178,9 @@ class NGRPOTrainer(GRPOTrainer):
             rollouts=self._rollouts,
             rewards=[sum(values) for values in zip(*by_function, strict=True)],
             mixture=mixture,
-            embedding=model.get_input_embeddings(),
+            embedding=_with_whole_embeddings(model).get_input_embeddings(),
         )
-        numbers: dict[str, float] = {}
-        with _whole_embedding(model):
-            for observe in self._observers:
-                numbers |= observe(batch)
+        numbers = {name: value for observe in self._observers for name, value in observe(batch).items()}
         # A process may have nothing to say where another has: with few rollouts, none of them may be mixed.
         of_processes = gather_object([numbers])
         for name in {name: None for one in of_processes for name in one}:
@@ -261,23 +257,36 @@ def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         yield name, value.full_tensor() if isinstance(value, DTensor) else value
 
 
-@contextmanager
-def _whole_embedding(model: PreTrainedModel) -> Iterator[None]:
-    """Gather the input embeddings while the context is open, where the model is sharded: they belong to its root."""
-    if not isinstance(model, FSDPModule):
-        yield
-        return
-    model.unshard()
-    try:
-        yield
-    finally:
-        model.reshard()
+@dataclass(frozen=True)
+class _Embeddings:
+    """What stands for a sharded model where its input embeddings are asked for."""
+
+    embedding: nn.Embedding
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+
+def _with_whole_embeddings(model: PreTrainedModel) -> PreTrainedModel | _Embeddings:
+    """Return a model whose input embeddings can be read and looked up outside of its forward pass."""
+    weight = model.get_input_embeddings().weight
+    if not isinstance(weight, DTensor):
+        return model
+    return _Embeddings(nn.Embedding.from_pretrained(weight.full_tensor().detach()))
 
 
 class _EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on the epoch alone, so that a run resumed in a later epoch sees the same order."""
+    """TRL's sampler with an order that depends on the epoch alone, so that a run resumed in a later epoch sees the same order.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Fix the order of an epoch; the trainer calls it at the start of each."""
+    It asks for the epoch itself: accelerate's `set_epoch` does not reach the sampler of a resumed epoch that processes share.
+    """
+
+    def __init__(self, epoch: Callable[[], int], **kwargs: Any):
+        super().__init__(**kwargs)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the rows of the current epoch."""
         if self.shuffle:
-            self.generator.manual_seed(request_seed(self.seed, epoch))
+            self.generator.manual_seed(request_seed(self.seed, self._epoch()))
+        yield from super().__iter__()

@@ -18,7 +18,7 @@ from ngrpo.evaluation.grading import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.mixers import end_marker_ids
-from ngrpo.training.checkpoints import KEPT, checkpoints_of
+from ngrpo.training.checkpoints import KEPT, checkpoints_of, save_model
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.progress import show_progress
@@ -44,6 +44,7 @@ def train_policy(
     index: NeighborIndex,
     config: NGRPOTrainingConfig,
     work: Path,
+    output: Path,
     log: RolloutLog,
     observers: Sequence[RolloutObserver] = (),
 ) -> TrainedPolicy:
@@ -57,6 +58,7 @@ def train_policy(
         index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
         config: Settings.
         work: Where checkpoints go.
+        output: Where the trained model is saved.
         log: Observes the rollouts of all steps, those before a resume included.
         observers: Called after each rollout batch too.
 
@@ -99,6 +101,8 @@ def train_policy(
         show_progress(trainer, {"reward": "reward", "kl": "kl", "completions/mean_length": "length"})
         with closing(trainer):
             trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
+            if not checkpoints.preempted:
+                save_model(trainer, output)  # while processes can still talk: vLLM ends their group with its engine
     return TrainedPolicy(trainer, following.index)
 
 
