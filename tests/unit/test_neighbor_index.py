@@ -74,6 +74,17 @@ def everything(embedding: torch.Tensor) -> torch.Tensor:
     return torch.ones(len(embedding), dtype=torch.bool)
 
 
+def assert_bounds_hold(index: NeighborIndex, similarity: torch.Tensor, order: torch.Tensor) -> None:
+    """Compare the bounds with all similarities, in descending order, and the tokens that they belong to."""
+    eligible = index.eligible
+    neighbors, reserve = index.neighbors[eligible].long(), index.reserve[eligible].long()
+    place = order[:, :, None] == torch.cat([neighbors, reserve], dim=1)[:, None]
+    left_out = similarity.masked_fill(place.any(dim=2), -torch.inf).max(dim=1).values
+    assert (left_out <= index.bound[eligible].double()).all(), "something left out exceeds its bound"
+    in_reserve = (similarity[:, :, None] * place[:, :, neighbors.shape[1] :]).sum(dim=1)
+    assert (in_reserve <= index.reserve_bound[eligible].double()).all(), "something in reserve exceeds its bound"
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", matrices())
 @pytest.mark.parametrize("block_rows", [7, 64, 1000])
@@ -84,13 +95,12 @@ def test_neighbors_equal_brute_force(name, block_rows, metric):
     index = NeighborIndex.build(embedding, eligible, candidates=COUNT, block_rows=block_rows, metric=metric)
     similarity, order = brute_force(embedding, eligible, metric)
     assert torch.equal(index.neighbors[eligible].long(), order[:, :COUNT])
-    torch.testing.assert_close(index.similarity[eligible], similarity[:, :COUNT].float(), rtol=1e-6, atol=1e-11)
+    torch.testing.assert_close(index.similarity[eligible], similarity[:, :COUNT], rtol=1e-9, atol=1e-11)
     assert index.neighbors[3].tolist() == [3] * COUNT
     kept = torch.cat([index.neighbors, index.reserve], dim=1)[eligible]
     assert not torch.isin(kept, torch.tensor([0, 3])).any()
     assert all(len(set(row)) == len(row) for row in kept.tolist())
-    left_out = similarity.masked_fill((order[:, :, None] == kept[:, None]).any(dim=2), -torch.inf).max(dim=1).values
-    assert (left_out <= index.bound[eligible].double()).all(), "something left out exceeds its bound"
+    assert_bounds_hold(index, similarity, order)
 
 
 def test_float32_decides_almost_every_row_and_float64_the_rest():
@@ -159,9 +169,7 @@ def test_a_refresh_finds_what_a_rebuild_finds(move, metric):
     print(f"{metric}, {move}: {index.statistics['searched']} of 1498 rows searched again")
     assert index.statistics["searched"] <= most * 1498
     similarity, order = brute_force(after, eligible, metric)
-    kept = torch.cat([index.neighbors, index.reserve], dim=1)[eligible]
-    left_out = similarity.masked_fill((order[:, :, None] == kept[:, None]).any(dim=2), -torch.inf).max(dim=1).values
-    assert (left_out <= index.bound[eligible].double()).all(), "a bound did not follow the weights"
+    assert_bounds_hold(index, similarity, order)
 
 
 def test_refresh_after_refresh_stays_exact():
@@ -174,8 +182,9 @@ def test_refresh_after_refresh_stays_exact():
         index = index.refresh(matrix, moved, block_rows=256)
         matrix = moved
         searched.append(index.statistics["searched"])
-    again = NeighborIndex.build(matrix, everything(matrix), candidates=COUNT, block_rows=256)
-    assert torch.equal(index.neighbors, again.neighbors)
+        again = NeighborIndex.build(matrix, everything(matrix), candidates=COUNT, block_rows=256)
+        assert torch.equal(index.neighbors, again.neighbors)
+        assert torch.equal(index.similarity, again.similarity)
     assert 0 < sum(searched) < 0.5 * 12 * 1000, f"bounds wear out, and are renewed where a row is searched: {searched}"
 
 

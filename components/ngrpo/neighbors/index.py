@@ -28,8 +28,9 @@ class NeighborIndex:
 
     Attributes:
         neighbors: int32 `[V, m]`, nearest first, the token itself left out; a row that is not eligible holds its own id.
-        similarity: float32 `[V, m]`, similarities under `metric`.
+        similarity: float64 `[V, m]`, similarities under `metric`.
         reserve: int32 `[V, r]`, the tokens that come next, in no order; a refresh looks at them too.
+        reserve_bound: float32 `[V, r]`, upper bounds of their similarities.
         bound: float32 `[V]`, upper bound of the similarity of every eligible token in neither; minus infinity if there is none.
         eligible: bool `[V]`, tokens that may be anchors or neighbors.
         fingerprint: Digest of the matrix and of `eligible`, see `fingerprint`.
@@ -42,6 +43,7 @@ class NeighborIndex:
     neighbors: Tensor
     similarity: Tensor
     reserve: Tensor
+    reserve_bound: Tensor
     bound: Tensor
     eligible: Tensor
     fingerprint: str
@@ -108,6 +110,7 @@ class NeighborIndex:
             number[self.neighbors[rows.ids].long()],
             self.similarity[rows.ids],
             number[self.reserve[rows.ids].long()],
+            self.reserve_bound[rows.ids],
             self.bound[rows.ids],
             0,
         )
@@ -159,7 +162,7 @@ class NeighborIndex:
         return cls(**tensors, **values)
 
 
-_TENSORS = ("neighbors", "similarity", "reserve", "bound", "eligible")
+_TENSORS = ("neighbors", "similarity", "reserve", "reserve_bound", "bound", "eligible")
 
 
 def fingerprint(embedding: Tensor, eligible: Tensor) -> str:
@@ -206,8 +209,9 @@ def look_up(
 def _check(embedding: Tensor, eligible: Tensor, candidates: int) -> None:
     if embedding.shape[0] != eligible.shape[0]:
         raise DataError(f"the embedding has {embedding.shape[0]} rows but {eligible.shape[0]} tokens were described")
-    finite = torch.cat([torch.isfinite(block).all(dim=1) for block in embedding.split(8192)])
-    bad = (~finite).nonzero(as_tuple=True)[0]
+    # A sum that is finite has finite terms only, and is quick; one that is not may have overflowed.
+    suspect = (~torch.isfinite(embedding.sum(dim=1, dtype=torch.float32))).nonzero(as_tuple=True)[0]
+    bad = suspect[~torch.isfinite(embedding[suspect]).all(dim=1)]
     if len(bad):
         raise DataError(
             f"embedding rows {bad[:5].tolist()} ({len(bad)} in all) hold NaN or infinity: repair the model's weights"
@@ -226,8 +230,9 @@ def _spread(rows: Rows, found: Found, vocabulary: int) -> dict[str, Any]:
     own = torch.arange(vocabulary, dtype=torch.int32, device=device)[:, None]
     tensors = {
         "neighbors": own.repeat(1, found.neighbors.shape[1]),
-        "similarity": torch.zeros(vocabulary, found.similarity.shape[1], device=device),
+        "similarity": torch.zeros(vocabulary, found.similarity.shape[1], dtype=torch.float64, device=device),
         "reserve": own.repeat(1, found.reserve.shape[1]),
+        "reserve_bound": torch.zeros(vocabulary, found.reserve.shape[1], device=device),
         "bound": torch.zeros(vocabulary, device=device),
     }
     for name, tensor in tensors.items():

@@ -13,10 +13,8 @@ _ROUNDOFF = 2.0**-24
 """Largest relative error of one rounding to float32."""
 _TIE = 2.0**-40
 """Similarities that differ by less, relative to the largest that a row can have, are equal."""
-_BLOCK = 4096
-"""Rows converted to float64 at a time."""
 _CHUNK = 2**20
-"""Elements of the float64 products formed at a time: a few megabytes, which stay in the cache."""
+"""Elements that are looked at in float64 at a time: a few megabytes, which stay in the cache."""
 
 
 class Rows:
@@ -39,7 +37,7 @@ class Rows:
         self.ids = eligible.nonzero(as_tuple=True)[0]
         self._embedding = embedding.detach()
         self._order = 1 if metric == "l1" else 2
-        norms = [torch.linalg.vector_norm(block, self._order, dim=1) for block in self._blocks()]
+        norms = [torch.linalg.vector_norm(block, self._order, dim=1) for _, block in self._blocks()]
         self.norms = torch.cat(norms)
         """float64 `[n]`: L1 norms for `l1`, else L2 norms."""
         self._largest = float(self.norms.max())
@@ -54,11 +52,9 @@ class Rows:
         """float32 `[n, d]`: what scores are formed from, unit rows for `cosine`."""
         vectors = torch.empty(len(self), self._embedding.shape[1], device=self.ids.device)
         divisors = self.norms.clamp(min=1e-300) if self.metric == "cosine" else torch.full_like(self.norms, self._scale)
-        start = 0
-        for block in self._blocks():
-            part = slice(start, start + len(block))
-            vectors[part] = block / divisors[part, None]
-            start = part.stop
+        for part, block in self._blocks():
+            torch.div(block, divisors[part, None], out=block)
+            vectors[part] = block
         return vectors
 
     @cached_property
@@ -140,36 +136,40 @@ class Rows:
         Returns:
             float64 `[n]`, 0 only for a row that is the same.
         """
-        moved = torch.cat(
-            [
-                torch.linalg.vector_norm(block - old, self._order, dim=1)
-                for block, old in zip(self._blocks(), self._blocks(before), strict=True)
-            ]
-        )
+        matrix, block = self._embedding, max(1, _CHUNK // self._embedding.shape[1])
+        pairs = zip(matrix.split(block), before.split(block), strict=True)
+        changed = torch.cat([(now != then).any(dim=1) for now, then in pairs])[self.ids].nonzero(as_tuple=True)[0]
+        moved = torch.zeros_like(self.norms)
+        for part in changed.split(block):
+            way = matrix[self.ids[part]].double() - before[self.ids[part]].double()
+            moved[part] = torch.linalg.vector_norm(way, self._order, dim=1)
         if self.metric != "cosine":
             return moved
         # The sine of the angle is at most the way divided by either norm; beyond a right angle nothing is known.
         ratio = moved / self.norms.clamp(min=1e-300)
         return torch.where(ratio < 1, ratio.clamp(max=1).asin(), torch.pi * (moved > 0))
 
-    def loosened(self, bound: Tensor, own: Tensor, other: float) -> Tensor:
+    def loosened(self, bound: Tensor, own: Tensor, other: Tensor) -> Tensor:
         """Return bounds that hold after rows have moved, by the triangle inequality.
 
         Args:
-            bound: float64 `[n]`, upper bounds of similarities before; minus infinity where nothing is bounded.
+            bound: float64 `[n, c]`, upper bounds of similarities before; minus infinity where nothing is bounded.
             own: float64 `[n]`, `drift` of the rows.
-            other: The most that any of the rows they are compared with moved.
+            other: float64, broadcast to `[n, c]`: the most that those moved which a row is compared with.
         """
+        own = own[:, None]
         if self.metric == "cosine":
-            closest = bound.clamp(-1, 1).acos() - own - other
-            return torch.where(bound.isinf(), bound, closest.clamp(min=0).cos())
-        if self.metric == "dot":
+            loose = (bound.clamp(-1, 1).acos() - own - other).clamp(min=0).cos()
+        elif self.metric == "dot":
             # x'y' = xy + (x'-x)y + x'(y'-y), where |y| <= |y'| + its move
-            return bound + own * (self._largest + other) + self.norms * other
-        return bound + own + other
+            loose = bound + own * (self._largest + other) + self.norms[:, None] * other
+        else:
+            loose = bound + own + other
+        return torch.where(bound.isinf() | (own + other == 0), bound, loose)
 
-    def _blocks(self, embedding: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield the eligible rows of a matrix, by default the current one, in float64."""
-        matrix = self._embedding if embedding is None else embedding
-        for ids in self.ids.split(_BLOCK):
-            yield matrix[ids].double()
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield ranges of rows, and a copy of them in float64."""
+        size = max(1, _CHUNK // self._embedding.shape[1])
+        for start in range(0, len(self), size):
+            part = slice(start, min(start + size, len(self)))
+            yield part, self._embedding[self.ids[part]].double()

@@ -20,8 +20,9 @@ class Found:
 
     Attributes:
         neighbors: int64 `[R, count]`, the most similar rows, most similar first, ties by number.
-        similarity: float32 `[R, count]`, their similarities.
+        similarity: float64 `[R, count]`, their similarities.
         reserve: int64 `[R, spare]`, further similar rows in no order that matters.
+        reserve_bound: float32 `[R, spare]`, upper bounds of their similarities.
         bound: float32 `[R]`, upper bound of the similarity of every other row; minus infinity if there is none.
         uncertified: Number of rows for which float32 could not tell the neighbors from the rest.
     """
@@ -29,6 +30,7 @@ class Found:
     neighbors: Tensor
     similarity: Tensor
     reserve: Tensor
+    reserve_bound: Tensor
     bound: Tensor
     uncertified: int
 
@@ -187,7 +189,9 @@ def _decide(rows: Rows, searched: Tensor, scores: Tensor, columns: Tensor, count
     width = int((scores >= edge[:, None]).sum(dim=1).max())
     similarity, front = ordered(rows.similarity(searched, columns[:, :width]), columns[:, :width])
     columns = torch.cat([front, columns[:, width:]], dim=1)
-    similarity = similarity[:, :count].float()
+    unmeasured = rows.similarity_of(scores[:, width:].double() + error[:, None])
+    reserve_bound = torch.cat([similarity[:, count:], unmeasured], dim=1)
+    similarity = similarity[:, :count]
     bound = rows.similarity_of(scores[:, -1].double() + error)
     failed = torch.zeros(0, dtype=torch.long, device=searched.device)
     if everything:
@@ -200,11 +204,19 @@ def _decide(rows: Rows, searched: Tensor, scores: Tensor, columns: Tensor, count
             near = (score >= edge[row]).nonzero(as_tuple=True)[0]
             near = near[near != searched[row]]
             values, near = ordered(rows.similarity(searched[row, None], near[None]), near[None])
-            columns[row], similarity[row] = near[0, :keep], values[0, :count].float()
+            columns[row], similarity[row], reserve_bound[row] = near[0, :keep], values[0, :count], values[0, count:keep]
             bound[row] = rows.similarity_of(edge[row] + error[row])
             if near.shape[1] > keep:
                 bound[row] = torch.maximum(bound[row], values[0, keep])
-    return Found(columns[:, :count], similarity, columns[:, count:], above(bound + rows.grid[searched]), len(failed))
+    grid = rows.grid[searched]  # a similarity is rounded to it
+    return Found(
+        columns[:, :count],
+        similarity,
+        columns[:, count:],
+        above(reserve_bound + grid[:, None]),
+        above(bound + grid),
+        len(failed),
+    )
 
 
 def above(bound: Tensor) -> Tensor:
@@ -224,5 +236,5 @@ def _join(parts: list[Found]) -> Found:
     def column(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
-    uncertified = sum(part.uncertified for part in parts)
-    return Found(column("neighbors"), column("similarity"), column("reserve"), column("bound"), uncertified)
+    tensors = ("neighbors", "similarity", "reserve", "reserve_bound", "bound")
+    return Found(**{name: column(name) for name in tensors}, uncertified=sum(part.uncertified for part in parts))
