@@ -187,7 +187,21 @@ class HubModel(Section):
     """Commit of the model; a branch name is refused because it moves. For a copy, the commit it was made from."""
 
 
-BaseModelSource = Annotated[InitializedModel | PackagedModel | HubModel, Field(discriminator="kind")]
+class RegisteredModel(Section):
+    """A version in the model registry; `--base champion` fills this in."""
+
+    kind: Literal["registered"]
+    name: str
+    """Name of the registered model."""
+    version: Positive
+    """Number of the version."""
+    id: Annotated[str, Field(pattern=r"^s3://")]
+    """Where the registry keeps its files."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Digest of the files, tag `ngrpo.digest` of the version; other files are refused."""
+
+
+BaseModelSource = Annotated[InitializedModel | PackagedModel | HubModel | RegisteredModel, Field(discriminator="kind")]
 
 
 class ModelConfig(Section):
@@ -296,6 +310,19 @@ class RolloutConfig(Section):
         return self
 
 
+class SelectionConfig(Section):
+    """Choice of the best checkpoint by a benchmark for validation, which then proves nothing about the model."""
+
+    benchmark: str
+    """One of `data.benchmarks`, other than those that promotion decides by."""
+    samples: Positive = 8
+    """Answers for each problem."""
+    temperature: PositiveFloat = 0.6
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Nucleus of sampling."""
+
+
 class TrainingConfig(Section):
     """N-GRPO training."""
 
@@ -333,6 +360,8 @@ class TrainingConfig(Section):
     """When the neighbor index follows the weights: once before the first rollout, or before every rollout batch."""
     save_steps: Positive
     """Optimizer steps between two checkpoints; a multiple of `updates_per_batch`, so that a resumed run is exact."""
+    selection: SelectionConfig | None = None
+    """Measures the policy at every checkpoint; the result is the best of them. Without, it is the last."""
 
     @model_validator(mode="after")
     def _boundaries(self) -> Self:
@@ -457,6 +486,18 @@ class RunConfig(Section):
             if name not in self.data.benchmarks:
                 raise ValueError(
                     f"promotion.tolerated_regression.{name}: not one of data.benchmarks: {', '.join(sorted(self.data.benchmarks))}"
+                )
+        selection = self.training.selection
+        if selection is not None:
+            if selection.benchmark not in self.data.benchmarks:
+                raise ValueError(
+                    f"training.selection.benchmark={selection.benchmark!r} is not one of data.benchmarks: "
+                    f"{', '.join(sorted(self.data.benchmarks))}"
+                )
+            if selection.benchmark in {self.promotion.benchmark, *self.promotion.tolerated_regression}:
+                raise ValueError(
+                    f"training.selection.benchmark={selection.benchmark!r} is one that promotion decides by: a model cannot be "
+                    "judged by the problems that it was chosen for; name another"
                 )
         for name in self.evaluation.string_match:
             if name not in self.data.benchmarks:

@@ -51,6 +51,22 @@ def delayed(*arguments, **keywords):
 NGRPOTrainer.training_step = delayed
 """
 
+SELECTION = {"benchmark": "validation", "samples": 2}
+SCORED = """
+import json
+from ngrpo.training.validation import Validation
+scores = {int(step): score for step, score in json.loads((root / "scores.json").read_text()).items()}
+measured, evaluate, verdicts = [], NGRPOTrainer.evaluate, Validation.verdicts
+def remembered(self, *arguments, **keywords):
+    measured.append(self.state.global_step)
+    return evaluate(self, *arguments, **keywords)
+def decreed(self, engine, **share):
+    assert len(verdicts(self, engine, **share)) == 6
+    return [number < scores[measured[-1]] for number in range(4)]  # a random model answers nothing correctly
+NGRPOTrainer.evaluate, Validation.verdicts = remembered, decreed
+"""
+"""Begins a script of a stage with a selection: of four answers so many are correct as `scores.json` says for the step."""
+
 
 def write_inputs(root: Path, hidden_size: int = 64) -> None:
     """Write the artifacts that the stage reads; there are more steps than one epoch has, so that a resume in the second is covered."""
@@ -62,6 +78,8 @@ def write_inputs(root: Path, hidden_size: int = 64) -> None:
         for j in range(6)
     ]
     pq.write_table(pa.Table.from_pylist(rows), root / "dataset" / "train.parquet")
+    (root / "dataset" / "benchmarks").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows[:3]), root / "dataset" / "benchmarks" / "validation.parquet")
     embedding = load_file(root / "warm_start" / "model" / "model.safetensors")["model.embed_tokens.weight"]
     # The index of another matrix, as that of the base model is once the warm start has moved the embeddings.
     index = NeighborIndex.build(embedding + 0.01, eligible(), candidates=6, block_rows=64)

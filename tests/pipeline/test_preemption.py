@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_training import CONFIG, INPUTS, start, weights, write_inputs
+from small_training import CONFIG, INPUTS, SCORED, SELECTION, start, weights, write_inputs
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.checkpoints import CheckpointStore
@@ -39,9 +39,10 @@ execute(
 class Pods:
     """Starts tries of one stage, each in an empty directory."""
 
-    def __init__(self, root: Path, store: str):
+    def __init__(self, root: Path, store: str, script: str):
         self._root = root
         self._store = store
+        self._script = script
         self._count = 0
 
     def start(self, key: str, slow: float = 0.0, **variables: str) -> tuple[subprocess.Popen, Path]:
@@ -49,12 +50,14 @@ class Pods:
         pod = self._root / f"pod-{self._count}"
         variables |= {"NGRPO_STORE": self._store, "KEY": key}
         variables |= {"NGRPO_WORK_DIR": f"{pod}/work", "NGRPO_CACHE_DIR": f"{pod}/cache"}
-        process = start(IN_POD, self._root, slow, pod.with_suffix(".log"), **variables)
+        process = start(self._script, self._root, slow, pod.with_suffix(".log"), **variables)
         return process, pod / "reference.json"
 
 
-def stop(process: subprocess.Popen, number: signal.Signals, after: int) -> tuple[int, int]:
-    """Send a signal some steps after the first; return how many steps were resumed from and how many were made in the end."""
+def stop(
+    process: subprocess.Popen, number: signal.Signals, after: int, once: Callable[[], bool] = lambda: True
+) -> tuple[int, int]:
+    """Send a signal some steps after the first, once something is so; return how many steps were resumed from, and made in the end."""
     resumed, made, first = 0, 0, None
     for line in process.stdout:
         if found := re.match(r"resuming from checkpoint-(\d+)", line):
@@ -62,7 +65,7 @@ def stop(process: subprocess.Popen, number: signal.Signals, after: int) -> tuple
         if found := re.match(r"at (\d+)", line):
             made = int(found[1])
             first = made if first is None else first
-            if made >= first + after:
+            if made >= first + after and once():
                 break
     time.sleep(random.uniform(0, 0.4))
     process.send_signal(number)
@@ -70,25 +73,34 @@ def stop(process: subprocess.Popen, number: signal.Signals, after: int) -> tuple
     return resumed, max([made, *map(int, rest)]) + 1
 
 
-@pytest.fixture
-def pods(objects, store, tmp_path) -> Callable[[int], Pods]:
-    """Pods that train for so many steps; their inputs are in the store."""
+def uploaded(objects: ObjectStore) -> set[int]:
+    """The steps of the whole checkpoints in object storage."""
+    return {int(key.split("/")[3][:9]) for key in objects.list("checkpoints/") if key.endswith("/manifest.json")}
 
-    def prepared(steps: int) -> Pods:
+
+@pytest.fixture
+def pods(objects, store, tmp_path) -> Callable[..., Pods]:
+    """Pods that train for so many steps, with scores for their checkpoints or without; their inputs are in the store."""
+
+    def prepared(steps: int, scores: dict[int, int] | None = None) -> Pods:
         write_inputs(tmp_path)
         for name in INPUTS:
             published = store.publish(name, "k", tmp_path / name, config_digest="", code_version="", inputs={})
             published.write(tmp_path / f"{name}.json")
         config = {**CONFIG, "training": CONFIG["training"] | {"steps": steps, "save_steps": 2}}
+        if scores is not None:
+            config["training"]["selection"] = SELECTION
+            (tmp_path / "scores.json").write_text(json.dumps(scores))
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return Pods(tmp_path, objects.uri)
+        return Pods(tmp_path, objects.uri, IN_POD if scores is None else SCORED + IN_POD)
 
     return prepared
 
 
 def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objects, store, tmp_path):
     steps = 12 + 4 * (KILLS - 1)
-    pods = pods(steps)
+    # The best comes early: once the newest have taken its turn, it must still be kept, and go along.
+    pods = pods(steps, scores={step: 3 if step == 4 else 1 for step in range(1, steps + 1)})
 
     process, reference = pods.start("whole")
     process.communicate()
@@ -97,8 +109,9 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objec
 
     resumed = []
     for kill in range(KILLS):
-        process, _ = pods.start("killed", slow=0.15)
-        resumed.append(stop(process, signal.SIGKILL, after=random.randint(2 if kill == 0 else 0, 4))[0])
+        process, _ = pods.start("killed", slow=0.3)
+        after = random.randint(2 if kill == 0 else 0, 4)
+        resumed.append(stop(process, signal.SIGKILL, after, once=lambda: max(uploaded(objects), default=0) >= 4)[0])
         assert process.returncode == -signal.SIGKILL
     process, reference = pods.start("killed", slow=0.15)
     at, made = stop(process, signal.SIGTERM, after=0)
@@ -114,11 +127,14 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objec
 
     ended = store.fetch(Reference.read(reference))
     assert weights(ended) == weights(whole) != weights(tmp_path / "warm_start")
+    assert json.loads((ended / "metrics.json").read_text())["selected_step"] == 4
     for name in ("rollout_samples.json", "anchor_cosine_histogram.json", "example_neighbors.json"):
         assert (ended / name).read_bytes() == (whole / name).read_bytes()
-    losses = [[entry["loss"] for entry in json.loads((one / "log_history.json").read_text())] for one in (ended, whole)]
+    histories = [json.loads((one / "log_history.json").read_text()) for one in (ended, whole)]
+    losses = [[entry["loss"] for entry in history if "loss" in entry] for history in histories]
     assert losses[0] == losses[1]
     assert len(losses[0]) == steps
+    assert len([entry for entry in histories[0] if "eval_mean" in entry]) >= steps // 2
     assert objects.list("checkpoints/") == [], "a finished stage leaves no checkpoint behind"
 
 
@@ -163,13 +179,13 @@ def checkpoints(objects, tmp_path) -> CheckpointStore:
     return CheckpointStore(objects, PLACE, tmp_path / "downloads")
 
 
-def put(checkpoints: CheckpointStore, directory: Path, *steps: int) -> None:
+def put(checkpoints: CheckpointStore, directory: Path, *steps: int, best: int | None = None) -> None:
     for step in steps:
         path = directory / f"saved-{step}"
         path.mkdir(exist_ok=True)
         (path / "weights").write_bytes(b"%d" % step * 1000)
         (path / "complete").touch()
-        checkpoints.put(step, path, keep=2)
+        checkpoints.put(step, path, keep=2, best=best)
 
 
 def restored(checkpoints: CheckpointStore, directory: Path, after: int = 0) -> list[str]:
@@ -190,6 +206,13 @@ def test_the_newest_are_kept_and_the_newest_is_restored(objects, checkpoints, tm
     objects.put_bytes(b"x", f"{PLACE}-of-another/000000001-x/weights")
     checkpoints.clear()
     assert objects.list("checkpoints/") == [f"{PLACE}-of-another/000000001-x/weights"]
+
+
+def test_the_best_is_kept_and_restored_by_itself(checkpoints, tmp_path):
+    put(checkpoints, tmp_path, 5, 10, 15, 20, best=10)
+    assert [int(one[:9]) for one in checkpoints._names()[0]] == [20, 15, 10]
+    checkpoints.restore(tmp_path / "here", after=9, until=10)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["checkpoint-10"]
 
 
 @pytest.mark.parametrize("damage", ["content", "missing", "manifest"])

@@ -1,5 +1,6 @@
 """The training stage as a process: killed without warning, it goes on from its last checkpoint to the same bytes."""
 
+import hashlib
 import json
 import signal
 import time
@@ -9,7 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from small_training import CONFIG, INPUTS, start, wait_for, weights, write_inputs
+from small_training import CONFIG, INPUTS, SCORED, SELECTION, start, wait_for, weights, write_inputs
 
 from ngrpo.config import NGRPOTrainingConfig, validate
 from ngrpo.errors import DataError
@@ -69,6 +70,21 @@ def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
     assert [(point.step, point.value) for point in curve] == [(entry["step"], entry["loss"]) for entry in history[0]]
     samples = [(root / "output" / "rollout_samples.json").read_text() for root in (whole, killed)]
     assert samples[0] == samples[1]
+
+
+def test_the_best_checkpoint_by_validation_is_the_result(inputs, tmp_path):
+    root = directory(inputs, tmp_path / "run", selection=SELECTION, steps=10)
+    (root / "scores.json").write_text(json.dumps({4: 1, 8: 3, 10: 2}))
+    assert start(SCORED + STAGE, root).wait() == 0
+    history = json.loads((root / "output" / "log_history.json").read_text())
+    validation = {entry["step"]: entry["eval_mean"] for entry in history if "eval_mean" in entry}
+    assert validation == {4: 0.25, 8: 0.75, 10: 0.5}, "the end is measured wherever it falls"
+    of_step = {
+        step: hashlib.sha256((root / f"work/checkpoints/checkpoint-{step}/model.safetensors").read_bytes()).hexdigest()
+        for step in (8, 10)
+    }
+    assert weights(root / "output") == of_step[8] != of_step[10]
+    assert json.loads((root / "output" / "metrics.json").read_text())["selected_step"] == 8
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from_and_what_is_written(inputs, tmp_path):

@@ -54,6 +54,15 @@ IMPOSSIBLE = {
     "evaluation.samples=8": ("evaluation", "samples=8", "k <= samples"),
     "warm_start.micro_batch_size=60": ("warm_start", "micro_batch_size=60", "divide batch_size=64"),
     "data.warm_start=null": ("warm_start.steps=600", "data.warm_start", "set steps to 0"),
+    'training.selection={"benchmark": "aime24"}': (
+        "training.selection.benchmark='aime24'",
+        "data.benchmarks",
+        "arithmetic",
+    ),
+    'training.selection={"benchmark": "arithmetic"}': (
+        "training.selection.benchmark='arithmetic'",
+        "promotion decides",
+    ),
     "promotion.benchmark=aime24": ("promotion.benchmark='aime24'", "data.benchmarks", "arithmetic"),
     'promotion.tolerated_regression={"aime24": 1}': ("promotion.tolerated_regression.aime24", "arithmetic"),
     "promotion.statistic=median": ("promotion.statistic", "median"),

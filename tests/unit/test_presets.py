@@ -106,7 +106,11 @@ def test_the_embedded_presets_need_no_hub_and_no_gpu(name: str) -> None:
 def test_tiny_reports_on_problems_that_nothing_was_chosen_on() -> None:
     data = preset("tiny").data
     assert {data.warm_start.fold, data.train.fold} == {"warm_start", "train"}
-    assert {source.fold for source in data.benchmarks.values()} == {"held_out"}
+    assert {name: source.fold for name, source in data.benchmarks.items()} == {
+        "arithmetic": "held_out",
+        "validation": "selection",
+    }
+    assert preset("tiny").training.selection.benchmark == "validation"
 
 
 def test_models_of_different_presets_do_not_compete() -> None:

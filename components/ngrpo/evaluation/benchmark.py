@@ -45,10 +45,15 @@ def read_benchmarks(directory: Path) -> list[Benchmark]:
     files = sorted(directory.glob("*.parquet"))
     if not files:
         raise DataError(f"benchmarks in {directory}: no *.parquet file; name at least one in data.benchmarks")
-    return [_read(path) for path in files]
+    return [read_benchmark(path) for path in files]
 
 
-def _read(path: Path) -> Benchmark:
+def read_benchmark(path: Path) -> Benchmark:
+    """Read `<name>.parquet`.
+
+    Raises:
+        DataError: It is damaged, empty, or has missing columns, repeated ids or problems without an answer.
+    """
     name = path.stem
     try:
         table = pq.read_table(path)

@@ -21,6 +21,7 @@ _LOW_COSINE = 0.95
 
 _CURVES = (
     ("reward", "Reward, mean", False),
+    ("eval_mean", "Validation, correct answers, %", True),
     ("kl", "KL divergence from the reference", False),
     ("entropy", "Entropy, nats", False),
     ("completions/mean_length", "Response length, tokens", False),

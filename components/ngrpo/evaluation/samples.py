@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from ngrpo.config import EvaluationConfig
 from ngrpo.errors import StoreError
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.evaluation.grading import Grader, grade_letter
@@ -148,7 +147,7 @@ class Sampler:
     Attributes:
         engine: Generates.
         tokenizer: Writes prompts as chats and reads responses.
-        config: How to sample.
+        sampling: How to sample.
         seed: Seed of the run. With it, a sample depends on benchmark, problem and sample id and on nothing else: two models get
             the same seeds, and more samples leave the first ones as they were.
         mixer: Mixing at inference, or none.
@@ -156,13 +155,12 @@ class Sampler:
 
     engine: RolloutEngine
     tokenizer: PreTrainedTokenizerBase
-    config: EvaluationConfig
+    sampling: Sampling
     seed: int
     mixer: Mixer | None = None
 
     def generate(self, benchmark: Benchmark, requests: Sequence[Request]) -> pa.Table:
         """Generate samples and return them as a table, in the order of the requests."""
-        config = self.config
         problems = sorted({problem for problem, _ in requests})
         ids = self.tokenizer.apply_chat_template(
             [benchmark.prompts[problem] for problem in problems],
@@ -174,7 +172,7 @@ class Sampler:
         rollouts = self.engine.generate(
             [prompts[problem] for problem, _ in requests],
             [request_seed(self.seed, benchmark.name, benchmark.ids[problem], sample) for problem, sample in requests],
-            Sampling(config.max_tokens, config.temperature, config.top_p),
+            self.sampling,
             self.mixer,
         )
         texts = self.tokenizer.batch_decode([rollout.token_ids for rollout in rollouts], skip_special_tokens=True)

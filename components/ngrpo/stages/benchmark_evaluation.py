@@ -21,6 +21,7 @@ from ngrpo.evaluation.results import benchmark_result, flat_metrics
 from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Sampler, SampleStore, graded, parts
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.rollout.mixers import build_mixer, end_marker_ids
@@ -141,7 +142,7 @@ def _sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence
             dtype=config.model.dtype,
         ),
         tokenizer=tokenizer,
-        config=config.evaluation,
+        sampling=Sampling(config.evaluation.max_tokens, config.evaluation.temperature, config.evaluation.top_p),
         seed=config.seed,
         mixer=_mixer(config, model, tokenizer),
     )

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.errors import DataError
+from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
 from ngrpo.neighbors.describe import example_neighbors
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.loading import load_model, load_tokenizer
@@ -50,6 +51,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
         start=start,
         tokenizer=tokenizer,
         dataset=dataset,
+        validation=_validation_problems(config, inputs["dataset"] / "benchmarks"),
         index=NeighborIndex.load(inputs["neighbor_index"]),
         config=config,
         work=work,
@@ -63,7 +65,23 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
     rollout_log.write(output)
     examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
-    (output / "metrics.json").write_text(json.dumps(_summary(history, config.training.steps)), encoding="utf-8")
+    summary = _summary(history, config.training.steps)
+    if config.training.selection is not None:
+        summary["selected_step"] = trained.trainer.state.best_global_step
+    (output / "metrics.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def _validation_problems(config: NGRPOTrainingConfig, benchmarks: Path) -> Benchmark | None:
+    selection = config.training.selection
+    if selection is None:
+        return None
+    path = benchmarks / f"{selection.benchmark}.parquet"
+    if not path.exists():
+        raise DataError(
+            f"training.selection.benchmark={selection.benchmark!r}: the data set has no such benchmark (a gated one without a "
+            "token is left out); name another"
+        )
+    return read_benchmark(path)
 
 
 def _summary(history: list[dict[str, Any]], steps: int) -> dict[str, float]:

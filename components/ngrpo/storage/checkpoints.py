@@ -7,6 +7,7 @@ and still runs somewhere can write over nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import uuid
@@ -43,13 +44,14 @@ class CheckpointStore:
         place = os.environ.get(PLACE)
         return cls(ObjectStore(os.environ["NGRPO_STORE"]), place, downloads) if place else None
 
-    def put(self, step: int, directory: Path, *, keep: int) -> None:
-        """Upload a checkpoint; once it is whole, delete all but the newest.
+    def put(self, step: int, directory: Path, *, keep: int, best: int | None) -> None:
+        """Upload a checkpoint; once it is whole, delete all but the newest and the best.
 
         Args:
             step: Steps made before it.
             directory: The checkpoint; it must not change meanwhile.
-            keep: Whole checkpoints that are kept, this one included.
+            keep: Newest whole checkpoints that are kept, this one included.
+            best: Steps made before a checkpoint that is kept too.
 
         Raises:
             StoreError: The service cannot be used; what was there before is still there.
@@ -58,9 +60,9 @@ class CheckpointStore:
         # Settings, source and inputs are in the key, which is in the place.
         self._artifacts.publish(self.place, name, directory, config_digest="", code_version="", inputs={})
         whole, partial = self._names()
-        self._discard(whole[keep:] + partial)
+        self._discard([name for name in whole[keep:] if _step(name) != best] + partial)
 
-    def restore(self, directory: Path, *, after: int) -> None:
+    def restore(self, directory: Path, *, after: int, until: float = math.inf) -> None:
         """Download the newest checkpoint that is sound to `directory/checkpoint-<step>`, if there is one.
 
         A damaged one is deleted, and the one before it is tried.
@@ -68,12 +70,15 @@ class CheckpointStore:
         Args:
             directory: Where checkpoints are on this machine.
             after: Newest step that is there: an older checkpoint is not wanted.
+            until: Nor is a newer one than of this step.
 
         Raises:
             StoreError: The service cannot be used, or the disk is full.
         """
         for name in self._names()[0]:
-            step = int(name.partition("-")[0])
+            step = _step(name)
+            if step > until:
+                continue
             reference = self._artifacts.find(self.place, name)
             if step <= after:
                 break
@@ -111,3 +116,7 @@ class CheckpointStore:
     def _discard(self, names: list[str]) -> None:
         for name in names:
             self._artifacts.discard(Reference(f"{self._objects.uri}/{self.place}/{name}/", name, digest=""))
+
+
+def _step(name: str) -> int:
+    return int(name.partition("-")[0])

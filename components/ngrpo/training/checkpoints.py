@@ -15,14 +15,15 @@ from types import FrameType
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import IntervalStrategy
 
 from ngrpo.errors import Preempted, StoreError
 from ngrpo.storage.checkpoints import CheckpointStore
 
 KEPT = 2
-"""Checkpoints that are kept, on disk and in object storage: while one is uploaded, the trainer deletes only older ones."""
+"""Checkpoints that are kept beside the best, on disk and in object storage: while one is uploaded, only older ones are deleted."""
 _MARKER = "complete"
 
 
@@ -46,10 +47,16 @@ class Checkpoints(TrainerCallback):
         self._upload: Future[None] | None = None
 
     def restore(self) -> None:
-        """Find the newest whole checkpoint, which may be in object storage."""
+        """Find the newest whole checkpoint, which may be in object storage, as may be the best that it remembers."""
         if self._store is not None and PartialState().is_local_main_process:
             last = self._last()
             self._store.restore(self.directory, after=0 if last is None else _step(last))
+            last = self._last()
+            best = (
+                None if last is None else TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).best_global_step
+            )
+            if best is not None and not self._whole(best):
+                self._store.restore(self.directory, after=best - 1, until=best)
         PartialState().wait_for_everyone()
         last = self._last()
         if last is not None:
@@ -60,9 +67,24 @@ class Checkpoints(TrainerCallback):
         """Handle a signal: save and stop at the next step after which a resumed run is exact."""
         self._told_to_stop = True
 
+    def on_train_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Look for the best checkpoint where checkpoints are on this machine; without it, the best is still to come."""
+        best = state.best_global_step
+        if best is None:
+            return
+        if self._whole(best):
+            state.best_model_checkpoint = str(self.directory / f"checkpoint-{best}")
+        else:
+            print(f"checkpoint of step {best}: the best so far is lost; the best of the next is the result", flush=True)
+            state.best_global_step = state.best_metric = state.best_model_checkpoint = None
+
     def on_step_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Save and stop if any process was told to; all of them at the same step, for they work together."""
-        if state.global_step % self._stride or state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps:
+            # The last checkpoint is saved wherever it falls: it is measured too where others are.
+            control.should_evaluate = args.eval_strategy != IntervalStrategy.NO
+            return
+        if state.global_step % self._stride:
             return
         told = torch.tensor([float(self._told_to_stop)], device=PartialState().device)
         if reduce(told).item() > 0:
@@ -77,7 +99,9 @@ class Checkpoints(TrainerCallback):
         (checkpoint / _MARKER).touch()
         if self._store is not None:
             self.finish_upload()
-            self._upload = self._uploads.submit(self._store.put, state.global_step, checkpoint, keep=KEPT)
+            self._upload = self._uploads.submit(
+                self._store.put, state.global_step, checkpoint, keep=KEPT, best=state.best_global_step
+            )
 
     def finish_upload(self) -> None:
         """Wait for the upload in the background. Training can do without it: if it failed, that is said and no more."""
@@ -87,6 +111,9 @@ class Checkpoints(TrainerCallback):
             except StoreError as error:
                 print(f"a checkpoint is not in object storage: {error}", flush=True)
             self._upload = None
+
+    def _whole(self, step: int) -> bool:
+        return (self.directory / f"checkpoint-{step}" / _MARKER).exists()
 
     def _last(self) -> Path | None:
         """Return the newest whole checkpoint on this machine."""

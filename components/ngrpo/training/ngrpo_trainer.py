@@ -7,6 +7,7 @@ records. Objective, clipping, advantages and KL are TRL's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
+from ngrpo.training.validation import Validation
 
 _MIXTURE_KEYS = ("mix_mask", "mix_candidates", "mix_weights", "mix_seeds")
 
@@ -70,6 +72,7 @@ class NGRPOTrainer(GRPOTrainer):
         current_mixer: Callable[[PreTrainedModel], Mixer | None],
         mask_mixed_positions: bool = False,
         observers: Sequence[RolloutObserver] = (),
+        validation: Validation | None = None,
         **kwargs: Any,
     ):
         """Build the trainer.
@@ -81,6 +84,7 @@ class NGRPOTrainer(GRPOTrainer):
                 model that is sharded it gets the input embeddings alone.
             mask_mixed_positions: Leave mixed positions out of the loss and of its normaliser.
             observers: Called after each rollout batch.
+            validation: What `evaluate` measures.
             **kwargs: Passed on to `GRPOTrainer`.
         """
         super().__init__(*args, **kwargs)
@@ -89,6 +93,7 @@ class NGRPOTrainer(GRPOTrainer):
         self._current_mixer = current_mixer
         self._mask_mixed_positions = mask_mixed_positions
         self._observers = observers
+        self._validation = validation
         self._mixer: Mixer | None = None
         self._prompts: list[list[int]] = []
         self._rollouts: list[Rollout] = []
@@ -127,6 +132,17 @@ class NGRPOTrainer(GRPOTrainer):
         first = self.accelerator.process_index * len(prompt_ids)
         seeds = [request_seed(self.args.seed, step, 0, first + row) for row in range(len(prompt_ids))]
         sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
+        with self._generation() as (engine, model):
+            self._mixer = self._current_mixer(_with_whole_embeddings(model))
+            # In here a process waits for no other: they end at different steps.
+            rollouts = engine.generate(prompt_ids, seeds, sampling, self._mixer)
+        self._prompts, self._rollouts = prompt_ids, rollouts
+        self._mixture = self._collate(rollouts)
+        return [rollout.token_ids for rollout in rollouts], [rollout.logprobs for rollout in rollouts]
+
+    @contextmanager
+    def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel]]:
+        """Provide the engine with the weights of now, and the model that they are of."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -140,12 +156,27 @@ class NGRPOTrainer(GRPOTrainer):
             if self._engine is None:
                 self._engine = self._make_engine(model)
             self._engine.load_weights(_whole_parameters(model))
-            self._mixer = self._current_mixer(_with_whole_embeddings(model))
-            # In here a process waits for no other: they end at different steps.
-            rollouts = self._engine.generate(prompt_ids, seeds, sampling, self._mixer)
-        self._prompts, self._rollouts = prompt_ids, rollouts
-        self._mixture = self._collate(rollouts)
-        return [rollout.token_ids for rollout in rollouts], [rollout.logprobs for rollout in rollouts]
+            yield self._engine, model
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure the policy by `validation`; `Trainer` calls this before it saves, and remembers which checkpoint was best.
+
+        Args:
+            *args: Not read.
+            **kwargs: Not read.
+
+        Returns:
+            `eval_mean`: share of correct answers.
+        """
+        if self._validation is None:
+            raise ValueError("there is nothing to evaluate by: build the trainer with a validation")
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        with self._generation() as (engine, _):
+            verdicts = gather_object(self._validation.verdicts(engine, process=process, processes=processes))
+        metrics = {"eval_mean": sum(verdicts) / len(verdicts)}
+        self.log(dict(metrics))
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        return metrics
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         prompt_ids, completion_ids, tool_mask, *rest = super()._generate(prompts)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -14,6 +15,7 @@ from trl import GRPOConfig
 
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.errors import ConfigError
+from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.evaluation.grading import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engines import start_engine
@@ -24,6 +26,7 @@ from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.progress import show_progress
 from ngrpo.training.rewards import CorrectnessReward
 from ngrpo.training.rollout_log import RolloutLog
+from ngrpo.training.validation import Validation
 from ngrpo.training.warm_start import reporters
 
 
@@ -41,6 +44,7 @@ def train_policy(
     start: Path,
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
+    validation: Benchmark | None,
     index: NeighborIndex,
     config: NGRPOTrainingConfig,
     work: Path,
@@ -55,6 +59,7 @@ def train_policy(
         start: Directory that it was loaded from, and that the reference model is loaded from too.
         tokenizer: Its tokenizer.
         dataset: Columns `prompt` (a chat) and `answer`.
+        validation: Problems that the best checkpoint is chosen by, where `training.selection` is set.
         index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
         config: Settings.
         work: Where checkpoints go.
@@ -84,6 +89,9 @@ def train_policy(
             reward_funcs=[CorrectnessReward(grader)],
             args=grpo_arguments(config, checkpoints.directory),
             train_dataset=dataset,
+            eval_dataset=None
+            if validation is None
+            else dataset,  # `Trainer` wants one; what is measured is `validation`
             processing_class=tokenizer,
             callbacks=[following, log, checkpoints],
             make_engine=lambda policy: start_engine(
@@ -97,8 +105,10 @@ def train_policy(
             current_mixer=following.mixer,
             mask_mixed_positions=config.training.mask_mixed_positions,
             observers=[log, *observers],
+            validation=_validation(config, validation, tokenizer, grader),
         )
-        show_progress(trainer, {"reward": "reward", "kl": "kl", "completions/mean_length": "length"})
+        shown = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
+        show_progress(trainer, shown)
         with closing(trainer):
             trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
             if not checkpoints.preempted:
@@ -129,6 +139,16 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig
             f"rollout.vllm.tensor_parallel_size={rollout.vllm.tensor_parallel_size}: each of the {processes} training processes has an "
             "engine on its own GPU; set 1"
         )
+    selecting: dict[str, Any] = {}
+    if settings.selection is not None:
+        selecting = {
+            "eval_strategy": "steps",
+            "eval_steps": settings.save_steps,
+            "num_generations_eval": 1,  # not used, see `NGRPOTrainer.evaluate`
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_mean",
+            "greater_is_better": True,
+        }
     return GRPOConfig(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
@@ -153,10 +173,20 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig
         gradient_checkpointing=settings.gradient_checkpointing,
         seed=config.seed,
         save_steps=settings.save_steps,
-        save_total_limit=KEPT,
+        save_total_limit=KEPT + (settings.selection is not None),
         logging_steps=1,
         report_to=reporters(),
         disable_tqdm=True,
         dataloader_pin_memory=False,
         fsdp=processes > 1,
+        **selecting,
     )
+
+
+def _validation(
+    config: NGRPOTrainingConfig, benchmark: Benchmark | None, tokenizer: PreTrainedTokenizerBase, grader: Grader
+) -> Validation | None:
+    selection = config.training.selection
+    if selection is None or benchmark is None:
+        return None
+    return Validation(benchmark, selection, config.rollout.max_tokens, tokenizer, grader, config.seed)

@@ -22,7 +22,7 @@ class PrintProgress(TrainerCallback):
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         every = max(1, state.max_steps // _LINES)
-        if state.global_step % every and state.global_step != state.max_steps:
+        if "eval_mean" not in logs and state.global_step % every and state.global_step != state.max_steps:
             return
         values = " ".join(
             f"{label} {float(logs[name]):.3g}" for name, label in self._metrics.items() if logs.get(name) is not None
