@@ -16,7 +16,7 @@ from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands, rerun_on_cluster
 from ngrpo_kfp.pipelines.mirroring import add_mirror_command
 from ngrpo_kfp.pipelines.neighbor_sets import add_neighbors_command
-from ngrpo_kfp.pipelines.options import add_images, configured, read_config
+from ngrpo_kfp.pipelines.options import add_images, based, configured, read_config
 from ngrpo_kfp.pipelines.promotion_commands import add_promotion_commands
 from ngrpo_kfp.pipelines.runtime.lifeline import Interrupted
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
@@ -45,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ngrpo", description="Post-train reasoning models with N-GRPO.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    config = configured()
+    config = [configured(), based()]
 
-    plan = commands.add_parser("plan", parents=[config], help="say what a run would do, and why")
+    plan = commands.add_parser("plan", parents=config, help="say what a run would do, and why")
     plan.set_defaults(command=_plan)
-    run = commands.add_parser("run", parents=[config], help="run the pipeline on this machine")
+    run = commands.add_parser("run", parents=config, help="run the pipeline on this machine")
     run.add_argument("--dry-run", action="store_true", help="show what would run and what it needs; contacts nothing")
     run.set_defaults(command=_run)
-    rerun = commands.add_parser("rerun", parents=[config], help="run a stage again, and what depends on it")
+    rerun = commands.add_parser("rerun", parents=config, help="run a stage again, and what depends on it")
     rerun.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
     rerun.add_argument("--from", dest="run", metavar="RUN", help="a run on the cluster: its configuration, run there")
     add_images(rerun)
@@ -76,13 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.run import show_plan
 
-    show_plan(read_config(options), workspace, console)
+    show_plan(read_config(options), workspace, console, base=options.base)
 
 
 def _run(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.run import dry_run, run
 
-    (dry_run if options.dry_run else run)(read_config(options), workspace, console)
+    (dry_run if options.dry_run else run)(read_config(options), workspace, console, base=options.base)
 
 
 def _rerun(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
@@ -91,7 +91,7 @@ def _rerun(options: argparse.Namespace, workspace: Workspace, console: Console) 
         return
     from ngrpo_kfp.pipelines.run import run
 
-    run(read_config(options), workspace, console, rerun=options.stage)
+    run(read_config(options), workspace, console, base=options.base, rerun=options.stage)
 
 
 def _report(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.options import configured, on_cluster, read_config
+from ngrpo_kfp.pipelines.options import based, configured, on_cluster, read_config
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
@@ -22,7 +22,7 @@ def add_cluster_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     compiled = commands.add_parser("compile", parents=described, help="write the pipeline as a cluster runs it")
     compiled.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: PRESET.yaml)")
     compiled.set_defaults(command=_compile)
-    submitted = commands.add_parser("submit", parents=described, help="run the pipeline on a cluster")
+    submitted = commands.add_parser("submit", parents=[*described, based()], help="run the pipeline on a cluster")
     submitted.set_defaults(command=_submit)
     status = commands.add_parser("status", help="show how far a run on the cluster is")
     status.add_argument("run", nargs="?", metavar="RUN", help="id of the run (default: the newest)")
@@ -42,10 +42,12 @@ def _add_schedule_commands(
 ) -> None:
     schedule = commands.add_parser("schedule", help="run the pipeline on a cluster again and again")
     actions = schedule.add_subparsers(required=True, metavar="ACTION")
-    created = actions.add_parser("create", parents=described, help="make a schedule")
+    created = actions.add_parser("create", parents=[*described, based()], help="make a schedule")
     created.add_argument("--cron", required=True, help="second minute hour day month weekday, as in '0 0 3 * * MON'")
     created.set_defaults(command=_create_schedule)
-    replaced = actions.add_parser("replace", parents=described, help="give a schedule another pipeline or time")
+    replaced = actions.add_parser(
+        "replace", parents=[*described, based()], help="give a schedule another pipeline or time"
+    )
     replaced.add_argument("--cron", help="as of create (default: the time it has)")
     replaced.set_defaults(command=_replace_schedule)
     for action, what in (("pause", "start no runs"), ("resume", "start runs again"), ("delete", "delete a schedule")):
@@ -61,9 +63,9 @@ def rerun_on_cluster(options: argparse.Namespace, workspace: Workspace, console:
     Raises:
         NGRPOError: What the user can put right.
     """
-    if options.preset is not None or options.set or options.seed is not None:
+    if options.preset is not None or options.set or options.seed is not None or options.base is not None:
         raise ConfigError(
-            "--from takes the configuration of that run: leave out --preset, --set and --seed, or submit anew"
+            "--from takes the configuration of that run: leave out --preset, --set, --seed and --base, or submit anew"
         )
     from ngrpo_kfp.pipelines.runtime.images import Images
     from ngrpo_kfp.pipelines.runtime.kubeflow import connect
@@ -84,10 +86,12 @@ def _compile(options: argparse.Namespace, workspace: Workspace, console: Console
 
 
 def _submit(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.base_model import from_champion
     from ngrpo_kfp.pipelines.runtime.images import Images
     from ngrpo_kfp.pipelines.submission import submit
 
-    submit(read_config(options), Images(options.images), workspace, console)
+    config = read_config(options)
+    submit(config if options.base is None else from_champion(config), Images(options.images), workspace, console)
 
 
 def _status(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
@@ -112,14 +116,16 @@ def _create_schedule(options: argparse.Namespace, workspace: Workspace, console:
     from ngrpo_kfp.pipelines import schedules
     from ngrpo_kfp.pipelines.runtime.images import Images
 
-    schedules.create(options.name, options.cron, read_config(options), Images(options.images), console)
+    config, images = read_config(options), Images(options.images)
+    schedules.create(options.name, options.cron, config, images, console, base=options.base)
 
 
 def _replace_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines import schedules
     from ngrpo_kfp.pipelines.runtime.images import Images
 
-    schedules.replace(options.name, options.cron, read_config(options), Images(options.images), console)
+    config, images = read_config(options), Images(options.images)
+    schedules.replace(options.name, options.cron, config, images, console, base=options.base)
 
 
 def _change_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

@@ -14,11 +14,10 @@ from rich.table import Table
 from urllib3.exceptions import HTTPError
 
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, existing_experiment, explained, namespace
+from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, ClusterError, connect, existing_experiment, explained, namespace
 from ngrpo_kfp.pipelines.runtime.pods import RUN_LABEL, STAGE_LABEL
 from ngrpo_kfp.pipelines.submission import pipeline_of
 
-_OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 _NEWEST_FIRST = "created_at desc"
 
@@ -41,7 +40,13 @@ def show_status(run_id: str | None, console: Console) -> None:
     for column in ("stage", "", "time"):
         table.add_column(column)
     table.add_column("why", overflow="fold")
-    for stage in STAGES:
+    # A schedule that starts from the champion has runs of one task, which submits another.
+    stages = (
+        STAGES
+        if any(stage.replace("_", "-") in tasks for stage in STAGES)
+        else [name.replace("-", "_") for name in tasks]
+    )
+    for stage in stages:
         name = stage.replace("_", "-")
         task = details.get(name)
         if name not in tasks:
@@ -105,7 +110,7 @@ def cancel(run_id: str, console: Console) -> None:
     """
     client = connect()
     run = _run(client, run_id)
-    if run.state in _OVER:
+    if run.state in OVER:
         raise ClusterError(f"run {run_id} is over ({run.state}): there is nothing to cancel")
     with explained(f"run {run_id}"):
         client.terminate_run(run_id)

@@ -25,6 +25,15 @@ def configured() -> argparse.ArgumentParser:
     return parser
 
 
+def based() -> argparse.ArgumentParser:
+    """Return a parent parser with the option that says what a run starts from."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--base", choices=["champion"], help="start from the champion in place of the base model and its warm start"
+    )
+    return parser
+
+
 def on_cluster() -> argparse.ArgumentParser:
     """Return a parent parser with the options that say how a configuration runs on a cluster."""
     parser = argparse.ArgumentParser(add_help=False)

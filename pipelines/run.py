@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ngrpo.config import RunConfig
+from ngrpo.errors import ConfigError
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.base_model import from_champion
 from ngrpo_kfp.pipelines.needs import require_gpus, show_needs
 from ngrpo_kfp.pipelines.plan import Plan, make_plan, plan_record
 from ngrpo_kfp.pipelines.runtime.services import Services, embeds_store, services
@@ -32,6 +34,7 @@ def run(
     workspace: Workspace,
     console: Console,
     *,
+    base: str | None = None,
     rerun: str | None = None,
     runner: Callable[[], Runner] | None = None,
 ) -> Path:
@@ -41,6 +44,7 @@ def run(
         config: Configuration of the run.
         workspace: Where everything is kept.
         console: Where progress and results are shown.
+        base: `champion` to start from the champion in place of the configuration's base model.
         rerun: A stage whose result is made again although the store has it.
         runner: See `run_stages`.
 
@@ -53,6 +57,7 @@ def run(
     threading.Thread(target=_import, args=("kfp.local", "ngrpo.tracking.runs"), daemon=True).start()
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)
+        config = _based(config, base)
         if rerun is not None:
             before = _plan(config, workspace, None)
             workspace.set_rerun_token(before[rerun].base_key, secrets.token_hex(8))
@@ -68,30 +73,39 @@ def run(
     return directory
 
 
-def show_plan(config: RunConfig, workspace: Workspace, console: Console) -> None:
-    """Say what a run would do, and why.
+def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:
+    """Say what a run would do, and why; see `run`.
 
     Raises:
         StoreError: The object store cannot be reached.
     """
     with services(workspace) as around:
-        plan = _plan(config, workspace, around.artifact_store(workspace))
+        plan = _plan(_based(config, base), workspace, around.artifact_store(workspace))
     console.print(plan_table(plan))
 
 
-def dry_run(config: RunConfig, workspace: Workspace, console: Console) -> None:
-    """Say what a run would do and what it needs. Nothing is started; a store is asked only if the environment names one.
+def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:
+    """Say what a run would do and what it needs; see `run`. Nothing is started; a store is asked only if the environment names one.
 
     Raises:
         StoreError: The object store that the environment names cannot be reached.
     """
     if embeds_store():
+        if base is not None:
+            raise ConfigError(
+                f"--base {base}: MLflow has to be asked which it is, and --dry-run starts nothing: use `ngrpo plan`"
+            )
         plan = _plan(config, workspace, None)
     else:
         with services(workspace) as around:
+            config = _based(config, base)
             plan = _plan(config, workspace, around.artifact_store(workspace))
     console.print(plan_table(plan))
     show_needs(config, plan, console)
+
+
+def _based(config: RunConfig, base: str | None) -> RunConfig:
+    return config if base is None else from_champion(config)
 
 
 def _plan(config: RunConfig, workspace: Workspace, store: ArtifactStore | None, run: str = "") -> Plan:

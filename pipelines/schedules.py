@@ -1,7 +1,8 @@
 """Schedules on a cluster: the whole pipeline, run by Kubeflow again and again.
 
 The pipeline of a schedule has every stage in it, for what the store will hold then is not known now. Kubeflow's own cache
-answers for stages that it has run before; the key of a stage is one of its parameters, so that what it answers is right. One
+answers for stages that it has run before; the key of a stage is one of its parameters, so that what it answers is right. Where
+runs start from the champion, not even the keys are known: that pipeline has one task, which submits the run of the day. One
 run at a time, and what was missed is not made up for.
 """
 
@@ -19,7 +20,7 @@ from ngrpo.config import RunConfig
 from ngrpo.stages.keys import digest
 from ngrpo_kfp.pipelines.cron import check_cron
 from ngrpo_kfp.pipelines.post_training import NAME
-from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
+from ngrpo_kfp.pipelines.runtime.compilation import compile_champion_run, compile_whole
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import (
     ClusterError,
@@ -32,7 +33,9 @@ from ngrpo_kfp.pipelines.runtime.kubeflow import (
 from ngrpo_kfp.pipelines.submission import package
 
 
-def create(name: str, cron: str, config: RunConfig, images: Images, console: Console) -> None:
+def create(
+    name: str, cron: str, config: RunConfig, images: Images, console: Console, *, base: str | None = None
+) -> None:
     """Make a schedule.
 
     Args:
@@ -41,12 +44,13 @@ def create(name: str, cron: str, config: RunConfig, images: Images, console: Con
         config: Configuration of its runs.
         images: Where the images of the stages are looked up.
         console: Where it is shown.
+        base: `champion` for runs that start from the champion of their day.
 
     Raises:
         NGRPOError: What the user can put right; no schedule was made then, unless the message says that this is not known.
     """
     cron = check_cron(cron)
-    text = compile_whole(config, images)
+    text = _compile(config, images, base)
     client = connect()
     if _find(client, name) is not None:
         raise ClusterError(f"there is a schedule {name!r} already: `ngrpo schedule replace`, or choose another name")
@@ -54,7 +58,9 @@ def create(name: str, cron: str, config: RunConfig, images: Images, console: Con
     console.print(f"schedule  {name} ({cron})", soft_wrap=True)
 
 
-def replace(name: str, cron: str | None, config: RunConfig, images: Images, console: Console) -> None:
+def replace(
+    name: str, cron: str | None, config: RunConfig, images: Images, console: Console, *, base: str | None = None
+) -> None:
     """Put another pipeline or another time in the place of a schedule; a paused one stays paused.
 
     Kubeflow cannot change a schedule. The new one is made first, paused, so that there is never none and never two that run.
@@ -65,12 +71,13 @@ def replace(name: str, cron: str | None, config: RunConfig, images: Images, cons
         config: Configuration of its runs.
         images: Where the images of the stages are looked up.
         console: Where it is shown.
+        base: As of `create`.
 
     Raises:
         NGRPOError: What the user can put right; the old schedule is as it was, unless the message says that it is gone.
     """
     checked = None if cron is None else check_cron(cron)
-    text = compile_whole(config, images)
+    text = _compile(config, images, base)
     client = connect()
     old = _require(client, name)
     new = _create(client, name, checked or _cron(old), config, text, enabled=False)
@@ -125,6 +132,10 @@ def show(console: Console) -> None:
             f"{schedule.created_at:%Y-%m-%d %H:%M}",
         )
     console.print(table)
+
+
+def _compile(config: RunConfig, images: Images, base: str | None) -> str:
+    return (compile_whole if base is None else compile_champion_run)(config, images)
 
 
 def _create(client: Client, name: str, cron: str, config: RunConfig, text: str, *, enabled: bool) -> Any:

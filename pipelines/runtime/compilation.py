@@ -14,11 +14,13 @@ from ngrpo.config import RunConfig
 from ngrpo.stages.keys import config_json
 from ngrpo.stages.registry import STAGES
 from ngrpo.storage.artifacts import REFERENCE
+from ngrpo_kfp.components.champion_run.component import champion_run
 from ngrpo_kfp.pipelines.plan import History, Plan, PlannedStage, make_plan
+from ngrpo_kfp.pipelines.post_training import NAME
 from ngrpo_kfp.pipelines.runtime.graph import kubeflow_pipeline
 from ngrpo_kfp.pipelines.runtime.graph_check import check_graph
 from ngrpo_kfp.pipelines.runtime.images import Images
-from ngrpo_kfp.pipelines.runtime.pods import configure_pod
+from ngrpo_kfp.pipelines.runtime.pods import configure_champion_run, configure_pod
 
 IR = dict[str, Any]
 
@@ -48,19 +50,34 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
         configure_pod(task, stage.name, config, images)
         task.set_caching_options(caching and STAGES[stage.name].cacheable)
 
-    pipeline = kubeflow_pipeline(_keyed_by_run(plan), _reference_uri, configure, description=config_json(config))
-    with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
-        path = Path(scratch) / "pipeline.yaml"
-        compiler.Compiler().compile(pipeline, str(path))
-        text = path.read_text(encoding="utf-8")
-    check_graph(*load_ir(text))
-    return text
+    return _compiled(kubeflow_pipeline(_keyed_by_run(plan), _reference_uri, configure, description=config_json(config)))
 
 
 def compile_whole(config: RunConfig, images: Images) -> str:
     """Compile the pipeline with every stage in it, without looking at what is in the store; see `compile_pipeline`."""
     plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History())
     return compile_pipeline(config, plan, images, caching=True)
+
+
+def compile_champion_run(config: RunConfig, images: Images) -> str:
+    """Compile the pipeline of one task that submits a run from the champion of the day; see `compile_pipeline`."""
+
+    @dsl.pipeline(name=f"{NAME}-from-champion", description=config_json(config))
+    def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
+        task = champion_run(config=config_json(config), images=images.text)
+        configure_champion_run(task, config, images)
+        task.set_caching_options(False)
+
+    return _compiled(pipeline)
+
+
+def _compiled(pipeline: Any) -> str:
+    with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+        path = Path(scratch) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        text = path.read_text(encoding="utf-8")
+    check_graph(*load_ir(text))
+    return text
 
 
 def load_ir(text: str) -> tuple[IR, IR]:

@@ -24,6 +24,11 @@ class Images:
         self._path = path
         self._images: Mapping[str, object] = read_toml("images.lock", path)
 
+    @property
+    def text(self) -> str:
+        """The lock file, to be read somewhere else."""
+        return self._path.read_text(encoding="utf-8")
+
     def reference(self, name: str) -> str:
         """Return the address of an image, with its digest.
 

@@ -26,6 +26,9 @@ TOKEN = "KF_PIPELINES_TOKEN"
 EXPERIMENT = "ngrpo"
 """Experiment of all our runs and schedules."""
 
+OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+"""States of a run that has ended."""
+
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 # Only what changes nothing is sent a second time: of a request that was cut off nobody knows whether it was done.
 _RETRIES = Retry(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
-from ngrpo.cluster import ClusterConfig, Toleration
+from ngrpo.cluster import ClusterConfig, ResourcesConfig, Toleration
 from ngrpo.config import RunConfig
+from ngrpo.errors import ConfigError
 from ngrpo.stages.execution import PIPELINE_RUN, PROCESSES
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.runtime.images import Images
+from ngrpo_kfp.pipelines.runtime.kubeflow import ENDPOINT
 
 SCRATCH = "/scratch"
 STAGE_LABEL = "ngrpo/stage"
@@ -38,22 +40,55 @@ def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images:
     """
     cluster, needs = config.cluster, config.needs(stage)
     cluster.require_room(stage, needs)
-    task.set_container_image(images.reference("gpu" if needs.gpus else "cpu"))
-    # Requests equal limits: a pod that is not promised its memory is the first to be evicted.
-    task.set_cpu_request(str(needs.cpus)).set_cpu_limit(str(needs.cpus))
-    task.set_memory_request(f"{needs.memory_gib}Gi").set_memory_limit(f"{needs.memory_gib}Gi")
-    _place(task, cluster.node_selector, cluster.tolerations)
+    _prepare(task, stage, needs, cluster, images)
     if needs.gpus:
         task.set_accelerator_type(cluster.gpu.resource).set_accelerator_limit(needs.gpus)
         _place(task, cluster.gpu.node_selector, cluster.gpu.tolerations)
         shared = f"{cluster.gpu.shared_memory_gib}Gi"
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
-    kubernetes.add_pod_label(task, STAGE_LABEL, stage)
     _queue(task, cluster)
-    _set_environment(task, cluster)
     if needs.gpus > 1 and STAGES[stage].parallel:
         task.set_env_variable(PROCESSES, str(needs.gpus))
-    _restrict(task, stage, cluster)
+    kubernetes.set_timeout(task, cluster.timeout_seconds(stage))
+    retry = cluster.retry
+    # A stage without effects outside the store may simply be run again; a promotion is a decision.
+    if retry.times and STAGES[stage].cacheable:
+        task.set_retry(
+            retry.times,
+            backoff_duration=f"{retry.backoff_seconds}s",
+            backoff_factor=retry.backoff_factor,
+            backoff_max_duration=f"{retry.backoff_max_seconds}s",
+        )
+
+
+def configure_champion_run(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
+    """Give the task `champion_run` what its pod needs.
+
+    It waits for pods that may wait in the queue, so it takes no room there itself; and it is not tried again, for it may have
+    submitted a run.
+
+    Raises:
+        ConfigError: There is no such image, or pods are not told where Kubeflow's API is.
+    """
+    cluster = config.cluster
+    if ENDPOINT not in cluster.environment:
+        raise ConfigError(
+            f"cluster.environment.{ENDPOINT}: missing; a schedule with --base champion submits its runs from a pod: name the API as pods "
+            "reach it, for example http://ml-pipeline.kubeflow.svc:8888"
+        )
+    _prepare(task, "champion_run", ResourcesConfig(), cluster, images)
+    kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
+
+
+def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster: ClusterConfig, images: Images) -> None:
+    task.set_container_image(images.reference("gpu" if needs.gpus else "cpu"))
+    # Requests equal limits: a pod that is not promised its memory is the first to be evicted.
+    task.set_cpu_request(str(needs.cpus)).set_cpu_limit(str(needs.cpus))
+    task.set_memory_request(f"{needs.memory_gib}Gi").set_memory_limit(f"{needs.memory_gib}Gi")
+    _place(task, cluster.node_selector, cluster.tolerations)
+    kubernetes.add_pod_label(task, STAGE_LABEL, name)
+    _set_environment(task, cluster)
+    _restrict(task, cluster)
 
 
 def _place(task: dsl.PipelineTask, labels: dict[str, str], tolerations: tuple[Toleration, ...]) -> None:
@@ -85,20 +120,10 @@ def _set_environment(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
         kubernetes.use_secret_as_env(task, secret, {key: name for name, key in variables.items()})
 
 
-def _restrict(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig) -> None:
+def _restrict(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
     kubernetes.set_security_context(
         task, run_as_user=cluster.run_as_user, run_as_group=cluster.run_as_group, run_as_non_root=True
     )
-    kubernetes.set_timeout(task, cluster.timeout_seconds(stage))
-    retry = cluster.retry
-    # A stage without effects outside the store may simply be run again; a promotion is a decision.
-    if retry.times and STAGES[stage].cacheable:
-        task.set_retry(
-            retry.times,
-            backoff_duration=f"{retry.backoff_seconds}s",
-            backoff_factor=retry.backoff_factor,
-            backoff_max_duration=f"{retry.backoff_max_seconds}s",
-        )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ngrpo.config import BaseModelSource, HubModel
+from ngrpo.config import BaseModelSource, HubModel, RegisteredModel
 from ngrpo.data.locations import is_bucket
 from ngrpo.data.models import materialize, materialize_tokenizer
 from ngrpo.errors import DataError
@@ -45,7 +45,7 @@ def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, Pr
         DataError: The model cannot be reached, or lacks tokenizer or input embedding, or they do not fit together.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    if not (isinstance(source, HubModel) and is_bucket(source.id)):
+    if not (isinstance(source, HubModel | RegisteredModel) and is_bucket(source.id)):
         path = materialize(source, directory)
         return read_embedding(path), AutoTokenizer.from_pretrained(path)
     from ngrpo.storage.objects import ObjectStore

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from ngrpo.config import BaseModelSource, HubModel, InitializedModel, PackagedModel
-from ngrpo.data import hub_model, initialized, packaged
+from ngrpo.config import BaseModelSource, HubModel, InitializedModel, PackagedModel, RegisteredModel
+from ngrpo.data import hub_model, initialized, packaged, registered
 from ngrpo.data.locations import reason
 from ngrpo.errors import DataError
 
@@ -92,6 +92,8 @@ def _provide(source: BaseModelSource, directory: Path, *, weights: bool) -> Path
     directory.mkdir(parents=True)
     if isinstance(source, InitializedModel):
         initialized.write(source, directory, weights=weights)
+    elif isinstance(source, RegisteredModel):
+        registered.fetch(source, directory, weights=weights)
     else:
         packaged.write(source, directory, weights=weights)
     return directory
@@ -100,6 +102,8 @@ def _provide(source: BaseModelSource, directory: Path, *, weights: bool) -> Path
 def _name(source: BaseModelSource) -> str:
     if isinstance(source, InitializedModel):
         return source.kind
+    if isinstance(source, RegisteredModel):
+        return f"{source.name} version {source.version}"
     return source.package if isinstance(source, PackagedModel) else source.id
 
 

@@ -105,6 +105,12 @@ class ModelRegistry:
         return _stored_digest(self._uri(version, "")) if dict(self._files(version, MODEL_FOLDER)) else None
 
     @explained()
+    def location(self, version: ModelVersion) -> str:
+        """Return where the files of a version's model are, as its object storage names the place."""
+        logged = self._client.get_logged_model(_logged_model(version))
+        return f"{logged.artifact_location.rstrip('/')}/{MODEL_FOLDER}"
+
+    @explained()
     def missing(self, version: ModelVersion) -> list[str]:
         """Return the files of a version's model that are not in its object storage or not of the size they should have.
 

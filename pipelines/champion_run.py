@@ -1,0 +1,49 @@
+"""The run of a schedule that starts from the champion: planned in the cluster on the day, for only then its keys are known."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from ngrpo.config import RunConfig, validate
+from ngrpo_kfp.pipelines.base_model import from_champion
+from ngrpo_kfp.pipelines.runtime.images import Images
+from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, ClusterError, connect, explained
+from ngrpo_kfp.pipelines.runtime.workspace import Workspace
+from ngrpo_kfp.pipelines.submission import submit
+
+_PAUSE_SECONDS = 30.0
+
+
+def submit_and_wait(config_json: str, images: str, *, pause_seconds: float = _PAUSE_SECONDS) -> None:
+    """Submit a run that starts from the champion, and wait for it: a schedule that runs one at a time then starts no second.
+
+    Args:
+        config_json: Configuration of the run, with the base model to replace.
+        images: Text of `images.lock`.
+        pause_seconds: Time between two looks at the run.
+
+    Raises:
+        NGRPOError: The run cannot be submitted, or did not succeed.
+    """
+    console = Console(file=sys.stdout, highlight=False)
+    config = from_champion(validate(RunConfig, json.loads(config_json)))
+    with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+        lock = Path(scratch) / "images.lock"
+        lock.write_text(images, encoding="utf-8")
+        run_id = submit(config, Images(lock), Workspace(Path(scratch)), console)
+    client = connect()
+    state = None
+    while state not in OVER:
+        if state is not None:
+            time.sleep(pause_seconds)
+        with explained(f"run {run_id}"):
+            state = client.get_run(run_id).state
+    console.print(f"run  {run_id}: {state}", soft_wrap=True)
+    if state != "SUCCEEDED":
+        raise ClusterError(f"run {run_id} ended as {state}: `ngrpo status {run_id}` shows why")

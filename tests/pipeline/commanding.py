@@ -1,0 +1,59 @@
+"""Fixtures: the commands of a cluster, against an API with a memory and a real object store."""
+
+import pytest
+import yaml
+from golden_ir import GOLDEN
+from kubeflow_stub import serve
+
+from ngrpo_kfp.pipelines import cli
+
+IMAGES = ["--images", str(GOLDEN / "images.lock")]
+
+
+@pytest.fixture
+def kubeflow(monkeypatch, tmp_path):
+    with serve() as state:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", state.address)
+        monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        kubeconfig = tmp_path / ".kube" / "config"
+        kubeconfig.parent.mkdir()
+        kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "clusters": [{"name": "c", "cluster": {"server": state.address}}],
+                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                    "users": [{"name": "u", "user": {}}],
+                    "current-context": "c",
+                }
+            )
+        )
+        yield state
+
+
+@pytest.fixture
+def ngrpo(kubeflow, objects, capsys):
+    """Run a command; returns what it printed."""
+
+    def command(*arguments, code=0):
+        if arguments[0] == "submit" or arguments[:2] in (("schedule", "create"), ("schedule", "replace")):
+            arguments = (*arguments, *IMAGES, "--set", f"cluster.store={objects.uri}")
+        if "--from" in arguments:
+            arguments = (*arguments, *IMAGES)
+        capsys.readouterr()
+        assert cli.main(arguments) == code, capsys.readouterr()
+        printed = capsys.readouterr()
+        if code:
+            assert len(printed.err.splitlines()) == 1, printed.err
+            return printed.err.rstrip("\n")
+        assert "details" not in printed.out, "kfp's own links"
+        return printed.out
+
+    return command
+
+
+@pytest.fixture
+def finish(kubeflow, store, tmp_path):
+    """Let the newest run do its work."""
+    return lambda: kubeflow.finish(kubeflow.run(), store, tmp_path / "payloads")
