@@ -17,6 +17,11 @@ from ngrpo.section import NonNegative, Positive, Section, StageName
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
+SCRATCH = "/scratch"
+"""Directory of a pod that may be written to."""
+STAGE_LABEL = "ngrpo/stage"
+"""Label of a pod: the stage it runs."""
+
 _CREDENTIAL = re.compile(r"ACCESS_KEY|PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL", re.IGNORECASE)
 
 
@@ -124,6 +129,12 @@ class ClusterConfig(Section):
     stage_timeout_hours: dict[StageName, Positive] = {}
     """The same, for the stages that are named."""
     retry: RetryConfig = RetryConfig()
+    nodes: Positive = 1
+    """Nodes that train together, each with `resources.ngrpo_training`; more than one are a `TrainJob` of Kubeflow Trainer."""
+    training_runtime: KubernetesName = "ngrpo-training"
+    """Runtime (torch) of that job, `k8s/overlays/gpu` has one; a runtime of the namespace goes before one of the cluster."""
+    nodes_start_minutes: Annotated[float, Field(gt=0.0)] = 120.0
+    """Longest time until all its nodes run, a queue's included; then the job is given up."""
 
     @model_validator(mode="after")
     def _variables(self) -> Self:
@@ -170,6 +181,21 @@ class ClusterConfig(Section):
                 f"cluster.gpu.shared_memory_gib={self.gpu.shared_memory_gib} is taken from resources.{stage}.memory_gib="
                 f"{needs.memory_gib} and leaves nothing: raise the latter"
             )
+
+    def pod_environment(self) -> dict[str, str]:
+        """Return the environment of every pod, less what comes from secrets."""
+        own = {
+            "NGRPO_STORE": self.store,
+            "NGRPO_CACHE_DIR": f"{SCRATCH}/cache",
+            "NGRPO_WORK_DIR": f"{SCRATCH}/work",
+            "HOME": SCRATCH,  # a user without a home directory: libraries keep their caches there
+        }
+        return own | self.environment
+
+    def queue_labels(self) -> dict[str, str]:
+        """Return the labels by which Kueue knows what is to wait in the queue."""
+        labels = {"kueue.x-k8s.io/queue-name": self.queue, "kueue.x-k8s.io/priority-class": self.priority_class}
+        return {name: value for name, value in labels.items() if value is not None}
 
     def timeout_seconds(self, stage: str) -> int:
         """Return the longest time that a stage's pod may take."""

@@ -473,6 +473,18 @@ class RunConfig(Section):
                 f"{self.rollout.group_size} = {sequences} sequences must be a multiple of updates_per_batch x "
                 f"micro_batch_size = {self.training.updates_per_batch} x {self.training.micro_batch_size}"
             )
+        nodes, gpus = self.cluster.nodes, self.needs("ngrpo_training").gpus
+        if nodes > 1 and not gpus:
+            raise ValueError(
+                f"cluster.nodes={nodes} needs GPUs on each node, resources.ngrpo_training.gpus={gpus}: raise it, or set nodes to 1"
+            )
+        each = self.training.updates_per_batch * self.training.micro_batch_size
+        if nodes > 1 and sequences % (each * nodes * gpus):
+            raise ValueError(
+                f"training.prompts_per_batch={self.training.prompts_per_batch} x rollout.group_size={self.rollout.group_size} = "
+                f"{sequences} sequences cannot be shared by cluster.nodes={nodes} x {gpus} GPUs: they must be a multiple of "
+                f"updates_per_batch x micro_batch_size x nodes x GPUs = {each * nodes * gpus}"
+            )
         if self.warm_start.steps and self.data.warm_start is None:
             raise ValueError(
                 f"warm_start.steps={self.warm_start.steps} needs data.warm_start: name a source or set steps to 0"

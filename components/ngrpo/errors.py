@@ -27,6 +27,10 @@ class EngineError(NGRPOError):
     """The rollout engine cannot be started, or died while it generated."""
 
 
+class TrainJobError(NGRPOError):
+    """A training on several nodes was refused by the cluster, did not start, or failed."""
+
+
 class Preempted(SystemExit):
     """Training was told to stop, and its checkpoint is kept: the process ends with `EX_TEMPFAIL` (75), which means try again."""
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
-from ngrpo.cluster import ClusterConfig, ResourcesConfig, Toleration
+from ngrpo.cluster import SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig, Toleration
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
-from ngrpo.stages.execution import PIPELINE_RUN, PROCESSES
+from ngrpo.stages.execution import PIPELINE_RUN, PROCESSES, TRAIN_JOB
 from ngrpo.stages.registry import STAGES
+from ngrpo.stages.train_job_manifest import JobSettings
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import ENDPOINT
 
-SCRATCH = "/scratch"
-STAGE_LABEL = "ngrpo/stage"
-"""Label of a pod: the stage it runs."""
 RUN_LABEL = "pipeline/runid"
 """Label that Kubeflow gives every pod of a run: the run's id."""
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+_LAUNCHER = ResourcesConfig(cpus=1, memory_gib=2)
+"""What the pod needs that makes and follows the job of several nodes."""
+_SLACK_MINUTES = 10
+"""So much longer than its job may take that pod lives, to say what became of it."""
 
 
 def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images: Images) -> None:
@@ -40,16 +40,23 @@ def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images:
     """
     cluster, needs = config.cluster, config.needs(stage)
     cluster.require_room(stage, needs)
+    timeout = cluster.timeout_seconds(stage)
+    if cluster.nodes > 1 and STAGES[stage].parallel:
+        settings = JobSettings(image=images.reference("gpu"), needs=needs, cluster=cluster)
+        task.set_env_variable(TRAIN_JOB, settings.model_dump_json(exclude_defaults=True))
+        needs = _LAUNCHER
+        timeout += int(60 * (cluster.nodes_start_minutes + _SLACK_MINUTES))
     _prepare(task, stage, needs, cluster, images)
     if needs.gpus:
         task.set_accelerator_type(cluster.gpu.resource).set_accelerator_limit(needs.gpus)
         _place(task, cluster.gpu.node_selector, cluster.gpu.tolerations)
         shared = f"{cluster.gpu.shared_memory_gib}Gi"
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
-    _queue(task, cluster)
+    for name, value in cluster.queue_labels().items():
+        kubernetes.add_pod_label(task, name, value)
     if needs.gpus > 1 and STAGES[stage].parallel:
         task.set_env_variable(PROCESSES, str(needs.gpus))
-    kubernetes.set_timeout(task, cluster.timeout_seconds(stage))
+    kubernetes.set_timeout(task, timeout)
     retry = cluster.retry
     # A stage without effects outside the store may simply be run again; a promotion is a decision.
     if retry.times and STAGES[stage].cacheable:
@@ -98,22 +105,9 @@ def _place(task: dsl.PipelineTask, labels: dict[str, str], tolerations: tuple[To
         kubernetes.add_toleration(task, **toleration.model_dump())
 
 
-def _queue(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
-    if cluster.queue is not None:
-        kubernetes.add_pod_label(task, _QUEUE_LABEL, cluster.queue)
-    if cluster.priority_class is not None:
-        kubernetes.add_pod_label(task, _PRIORITY_LABEL, cluster.priority_class)
-
-
 def _set_environment(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
     kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=f"{cluster.scratch_gib}Gi")
-    own = {
-        "NGRPO_STORE": cluster.store,
-        "NGRPO_CACHE_DIR": f"{SCRATCH}/cache",
-        "NGRPO_WORK_DIR": f"{SCRATCH}/work",
-        "HOME": SCRATCH,  # a user without a home directory: libraries keep their caches there
-    }
-    for name, value in (own | cluster.environment).items():
+    for name, value in cluster.pod_environment().items():
         task.set_env_variable(name, value)
     kubernetes.use_field_path_as_env(task, PIPELINE_RUN, f"metadata.labels['{RUN_LABEL}']")
     for secret, variables in cluster.secrets.items():

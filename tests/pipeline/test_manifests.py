@@ -9,8 +9,9 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from trainer_stub import unknown_fields
 
-from ngrpo.cluster import ClusterConfig
+from ngrpo.cluster import STAGE_LABEL, ClusterConfig
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
@@ -86,6 +87,8 @@ def mistakes(document):
     if kind in KNOWN_FIELDS:
         known = {"apiVersion": str, "kind": str, "metadata": METADATA, **KNOWN_FIELDS[kind]}
         return list(unknown(document, known))
+    if kind[0].startswith("trainer.kubeflow.org/"):
+        return unknown_fields(document)
     try:
         kubernetes_validate.validate(document, "1.37.0", strict=True)
     except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
@@ -131,6 +134,11 @@ def test_every_field_is_one_that_the_cluster_knows(rendered, folder):
         ("ClusterQueue", lambda spec: spec["resourceGroups"][0]["flavors"][0]["resources"][0].update(quota=1)),
         ("LocalQueue", lambda spec: spec.update(clusterQueue=7)),
         ("ResourceFlavor", lambda spec: spec["tolerations"][0].update(efect="NoSchedule")),
+        ("TrainingRuntime", lambda spec: spec["mlPolicy"].update(nodes=2)),
+        (
+            "TrainingRuntime",
+            lambda spec: spec["template"]["spec"]["replicatedJobs"][0]["template"]["spec"].update(backofLimit=0),
+        ),
         ("Deployment", lambda spec: spec["template"]["spec"].update(serviceAcountName="x")),
         ("NetworkPolicy", lambda spec: spec.update(podselector={})),
     ],
@@ -176,6 +184,18 @@ def test_pods_have_few_rights(rendered, folder):
 
 
 @pytest.mark.parametrize("folder", [DEV, GPU])
+def test_nodes_that_train_together_may_talk_to_each_other_and_to_nobody_else(rendered, folder):
+    (policy,) = [
+        d for d in of_kind(rendered[folder], "NetworkPolicy") if d["metadata"]["name"] == "ngrpo-training-nodes"
+    ]
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": policy["spec"]["podSelector"]}]}]
+    assert {one["key"] for one in policy["spec"]["podSelector"]["matchExpressions"]} == {
+        STAGE_LABEL,
+        "jobset.sigs.k8s.io/jobset-name",
+    }
+
+
+@pytest.mark.parametrize("folder", [DEV, GPU])
 def test_services_policies_and_volumes_find_what_they_name(rendered, folder):
     documents = rendered[folder]
     labels = [pod["metadata"]["labels"] for pod in pods(documents)]
@@ -200,6 +220,7 @@ def test_the_settings_of_runs_fit_the_cluster(rendered, folder):
     config = ClusterConfig(**tomllib.loads(SETTINGS[folder].read_text()))
     assert config.service_account in names(documents, "ServiceAccount")
     assert config.queue in names(documents, "LocalQueue")
+    assert config.nodes == 1 or config.training_runtime in names(documents, "TrainingRuntime")
     assert config.priority_class in {None, *names(cluster, "WorkloadPriorityClass")}
     for queue in of_kind(documents, "LocalQueue"):
         assert queue["spec"]["clusterQueue"] in names(cluster, "ClusterQueue")

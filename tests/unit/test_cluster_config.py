@@ -25,7 +25,9 @@ IMPOSSIBLE = {
     "cluster.stage_timeout_hours.training=3": ("cluster.stage_timeout_hours.training", "'ngrpo_training'"),
     'cluster.tolerations=[{"key": "gpu", "operator": "Equal"}]': ("toleration of gpu", "`Equal` needs a value"),
     "cluster.retry.backoff_factor=0.5": ("cluster.retry.backoff_factor", "0.5"),
-    "cluster.nodes=2": ("cluster.nodes", "unknown setting"),
+    "cluster.nodes=0": ("cluster.nodes", "greater than or equal to 1"),
+    "cluster.nodes=2": ("cluster.nodes=2", "resources.ngrpo_training.gpus=0"),
+    "cluster.nodes_start_minutes=0": ("cluster.nodes_start_minutes", "greater than 0"),
 }
 
 
@@ -44,3 +46,12 @@ def test_a_stage_may_have_a_timeout_of_its_own():
     cluster = load_config(TINY, ["cluster.timeout_hours=2", "cluster.stage_timeout_hours.ngrpo_training=5"]).cluster
     assert cluster.timeout_seconds("prepare_data") == 7200
     assert cluster.timeout_seconds("ngrpo_training") == 18000
+
+
+def test_a_batch_that_the_nodes_cannot_share_is_refused():
+    with pytest.raises(ConfigError) as failure:
+        load_config(TINY, ["cluster.nodes=3", "resources.ngrpo_training.gpus=2"])
+    message = str(failure.value)
+    assert "\n" not in message
+    assert "cluster.nodes=3 x 2 GPUs" in message
+    assert "training.prompts_per_batch=" in message

@@ -15,12 +15,12 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ngrpo.errors import ConfigError, NGRPOError, Preempted
+from ngrpo.errors import ConfigError, NGRPOError, Preempted, StoreError
 from ngrpo.stages.process import attach, parent_run_id, write_record
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ PIPELINE_RUN = "NGRPO_PIPELINE_RUN"
 """Environment variable of a pod: the id of the pipeline run."""
 PROCESSES = "NGRPO_PROCESSES"
 """Environment variable of a pod: the GPUs that it has, for a stage that uses each with a process of its own."""
+TRAIN_JOB = "NGRPO_TRAIN_JOB"
+"""Environment variable of a pod whose stage works on several nodes: how its job is made, `JobSettings` as JSON."""
 STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
 """Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
@@ -51,7 +53,13 @@ class Surroundings:
     pipeline_run: str | None
     """Id of the pipeline run on a cluster (`NGRPO_PIPELINE_RUN`); none on one machine."""
     processes: int
-    """Processes of a stage that can work as several (`NGRPO_PROCESSES`)."""
+    """Processes of a stage that can work as several (`NGRPO_PROCESSES`), on each node."""
+    nodes: int
+    """Nodes that work on the stage together, each in a process like this one (`PET_NNODES`, as torchrun knows it)."""
+    node_rank: int
+    """Which of them this is (`PET_NODE_RANK`); only the first publishes and reports."""
+    train_job: str | None
+    """Settings of the job that does the work, on several nodes (`NGRPO_TRAIN_JOB`); none where it is done here."""
     store_is_local: bool
     """Whether checkpoints in the store would be no safer than in `work` (`NGRPO_STORE_IS_LOCAL`)."""
 
@@ -73,6 +81,9 @@ class Surroundings:
             run_directory=Path(run_directory) if run_directory else None,
             pipeline_run=os.environ.get(PIPELINE_RUN) or None,
             processes=int(os.environ.get(PROCESSES, "1")),
+            nodes=int(os.environ.get("PET_NNODES", "1")),
+            node_rank=int(os.environ.get("PET_NODE_RANK", "0")),
+            train_job=os.environ.get(TRAIN_JOB) or None,
             store_is_local=bool(os.environ.get(STORE_IS_LOCAL)),
         )
 
@@ -110,7 +121,7 @@ def execute(
         key: Key of the result.
         code_version: Hash of the stage's source, as it is in the key.
         inputs: By name of the input, the file with the reference to its artifact.
-        output: File to write the reference to the stage's artifact to.
+        output: File to write the reference to the stage's artifact to; only the first of several nodes does.
         metrics: File to write the stage's metrics to, as JSON.
 
     Raises:
@@ -127,8 +138,10 @@ def execute(
     started = time.monotonic()
     try:
         values, reference, cached = _execute(stage, config_json, key, code_version, inputs, surroundings)
-        record |= {"cached": cached, "artifact": reference.uri, "digest": reference.digest}
-        reference.write(Path(output))
+        record["cached"] = cached
+        if reference is not None:
+            record |= {"artifact": reference.uri, "digest": reference.digest}
+            reference.write(Path(output))
         if metrics is not None:
             _write_json(Path(metrics), values)
         if process is not None:
@@ -151,7 +164,7 @@ def _execute(
     code_version: str,
     inputs: Mapping[str, str],
     surroundings: Surroundings,
-) -> tuple[dict[str, float], Reference, bool]:
+) -> tuple[dict[str, float], Reference | None, bool]:
     # Imported only now, for it takes a while: the run already shows that the stage is at work.
     from ngrpo.config import validate
     from ngrpo.environment import environment
@@ -169,9 +182,22 @@ def _execute(
     place = surroundings.work / stage.name / key
     checkpoints = CheckpointStore(objects, f"checkpoints/{stage.name}/{key}", place / "downloads")
     found = store.find(stage.name, key) if stage.cacheable else None
+    cached = found is not None
+    if found is None and surroundings.train_job is not None:
+        from ngrpo.stages import train_job
+        from ngrpo.stages.node import Task
+
+        read = {source: Reference.read(Path(path)).to_json() for source, path in inputs.items()}
+        task = Task(name, config_json, key, code_version, read)
+        train_job.run(task, surroundings.train_job)
+        found = store.find(stage.name, key)
+        if found is None:
+            raise StoreError(
+                f"{name}: its nodes have finished, but {surroundings.store} has no artifact {key}: do they use the same store?"
+            )
     if found is not None:
         checkpoints.clear()  # its publisher may have been killed before it did
-        return _read_metrics(store.fetch(found, only="metrics.json")), found, True
+        return _read_metrics(store.fetch(found, only="metrics.json")), found, cached
 
     references = {source: Reference.read(Path(path)) for source, path in inputs.items()}
     payload = place / "output"
@@ -184,9 +210,10 @@ def _execute(
     from ngrpo.tracking.runs import stage_run
 
     tags = {"ngrpo.key": key, "ngrpo.code_version": code_version}
+    first = surroundings.node_rank == 0
     with (
-        surroundings.parent_run(stage.name, objects) as parent,
-        stage_run(stage.name, parent, tags) as tracked,
+        surroundings.parent_run(stage.name, objects) if first else nullcontext() as parent,
+        stage_run(stage.name, parent, tags) if first else nullcontext() as tracked,
         environment({PLACE: None if surroundings.store_is_local else checkpoints.place}),
     ):
         if tracked is not None:
@@ -194,12 +221,14 @@ def _execute(
             for source, reference in references.items():
                 tracked.log_input(source, reference.uri, reference.digest)
         directories = {source: store.fetch(reference) for source, reference in references.items()}
-        if surroundings.processes > 1 and stage.parallel:
+        if stage.parallel and surroundings.processes * surroundings.nodes > 1:
             from ngrpo.stages import torchrun
 
             torchrun.run(stage.name, config, directories, payload, work, processes=surroundings.processes)
         else:
             stage.function()(config, directories, payload, work)
+        if not first:
+            return {}, None, False
         published = store.publish(
             stage.name,
             key,

@@ -1,4 +1,4 @@
-"""A stage as several processes of one machine, one a GPU, started by torchrun."""
+"""A stage as several processes, one a GPU, started by torchrun: those of this machine, or of this node of several."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from ngrpo.config import Section
 from ngrpo.errors import NGRPOError, Preempted
 from ngrpo.stages.registry import STAGES
 
+_RENDEZVOUS_SECONDS = 3600
+
 
 def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, work: Path, *, processes: int) -> None:
     """Run a stage as several processes and wait for them; SIGTERM is passed on.
+
+    Where the environment names nodes (`PET_NNODES`, `PET_NODE_RANK`, `PET_MASTER_ADDR`, `PET_MASTER_PORT`, as Kubeflow Trainer's
+    torch runtime sets them), they are this node's part of them all; only the first process of node 0 writes the artifact.
 
     Args:
         stage: Name of the stage.
@@ -26,7 +31,7 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
         inputs: Its inputs.
         output: Empty directory for the artifact.
         work: Directory that survives a killed try.
-        processes: How many.
+        processes: How many, on this machine.
 
     Raises:
         Preempted: SIGTERM arrived, and the processes did not end as if they had finished.
@@ -38,7 +43,9 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
     task = work / "task.json"
     paths = {"inputs": {name: str(path) for name, path in inputs.items()}, "output": str(output), "work": str(work)}
     task.write_text(json.dumps({"stage": stage, "config": config.model_dump_json(), **paths}), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    # torchrun reads `PET_*` itself. Nodes may be ready at very different times: images and inputs are large.
+    together = f"--rdzv-conf=timeout={_RENDEZVOUS_SECONDS}" if "PET_NNODES" in os.environ else "--standalone"
+    launcher = [sys.executable, "-m", "torch.distributed.run", together, f"--nproc-per-node={processes}"]
     told_to_stop = False
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ from types import FrameType
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather_object, reduce
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy
@@ -93,9 +93,11 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded."""
         PartialState().wait_for_everyone()  # every process writes files of its own
+        checkpoint = self.directory / f"checkpoint-{state.global_step}"
+        if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of nodes
+            _gather(checkpoint)
         if not state.is_world_process_zero:
             return
-        checkpoint = self.directory / f"checkpoint-{state.global_step}"
         (checkpoint / _MARKER).touch()
         if self._store is not None:
             self.finish_upload()
@@ -150,6 +152,14 @@ def save_model(trainer: Trainer, directory: Path) -> None:
     trainer.save_model(str(directory))  # every process takes part where the model is sharded
     if trainer.is_world_process_zero():
         (directory / TRAINING_ARGS_NAME).unlink()
+
+
+def _gather(checkpoint: Path) -> None:
+    """Bring to the first node what other nodes have written: the state of each process's random numbers, a few kB."""
+    own = checkpoint / f"rng_state_{PartialState().process_index}.pth"
+    for name, content in gather_object([(own.name, own.read_bytes())]):
+        if PartialState().is_main_process:
+            (checkpoint / name).write_bytes(content)
 
 
 def _yield_to_training() -> None:

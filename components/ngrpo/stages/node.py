@@ -1,0 +1,49 @@
+"""One node of a stage that several nodes work on: what the pods of its job run (see `ngrpo.stages.train_job`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngrpo.errors import NGRPOError
+from ngrpo.stages.execution import execute
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a node executes; see `execute`."""
+
+    stage: str
+    config_json: str
+    key: str
+    code_version: str
+    inputs: Mapping[str, str]
+    """References to the inputs, as JSON."""
+
+
+def _execute(task: Task) -> None:
+    """Execute the stage as one of the job's nodes."""
+    work = Path(os.environ["NGRPO_WORK_DIR"])
+    inputs = {name: work / f"{name}.json" for name in task.inputs}
+    work.mkdir(parents=True, exist_ok=True)
+    for name, path in inputs.items():
+        path.write_text(task.inputs[name], encoding="utf-8")
+    try:
+        execute(
+            task.stage,
+            config_json=task.config_json,
+            key=task.key,
+            code_version=task.code_version,
+            inputs={name: str(path) for name, path in inputs.items()},
+            output=str(work / "reference.json"),
+        )
+    except NGRPOError as error:
+        sys.exit(f"{task.stage}: {error}")
+
+
+if __name__ == "__main__":
+    _execute(Task(**json.loads(sys.argv[1])))

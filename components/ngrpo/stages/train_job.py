@@ -1,0 +1,261 @@
+"""A stage on several nodes: a `TrainJob` of Kubeflow Trainer, made and followed by the stage's step, whose pods do the work together.
+
+The job's pods run `execute` as a step on one node does, each with torchrun over all of them, and the first publishes the artifact. The
+step finds it in the store. However a step ends, it deletes its job. One that is killed cannot: a job has the stage's key in its name,
+so that the next try joins it, and a deadline.
+
+The job is read, watched and deleted through Kubeflow's SDK, but not made by its `TrainerClient.train`: kubeflow 0.5 takes only plain texts
+there as environment variables, no references to secrets, and the cluster refuses variables of the container `node` anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import islice
+from types import FrameType
+from typing import Any
+
+from ngrpo.cluster import ClusterConfig
+from ngrpo.errors import Preempted, TrainJobError
+from ngrpo.stages.node import Task
+from ngrpo.stages.train_job_manifest import NODE, JobSettings, manifest
+
+POLL_SECONDS = 10.0
+"""How often the cluster is asked how the job is."""
+PATIENCE_SECONDS = 300.0
+"""How long the cluster may be out of reach."""
+_TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
+_LOG_SECONDS = 30.0  # to read what the log holds once the job has ended
+_LAST_LINES = 5
+_PASSING = (0, 429, 500, 502, 503, 504)  # statuses; 0 is the client's for a broken TLS connection
+_CURES = {
+    401: "the token of the step's service account is not accepted: see cluster.service_account",
+    403: "the service account of the step lacks rights: apply k8s/overlays/gpu, whose account cluster.service_account names",
+    404: "install Kubeflow Trainer 2.3, apply k8s/overlays/gpu, and name a runtime that is there in cluster.training_runtime",
+}
+
+
+def run(task: Task, settings_json: str) -> None:
+    """Run a stage as a job and wait for its end, which is also that of the job's log; the job is then deleted.
+
+    Args:
+        task: What the nodes execute.
+        settings_json: `JobSettings`.
+
+    Raises:
+        TrainJobError: The cluster refused the job or cannot be reached, or the job did not start in time or failed.
+        Preempted: SIGTERM arrived; the nodes are told to stop as well, and save.
+    """
+    settings = JobSettings.model_validate_json(settings_json)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is often sent twice, and the job is to be deleted
+        raise Preempted
+
+    job = TrainJob(f"ngrpo-{task.key}", settings.cluster)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        job.start(manifest(job.name, task, settings))
+        job.follow()
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            job.delete()
+        except TrainJobError as failure:
+            error.add_note(f"TrainJob {job.name} may be left on the cluster: {failure}")
+        raise
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        job.delete()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class TrainJob:
+    """A job on the cluster."""
+
+    def __init__(self, name: str, cluster: ClusterConfig):
+        """Name a job; nothing is made yet.
+
+        Raises:
+            TrainJobError: This process has no way to a cluster.
+        """
+        from kubeflow.trainer import TrainerClient
+        from kubernetes.config import ConfigException
+
+        self.name = name
+        self._nodes = cluster.nodes
+        self._runtime = cluster.training_runtime
+        self._minutes = cluster.nodes_start_minutes
+        self._ended = threading.Event()
+        self._start_by = time.monotonic() + 60 * self._minutes
+        try:
+            self._client = TrainerClient()
+        except ConfigException as error:
+            raise TrainJobError(
+                f"cluster.nodes={self._nodes}: this process has no way to the API of Kubernetes ({error}): run it in a pod"
+            ) from error
+
+    def start(self, job: dict[str, Any]) -> None:
+        """Make the job, or join the one that an earlier try has left running. What is left of one that ended makes room.
+
+        Raises:
+            TrainJobError: The cluster refuses it or cannot be reached, or the earlier one does not go away.
+        """
+        runtime = self._ask(f"runtime {self._runtime}", lambda: self._client.get_runtime(self._runtime))
+        job["spec"]["runtimeRef"]["kind"] = runtime.kind.value
+        while time.monotonic() < self._start_by:
+            found = self._get()
+            if found is None:
+                if self._call("create", body=job, unless=409) is not None:
+                    print(f"TrainJob {self.name}: made, {self._nodes} nodes", flush=True)
+                    return
+            elif "deletionTimestamp" not in found["metadata"]:
+                if _end(found) is None:
+                    print(f"TrainJob {self.name}: it is there, an earlier try has made it", flush=True)
+                    return
+                self.delete()
+            time.sleep(POLL_SECONDS)
+        raise TrainJobError(
+            f"TrainJob {self.name}: an earlier one is not gone after {self._minutes} minutes: delete it"
+        )
+
+    def follow(self) -> None:
+        """Print the log of the first node until the job is complete.
+
+        Raises:
+            TrainJobError: It failed, was deleted, did not start in time, or the cluster cannot be reached.
+        """
+        log = threading.Thread(target=self._print_log, name="log", daemon=True)
+        log.start()
+        try:
+            end = self._wait()
+        finally:
+            self._ended.set()
+        log.join(_LOG_SECONDS)
+        if end["type"] == "Failed":
+            said = f"{end.get('reason', 'Failed')}: {end.get('message', '')}".rstrip(": ")
+            raise TrainJobError(f"TrainJob {self.name} failed ({said}); {self._last_words()}")
+
+    def delete(self) -> None:
+        """Delete the job with its pods, if it is there.
+
+        Raises:
+            TrainJobError: The cluster refuses or cannot be reached.
+        """
+        self._call("delete", name=self.name, unless=404)
+
+    def _wait(self) -> Mapping[str, Any]:
+        """Return the condition with which the job ends."""
+        running = False
+        while True:
+            job = self._get()
+            if job is None:
+                raise TrainJobError(f"TrainJob {self.name} was deleted by somebody else: run the stage again")
+            end = _end(job)
+            if end is not None:
+                return end
+            running = running or self._runs()
+            time.sleep(POLL_SECONDS)
+
+    def _runs(self) -> bool:
+        """Tell whether all nodes have been started; refuse to wait for ever."""
+        job = self._ask("its pods", lambda: self._client.get_job(self.name), unless=404)
+        states = {step.name: step.status for step in job.steps} if job is not None else {}
+        if len(states) >= self._nodes and "Pending" not in states.values():
+            return True
+        if time.monotonic() > self._start_by:
+            pods = ", ".join(f"{name} {state}" for name, state in sorted(states.items())) or "no pod was made"
+            raise TrainJobError(
+                f"TrainJob {self.name} did not start on {self._nodes} nodes within cluster.nodes_start_minutes={self._minutes} "
+                f"({pods}): free GPUs, raise the queue's quota, or allow more minutes"
+            )
+        return False
+
+    def _print_log(self) -> None:
+        """Print what the first node says, line by line; where the connection breaks, go on after the last line."""
+        printed, last = 0, False
+        while not last:
+            last = self._ended.is_set()  # once more then, for what was said since the last time
+            try:
+                for line in islice(self._client.get_job_logs(self.name, follow=True), printed, None):
+                    print(line, flush=True)
+                    printed += 1
+            except (RuntimeError, TimeoutError) as error:
+                # Whether this matters `_wait` finds out: it asks for the job itself.
+                print(f"TrainJob {self.name}: no log for now ({error})", file=sys.stderr, flush=True)
+            self._ended.wait(POLL_SECONDS)
+
+    def _last_words(self) -> str:
+        """Return the last lines of a node that failed, of the first if none is known to have."""
+        try:
+            failed = [step.name for step in self._client.get_job(self.name).steps if step.status == "Failed"]
+            node = min(failed, default=f"{NODE}-0")
+            lines = deque(self._client.get_job_logs(self.name, step=node), maxlen=_LAST_LINES)
+        except (RuntimeError, TimeoutError) as error:
+            return f"what its nodes said last cannot be had: {error}"
+        return f"last lines of {node}: " + " / ".join(line.strip() for line in lines if line.strip())
+
+    def _get(self) -> dict[str, Any] | None:
+        job: dict[str, Any] | None = self._call("get", name=self.name, unless=404)
+        return job
+
+    def _call(self, verb: str, *, unless: int, **arguments: Any) -> Any:
+        """Do something to the job; returns none where the cluster answers with the status `unless`."""
+        backend = self._client.backend
+        function = getattr(backend.custom_api, f"{verb}_namespaced_custom_object")
+        kind = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trainjobs"}
+        fixed = {**kind, "namespace": backend.namespace, "_request_timeout": _TIMEOUT}
+        return self._ask(f"{verb} it", lambda: function(**fixed, **arguments), unless)
+
+    def _ask(self, what: str, call: Callable[[], Any], unless: int | None = None) -> Any:
+        """Ask the cluster; what may pass, a server's error or no answer, is tried again.
+
+        Args:
+            what: What for.
+            call: Asks.
+            unless: A status that is an answer too: none.
+
+        Raises:
+            TrainJobError: The cluster refuses, or was out of reach for too long.
+        """
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return call()
+            except (ApiException, HTTPError, RuntimeError, TimeoutError) as error:
+                cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # the SDK's
+                status = getattr(cause, "status", None)
+                if status is not None and status == unless:
+                    return None
+                passing = isinstance(cause, HTTPError | TimeoutError) or status in _PASSING
+                if not passing or time.monotonic() > give_up:
+                    raise TrainJobError(f"TrainJob {self.name}: {what}: {_refusal(cause, status)}") from error
+            time.sleep(POLL_SECONDS)
+
+
+def _end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the condition with which a job ended, none if it has not."""
+    conditions = job.get("status", {}).get("conditions", [])
+    return next((one for one in conditions if one["type"] in ("Complete", "Failed") and one["status"] == "True"), None)
+
+
+def _refusal(error: BaseException, status: int | None) -> str:
+    """Say what the cluster answered, and what to do."""
+    if status is None:
+        return f"Kubernetes gives no answer that can be used ({error}): try again"
+    try:
+        message = json.loads(getattr(error, "body", None) or "{}").get("message", "")
+    except ValueError:  # a proxy's page
+        message = ""
+    cure = _CURES.get(status, "try again" if status in _PASSING else "correct the section `cluster`")
+    return f"Kubernetes answers with {status} {message}".rstrip() + f": {cure}"

@@ -1,0 +1,293 @@
+"""Training on several nodes: the job that the step makes, how it is followed, and that nothing of it is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from golden_ir import WHOLE, compiled
+from kubernetes.config import kube_config
+from small_training import CONFIG
+from trainer_stub import serve
+
+from ngrpo.cluster import ClusterConfig, GPUConfig, ResourcesConfig
+from ngrpo.errors import StoreError, TrainJobError
+from ngrpo.stages import train_job
+from ngrpo.stages.execution import execute
+from ngrpo.stages.node import Task
+from ngrpo.stages.train_job_manifest import JobSettings, manifest
+from ngrpo.storage.manifest import Reference
+
+pytestmark = pytest.mark.pipeline
+
+KEY = "0123456789abcdef0123456789abcdef"
+NAME = f"ngrpo-{KEY}"
+SECRETS = {"object-store": {"AWS_ACCESS_KEY_ID": "access-key", "AWS_SECRET_ACCESS_KEY": "secret-key"}}
+TASK = Task("ngrpo_training", '{"suffix": "$(HOME) costs $$5"}', KEY, "c0", {})
+
+
+def settings(**cluster) -> JobSettings:
+    return JobSettings(
+        image="registry.example/ngrpo-gpu@sha256:0",
+        needs=ResourcesConfig(gpus=8, cpus=32, memory_gib=256),
+        cluster=ClusterConfig(nodes=2, **cluster),
+    )
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(train_job, "POLL_SECONDS", 0.02)
+    with serve(tmp_path / "kubeconfig") as state:
+        yield state
+
+
+def run(**cluster) -> None:
+    train_job.run(TASK, settings(**cluster).model_dump_json())
+
+
+def refused(**cluster) -> str:
+    with pytest.raises(TrainJobError) as failure:
+        run(**cluster)
+    assert "\n" not in str(failure.value)
+    return str(failure.value)
+
+
+def test_a_job_is_made_once_followed_and_deleted(cluster, capsys, monkeypatch):
+    monkeypatch.setenv("NGRPO_PIPELINE_RUN", "r1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    run(
+        environment={"AWS_ENDPOINT_URL": "http://s3"},
+        secrets=SECRETS,
+        service_account="ngrpo-stage",
+        queue="ngrpo",
+        priority_class="training",
+        node_selector={"zone": "a"},
+        tolerations=[{"key": "spot"}],
+        image_pull_secrets=["registry"],
+        timeout_hours=2,
+        gpu=GPUConfig(node_selector={"gpu": "h100"}, tolerations=[{"key": "gpu", "effect": "NoSchedule"}]),
+    )
+    (job,) = cluster.made
+    assert cluster.deleted == [NAME]
+    output = capsys.readouterr().out
+    assert output.count("step 2/2\n") == 1
+    assert f"said by {NAME}-node-0-0" in output
+    assert "s3cr3t" not in json.dumps(job)
+
+    assert job["metadata"]["labels"] == {
+        "ngrpo/stage": "ngrpo_training",
+        "kueue.x-k8s.io/queue-name": "ngrpo",
+        "kueue.x-k8s.io/priority-class": "training",
+    }
+    spec, trainer = job["spec"], job["spec"]["trainer"]
+    assert spec["runtimeRef"] == {"name": "ngrpo-training", "kind": "TrainingRuntime"}
+    assert spec["activeDeadlineSeconds"] == 7200
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
+    assert trainer["image"] == "registry.example/ngrpo-gpu@sha256:0"
+    expected = {"cpu": "32", "memory": "256Gi", "nvidia.com/gpu": "8"}
+    assert trainer["resourcesPerNode"] == {"requests": expected, "limits": expected}
+    variables = {one["name"]: one.get("value") or one["valueFrom"] for one in trainer["env"]}
+    assert variables["AWS_SECRET_ACCESS_KEY"] == {"secretKeyRef": {"name": "object-store", "key": "secret-key"}}
+    assert variables["AWS_ENDPOINT_URL"] == "http://s3"
+    assert variables["NGRPO_PROCESSES"] == "8"
+    assert variables["NGRPO_PIPELINE_RUN"] == "r1"
+    assert variables["NGRPO_STORE"] == "s3://ngrpo/artifacts"
+    assert "$" not in trainer["args"][0], "Kubernetes would replace it"
+    assert Task(**json.loads(trainer["args"][0])) == TASK
+
+    (patch,) = spec["runtimePatches"]
+    (nodes,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    template = nodes["template"]["spec"]["template"]
+    assert template["metadata"]["labels"] == {"ngrpo/stage": "ngrpo_training"}
+    pod = template["spec"]
+    assert pod["nodeSelector"] == {"zone": "a", "gpu": "h100"}
+    assert [one["key"] for one in pod["tolerations"]] == ["spot", "gpu"]
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["serviceAccountName"] == "ngrpo-stage"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    sizes = {one["name"]: one["emptyDir"]["sizeLimit"] for one in pod["volumes"]}
+    assert sizes == {"scratch": "50Gi", "shared-memory": "16Gi"}
+    (container,) = pod["containers"]
+    mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    assert mounts == {"scratch": "/scratch", "shared-memory": "/dev/shm"}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_a_failed_job_is_one_line_with_the_last_words_of_the_node_that_failed(cluster):
+    cluster.states = ["Running", "Failed"]
+    cluster.log = [f"line {number}" for number in range(9)]
+    line = refused()
+    assert f"TrainJob {NAME} failed (FailedJobs: jobset failed)" in line
+    assert line.endswith(f"last lines of node-1: line 5 / line 6 / line 7 / line 8 / said by {NAME}-node-0-1")
+    assert cluster.deleted == [NAME]
+
+
+def test_a_job_that_never_starts_is_given_up(cluster):
+    cluster.states = ["Pending"]
+    line = refused(nodes_start_minutes=0.01)
+    assert "did not start on 2 nodes within cluster.nodes_start_minutes=0.01 (node-0 Running, node-1 Pending)" in line
+    assert cluster.deleted == [NAME]
+
+
+def test_a_job_that_runs_may_take_longer_than_starting_may(cluster):
+    cluster.states = [*["Running"] * 200, "Complete"]
+    run(nodes_start_minutes=0.01)
+    assert cluster.deleted == [NAME]
+
+
+def test_a_second_try_joins_what_the_first_has_left_running(cluster, capsys):
+    cluster._create(manifest(NAME, TASK, settings()))
+    run()
+    assert len(cluster.made) == 1
+    assert "an earlier try has made it" in capsys.readouterr().out
+
+
+def test_a_second_try_replaces_what_has_ended(cluster):
+    cluster._create(manifest(NAME, TASK, settings()))
+    failed = {"type": "Failed", "status": "True", "reason": "FailedJobs", "message": ""}
+    cluster.jobs[NAME]["status"] = {"conditions": [failed]}
+    run()
+    assert len(cluster.made) == 2
+    assert cluster.deleted == [NAME, NAME]
+
+
+def test_a_job_that_somebody_deletes_is_noticed(cluster):
+    cluster.states = ["Running", "Gone"]
+    assert "was deleted by somebody else" in refused()
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        (["POST", "trainjobs", 401, 1], ("401", "cluster.service_account")),
+        (["GET", "trainjobs", 403, 99], ("403", "lacks rights")),
+        (["POST", "trainjobs", 422, 1], ("422", "it fails with 422", "correct the section `cluster`")),
+        (["GET", "pods$", 403, 99], ("403", "lacks rights")),
+    ],
+)
+def test_what_the_cluster_refuses_is_one_line_with_the_cure(cluster, fault, named):
+    cluster.states = ["Running"]
+    cluster.faults = [fault]
+    line = refused()
+    assert all(part in line for part in named), line
+    assert cluster.jobs == {}
+
+
+def test_a_runtime_that_is_missing_is_named(cluster):
+    cluster.runtimes = []
+    line = refused()
+    assert "runtime ngrpo-training" in line
+    assert "install Kubeflow Trainer" in line
+    assert cluster.made == []
+
+
+@pytest.mark.parametrize("status", [0, 429, 500, 503])
+def test_what_passes_is_tried_again(cluster, status):
+    cluster.faults = [[method, "trainjobs|pods$", status, 2] for method in ("POST", "GET", "DELETE")]
+    run()
+    assert cluster.deleted == [NAME]
+    assert cluster.jobs == {}
+
+
+def test_a_job_that_another_try_makes_at_the_same_moment_is_joined(cluster, monkeypatch):
+    get = train_job.TrainJob._get
+    looks = iter([None])  # at the first look it is not there yet
+    monkeypatch.setattr(train_job.TrainJob, "_get", lambda job: next(looks, job) and get(job))
+    cluster._create(manifest(NAME, TASK, settings()))
+    run()
+    assert len(cluster.made) == 1
+
+
+def test_what_does_not_pass_is_said(cluster, monkeypatch):
+    monkeypatch.setattr(train_job, "PATIENCE_SECONDS", 0.2)
+    cluster.faults = [["GET", "trainjobs", 503, 999]]
+    assert "503 it fails with 503: try again" in refused()
+
+
+def test_a_process_outside_of_a_cluster_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    assert "no way to the API of Kubernetes" in refused()
+
+
+IN_STEP = """
+import sys
+from pathlib import Path
+from ngrpo.stages import train_job
+from ngrpo.stages.node import Task
+train_job.POLL_SECONDS = 0.05
+train_job.run(Task("ngrpo_training", "{}", sys.argv[1], "c0", {}), Path(sys.argv[2]).read_text())
+"""
+
+
+def test_a_step_that_is_told_to_stop_deletes_its_job(cluster, tmp_path):
+    cluster.states = ["Running"]
+    (tmp_path / "settings.json").write_text(settings().model_dump_json())
+    step = subprocess.Popen(
+        [sys.executable, "-c", IN_STEP, KEY, str(tmp_path / "settings.json")],
+        env={**os.environ, "KUBECONFIG": str(tmp_path / "kubeconfig")},
+    )
+    try:
+        assert cluster.looked_at.wait(60)
+        step.send_signal(signal.SIGTERM)
+        assert step.wait(60) == os.EX_TEMPFAIL
+    finally:
+        step.kill()
+    assert cluster.deleted == [NAME]
+    assert cluster.jobs == {}
+
+
+@pytest.fixture
+def step(cluster, objects, tmp_path, monkeypatch):
+    """Execute the stage as its step does; writes the files that it writes."""
+    for name, value in {"STORE": objects.uri, "WORK_DIR": tmp_path / "w", "CACHE_DIR": tmp_path / "c"}.items():
+        monkeypatch.setenv(f"NGRPO_{name}", str(value))
+    monkeypatch.setenv("NGRPO_TRAIN_JOB", settings().model_dump_json())
+    return lambda: execute(
+        "ngrpo_training",
+        config_json=json.dumps(CONFIG),
+        key=KEY,
+        code_version="c0",
+        inputs={},
+        output=str(tmp_path / "reference.json"),
+        metrics=str(tmp_path / "metrics.json"),
+    )
+
+
+def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, tmp_path):
+    def publish():
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "metrics.json").write_text('{"steps": 2}')
+        store.publish("ngrpo_training", KEY, tmp_path / "made", config_digest="", code_version="c0", inputs={})
+
+    cluster.completed = publish
+    assert step() == {"steps": 2}
+    assert Reference.read(tmp_path / "reference.json").key == KEY
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"steps": 2}
+    step()
+    assert len(cluster.made) == 1, "what is in the store is not made again"
+
+
+def test_nodes_that_publish_nothing_are_an_error(step, tmp_path):
+    with pytest.raises(StoreError, match=f"no artifact {KEY}: do they use the same store"):
+        step()
+    assert not (tmp_path / "reference.json").exists()
+
+
+def test_the_pod_of_the_step_asks_for_no_gpu_and_knows_the_job():
+    spec, platform = compiled(WHOLE, "cluster.nodes=2", "cluster.nodes_start_minutes=30", "cluster.timeout_hours=2")
+    container = spec["deploymentSpec"]["executors"]["exec-ngrpo-training"]["container"]
+    assert container["image"].startswith("registry.example/ngrpo-cpu@sha256:")
+    assert "accelerator" not in container["resources"]
+    (variable,) = [one["value"] for one in container["env"] if one["name"] == "NGRPO_TRAIN_JOB"]
+    job = JobSettings.model_validate_json(variable)
+    assert job.image.startswith("registry.example/ngrpo-gpu@sha256:")
+    assert job.needs.gpus == 8
+    assert job.cluster.nodes == 2
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-ngrpo-training"]
+    assert "nodeSelector" not in pod
+    assert int(pod["activeDeadlineSeconds"]) > job.cluster.timeout_seconds("ngrpo_training") + 30 * 60
+    other = spec["deploymentSpec"]["executors"]["exec-benchmark-evaluation"]["container"]
+    assert "NGRPO_TRAIN_JOB" not in {one["name"] for one in other["env"]}

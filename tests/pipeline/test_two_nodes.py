@@ -1,0 +1,109 @@
+"""The pods of a job, as processes of this machine: together they do what one pod does, and go on elsewhere."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from small_training import CONFIG, INPUTS, weights, write_inputs
+
+from ngrpo.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.stages.node import Task
+from ngrpo.stages.train_job_manifest import JobSettings, manifest
+
+pytestmark = pytest.mark.pipeline
+
+# Runs where a process of the group starts. A random model answers nothing correctly: a reward that gives it something to learn.
+REWARD = """
+import sys
+if "ngrpo.stages.torchrun" in sys.orig_argv and "torch.distributed.run" not in sys.orig_argv:
+    from ngrpo.training import policy_optimization
+    class LengthReward:
+        __name__ = "correctness"
+        def __init__(self, grader): pass
+        def __call__(self, completions, **_): return [len(one[0]["content"]) % 7 / 7 for one in completions]
+    policy_optimization.CorrectnessReward = LengthReward
+"""
+
+
+class Nodes:
+    """Runs the pods of a job as processes of this machine, each in a directory of its own."""
+
+    def __init__(self, root, store, config):
+        self._root = root
+        self._cluster = ClusterConfig(nodes=2, store=store)
+        self._config = config
+        self._count = 0
+
+    def start(self, key, nodes):
+        """Start two nodes with a process each, or one node with two."""
+        references = {name: (self._root / f"{name}.json").read_text() for name in INPUTS}
+        task = Task("ngrpo_training", json.dumps(self._config), key, "c0", references)
+        job = manifest(
+            "job", task, JobSettings(image="i", needs=ResourcesConfig(gpus=2 // nodes), cluster=self._cluster)
+        )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        # What Kubeflow Trainer's torch runtime adds.
+        torch = {
+            "PET_NNODES": "2",
+            "PET_NPROC_PER_NODE": "1",
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(port),
+        }
+        added = [torch | {"PET_NODE_RANK": str(rank)} for rank in range(2)] if nodes == 2 else [{}]
+        return [self._node(job["spec"]["trainer"], variables) for variables in added]
+
+    def _node(self, trainer, added):
+        self._count += 1
+        scratch = self._root / f"node-{self._count}"
+        told = {one["name"]: one["value"].replace("/scratch", str(scratch)) for one in trainer["env"]}
+        command = [sys.executable, *trainer["command"][1:], *trainer["args"]]
+        environment = {**os.environ, **told, **added, "OMP_NUM_THREADS": "1"}
+        with scratch.with_suffix(".log").open("w") as errors:
+            return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def test_two_nodes_train_as_two_processes_of_one_do_and_go_on_elsewhere_when_one_is_taken_away(
+    objects, store, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    write_inputs(tmp_path)
+    for name in INPUTS:
+        published = store.publish(name, "k", tmp_path / name, config_digest="", code_version="", inputs={})
+        published.write(tmp_path / f"{name}.json")
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(REWARD)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hook"), os.environ.get("PYTHONPATH", "")]))
+    nodes = Nodes(tmp_path, objects.uri, {**CONFIG, "training": CONFIG["training"] | {"save_steps": 2}})
+
+    (alone,) = nodes.start("alone", nodes=1)
+    alone.communicate(timeout=300)
+    assert alone.returncode == 0
+
+    first, second = nodes.start("together", nodes=2)
+    for line in first.stdout:
+        if line.startswith("step 3/"):
+            break
+    second.send_signal(signal.SIGTERM)
+    for node in (first, second):
+        node.communicate(timeout=300)
+        assert node.returncode != 0
+    assert store.find("ngrpo_training", "together") is None
+    saved = {key.split("/")[-1] for key in objects.list("checkpoints/")}
+    assert {"complete", "manifest.json", "rng_state_0.pth", "rng_state_1.pth"} <= saved
+
+    again = nodes.start("together", nodes=2)
+    outputs = [node.communicate(timeout=300)[0] for node in again]
+    assert [node.returncode for node in again] == [0, 0]
+    assert re.search(r"^resuming from checkpoint-\d", outputs[0], re.MULTILINE)
+    assert [output.count("step 12/12") for output in outputs] == [1, 0]
+    ended, expected = (store.fetch(store.find("ngrpo_training", key)) for key in ("together", "alone"))
+    assert weights(ended) == weights(expected) != weights(tmp_path / "warm_start")
+    assert (ended / "rollout_samples.json").read_bytes() == (expected / "rollout_samples.json").read_bytes()
+    assert objects.list("checkpoints/") == []
