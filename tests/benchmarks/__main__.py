@@ -16,6 +16,7 @@ BENCHMARKS = (
     "mixing_overhead",
     "training_step",
     "checkpoint_upload",
+    "artifact_transfer",
     "vllm_mixing",
     "neighbor_index",
     "full_neighbor_index",
