@@ -123,7 +123,9 @@ class Run:
             }
             for step in range(1, steps + 1)
         ]
+        history += [{"step": step, "eval_mean": 0.6 + 0.05 * (step == 20)} for step in (10, 20, 30)]
         self.write("ngrpo_training", "log_history.json", history)
+        self.write("ngrpo_training", "metrics.json", {"selected_step": 20})
         counts = [0] * 50
         counts[10:13] = [5, 0, 20]
         counts[43:50] = [100, 125, 300, 450, 1000, 1500, 6500]  # [44] is 0.94 to 0.95
@@ -216,8 +218,8 @@ class Run:
         self.write("model_promotion", "promotion.json", promotion | changes)
 
     def add_source(self, name: str, source: dict) -> None:
-        held_out = {"kind": "arithmetic", "fold": "held_out", "size": PROBLEMS}
-        self.change(f"data.benchmarks={json.dumps({'arithmetic': held_out, name: source})}")
+        benchmarks = {known: of.model_dump(mode="json") for known, of in self.config.data.benchmarks.items()}
+        self.change(f"data.benchmarks={json.dumps(benchmarks | {name: source})}")
 
     def change(self, *overrides: str) -> None:
         self.config = load_config(PRESETS / "tiny.toml", ["evaluation.bootstrap_draws=500", *overrides])

@@ -64,6 +64,11 @@ def decreed(self, engine, **share):
     assert len(verdicts(self, engine, **share)) == 6
     return [number < scores[measured[-1]] for number in range(4)]  # a random model answers nothing correctly
 NGRPOTrainer.evaluate, Validation.verdicts = remembered, decreed
+start_engine = policy_optimization.start_engine
+def with_room(*arguments, chats, **keywords):
+    assert any(chat[0]["content"].endswith("+ 1 + 1 =") for chat in chats), "vLLM makes room for these prompts only"
+    return start_engine(*arguments, chats=chats, **keywords)
+policy_optimization.start_engine = with_room
 """
 """Begins a script of a stage with a selection: of four answers so many are correct as `scores.json` says for the step."""
 
@@ -79,7 +84,8 @@ def write_inputs(root: Path, hidden_size: int = 64) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), root / "dataset" / "train.parquet")
     (root / "dataset" / "benchmarks").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows[:3]), root / "dataset" / "benchmarks" / "validation.parquet")
+    longer = [row | {"prompt": [{"role": "user", "content": f"{row['answer']} + 1 + 1 ="}]} for row in rows[:3]]
+    pq.write_table(pa.Table.from_pylist(longer), root / "dataset" / "benchmarks" / "validation.parquet")
     embedding = load_file(root / "warm_start" / "model" / "model.safetensors")["model.embed_tokens.weight"]
     # The index of another matrix, as that of the base model is once the warm start has moved the embeddings.
     index = NeighborIndex.build(embedding + 0.01, eligible(), candidates=6, block_rows=64)

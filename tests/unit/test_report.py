@@ -273,7 +273,7 @@ def test_noise_is_named_as_such(run):
 def test_mixing_stands_beside_the_paper(run):
     text = text_of(run.report())
     history = json.loads((run.artifacts["ngrpo_training"] / "log_history.json").read_text())
-    achieved = fmean(entry["mixing/gate_rate"] for entry in history)
+    achieved = fmean(entry["mixing/gate_rate"] for entry in history if "mixing/gate_rate" in entry)
     assert f"Gate rate configured 10.00 %, achieved {100 * achieved:.2f} % of all response tokens" in text
     assert "lowest 0.6010 0.8813" in text
     assert "share below 0.95 2.5 % 1.2 %" in text  # 250 of 10,000
@@ -319,6 +319,20 @@ def test_long_rollouts_keep_the_page_small(run):
     assert f"{630 * 13 + 6 - 600:,} tokens left out" in page
     assert "characters left out" in page
     assert page.count(" so 9&lt;/think&gt;\\boxed{9}</div>") == 8  # the end is there
+
+
+def test_the_checkpoint_that_validation_chose_is_named(run):
+    page = run.report()
+    chart = page[page.index('aria-label="Validation, correct answers, %"') :]
+    assert chart[: chart.index("</svg>")].count("<circle") == 3
+    assert "is the checkpoint of step 20, the best on validation, which therefore proves nothing of it." in text_of(
+        page
+    )
+    run.change("training.selection=null")
+    (run.artifacts["ngrpo_training"] / "metrics.json").write_text("{}")
+    page = run.report()
+    assert "Validation" not in page
+    assert "is the checkpoint of step" not in text_of(page)
 
 
 def test_curves_skip_what_was_not_logged_as_a_number(run):
@@ -431,7 +445,7 @@ def test_the_settings_are_whole(preset):
 
 def test_settings_with_names_that_toml_must_quote():
     benchmarks = {"set 1.5": {"kind": "arithmetic", "fold": "held_out", "size": 3}}
-    overrides = [f"data.benchmarks={json.dumps(benchmarks)}", "promotion.benchmark=set 1.5"]
+    overrides = [f"data.benchmarks={json.dumps(benchmarks)}", "promotion.benchmark=set 1.5", "training.selection=null"]
     config = load_config(PRESETS / "tiny.toml", overrides)
     assert validate(RunConfig, tomllib.loads(settings_text(config))) == config
 

@@ -116,6 +116,7 @@ def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any
     values: dict[str, Any] = {
         "curves": None,
         "not_logged": [],
+        "selected_step": None,
         "warm_start_curve": None,
         "mixing": None,
         "rollouts": None,
@@ -127,6 +128,7 @@ def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any
     if directory is not None:
         history = _read_json(directory / "log_history.json")
         values["curves"], values["not_logged"] = learning_curves(history, config)
+        values["selected_step"] = _read_json(directory / "metrics.json").get("selected_step")
         values["mixing"] = mixing_view(
             history,
             _read_json(directory / "anchor_cosine_histogram.json"),

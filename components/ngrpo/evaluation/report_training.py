@@ -81,6 +81,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], config: RunConfig) -> 
     """
     panels, missing = [], []
     for name, title, percent in _CURVES:
+        if name == "eval_mean" and config.training.selection is None:
+            continue
         reference = config.mixing.rate if name == "mixing/gate_rate" else None
         panel = _panel(history, name, title, percent=percent, reference=reference)
         if panel is None:

@@ -99,7 +99,7 @@ def train_policy(
                 model=policy,
                 directory=start,
                 tokenizer=tokenizer,
-                chats=dataset["prompt"],
+                chats=[*dataset["prompt"], *([] if validation is None else validation.prompts)],
                 dtype=config.model.dtype,
             ),
             current_mixer=following.mixer,
