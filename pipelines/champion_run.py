@@ -18,6 +18,8 @@ from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 from ngrpo_kfp.pipelines.submission import submit
 
 _PAUSE_SECONDS = 30.0
+_PATIENCE_SECONDS = 3600.0
+"""How long the API may be out of reach: who stops waiting lets the schedule start a second run."""
 
 
 def submit_and_wait(config_json: str, images: str, *, pause_seconds: float = _PAUSE_SECONDS) -> None:
@@ -36,14 +38,19 @@ def submit_and_wait(config_json: str, images: str, *, pause_seconds: float = _PA
     with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
         lock = Path(scratch) / "images.lock"
         lock.write_text(images, encoding="utf-8")
+        client = connect()
         run_id = submit(config, Images(lock), Workspace(Path(scratch)), console)
-    client = connect()
-    state = None
+    state, heard = None, time.monotonic()
     while state not in OVER:
-        if state is not None:
-            time.sleep(pause_seconds)
-        with explained(f"run {run_id}"):
-            state = client.get_run(run_id).state
+        time.sleep(pause_seconds)
+        try:
+            with explained(f"run {run_id}"):
+                state = client.get_run(run_id).state
+            heard = time.monotonic()
+        except ClusterError as error:
+            if time.monotonic() - heard > _PATIENCE_SECONDS:
+                raise
+            print(f"no news: {error}", file=sys.stderr, flush=True)
     console.print(f"run  {run_id}: {state}", soft_wrap=True)
     if state != "SUCCEEDED":
         raise ClusterError(f"run {run_id} ended as {state}: `ngrpo status {run_id}` shows why")

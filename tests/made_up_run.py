@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from ngrpo.config import load_config
 from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.report import write_report
-from ngrpo.evaluation.results import SAMPLES, benchmark_result
+from ngrpo.evaluation.results import benchmark_result
+from ngrpo.evaluation.samples import SAMPLES
 
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
 STAGES = (

@@ -149,6 +149,8 @@ def test_a_schedule_submits_the_run_of_the_day_and_waits_for_it(kubeflow, weekly
         run = submitted(kubeflow, process, len(kubeflow.runs))
         settings = json.loads(kubeflow.parameter(run, "neighbor-index", "config"))
         assert settings["model"]["source"]["version"] == number, "the champion of the day"
+        kubeflow.fail("GET", r"/runs/", 503, times=6)  # and has patience, for the same reason
+        time.sleep(3)
         assert process.poll() is None, "it waits, so that the schedule starts no second"
         finish()
         output, errors = process.communicate(timeout=60)

@@ -79,9 +79,17 @@ def require_equal(together: Path, alone: Path, way: str) -> None:
     assert all(torch.equal(saved[name], trained[name]) for name in trained)
 
 
-@pytest.mark.parametrize("way", ["copied", "sharded"])
-def test_two_processes_are_one(root, alone, tmp_path, way):
-    require_equal(train(root, tmp_path, processes=2, way=way), alone, way)
+@pytest.fixture(scope="module")
+def sharded(root, tmp_path_factory) -> Path:
+    return train(root, tmp_path_factory.mktemp("sharded"), processes=2, way="sharded")
+
+
+def test_two_processes_with_a_copy_each_are_one(root, alone, tmp_path):
+    require_equal(train(root, tmp_path, processes=2, way="copied"), alone, "copied")
+
+
+def test_two_processes_that_shard_the_model_are_one(alone, sharded):
+    require_equal(sharded, alone, "sharded")
 
 
 @pytest.mark.engine
@@ -93,10 +101,9 @@ def test_two_processes_with_vllm_are_one(tmp_path):
     require_equal(together, alone, "sharded")
 
 
-def test_a_sharded_training_that_is_resumed_ends_with_the_same_bytes(root, tmp_path):
-    whole = train(root, tmp_path / "whole", processes=2, way="sharded")
+def test_a_sharded_training_that_is_resumed_ends_with_the_same_bytes(root, sharded, tmp_path):
     checkpoints = tmp_path / "resumed" / "work" / "checkpoints"
-    shutil.copytree(whole / "work" / "checkpoints" / "checkpoint-2", checkpoints / "checkpoint-2")
+    shutil.copytree(sharded / "work" / "checkpoints" / "checkpoint-2", checkpoints / "checkpoint-2")
     resumed = train(root, tmp_path / "resumed", processes=2, way="sharded")
     assert len(json.loads((resumed / "seen-0.json").read_text())["errors"]) == STEPS - 2
-    assert weights(resumed / "artifact") == weights(whole / "artifact")
+    assert weights(resumed / "artifact") == weights(sharded / "artifact")

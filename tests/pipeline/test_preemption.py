@@ -139,7 +139,7 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objec
 
 
 def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, objects, store):
-    pods = pods(24)
+    pods = pods(14)
     process, reference = pods.start("k", NGRPO_PROCESSES="2")
     for line in process.stdout:
         if line.startswith("step 3/"):
@@ -156,7 +156,7 @@ def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, o
     assert output.count("resuming from checkpoint-") == 1
     ended = store.fetch(Reference.read(reference))
     history = json.loads((ended / "log_history.json").read_text())
-    assert [entry["step"] for entry in history] == list(range(1, 25))
+    assert [entry["step"] for entry in history] == list(range(1, 15))
     assert objects.list("checkpoints/") == []
 
 

@@ -15,7 +15,7 @@ from ngrpo.data.mirror import mirror
 from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problems import load_problems
 from ngrpo.errors import ConfigError, DataError
-from ngrpo.evaluation.benchmark import read_benchmarks
+from ngrpo.evaluation.benchmark import read_benchmark
 from ngrpo.evaluation.grading import Grade, Grader, grade_letter
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
 from ngrpo.evaluation.samples import graded
@@ -160,7 +160,7 @@ def test_its_text_is_in_the_table_of_problems_and_nowhere_else(prepared, monkeyp
     holding = [path.name for path in output.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert holding == ["gpqa_diamond.parquet"]
 
-    _, gpqa_diamond = read_benchmarks(output / "benchmarks")
+    gpqa_diamond = read_benchmark(output / "benchmarks" / "gpqa_diamond.parquet")
     assert (gpqa_diamond.name, gpqa_diamond.by_letter) == ("gpqa_diamond", True)
     assert gpqa_diamond.prompts[0][0]["content"].endswith(
         "\n\nLet's think step by step and output the final answer in the last line as:\nAnswer: <A/B/C/D>"

@@ -12,28 +12,12 @@ from ngrpo.config import EvaluationConfig
 from ngrpo.evaluation.diversity import distinct_answers
 from ngrpo.evaluation.statistics import bootstrap_intervals, maj_at_n, mean_at_n, pass_at_k
 
-SAMPLES = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("sample_id", pa.int32()),
-        ("text", pa.string()),
-        ("tokens", pa.int32()),
-        ("finish_reason", pa.string()),
-        ("extracted", pa.string()),
-        ("correct", pa.bool_()),
-        ("grader_error", pa.string()),
-        ("string_match", pa.bool_()),
-    ]
-)
-"""Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded,
-`string_match` where its benchmark does not ask for it."""
-
 
 def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> dict[str, Any]:
     """Return the statistics of one model on one benchmark.
 
     Args:
-        samples: Table of `SAMPLES`, `config.samples` rows a problem.
+        samples: Table of `ngrpo.evaluation.samples.SAMPLES`, `config.samples` rows a problem.
         config: Which statistics.
         seed: Seed of the bootstrap.
 

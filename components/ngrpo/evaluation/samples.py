@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 from ngrpo.errors import StoreError
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.evaluation.grading import Grader, grade_letter
-from ngrpo.evaluation.results import SAMPLES
 from ngrpo.evaluation.string_match import string_match
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.rollout.engine import RolloutEngine, Sampling
@@ -30,6 +29,21 @@ from ngrpo.rollout.seeds import request_seed
 _PARTS = 10
 """Parts of what is still to be generated, at most: each is a line of progress, and what a kill can cost."""
 
+SAMPLES = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample_id", pa.int32()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("extracted", pa.string()),
+        ("correct", pa.bool_()),
+        ("grader_error", pa.string()),
+        ("string_match", pa.bool_()),
+    ]
+)
+"""Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded,
+`string_match` where its benchmark does not ask for it."""
 _GENERATED = pa.schema([SAMPLES.field(name) for name in ("problem_id", "sample_id", "text", "tokens", "finish_reason")])
 
 Request = tuple[int, int]
