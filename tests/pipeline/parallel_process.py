@@ -21,19 +21,8 @@ from ngrpo.stages.torchrun import join
 from ngrpo.training import policy_optimization
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutBatch, _whole_parameters
 from replay import replay_error
+from rewards import LengthReward
 from tiny import mixer_for
-
-
-class LengthReward:
-    """A random model answers nothing correctly: a reward that gives it something to learn."""
-
-    __name__ = "correctness"
-
-    def __init__(self, grader):
-        pass
-
-    def __call__(self, completions, **_):
-        return [len(one[0]["content"]) % 7 / 7 for one in completions]
 
 
 def shard_on_processors() -> None:
