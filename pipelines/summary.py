@@ -12,7 +12,6 @@ from rich.table import Table
 from ngrpo.config import RunConfig
 from ngrpo_kfp.pipelines.plan import Plan
 
-MODELS = ("warm_start", "trained")
 _RESULT_FIELDS = ("mean", "mean_ci", "pass_at_k", "n_problems", "n_samples")
 
 
@@ -44,8 +43,8 @@ def summarize(
         "wall_seconds": round(wall_seconds, 3),
         "stages": {stage.name: _stage_summary(stage.name, plan, records) for stage in plan},
         "evaluation": {
-            model: {field: evaluation["models"][model][benchmark][field] for field in _RESULT_FIELDS}
-            for model in MODELS
+            model: {field: results[benchmark][field] for field in _RESULT_FIELDS}
+            for model, results in evaluation["models"].items()
         },
         "promotion": {field: promotion[field] for field in ("decision", "model", "version", "alias")},
         "mlflow": dict(tracking),
@@ -79,35 +78,36 @@ def plan_table(plan: Plan) -> Table:
 
 
 def results_table(evaluation: Mapping[str, Any]) -> Table:
-    """Return the table of all benchmarks: the warm start beside the trained model, in percent.
+    """Return the table of all benchmarks in percent: every model, and what the trained one gained over the warm start.
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
     """
+    models = evaluation["models"]
     table = Table(title="Results (%, with the interval of the mean)")
     table.add_column("benchmark")
     table.add_column("")
-    for model in MODELS:
+    for model in models:
         table.add_column(model.replace("_", " "), justify="right")
     table.add_column("gain", justify="right")
-    for benchmark in evaluation["models"][MODELS[0]]:
-        first, second = (evaluation["models"][model][benchmark] for model in MODELS)
+    for benchmark, trained in models["trained"].items():
+        results = [of[benchmark] for of in models.values()]
+        start = models["warm_start"][benchmark]
         table.add_row(
             benchmark,
-            f"mean@{first['n_samples']}",
+            f"mean@{trained['n_samples']}",
             *(
                 f"{_percent(result['mean'])}  [{_percent(result['mean_ci'][0])}, {_percent(result['mean_ci'][1])}]"
-                for result in (first, second)
+                for result in results
             ),
-            f"{100 * (second['mean'] - first['mean']):+.1f}",
+            f"{100 * (trained['mean'] - start['mean']):+.1f}",
         )
-        for k, value in first["pass_at_k"].items():
+        for k, value in trained["pass_at_k"].items():
             table.add_row(
                 "",
                 f"pass@{k}",
-                _percent(value),
-                _percent(second["pass_at_k"][k]),
-                f"{100 * (second['pass_at_k'][k] - value):+.1f}",
+                *(_percent(result["pass_at_k"][k]) for result in results),
+                f"{100 * (value - start['pass_at_k'][k]):+.1f}",
             )
     return table
 

@@ -68,7 +68,7 @@ class Run:
             },
             "mlflow": {"tracking_uri": "sqlite:////home/somebody/outputs/mlflow.db", "run_id": "1234abcd"},
         }
-        self.evaluation = {"models": {"warm_start": {}, "trained": {}}}
+        self.evaluation = {"models": {"base": {}, "warm_start": {}, "trained": {}}}
         self.write_sources()
         self.write_index()
         self.write_training()
@@ -151,14 +151,17 @@ class Run:
     def write_benchmark(
         self, name: str, before: float, after: float, word: str = "", wrong_text: str = "", by_string: bool = False
     ) -> None:
-        """Samples of both models; problem 7 is the hardest after training, its most frequent wrong answer is 99."""
+        """Samples of the models, the base model a quarter as good as the warm start.
+
+        Problem 7 is the hardest after training, its most frequent wrong answer is 99.
+        """
         ids = [f"{name}-{number:03d}" for number in range(PROBLEMS)]
         prompts = [[{"role": "user", "content": f"{word} 3 + 4 + {number} ="}] for number in range(PROBLEMS)]
         answers = [str(7 + number) for number in range(PROBLEMS)]
         path = self.artifacts["prepare_data"] / "benchmarks" / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"id": ids, "prompt": prompts, "answer": answers}), path)
-        for model, skill in (("warm_start", before), ("trained", after)):
+        for model, skill in (("base", before / 4), ("warm_start", before), ("trained", after)):
             noise = random.Random(f"{model} {name}")
             rows = []
             for number, (problem, answer) in enumerate(zip(ids, answers, strict=True)):

@@ -14,7 +14,7 @@ def benchmark_evaluation(
     artifact: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Measure the warm-started and the trained model on held-out problems.
+    """Measure base model, warm start and trained model on held-out problems.
 
     Args:
         config: Settings of the stage as JSON.

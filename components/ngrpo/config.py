@@ -543,6 +543,14 @@ class ExampleLimits(Section):
     max_tokens: Positive
 
 
+class WarmStartLength(Section):
+    """What of `WarmStartConfig` decides whether the warm start is another model than the base model."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    steps: NonNegative
+
+
 class PrepareDataConfig(Section):
     """Settings of the stage `prepare_data`; no other setting of the model or of the warm start changes its result."""
 
@@ -583,6 +591,7 @@ class BenchmarkEvaluationConfig(Section):
     seed: NonNegative
     model: ModelConfig
     neighbors: NeighborsConfig
+    warm_start: WarmStartLength
     evaluation: EvaluationConfig
 
 

@@ -48,10 +48,19 @@ RESULT_FIELDS = {
 }
 
 
+SOURCE = {
+    "kind": "initialized",
+    "hidden_size": 16,
+    "layers": 1,
+    "heads": 2,
+    "kv_heads": 1,
+    "intermediate_size": 16,
+}
+
+
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory) -> Path:
-    source = InitializedModel(kind="initialized", hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=16)
-    return materialize(source, tmp_path_factory.mktemp("base") / "model")
+    return materialize(InitializedModel.model_validate(SOURCE), tmp_path_factory.mktemp("base") / "model")
 
 
 @pytest.fixture
@@ -81,13 +90,14 @@ def write_benchmark(dataset: Path, name: str, rows) -> None:
     (dataset / "sources.json").write_text(json.dumps({"tables": tables}))
 
 
-def settings(**evaluation) -> BenchmarkEvaluationConfig:
+def settings(*, warm_start_steps: int = 0, **evaluation) -> BenchmarkEvaluationConfig:
     defaults = {"samples": 4, "pass_at": (1, 2, 4), "max_tokens": 12, "batch_size": 8, "bootstrap_draws": 200}
     return BenchmarkEvaluationConfig.model_validate(
         {
             "seed": 7,
-            "model": {"source": {"kind": "initialized"}},
+            "model": {"source": SOURCE},
             "neighbors": {"candidates": 4},
+            "warm_start": {"steps": warm_start_steps},
             "evaluation": defaults | evaluation,
         }
     )
@@ -190,6 +200,16 @@ def test_the_artifact(inputs, engines, tmp_path):
     assert 0 < models["trained"]["addition"]["mean"] < 1
     row = next(row for row in rows if row["finish_reason"] == "stop")
     assert row["text"] == rf"<think>\boxed{{3}}</think>\boxed{{{row['extracted']}}}", "special tokens are left out"
+
+
+def test_the_base_model_is_measured_where_the_warm_start_is_another(inputs, engines, base_model, tmp_path):
+    output = evaluate(settings(warm_start_steps=3), inputs, tmp_path)
+    evaluation = json.loads((output / "evaluation.json").read_text())
+    assert list(evaluation["models"]) == list(evaluation["protocols"]) == ["base", *MODELS]
+    assert evaluation["weights"]["base"] == model_digest(base_model)
+    assert evaluation["protocols"]["base"] == evaluation["protocols"]["trained"]
+    assert pq.read_table(output / "samples" / "base" / "addition.parquet").num_rows == 12 * 4
+    assert "base/addition/mean" in json.loads((output / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from ngrpo.evaluation.report_lineage import settings_text
 from ngrpo.evaluation.statistics import paired_difference
 from page import Page, text_of
 
+MODELS = ("base", "warm_start", "trained")
 EVIL = "<script>alert(1)</script>"
 HUB = {"kind": "hub", "id": "Idavidrein/gpqa", "revision": "0" * 40, "split": "train"}
 
@@ -28,7 +29,7 @@ def run(tmp_path):
 
 def test_the_table_has_every_number_of_the_evaluation(run):
     text = text_of(run.report())
-    for model in ("warm_start", "trained"):
+    for model in MODELS:
         result = run.evaluation["models"][model]["arithmetic"]
         for value, (low, high) in [
             (result["mean"], result["mean_ci"]),
@@ -38,10 +39,8 @@ def test_the_table_has_every_number_of_the_evaluation(run):
             assert f"{100 * value:.1f} {100 * low:.1f} to {100 * high:.1f}" in text
         assert f"{result['mean_tokens']:.1f}" in text
         assert f"{100 * result['ungraded_rate']:.1f}" in text
-    shares = (
-        100 * run.evaluation["models"][model]["arithmetic"]["distinct_answers"] for model in ("warm_start", "trained")
-    )
-    assert "different answers among samples, % {:.1f} {:.1f}".format(*shares) in text
+    shares = (100 * run.evaluation["models"][model]["arithmetic"]["distinct_answers"] for model in MODELS)
+    assert "different answers among samples, % {:.1f} {:.1f} {:.1f}".format(*shares) in text
     assert f"{PROBLEMS} problems, {N} samples each" in text
 
 
@@ -62,13 +61,11 @@ def test_the_string_match_has_a_line_of_its_own(run):
     assert "by string match" not in text_of(run.report())
     run.change('evaluation.string_match=["arithmetic"]')
     run.write_benchmark("arithmetic", 0.7, 0.96, by_string=True)
-    before, after = (run.evaluation["models"][model]["arithmetic"] for model in ("warm_start", "trained"))
-    ends = [
-        (100 * result["string_match"], *(100 * end for end in result["string_match_ci"])) for result in (before, after)
-    ]
+    results = [run.evaluation["models"][model]["arithmetic"] for model in MODELS]
+    ends = [(100 * result["string_match"], *(100 * end for end in result["string_match_ci"])) for result in results]
     shown = " ".join("{:.1f} {:.1f} to {:.1f}".format(*end) for end in ends)
     assert f"mean@16 by string match {shown}" in text_of(run.report())
-    assert after["string_match"] < after["mean"]
+    assert results[-1]["string_match"] < results[-1]["mean"]
 
 
 def test_the_deciding_benchmark_comes_first(run):
@@ -81,25 +78,43 @@ def test_the_deciding_benchmark_comes_first(run):
 
 def test_the_curve_of_pass_at_k_ends_at_the_table_s_value(run):
     page = run.report()
-    for model in ("warm_start", "trained"):
+    for model in MODELS:
         values = run.evaluation["models"][model]["arithmetic"]["pass_at_k"]
         for k in ("1", "4", "16"):
             assert f"<title>{k}: {100 * values[k]:.4g} %</title>" in page
+    assert page.count('class="band') == 3
+
+
+def test_without_a_warm_start_the_base_model_has_one_column_and_one_curve(run):
+    run.change("warm_start.steps=0")
+    del run.evaluation["models"]["base"]
+    run.write("benchmark_evaluation", "evaluation.json", run.evaluation)
+    page = run.report()
     assert page.count('class="band') == 2
+    assert "base model trained trained less base model" in text_of(page)
 
 
 def test_the_champion_that_the_candidate_met_has_a_curve(run):
     run.write_champion(0.85)
     page = run.report()
-    assert page.count('class="band') == 3
+    assert page.count('class="band') == 4
     champion = json.loads((run.artifacts["model_promotion"] / "champion_evaluation.json").read_text())
     value = champion["models"]["trained"]["arithmetic"]["pass_at_k"]["4"]
     assert f"<title>4: {100 * value:.4g} %</title>" in page
     text = text_of(page)
-    assert "warm start trained champion, version 2 arithmetic: problems solved" in text
-    assert "The base model before the warm start was not measured." in text
-    run.change("warm_start.steps=0")
-    assert "was not measured" not in text_of(run.report())
+    assert "base model warm start trained champion, version 2 arithmetic: problems solved" in text
+    assert "base model warm start trained champion, version 2 trained less warm start mean@16" in text
+    low, high = champion["models"]["trained"]["arithmetic"]["mean_ci"]
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in text
+
+
+def test_a_champion_that_was_not_asked_for_a_statistic_has_a_dash_for_it(run):
+    run.write_champion(0.85)
+    place = run.artifacts["model_promotion"] / "champion_evaluation.json"
+    champion = json.loads(place.read_text())
+    del champion["models"]["trained"]["arithmetic"]["pass_at_k"]["4"]
+    run.write("model_promotion", place.name, champion)
+    assert re.search(r"pass@4( [\d.]+ [\d.]+ to [\d.]+){3} – \+", text_of(run.report()))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +128,7 @@ def test_a_champion_that_was_measured_otherwise_has_none(run, protocol, reason):
     verdict = run.write_champion(0.85, **protocol)
     assert verdict["comparison"] is None
     page = run.report()
-    assert page.count('class="band') == 2
+    assert page.count('class="band') == 3
     assert f"arithmetic has no curve of the champion, which {reason}" in text_of(page)
     assert "on each problem" not in page
 
@@ -150,7 +165,7 @@ def test_without_a_champion_the_opponent_is_the_warm_start(run):
     run.write_promotion(**compare(run.config.promotion, *models, 0))
     page = run.report()
     assert "arithmetic: candidate less the warm start on each problem, points" in text_of(page)
-    assert page.count('class="band') == 2
+    assert page.count('class="band') == 3
 
 
 def test_what_models_and_data_say_is_escaped(run):

@@ -37,7 +37,7 @@ def model_card(
         f"| {name} | {model.replace('_', ' ')} | {_percent(result['mean'], result['mean_ci'])} | {_pass_at(result)} "
         f"| {result['n_problems']} × {result['n_samples']} |"
         for name in trained
-        for model, result in ((model, evaluation["models"][model][name]) for model in ("warm_start", "trained"))
+        for model, result in ((model, results[name]) for model, results in evaluation["models"].items())
     ]
     settings = {
         "base model": describe(config.model.source.model_dump(mode="json")),

@@ -15,7 +15,7 @@ from ngrpo.evaluation.report_failures import failure_galleries, is_confidential
 from ngrpo.evaluation.report_lineage import settings_text, stage_views, table_views, timings
 from ngrpo.evaluation.report_neighbors import neighbors_view
 from ngrpo.evaluation.report_promotion import comparisons, promotion_sentence
-from ngrpo.evaluation.report_results import benchmark_views, headline, signed
+from ngrpo.evaluation.report_results import STYLES, benchmark_views, headline, signed
 from ngrpo.evaluation.report_rollouts import rollout_views
 from ngrpo.evaluation.report_training import learning_curves, mixing_view, warm_start_curve
 
@@ -56,7 +56,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
         seed=config.seed,
         config=config,
         method=method_name(config.mixing, config.training),
-        before_name="warm start" if config.warm_start.steps else "base model",
+        styles=STYLES,
         model=describe(config.model.source.model_dump(mode="json")),
         run_id=summary["mlflow"]["run_id"],
         stages=stages,
@@ -83,13 +83,18 @@ def _index(artifacts: Mapping[str, Path]) -> dict[str, Any]:
 
 def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:
     """Return what there is to say of evaluation and promotion."""
-    values: dict[str, Any] = dict.fromkeys(("benchmarks", "headline", "galleries", "promotion", "champion"))
+    values: dict[str, Any] = dict.fromkeys(("benchmarks", "headline", "galleries", "promotion"))
     values["comparisons"] = []
+    values["model_names"] = {
+        "base": "base model",
+        "warm_start": "warm start" if config.warm_start.steps else "base model",
+        "trained": "trained",
+    }
     directory, data = artifacts.get("benchmark_evaluation"), artifacts.get("prepare_data")
     promotion, champion = _promotion(artifacts.get("model_promotion"))
     if promotion is not None:
         values["promotion"] = promotion | {"sentence": promotion_sentence(promotion)}
-        values["champion"] = promotion["champion_version"] if champion is not None else None
+        values["model_names"]["champion"] = f"champion, version {promotion['champion_version']}"
     if directory is not None:
         evaluation = _read_json(directory / "evaluation.json")
         values["benchmarks"] = benchmark_views(evaluation, config, champion)

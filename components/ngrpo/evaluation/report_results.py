@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,14 @@ from ngrpo.evaluation.figures import Curve, line_chart
 from ngrpo.evaluation.protocol import difference
 from ngrpo.evaluation.statistics import Floats, bootstrap_intervals, mean_at_n, paired_difference, pass_at_k
 
-MODELS = ("warm_start", "trained")
+STYLES = {"base": "base", "warm_start": "first", "trained": "second", "champion": "third"}
+"""CSS class of each model's line, in the order of the models."""
 
 Counts = NDArray[np.int64]
 """Correct samples of each problem."""
+
+Result = Mapping[str, Any]
+"""What `ngrpo.evaluation.results.benchmark_result` returns."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a results table: a statistic of the model before training, after it, and after minus before."""
+    """A line of a results table: a statistic of every model, and what training changed."""
 
     name: str
-    before: Estimate
-    after: Estimate
+    estimates: list[Estimate]
     difference: Estimate
 
 
@@ -46,10 +49,12 @@ class BenchmarkView:
     name: str
     problems: int
     samples: int
+    models: list[str]
+    """Which models were measured on it: keys of `STYLES`."""
     rows: list[Row]
     curve: Markup
     champion: str | None
-    """Why the champion has no curve; none where it has one, or where there was no champion."""
+    """Why the champion was left out; none where it was not, or where there was no champion."""
 
 
 def benchmark_views(
@@ -62,27 +67,31 @@ def benchmark_views(
         config: Configuration of the run.
         champion: The same of the champion that the trained model met, if there was one.
     """
-    before, after = (evaluation["models"][model] for model in MODELS)
-    names = sorted(before, key=lambda name: (name != config.promotion.benchmark, name))
-    return [
-        _benchmark_view(name, before[name], after[name], config, *_champion(name, evaluation, champion))
-        for name in names
-    ]
+    models = evaluation["models"]
+    views = []
+    for name in sorted(models["trained"], key=lambda name: (name != config.promotion.benchmark, name)):
+        theirs, left_out = _champion(name, evaluation, champion)
+        results = {model: of[name] for model, of in models.items()}
+        views.append(
+            _benchmark_view(name, results if theirs is None else results | {"champion": theirs}, config, left_out)
+        )
+    return views
 
 
 def headline(benchmarks: list[BenchmarkView], config: RunConfig) -> str:
     """Return the result in one sentence, without a verdict."""
     main = benchmarks[0]
     row = main.rows[0]
+    before, after = (row.estimates[main.models.index(model)].value for model in ("warm_start", "trained"))
     return (
-        f"{row.name} on {main.name}: {row.before.value} → {row.after.value} %, "
+        f"{row.name} on {main.name}: {before} → {after} %, "
         f"a difference of {row.difference.value} points ({100 * config.evaluation.confidence:g} % interval {row.difference.interval})"
     )
 
 
 def _champion(
     name: str, evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None
-) -> tuple[Mapping[str, Any] | None, str | None]:
+) -> tuple[Result | None, str | None]:
     """Return the champion's result on a benchmark if it was measured alike; if not, why not."""
     if champion is None:
         return None, None
@@ -95,88 +104,57 @@ def _champion(
     )
 
 
-def _benchmark_view(
-    name: str,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    config: RunConfig,
-    champion: Mapping[str, Any] | None,
-    left_out: str | None,
-) -> BenchmarkView:
-    n = before["n_samples"]
+def _benchmark_view(name: str, results: Mapping[str, Result], config: RunConfig, left_out: str | None) -> BenchmarkView:
+    trained = results["trained"]
+    n = trained["n_samples"]
     # In the order in which the intervals of evaluation.json were drawn, so that table and curve show the same ends.
-    problems = list(before["per_problem"])
-    counts = [np.array([result["per_problem"][problem] for problem in problems]) for result in (before, after)]
-    rows = [
-        _mean_row(before, after, counts, config),
-        *([_string_match_row(before, after, problems, config)] if "string_match" in before else []),
-        _majority_row(before, after, problems, config),
-        *(_pass_row(int(k), before, after, counts, config) for k in before["pass_at_k"]),
-        _plain_row("mean response, tokens", before["mean_tokens"], after["mean_tokens"], ".1f"),
-        _plain_row(
-            "cut off at the token limit, %", 100 * before["truncated_rate"], 100 * after["truncated_rate"], ".1f"
-        ),
-        _plain_row("without an answer, %", 100 * before["ungraded_rate"], 100 * after["ungraded_rate"], ".1f"),
-        _plain_row(
-            "different answers among samples, %",
-            100 * before["distinct_answers"],
-            100 * after["distinct_answers"],
-            ".1f",
-        ),
-        _plain_row("grader errors", before["grader_errors"], after["grader_errors"], "d"),
+    problems = list(trained["per_problem"])
+
+    def counts(field: str, result: Result) -> Counts:
+        return np.array([result[field][problem] for problem in problems])
+
+    def row(label: str, field: str, values: Callable[[Result], Floats], k: str | None = None) -> Row:
+        estimates = [_estimate(result, field, k) for result in results.values()]
+        return Row(label, estimates, _difference(values(results["warm_start"]), values(trained), config))
+
+    def solved(k: int) -> Callable[[Result], Floats]:
+        return lambda result: pass_at_k(counts("per_problem", result), n, k)
+
+    def plain(label: str, field: str, form: str = ".1f", scale: int = 100) -> Row:
+        values = [scale * result[field] for result in results.values()]
+        change = scale * (trained[field] - results["warm_start"][field])
+        return Row(label, [Estimate(format(value, form)) for value in values], Estimate(signed(change, form)))
+
+    rows = [row(f"mean@{n}", "mean", lambda result: mean_at_n(counts("per_problem", result), n))]
+    if "string_match" in trained:
+        label = f"mean@{n} by string match"
+        rows.append(row(label, "string_match", lambda result: mean_at_n(counts("per_problem_string_match", result), n)))
+    rows.append(row(f"maj@{n}", "maj", lambda result: counts("per_problem_maj", result).astype(float)))
+    rows += [row(f"pass@{k}", "pass_at_k", solved(int(k)), k) for k in trained["pass_at_k"]]
+    rows += [
+        plain("mean response, tokens", "mean_tokens", scale=1),
+        plain("cut off at the token limit, %", "truncated_rate"),
+        plain("without an answer, %", "ungraded_rate"),
+        plain("different answers among samples, %", "distinct_answers"),
+        plain("grader errors", "grader_errors", "d", scale=1),
     ]
-    if champion is not None:
-        counts.append(np.array([champion["per_problem"][problem] for problem in problems]))
-    return BenchmarkView(name, len(problems), n, rows, _curve(name, counts, n, config), left_out)
+    solved_by_model = {model: counts("per_problem", result) for model, result in results.items()}
+    curve = _curve(name, solved_by_model, n, config)
+    return BenchmarkView(name, len(problems), n, list(results), rows, curve, left_out)
 
 
-def _mean_row(before: Mapping[str, Any], after: Mapping[str, Any], counts: list[Counts], config: RunConfig) -> Row:
-    n = before["n_samples"]
-    first, second = (_estimate(result["mean"], result["mean_ci"]) for result in (before, after))
-    return Row(f"mean@{n}", first, second, _difference([mean_at_n(count, n) for count in counts], config))
-
-
-def _majority_row(before: Mapping[str, Any], after: Mapping[str, Any], problems: list[str], config: RunConfig) -> Row:
-    first, second = (_estimate(result["maj"], result["maj_ci"]) for result in (before, after))
-    values = [np.array([result["per_problem_maj"][problem] for problem in problems]) for result in (before, after)]
-    return Row(f"maj@{before['n_samples']}", first, second, _difference(values, config))
-
-
-def _string_match_row(
-    before: Mapping[str, Any], after: Mapping[str, Any], problems: list[str], config: RunConfig
-) -> Row:
-    n = before["n_samples"]
-    first, second = (_estimate(result["string_match"], result["string_match_ci"]) for result in (before, after))
-    matches = [
-        np.array([result["per_problem_string_match"][problem] for problem in problems]) for result in (before, after)
-    ]
-    return Row(
-        f"mean@{n} by string match", first, second, _difference([mean_at_n(match, n) for match in matches], config)
-    )
-
-
-def _pass_row(
-    k: int, before: Mapping[str, Any], after: Mapping[str, Any], counts: list[Counts], config: RunConfig
-) -> Row:
-    n = before["n_samples"]
-    first, second = (
-        _estimate(result["pass_at_k"][str(k)], result["pass_at_k_ci"][str(k)]) for result in (before, after)
-    )
-    return Row(f"pass@{k}", first, second, _difference([pass_at_k(count, n, k) for count in counts], config))
-
-
-def _plain_row(name: str, before: float, after: float, form: str) -> Row:
-    first, second = (Estimate(format(value, form)) for value in (before, after))
-    return Row(name, first, second, Estimate(signed(after - before, form)))
-
-
-def _estimate(value: float, interval: tuple[float, float]) -> Estimate:
+def _estimate(result: Result, field: str, k: str | None) -> Estimate:
+    """Return a statistic in percent; a dash where a champion of other settings was not asked for it."""
+    value, interval = result.get(field), result.get(f"{field}_ci")
+    if k is not None and value is not None and interval is not None:
+        value, interval = value.get(k), interval.get(k)
+    if value is None or interval is None:
+        return Estimate("–")
     low, high = interval
     return Estimate(f"{100 * value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}")
 
 
-def _difference(per_problem: list[Floats], config: RunConfig) -> Estimate:
-    before, after = per_problem
+def _difference(before: Floats, after: Floats, config: RunConfig) -> Estimate:
     settings = config.evaluation
     mean, low, high = paired_difference(
         after, before, confidence=settings.confidence, draws=settings.bootstrap_draws, seed=config.seed
@@ -184,17 +162,17 @@ def _difference(per_problem: list[Floats], config: RunConfig) -> Estimate:
     return Estimate(signed(100 * mean), f"{signed(100 * low)} to {signed(100 * high)}")
 
 
-def _curve(name: str, counts: list[Counts], n: int, config: RunConfig) -> Markup:
+def _curve(name: str, solved: Mapping[str, Counts], n: int, config: RunConfig) -> Markup:
     curves = []
     settings = config.evaluation
-    for style, count in zip(("first", "second", "third"), counts, strict=False):
-        values = np.stack([pass_at_k(count, n, k) for k in range(1, n + 1)], axis=1)
+    for model, counts in solved.items():
+        values = np.stack([pass_at_k(counts, n, k) for k in range(1, n + 1)], axis=1)
         band = bootstrap_intervals(
             values, confidence=settings.confidence, draws=settings.bootstrap_draws, seed=config.seed
         )
         ends = [(low, high) for low, high in band.tolist()]
-        curves.append(Curve(style, range(1, n + 1), values.mean(axis=0).tolist(), ends))
-    label = f"pass@k on {name} before and after training" + (", and of the champion" if len(counts) == 3 else "")
+        curves.append(Curve(STYLES[model], range(1, n + 1), values.mean(axis=0).tolist(), ends))
+    label = f"pass@k on {name} before and after training" + (", and of the champion" if "champion" in solved else "")
     return line_chart(curves, label=label, x_label="k", percent=True, width=500, height=270)
 
 

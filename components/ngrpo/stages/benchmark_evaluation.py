@@ -1,4 +1,4 @@
-"""Stage `benchmark_evaluation`: measure the warm start and the trained model on the same problems with the same seeds."""
+"""Stage `benchmark_evaluation`: measure base model, warm start and trained model on the same problems with the same seeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import BenchmarkEvaluationConfig
-from ngrpo.data.models import usable_tokens
+from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import benchmark_protocol, revisions
@@ -31,11 +31,11 @@ from ngrpo.storage.objects import ObjectStore
 
 CONFIG = BenchmarkEvaluationConfig
 
-MODELS = ("warm_start", "trained")
-
 
 def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
     """Write `samples/<model>/<benchmark>.parquet`, `evaluation.json` and `metrics.json`.
+
+    The models are `base`, `warm_start` and `trained`; without a warm start the second is the first and stands for both.
 
     Samples are kept below `samples/` in the object store (`NGRPO_STORE`), under a key of everything that they depend on: those of a
     try that was killed, on whatever machine, and those of an evaluation with fewer samples are not generated again.
@@ -58,8 +58,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     weights: dict[str, str] = {}
     metrics: dict[str, float] = {}
     with Grader() as grader:
-        for name in MODELS:
-            directory = inputs[name] / "model"
+        for name, directory in _models(config, inputs, work).items():
             weights[name] = model_digest(directory)
             tokenizer = load_tokenizer(directory, AutoConfig.from_pretrained(directory).vocab_size)
             protocols: dict[str, object] = {}
@@ -86,6 +85,14 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
             evaluation["models"][name], evaluation["protocols"][name] = results, protocols
     (output / "evaluation.json").write_text(json.dumps(evaluation | {"weights": weights}), encoding="utf-8")
     (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work: Path) -> dict[str, Path]:
+    """Return the directory of each model, in the order of the pipeline."""
+    models = {name: inputs[name] / "model" for name in ("warm_start", "trained")}
+    return (
+        {"base": materialize(config.model.source, work / "base_model")} | models if config.warm_start.steps else models
+    )
 
 
 def _sample_store(work: Path) -> SampleStore:
