@@ -1,5 +1,7 @@
-"""What a user is told when the object store cannot be used: one line with the setting, its value and the cure."""
+"""What a user is told when the object store cannot be used: one line with the setting, its value and the cure. And large objects."""
 
+import hashlib
+import random
 import socket
 import time
 
@@ -97,6 +99,14 @@ def test_a_missing_object_is_not_taken_for_a_missing_bucket(objects, tmp_path):
         list(objects.read_blocks("gone"))
 
 
+def test_parts_that_arrive_in_any_order_are_written_and_hashed_in_theirs(objects, tmp_path):
+    content = random.Random(0).randbytes(40 << 20)  # three parts
+    (tmp_path / "sent").write_bytes(content)
+    objects.put_file(tmp_path / "sent", "large")
+    assert objects.get_file("large", tmp_path / "got") == hashlib.sha256(content).hexdigest()
+    assert (tmp_path / "got").read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("failure", "of_the_object"),
     [
@@ -110,7 +120,7 @@ def test_a_missing_object_is_not_taken_for_a_missing_bucket(objects, tmp_path):
 )
 def test_an_object_that_cannot_be_read_is_told_from_a_service_that_cannot_be_used(tmp_path, failure, of_the_object):
     class Failing:
-        def download_file(self, *place: object, **options: object) -> None:
+        def download_fileobj(self, *place: object, **options: object) -> None:
             raise failure
 
     with pytest.raises(StoreError) as error:

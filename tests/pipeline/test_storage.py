@@ -253,10 +253,10 @@ def test_two_that_fetch_the_same_take_turns(store, payload, monkeypatch):
     downloads = []
     get_file = ObjectStore.get_file
 
-    def counted(objects: ObjectStore, key: str, path: Path) -> None:
+    def counted(objects: ObjectStore, key: str, path: Path) -> str:
         downloads.append(key)
         time.sleep(0.2)
-        get_file(objects, key, path)
+        return get_file(objects, key, path)
 
     monkeypatch.setattr(ObjectStore, "get_file", counted)
     with ThreadPoolExecutor(2) as pool:

@@ -91,7 +91,7 @@ def test_without_a_warm_start_the_base_model_has_one_column_and_one_curve(run):
     run.write("benchmark_evaluation", "evaluation.json", run.evaluation)
     page = run.report()
     assert page.count('class="band') == 2
-    assert "base model trained trained less base model" in text_of(page)
+    assert "base model trained gain mean@16" in text_of(page)
 
 
 def test_the_champion_that_the_candidate_met_has_a_curve(run):
@@ -103,7 +103,7 @@ def test_the_champion_that_the_candidate_met_has_a_curve(run):
     assert f"<title>4: {100 * value:.4g} %</title>" in page
     text = text_of(page)
     assert "base model warm start trained champion, version 2 arithmetic: problems solved" in text
-    assert "base model warm start trained champion, version 2 trained less warm start mean@16" in text
+    assert "base model warm start trained champion, version 2 gain mean@16" in text
     low, high = champion["models"]["trained"]["arithmetic"]["mean_ci"]
     assert f"{100 * low:.1f} to {100 * high:.1f}" in text
 

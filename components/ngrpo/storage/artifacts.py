@@ -233,8 +233,7 @@ class ArtifactStore:
         download = partial / name
         download.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._objects.get_file(f"{place}/{name}", download)
-            found = f"sha256 {_entry(download).sha256}"
+            found = f"sha256 {self._objects.get_file(f'{place}/{name}', download)}"
         except UnreadableError as error:
             found = str(error)
         if found != f"sha256 {entry.sha256}":

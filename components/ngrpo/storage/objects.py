@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import boto3
@@ -53,6 +54,21 @@ class ObjectHead:
 
     size: int
     metadata: Mapping[str, str]
+
+
+class _HashedFile:
+    """A file that is hashed while it is written.
+
+    It cannot seek, so boto3's transfer manager, which fetches parts side by side, writes them in their order.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
 
 
 class ObjectStore:
@@ -190,8 +206,11 @@ class ObjectStore:
                 data += block
         return data
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path) -> str:
         """Download an object to a file, in parts where it is large.
+
+        Returns:
+            The sha256 of what was written, in hexadecimal digits.
 
         Raises:
             UnreadableError: There is no such object, or it cannot be read to its end.
@@ -199,7 +218,10 @@ class ObjectStore:
         """
         with self._explained(), self._readable(key):
             try:
-                self._client.download_file(self._bucket, self._key(key), str(path), Config=_TRANSFER)
+                with path.open("wb") as file:
+                    hashed = _HashedFile(file)
+                    self._client.download_fileobj(self._bucket, self._key(key), hashed, Config=_TRANSFER)
+                return hashed.sha256.hexdigest()
             except OSError as error:
                 raise StoreError(
                     f"{self.uri}/{key}: cannot be written to {path} ({error.strerror}); make room"
