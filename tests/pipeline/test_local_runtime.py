@@ -135,7 +135,7 @@ def test_a_changed_setting_reruns_the_stages_that_read_it_and_what_depends_on_th
 
 
 def test_a_changed_line_of_code_reruns_the_stages_that_reach_it(house):
-    for file in ("config.py", "errors.py", "stages/execution.py", "stages/benchmark_evaluation.py"):
+    for file in ("config/sections.py", "errors.py", "stages/execution.py", "stages/benchmark_evaluation.py"):
         with (house.root / "ngrpo" / file).open("a") as source:
             source.write("# another line\n")
     plan = house.ngrpo("plan", COLUMNS="200").stdout

@@ -19,10 +19,10 @@ from ngrpo.config import Section
 
 PACKAGE = Path(ngrpo.__file__).parent
 
-# Their source is not part of a code version. `config` holds settings and their validation, nothing that computes: what a
-# stage gets from it is the validated values, and those are in the key. A changed default or a new field thus reruns the
-# stages that read it, and no other. `errors` names failures, and a stage that fails leaves no result. `checkpoints` brings back
-# what a stage saved, byte for byte.
+# Their source, and that of modules below them, is not part of a code version. `config` holds settings and their validation, nothing
+# that computes: what a stage gets from it is the validated values, and those are in the key. A changed default or a new field thus
+# reruns the stages that read it, and no other. `errors` names failures, and a stage that fails leaves no result. `checkpoints` brings
+# back what a stage saved, byte for byte.
 TRANSPARENT = frozenset({"ngrpo.config", "ngrpo.errors", "ngrpo.storage.checkpoints"})
 
 _DOTTED = re.compile(r"ngrpo(\.\w+)+")
@@ -86,7 +86,7 @@ def source_files(module: str, root: Path = PACKAGE) -> Mapping[str, str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in seen or name in TRANSPARENT:
+        if name in seen or _is_transparent(name):
             continue
         seen.add(name)
         path = _path(name, root)
@@ -96,6 +96,10 @@ def source_files(module: str, root: Path = PACKAGE) -> Mapping[str, str]:
         waiting += reached
         waiting += [name.rpartition(".")[0]] if "." in name else []
     return dict(sorted(found.items()))
+
+
+def _is_transparent(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{name}.") for name in TRANSPARENT)
 
 
 def _path(module: str, root: Path) -> Path | None:

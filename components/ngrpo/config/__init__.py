@@ -1,0 +1,75 @@
+"""The configuration of a run: one frozen tree, validated before anything starts.
+
+A preset is a TOML file with the same shape. `load_config` reads one, applies `key=value` overrides and validates the result. Each
+stage receives only the sections it depends on (`ngrpo.config.stages`).
+"""
+
+from ngrpo.config.reading import load_config, read_toml, validate
+from ngrpo.config.run import RunConfig
+from ngrpo.config.sections import (
+    DataConfig,
+    EvaluationConfig,
+    MixingConfig,
+    NeighborsConfig,
+    PromotionConfig,
+    RolloutConfig,
+    SelectionConfig,
+    TrainingConfig,
+)
+from ngrpo.config.sources import (
+    ArithmeticSource,
+    BaseModelSource,
+    HubModel,
+    HubSource,
+    InitializedModel,
+    PackagedModel,
+    ReasoningGymSource,
+    RegisteredModel,
+    Source,
+)
+from ngrpo.config.stages import (
+    BenchmarkEvaluationConfig,
+    ExampleLimits,
+    ModelPromotionConfig,
+    NeighborIndexConfig,
+    NGRPOTrainingConfig,
+    PrepareDataConfig,
+    SFTWarmStartConfig,
+    TokenizerConfig,
+    select,
+)
+from ngrpo.section import Section
+
+__all__ = [
+    "ArithmeticSource",
+    "BaseModelSource",
+    "BenchmarkEvaluationConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "ExampleLimits",
+    "HubModel",
+    "HubSource",
+    "InitializedModel",
+    "MixingConfig",
+    "ModelPromotionConfig",
+    "NGRPOTrainingConfig",
+    "NeighborIndexConfig",
+    "NeighborsConfig",
+    "PackagedModel",
+    "PrepareDataConfig",
+    "PromotionConfig",
+    "ReasoningGymSource",
+    "RegisteredModel",
+    "RolloutConfig",
+    "RunConfig",
+    "SFTWarmStartConfig",
+    "Section",
+    "SelectionConfig",
+    "Source",
+    "TokenizerConfig",
+    "TrainingConfig",
+    "load_config",
+    "read_toml",
+    "select",
+    "validate",
+]
