@@ -13,6 +13,7 @@ from datasets import Dataset
 from tests.benchmarks.measure import report
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ngrpo.config import WarmStartConfig, load_config
 from ngrpo.environment import environment
 from ngrpo.storage import checkpoints
 from ngrpo.storage.seaweed import serve
@@ -28,12 +29,13 @@ SMOLLM2 = {
     "num_key_value_heads": 3,
     "tie_word_embeddings": True,
 }
-SEQUENCES, TOKENS = 2, 128
-STEPS, SAVE_STEPS = 8, 4
+PRESET = Path(__file__).parents[2] / "pipelines" / "presets" / "smollm2.toml"
+TOKENS = 256
+"""Of each example; those of the preset have up to 384."""
 
 
 class _Clock(TrainerCallback):
-    """Measures each step without the time that saving takes, which is spent with and without an upload."""
+    """Has the first step saved, and measures each step without the time that saving takes: it is spent with and without an upload."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -43,10 +45,12 @@ class _Clock(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds.append(time.perf_counter() - self._started)
+        control.should_save = state.global_step == 1
 
 
 def run() -> list[dict]:
-    """Measure the steps after a checkpoint, while it is uploaded, against the same steps without an upload."""
+    """Measure the steps from one checkpoint of the preset's warm start to the next, while the first is uploaded, and without an upload."""
+    settings = load_config(PRESET).warm_start
     with tempfile.TemporaryDirectory() as directory, serve(Path(directory) / "store") as endpoint:
         torch.manual_seed(0)
         LlamaForCausalLM(LlamaConfig(**SMOLLM2)).save_pretrained(Path(directory) / "model")
@@ -54,15 +58,16 @@ def run() -> list[dict]:
             process.nice(19)  # a store is elsewhere: this one shall take as little from training as can be
         variables = endpoint.environment() | {"NGRPO_STORE": "s3://ngrpo/bench"}
         with environment(variables):
-            peer = _steps(Path(directory) / "peer", Path(directory) / "model", None)
-            ours = _steps(Path(directory) / "ours", Path(directory) / "model", "checkpoints/bench/0")
-    interval = slice(SAVE_STEPS, 2 * SAVE_STEPS)
+            peer, ours = (
+                _steps(Path(directory) / name, Path(directory) / "model", place, settings)
+                for name, place in (("peer", None), ("ours", "checkpoints/bench/0"))
+            )
     return [
         report(
             "checkpoint_upload",
-            [sum(ours[interval])],
-            [sum(peer[interval])],
-            unit=f"s for {SAVE_STEPS} steps",
+            [sum(ours)],
+            [sum(peer)],
+            unit=f"s for {settings.save_steps} steps",
             scale=1.0,
             peer_is="the same steps without an upload",
             cores=os.cpu_count(),
@@ -71,17 +76,19 @@ def run() -> list[dict]:
     ]
 
 
-def _steps(work: Path, model: Path, place: str | None) -> list[float]:
+def _steps(work: Path, model: Path, place: str | None, settings: WarmStartConfig) -> list[float]:
+    """Return the seconds of each step after the first."""
     clock = _Clock()
-    rows = torch.randint(0, SMOLLM2["vocab_size"], (SEQUENCES * STEPS, TOKENS)).tolist()
+    steps = 1 + settings.save_steps
+    rows = torch.randint(0, SMOLLM2["vocab_size"], (settings.batch_size * steps, TOKENS)).tolist()
     with environment({checkpoints.PLACE: place}), checkpoints_of(work) as kept:
         trainer = Trainer(
             model=LlamaForCausalLM.from_pretrained(model),
             args=TrainingArguments(
                 output_dir=str(kept.directory),
-                max_steps=STEPS,
-                per_device_train_batch_size=SEQUENCES,
-                save_steps=SAVE_STEPS,
+                max_steps=steps,
+                per_device_train_batch_size=settings.batch_size,
+                save_strategy="no",
                 save_total_limit=KEPT,
                 report_to=[],
                 disable_tqdm=True,
@@ -92,4 +99,4 @@ def _steps(work: Path, model: Path, place: str | None) -> list[float]:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return clock.seconds
+    return clock.seconds[1:]

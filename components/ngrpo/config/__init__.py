@@ -15,6 +15,7 @@ from ngrpo.config.sections import (
     RolloutConfig,
     SelectionConfig,
     TrainingConfig,
+    WarmStartConfig,
 )
 from ngrpo.config.sources import (
     ArithmeticSource,
@@ -68,6 +69,7 @@ __all__ = [
     "Source",
     "TokenizerConfig",
     "TrainingConfig",
+    "WarmStartConfig",
     "load_config",
     "read_toml",
     "select",
