@@ -66,6 +66,16 @@ def main() -> int:
     except NoEngineError as error:
         console.print(f"[bold red]NOT TESTED[/]: {error}")
         return 2
+    except NGRPOError as error:
+        console.print(f"[bold red]FAILED[/]: {error}")
+        return 1
+    except subprocess.CalledProcessError as error:
+        # Its own words are above, or were caught.
+        words = (error.stderr or "").strip().splitlines()[-1:]
+        console.print(
+            f"[bold red]FAILED[/]: {': '.join([' '.join(error.cmd[:2]), f'exit code {error.returncode}', *words])}"
+        )
+        return 1
 
 
 def compare(processes: dict, containers: dict, seconds: dict[str, float], console: Console) -> int:
@@ -161,7 +171,7 @@ def base_image(directory: Path) -> list[str]:
     archive = directory / "base.tar"
     packages = "ca-certificates,gcc,libc6-dev,python3,python3-dev,python3-venv"
     subprocess.run(["mmdebstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(archive)], check=True)
-    subprocess.run(["docker", "import", str(archive), BASE_OF_DEBIAN], check=True, capture_output=True)
+    subprocess.run(["docker", "import", str(archive), BASE_OF_DEBIAN], check=True, capture_output=True, text=True)
     archive.unlink()
     return own
 
