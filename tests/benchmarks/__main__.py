@@ -17,6 +17,7 @@ BENCHMARKS = (
     "training_step",
     "checkpoint_upload",
     "artifact_transfer",
+    "compile_and_plan",
     "vllm_mixing",
     "neighbor_index",
     "full_neighbor_index",
