@@ -46,6 +46,8 @@ def attach(run_directory: Path, stage: str) -> StageProcess:
     _write_output_to(run_directory / "logs" / f"{stage}.log")
     # The runner logs from INFO on, and boto3 has a line to say each time it finds its credentials.
     logging.getLogger("botocore").setLevel(logging.WARNING)
+    # MLflow uploads from more threads than its client keeps connections, which costs a connection and nothing else.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     _die_with(run_directory / LIFELINE)
     return process
 
