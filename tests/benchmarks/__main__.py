@@ -23,6 +23,7 @@ BENCHMARKS = (
     "full_neighbor_index",
     "grading",
     "bootstrap",
+    "evaluation_overhead",
 )
 
 
