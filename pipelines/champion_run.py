@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 from rich.console import Console
 
 from ngrpo.config import RunConfig, validate
+from ngrpo.errors import Preempted
 from ngrpo_kfp.pipelines.base_model import from_champion
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, ClusterError, connect, explained
@@ -32,8 +35,11 @@ def submit_and_wait(config_json: str, images: str, *, pause_seconds: float = _PA
 
     Raises:
         NGRPOError: The run cannot be submitted, or did not succeed.
+        Preempted: SIGTERM arrived; the run was ended.
     """
     console = Console(file=sys.stdout, highlight=False)
+    told_to_stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: told_to_stop.set())
     config = from_champion(validate(RunConfig, json.loads(config_json)))
     with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
         lock = Path(scratch) / "images.lock"
@@ -42,7 +48,10 @@ def submit_and_wait(config_json: str, images: str, *, pause_seconds: float = _PA
         run_id = submit(config, Images(lock), Workspace(Path(scratch)), console)
     state, heard = None, time.monotonic()
     while state not in OVER:
-        time.sleep(pause_seconds)
+        if told_to_stop.wait(pause_seconds):
+            with explained(f"run {run_id}, which goes on"):
+                client.terminate_run(run_id)
+            raise Preempted
         try:
             with explained(f"run {run_id}"):
                 state = client.get_run(run_id).state

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ngrpo.config import RunConfig
+from ngrpo.config import RegisteredModel, RunConfig
 from ngrpo.stages.process import PARENT_RUN
 from ngrpo_kfp.pipelines.runtime.services import Services
 from ngrpo_kfp.pipelines.runtime.workspace import write_json
@@ -54,9 +54,12 @@ def pipeline_run(config: RunConfig, around: Services, directory: Path) -> Iterat
 def _open(stack: ExitStack, config: RunConfig, around: Services, directory: Path) -> TrackedRun:
     announcement = directory / PARENT_RUN
     try:
+        from ngrpo.tracking.registry import BASE_MODEL
         from ngrpo.tracking.runs import parent_run
 
         tags = {"ngrpo.preset": config.preset, "ngrpo.run": directory.name}
+        if isinstance(config.model.source, RegisteredModel):
+            tags[BASE_MODEL] = config.model.source.uri
         tracked = stack.enter_context(parent_run(EXPERIMENT, directory.name, tags, around.artifact_location))
         if around.owns_database:
             # This workspace is locked: whoever opened those runs was killed before it could end them.

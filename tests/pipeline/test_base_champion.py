@@ -175,6 +175,16 @@ def test_a_run_of_the_day_that_fails_fails_the_run_of_the_schedule(kubeflow, wee
     assert f"run {run.run_id} ended as FAILED: `ngrpo status" in process.stderr.read().splitlines()[-1]
 
 
+def test_a_run_of_the_schedule_that_is_cancelled_ends_the_run_of_the_day(kubeflow, weekly, crown):
+    crown(1)
+    process = weekly()
+    run = submitted(kubeflow, process, 1)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == os.EX_TEMPFAIL, errors
+    assert run.state == "CANCELING"
+
+
 def test_a_schedule_must_know_where_pods_find_the_api(ngrpo, kubeflow):
     error = ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * MON", "--base", "champion", code=2)
     assert "cluster.environment.KF_PIPELINES_ENDPOINT: missing" in error

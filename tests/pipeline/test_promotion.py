@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
-from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, state, write_manifest
+from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, settings, state, write_manifest
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ngrpo.errors import DataError, StoreError, TrackingError
+from ngrpo.stages.model_promotion import run
 from ngrpo.storage.digest import model_digest
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import CHALLENGER, CHAMPION, DIGEST, PREVIOUS_CHAMPION, ModelRegistry
@@ -64,6 +65,15 @@ def test_the_first_candidate_becomes_champion_if_it_beats_what_it_started_from(r
     tags = registry.by_alias(CHAMPION).tags
     assert tags["ngrpo.input.dataset"] == "key-data"
     assert tags["ngrpo.decision"] == "promoted"
+
+
+def test_a_version_names_the_version_that_its_run_started_from(registry, tmp_path):
+    source = {"kind": "registered", "name": NAME, "version": 7, "id": "s3://bucket/models/m-7", "digest": "0" * 64}
+    config = settings()
+    config = config.model_copy(update={"model": config.model.model_validate({"source": source})})
+    (tmp_path / "output").mkdir()
+    run(config, candidate(tmp_path / "inputs", "first", MIDDLE), tmp_path / "output", tmp_path)
+    assert registry.by_alias(CHAMPION).tags["ngrpo.base_model"] == f"models:/{NAME}/7"
 
 
 def test_a_better_candidate_takes_over_and_the_old_champion_is_remembered(registry, promote, tmp_path):

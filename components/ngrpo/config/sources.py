@@ -153,5 +153,10 @@ class RegisteredModel(Section):
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Digest of the files, tag `ngrpo.digest` of the version; other files are refused."""
 
+    @property
+    def uri(self) -> str:
+        """The version as MLflow names it."""
+        return f"models:/{self.name}/{self.version}"
+
 
 BaseModelSource = Annotated[InitializedModel | PackagedModel | HubModel | RegisteredModel, Field(discriminator="kind")]

@@ -9,13 +9,13 @@ from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 
-from ngrpo.config import ModelPromotionConfig, PromotionConfig
+from ngrpo.config import ModelPromotionConfig, PromotionConfig, RegisteredModel
 from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import Measured, compare, kept
 from ngrpo.evaluation.model_card import model_card
 from ngrpo.storage.digest import model_digest
 from ngrpo.tracking.promotions import BARRED, Promotions
-from ngrpo.tracking.registry import CHALLENGER, CHAMPION, EVALUATION
+from ngrpo.tracking.registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION
 
 CONFIG = ModelPromotionConfig
 
@@ -57,6 +57,8 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     promotions = Promotions.from_environment(config.promotion.model_name)
     registry = promotions.registry
     lineage = {f"ngrpo.input.{name}": key for name, key in trained["inputs"].items()}
+    if isinstance(config.model.source, RegisteredModel):
+        lineage[BASE_MODEL] = config.model.source.uri
     version = registry.register(
         inputs["trained"] / "model",
         inputs["trained"] / "manifest.json",

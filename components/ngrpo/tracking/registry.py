@@ -25,6 +25,8 @@ DIGEST = "ngrpo.digest"
 """Tag of a version: digest of the files of its model."""
 EVALUATION = "ngrpo.evaluation_key"
 """Tag of a version: key of the evaluation that speaks for it."""
+BASE_MODEL = "ngrpo.base_model"
+"""Tag of a version, and of the run that made it: the registered version that the run started from."""
 MODEL_FOLDER = "model"
 MANIFEST = "manifest.json"
 _NO_PROGRESS_BAR: Mapping[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
