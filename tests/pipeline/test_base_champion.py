@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from ngrpo.config import load_config
 from ngrpo.data.embedding import load_embedding
-from ngrpo.data.models import materialize
+from ngrpo.data.models import materialize, materialize_tokenizer
 from ngrpo.errors import DataError, TrackingError
-from ngrpo.storage.digest import model_digest
+from ngrpo.storage.digest import file_sha256, model_digest
+from ngrpo.storage.manifest import FileEntry, Manifest
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.registry import CHAMPION, ModelRegistry
 from ngrpo_kfp.pipelines import cli
@@ -44,8 +45,9 @@ def crown(registry, tmp_path):
 
     def crowned(seed: int):
         model = save_tiny_model(tmp_path / f"model-{seed}", seed=seed)
-        files = {f"model/{path.name}": {"size": path.stat().st_size} for path in model.iterdir()}
-        (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+        entries = {f"model/{path.name}": FileEntry(file_sha256(path), path.stat().st_size) for path in model.iterdir()}
+        manifest = Manifest("ngrpo_training", "key", "c", "v", {}, entries)
+        (tmp_path / "manifest.json").write_bytes(manifest.to_bytes())
         version = registry.register(model, tmp_path / "manifest.json", digest=model_digest(model), tags={})
         registry.set_alias(CHAMPION, str(version.version))
         return model
@@ -91,6 +93,20 @@ def test_what_cannot_be_started_from_is_one_clear_error(crown, registry, tmp_pat
     files.delete("model.safetensors")
     with pytest.raises(TrackingError, match=r"the champion, version 1, has lost files \(model/model.safetensors\)"):
         from_champion(CONFIG)
+
+
+def test_a_tokenizer_that_was_changed_is_refused_without_reading_the_weights(crown, tmp_path, monkeypatch):
+    crown(1)
+    source = from_champion(CONFIG).model.source
+    files, read = ObjectStore(source.id), []
+    get_file = ObjectStore.get_file
+    monkeypatch.setattr(ObjectStore, "get_file", lambda self, key, path: read.append(key) or get_file(self, key, path))
+    materialize_tokenizer(source, tmp_path / "sound")
+    assert "tokenizer.json" in read
+    assert "model.safetensors" not in read
+    files.put_bytes(files.get_bytes("tokenizer.json") + b" ", "tokenizer.json")
+    with pytest.raises(DataError, match=r"version 1: the files in s3://.* are not those that were registered"):
+        materialize_tokenizer(source, tmp_path / "changed")
 
 
 def test_a_champion_out_of_the_stages_reach_is_refused(crown, monkeypatch):

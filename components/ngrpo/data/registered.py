@@ -7,24 +7,42 @@ from pathlib import Path
 from ngrpo.config import RegisteredModel
 from ngrpo.data.locations import download
 from ngrpo.errors import DataError
-from ngrpo.storage.digest import model_digest
+from ngrpo.storage.digest import digest_of, file_digests
+from ngrpo.storage.manifest import Manifest
+from ngrpo.storage.objects import ObjectStore
 
 
 def fetch(source: RegisteredModel, directory: Path, *, weights: bool) -> None:
-    """Copy the files of a version into a directory.
+    """Copy the files of a version into a directory, and make sure that they are those that were registered.
+
+    The pinned digest is that of the files in the manifest beside the model, so that a few of them are proved without reading all.
 
     Args:
         source: The version.
         directory: Empty directory to fill.
-        weights: Fetch the weights too, and make sure that all files are those that were registered.
+        weights: Fetch the weights too.
 
     Raises:
         DataError: The files are gone, or are others than were registered.
         StoreError: The object store cannot be reached or refuses the credentials.
     """
     download(source.id, directory, lambda key: weights or not key.endswith(".safetensors"))
-    if weights and model_digest(directory) != source.digest:
+    registered = _registered(source)
+    found = file_digests(directory)
+    proved = found == registered if weights else found.items() <= registered.items()
+    if digest_of(registered) != source.digest or not proved:
         raise DataError(
             f"model {source.name} version {source.version}: the files in {source.id} are not those that were registered (digest "
             f"{source.digest}): restore them, or start from another version"
         )
+
+
+def _registered(source: RegisteredModel) -> dict[str, str]:
+    """Return the sha256 of the model's files as the manifest of the version has them; none where it is gone or damaged."""
+    place, _, folder = source.id.rstrip("/").rpartition("/")
+    data = ObjectStore(place).get_bytes("manifest.json")
+    try:
+        files = {} if data is None else Manifest.from_bytes(data).files
+    except ValueError:
+        return {}
+    return {name.partition("/")[2]: entry.sha256 for name, entry in files.items() if name.startswith(f"{folder}/")}

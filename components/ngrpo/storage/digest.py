@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -13,8 +14,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_digest(directory: Path) -> str:
-    """Return the sha256 over relative path and sha256 of every file of a model: equal where paths and bytes are."""
+def file_digests(directory: Path) -> dict[str, str]:
+    """Return the sha256 of every file below a directory, by relative path."""
     files = [path for path in directory.rglob("*") if path.is_file()]
-    entries = [[path.relative_to(directory).as_posix(), file_sha256(path)] for path in files]
-    return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
+    return {path.relative_to(directory).as_posix(): file_sha256(path) for path in files}
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """Return the sha256 over relative path and sha256 of files."""
+    return hashlib.sha256(json.dumps(sorted([*entry] for entry in files.items())).encode()).hexdigest()
+
+
+def model_digest(directory: Path) -> str:
+    """Return the digest of all files of a model: equal where paths and bytes are."""
+    return digest_of(file_digests(directory))
