@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -18,7 +17,7 @@ from ngrpo.storage.seaweed import serve
 
 FILES_MB = (350, 100, 49, 1)
 """As a model of 135 million weights in float32 with its tokenizer and what a stage adds."""
-ROUNDS = 3
+ROUNDS = 7
 BUCKET = "ngrpo"
 
 
@@ -52,25 +51,29 @@ def _measure(scratch: Path) -> list[dict]:
             client.upload_file(str(file), BUCKET, f"peer/{next(turn)}")
 
     def fetch() -> None:
-        shutil.rmtree(scratch / "cache", ignore_errors=True)
         store.fetch(published[-1])
 
     def download() -> None:
-        shutil.rmtree(scratch / "peer", ignore_errors=True)
-        (scratch / "peer").mkdir()
         for number in range(len(FILES_MB)):
-            client.download_file(
-                BUCKET, f"ours/bench/{published[-1].key}/file-{number}", str(scratch / "peer" / str(number))
-            )
+            client.download_file(BUCKET, f"ours/bench/{published[-1].key}/file-{number}", str(peer / str(number)))
 
-    return [_compare("up", publish, upload), _compare("down", fetch, download)]
+    def empty() -> None:
+        shutil.rmtree(scratch / "cache", ignore_errors=True)
+        shutil.rmtree(peer, ignore_errors=True)
+        peer.mkdir()
+
+    peer = scratch / "peer"
+    publish()
+    # Before the uploads, whose gigabytes are still being written long after.
+    down = _compare("down", alternate(fetch, download, ROUNDS, before=empty))
+    return [_compare("up", alternate(publish, upload, ROUNDS)), down]
 
 
-def _compare(direction: str, ours: Callable[[], None], peer: Callable[[], None]) -> dict:
+def _compare(direction: str, times: tuple[list[float], list[float]]) -> dict:
     megabytes = sum(FILES_MB)
     return report(
         f"artifact_transfer_{direction}",
-        *alternate(ours, peer, ROUNDS),
+        *times,
         unit=f"s for {megabytes} MB",
         scale=1.0,
         peer_is="boto3, not verified",

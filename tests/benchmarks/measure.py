@@ -12,11 +12,14 @@ from typing import Any
 OUTPUT = Path("outputs/bench")
 
 
-def alternate(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> tuple[list[float], list[float]]:
-    """Run both in turn, after one uncounted round; return the seconds of each."""
+def alternate(
+    ours: Callable[[], Any], peer: Callable[[], Any], rounds: int, before: Callable[[], Any] = lambda: None
+) -> tuple[list[float], list[float]]:
+    """Run both in turn, after one uncounted round; return the seconds of each. What is to be done before each is not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
         for kept, function in zip(times, (ours, peer), strict=True):
+            before()
             started = time.perf_counter()
             function()
             if turn:

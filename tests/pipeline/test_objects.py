@@ -100,7 +100,7 @@ def test_a_missing_object_is_not_taken_for_a_missing_bucket(objects, tmp_path):
 
 
 def test_parts_that_arrive_in_any_order_are_written_and_hashed_in_theirs(objects, tmp_path):
-    content = random.Random(0).randbytes(40 << 20)  # three parts
+    content = random.Random(0).randbytes(40 << 20)  # five parts
     (tmp_path / "sent").write_bytes(content)
     objects.put_file(tmp_path / "sent", "large")
     assert objects.get_file("large", tmp_path / "got") == hashlib.sha256(content).hexdigest()

@@ -25,7 +25,7 @@ REFERENCE = "reference.json"
 SUSPECT = "suspect.txt"
 """Written beside an artifact by a consumer that found it damaged: the next `verify` reads all of it, whatever its size."""
 _READ_TO_VERIFY = 256 << 20
-_TRANSFERS = 4
+_TRANSFERS = 2
 
 
 class ArtifactStore:

@@ -38,10 +38,11 @@ _CONFIG = Config(
     connect_timeout=3,
     read_timeout=60,
     retries={"total_max_attempts": 3, "mode": "standard"},
-    max_pool_connections=32,
 )
-_TRANSFER = TransferConfig(multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=8)
-"""Threads of one transfer. Four files at a time (see `ngrpo.storage.artifacts`) use all connections of the pool and no more."""
+_TRANSFER = TransferConfig(
+    multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, io_chunksize=1 << 20
+)
+"""One transfer; two files go at a time (see `ngrpo.storage.artifacts`). More threads take the time of the one that hashes."""
 
 
 class UnreadableError(StoreError):
