@@ -1,7 +1,8 @@
 r"""Grading: where the answer of a response is, and whether it equals the gold answer.
 
 The answer is the content of the last balanced \boxed{} after `</think>`. Equal texts and plain numbers are decided here; all
-else by math-verify in isolated processes with a time limit. The same rules grade benchmarks and give the rewards of training.
+else, in the spelling of `ngrpo.evaluation.answer_forms`, by math-verify in isolated processes with a time limit. The same rules
+grade benchmarks and give the rewards of training.
 Multiple-choice questions are answered by a letter, and that is compared (`grade_letter`).
 """
 
@@ -16,7 +17,8 @@ from functools import cache
 from types import TracebackType
 from typing import Self
 
-from ngrpo.evaluation.math_verify_pool import MathVerifyPool
+from ngrpo.evaluation.answer_forms import NOTHING, canonical, set_for_tuple, several_numbers, without_currency
+from ngrpo.evaluation.math_verify_pool import MathVerifyPool, Request, Response
 
 _END_OF_THOUGHT = "</think>"
 _BOX = r"\\boxed\s*\{"
@@ -24,8 +26,8 @@ _BRACES = re.compile(rf"(?P<box>{_BOX})|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{
 
 _LETTER = re.compile(r"^[ \t]*Answer: ([A-Z])[ \t\r]*$", re.MULTILINE)
 
-_PLAIN_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,15}|[0-9]{1,9}\.[0-9]{1,6})")
-"""Numbers that math-verify compares exactly: it rounds to six decimals."""
+_PLAIN_NUMBER = re.compile(r"[+-]?(?=[0-9])0*+(?:[0-9]{0,15}|[0-9]{0,9}\.[0-9]{1,6}0*+)")
+"""Numbers that math-verify compares exactly, however many zeros they are padded with: it rounds to six decimals."""
 
 _LONGEST_ANSWER = 4096
 """Characters. Real answers have a few hundred at most, and the parser's time grows faster than their length."""
@@ -121,17 +123,20 @@ class Grader:
         Returns:
             The grades, in the order of the items.
         """
-        pairs = [(extract_answer(text), gold.strip()) for text, gold in items]
-        verdicts = {pair: _decide(*pair) for pair in dict.fromkeys(pairs)}
-        hard = [(gold, answer) for (answer, gold), verdict in verdicts.items() if verdict is None]
-        for (gold, answer), response in zip(hard, self._pool.run(hard), strict=True):
-            verdicts[answer, gold] = response
-        grades = []
-        for pair in pairs:
-            verdict = verdicts[pair]
-            assert verdict is not None
-            grades.append(Grade(verdict[0], pair[0], verdict[1]))
-        return grades
+        pairs = [(extract_answer(text) or "", gold.strip()) for text, gold in items]
+        verdicts: dict[tuple[str, str], Response] = {}
+        hard: dict[tuple[str, str], Request] = {}
+        for pair in dict.fromkeys(pairs):
+            verdict = _decide(*pair)
+            if verdict is None:
+                answer, gold = without_currency(canonical(pair[0]), canonical(pair[1]))
+                verdict = _decide(answer, gold) or _decide_by_form(answer, gold)
+            if verdict is None:
+                hard[pair] = (gold, answer)
+            else:
+                verdicts[pair] = verdict
+        verdicts |= zip(hard, self._pool.run(list(hard.values())), strict=True)
+        return [Grade(verdicts[pair][0], pair[0] or None, verdicts[pair][1]) for pair in pairs]
 
 
 def gold_parses(gold: str) -> bool:
@@ -141,7 +146,7 @@ def gold_parses(gold: str) -> bool:
         return True
     if not gold or len(gold) > _LONGEST_ANSWER:
         return False
-    ((parses, _error),) = _gold_pool().run([(gold, None)])
+    ((parses, _error),) = _gold_pool().run([(canonical(gold), None)])
     return parses
 
 
@@ -153,9 +158,9 @@ def _gold_pool() -> MathVerifyPool:
     return pool
 
 
-def _decide(answer: str | None, gold: str) -> tuple[bool, str | None] | None:
-    """Return the verdict (correct, error) where math-verify is not needed for it, else none."""
-    if answer is None:
+def _decide(answer: str, gold: str) -> Response | None:
+    """Return the verdict where neither the form of the answers nor math-verify is needed for it, else none."""
+    if not answer:
         return False, None
     if answer == gold:
         return True, None
@@ -164,4 +169,16 @@ def _decide(answer: str | None, gold: str) -> tuple[bool, str | None] | None:
     for name, text in (("gold answer", gold), ("answer", answer)):
         if len(text) > _LONGEST_ANSWER:
             return False, f"the {name} has {len(text)} characters, more than {_LONGEST_ANSWER}"
+    return None
+
+
+def _decide_by_form(answer: str, gold: str) -> Response | None:
+    """Return the verdict on two canonical answers where math-verify would take different ones for the same, else none."""
+    if (answer == NOTHING and NOTHING not in gold) or (gold == NOTHING and NOTHING not in answer):
+        return False, None
+    if set_for_tuple(answer, gold):
+        return False, None
+    for name, text in (("gold answer", gold), ("answer", answer)):
+        if several_numbers(text):
+            return False, f"the {name} is several numbers with nothing between them"
     return None
