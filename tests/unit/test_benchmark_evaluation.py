@@ -26,6 +26,7 @@ from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.stages import benchmark_evaluation
+from ngrpo.stages.keys import source_files
 from ngrpo.storage.digest import model_digest
 
 MODELS = ("warm_start", "trained")
@@ -249,6 +250,11 @@ def test_another_grader_is_another_protocol(monkeypatch):
     before = protocol.grader_version()
     monkeypatch.setattr(protocol, "version", lambda name: "0.0")
     assert protocol.grader_version() != before
+
+
+def test_the_grader_of_a_protocol_is_all_that_the_grader_imports():
+    reached = {Path(file).name for file in source_files("ngrpo.evaluation.grading")} - {"__init__.py"}
+    assert reached == set(protocol._GRADER_SOURCES)
 
 
 def test_both_models_get_the_same_prompts_and_seeds(inputs, engines, tmp_path):
