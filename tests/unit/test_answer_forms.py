@@ -44,6 +44,9 @@ CASES = {
         ("6", "２×３", True),
         ("(-5,3)", "（－５，３）", True),
         (r"\{1,2\}", "｛１，２｝", True),
+        ("-5", "‐5", True),
+        ("-5", "‑5", True),
+        ("1,2", "1، 2", True),
         (r"(0,\infty)", "(0,∞)", True),
         (r"(-\infty,1)\cup(3,\infty)", "(−∞,1)∪(3,∞)", True),
         ("[0,1]", "x∈[0,1]", True),
@@ -93,6 +96,8 @@ CASES = {
         ("0", "10 000", False),
         ("1234567", "1\u202f234\u202f567", True),
         ("1234.5", "1 234.5", True),
+        ("12345", "1 2345", False),
+        ("12345678", "12345 678", False),
         (r"\frac{1000}{3}", r"\frac{1\,000}{3}", True),
         (r"\begin{pmatrix}1\\200\end{pmatrix}", r"\begin{pmatrix}1\\ 200\end{pmatrix}", True),
         ("3", "1 2", False),
@@ -116,7 +121,13 @@ CASES = {
         ("€5", "5", True),
         ("€5", "€5.00", True),
         (r"\$5", "5", True),
+        (r"\frac{1}{2}", "€0.50", True),
+        ("x=5", "€5", True),
         ("5", "£6", False),
+        (r"5\text{ m}", "€5", False),
+        ("€5", "5 cm", False),
+        (r"90^\circ", "€90", False),
+        (r"50\%", "€50", False),
         (r"\$5", "€5", False),
         ("€5", r"\$5", False),
         ("€5", "£5", False),
@@ -132,6 +143,7 @@ CASES = {
         ("no solution", "ｎｏ　ｓｏｌｕｔｉｏｎ", True),
         (r"\text{DNE}", r"\text{does not exist}", True),
         (r"\text{None}", "∅", True),
+        ("none", "∄", True),
         (r"\emptyset", r"\left\{ \right\}", True),
         (r"\emptyset", r"x\in\varnothing", True),
         (r"\emptyset", r"\{\emptyset\}", False),
@@ -161,6 +173,7 @@ CASES = {
         ("(1,2)", "]1,2[", False),  # it may be a point
         (r"(-\infty,3)", r"]-\infty,3[", True),
         (r"(-\infty,1)\cup[3,\infty)", r"]-\infty,1[\cup[3,+\infty[", True),
+        ("(1,2]\\cup(3,4]", "]1,2]∪]3,4]", True),
         (r"\sqrt[3]{2},\sqrt[3]{5}", r"\sqrt[3]{5},\sqrt[3]{2}", True),
         ("[-2,2]", r"-2\le x\le 2", True),
         ("[-2,2]", r"-2\le x<2", False),
@@ -229,6 +242,13 @@ def test_spellings(kind, grader):
 def test_numbers_without_a_sign_between_them_are_an_error(grader):
     (grade,) = grader.grade([(r"\boxed{1 2}", "3")])
     assert grade.error == "the answer is several numbers with nothing between them"
+
+
+def test_only_a_list_in_braces_is_taken_for_a_set_of_its_elements():
+    assert set_for_tuple(r"\left\{ 3, 5 \right\}", "(3,5)")
+    assert not set_for_tuple(r"\{x : 3<x, x<5\}", "(3,5)")
+    assert not set_for_tuple(r"\{x \mid 3<x, x<5\}", "(3,5)")
+    assert not set_for_tuple(r"\{3\}", "(3,5)")
 
 
 def test_spelling_is_final():

@@ -461,7 +461,7 @@ def test_the_string_match_stands_beside_the_verdict_where_it_is_asked_for(inputs
 
 
 def test_answers_that_cannot_be_graded_are_counted(inputs, engines, tmp_path):
-    write_benchmark(inputs["dataset"], "addition", [problem("only", "1+1", "５")])
+    write_benchmark(inputs["dataset"], "addition", [problem("only", "1+1", "⑤")])
     result = json.loads((evaluate(settings(samples=20), inputs, tmp_path) / "evaluation.json").read_text())
     result = result["models"]["trained"]["addition"]
     assert result["mean"] == 0

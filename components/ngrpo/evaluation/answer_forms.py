@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
-
-NOTHING = r"\emptyset"
-"""The canonical answer that there is nothing."""
 
 _SIGNS = {
     "∞": r"\infty ",
-    "∅": r"\emptyset ",
     "∄": r"\nexists ",
     "∪": r"\cup ",
-    "∩": r"\cap ",
     "∈": r"\in ",
     "°": r"^\circ ",
     "‐": "-",
@@ -54,15 +50,17 @@ def _improper(mixed: re.Match[str]) -> str:
     return rf"\frac{{{whole * parts + part}}}{{{parts}}}"
 
 
-_UNICODE_RULES = (
+_Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+
+_UNICODE_RULES: tuple[_Rule, ...] = (
     (re.compile("[\u200b-\u200f\u2060\ufeff]"), ""),  # no width, and no meaning between digits
-    (re.compile(r"(?<![⁰¹²³⁴-⁹⁺⁻])(?<=[\w)\]}])[⁰¹²³⁴-⁹⁺⁻]++(?!√)"), _raised),
+    (re.compile(r"[⁰¹²³⁴-⁹⁺⁻]++(?!√)"), _raised),
     (re.compile(r"(^|[(\[{,=<>≤≥])(\s*)[–—‒]"), r"\1\2-"),
     (re.compile(r"(?<!\d)(\d+)⁄(\d+)"), r"\\frac{\1}{\2}"),
     (re.compile(r"(?<![⁰¹²³⁴-⁹])√\s*(\d+(?:\.\d+)?|[A-Za-zπ]|\([^()]*\))(?![\w.^({\[!]|,\d)"), r"\\sqrt{\1}"),
 )
-_RULES = (
-    (re.compile(r"\\varnothing(?![A-Za-z])|(?:\\left\s*)?\\\{\s*(?:\\right\s*)?\\\}"), r"\\emptyset "),
+_RULES: tuple[_Rule, ...] = (
+    (re.compile(r"\\varnothing|(?:\\left\s*)?\\\{\s*(?:\\right\s*)?\\\}"), r"\\emptyset "),
     (re.compile(r"(?<=\d)\{([.:])\}(?=\d)"), r"\1"),
     (re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{_GAP}\d{{3}})+(?!\d)"), _without_gaps),
     (re.compile(r"^([+-]?\d+)\s+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
@@ -83,6 +81,7 @@ _BRACED = re.compile(r"(?:\\left\s*)?\\\{(?=[^,]*,)(?!\s*(?:\\left\s*)?\(|.*(?:[
 """A set of several elements; of tuples, or in set-builder notation, it is math-verify's to read."""
 
 _PARENTHESISED = re.compile(r"(?:\\left\s*)?\((?=[^,]*,).*\)", re.DOTALL)
+_UNIT = re.compile(r"\\(?:text|math|mbox|circ|%)|%|\d\s*[A-Za-z]")
 _NUMBERS = re.compile(r"[+-]?[\d.]+(?:(?:\s|~|\\[ ,;:!])+[\d.]+)+")
 
 
@@ -97,15 +96,16 @@ def canonical(answer: str) -> str:
         text = rule.sub(spelling, text)
     words = " ".join(_TYPESETTING.sub(" ", text).split()).rstrip(" .").lower()
     if _NO_SOLUTION.fullmatch(words):
-        return NOTHING
+        return r"\emptyset"
     return r"\cup".join(map(_usual_brackets, text.split(r"\cup"))).strip()
 
 
 def without_currency(answer: str, gold: str) -> tuple[str, str]:
-    r"""Remove currency signs, as math-verify does with `\$` and with units: they may be left out, but not be different ones."""
+    r"""Remove currency signs, as math-verify does with `\$`: they may be left out, but there may be no other unit in their place."""
     signs, expected = _currencies(answer), _currencies(gold)
     removable = "".join((signs | expected) - {"$"})
-    if not removable or (signs and expected and signs != expected):
+    other = (signs and expected) or _UNIT.search(gold if signs else answer)
+    if not removable or (signs != expected and other):
         return answer, gold
     sign = re.compile(rf"(?<!\d)[{removable}]|[{removable}](?!\s*\d)")  # 1€50 is not 150
     return sign.sub("", answer).strip(), sign.sub("", gold).strip()

@@ -17,7 +17,7 @@ from functools import cache
 from types import TracebackType
 from typing import Self
 
-from ngrpo.evaluation.answer_forms import NOTHING, canonical, set_for_tuple, several_numbers, without_currency
+from ngrpo.evaluation.answer_forms import canonical, set_for_tuple, several_numbers, without_currency
 from ngrpo.evaluation.math_verify_pool import MathVerifyPool, Request, Response
 
 _END_OF_THOUGHT = "</think>"
@@ -174,8 +174,6 @@ def _decide(answer: str, gold: str) -> Response | None:
 
 def _decide_by_form(answer: str, gold: str) -> Response | None:
     """Return the verdict on two canonical answers where math-verify would take different ones for the same, else none."""
-    if (answer == NOTHING and NOTHING not in gold) or (gold == NOTHING and NOTHING not in answer):
-        return False, None
     if set_for_tuple(answer, gold):
         return False, None
     for name, text in (("gold answer", gold), ("answer", answer)):
