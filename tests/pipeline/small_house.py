@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ class House:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.root,
+            # As from a terminal: a shell's job in the background is started deaf to it, and so would all below be.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def ran(self) -> list[str]:
