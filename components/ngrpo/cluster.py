@@ -15,6 +15,8 @@ from ngrpo.errors import ConfigError
 from ngrpo.section import NonNegative, Positive, Section, StageName
 
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+LabelName = Annotated[str, Field(pattern=r"^([a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")]
+LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 SCRATCH = "/scratch"
@@ -22,6 +24,7 @@ SCRATCH = "/scratch"
 STAGE_LABEL = "ngrpo/stage"
 """Label of a pod: the stage it runs."""
 
+_QUEUE_LABELS = "kueue.x-k8s.io/"
 _CREDENTIAL = re.compile(r"ACCESS_KEY|PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL", re.IGNORECASE)
 
 
@@ -101,6 +104,8 @@ class ClusterConfig(Section):
     """By Kubernetes secret: environment variable and the secret's key that it takes its value from."""
     service_account: KubernetesName | None = None
     """Service account of the pods; none takes that of the installation."""
+    labels: dict[LabelName, LabelValue] = {}
+    """Labels of every pod, for what acts on pods by label: `sidecar.istio.io/inject`, Kubeflow's `access-ml-pipeline`."""
     node_selector: dict[str, str] = {}
     """Labels of the nodes to choose, for every pod."""
     tolerations: tuple[Toleration, ...] = ()
@@ -151,6 +156,15 @@ class ClusterConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _labelled_once(self) -> Self:
+        own = sorted(name for name in self.labels if name == STAGE_LABEL or name.startswith(_QUEUE_LABELS))
+        if own:
+            raise ValueError(
+                f"labels.{own[0]} is set by ngrpo itself: leave it out; queue and priority_class are Kueue's"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _queued(self) -> Self:
         if self.priority_class is not None and self.queue is None:
             raise ValueError(
@@ -194,7 +208,7 @@ class ClusterConfig(Section):
 
     def queue_labels(self) -> dict[str, str]:
         """Return the labels by which Kueue knows what is to wait in the queue."""
-        labels = {"kueue.x-k8s.io/queue-name": self.queue, "kueue.x-k8s.io/priority-class": self.priority_class}
+        labels = {f"{_QUEUE_LABELS}queue-name": self.queue, f"{_QUEUE_LABELS}priority-class": self.priority_class}
         return {name: value for name, value in labels.items() if value is not None}
 
     def timeout_seconds(self, stage: str) -> int:

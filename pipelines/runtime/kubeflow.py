@@ -15,6 +15,11 @@ from urllib.parse import urlsplit
 
 import kfp
 import kfp_server_api
+from kfp.client import (
+    KF_PIPELINES_SA_TOKEN_ENV,
+    KF_PIPELINES_SA_TOKEN_PATH,
+    ServiceAccountTokenVolumeCredentials,
+)
 from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util import Retry
 
@@ -76,7 +81,7 @@ def connect() -> kfp.Client:
     """Return a client of the Kubeflow Pipelines that the environment names, after making sure that it answers.
 
     Raises:
-        ClusterError: The address is missing, or nothing that can be used is there.
+        ClusterError: The address or a token that is named is missing, or nothing that can be used is there.
     """
     if not os.environ.get(ENDPOINT):
         raise ClusterError(
@@ -87,7 +92,23 @@ def connect() -> kfp.Client:
         raise ClusterError(f"{_address()}: write http://host:port or https://host")
     with explained("Kubeflow Pipelines"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return _Client(host=os.environ[ENDPOINT], namespace=namespace(), existing_token=os.environ.get(TOKEN) or None)
+        return _Client(
+            host=os.environ[ENDPOINT],
+            namespace=namespace(),
+            existing_token=os.environ.get(TOKEN) or None,
+            credentials=_own_credentials(),
+        )
+
+
+def _own_credentials() -> ServiceAccountTokenVolumeCredentials | None:
+    """Return the credentials of the pod that this is, if it has a token for the API; kfp reads it for every request, since it changes."""
+    named = os.environ.get(KF_PIPELINES_SA_TOKEN_ENV)
+    path = named or KF_PIPELINES_SA_TOKEN_PATH
+    if os.path.exists(path):
+        return ServiceAccountTokenVolumeCredentials(path)
+    if named:
+        raise ClusterError(f"{KF_PIPELINES_SA_TOKEN_ENV}={named}: there is no such file; correct it, or set {TOKEN}")
+    return None
 
 
 def namespace() -> str:

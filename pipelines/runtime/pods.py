@@ -93,7 +93,8 @@ def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster:
     task.set_cpu_request(str(needs.cpus)).set_cpu_limit(str(needs.cpus))
     task.set_memory_request(f"{needs.memory_gib}Gi").set_memory_limit(f"{needs.memory_gib}Gi")
     _place(task, cluster.node_selector, cluster.tolerations)
-    kubernetes.add_pod_label(task, STAGE_LABEL, name)
+    for label, value in {**cluster.labels, STAGE_LABEL: name}.items():
+        kubernetes.add_pod_label(task, label, value)
     _set_environment(task, cluster)
     _restrict(task, cluster)
 

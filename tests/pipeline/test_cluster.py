@@ -9,6 +9,7 @@ from golden_ir import CLUSTER
 
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.cron import check_cron
+from ngrpo_kfp.pipelines.runtime.kubeflow import connect
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -318,6 +319,23 @@ def test_a_token_is_taken_from_the_environment_and_is_never_shown(kubeflow, ngrp
     assert "wrong-t0ken" not in ngrpo("status", code=2)
     monkeypatch.setenv("KF_PIPELINES_TOKEN", "s3cr3t")
     assert "there is no run yet" in ngrpo("status", code=2)
+
+
+def test_a_pod_uses_its_own_token_which_changes_and_the_environment_goes_before_it(
+    kubeflow, ngrpo, monkeypatch, tmp_path
+):
+    token = tmp_path / "token"
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(token))
+    assert f"KF_PIPELINES_SA_TOKEN_PATH={token}: there is no such file" in ngrpo("status", code=2)
+    kubeflow.token = "first"
+    token.write_text("first")
+    client = connect()
+    kubeflow.token = "second"
+    token.write_text("second")
+    assert client.get_kfp_healthz().multi_user is not None
+    assert "there is no run yet" in ngrpo("status", code=2)
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", "of-a-person")
+    assert "refuses the credentials (401)" in ngrpo("status", code=2)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,13 @@ def test_every_pod_is_queued_limited_and_not_root_and_knows_where_things_are(pap
     assert "pip install" not in str(executor(spec, stage)["command"])
 
 
+def test_labels_of_pods_are_added_to_ours():
+    _, platform = compiled(WHOLE, 'cluster.labels={"access-ml-pipeline": "true"}')
+    labels = pod(platform, "ngrpo_training")["podMetadata"]["labels"]
+    assert labels["access-ml-pipeline"] == "true"
+    assert labels["ngrpo/stage"] == "ngrpo_training"
+
+
 def test_a_stage_is_tried_again_unless_it_decides_something(paper):
     spec, _ = paper
     assert task(spec, "ngrpo_training")["retryPolicy"] == {

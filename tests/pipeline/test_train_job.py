@@ -64,6 +64,7 @@ def test_a_job_is_made_once_followed_and_deleted(cluster, capsys, monkeypatch):
         service_account="ngrpo-stage",
         queue="ngrpo",
         priority_class="training",
+        labels={"team": "reasoning"},
         node_selector={"zone": "a"},
         tolerations=[{"key": "spot"}],
         image_pull_secrets=["registry"],
@@ -101,7 +102,7 @@ def test_a_job_is_made_once_followed_and_deleted(cluster, capsys, monkeypatch):
     (patch,) = spec["runtimePatches"]
     (nodes,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     template = nodes["template"]["spec"]["template"]
-    assert template["metadata"]["labels"] == {"ngrpo/stage": "ngrpo_training"}
+    assert template["metadata"]["labels"] == {"ngrpo/stage": "ngrpo_training", "team": "reasoning"}
     pod = template["spec"]
     assert pod["nodeSelector"] == {"zone": "a", "gpu": "h100"}
     assert [one["key"] for one in pod["tolerations"]] == ["spot", "gpu"]

@@ -70,7 +70,7 @@ def manifest(name: str, task: node.Task, settings: JobSettings) -> dict[str, Any
                     ),
                 ],
             },
-            "runtimePatches": [_patch({"labels": {STAGE_LABEL: task.stage}}, _pod(cluster))],
+            "runtimePatches": [_patch({"labels": {**cluster.labels, STAGE_LABEL: task.stage}}, _pod(cluster))],
         },
     }
 
