@@ -6,19 +6,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kfp import Client
-from kubernetes import client as kubernetes_client
-from kubernetes import config as kubernetes_config
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from urllib3.exceptions import HTTPError
 
+from ngrpo.stages.pending_pods import why_pending
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, ClusterError, connect, existing_experiment, explained, namespace
-from ngrpo_kfp.pipelines.runtime.pods import RUN_LABEL, STAGE_LABEL
+from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, ClusterError, connect, existing_experiment, explained
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import last_pod, log_lines
 from ngrpo_kfp.pipelines.submission import pipeline_of
 
-_TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 _NEWEST_FIRST = "created_at desc"
 
 
@@ -72,34 +69,15 @@ def show_logs(run_id: str | None, stage: str, console: Console) -> None:
         console: Where it is printed.
 
     Raises:
-        ClusterError: There is no such run or pod, or the cluster cannot be asked.
+        ClusterError: There is no such run or pod, the pod has not started, or the cluster cannot be asked.
     """
     run = _run(connect(), run_id)
-    try:
-        kubernetes_config.load_config()
-    except kubernetes_config.ConfigException as error:
-        raise ClusterError(
-            f"logs are read from Kubernetes, and there is no way to it ({error}): set KUBECONFIG"
-        ) from error
-    api = kubernetes_client.CoreV1Api()
-    where = f"pod of {stage} in namespace {namespace()}"
-    selector = f"{RUN_LABEL}={run.run_id},{STAGE_LABEL}={stage}"
-    try:
-        pods = api.list_namespaced_pod(namespace(), label_selector=selector, _request_timeout=_TIMEOUT).items
-        if not pods:
-            raise ClusterError(f"run {run.run_id}: no {where}: it has not started, was cached, or was cleaned away")
-        last = max(pods, key=lambda pod: pod.metadata.creation_timestamp)
-        log = api.read_namespaced_pod_log(
-            last.metadata.name, namespace(), container="main", _preload_content=False, _request_timeout=_TIMEOUT
-        )
-        for line in log:
-            console.out(line.decode(errors="replace").rstrip("\n"), highlight=False)
-    except kubernetes_client.ApiException as error:
-        raise ClusterError(f"{where}: Kubernetes refuses ({error.status} {error.reason}): check KUBECONFIG") from error
-    except HTTPError as error:
-        raise ClusterError(
-            f"{where}: Kubernetes cannot be reached ({type(error).__name__}): check KUBECONFIG"
-        ) from error
+    pod = last_pod(run.run_id, stage)
+    reason = why_pending(pod)
+    if reason is not None:
+        raise ClusterError(f"run {run.run_id}: the pod of {stage} has not started: {reason}")
+    for line in log_lines(pod):
+        console.out(line, highlight=False)
 
 
 def cancel(run_id: str, console: Console) -> None:

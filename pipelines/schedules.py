@@ -30,6 +30,7 @@ from ngrpo_kfp.pipelines.runtime.kubeflow import (
     experiment_id,
     explained,
 )
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
 from ngrpo_kfp.pipelines.submission import package
 
 
@@ -54,6 +55,7 @@ def create(
     client = connect()
     if _find(client, name) is not None:
         raise ClusterError(f"there is a schedule {name!r} already: `ngrpo schedule replace`, or choose another name")
+    require_secrets(config.cluster, console)
     _create(client, name, cron, config, text, enabled=True)
     console.print(f"schedule  {name} ({cron})", soft_wrap=True)
 
@@ -80,6 +82,7 @@ def replace(
     text = _compile(config, images, base)
     client = connect()
     old = _require(client, name)
+    require_secrets(config.cluster, console)
     new = _create(client, name, checked or _cron(old), config, text, enabled=False)
     try:
         with explained(f"schedule {name}"):

@@ -22,6 +22,7 @@ from ngrpo_kfp.pipelines.plan import History, Plan, make_plan
 from ngrpo_kfp.pipelines.runtime.compilation import compile_pipeline
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, experiment_id, explained
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 from ngrpo_kfp.pipelines.summary import plan_table
 
@@ -59,6 +60,7 @@ def submit(
     text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan))
     client = connect()
+    require_secrets(config.cluster, console)
     experiment = experiment_id(client)
     for stage in plan:
         if stage.damaged is not None:

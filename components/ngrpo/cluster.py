@@ -25,7 +25,8 @@ STAGE_LABEL = "ngrpo/stage"
 """Label of a pod: the stage it runs."""
 
 _QUEUE_LABELS = "kueue.x-k8s.io/"
-_CREDENTIAL = re.compile(r"ACCESS_KEY|PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL", re.IGNORECASE)
+# What names a file is none: KF_PIPELINES_SA_TOKEN_PATH, AWS_WEB_IDENTITY_TOKEN_FILE.
+_CREDENTIAL = re.compile(r"(ACCESS_KEY|PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL)(?!.*_(FILE|PATH)$)", re.IGNORECASE)
 
 
 class ResourcesConfig(Section):
@@ -122,7 +123,7 @@ class ClusterConfig(Section):
     priority_class: KubernetesName | None = None
     """Kueue workload priority class."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    """When images are pulled; they are named by digest, so that what is present is right."""
+    """When images are pulled; they are named by digest, so that what is present is right. A `TrainJob` keeps its runtime's policy."""
     image_pull_secrets: tuple[KubernetesName, ...] = ()
     """Secrets with the credentials of the image registry."""
     run_as_user: Positive = 1000

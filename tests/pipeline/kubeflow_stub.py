@@ -45,6 +45,9 @@ class Kubeflow:
     def __init__(self):
         self.experiments, self.pipelines, self.versions, self.runs, self.schedules = {}, {}, {}, {}, {}
         self.pods = []
+        self.secrets = {}
+        """By name, the keys of the secrets on the cluster."""
+        self.pod_status = {"phase": "Running"}
         self.token = None
         """Token that every request must carry, if any."""
         self.faults = []
@@ -267,6 +270,11 @@ class Kubeflow:
 
     def kubernetes(self, path, query):
         """Answer a request to Kubernetes: text, or an object."""
+        if "/secrets/" in path:
+            name = path.rpartition("/")[2]
+            if name not in self.secrets:
+                raise Refused(404, f'secrets "{name}" not found')
+            return {"kind": "Secret", "apiVersion": "v1", "data": dict.fromkeys(self.secrets[name], "aGlkZGVu")}
         if path.endswith("/log"):
             number = int(path.split("/")[-2].removeprefix("pod-"))
             assert query["container"] == ["main"]
@@ -277,7 +285,8 @@ class Kubeflow:
                 "metadata": {
                     "name": f"pod-{number}",
                     "creationTimestamp": (self._clock + timedelta(minutes=number)).isoformat(),
-                }
+                },
+                "status": self.pod_status,
             }
             for number, (run, stage, _) in enumerate(self.pods)
             if wanted == {"pipeline/runid": run, "ngrpo/stage": stage}
@@ -323,8 +332,11 @@ def serve():
                     self.send(fault[2], json.dumps({"message": f"it fails with {fault[2]}"}))
                     return
             if parts.path.startswith("/api/v1/"):
-                told = state.kubernetes(parts.path, query)
-                self.send(200, told if isinstance(told, str) else json.dumps(told))
+                try:
+                    told = state.kubernetes(parts.path, query)
+                    self.send(200, told if isinstance(told, str) else json.dumps(told))
+                except Refused as refusal:
+                    self.send(refusal.status, json.dumps({"message": str(refusal)}))
                 return
             if state.token is not None and self.headers.get("Authorization") != f"Bearer {state.token}":
                 self.send(401, json.dumps({"message": "Request header error: there is no user identity header"}))

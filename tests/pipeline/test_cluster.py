@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from commanding import IMAGES
@@ -158,6 +159,48 @@ def test_logs_are_those_of_the_last_pod_of_the_stage(kubeflow, ngrpo, finish):
     assert ngrpo("logs", "ngrpo_training", kubeflow.run().run_id) == "ngrpo_training says hello\n"
     kubeflow.fail("GET", "/pods", 403)
     assert "Kubernetes refuses (403" in ngrpo("logs", "prepare_data", code=2)
+
+
+def container(**waiting) -> dict:
+    return {
+        "name": "main",
+        "image": "i",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "state": {"waiting": waiting},
+    }
+
+
+UNSCHEDULED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "there are gates"}
+
+
+@pytest.mark.parametrize(
+    ("status", "named"),
+    [
+        (
+            {"containerStatuses": [container(reason="CreateContainerConfigError", message='secret "hub" not found')]},
+            'CreateContainerConfigError: secret "hub" not found; once that is there, the pod starts by itself',
+        ),
+        (
+            {
+                "initContainerStatuses": [container(reason="PodInitializing")],
+                "containerStatuses": [container(reason="ImagePullBackOff", message="Back-off\npulling")],
+            },
+            "ImagePullBackOff: Back-off pulling; correct the image's address",
+        ),
+        ({"conditions": [UNSCHEDULED]}, "SchedulingGated: there are gates; it waits in its queue"),
+    ],
+)
+def test_logs_of_a_pod_that_has_not_started_say_why(kubeflow, ngrpo, finish, status, named):
+    ngrpo("submit")
+    finish()
+    kubeflow.pod_status = {"phase": "Pending"} | status
+    error = ngrpo("logs", "prepare_data", code=2)
+    assert "the pod of prepare_data has not started" in error
+    assert named in error
+    kubeflow.pod_status["phase"] = "Running"
+    assert ngrpo("logs", "prepare_data") == "prepare_data says hello\n"
 
 
 def test_cancel_ends_a_run_once(kubeflow, ngrpo, finish):
@@ -365,6 +408,39 @@ def test_a_store_that_is_not_there_is_one_line_and_nothing_is_submitted(kubeflow
     assert kubeflow.requests == []
 
 
+SECRETS = {"ngrpo-object-store": ("access-key", "secret-key"), "ngrpo-hub": ("token",)}
+SCHEDULE = ("schedule", "create", "weekly", "--cron", "0 0 3 * * MON")
+
+
+@pytest.mark.parametrize("command", [("submit",), SCHEDULE])
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        (SECRETS | {"ngrpo-hub": ()}, "cluster.secrets.ngrpo-hub: the secret has no key token in namespace kubeflow"),
+        (
+            {"ngrpo-hub": ("token",)},
+            "cluster.secrets.ngrpo-object-store: there is no secret ngrpo-object-store in namespace kubeflow",
+        ),
+    ],
+)
+def test_a_secret_that_is_missing_is_named_before_anything_is_made(kubeflow, ngrpo, command, there, named):
+    kubeflow.secrets = there
+    error = ngrpo(*command, "--cluster", str(CLUSTER), code=2)
+    assert named in error
+    assert "kubectl -n kubeflow create secret generic" in error
+    assert kubeflow.experiments == kubeflow.pipelines == kubeflow.runs == kubeflow.schedules == {}
+
+
+def test_who_may_not_read_secrets_is_told_so_and_submits(kubeflow, ngrpo):
+    kubeflow.fail("GET", "/secrets/", 403)
+    assert "secrets  not checked: Kubernetes refuses (403 it fails with 403)" in ngrpo(
+        "submit", "--cluster", str(CLUSTER)
+    )
+    (Path.home() / ".kube" / "config").unlink()
+    assert "secrets  not checked: there is no way to Kubernetes" in ngrpo("submit", "--cluster", str(CLUSTER))
+    assert len(kubeflow.runs) == 2
+
+
 def test_a_run_that_is_not_there_is_named(ngrpo):
     for command in (["status", "gone"], ["cancel", "gone"], ["logs", "prepare_data", "gone"]):
         assert "run gone: " in (told := ngrpo(*command, code=2))
@@ -373,5 +449,6 @@ def test_a_run_that_is_not_there_is_named(ngrpo):
 
 
 def test_the_service_account_of_the_cluster_runs_it(kubeflow, ngrpo):
-    ngrpo("submit", "--cluster", str(CLUSTER))
+    kubeflow.secrets = SECRETS
+    assert "not checked" not in ngrpo("submit", "--cluster", str(CLUSTER))
     assert kubeflow.run().service_account == "ngrpo-stage"

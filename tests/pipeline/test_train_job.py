@@ -133,6 +133,24 @@ def test_a_job_that_never_starts_is_given_up(cluster):
     assert cluster.deleted == [NAME]
 
 
+def test_why_nodes_do_not_start_is_said_at_once_and_in_the_end(cluster, capsys):
+    cluster.states = ["Pending"]
+    waiting = {"reason": "ErrImagePull", "message": "manifest unknown"}
+    status = {
+        "name": "node",
+        "image": "i",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "state": {"waiting": waiting},
+    }
+    cluster.pending = {"containerStatuses": [status]}
+    line = refused(nodes_start_minutes=0.01)
+    reason = f"{NAME}-node-0-1: ErrImagePull: manifest unknown; correct the image's address"
+    assert f"(node-0 Running, node-1 Pending): {reason}" in line
+    assert capsys.readouterr().out.count(f"TrainJob {NAME}: {reason}") == 1
+
+
 def test_a_job_that_runs_may_take_longer_than_starting_may(cluster):
     cluster.states = [*["Running"] * 200, "Complete"]
     run(nodes_start_minutes=0.01)

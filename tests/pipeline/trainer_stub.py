@@ -53,6 +53,8 @@ class Cluster:
         self.states = ["Running", "Complete"]
         """Pending, Running, Complete, Failed, Gone."""
         self.log = ["step 1/2", "step 2/2"]
+        self.pending = {}
+        """What Kubernetes says of a pod that has not started, beside its phase."""
         self.runtimes = [_RUNTIME]
         self.faults = []
         """[method, pattern of the path, status, how often]; status 0 closes the connection."""
@@ -139,7 +141,7 @@ class Cluster:
                     },
                 },
                 "spec": {"containers": [{"name": "node", "resources": resources}]},
-                "status": {"phase": phase},
+                "status": {"phase": phase} | (self.pending if phase == "Pending" else {}),
             }
             for rank, phase in enumerate(phases.get(self._state, ["Running"] * 2))
         ]

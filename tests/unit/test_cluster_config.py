@@ -51,6 +51,12 @@ def test_a_stage_may_have_a_timeout_of_its_own():
     assert cluster.timeout_seconds("ngrpo_training") == 18000
 
 
+@pytest.mark.parametrize("name", ["KF_PIPELINES_SA_TOKEN_PATH", "AWS_WEB_IDENTITY_TOKEN_FILE"])
+def test_the_name_of_a_file_with_a_credential_is_none(name):
+    environment = load_config(TINY, [f'cluster.environment={{"{name}": "/var/run/token"}}']).cluster.environment
+    assert environment == {name: "/var/run/token"}
+
+
 def test_a_batch_that_the_nodes_cannot_share_is_refused():
     with pytest.raises(ConfigError) as failure:
         load_config(TINY, ["cluster.nodes=3", "resources.ngrpo_training.gpus=2"])

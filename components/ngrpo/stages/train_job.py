@@ -24,6 +24,7 @@ from typing import Any
 from ngrpo.cluster import ClusterConfig
 from ngrpo.errors import Preempted, TrainJobError
 from ngrpo.stages.node import Task
+from ngrpo.stages.pending_pods import why_pending
 from ngrpo.stages.train_job_manifest import NODE, JobSettings, manifest
 
 POLL_SECONDS = 10.0
@@ -33,6 +34,7 @@ PATIENCE_SECONDS = 300.0
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 _LOG_SECONDS = 30.0  # to read what the log holds once the job has ended
 _LAST_LINES = 5
+_JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of the pods: the name of the TrainJob
 _PASSING = (0, 429, 500, 502, 503, 504)  # statuses; 0 is the client's for a broken TLS connection
 _CURES = {
     401: "the token of the step's service account is not accepted: see cluster.service_account",
@@ -94,6 +96,7 @@ class TrainJob:
         self._runtime = cluster.training_runtime
         self._minutes = cluster.nodes_start_minutes
         self._ended = threading.Event()
+        self._said: str | None = None
         self._start_by = time.monotonic() + 60 * self._minutes
         try:
             self._client = TrainerClient()
@@ -170,13 +173,30 @@ class TrainJob:
         states = {step.name: step.status for step in job.steps} if job is not None else {}
         if len(states) >= self._nodes and "Pending" not in states.values():
             return True
+        why = self._why_pending()
+        if why is not None and why != self._said:
+            print(f"TrainJob {self.name}: {why}", flush=True)
+            self._said = why
         if time.monotonic() > self._start_by:
             pods = ", ".join(f"{name} {state}" for name, state in sorted(states.items())) or "no pod was made"
+            cure = why or "free GPUs, raise the queue's quota, or allow more minutes"
             raise TrainJobError(
                 f"TrainJob {self.name} did not start on {self._nodes} nodes within cluster.nodes_start_minutes={self._minutes} "
-                f"({pods}): free GPUs, raise the queue's quota, or allow more minutes"
+                f"({pods}): {cure}"
             )
         return False
+
+    def _why_pending(self) -> str | None:
+        """Return why one of the pods has not started, none if Kubernetes gives no reason."""
+        backend = self._client.backend
+        ours = {
+            "namespace": backend.namespace,
+            "label_selector": f"{_JOB_LABEL}={self.name}",
+            "_request_timeout": _TIMEOUT,
+        }
+        pods = self._ask("its pods", lambda: backend.core_api.list_namespaced_pod(**ours).items)
+        reasons = ((pod.metadata.name, why_pending(pod)) for pod in pods)
+        return next((f"{name}: {reason}" for name, reason in reasons if reason is not None), None)
 
     def _print_log(self) -> None:
         """Print what the first node says, line by line; where the connection breaks, go on after the last line."""
