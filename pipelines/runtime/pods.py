@@ -12,8 +12,8 @@ from kfp import dsl, kubernetes
 from ngrpo.cluster import SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig, Toleration
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
-from ngrpo.stages.execution import PIPELINE_RUN, PROCESSES, TRAIN_JOB
 from ngrpo.stages.registry import STAGES
+from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES, TRAIN_JOB
 from ngrpo.stages.train_job_manifest import JobSettings
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import ENDPOINT

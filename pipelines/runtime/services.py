@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ngrpo.environment import environment
 from ngrpo.errors import StoreError
-from ngrpo.stages.execution import STORE_IS_LOCAL
+from ngrpo.stages.surroundings import STORE_IS_LOCAL
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve

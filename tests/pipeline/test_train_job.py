@@ -16,7 +16,7 @@ from ngrpo.cluster import ClusterConfig, GPUConfig, ResourcesConfig
 from ngrpo.errors import StoreError, TrainJobError
 from ngrpo.stages import train_job
 from ngrpo.stages.execution import execute
-from ngrpo.stages.node import Task
+from ngrpo.stages.task import Task
 from ngrpo.stages.train_job_manifest import JobSettings, manifest
 from ngrpo.storage.manifest import Reference
 
@@ -235,7 +235,7 @@ IN_STEP = """
 import sys
 from pathlib import Path
 from ngrpo.stages import train_job
-from ngrpo.stages.node import Task
+from ngrpo.stages.task import Task
 train_job.POLL_SECONDS = 0.05
 train_job.run(Task("ngrpo_training", "{}", sys.argv[1], "c0", {}), Path(sys.argv[2]).read_text())
 """

@@ -12,7 +12,7 @@ import pytest
 from small_training import CONFIG, INPUTS, weights, write_inputs
 
 from ngrpo.cluster import ClusterConfig, ResourcesConfig
-from ngrpo.stages.node import Task
+from ngrpo.stages.task import Task
 from ngrpo.stages.train_job_manifest import JobSettings, manifest
 
 pytestmark = pytest.mark.pipeline

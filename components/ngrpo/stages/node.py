@@ -5,24 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ngrpo.errors import NGRPOError
 from ngrpo.stages.execution import execute
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a node executes; see `execute`."""
-
-    stage: str
-    config_json: str
-    key: str
-    code_version: str
-    inputs: Mapping[str, str]
-    """References to the inputs, as JSON."""
+from ngrpo.stages.task import Task
 
 
 def _execute(task: Task) -> None:

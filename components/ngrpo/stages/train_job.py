@@ -23,8 +23,8 @@ from typing import Any
 
 from ngrpo.cluster import ClusterConfig
 from ngrpo.errors import Preempted, TrainJobError
-from ngrpo.stages.node import Task
 from ngrpo.stages.pending_pods import why_pending
+from ngrpo.stages.task import Task
 from ngrpo.stages.train_job_manifest import NODE, JobSettings, manifest
 
 POLL_SECONDS = 10.0

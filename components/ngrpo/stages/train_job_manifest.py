@@ -13,8 +13,8 @@ from typing import Any
 
 from ngrpo.cluster import SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig
 from ngrpo.section import Section
-from ngrpo.stages import node
-from ngrpo.stages.execution import PIPELINE_RUN, PROCESSES
+from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES
+from ngrpo.stages.task import Task
 
 NODE = "node"
 """Name that Kubeflow Trainer gives to the replicated job of the nodes and to their container."""
@@ -34,7 +34,7 @@ class JobSettings(Section):
     """Number, placement and limits of the nodes."""
 
 
-def manifest(name: str, task: node.Task, settings: JobSettings) -> dict[str, Any]:
+def manifest(name: str, task: Task, settings: JobSettings) -> dict[str, Any]:
     """Return the job as Kubernetes reads it, less the kind of its runtime.
 
     Args:
@@ -55,7 +55,7 @@ def manifest(name: str, task: node.Task, settings: JobSettings) -> dict[str, Any
             "activeDeadlineSeconds": cluster.timeout_seconds(task.stage),
             "trainer": {
                 "image": settings.image,
-                "command": ["python", "-m", node.__name__],
+                "command": ["python", "-m", "ngrpo.stages.node"],
                 # Kubernetes would replace `$(NAME)` and `$$`; in JSON the sign has another spelling.
                 "args": [json.dumps(asdict(task)).replace("$", "\\u0024")],
                 "numNodes": cluster.nodes,

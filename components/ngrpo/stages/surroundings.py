@@ -1,0 +1,92 @@
+"""Where a stage runs: what the environment tells it of the machine, the run and the processes beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ngrpo.errors import ConfigError
+from ngrpo.stages.process import parent_run_id
+
+if TYPE_CHECKING:
+    from ngrpo.storage.objects import ObjectStore
+
+PIPELINE_RUN = "NGRPO_PIPELINE_RUN"
+"""Environment variable of a pod: the id of the pipeline run."""
+PROCESSES = "NGRPO_PROCESSES"
+"""Environment variable of a pod: the GPUs that it has, for a stage that uses each with a process of its own."""
+TRAIN_JOB = "NGRPO_TRAIN_JOB"
+"""Environment variable of a pod whose stage works on several nodes: how its job is made, `JobSettings` as JSON."""
+STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
+"""Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a stage runs."""
+
+    store: str
+    """`s3://bucket/prefix` of the artifact store (`NGRPO_STORE`)."""
+    cache: Path
+    """Directory of verified downloads (`NGRPO_CACHE_DIR`)."""
+    work: Path
+    """Directory for unfinished results; what is there survives a killed try (`NGRPO_WORK_DIR`)."""
+    run_directory: Path | None
+    """Directory of the local run that this process belongs to (`NGRPO_RUN_DIR`); none on a cluster."""
+    pipeline_run: str | None
+    """Id of the pipeline run on a cluster (`NGRPO_PIPELINE_RUN`); none on one machine."""
+    processes: int
+    """Processes of a stage that can work as several (`NGRPO_PROCESSES`), on each node."""
+    nodes: int
+    """Nodes that work on the stage together, each in a process like this one (`PET_NNODES`, as torchrun knows it)."""
+    node_rank: int
+    """Which of them this is (`PET_NODE_RANK`); only the first publishes and reports."""
+    train_job: str | None
+    """Settings of the job that does the work, on several nodes (`NGRPO_TRAIN_JOB`); none where it is done here."""
+    store_is_local: bool
+    """Whether checkpoints in the store would be no safer than in `work` (`NGRPO_STORE_IS_LOCAL`)."""
+
+    @classmethod
+    def from_environment(cls) -> Surroundings:
+        """Read the environment.
+
+        Raises:
+            ConfigError: A variable that has no default is not set.
+        """
+        for name in ("NGRPO_STORE", "NGRPO_CACHE_DIR", "NGRPO_WORK_DIR"):
+            if not os.environ.get(name):
+                raise ConfigError(
+                    f"{name} is not set: a stage needs it; see `Surroundings` in ngrpo.stages.surroundings"
+                )
+        run_directory = os.environ.get("NGRPO_RUN_DIR")
+        return cls(
+            store=os.environ["NGRPO_STORE"],
+            cache=Path(os.environ["NGRPO_CACHE_DIR"]),
+            work=Path(os.environ["NGRPO_WORK_DIR"]),
+            run_directory=Path(run_directory) if run_directory else None,
+            pipeline_run=os.environ.get(PIPELINE_RUN) or None,
+            processes=int(os.environ.get(PROCESSES, "1")),
+            nodes=int(os.environ.get("PET_NNODES", "1")),
+            node_rank=int(os.environ.get("PET_NODE_RANK", "0")),
+            train_job=os.environ.get(TRAIN_JOB) or None,
+            store_is_local=bool(os.environ.get(STORE_IS_LOCAL)),
+        )
+
+    @contextmanager
+    def parent_run(self, stage: str, objects: ObjectStore) -> Iterator[str | None]:
+        """Provide the MLflow run of the whole pipeline run, none if there is none.
+
+        Raises:
+            TrackingError: The local run could not open one, or MLflow cannot be reached.
+        """
+        if self.run_directory is not None:
+            yield parent_run_id(self.run_directory)
+            return
+        from ngrpo.tracking.cluster_run import parent_on_cluster
+
+        with parent_on_cluster(self.pipeline_run, stage, objects) as run_id:
+            yield run_id
