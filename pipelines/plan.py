@@ -14,6 +14,8 @@ from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
 
+_LONGEST_VALUE = 40
+"""Characters of a changed setting that are shown, digests and addresses among them."""
 _MOST_CHANGES = 3
 
 
@@ -199,4 +201,6 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _text(leaves: Mapping[str, Any], path: str) -> str:
-    return json.dumps(leaves[path], ensure_ascii=False) if path in leaves else "(none)"
+    text = json.dumps(leaves[path], ensure_ascii=False) if path in leaves else "(none)"
+    half = _LONGEST_VALUE // 2
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}…{text[-half:]}"

@@ -35,6 +35,21 @@ else:
 """
 
 
+CROWNING = """
+from ngrpo.storage.digest import file_sha256, model_digest
+from ngrpo.storage.manifest import FileEntry, Manifest
+from ngrpo.tracking.registry import CHAMPION, ModelRegistry
+model = work / "model"
+model.mkdir()
+(model / "model.safetensors").write_text("weights")
+files = {"model/model.safetensors": FileEntry(file_sha256(model / "model.safetensors"), 7)}
+(work / "manifest.json").write_bytes(Manifest("ngrpo_training", "k", "c", "v", {}, files).to_bytes())
+registry = ModelRegistry(config.promotion.model_name)
+version = registry.register(model, work / "manifest.json", digest=model_digest(model), tags={})
+registry.set_alias(CHAMPION, str(version.version))
+"""
+
+
 def cached(house):
     return [name for name, stage in house.summary["stages"].items() if stage["cached"]]
 
@@ -303,3 +318,18 @@ def test_report_can_be_written_again(house):
     report.unlink()
     assert str(report) in house.ngrpo("report").stdout.replace("\n", "")
     assert report.read_text() == before
+
+
+def test_a_run_starts_from_the_champion_of_the_embedded_registry(house):
+    assert "has no champion to start from" in house.ngrpo("plan", "--base", "champion", code=2).stderr
+    house.write_stage("model_promotion", CROWNING)
+    house.ngrpo("run")
+    house.ran()
+    house.ngrpo("run", "--base", "champion")
+    assert sorted(house.ran()) == sorted(STAGES)
+    config = json.loads((house.last_run / "config.json").read_text())
+    assert config["model"]["source"]["kind"] == "registered"
+    assert config["model"]["source"]["version"] == 1
+    assert config["warm_start"]["steps"] == 0
+    house.ngrpo("run", "--base", "champion")
+    assert house.ran() == ["model_promotion"], "of the same champion everything is there"
