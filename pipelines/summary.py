@@ -78,17 +78,19 @@ def plan_table(plan: Plan) -> Table:
 
 
 def results_table(evaluation: Mapping[str, Any]) -> Table:
-    """Return the table of all benchmarks in percent: every model, and what the trained one gained over the warm start.
+    """Return the table of all benchmarks in percent: every model, and what the trained one gained over the one it started from.
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
     """
     models = evaluation["models"]
+    # Without a warm start, base model and warm start are one (see `benchmark_evaluation`).
+    names = {"warm_start": "warm start" if "base" in models else "base model"}
     table = Table(title="Results (%, with the interval of the mean)")
     table.add_column("benchmark")
     table.add_column("")
     for model in models:
-        table.add_column(model.replace("_", " "), justify="right")
+        table.add_column(names.get(model, model), justify="right")
     table.add_column("gain", justify="right")
     for benchmark, trained in models["trained"].items():
         results = [of[benchmark] for of in models.values()]
