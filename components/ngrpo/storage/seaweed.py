@@ -170,7 +170,7 @@ def _start(
     leftovers += [str(directory / f"m{ports['master']}")]
     access_key, secret_key = credentials
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
-    environment |= {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "GOMEMLIMIT": "300MiB"}
+    environment |= {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "GOMEMLIMIT": "512MiB"}
     with log.open("wb") as output:
         guard = subprocess.Popen(
             [sys.executable, "-IS", str(_GUARD), *leftovers, "--", *arguments],
