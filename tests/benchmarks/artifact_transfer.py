@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -61,6 +62,7 @@ def _measure(scratch: Path) -> list[dict]:
         shutil.rmtree(scratch / "cache", ignore_errors=True)
         shutil.rmtree(peer, ignore_errors=True)
         peer.mkdir()
+        os.sync()  # what the one before has written is not to be waited for by the next
 
     peer = scratch / "peer"
     publish()
