@@ -39,10 +39,13 @@ _CONFIG = Config(
     read_timeout=60,
     retries={"total_max_attempts": 3, "mode": "standard"},
 )
-_TRANSFER = TransferConfig(
+# One transfer; two files go at a time (see `ngrpo.storage.artifacts`). More threads take the time of the one that hashes.
+_UPLOAD = TransferConfig(
     multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, io_chunksize=1 << 20
 )
-"""One transfer; two files go at a time (see `ngrpo.storage.artifacts`). More threads take the time of the one that hashes."""
+_DOWNLOAD = TransferConfig(
+    multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4, io_chunksize=1 << 20
+)
 
 
 class UnreadableError(StoreError):
@@ -119,7 +122,7 @@ class ObjectStore:
         """
         with self._explained():
             self._client.upload_file(
-                str(path), self._bucket, self._key(key), ExtraArgs={"Metadata": dict(metadata or {})}, Config=_TRANSFER
+                str(path), self._bucket, self._key(key), ExtraArgs={"Metadata": dict(metadata or {})}, Config=_UPLOAD
             )
 
     def put_bytes(self, data: bytes, key: str, *, if_none_match: bool = False) -> bool:
@@ -221,7 +224,7 @@ class ObjectStore:
             try:
                 with path.open("wb") as file:
                     hashed = _HashedFile(file)
-                    self._client.download_fileobj(self._bucket, self._key(key), hashed, Config=_TRANSFER)
+                    self._client.download_fileobj(self._bucket, self._key(key), hashed, Config=_DOWNLOAD)
                 return hashed.sha256.hexdigest()
             except OSError as error:
                 raise StoreError(
