@@ -21,13 +21,17 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-container lint lint-images bench golden ui images lock lock-images clean
+.PHONY: run test test-faults test-container lint lint-images bench golden ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Attacks and faults that take minutes: kills at every write, a full disk, a store that fails, damaged state of every kind.
+test-faults: $(VENV)/installed
+	$(BIN)/python -m pytest tests/faults $(ARGS)
 
 test-container: $(VENV)/installed
 	$(BIN)/python -m tests.container $(ARGS)

@@ -1,0 +1,85 @@
+"""State files: damage of every kind is one error that names the file and the cure, and a write is whole or did not happen."""
+
+import os
+from typing import NotRequired, TypedDict
+
+import pytest
+
+from ngrpo.errors import StoreError
+from ngrpo.storage.state import DamagedStateError, parse_state, read_state, write_state
+
+
+class Note(TypedDict):
+    name: str
+    count: int
+    reason: NotRequired[str | None]
+
+
+GOOD = b'{"name": "x", "count": 3}'
+
+DAMAGE = {
+    "empty": b"",
+    "blank": b"\n  \n",
+    "cut": GOOD[:-4],
+    "not UTF-8": b'{"name": "\xff", "count": 3}',
+    "another encoding": '{"name": "x", "count": 3}'.encode("utf-16"),
+    "zeros": bytes(64),
+    "a list": b'["x", 3]',
+    "a number": b"7",
+    "null": b"null",
+    "a field is missing": b'{"name": "x"}',
+    "text for a number": b'{"name": "x", "count": "3"}',
+    "boolean for a number": b'{"name": "x", "count": true}',
+    "not finite": b'{"name": "x", "count": NaN}',
+    "nested beyond reason": b"[" * 200_000,
+    "a lone surrogate": rb'{"name": "\ud800", "count": 3}',
+    "a number of a million digits": b'{"name": "x", "count": ' + b"9" * 1_000_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE)
+def test_damage_of_every_kind_is_one_line_with_file_and_cure(tmp_path, data):
+    path = tmp_path / "note.json"
+    path.write_bytes(data)
+    with pytest.raises(DamagedStateError) as error:
+        read_state(path, Note, cure="delete it")
+    said = str(error.value)
+    assert said.startswith(f"{path}: damaged: ")
+    assert said.endswith("; delete it")
+    assert "\n" not in said
+    assert len(said) < 400
+
+
+def test_what_was_written_is_read_back_and_no_file_is_no_damage(tmp_path):
+    path = tmp_path / "folder" / "note.json"
+    assert read_state(path, Note, cure="") is None
+    write_state(path, {"name": "ü", "count": 3, "reason": None})
+    assert read_state(path, Note, cure="") == {"name": "ü", "count": 3, "reason": None}
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in path.parent.iterdir()] == ["note.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "note.json"
+    write_state(path, {"name": "old", "count": 1})
+
+    def full(descriptor):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"note\.json: cannot be written \(No space left on device, \d+ bytes\)"):
+        write_state(path, {"name": "new", "count": 2})
+    monkeypatch.undo()
+    assert read_state(path, Note, cure="") == {"name": "old", "count": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_a_directory_in_place_of_a_file_is_damage(tmp_path):
+    with pytest.raises(DamagedStateError, match="cannot be read"):
+        read_state(tmp_path, Note, cure="")
+
+
+def test_secrets_in_damaged_state_are_not_repeated():
+    with pytest.raises(DamagedStateError) as error:
+        parse_state(b'{"name": ["hunter2"], "count": 3}', Note, where="credentials.json", cure="delete it")
+    assert "hunter2" not in str(error.value)
