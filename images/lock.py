@@ -1,7 +1,7 @@
 """Write `cpu.txt` and `gpu.txt`: every package of an image with version and hashes, for Linux on x86-64 (`make lock-images`).
 
-An image holds what a machine of its kind is given: the CPU image what the tests ran with, `requirements/cpu.txt`, the GPU image `requirements/cuda.txt`.
-uv reads where packages come from in its own variables (`UV_INDEX`, `UV_FIND_LINKS`).
+An image holds the versions of a machine of its kind: the CPU image what the tests ran with, `requirements/cpu.txt`, the GPU image
+`requirements/cuda.txt`. uv reads where packages come from in its own variables (`UV_INDEX`, `UV_FIND_LINKS`).
 """
 
 import os

@@ -15,7 +15,9 @@ _OTHER_BUILDS = re.compile(r"#|torch\b|triton\b|vllm")
 
 def main() -> None:
     """Resolve the extras that the Makefile installs on such a machine; only metadata is fetched."""
-    shared = [line for line in (HERE / "cpu.txt").read_text().splitlines(keepends=True) if not _OTHER_BUILDS.match(line)]
+    shared = [
+        line for line in (HERE / "cpu.txt").read_text().splitlines(keepends=True) if not _OTHER_BUILDS.match(line)
+    ]
     with tempfile.TemporaryDirectory() as directory:
         # Versions that are in its output file uv keeps where it can.
         resolved = Path(directory) / "cuda.txt"
