@@ -49,6 +49,7 @@ class Checkpoints(TrainerCallback):
         self._store = store
         self._steps = steps
         self._stride = stride
+        self._sound: set[int] = set()
         self._told_to_stop = False
         self._uploads = ThreadPoolExecutor(1, initializer=_yield_to_training)
         self._upload: Future[None] | None = None
@@ -68,7 +69,9 @@ class Checkpoints(TrainerCallback):
         if PartialState().is_local_main_process:
             for step in self._here():
                 if step > limit:
-                    self._set_aside(step, f"it is beyond checkpoint-{limit}" if limit else "training starts anew")
+                    self._set_aside(
+                        step, f"training has {self._steps} steps" if step > self._steps else "not every node has it"
+                    )
         PartialState().wait_for_everyone()
         if limit:
             PartialState().print(f"resuming from checkpoint-{limit}", flush=True)
@@ -122,37 +125,34 @@ class Checkpoints(TrainerCallback):
 
     def _newest(self, limit: int) -> int:
         """Return the newest checkpoint up to a step that can be resumed from, 0 if there is none; what is damaged is set aside."""
-        newest = next((step for step in self._here() if self._usable(step)), 0)
+        newest = next((step for step in self._here() if step <= limit and self._usable(step)), 0)
         while self._store is not None:
             self._store.restore(self.directory, after=newest, until=limit)
-            fetched = self._here()[:1]
-            if fetched in ([], [newest]) or self._usable(fetched[0]):
-                return fetched[0] if fetched else 0
-            limit = fetched[0] - 1
+            fetched = max((step for step in self._here() if step <= limit), default=0)
+            if fetched == newest or self._usable(fetched):
+                return fetched
+            limit = fetched - 1
         return newest
 
     def _usable(self, step: int) -> bool:
         """Whether a checkpoint and the best that it remembers are whole; it is set aside if not."""
-        if step > self._steps:
-            return self._set_aside(step, f"training has {self._steps} steps")
-        damage = problem(self._of(step))
-        if damage is not None:
-            return self._set_aside(step, damage)
+        if not self._whole(step):
+            return False
         best = TrainerState.load_from_json(str(self._of(step) / TRAINER_STATE_NAME)).best_global_step
-        if best in (None, step) or self._whole(best):
+        if best is None or self._whole(best):
             return True
         if self._store is not None:
             self._store.restore(self.directory, after=best - 1, until=best)
-            if self._whole(best):
-                return True
-        return self._set_aside(step, f"the best of its time, checkpoint-{best}, is lost")
+        return self._whole(best) or self._set_aside(step, f"the best of its time, checkpoint-{best}, is lost")
 
     def _whole(self, step: int) -> bool:
         """Whether a checkpoint is here and whole; it is set aside if it is damaged."""
-        if not self._of(step).exists():
-            return False
-        damage = problem(self._of(step))
-        return damage is None or self._set_aside(step, damage)
+        if step not in self._sound and self._of(step).exists():
+            damage = problem(self._of(step))
+            if damage is not None:
+                return self._set_aside(step, damage)
+            self._sound.add(step)
+        return step in self._sound
 
     def _set_aside(self, step: int, reason: str) -> bool:
         """Move a checkpoint out of the way of the one that will take its place; return false."""
@@ -162,6 +162,7 @@ class Checkpoints(TrainerCallback):
 
     def _move(self, step: int) -> Path:
         """Move a checkpoint away, so that none is ever there in part."""
+        self._sound.discard(step)
         target = self._aside / self._of(step).name
         shutil.rmtree(target, ignore_errors=True)
         self._aside.mkdir(exist_ok=True)
