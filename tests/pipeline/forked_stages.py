@@ -90,7 +90,7 @@ class Stages:
         inputs: Mapping[str, str],
         *,
         settings: tuple[str, ...] = (),
-        kill_at: int | None = None,
+        kill_at: int | str | None = None,
         kill_after: float | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> int:
@@ -101,7 +101,8 @@ class Stages:
             key: Key of its result.
             inputs: By input, the key of the artifact.
             settings: Of the run, besides `SETTINGS`.
-            kill_at: Kill it at this write, counted from 0 from when it begins to save its last checkpoint.
+            kill_at: Kill it at this write, counted from 0 from when it begins to save its last checkpoint; or when it first
+                calls this method of `ObjectStore` from then on.
             kill_after: Kill it after so many seconds.
             environment: What it finds there besides.
         """
@@ -252,14 +253,14 @@ def _fork(job: dict) -> None:
 class _Writes:
     """Kills this process at a write after its last checkpoint began to be saved: of a file, a directory or an object."""
 
-    def __init__(self, kill_at: int | None):
+    def __init__(self, kill_at: int | str | None):
         self.count = 0
         self.counting = False
         self._kill_at = kill_at
 
-    def __call__(self) -> None:
+    def __call__(self, method: str = "") -> None:
         if self.counting:
-            if self.count == self._kill_at:
+            if self._kill_at in (self.count, method):
                 os.kill(os.getpid(), signal.SIGKILL)
             self.count += 1
 
@@ -283,9 +284,11 @@ def _watch(write: _Writes) -> None:
         elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
             write()
 
-    def watched(method):
+    def watched(name):
+        method = getattr(ObjectStore, name)
+
         def call(*arguments, **keywords):
-            write()
+            write(name)
             result = method(*arguments, **keywords)
             write()
             return result
@@ -298,7 +301,7 @@ def _watch(write: _Writes) -> None:
 
     save, Trainer._save_checkpoint = Trainer._save_checkpoint, armed
     for name in ("put_file", "put_bytes", "delete"):
-        setattr(ObjectStore, name, watched(getattr(ObjectStore, name)))
+        setattr(ObjectStore, name, watched(name))
     sys.addaudithook(audit)
 
 
