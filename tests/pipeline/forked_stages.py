@@ -50,12 +50,11 @@ SELECTION = (
     "training.selection.samples=2",
 )
 """Settings by which the best checkpoint is the result: a random model solves nothing, so that it is the first."""
-TIMES = ("step_time", "train_runtime")
 
 
 @dataclass
 class Stages:
-    """Runs stages of the small preset in forks; the store is that of the environment."""
+    """Runs stages of the small preset in forks; `root`, `store` and `environment` may be changed between two tries."""
 
     root: Path
     store: str
@@ -71,8 +70,7 @@ class Stages:
         environment.pop("MLFLOW_RUN_ID", None)
         self._server = subprocess.Popen(
             [sys.executable, __file__],
-            env=environment | {"NGRPO_STORE": self.store} | self.environment,
-            cwd=self.root,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,7 +90,6 @@ class Stages:
         settings: tuple[str, ...] = (),
         kill_at: int | str | None = None,
         kill_after: float | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> int:
         """Run a stage to its end or to its death, and return its exit code.
 
@@ -104,7 +101,6 @@ class Stages:
             kill_at: Kill it at this write, counted from 0 from when it begins to save its last checkpoint; or when it first
                 calls this method of `ObjectStore` from then on.
             kill_after: Kill it after so many seconds.
-            environment: What it finds there besides.
         """
         references = {}
         for name, producer in INPUTS[stage].items():
@@ -118,8 +114,10 @@ class Stages:
             "environment": {
                 "NGRPO_WORK_DIR": str(self.root / "work"),
                 "NGRPO_CACHE_DIR": str(self.root / "cache"),
-                **(environment or {}),
+                "NGRPO_STORE": self.store,
+                **self.environment,
             },
+            "root": str(self.root),
             "log": str(self.root / f"{stage}-{key}.log"),
             "kill_at": kill_at,
         }
@@ -162,7 +160,7 @@ def content(artifact: Path) -> dict[str, object]:
 def _timeless(tree: object) -> object:
     if isinstance(tree, list):
         return [_timeless(one) for one in tree]
-    return {name: value for name, value in tree.items() if not name.endswith(TIMES)}
+    return {name: value for name, value in tree.items() if not name.endswith(("step_time", "seconds"))}
 
 
 def _kill(pid: int) -> None:
@@ -223,6 +221,7 @@ def _fork(job: dict) -> None:
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
         os.environ.update(job["environment"])
+        os.chdir(job["root"])
         writes = _Writes(job["kill_at"])
         _watch(writes)
         from ngrpo.config import load_config, select
