@@ -1,6 +1,8 @@
 """Which checkpoint a training goes on from when some are damaged."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,38 @@ def test_what_is_sound_is_deleted_only_after_its_successors_are_whole(tmp_path, 
     assert sorted(path.name for path in here.iterdir()) == ["checkpoint-6", "checkpoint-8"]
     assert not list((tmp_path / "set_aside").iterdir()), "the unfinished one has a successor"
     assert problem(here / "checkpoint-8") is None
+
+
+def test_nodes_go_on_from_a_checkpoint_that_all_have(tmp_path, monkeypatch, capsys):
+    write(tmp_path, 2, 4)
+    other = [2, 2]  # another node has the older one alone, each time that all are asked
+    monkeypatch.setattr(module, "gather_object", lambda own: [*own, other.pop()])
+    assert restore(tmp_path) == "checkpoint-2"
+    assert "checkpoint-4 is not used: not every node has it" in capsys.readouterr().out
+    assert not other
+
+
+class Store:
+    """Stands for the checkpoints in object storage."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def restore(self, directory: Path, *, after: int, until: float = math.inf) -> None:
+        steps = [int(path.name.rpartition("-")[2]) for path in self._directory.iterdir()]
+        wanted = max((step for step in steps if after < step <= until), default=None)
+        if wanted is not None:
+            shutil.copytree(self._directory / f"checkpoint-{wanted}", directory / f"checkpoint-{wanted}")
+
+
+def test_what_is_damaged_here_comes_from_object_storage_and_what_is_damaged_there_is_passed_over(tmp_path):
+    work, stored = tmp_path / "work", tmp_path / "stored"
+    write(work, 2, 4, best=2)
+    write(stored, 2, 4, 6, best=2)
+    flip_a_bit(stored / "checkpoints" / "checkpoint-6" / "optimizer.pt")  # before it was uploaded
+    for step in (2, 4):
+        flip_a_bit(work / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt")
+    checkpoints = Checkpoints(work, Store(stored / "checkpoints"), 8, 1)
+    checkpoints.restore()
+    assert Path(checkpoints.resumed_from).name == "checkpoint-4"
+    assert [problem(path) for path in sorted((work / "checkpoints").iterdir())] == [None, None]
