@@ -27,6 +27,10 @@ class EngineError(NGRPOError):
     """The rollout engine cannot be started, or died while it generated."""
 
 
+class TrainingError(NGRPOError):
+    """Training has diverged: a loss, a gradient or a result is not finite."""
+
+
 class TrainJobError(NGRPOError):
     """A training on several nodes was refused by the cluster, did not start, or failed."""
 

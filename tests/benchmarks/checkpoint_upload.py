@@ -110,7 +110,7 @@ def _steps(work: Path, model: Path, settings: WarmStartConfig) -> float:
     clock = _Clock()
     steps = 1 + settings.save_steps
     rows = torch.randint(0, SMOLLM2["vocab_size"], (settings.batch_size * steps, TOKENS)).tolist()
-    with checkpoints_of(work) as kept:
+    with checkpoints_of(work, steps=steps) as kept:
         trainer = Trainer(
             model=LlamaForCausalLM.from_pretrained(model),
             args=TrainingArguments(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from ngrpo.config import BaseModelSource, HubModel, InitializedModel, PackagedModel, RegisteredModel
 from ngrpo.data import hub_model, initialized, packaged, registered
 from ngrpo.data.locations import reason
+from ngrpo.data.weights import weights_problem
 from ngrpo.errors import DataError
 
 # Rows kept free for later use in vocabularies that do not list them as added tokens.
@@ -121,6 +122,11 @@ def _check_weights(path: Path, name: str) -> None:
         raise DataError(
             f"model {name!r}: no weights: {', '.join(missing)} missing in {path}; save the model with "
             "save_pretrained (safetensors)"
+        )
+    problem = weights_problem(path)
+    if problem is not None:
+        raise DataError(
+            f"model {name!r}: its weights in {path} cannot be used: {problem}; copy or save the model again"
         )
 
 

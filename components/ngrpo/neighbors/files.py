@@ -10,11 +10,24 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ngrpo.errors import DataError
 from ngrpo.storage.digest import file_sha256
+from ngrpo.storage.state import DamagedStateError, read_state
 
 _TENSORS, _DESCRIPTION = "index.safetensors", "index.json"
+_CURE = "build it again"
+
+
+class _Description(TypedDict):
+    """What is read of the description."""
+
+    sha256: str
+    metric: str
+    fingerprint: str
+    version: int
+    statistics: dict[str, int]
 
 
 def write(directory: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -44,10 +57,14 @@ def read(directory: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[st
         DataError: A file is missing, or is not what was written.
     """
     try:
-        description = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_state(directory / _DESCRIPTION, _Description, cure=_CURE)
+        if description is None:
+            raise ValueError(f"{_DESCRIPTION} is missing")
         if file_sha256(directory / _TENSORS) != description["sha256"]:
             raise ValueError(f"{_TENSORS} is not the file that {_DESCRIPTION} describes")
         tensors = load_file(directory / _TENSORS)
-        return {name: tensors[name] for name in names}, description
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"neighbor index in {directory}: cannot be read ({error}); build it again") from error
+        return {name: tensors[name] for name in names}, dict(description)
+    except DamagedStateError as error:
+        raise DataError(f"neighbor index: {error}") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise DataError(f"neighbor index in {directory}: cannot be read ({error}); {_CURE}") from error

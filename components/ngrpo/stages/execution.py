@@ -6,7 +6,6 @@ environment (`ngrpo.stages.surroundings`).
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.errors import NGRPOError, Preempted, StoreError
+from ngrpo.stages.disk import disk_fault
 from ngrpo.stages.process import attach, write_record
 from ngrpo.stages.surroundings import Surroundings
 
@@ -96,6 +96,7 @@ def _execute(
     from ngrpo.environment import environment
     from ngrpo.stages.keys import digest
     from ngrpo.stages.registry import STAGES
+    from ngrpo.stages.soundness import read_metrics, require_finite
     from ngrpo.storage.artifacts import ArtifactStore
     from ngrpo.storage.checkpoints import PLACE, CheckpointStore
     from ngrpo.storage.manifest import Reference
@@ -123,7 +124,7 @@ def _execute(
             )
     if found is not None:
         checkpoints.clear()  # its publisher may have been killed before it did
-        return _read_metrics(store.fetch(found, only="metrics.json")), found, cached
+        return read_metrics(store.fetch(found, only="metrics.json")), found, cached
 
     references = {source: Reference.read(Path(path)) for source, path in inputs.items()}
     payload = place / "output"
@@ -155,6 +156,7 @@ def _execute(
             stage.function()(config, directories, payload, work)
         if not first:
             return {}, None, False
+        require_finite(name, payload)
         published = store.publish(
             stage.name,
             key,
@@ -163,7 +165,7 @@ def _execute(
             code_version=code_version,
             inputs={source: reference.key for source, reference in references.items()},
         )
-        values = _read_metrics(payload)
+        values = read_metrics(payload)
         if tracked is not None:
             tracked.log_metrics(values)
             tracked.set_tags({"ngrpo.artifact": published.uri, "ngrpo.digest": published.digest})
@@ -176,14 +178,10 @@ def _say(error: BaseException, surroundings: Surroundings) -> str:
     """Return what the user is told of an error."""
     if isinstance(error, NGRPOError | Preempted):
         return str(error)
-    if os.strerror(errno.ENOSPC) in str(error):  # libraries wrap it in errors of their own
-        return f"the disk is full: make room for {surroundings.work} and {surroundings.cache}, then run again"
+    fault = disk_fault(error, surroundings.work, surroundings.cache)
+    if fault is not None:
+        return fault
     return "".join(traceback.format_exception_only(error)).strip()
-
-
-def _read_metrics(directory: Path) -> dict[str, float]:
-    values: dict[str, float] = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    return values
 
 
 def _write_json(path: Path, value: object) -> None:

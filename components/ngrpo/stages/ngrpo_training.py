@@ -33,6 +33,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
 
     Raises:
         DataError: The data set is too small for one batch, or the model or its tokenizer cannot be used.
+        TrainingError: Training diverged.
     """
     set_seed(config.seed)
     start = inputs["warm_start"] / "model"

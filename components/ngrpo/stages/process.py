@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -19,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from ngrpo.errors import TrackingError
+from ngrpo.storage.state import read_state, write_state
 
 LIFELINE = "lifeline"
 PARENT_RUN = "parent_run.json"
@@ -54,11 +56,12 @@ def attach(run_directory: Path, stage: str) -> StageProcess:
 
 def write_record(run_directory: Path, stage: str, record: dict[str, Any]) -> None:
     """Write `stages/<stage>.json` of a run, whole or not at all."""
-    path = run_directory / "stages" / f"{stage}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record), encoding="utf-8")
-    partial.replace(path)
+    write_state(run_directory / "stages" / f"{stage}.json", record)
+
+
+class _ParentRun(TypedDict, total=False):
+    run_id: str
+    error: str
 
 
 def parent_run_id(run_directory: Path) -> str:
@@ -66,13 +69,13 @@ def parent_run_id(run_directory: Path) -> str:
 
     Raises:
         TrackingError: It could not be opened.
+        DamagedStateError: The run's announcement of it cannot be read.
     """
     path = run_directory / PARENT_RUN
-    while not path.exists():  # the lifeline ends the wait if the run dies
-        time.sleep(0.05)
-    announcement: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    if "error" in announcement:
-        raise TrackingError(announcement["error"])
+    while (announcement := read_state(path, _ParentRun, cure="run again")) is None:
+        time.sleep(0.05)  # the lifeline ends the wait if the run dies
+    if "run_id" not in announcement:
+        raise TrackingError(announcement.get("error", f"{path}: names no run; run again"))
     return announcement["run_id"]
 
 

@@ -30,6 +30,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
 
     Raises:
         DataError: The base model or its tokenizer cannot be used.
+        TrainingError: Training diverged.
     """
     base = materialize(config.model.source, work / "base_model")
     if config.warm_start.steps == 0:
@@ -47,7 +48,12 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
     )
     trainer = train_warm_start(model, tokenizer, dataset, config, work)
     save_model(trainer, output / "model")
-    history = trainer.state.log_history
+    # Its last entry tells of time; `num_tokens` is counted by TRL from the last resume on.
+    history = [
+        {name: value for name, value in entry.items() if name != "num_tokens"}
+        for entry in trainer.state.log_history
+        if "train_runtime" not in entry
+    ]
     (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
     losses = [entry["loss"] for entry in history if "loss" in entry]
     metrics = {"steps": config.warm_start.steps, "final_loss": losses[-1], "examples": len(dataset)}

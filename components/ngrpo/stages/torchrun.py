@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,12 +10,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from typing_extensions import TypedDict
+
 from ngrpo import errors
 from ngrpo.config import Section
-from ngrpo.errors import NGRPOError, Preempted
+from ngrpo.errors import NGRPOError, Preempted, StoreError
+from ngrpo.stages.disk import disk_fault
 from ngrpo.stages.registry import STAGES
+from ngrpo.storage.state import read_state, write_state
 
 _RENDEZVOUS_SECONDS = 3600
+
+
+class _Task(TypedDict):
+    """What each process is to do."""
+
+    stage: str
+    config: str
+    inputs: dict[str, str]
+    output: str
+    work: str
+
+
+class _Failure(TypedDict):
+    """Why a process failed: the name of an error of `ngrpo.errors`, and what it says."""
+
+    kind: str
+    message: str
 
 
 def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, work: Path, *, processes: int) -> None:
@@ -41,8 +61,10 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
     error = work / "error.json"
     error.unlink(missing_ok=True)
     task = work / "task.json"
-    paths = {"inputs": {name: str(path) for name, path in inputs.items()}, "output": str(output), "work": str(work)}
-    task.write_text(json.dumps({"stage": stage, "config": config.model_dump_json(), **paths}), encoding="utf-8")
+    named = {name: str(path) for name, path in inputs.items()}
+    write_state(
+        task, _Task(stage=stage, config=config.model_dump_json(), inputs=named, output=str(output), work=str(work))
+    )
     # torchrun reads `PET_*` itself. Nodes may be ready at very different times: images and inputs are large.
     together = f"--rdzv-conf=timeout={_RENDEZVOUS_SECONDS}" if "PET_NNODES" in os.environ else "--standalone"
     launcher = [sys.executable, "-m", "torch.distributed.run", together, f"--nproc-per-node={processes}"]
@@ -62,9 +84,10 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
         group.kill()
     if code and told_to_stop:
         raise Preempted
-    if error.exists():
-        said = json.loads(error.read_text(encoding="utf-8"))
-        raise getattr(errors, said["kind"])(said["message"])
+    said = read_state(error, _Failure, cure="see the log, and run again")
+    if said is not None:
+        kind = getattr(errors, said["kind"], NGRPOError)
+        raise (kind if isinstance(kind, type) and issubclass(kind, NGRPOError) else NGRPOError)(said["message"])
     if code:
         raise RuntimeError(
             f"{stage}: one of its {processes} processes failed (torchrun ended with {code}): see the log"
@@ -85,16 +108,21 @@ def join() -> None:
 def _work(task: Path) -> None:
     """Be one of the processes."""
     join()
-    said = json.loads(task.read_text(encoding="utf-8"))
+    said = read_state(task, _Task, cure="run again")
+    if said is None:
+        raise StoreError(f"{task}: missing; run again")
     stage, work = STAGES[said["stage"]], Path(said["work"])
     config = stage.config.model_validate_json(said["config"])
     inputs = {name: Path(path) for name, path in said["inputs"].items()}
     try:
         stage.function()(config, inputs, Path(said["output"]), work)
     except NGRPOError as error:
-        partial = work / f"error-{os.getpid()}.json"
-        partial.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}), encoding="utf-8")
-        partial.replace(work / "error.json")
+        write_state(work / "error.json", _Failure(kind=type(error).__name__, message=str(error)))
+        raise
+    except OSError as error:
+        fault = disk_fault(error, work)
+        if fault is not None:
+            write_state(work / "error.json", _Failure(kind=StoreError.__name__, message=fault))
         raise
 
 

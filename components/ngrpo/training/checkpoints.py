@@ -1,8 +1,12 @@
-"""Checkpoints of a training: marked once they are whole, copied to object storage while training goes on, resumed from."""
+"""Checkpoints of a training: marked once they are whole, copied to object storage while training goes on, resumed from.
+
+One that is damaged is not resumed from: the one before it is. Training is exact, so that it comes to the same bytes.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -21,10 +25,11 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ngrpo.errors import Preempted, StoreError
 from ngrpo.storage.checkpoints import CheckpointStore
+from ngrpo.training.marker import MARKER, mark, problem
 
 KEPT = 2
 """Checkpoints that are kept beside the best, on disk and in object storage: while one is uploaded, only older ones are deleted."""
-_MARKER = "complete"
+_SET_ASIDE = "set_aside"
 
 
 class Checkpoints(TrainerCallback):
@@ -35,48 +40,51 @@ class Checkpoints(TrainerCallback):
         preempted: Whether training was stopped.
     """
 
-    def __init__(self, directory: Path, store: CheckpointStore | None, stride: int):
+    def __init__(self, work: Path, store: CheckpointStore | None, steps: int, stride: int):
         """See `checkpoints_of`."""
-        self.directory = directory
+        self.directory = work / "checkpoints"
         self.resumed_from: str | None = None
         self.preempted = False
+        self._aside = work / _SET_ASIDE
         self._store = store
+        self._steps = steps
         self._stride = stride
+        self._sound: set[int] = set()
         self._told_to_stop = False
         self._uploads = ThreadPoolExecutor(1, initializer=_yield_to_training)
         self._upload: Future[None] | None = None
 
     def restore(self) -> None:
-        """Find the newest whole checkpoint, which may be in object storage, as may be the best that it remembers."""
-        if self._store is not None and PartialState().is_local_main_process:
-            last = self._last()
-            self._store.restore(self.directory, after=0 if last is None else _step(last))
-            last = self._last()
-            best = (
-                None if last is None else TrainerState.load_from_json(str(last / TRAINER_STATE_NAME)).best_global_step
-            )
-            if best is not None and not self._whole(best):
-                self._store.restore(self.directory, after=best - 1, until=best)
+        """Find the newest checkpoint that is whole, as is the best that it remembers; either may be in object storage.
+
+        What is damaged, unfinished or beyond it is set aside, and deleted once there is another of the same step or a later one.
+        """
+        limit = self._steps
+        while True:  # until all nodes have the same: one may have more than another
+            own = self._newest(limit) if PartialState().is_local_main_process else None
+            found = [step for step in gather_object([own]) if step is not None]
+            limit = min(found)
+            if limit == max(found):
+                break
+        if PartialState().is_local_main_process:
+            for step in self._here():
+                if step > limit:
+                    self._set_aside(
+                        step, f"training has {self._steps} steps" if step > self._steps else "not every node has it"
+                    )
         PartialState().wait_for_everyone()
-        last = self._last()
-        if last is not None:
-            PartialState().print(f"resuming from {last.name}", flush=True)
-            self.resumed_from = str(last)
+        if limit:
+            PartialState().print(f"resuming from checkpoint-{limit}", flush=True)
+            self.resumed_from = str(self._of(limit))
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: save and stop at the next step after which a resumed run is exact."""
         self._told_to_stop = True
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Look for the best checkpoint where checkpoints are on this machine; without it, the best is still to come."""
-        best = state.best_global_step
-        if best is None:
-            return
-        if self._whole(best):
-            state.best_model_checkpoint = str(self.directory / f"checkpoint-{best}")
-        else:
-            print(f"checkpoint of step {best}: the best so far is lost; the best of the next is the result", flush=True)
-            state.best_global_step = state.best_metric = state.best_model_checkpoint = None
+        """Look for the best checkpoint where checkpoints are on this machine."""
+        if state.best_global_step is not None:
+            state.best_model_checkpoint = str(self._of(state.best_global_step))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Save and stop if any process was told to; all of them at the same step, for they work together."""
@@ -93,12 +101,13 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded."""
         PartialState().wait_for_everyone()  # every process writes files of its own
-        checkpoint = self.directory / f"checkpoint-{state.global_step}"
+        checkpoint = self._of(state.global_step)
         if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of nodes
             _gather(checkpoint)
         if not state.is_world_process_zero:
             return
-        (checkpoint / _MARKER).touch()
+        mark(checkpoint)
+        self._remove_old(state.global_step, state.best_global_step)
         if self._store is not None:
             self.finish_upload()
             self._upload = self._uploads.submit(
@@ -114,28 +123,83 @@ class Checkpoints(TrainerCallback):
                 print(f"a checkpoint is not in object storage: {error}", flush=True)
             self._upload = None
 
-    def _whole(self, step: int) -> bool:
-        return (self.directory / f"checkpoint-{step}" / _MARKER).exists()
+    def _newest(self, limit: int) -> int:
+        """Return the newest checkpoint up to a step that can be resumed from, 0 if there is none; what is damaged is set aside."""
+        newest = next((step for step in self._here() if step <= limit and self._usable(step)), 0)
+        while self._store is not None:
+            self._store.restore(self.directory, after=newest, until=limit)
+            fetched = max((step for step in self._here() if step <= limit), default=0)
+            if fetched == newest or self._usable(fetched):
+                return fetched
+            limit = fetched - 1
+        return newest
 
-    def _last(self) -> Path | None:
-        """Return the newest whole checkpoint on this machine."""
-        whole = [path.parent for path in self.directory.glob(f"checkpoint-*/{_MARKER}")]
-        return max(whole, key=_step, default=None)
+    def _usable(self, step: int) -> bool:
+        """Whether a checkpoint and the best that it remembers are whole; it is set aside if not."""
+        if not self._whole(step):
+            return False
+        best = TrainerState.load_from_json(str(self._of(step) / TRAINER_STATE_NAME)).best_global_step
+        if best is None or self._whole(best):
+            return True
+        if self._store is not None:
+            self._store.restore(self.directory, after=best - 1, until=best)
+        return self._whole(best) or self._set_aside(step, f"the best of its time, checkpoint-{best}, is lost")
+
+    def _whole(self, step: int) -> bool:
+        """Whether a checkpoint is here and whole; it is set aside if it is damaged."""
+        if step not in self._sound and self._of(step).exists():
+            damage = problem(self._of(step))
+            if damage is not None:
+                return self._set_aside(step, damage)
+            self._sound.add(step)
+        return step in self._sound
+
+    def _set_aside(self, step: int, reason: str) -> bool:
+        """Move a checkpoint out of the way of the one that will take its place; return false."""
+        print(f"checkpoint-{step} is not used: {reason}", flush=True)
+        self._move(step)
+        return False
+
+    def _move(self, step: int) -> Path:
+        """Move a checkpoint away, so that none is ever there in part."""
+        self._sound.discard(step)
+        target = self._aside / self._of(step).name
+        shutil.rmtree(target, ignore_errors=True)
+        self._aside.mkdir(exist_ok=True)
+        return self._of(step).rename(target)
+
+    def _remove_old(self, newest: int, best: int | None) -> None:
+        """Delete what the checkpoint just marked makes superfluous."""
+        kept = [step for step in self._here() if (self._of(step) / MARKER).exists()][:KEPT]
+        for step in self._here():
+            if step not in (*kept, best):
+                shutil.rmtree(self._move(step), ignore_errors=True)
+        for path in self._aside.glob("checkpoint-*"):
+            if _step(path) <= newest:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _here(self) -> list[int]:
+        """Return the steps of the checkpoints on this machine, whole or not, newest first."""
+        return sorted(map(_step, self.directory.glob("checkpoint-*")), reverse=True)
+
+    def _of(self, step: int) -> Path:
+        return self.directory / f"checkpoint-{step}"
 
 
 @contextmanager
-def checkpoints_of(work: Path, *, stride: int = 1) -> Iterator[Checkpoints]:
+def checkpoints_of(work: Path, *, steps: int, stride: int = 1) -> Iterator[Checkpoints]:
     """Provide the checkpoints of a training while it runs; with SIGTERM it saves one and ends.
 
     Args:
         work: They are in its directory `checkpoints`, and in object storage where the environment says so (`NGRPO_CHECKPOINTS`).
+        steps: Steps of the training: a checkpoint beyond is not resumed from.
         stride: A resumed run is exact if it was saved after a multiple of so many steps.
 
     Raises:
         Preempted: SIGTERM arrived, and a checkpoint was saved.
         StoreError: Object storage holds a checkpoint that cannot be had.
     """
-    kept = Checkpoints(work / "checkpoints", CheckpointStore.from_environment(work / "downloads"), stride)
+    kept = Checkpoints(work, CheckpointStore.from_environment(work / "downloads"), steps, stride)
     kept.restore()
     before = signal.signal(signal.SIGTERM, kept.stop)
     try:

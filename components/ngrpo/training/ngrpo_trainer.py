@@ -25,6 +25,7 @@ from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
+from ngrpo.training.loop import SoundLoop
 from ngrpo.training.validation import Validation
 
 _MIXTURE_KEYS = ("mix_mask", "mix_candidates", "mix_weights", "mix_seeds")
@@ -59,11 +60,13 @@ RolloutObserver = Callable[[RolloutBatch], dict[str, float]]
 """Called after each rollout batch; the numbers it returns are averaged over processes and logged."""
 
 
-class NGRPOTrainer(GRPOTrainer):
+class NGRPOTrainer(SoundLoop, GRPOTrainer):
     """GRPO whose rollouts may be mixed.
 
     With `current_mixer` returning none, losses and log-probabilities are exactly those of `GRPOTrainer`.
     """
+
+    section = "training"
 
     def __init__(
         self,
@@ -167,6 +170,9 @@ class NGRPOTrainer(GRPOTrainer):
 
         Returns:
             `eval_mean`: share of correct answers.
+
+        Raises:
+            TrainingError: It is not finite.
         """
         if self._validation is None:
             raise ValueError("there is nothing to evaluate by: build the trainer with a validation")
@@ -174,6 +180,7 @@ class NGRPOTrainer(GRPOTrainer):
         with self._generation() as (engine, _):
             verdicts = gather_object(self._validation.verdicts(engine, process=process, processes=processes))
         metrics = {"eval_mean": sum(verdicts) / len(verdicts)}
+        self.require_finite(self.state.global_step, metrics)
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics

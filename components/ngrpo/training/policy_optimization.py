@@ -20,7 +20,7 @@ from ngrpo.evaluation.grading import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.mixers import end_marker_ids
-from ngrpo.training.checkpoints import KEPT, checkpoints_of, save_model
+from ngrpo.training.checkpoints import checkpoints_of, save_model
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.progress import show_progress
@@ -80,7 +80,11 @@ def train_policy(
         end_marker=end_marker_ids(config.mixing, tokenizer),
         every_batch=config.training.index_refresh == "every_batch",
     )
-    with Grader() as grader, checkpoints_of(work, stride=config.training.updates_per_batch) as checkpoints:
+    settings = config.training
+    with (
+        Grader() as grader,
+        checkpoints_of(work, steps=settings.steps, stride=settings.updates_per_batch) as checkpoints,
+    ):
         if checkpoints.resumed_from is not None:
             following.resume(Path(checkpoints.resumed_from))
             log.resume(Path(checkpoints.resumed_from))
@@ -173,8 +177,8 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig
         gradient_checkpointing=settings.gradient_checkpointing,
         seed=config.seed,
         save_steps=settings.save_steps,
-        save_total_limit=KEPT + (settings.selection is not None),
         logging_steps=1,
+        logging_nan_inf_filter=False,
         report_to=reporters(),
         disable_tqdm=True,
         dataloader_pin_memory=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -10,8 +11,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from ngrpo.config import SFTWarmStartConfig
-from ngrpo.training.checkpoints import KEPT, checkpoints_of
+from ngrpo.training.checkpoints import checkpoints_of
+from ngrpo.training.loop import SoundLoop
 from ngrpo.training.progress import show_progress
+
+_LOGS = 60
+"""Points of the curves, at least about."""
+_LONGEST_WINDOW = 10
+"""Most steps between two logs: told to stop, training goes on to the next."""
+
+
+class WarmStartTrainer(SoundLoop, SFTTrainer):
+    """TRL's trainer in a sound loop."""
+
+    section = "warm_start"
 
 
 def train_warm_start(
@@ -20,7 +33,7 @@ def train_warm_start(
     dataset: Dataset,
     config: SFTWarmStartConfig,
     work: Path,
-) -> SFTTrainer:
+) -> WarmStartTrainer:
     """Fine-tune a model on worked solutions, resuming from the last whole checkpoint.
 
     Args:
@@ -35,8 +48,11 @@ def train_warm_start(
 
     Raises:
         Preempted: The process was told to stop; see `checkpoints_of`.
+        TrainingError: It diverged.
     """
     settings = config.warm_start
+    # What is logged is a mean over the steps since the last log, which no checkpoint remembers: logs fall on every save.
+    logging_steps = math.gcd(settings.save_steps, max(1, min(_LONGEST_WINDOW, settings.steps // _LOGS)))
     arguments = SFTConfig(
         output_dir=str(work / "checkpoints"),
         max_steps=settings.steps,
@@ -51,14 +67,14 @@ def train_warm_start(
         bf16=config.model.dtype == "bfloat16",
         gradient_checkpointing=False,
         save_steps=settings.save_steps,
-        save_total_limit=KEPT,
-        logging_steps=max(1, settings.steps // 60),
+        logging_steps=logging_steps,
+        logging_nan_inf_filter=False,
         report_to=reporters(),
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    with checkpoints_of(work) as checkpoints:
-        trainer = SFTTrainer(
+    with checkpoints_of(work, steps=settings.steps, stride=logging_steps) as checkpoints:
+        trainer = WarmStartTrainer(
             model=model,
             args=arguments,
             train_dataset=dataset,

@@ -1,0 +1,45 @@
+"""What a stage may publish: weights and metrics that are finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from ngrpo.errors import StoreError, TrainingError
+from ngrpo.storage.state import read_state
+
+
+def require_finite(stage: str, payload: Path) -> None:
+    """Refuse the result of a stage whose weights or metrics are not finite.
+
+    Args:
+        stage: Name of the stage, for the error.
+        payload: What it wrote: `metrics.json`, and `model/` where it made one.
+
+    Raises:
+        TrainingError: A weight or a metric is NaN or infinite.
+    """
+    cure = "set a smaller learning rate, or look for the fault in model and data, and run again"
+    for name, value in json.loads((payload / "metrics.json").read_bytes()).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TrainingError(f"{stage}: not published: the metric {name} is {value}; {cure}")
+    if (payload / "model").is_dir():
+        from ngrpo.data.weights import weights_problem
+
+        problem = weights_problem(payload / "model")
+        if problem is not None:
+            raise TrainingError(f"{stage}: not published: the model is not sound: {problem}; {cure}")
+
+
+def read_metrics(directory: Path) -> dict[str, float]:
+    """Return the metrics of an artifact.
+
+    Raises:
+        StoreError: There are none, or the file is damaged.
+    """
+    path, cure = directory / "metrics.json", "run the pipeline again"
+    metrics = read_state(path, dict[str, float], cure=cure)
+    if metrics is None:
+        raise StoreError(f"{path}: missing; {cure}")
+    return metrics

@@ -1,0 +1,88 @@
+"""What vouches for a checkpoint: a marker, written last, with the digest of every file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from ngrpo.storage.digest import file_sha256
+from ngrpo.storage.state import DamagedStateError, read_state, write_state
+
+MARKER = "complete"
+_READERS = 4
+"""Files that are hashed at a time: the weights and the moments of the optimizer are most of a checkpoint."""
+
+
+class _Entry(TypedDict):
+    sha256: str
+    size: int
+
+
+class _Marker(TypedDict):
+    version: Literal[1]
+    files: Mapping[str, _Entry]
+
+
+def mark(checkpoint: Path) -> None:
+    """Declare a checkpoint whole: all of it is on disk before its marker is.
+
+    Raises:
+        OSError: The disk failed.
+        StoreError: The marker cannot be written.
+    """
+    paths = _files(checkpoint)
+    with ThreadPoolExecutor(_READERS) as pool:
+        entries = dict(zip(paths, pool.map(_settled, paths.values()), strict=True))
+    for directory in {path.parent for path in paths.values()}:
+        _sync(directory)
+    write_state(checkpoint / MARKER, _Marker(version=1, files=entries))
+
+
+def problem(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint; none if it is what was marked, to the byte."""
+    try:
+        marker = read_state(checkpoint / MARKER, _Marker, cure="an older checkpoint is used")
+    except DamagedStateError as error:
+        return str(error)
+    if marker is None:
+        return "its save was not finished"
+    paths, entries = _files(checkpoint), marker["files"]
+    if missing := sorted(entries.keys() - paths.keys()):
+        return f"{missing[0]} is missing"
+    if added := sorted(paths.keys() - entries.keys()):
+        return f"{added[0]} was added"
+    for name, path in paths.items():
+        if (size := path.stat().st_size) != entries[name]["size"]:
+            return f"{name} has {size} bytes, not {entries[name]['size']}"
+    try:
+        with ThreadPoolExecutor(_READERS) as pool:
+            digests = dict(zip(paths, pool.map(file_sha256, paths.values()), strict=True))
+    except OSError as error:
+        return f"{error.filename or 'a file'} cannot be read ({error.strerror})"
+    changed = [name for name, digest in digests.items() if digest != entries[name]["sha256"]]
+    return f"the content of {changed[0]} was changed" if changed else None
+
+
+def _files(checkpoint: Path) -> dict[str, Path]:
+    """Return the files of a checkpoint but its marker, by relative path."""
+    paths = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != checkpoint / MARKER)
+    return {path.relative_to(checkpoint).as_posix(): path for path in paths}
+
+
+def _settled(path: Path) -> _Entry:
+    """Return the entry of a file once it is on disk."""
+    _sync(path)
+    return _Entry(sha256=file_sha256(path), size=path.stat().st_size)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,154 @@
+"""Which checkpoint a training goes on from when some are damaged."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from ngrpo.training import checkpoints as module
+from ngrpo.training.checkpoints import Checkpoints
+from ngrpo.training.marker import MARKER, mark, problem
+
+
+def write(work: Path, *steps: int, best: int | None = None) -> None:
+    """Write whole checkpoints; from the step of the best on they remember it."""
+    for step in steps:
+        path = work / "checkpoints" / f"checkpoint-{step}"
+        (path / "neighbor_index").mkdir(parents=True)
+        (path / "optimizer.pt").write_bytes(b"%d" % step * 1000)
+        (path / "neighbor_index" / "index.json").write_text("{}")
+        remembered = best if best is not None and best <= step else None
+        TrainerState(global_step=step, best_global_step=remembered).save_to_json(str(path / "trainer_state.json"))
+        mark(path)
+
+
+def restore(work: Path, steps: int = 8) -> str | None:
+    checkpoints = Checkpoints(work, None, steps, 1)
+    checkpoints.restore()
+    return None if checkpoints.resumed_from is None else Path(checkpoints.resumed_from).name
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def rewrite_marker(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGES = {
+    "truncated": lambda path: (path / "optimizer.pt").write_bytes((path / "optimizer.pt").read_bytes()[:-1]),
+    "empty": lambda path: (path / "optimizer.pt").write_bytes(b""),
+    "one bit": lambda path: flip_a_bit(path / "optimizer.pt"),
+    "one bit below": lambda path: flip_a_bit(path / "neighbor_index" / "index.json"),
+    "missing": lambda path: (path / "optimizer.pt").unlink(),
+    "added": lambda path: (path / "pytorch_model.bin").touch(),
+    "marker of another version": lambda path: rewrite_marker(path / MARKER, version=2),
+    "marker of zero bytes": lambda path: (path / MARKER).write_bytes(b""),
+    "marker cut": lambda path: (path / MARKER).write_bytes((path / MARKER).read_bytes()[:-20]),
+    "marker no JSON": lambda path: (path / MARKER).write_bytes(b"\xff\xfe"),
+    "marker of another type": lambda path: rewrite_marker(path / MARKER, files=["optimizer.pt"]),
+    "marker missing": lambda path: (path / MARKER).unlink(),
+    "marker a directory": lambda path: ((path / MARKER).unlink(), (path / MARKER).mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_that_is_said(tmp_path, capsys, damage):
+    write(tmp_path, 2, 4)
+    DAMAGES[damage](tmp_path / "checkpoints" / "checkpoint-4")
+    assert restore(tmp_path) == "checkpoint-2"
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["checkpoint-4 is not used", "resuming from checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "set_aside").iterdir()) == ["checkpoint-4"], "it is not deleted yet"
+
+
+def test_the_newest_whole_one_is_resumed_from(tmp_path, capsys):
+    write(tmp_path, 2, 4)
+    assert restore(tmp_path) == "checkpoint-4"
+    assert capsys.readouterr().out == "resuming from checkpoint-4\n"
+
+
+def test_a_checkpoint_beyond_the_last_step_is_not_used(tmp_path):
+    write(tmp_path, 2, 3, 4)
+    assert restore(tmp_path, steps=3) == "checkpoint-3"
+
+
+def test_a_checkpoint_stands_with_the_best_of_its_time(tmp_path, capsys):
+    write(tmp_path, 2, 4, 6, 8, best=4)
+    flip_a_bit(tmp_path / "checkpoints" / "checkpoint-4" / "optimizer.pt")
+    assert restore(tmp_path) == "checkpoint-2", "the best is trained again: what comes out is the same"
+    assert "checkpoint-8 is not used: the best of its time, checkpoint-4, is lost" in capsys.readouterr().out
+
+
+def save(checkpoints: Checkpoints, work: Path, step: int, best: int | None = None) -> None:
+    """Save as a trainer does."""
+    path = work / "checkpoints" / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    state = TrainerState(global_step=step, best_global_step=best)
+    state.save_to_json(str(path / "trainer_state.json"))
+    checkpoints.on_save(TrainingArguments(output_dir=str(work)), state, TrainerControl())
+
+
+def test_what_is_sound_is_deleted_only_after_its_successors_are_whole(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, None, 100, 1)
+    here = tmp_path / "checkpoints"
+    for step in (2, 4, 6):
+        save(checkpoints, tmp_path, step, best=2)
+    assert sorted(path.name for path in here.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+    def killed(checkpoint: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "mark", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(checkpoints, tmp_path, 8, best=2)
+    assert len(list(here.iterdir())) == 4
+    again = Checkpoints(tmp_path, None, 100, 1)
+    again.restore()
+    assert Path(again.resumed_from).name == "checkpoint-6"
+    save(again, tmp_path, 8, best=8)
+    assert sorted(path.name for path in here.iterdir()) == ["checkpoint-6", "checkpoint-8"]
+    assert not list((tmp_path / "set_aside").iterdir()), "the unfinished one has a successor"
+    assert problem(here / "checkpoint-8") is None
+
+
+def test_nodes_go_on_from_a_checkpoint_that_all_have(tmp_path, monkeypatch, capsys):
+    write(tmp_path, 2, 4)
+    other = [2, 2]  # another node has the older one alone, each time that all are asked
+    monkeypatch.setattr(module, "gather_object", lambda own: [*own, other.pop()])
+    assert restore(tmp_path) == "checkpoint-2"
+    assert "checkpoint-4 is not used: not every node has it" in capsys.readouterr().out
+    assert not other
+
+
+class Store:
+    """Stands for the checkpoints in object storage."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def restore(self, directory: Path, *, after: int, until: float = math.inf) -> None:
+        steps = [int(path.name.rpartition("-")[2]) for path in self._directory.iterdir()]
+        wanted = max((step for step in steps if after < step <= until), default=None)
+        if wanted is not None:
+            shutil.copytree(self._directory / f"checkpoint-{wanted}", directory / f"checkpoint-{wanted}")
+
+
+def test_what_is_damaged_here_comes_from_object_storage_and_what_is_damaged_there_is_passed_over(tmp_path):
+    work, stored = tmp_path / "work", tmp_path / "stored"
+    write(work, 2, 4, best=2)
+    write(stored, 2, 4, 6, best=2)
+    flip_a_bit(stored / "checkpoints" / "checkpoint-6" / "optimizer.pt")  # before it was uploaded
+    for step in (2, 4):
+        flip_a_bit(work / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt")
+    checkpoints = Checkpoints(work, Store(stored / "checkpoints"), 8, 1)
+    checkpoints.restore()
+    assert Path(checkpoints.resumed_from).name == "checkpoint-4"
+    assert [problem(path) for path in sorted((work / "checkpoints").iterdir())] == [None, None]

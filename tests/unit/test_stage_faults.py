@@ -1,0 +1,143 @@
+"""What a stage says when a disk fails or a file that it reads back is damaged: one line, with the cure."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from ngrpo import errors
+from ngrpo.config import NeighborIndexConfig, Section
+from ngrpo.errors import ConfigError, DataError, NGRPOError, StoreError
+from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.stages import torchrun
+from ngrpo.stages.disk import disk_fault
+from ngrpo.stages.process import PARENT_RUN, parent_run_id
+from ngrpo.stages.soundness import read_metrics
+
+DAMAGES = {
+    "empty": b"",
+    "cut": b'{"run_id": "a", "sta',
+    "not UTF-8": b"\xff\xfe\x00",
+    "no JSON": b"not json",
+    "a list": b"[]",
+    "a number": b"3",
+    "wrong type": b'{"run_id": 3, "loss": "high", "kind": 1, "message": [], "stage": {}}',
+    "nested": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_that_a_stage_reads_back_are_one_line(tmp_path, damage):
+    for name, read in (
+        (PARENT_RUN, lambda: parent_run_id(tmp_path)),
+        ("metrics.json", lambda: read_metrics(tmp_path)),
+        ("task.json", lambda: torchrun._work(tmp_path / "task.json")),
+    ):
+        (tmp_path / name).write_bytes(DAMAGES[damage])
+        with pytest.raises(StoreError, match=rf"{name}: damaged: .*; .*run ") as failure:
+            read()
+        assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_description_of_an_index_is_one_line(tmp_path, damage):
+    index = NeighborIndex.build(torch.randn(12, 4), torch.ones(12, dtype=torch.bool), candidates=3, block_rows=8)
+    index.save(tmp_path)
+    (tmp_path / "index.json").write_bytes(DAMAGES[damage])
+    with pytest.raises(DataError, match=r"index\.json: damaged: .*; build it again") as failure:
+        NeighborIndex.load(tmp_path)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("changed", [{"version": "2"}, {"statistics": {"searched": "all"}}, {"sha256": None}])
+def test_a_description_of_another_type_is_one_line(tmp_path, changed):
+    index = NeighborIndex.build(torch.randn(12, 4), torch.ones(12, dtype=torch.bool), candidates=3, block_rows=8)
+    index.save(tmp_path)
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(DataError, match=rf"index\.json: damaged: {next(iter(changed))}.*; build it again"):
+        NeighborIndex.load(tmp_path)
+
+
+class Group:
+    """Stands for torchrun: its processes fail, and leave word or not."""
+
+    left: bytes | None = None
+
+    def __init__(self, command):
+        task = Path(command[-1])
+        assert json.loads(task.read_text())["stage"] == "neighbor_index"
+        if self.left is not None:
+            (task.parent / "error.json").write_bytes(self.left)
+
+    def wait(self):
+        return 1
+
+    def kill(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("left", "raised", "said"),
+    [
+        (b'{"kind": "ConfigError", "message": "a setting"}', ConfigError, "^a setting$"),
+        (b'{"kind": "DamagedStateError", "message": "damaged"}', NGRPOError, "^damaged$"),
+        (b'{"kind": "os", "message": "no error at all"}', NGRPOError, "^no error at all$"),
+        (b'{"kind": "Conf', StoreError, r"error\.json: damaged: .*; see the log, and run again"),
+        (None, RuntimeError, "one of its 2 processes failed"),
+    ],
+)
+def test_what_a_process_of_a_group_leaves_is_what_is_raised(tmp_path, monkeypatch, left, raised, said):
+    monkeypatch.setattr(subprocess, "Popen", Group)
+    monkeypatch.setattr(Group, "left", left)
+    assert hasattr(errors, "os"), "a name that is no error"
+    config: Section = NeighborIndexConfig.model_construct()
+    with pytest.raises(raised, match=said):
+        torchrun.run("neighbor_index", config, {}, tmp_path, tmp_path, processes=2)
+
+
+def wrapped(error: Exception) -> Exception:
+    try:
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("cannot save") from cause
+    except RuntimeError as outer:
+        return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/big/file"), "/big/file: No space left .*; make room and"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "a file cannot be written: No space left .*; make room and"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/f"),
+            "/f: Permission denied; .*; give this user the right",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/f"), "/f: Read-only .*; mount it for writing"),
+        (OSError(errno.EIO, "Input/output error", "/f"), "/f: Input/output error; .*; check the disk"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/f"), "/f: No such file or directory; "),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left on device; "),
+        (RuntimeError("[enforce fail at inline_container.cc] . No space left on device"), "No space left on device"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/f"), "raise the quota"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda error: error, wrapped])
+def test_a_fault_of_the_disk_is_one_line_that_says_what_is_left(tmp_path, error, said, wrap):
+    line = disk_fault(wrap(error), tmp_path, tmp_path / "absent")
+    assert line is not None
+    assert "\n" not in line
+    assert f" MB in {tmp_path}; " in line
+    assert re.search(said, line)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("f")])
+def test_another_error_is_no_fault_of_the_disk(tmp_path, error):
+    assert disk_fault(error, tmp_path) is None
