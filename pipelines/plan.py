@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ngrpo.config import RunConfig, select
+from ngrpo.evaluation.protocol import is_grader_source
 from ngrpo.stages.keys import code_version, config_json, source_files, stage_key
 from ngrpo.stages.registry import STAGES, Stage
 from ngrpo.storage.artifacts import ArtifactStore
@@ -128,7 +129,7 @@ def make_plan(
             reasons=(),
         )
         if not stage.cacheable:
-            reasons = ["never cached: it acts on what the model registry holds now"]
+            reasons = ["never cached: it acts on what the model registry holds now", *_other_graders(new, history)]
         elif store is None:
             reasons = ["store not consulted"]
         elif problems:
@@ -176,6 +177,15 @@ def _explain(stage: PlannedStage, history: History) -> list[str]:
         f"input {name} changed" for name, source in stage.inputs.items() if before["inputs"].get(name) != source.key
     ]
     return reasons or ["rerun asked for"]
+
+
+def _other_graders(stage: PlannedStage, history: History) -> list[str]:
+    """Say that graders changed since the run that the history is of, where a stage grades what was graded before."""
+    before = history.stages.get(stage.name, {}).get("sources", {})
+    now = {path: sha256[:12] for path, sha256 in stage.sources.items()}
+    if not before or not any(is_grader_source(path) for path, _ in before.items() ^ now.items()):
+        return []
+    return ["graders changed: stored samples of the champion are graded again, none is generated"]
 
 
 def _shorten(items: list[str]) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
+from ngrpo.tracking.reasons import checked_reason
 from ngrpo_kfp.pipelines.options import configured, read_config
 from ngrpo_kfp.pipelines.runtime.services import services
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
@@ -22,7 +22,7 @@ from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from ngrpo.tracking.promotions import Promotions
+    from ngrpo.tracking.promotions import Entry, Promotions
 
 # MLflow is imported when a command runs: it takes seconds.
 
@@ -75,19 +75,28 @@ def promote_version(
         console: Where the decision is shown.
 
     Raises:
+        ConfigError: The reason to override is empty or no plain text.
         TrackingError: There is no such version, its weights are not those that were evaluated, or it has no evaluation.
+        DamagedStateError: Its evaluation is damaged.
         DataError: Its evaluation lacks a benchmark of the gate.
     """
+    if override is not None:
+        checked_reason(override, "--override")
     with _promotions(config, workspace) as promotions:
+        from ngrpo.evaluation.stored_evaluation import parse_evaluation
         from ngrpo.stages.model_promotion import decide_and_crown, require_benchmarks
 
         version = _registered(promotions, number)
-        text = promotions.registry.evaluation(version)
-        if text is None:
+        stored = promotions.registry.evaluation(version)
+        if stored is None:
             raise TrackingError(
                 f"model {config.promotion.model_name}: version {number} has no evaluation; run the pipeline"
             )
-        evaluation = json.loads(text)
+        evaluation = parse_evaluation(
+            stored,
+            where=f"model {config.promotion.model_name}: the evaluation of version {number}",
+            cure="run the pipeline, which evaluates it anew",
+        )
         require_benchmarks(config.promotion, evaluation)
         if promotions.registry.stored_digest(version) != evaluation.get("weights", {}).get("trained"):
             raise TrackingError(
@@ -103,8 +112,11 @@ def roll_back(config: RunConfig, reason: str, workspace: Workspace, console: Con
     """Undo the last promotion of a configuration's model.
 
     Raises:
+        ConfigError: The reason is empty or no plain text.
         TrackingError: There is none in effect, or the champion before it is gone.
+        DamagedStateError: The journal, or what the history says of that promotion, is damaged.
     """
+    checked_reason(reason, "rollback")
     with _promotions(config, workspace) as promotions:
         entry = promotions.rollback(reason)
         console.print(f"rolled back: version {entry['version']}")
@@ -143,12 +155,12 @@ def _registered(promotions: Promotions, number: str) -> ModelVersion:
     return version
 
 
-def _cells(entry: Mapping[str, Any]) -> list[str]:
+def _cells(entry: Entry) -> list[str]:
     before, after = (entry[when]["champion"] or "none" for when in ("before", "after"))
     champion = after if before == after else f"{before} → {after}"
     return [
         str(entry["sequence"]),
-        entry["time"],
+        escape(entry["time"]),
         entry["version"],
         entry["decision"],
         champion,

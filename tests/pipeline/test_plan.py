@@ -123,6 +123,23 @@ def test_reasons_name_the_code_that_changed(plan, sources):
     assert why["sft_warm_start"] == ""
 
 
+def test_the_plan_says_that_a_change_of_graders_grades_the_champion_again(plan, sources):
+    grader = "evaluation/grading.py"
+    for stage in ("benchmark_evaluation", "model_promotion"):
+        sources[f"ngrpo.stages.{stage}"][grader] = "0" * 64
+    plan.finish(plan.make())
+    always = "never cached: it acts on what the model registry holds now"
+    sources["ngrpo.stages.model_promotion"]["shared.py"] = "1" * 64
+    assert reasons(plan.make())["model_promotion"] == always
+    for stage in ("benchmark_evaluation", "model_promotion"):
+        sources[f"ngrpo.stages.{stage}"][grader] = "1" * 64
+    why = reasons(plan.make())
+    assert why["benchmark_evaluation"] == "code changed: ngrpo/evaluation/grading.py"
+    assert why["model_promotion"] == (
+        f"{always}; graders changed: stored samples of the champion are graded again, none is generated"
+    )
+
+
 def test_a_result_that_is_gone_or_damaged_is_made_again_and_nothing_else(plan):
     first = plan.make()
     plan.finish(first)

@@ -153,7 +153,7 @@ def test_a_candidate_that_comes_again_is_not_registered_twice_and_may_win_by_ano
         ({"revision": "other"}, "differ in their data revision"),
         ({"prompts": "other"}, "differ in their prompts"),
         ({"samples": 16, "sampling": {"samples": 16}}, "differ in their sampling settings"),
-        ({"grader": "other"}, "differ in their graders"),
+        ({"grader": "other"}, "was graded by other graders, and its samples are gone"),
         ({"prefix": "q"}, "hold other problems"),
     ],
 )

@@ -1,10 +1,13 @@
 """The evaluation stage: paired samples, statistics that follow from them, and a result that a kill does not change."""
 
+import errno
+import io
 import itertools
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from math import comb
 from pathlib import Path
@@ -308,7 +311,7 @@ def test_a_kill_changes_nothing_and_repeats_little(inputs, engines, tmp_path, ki
 KILL_POINTS = (
     (FakeEngine, "generate"),
     (pq, "write_table"),
-    (Path, "write_bytes"),
+    (os, "fsync"),
     (Path, "replace"),
     (Grader, "grade"),
 )
@@ -353,14 +356,16 @@ def test_ten_kills_at_random_change_nothing(inputs, engines, tmp_path):
 def test_a_kill_while_samples_are_written_leaves_none(inputs, engines, tmp_path, monkeypatch):
     whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
 
-    def cut_short(path, data):
-        path.open("wb").write(data[:4])
+    def cut_short(descriptor):
+        os.ftruncate(descriptor, 4)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", cut_short)
+        patch.setattr(os, "fsync", cut_short)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a kill cleans nothing up
         with pytest.raises(KeyboardInterrupt):
             evaluate(settings(), inputs, tmp_path, "killed")
+    assert [path.stat().st_size for path in (tmp_path / "work").rglob("*") if path.is_file()] == [4]
     assert contents(evaluate(settings(), inputs, tmp_path, "resumed")) == whole
 
 
@@ -420,12 +425,94 @@ def test_another_gold_answer_needs_no_generation(inputs, engines, tmp_path):
     assert first["correct"] != second["correct"]
 
 
-def test_damaged_samples_are_named(inputs, engines, tmp_path):
-    evaluate(settings(), inputs, tmp_path, "first")
-    part = next((tmp_path / "work").rglob("*.parquet"))
-    part.write_bytes(b"PAR1")
-    with pytest.raises(StoreError, match=rf"samples \S+{part.name}: no readable Parquet file .*delete it"):
-        evaluate(settings(), inputs, tmp_path, "second")
+def changed(part: Path) -> bytes:
+    """A sound part with another response."""
+    table = pq.read_table(part)
+    buffer = io.BytesIO()
+    texts = pa.array([r"\boxed{3}"] * table.num_rows)
+    pq.write_table(table.set_column(table.column_names.index("text"), "text", texts), buffer)
+    return buffer.getvalue()
+
+
+PART_DAMAGE = {
+    "empty": lambda part: b"",
+    "cut": lambda part: part.read_bytes()[:-8],
+    "no Parquet": lambda part: b"PAR1",
+    "one bit": lambda part: bytes([part.read_bytes()[0] ^ 1]) + part.read_bytes()[1:],
+    "other responses": changed,
+    "another part": lambda part: next(p for p in part.parents[2].rglob("*.parquet") if p != part).read_bytes(),
+    "of another benchmark": lambda part: next(
+        p for p in part.parents[2].rglob("*.parquet") if p.parent.name != part.parent.name
+    ).read_bytes(),
+}
+
+
+@pytest.mark.parametrize("damage", PART_DAMAGE.values(), ids=PART_DAMAGE)
+def test_damaged_samples_are_generated_again(inputs, engines, tmp_path, capsys, damage):
+    whole = contents(evaluate(settings(), inputs, tmp_path, "first"))
+    part = next(path for path in sorted((tmp_path / "work").rglob("*.parquet")) if pq.read_table(path).num_rows == 8)
+    good = contents(tmp_path / "work")
+    part.write_bytes(damage(part))
+    engines.made.clear()
+    capsys.readouterr()
+    # Other batches than before, so that what is generated again has another name.
+    assert contents(evaluate(settings(batch_size=5), inputs, tmp_path, "second")) == whole
+    assert sum(len(engine.requests) for engine in engines.made) == 8
+    name = part.relative_to(tmp_path / "work" / "samples")
+    assert capsys.readouterr().err == f"samples {name} are damaged: what is missing is generated again\n"
+    assert contents(tmp_path / "work").keys() != good.keys(), "what was damaged is gone"
+    engines.made.clear()
+    assert contents(evaluate(settings(), inputs, tmp_path, "third")) == whole
+    assert not engines.made
+    assert capsys.readouterr().err == ""
+
+
+def test_samples_that_were_moved_to_another_model_are_not_used(inputs, engines, tmp_path):
+    whole = contents(evaluate(settings(), inputs, tmp_path, "first"))
+    first, second = sorted((tmp_path / "work" / "samples").glob("*/addition"))
+    shutil.rmtree(second)
+    first.rename(second)
+    assert contents(evaluate(settings(), inputs, tmp_path, "second")) == whole
+
+
+def test_damaged_samples_in_an_object_store_are_generated_again(inputs, engines, tmp_path, objects, monkeypatch):
+    monkeypatch.setenv("NGRPO_STORE", objects.uri)
+    whole = contents(evaluate(settings(), inputs, tmp_path, "first"))
+    keys = objects.list("samples/")
+    objects.put_bytes(b"", keys[0])
+    objects.put_bytes(objects.get_bytes(keys[1]), keys[-1])
+    assert contents(evaluate(settings(), inputs, tmp_path, "second")) == whole
+    assert objects.list("samples/") == keys, "each is as it was"
+
+
+def test_a_fault_of_a_read_is_no_damage(inputs, engines, tmp_path, monkeypatch):
+    whole = contents(evaluate(settings(), inputs, tmp_path, "first"))
+    kept = contents(tmp_path / "work")
+    engines.made.clear()
+    read, flipped = Path.read_bytes, []
+
+    def one_bit_once(path):
+        data = read(path)
+        if path.suffix == ".parquet" and path not in flipped:
+            flipped.append(path)
+            return bytes([data[0] ^ 1]) + data[1:]
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", one_bit_once)
+        output = evaluate(settings(), inputs, tmp_path, "second")
+    assert contents(output) == whole
+    assert flipped
+
+    def refuse(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(StoreError, match=r"\.parquet: cannot be read \(Input/output error\)"):
+            evaluate(settings(), inputs, tmp_path, "third")
+    assert not engines.made
+    assert contents(tmp_path / "work") == kept
 
 
 def test_progress_is_a_few_plain_lines(inputs, engines, tmp_path, capsys):

@@ -36,6 +36,15 @@ class Benchmark:
     by_letter: bool = False
 
 
+@dataclass(frozen=True)
+class AnswerKey:
+    """What responses to a benchmark are graded by: the ids, answers and kind of answer of a `Benchmark`."""
+
+    ids: list[str]
+    answers: list[str]
+    by_letter: bool = False
+
+
 def read_benchmarks(directory: Path) -> list[Benchmark]:
     """Read every `<name>.parquet` of a directory, in the order of the names.
 

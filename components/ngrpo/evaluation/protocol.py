@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import EvaluationConfig
 from ngrpo.errors import DataError
-from ngrpo.evaluation.benchmark import Benchmark
+
+if TYPE_CHECKING:
+    from ngrpo.evaluation.benchmark import Benchmark  # pyarrow, which the planner does without
 
 PARTS: Mapping[str, str] = {
     "problems": "problems or gold answers",
@@ -40,12 +42,17 @@ def benchmark_protocol(
     """
     sampling = {"samples", "temperature", "top_p", "max_tokens", "mixing"}
     return {
-        "problems": _digest(sorted(zip(benchmark.ids, benchmark.answers, strict=True))),
+        "problems": problems_digest(dict(zip(benchmark.ids, benchmark.answers, strict=True))),
         "revision": revision,
         "prompts": _digest(sorted(zip(benchmark.ids, prompts, strict=True))),
         "sampling": config.model_dump(mode="json", include=sampling),
         "grader": grader_version(),
     }
+
+
+def problems_digest(answers: Mapping[str, str]) -> str:
+    """Return the digest of gold answers by problem id."""
+    return _digest(sorted(answers.items()))
 
 
 def revisions(dataset: Path) -> dict[str, str | None]:
@@ -74,6 +81,19 @@ def grader_version() -> str:
     """Return the digest of what decides on an answer: our rules and the library that compares expressions."""
     sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _GRADER_SOURCES]
     return _digest([*sources, *(version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy"))])
+
+
+def is_grader_source(path: str) -> bool:
+    """Whether a source file is part of the graders; `path` is relative to the package, as in `ngrpo.stages.keys.source_files`."""
+    folder, _, name = path.rpartition("/")
+    return folder == Path(__file__).parent.name and name in _GRADER_SOURCES
+
+
+def differ_in_graders_alone(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
+    """Whether two protocols differ, and only in their graders: then samples that are graded again are comparable."""
+    if first is None or second is None:
+        return False
+    return [part for part in PARTS if first.get(part) != second.get(part)] == ["grader"]
 
 
 def difference(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> str | None:

@@ -2,13 +2,16 @@
 
 What is kept is what the model wrote. Verdicts are a function of it and of the gold answers (`graded`), made anew whenever samples are
 read: another grader needs no generation, and neither do the first n samples where more are asked for.
+
+A part is named by the digest of its place and content, which is checked when it is read: what was changed or moved is no sample.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +22,15 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.errors import StoreError
-from ngrpo.evaluation.benchmark import Benchmark
+from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
 from ngrpo.evaluation.grading import Grader, grade_letter
 from ngrpo.evaluation.string_match import string_match
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.rollout.engine import RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
+from ngrpo.storage.state import write_whole
 
+_PART = re.compile(r"[0-9a-f]{64}\.parquet")
 _PARTS = 10
 """Parts of what is still to be generated, at most: each is a line of progress, and what a kill can cost."""
 
@@ -62,6 +67,9 @@ class SampleStore(Protocol):
     def put_bytes(self, data: bytes, key: str) -> bool:
         """Keep something under a key, whole or not at all."""
 
+    def delete(self, key: str) -> None:
+        """Keep it no longer, if it is there."""
+
 
 class LocalSamples:
     """A `SampleStore` in a directory."""
@@ -76,25 +84,36 @@ class LocalSamples:
         return sorted(key for key in files if key.startswith(prefix))
 
     def get_bytes(self, key: str) -> bytes | None:
-        """Return what is kept under a key; none if nothing is."""
+        """Return what is kept under a key; none if nothing is.
+
+        Raises:
+            StoreError: It cannot be read, which says nothing about it.
+        """
         path = self._directory / key
-        return path.read_bytes() if path.is_file() else None
+        try:
+            return path.read_bytes() if path.is_file() else None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror}); check its rights and the disk") from error
 
     def put_bytes(self, data: bytes, key: str) -> bool:
-        """Keep something under a key."""
-        path = self._directory / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(data)
-        partial.replace(path)
+        """Keep something under a key.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        write_whole(self._directory / key, data)
         return True
+
+    def delete(self, key: str) -> None:
+        """Keep it no longer, if it is there."""
+        (self._directory / key).unlink(missing_ok=True)
 
 
 class KeptSamples:
     """The samples of one model on one benchmark, those that exist and those that do not yet."""
 
     def __init__(self, store: SampleStore, key: str, benchmark: Benchmark, samples: int):
-        """Read what is there.
+        """Read what is there. Parts that are damaged count as missing, which is said on standard error.
 
         Args:
             store: Where samples are kept.
@@ -103,17 +122,17 @@ class KeptSamples:
             samples: Samples of each problem that are wanted.
 
         Raises:
-            StoreError: A part is damaged.
+            StoreError: A part cannot be read, so that it is not known whether it is damaged.
         """
         self.benchmark = benchmark
         self.samples = samples
         self._store = store
         self._place = f"{key}/{benchmark.name}"
         self._rows: dict[tuple[str, int], dict[str, object]] = {}
+        self._damaged: set[str] = set()
         for name in store.list(f"{self._place}/"):
-            data = store.get_bytes(name)
-            if data is not None:
-                self._remember(_read(data, name))
+            if _PART.fullmatch(name.rpartition("/")[2]):
+                self._read(name)
 
     @property
     def missing(self) -> list[Request]:
@@ -127,19 +146,39 @@ class KeptSamples:
         ]
 
     def add(self, table: pa.Table) -> None:
-        """Keep generated samples."""
+        """Keep generated samples; with the last of them, damaged parts go."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
-        # Named by what it holds: a part that is generated twice is kept once.
-        ids = [table["problem_id"].to_pylist(), table["sample_id"].to_pylist()]
-        name = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:32]
-        self._store.put_bytes(buffer.getvalue(), f"{self._place}/{name}.parquet")
+        name = self._name(buffer.getvalue())
+        self._store.put_bytes(buffer.getvalue(), name)
+        self._damaged.discard(name)
         self._remember(table)
+        if self._damaged and not self.missing:
+            for damaged in self._damaged:
+                self._store.delete(damaged)
+            self._damaged.clear()
 
     def table(self) -> pa.Table:
         """Return the samples that are wanted, problem by problem; none may be missing."""
         wanted = [(problem, sample) for problem in self.benchmark.ids for sample in range(self.samples)]
         return pa.Table.from_pylist([self._rows[key] for key in wanted], schema=_GENERATED)
+
+    def _name(self, content: bytes) -> str:
+        """Return the name of a part: equal parts of one place are kept once."""
+        digest = hashlib.sha256(f"{self._place}\n".encode() + content)
+        return f"{self._place}/{digest.hexdigest()}.parquet"
+
+    def _read(self, name: str) -> None:
+        """Take in a part, unless it is damaged. One that is not what it was is read once more: a fault of a read is no damage."""
+        for _ in range(2):
+            data = self._store.get_bytes(name)
+            if data is None:
+                return
+            if self._name(data) == name:
+                self._remember(pq.read_table(io.BytesIO(data), schema=_GENERATED))
+                return
+        self._damaged.add(name)
+        print(f"samples {name} are damaged: what is missing is generated again", file=sys.stderr, flush=True)
 
     def _remember(self, table: pa.Table) -> None:
         for row in table.to_pylist():
@@ -203,7 +242,7 @@ class Sampler:
         return pa.Table.from_pylist(rows, schema=_GENERATED)
 
 
-def graded(samples: pa.Table, benchmark: Benchmark, grader: Grader, *, by_string: bool = False) -> pa.Table:
+def graded(samples: pa.Table, benchmark: Benchmark | AnswerKey, grader: Grader, *, by_string: bool = False) -> pa.Table:
     """Return samples with their verdicts, a table of `SAMPLES`; verdicts that they have already are not looked at.
 
     Args:
@@ -224,12 +263,3 @@ def graded(samples: pa.Table, benchmark: Benchmark, grader: Grader, *, by_string
     }
     columns = {name: samples[name] for name in _GENERATED.names} | verdicts
     return pa.table(columns, schema=SAMPLES)
-
-
-def _read(data: bytes, name: str) -> pa.Table:
-    try:
-        return pq.read_table(io.BytesIO(data), schema=_GENERATED)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(
-            f"samples {name}: no readable Parquet file ({error}); delete it, and they will be made again"
-        ) from error

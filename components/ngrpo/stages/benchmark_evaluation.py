@@ -19,6 +19,7 @@ from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import benchmark_protocol, revisions
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
 from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Sampler, SampleStore, graded, parts
+from ngrpo.evaluation.stored_evaluation import answers_of, statistics_of
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engine import Sampling
@@ -38,7 +39,10 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     The models are `base`, `warm_start` and `trained`; without a warm start the second is the first and stands for both.
 
     Samples are kept below `samples/` in the object store (`NGRPO_STORE`), under a key of everything that they depend on: those of a
-    try that was killed, on whatever machine, and those of an evaluation with fewer samples are not generated again.
+    try that was killed, on whatever machine, and those of an evaluation with fewer samples are not generated again. Kept samples that
+    are damaged are.
+
+    `evaluation.json` holds the gold answers too, and nothing else of the problems: with them, other graders can grade the samples again.
 
     Args:
         config: Settings of the stage.
@@ -49,12 +53,12 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     Raises:
         DataError: A benchmark is damaged, empty or repeats ids, or a model or its tokenizer cannot be used.
         ConfigError: `evaluation.mixing` asks for what the model's vocabulary cannot give.
-        StoreError: The object store cannot be reached, or holds damaged samples.
+        StoreError: The object store cannot be reached, or samples cannot be kept.
     """
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks")
     data_revisions = revisions(inputs["dataset"])
     store = _sample_store(work)
-    evaluation: dict[str, dict[str, dict[str, object]]] = {"models": {}, "protocols": {}}
+    evaluation: dict[str, Any] = {"models": {}, "protocols": {}}
     weights: dict[str, str] = {}
     metrics: dict[str, float] = {}
     with Grader() as grader:
@@ -83,7 +87,12 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                 metrics |= flat_metrics(result, f"{name}/{benchmark.name}")
                 _say(name, benchmark.name, result)
             evaluation["models"][name], evaluation["protocols"][name] = results, protocols
-    (output / "evaluation.json").write_text(json.dumps(evaluation | {"weights": weights}), encoding="utf-8")
+    evaluation |= {
+        "weights": weights,
+        "answers": answers_of(benchmarks),
+        "statistics": statistics_of(config.evaluation, config.seed),
+    }
+    (output / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
     (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
 
 

@@ -8,24 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
+from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
 
 from ngrpo.config import ModelPromotionConfig, PromotionConfig, RegisteredModel
 from ngrpo.errors import DataError
-from ngrpo.evaluation.gate import Measured, compare, kept
+from ngrpo.evaluation.gate import kept
 from ngrpo.evaluation.model_card import model_card
+from ngrpo.evaluation.stored_evaluation import Evaluation, parse_evaluation
+from ngrpo.stages.opponent import BY_HAND, Judgement, judge
 from ngrpo.storage.digest import model_digest
+from ngrpo.storage.state import read_state
 from ngrpo.tracking.promotions import BARRED, Promotions
+from ngrpo.tracking.reasons import checked_reason
 from ngrpo.tracking.registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION
 
 CONFIG = ModelPromotionConfig
 
-_BY_HAND = "`ngrpo promote {version} --override REASON` makes this version champion all the same"
+
+class _Origin(TypedDict):
+    """What promotion asks of a manifest."""
+
+    key: str
+    code_version: str
+    inputs: dict[str, str]
 
 
 def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
     """Write `promotion.json`, `model_card.md` and `metrics.json`; set the aliases of the model registry.
 
-    Where the candidate met a champion whose evaluation is known, `champion_evaluation.json` is a copy of it.
+    Where the candidate met a champion whose evaluation is known, `champion_evaluation.json` is that evaluation as it was compared.
 
     Args:
         config: Settings of the stage.
@@ -35,22 +46,24 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
 
     Raises:
         DataError: An input has no manifest, or the evaluation is of other weights or not on a benchmark of the gate.
+        DamagedStateError: An input, or the journal of promotions, is damaged; an evaluation with numbers that are not finite is.
         TrackingError: The registry cannot be reached, or gives back other weights than it was given.
-        StoreError: The object store that holds the lock cannot be reached.
+        StoreError: The object store that holds the lock cannot be reached, or can hold none.
     """
-    trained, evaluated = (_manifest(inputs[name]) for name in ("trained", "evaluation"))
+    trained, evaluated = (_origin(inputs[name]) for name in ("trained", "evaluation"))
     if evaluated["inputs"].get("trained") != trained["key"]:
         raise DataError(
             f"the evaluation {evaluated['key']} is of the model {evaluated['inputs'].get('trained')}, not of "
             f"{trained['key']}: name the evaluation of this model"
         )
-    evaluation = _read(inputs["evaluation"] / "evaluation.json")
+    evaluation = _evaluation(inputs["evaluation"] / "evaluation.json")
     require_benchmarks(config.promotion, evaluation)
     # The same key may have been trained twice: what counts is which bytes were evaluated.
     weights = model_digest(inputs["trained"] / "model")
-    if evaluation["weights"]["trained"] != weights:
+    measured = evaluation.get("weights", {}).get("trained")
+    if measured != weights:
         raise DataError(
-            f"the evaluation {evaluated['key']} is of other weights (sha256 {evaluation['weights']['trained']}) than those in "
+            f"the evaluation {evaluated['key']} is of other weights (sha256 {measured}) than those in "
             f"{trained['key']} ({weights}): evaluate again, with `ngrpo rerun benchmark_evaluation`"
         )
 
@@ -66,7 +79,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         tags={"ngrpo.key": trained["key"], "ngrpo.code_version": trained["code_version"], **lineage},
     )
     registry.add_evaluation(version, inputs["evaluation"] / "evaluation.json", evaluated["key"])
-    decision = decide_and_crown(config.promotion, promotions, version, evaluation, config.seed)
+    decision, champion = _decide(config.promotion, promotions, version, evaluation, config.seed, None)
     print(f"{decision['decision']}: {decision['reason']}", flush=True)
     card = model_card(
         config,
@@ -81,17 +94,14 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         },
     )
     registry.add_card(version, card)
-    if decision["champion_version"] not in (None, decision["version"]):
-        champion = registry.version(str(decision["champion_version"]))
-        theirs = None if champion is None else registry.evaluation(champion)
-        if theirs is not None:
-            (output / "champion_evaluation.json").write_text(theirs, encoding="utf-8")
+    if champion is not None:
+        (output / "champion_evaluation.json").write_text(json.dumps(champion, allow_nan=False), encoding="utf-8")
     (output / "model_card.md").write_text(card, encoding="utf-8")
     (output / "promotion.json").write_text(json.dumps(decision), encoding="utf-8")
     (output / "metrics.json").write_text(json.dumps(_metrics(decision)), encoding="utf-8")
 
 
-def require_benchmarks(config: PromotionConfig, evaluation: Mapping[str, Any]) -> None:
+def require_benchmarks(config: PromotionConfig, evaluation: Evaluation) -> None:
     """Make sure that an evaluation holds every benchmark of the gate.
 
     Raises:
@@ -109,75 +119,78 @@ def decide_and_crown(
     config: PromotionConfig,
     promotions: Promotions,
     candidate: ModelVersion,
-    evaluation: Mapping[str, Any],
+    evaluation: Evaluation,
     seed: int,
     *,
     override: str | None = None,
 ) -> dict[str, Any]:
     """Put a candidate to the gate, set the aliases and the candidate's tags, and return the decision.
 
-    Everything between reading the champion and naming another happens here, in a turn of this process alone.
+    To compare two models may take minutes, so it is done before this process has its turn: where another champion was made in the
+    meantime, all is done again. Between that last look at the champion and the naming of another, no other process promotes.
 
     Args:
         config: The gate.
         promotions: Promotions of the model.
         candidate: The candidate's version.
-        evaluation: The candidate's `evaluation.json`.
+        evaluation: The candidate's evaluation.
         seed: Seed of the statistics.
         override: Why the candidate becomes champion whatever the gate says; none to ask the gate.
 
     Returns:
         What `promotion.json` holds; `champion_version` is the champion that the candidate met, none if there was none.
+
+    Raises:
+        ConfigError: The reason to override is empty or no plain text.
+        DamagedStateError: The journal is damaged.
+        TrackingError: The registry cannot be reached.
+        StoreError: The object store cannot be reached, or can hold no lock.
     """
-    with promotions.turn() as turn:
-        champion = promotions.registry.by_alias(CHAMPION)
-        if champion is not None and champion.version == candidate.version:
-            verdict = kept("it is the champion already") | {"decision": "unchanged"}
-        else:
-            turn.nominate(candidate)
-            if override is not None:
-                verdict = kept(f"by hand: {override}") | {"decision": "promoted"}
-            else:
-                verdict = _judge(config, promotions, candidate, evaluation, champion, seed)
-            (turn.promote if verdict["decision"] == "promoted" else turn.challenge)(candidate, verdict)
-    return verdict | {
-        "model": config.model_name,
-        "version": int(candidate.version),
-        "alias": CHALLENGER if verdict["decision"] == "kept" else CHAMPION,
-        "champion_version": None if champion is None else int(champion.version),
-    }
+    return _decide(config, promotions, candidate, evaluation, seed, override)[0]
 
 
-def _judge(
+def _decide(
     config: PromotionConfig,
     promotions: Promotions,
     candidate: ModelVersion,
-    evaluation: Mapping[str, Any],
-    champion: ModelVersion | None,
+    evaluation: Evaluation,
     seed: int,
-) -> dict[str, Any]:
-    """Decide between a candidate and the champion. Nobody is promoted for want of an opponent.
-
-    Where there is no champion, or it was deleted, the opponent is the model that training started from. A champion that
-    cannot be compared stays until a person decides.
-    """
+    override: str | None,
+) -> tuple[dict[str, Any], Evaluation | None]:
+    """Return the decision (see `decide_and_crown`), and the evaluation of the champion that the candidate met."""
     registry = promotions.registry
-    by_hand = _BY_HAND.format(version=candidate.version)
-    current = registry.version(str(candidate.version))
-    if current is not None and current.tags.get(BARRED):
-        return kept(f"version {candidate.version} was rolled back; {by_hand}")
-    ours = Measured.of(evaluation, "trained", "the candidate")
-    if champion is None:
-        return compare(config, ours, Measured.of(evaluation, "warm_start", "the warm start"), seed)
-    missing = registry.missing(champion)
-    if missing:
-        return kept(
-            f"the files of the champion, version {champion.version}, are gone ({missing[0]}); restore them; {by_hand}"
-        )
-    theirs = registry.evaluation(champion)
-    if theirs is None:
-        return kept(f"the champion, version {champion.version}, has no evaluation ({EVALUATION}); {by_hand}")
-    return compare(config, ours, Measured.of(json.loads(theirs), "trained", "the champion"), seed)
+    reason = None if override is None else checked_reason(override, "--override")
+    while True:
+        champion = registry.by_alias(CHAMPION)
+        is_champion = champion is not None and champion.version == candidate.version
+        if is_champion:
+            judgement = Judgement(kept("it is the champion already") | {"decision": "unchanged"})
+        elif reason is not None:
+            judgement = Judgement(kept(f"by hand: {reason}") | {"decision": "promoted"})
+        else:
+            judgement = judge(config, registry, promotions.artifacts, candidate, evaluation, champion, seed)
+        with promotions.turn() as turn:
+            if _identity(registry.by_alias(CHAMPION)) != _identity(champion):
+                continue
+            verdict = judgement.verdict
+            if not is_champion:
+                turn.nominate(candidate)
+                current = registry.version(str(candidate.version))
+                if reason is None and current is not None and current.tags.get(BARRED):
+                    number = candidate.version
+                    verdict = kept(f"version {number} was rolled back; {BY_HAND.format(version=number)}")
+                (turn.promote if verdict["decision"] == "promoted" else turn.challenge)(candidate, verdict)
+        return verdict | {
+            "model": config.model_name,
+            "version": int(candidate.version),
+            "alias": CHALLENGER if verdict["decision"] == "kept" else CHAMPION,
+            "champion_version": None if champion is None else int(champion.version),
+        }, judgement.champion
+
+
+def _identity(version: ModelVersion | None) -> tuple[str, str | None] | None:
+    """Return what a comparison with a version depends on."""
+    return None if version is None else (str(version.version), version.tags.get(EVALUATION))
 
 
 def _metrics(decision: Mapping[str, Any]) -> dict[str, float]:
@@ -187,16 +200,19 @@ def _metrics(decision: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def _manifest(artifact: Path) -> dict[str, Any]:
-    path = artifact / "manifest.json"
-    if not path.is_file():
+def _origin(artifact: Path) -> _Origin:
+    origin = read_state(artifact / "manifest.json", _Origin, cure="run the stage that made it again")
+    if origin is None:
         raise DataError(f"{artifact}: no manifest.json, so it is not known what this is: name an artifact of the store")
-    return _read(path)
+    return origin
 
 
-def _read(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
+def _evaluation(path: Path) -> Evaluation:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); name the artifact of an evaluation") from error
+    return parse_evaluation(data, where=path, cure="evaluate again, with `ngrpo rerun benchmark_evaluation`")
 
 
 if __name__ == "__main__":

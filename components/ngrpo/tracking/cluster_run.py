@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from ngrpo.errors import TrackingError
 from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.state import DamagedStateError
 from ngrpo.tracking.connection import TRACKING_URI, connect, explained
 from ngrpo.tracking.runs import RUN_ID, experiment_of_this_process
 
 PIPELINE_RUN = "ngrpo.pipeline_run"
 """Tag of the run: the id of the pipeline run."""
 _FOLDER = "mlflow_runs"
+_RUN_ID = re.compile(rb"[0-9A-Za-z_-]{1,64}")
 
 
 @contextmanager
@@ -79,7 +82,7 @@ def _agreed(client: MlflowClient, pipeline_run: str, objects: ObjectStore) -> st
     key = f"{_FOLDER}/{pipeline_run}"
     known = objects.get_bytes(key)
     if known is not None:
-        return known.decode()
+        return _run_id(known, objects, key)
     experiment_id, _ = experiment_of_this_process(client)
     # One that was made by a stage which was killed before it could say so.
     found = client.search_runs([experiment_id], f"tags.`{PIPELINE_RUN}` = '{pipeline_run}'", max_results=1)
@@ -91,10 +94,19 @@ def _agreed(client: MlflowClient, pipeline_run: str, objects: ObjectStore) -> st
     run_id: str = run.info.run_id
     if objects.put_bytes(run_id.encode(), key, if_none_match=True):
         return run_id
-    agreed = (objects.get_bytes(key) or b"").decode()
+    agreed = _run_id(objects.get_bytes(key) or b"", objects, key)
     if agreed != run_id and not found:
         client.delete_run(run_id)
     return agreed
+
+
+def _run_id(data: bytes, objects: ObjectStore, key: str) -> str:
+    """Return the id of a run that the stages have agreed on."""
+    if _RUN_ID.fullmatch(data) is None:
+        raise DamagedStateError(
+            f"{objects.uri}/{key}: damaged: it is no id of an MLflow run; delete it: the stages then look for the run by its tag"
+        )
+    return data.decode()
 
 
 @explained()

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from mlflow.entities.model_registry import ModelVersion
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
 
 from ngrpo.errors import StoreError, TrackingError
-from ngrpo.storage.lease import Lease, hold
+from ngrpo.storage.conditional_writes import require_conditional_writes
+from ngrpo.storage.lease import Content, Lease, hold
 from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.state import DamagedStateError, parse_state
+from ngrpo.tracking.reasons import checked_reason
 from ngrpo.tracking.registry import ALIASES, CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, ModelRegistry
 
 DECISION, REASON, COMPARISON = "ngrpo.decision", "ngrpo.reason", "ngrpo.comparison"
@@ -30,7 +37,49 @@ BARRED = "ngrpo.rolled_back"
 _PROMOTED, _ROLLED_BACK = "promoted", "rolled_back"
 _PLACE = "ngrpo.promotions"  # tag of the registered model: which lock guards it
 
+_FOLDER = "promotions"  # of the artifact store
+_ENTRY = re.compile(r"[0-9]{8}\.json")
+
 Aliases = dict[str, str | None]
+"""The number of the version that each of `ALIASES` names, none where it names none."""
+
+
+def _all_aliases(aliases: Aliases) -> Aliases:
+    if aliases.keys() != set(ALIASES):
+        raise ValueError(f"its aliases must be {', '.join(ALIASES)}")
+    return aliases
+
+
+_Number = Annotated[str, Field(pattern=r"^[0-9]+$")]
+_Aliases = Annotated[dict[str, _Number | None], AfterValidator(_all_aliases)]
+_Sequence = Annotated[int, Field(ge=1)]
+
+
+class Entry(TypedDict):
+    """A decision, as the history keeps it.
+
+    Its number, its time (for people: nothing depends on it), the version that was decided on, the verdict, the aliases before and after,
+    and what a rollback would have undone before.
+    """
+
+    sequence: _Sequence
+    time: str
+    version: _Number
+    decision: Literal["promoted", "kept", "rolled_back"]
+    reason: str
+    comparison: dict[str, Any] | None
+    before: _Aliases
+    after: _Aliases
+    undo: _Sequence | None
+
+
+class Journal(TypedDict):
+    """State of the lock: its id, the number of the last decision, which one a rollback undoes, and what is still to be carried out."""
+
+    id: str
+    sequence: Annotated[int, Field(ge=0)]
+    undo: _Sequence | None
+    pending: Entry | None
 
 
 class Promotions:
@@ -50,6 +99,7 @@ class Promotions:
         self.registry = registry
         self._objects = objects
         self._lease_seconds = lease_seconds
+        self._conditions_hold = False
 
     @classmethod
     def from_environment(cls, model_name: str) -> Self:
@@ -63,7 +113,12 @@ class Promotions:
             raise StoreError(
                 "NGRPO_STORE is not set: the lock of promotions is kept there; set it to s3://bucket/prefix"
             )
-        return cls(ModelRegistry(model_name), ObjectStore(f"{store.rstrip('/')}/promotions"))
+        return cls(ModelRegistry(model_name), ObjectStore(f"{store.rstrip('/')}/{_FOLDER}"))
+
+    @property
+    def artifacts(self) -> str:
+        """Address of the artifact store, whose folder the locks are in."""
+        return self._objects.uri.removesuffix(f"/{_FOLDER}")
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
@@ -71,21 +126,70 @@ class Promotions:
 
         Raises:
             TrackingError: Promotions of this model are guarded by another object store.
+            DamagedStateError: The journal is damaged.
+            StoreError: The object store does not keep the conditions of writes, without which there is no lock.
         """
-        with hold(self._objects, f"{self.registry.name}/lock.json", seconds=self._lease_seconds) as lease:
-            if "id" not in lease.state:
-                lease.write({"id": uuid.uuid4().hex, "sequence": 0, "undo": None, "pending": None})
+        if not self._conditions_hold:
+            require_conditional_writes(self._objects, self.registry.name)
+            self._conditions_hold = True
+        content = Content(
+            Journal,
+            self._journal_of_history,
+            "restore it, or delete it: the next promotion makes it again from history/ and carries out the last decision there once more",
+        )
+        with hold(self._objects, f"{self.registry.name}/lock.json", content, seconds=self._lease_seconds) as lease:
             self._require_this_lock(lease)
             turn = Turn(self.registry, self._objects, lease)
             turn.finish()
             yield turn
 
-    def history(self) -> list[dict[str, Any]]:
-        """Return every decision, oldest first (see `Turn.settle`)."""
-        keys = self._objects.list(f"{self.registry.name}/history/")
-        return [json.loads(data) for key in keys if (data := self._objects.get_bytes(key)) is not None]
+    def history(self) -> list[Entry]:
+        """Return every decision, oldest first; one that is damaged is left out, which is said on standard error."""
+        entries = []
+        for sequence in self._sequences():
+            try:
+                entry = _read_entry(self._objects, self.registry.name, sequence, "it is left out")
+            except DamagedStateError as error:
+                print(f"history: {error}", file=sys.stderr, flush=True)
+            else:
+                entries += [] if entry is None else [entry]
+        return entries
 
-    def rollback(self, reason: str) -> dict[str, Any]:
+    def _sequences(self) -> list[int]:
+        """Return the numbers of all decisions in the history, in order."""
+        names = [key.rpartition("/")[2] for key in self._objects.list(f"{self.registry.name}/history/")]
+        return sorted(int(name.removesuffix(".json")) for name in names if _ENTRY.fullmatch(name))
+
+    def _journal_of_history(self) -> Journal:
+        """Return the journal as the history has it, for a lock that is gone; an empty one for a model without history.
+
+        What was decided last is carried out once more: perhaps its process was killed before it was done.
+        """
+        name = self.registry.name
+        sequences = self._sequences()
+        if not sequences:
+            return {"id": uuid.uuid4().hex, "sequence": 0, "undo": None, "pending": None}
+
+        def entry(sequence: int) -> Entry:
+            cure = "restore it, or delete it: then the decision before it is carried out once more"
+            found = _read_entry(self._objects, name, sequence, cure)
+            if found is None:
+                raise _gone(self._objects, name, sequence)
+            return found
+
+        last = entry(sequences[-1])
+        undo = last["undo"]
+        if last["decision"] == _PROMOTED:
+            undo = last["sequence"]
+        elif last["decision"] == _ROLLED_BACK and undo is not None:
+            undo = entry(undo)["undo"]
+        # The lock that others look at is this one, whose history is here.
+        uri, _, identity = (self.registry.model_tag(_PLACE) or "").rpartition(" ")
+        if uri != self._objects.uri:
+            identity = uuid.uuid4().hex
+        return {"id": identity, "sequence": last["sequence"], "undo": undo, "pending": last}
+
+    def rollback(self, reason: str) -> Entry:
         """Undo the last promotion that is in effect: the aliases name what they named before it. Again undoes the one before.
 
         Args:
@@ -95,9 +199,12 @@ class Promotions:
             The entry of the history.
 
         Raises:
+            ConfigError: The reason is empty or no plain text.
             TrackingError: There is nothing to undo, the champion was not made by the last promotion, or the version that would
                 be champion again, or its files, are gone.
+            DamagedStateError: The journal, or what the history says of that promotion, is damaged.
         """
+        reason = checked_reason(reason, "rollback")
         with self.turn() as turn:
             undone = turn.last_promotion()
             aliases = self.registry.aliases()
@@ -130,7 +237,7 @@ class Promotions:
                 "or promote another version"
             )
 
-    def _require_this_lock(self, lease: Lease) -> None:
+    def _require_this_lock(self, lease: Lease[Journal]) -> None:
         """Refuse to promote under a lock that others do not look at."""
         place = f"{self._objects.uri} {lease.state['id']}"
         known = self.registry.model_tag(_PLACE)
@@ -147,7 +254,7 @@ class Promotions:
 class Turn:
     """The time in which no other process promotes (`Promotions.turn`)."""
 
-    def __init__(self, registry: ModelRegistry, objects: ObjectStore, lease: Lease):
+    def __init__(self, registry: ModelRegistry, objects: ObjectStore, lease: Lease[Journal]):
         """Start the turn of the process that holds the lock."""
         self._registry = registry
         self._objects = objects
@@ -158,7 +265,7 @@ class Turn:
         self._lease.require()
         self._registry.set_alias(CANDIDATE, str(version.version))
 
-    def promote(self, candidate: ModelVersion, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    def promote(self, candidate: ModelVersion, verdict: Mapping[str, Any]) -> Entry:
         """Make a candidate the champion and return the entry of the history; `verdict` as in `settle`."""
         before, number = self._registry.aliases(), str(candidate.version)
         after = _without(before, number) | {CHAMPION: number}
@@ -166,13 +273,13 @@ class Turn:
             after[PREVIOUS_CHAMPION] = before[CHAMPION]
         return self.settle(number, verdict, after, undo=self._lease.state["sequence"] + 1)
 
-    def challenge(self, candidate: ModelVersion, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    def challenge(self, candidate: ModelVersion, verdict: Mapping[str, Any]) -> Entry:
         """Mark a candidate as the last one that did not win and return the entry of the history; `verdict` as in `settle`."""
         number = str(candidate.version)
         after = _without(self._registry.aliases(), number) | {CHALLENGER: number}
         return self.settle(number, verdict, after, undo=self._lease.state["undo"])
 
-    def settle(self, number: str, verdict: Mapping[str, Any], after: Aliases, *, undo: int | None) -> dict[str, Any]:
+    def settle(self, number: str, verdict: Mapping[str, Any], after: Aliases, *, undo: int | None) -> Entry:
         """Write a decision: into the journal first, from where it is finished whatever happens, then everywhere else.
 
         Args:
@@ -182,15 +289,16 @@ class Turn:
             undo: Number of the decision that a rollback undoes from now on.
 
         Returns:
-            The entry of the history: `sequence`, `time` (for people: nothing depends on it), `version`, the verdict, the aliases
-            `before` and `after`, and what a rollback had undone before (`undo`).
+            The entry of the history.
         """
         state = self._lease.state
-        entry = {
+        entry: Entry = {
             "sequence": state["sequence"] + 1,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": number,
-            **{name: verdict[name] for name in ("decision", "reason", "comparison")},
+            "decision": verdict["decision"],
+            "reason": verdict["reason"],
+            "comparison": verdict["comparison"],
             "before": {**self._registry.aliases(), CANDIDATE: None},
             "after": after,
             "undo": state["undo"],
@@ -204,8 +312,8 @@ class Turn:
         entry = self._lease.state["pending"]
         if entry is None:
             return
-        history = f"{self._registry.name}/history/{entry['sequence']:08d}.json"
-        self._objects.put_bytes(json.dumps(entry, indent=1).encode(), history)
+        history = _history_key(self._registry.name, entry["sequence"])
+        self._objects.put_bytes(json.dumps(entry, indent=1, allow_nan=False).encode(), history)
         numbers = {str(version.version): version for version in self._registry.versions()}
         if entry["version"] in numbers:
             tags = {
@@ -226,19 +334,46 @@ class Turn:
                 self._registry.set_alias(alias, number)
         self._lease.write({**self._lease.state, "pending": None})
 
-    def last_promotion(self) -> dict[str, Any] | None:
-        """Return the history's entry of the promotion that a rollback undoes; none if there is none."""
+    def last_promotion(self) -> Entry | None:
+        """Return the history's entry of the promotion that a rollback undoes; none if there is none.
+
+        Raises:
+            TrackingError: The entry is gone.
+            DamagedStateError: The entry is damaged.
+        """
         sequence = self._lease.state["undo"]
         if sequence is None:
             return None
-        data = self._objects.get_bytes(f"{self._registry.name}/history/{sequence:08d}.json")
-        if data is None:
-            raise TrackingError(
-                f"model {self._registry.name}: {self._objects.uri}/{self._registry.name}/history/{sequence:08d}.json is gone, so it is "
-                "not known what to roll back to: promote a version instead"
-            )
-        entry: dict[str, Any] = json.loads(data)
+        name = self._registry.name
+        cure = "so it is not known what to roll back to: restore it, or promote a version instead"
+        entry = _read_entry(self._objects, name, sequence, cure)
+        if entry is None:
+            raise _gone(self._objects, name, sequence)
         return entry
+
+
+def _history_key(name: str, sequence: int) -> str:
+    return f"{name}/history/{sequence:08d}.json"
+
+
+def _read_entry(objects: ObjectStore, name: str, sequence: int, cure: str) -> Entry | None:
+    """Return a decision of the history; none if there is no such decision."""
+    key = _history_key(name, sequence)
+    data = objects.get_bytes(key)
+    if data is None:
+        return None
+    where = f"{objects.uri}/{key}"
+    entry = parse_state(data, Entry, where=where, cure=cure)
+    if entry["sequence"] != sequence:
+        raise DamagedStateError(f"{where}: damaged: it holds decision {entry['sequence']}; {cure}")
+    return entry
+
+
+def _gone(objects: ObjectStore, name: str, sequence: int) -> TrackingError:
+    return TrackingError(
+        f"model {name}: {objects.uri}/{_history_key(name, sequence)} is gone, so it is not known what to roll back to: promote a "
+        "version instead"
+    )
 
 
 def _without(aliases: Aliases, number: str) -> Aliases:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
 
 from ngrpo.environment import environment
 from ngrpo.errors import TrackingError
 from ngrpo.storage.digest import model_digest
+from ngrpo.storage.state import DamagedStateError, parse_state
 from ngrpo.tracking.connection import connect, explained
 from ngrpo.tracking.runs import experiment_of_this_process
 
@@ -24,7 +28,7 @@ ALIASES = (CANDIDATE, CHALLENGER, PREVIOUS_CHAMPION, CHAMPION)
 DIGEST = "ngrpo.digest"
 """Tag of a version: digest of the files of its model."""
 EVALUATION = "ngrpo.evaluation_key"
-"""Tag of a version: key of the evaluation that speaks for it."""
+"""Tag of a version: key of the evaluation used to judge it."""
 BASE_MODEL = "ngrpo.base_model"
 """Tag of a version, and of the run that made it: the registered version that the run started from."""
 MODEL_FOLDER = "model"
@@ -32,6 +36,15 @@ MANIFEST = "manifest.json"
 _NO_PROGRESS_BAR: Mapping[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 _EVALUATION_FILE = "evaluation.json"
 MODEL_CARD = "README.md"
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class _File(TypedDict):
+    size: Annotated[int, Field(ge=0)]
+
+
+class _Manifest(TypedDict):
+    files: dict[str, _File]
 
 
 class ModelRegistry:
@@ -116,14 +129,18 @@ class ModelRegistry:
     def missing(self, version: ModelVersion) -> list[str]:
         """Return the files of a version's model that are not in its object storage or not of the size they should have.
 
-        Of a version that was not registered here it is not known what it should have: nothing is missing.
+        Of a version that was not registered here it is not known what it should have: nothing is missing. A manifest that is damaged
+        counts as missing, and is named with what is wrong.
         """
         if DIGEST not in version.tags:
             return []
         there = dict(self._files(version))
         if MANIFEST not in there:
             return [MANIFEST]
-        files = json.loads(self._read(version, MANIFEST))["files"]
+        try:
+            files = parse_state(self._read(version, MANIFEST), _Manifest, where=MANIFEST, cure="restore it")["files"]
+        except DamagedStateError as error:
+            return [str(error)]
         model = {name: entry["size"] for name, entry in files.items() if name.startswith(f"{MODEL_FOLDER}/")}
         return sorted(name for name, size in model.items() if there.get(name) != size)
 
@@ -140,9 +157,9 @@ class ModelRegistry:
         self.set_tags(version, {EVALUATION: key})
 
     @explained()
-    def evaluation(self, version: ModelVersion) -> str | None:
-        """Return the text of the evaluation that speaks for a version, or none if there is none."""
-        key = version.tags.get(EVALUATION)
+    def evaluation(self, version: ModelVersion) -> bytes | None:
+        """Return the evaluation that speaks for a version as it is stored, or none if there is none."""
+        key = evaluation_key(version)
         path = f"evaluations/{key}/{_EVALUATION_FILE}"
         if key is None or path not in dict(self._files(version, f"evaluations/{key}")):
             return None
@@ -218,13 +235,19 @@ class ModelRegistry:
             else:
                 yield entry.path, entry.file_size
 
-    def _read(self, version: ModelVersion, path: str) -> str:
+    def _read(self, version: ModelVersion, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as directory, environment(_NO_PROGRESS_BAR):
             file = mlflow.artifacts.download_artifacts(self._uri(version, path), dst_path=directory)
-            return Path(file).read_text(encoding="utf-8")
+            return Path(file).read_bytes()
 
     def _uri(self, version: ModelVersion, path: str) -> str:
         return f"models:/{self.name}/{version.version}/{path}".rstrip("/")
+
+
+def evaluation_key(version: ModelVersion) -> str | None:
+    """Return the key of the evaluation used to judge a version; none where its tag is missing or no key."""
+    key = version.tags.get(EVALUATION, "")
+    return key if _KEY.fullmatch(key) else None
 
 
 def _logged_model(version: ModelVersion) -> str:

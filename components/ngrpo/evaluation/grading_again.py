@@ -1,0 +1,122 @@
+"""Grade the stored samples of an evaluation again: verdicts of two graders are not comparable, but what the model wrote is.
+
+Nothing is generated. The samples are those that the evaluation was made of, which its own counts prove, and so are the gold answers,
+which its protocol proves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ngrpo.config import EvaluationConfig
+from ngrpo.errors import DataError
+from ngrpo.evaluation.grading import Grader
+from ngrpo.evaluation.protocol import grader_version, problems_digest
+from ngrpo.evaluation.results import benchmark_result
+from ngrpo.evaluation.samples import SAMPLES, graded
+from ngrpo.evaluation.stored_evaluation import Answers, Evaluation, Statistics, answer_key, protocol_of
+
+MODEL = "trained"
+"""The model of an evaluation that is graded again: the one that a version of the registry is."""
+
+
+@dataclass(frozen=True)
+class GradedAgain:
+    """An evaluation with the verdicts of the present graders.
+
+    Attributes:
+        evaluation: The evaluation; what was not graded again is as it was.
+        samples: How many samples were graded again.
+        changed: How many of them got another verdict.
+    """
+
+    evaluation: Evaluation
+    samples: int
+    changed: int
+
+
+def grade_again(
+    evaluation: Evaluation,
+    names: Sequence[str],
+    samples: Path,
+    *,
+    answers: Mapping[str, Answers],
+    statistics: Statistics | None,
+) -> GradedAgain:
+    """Grade the samples of the trained model on some benchmarks again.
+
+    Args:
+        evaluation: What the samples were found to be worth.
+        names: The benchmarks.
+        samples: Directory with `<benchmark>.parquet` for each.
+        answers: Gold answers by benchmark.
+        statistics: By which settings results follow from verdicts; none for the defaults.
+
+    Raises:
+        DataError: Samples or gold answers are missing, or are not those of the evaluation.
+    """
+    new = copy.deepcopy(evaluation)
+    total = changed = 0
+    with Grader() as grader:
+        for name in names:
+            result = evaluation["models"]["trained"][name]
+            gold = _gold(evaluation, name, answers)
+            table = _samples(samples / f"{name}.parquet", result["per_problem"], result["n_samples"])
+            by_string = "string_match" in result
+            now = graded(table, answer_key(gold), grader, by_string=by_string)
+            total += now.num_rows
+            changed += pc.sum(pc.xor(table["correct"], now["correct"])).as_py()
+            settings = EvaluationConfig.model_validate(_settings(statistics, result["n_samples"]))
+            seed = 0 if statistics is None else statistics["seed"]
+            new["models"]["trained"][name] = benchmark_result(now, settings, seed)  # type: ignore[assignment]
+            new["protocols"][MODEL][name]["grader"] = grader_version()
+    return GradedAgain(new, total, changed)
+
+
+def _gold(evaluation: Evaluation, name: str, answers: Mapping[str, Answers]) -> Answers:
+    gold = answers.get(name)
+    protocol = protocol_of(evaluation, MODEL, name)
+    if gold is None or protocol is None or problems_digest(gold["answers"]) != protocol["problems"]:
+        raise DataError(f"the gold answers of {name} that they were graded by are not known")
+    return gold
+
+
+def _samples(path: Path, correct: Mapping[str, int], samples: int) -> pa.Table:
+    """Read samples, and make sure that they are those of an evaluation.
+
+    Args:
+        path: The table.
+        correct: How many samples of each problem the evaluation counts as correct.
+        samples: How many samples of each problem it has.
+    """
+    try:
+        table = pq.read_table(path, schema=SAMPLES)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path.name} is no table of samples ({str(error).splitlines()[0]})") from error
+    found: dict[str, tuple[int, int]] = {}
+    if table["text"].null_count or table["correct"].null_count:
+        raise DataError(f"{path.name} has rows without a response or a verdict")
+    for problem, verdict in zip(table["problem_id"].to_pylist(), table["correct"].to_pylist(), strict=True):
+        count, right = found.get(problem, (0, 0))
+        found[problem] = count + 1, right + verdict
+    if found != {problem: (samples, right) for problem, right in correct.items()}:
+        raise DataError(f"{path.name} does not hold the samples that the evaluation counts")
+    return table
+
+
+def _settings(statistics: Statistics | None, samples: int) -> dict[str, object]:
+    if statistics is None:
+        return {"samples": samples, "pass_at": (1,)}
+    return {
+        "samples": samples,
+        "pass_at": tuple(k for k in statistics["pass_at"] if k <= samples) or (1,),
+        "confidence": statistics["confidence"],
+        "bootstrap_draws": statistics["bootstrap_draws"],
+    }
