@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ from ngrpo.errors import ConfigError, StoreError
 from ngrpo.evaluation.report import write_report
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.runtime.records import read_settings, read_summary
 from ngrpo_kfp.pipelines.runtime.services import services
-from ngrpo_kfp.pipelines.runtime.workspace import Workspace
+from ngrpo_kfp.pipelines.runtime.workspace import Workspace, written
 
 
 def build_report(
@@ -38,7 +38,8 @@ def build_report(
         StoreError: An artifact is missing or does not match its manifest.
     """
     artifacts = {name: store.fetch(reference) for name, reference in references.items()}
-    write_report(path, summary=dict(summary), config=config, artifacts=artifacts)
+    with written(path):
+        write_report(path, summary=dict(summary), config=config, artifacts=artifacts)
 
 
 def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:
@@ -46,6 +47,7 @@ def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:
 
     Raises:
         ConfigError: There is no such run, or it did not finish.
+        DamagedStateError: Its summary or configuration cannot be read.
         StoreError: An artifact of the run is no longer in the store.
     """
     with finished_run(run_directory, workspace) as (summary, config, references, store):
@@ -62,12 +64,14 @@ def finished_run(
 
     Raises:
         ConfigError: There is no such run, or it did not finish.
+        DamagedStateError: Its summary or configuration cannot be read.
         StoreError: An artifact of the run is no longer in the store.
     """
-    if not (run_directory / "summary.json").exists():
-        raise ConfigError(f"run {run_directory}: no summary.json there; name the directory of a run that finished")
-    summary = _read_json(run_directory / "summary.json")
-    config = validate(RunConfig, _read_json(run_directory / "config.json"))
+    summary, settings = read_summary(run_directory), read_settings(run_directory)
+    if summary is None or settings is None:
+        missing = "summary.json" if summary is None else "config.json"
+        raise ConfigError(f"run {run_directory}: no {missing} there; name the directory of a run that finished")
+    config = validate(RunConfig, settings)
     with services(workspace) as around:
         store = around.artifact_store(workspace)
         references = {}
@@ -77,8 +81,3 @@ def finished_run(
                 raise StoreError(f"artifact {stage['artifact']} is gone: run the preset {config.preset} again")
             references[name] = found
         yield summary, config, references, store
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value

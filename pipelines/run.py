@@ -17,11 +17,12 @@ from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
+from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.base_model import from_champion
 from ngrpo_kfp.pipelines.needs import require_gpus, show_needs
 from ngrpo_kfp.pipelines.plan import Plan, make_plan, plan_record
 from ngrpo_kfp.pipelines.runtime.services import Services, embeds_store, services
-from ngrpo_kfp.pipelines.runtime.workspace import Workspace, write_json
+from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 from ngrpo_kfp.pipelines.summary import places, plan_table, results_table, summarize
 from ngrpo_kfp.pipelines.tracking import pipeline_run
 
@@ -65,8 +66,8 @@ def run(
         plan = _plan(config, workspace, store, name)
         require_gpus(config, plan)
         directory = workspace.new_run(name)
-        write_json(directory / "config.json", config.model_dump(mode="json"))
-        write_json(directory / "plan.json", plan_record(plan))
+        write_state(directory / "config.json", config.model_dump(mode="json"))
+        write_state(directory / "plan.json", plan_record(plan))
         console.print(plan_table(plan))
         _run_plan(plan, config, around, store, directory, console, began, runner)
         workspace.set_latest(directory)
@@ -152,7 +153,7 @@ def _run_plan(
         report = directory / "report.html"
         build_report(report, summary=summary, config=config, references=references, store=store)
         summary["wall_seconds"] = round(time.monotonic() - began, 3)
-        write_json(directory / "summary.json", summary)
+        write_state(directory / "summary.json", summary)
         for file in (report, directory / "summary.json"):
             tracked.log_file(file)
         tracked.set_tags({f"ngrpo.artifact.{name}": reference.uri for name, reference in references.items()})

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ngrpo.config import RegisteredModel, RunConfig
 from ngrpo.stages.process import PARENT_RUN
+from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.runtime.services import Services
-from ngrpo_kfp.pipelines.runtime.workspace import write_json
 
 if TYPE_CHECKING:
     from ngrpo.tracking.runs import TrackedRun
@@ -65,9 +65,9 @@ def _open(stack: ExitStack, config: RunConfig, around: Services, directory: Path
             # This workspace is locked: whoever opened those runs was killed before it could end them.
             _end_open_runs(tracked)
     except BaseException as error:
-        write_json(announcement, {"error": str(error)})
+        write_state(announcement, {"error": str(error)})
         raise
-    write_json(announcement, {"run_id": tracked.run_id})
+    write_state(announcement, {"run_id": tracked.run_id})
     tracked.log_settings(config.model_dump(mode="json", exclude={"cluster"}))
     return tracked
 

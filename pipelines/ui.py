@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ngrpo.errors import ConfigError, TrackingError
-from ngrpo_kfp.pipelines.runtime.services import Services, services, store_is_served
-from ngrpo_kfp.pipelines.runtime.workspace import Workspace
+from ngrpo_kfp.pipelines.runtime.services import Services, services
+from ngrpo_kfp.pipelines.runtime.workspace import Workspace, written
 
 _SECONDS_TO_START = 90.0
 _SECONDS_TO_STOP = 10.0
@@ -38,23 +38,16 @@ def serve_ui(workspace: Workspace, port: int, console: Console) -> None:
         ConfigError: The port is taken.
         TrackingError: The server does not start.
     """
-    while True:
-        with services(workspace) as around:
-            if around.tracking_uri.startswith(("http://", "https://")):
-                console.print(f"MLflow: {around.tracking_uri}")
-                return
-            with _mlflow_server(around, port, workspace.root / "ui.log"):
-                console.print(f"MLflow   http://127.0.0.1:{port}")
-                console.print(f"objects  {os.environ.get('AWS_ENDPOINT_URL', 'AWS')}  {around.store_uri}")
-                console.print("Ctrl-C to stop")
-                try:
-                    # A store that belongs to a run goes when the run ends: then this process serves it itself.
-                    while not around.joined or store_is_served(workspace):
-                        time.sleep(1.0)
-                finally:
-                    if not around.joined:
-                        console.print("stopping once no run uses the object store; Ctrl-C again to stop at once")
-                        workspace.wait_until_idle()
+    with services(workspace) as around:
+        if around.tracking_uri.startswith(("http://", "https://")):
+            console.print(f"MLflow: {around.tracking_uri}")
+            return
+        with _mlflow_server(around, port, workspace.root / "ui.log"):
+            console.print(f"MLflow   http://127.0.0.1:{port}")
+            console.print(f"objects  {os.environ.get('AWS_ENDPOINT_URL', 'AWS')}  {around.store_uri}")
+            console.print("Ctrl-C to stop")
+            while True:
+                time.sleep(1.0)
 
 
 @contextlib.contextmanager
@@ -68,7 +61,9 @@ def _mlflow_server(around: Services, port: int, log: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", around.tracking_uri]
     command += ["--default-artifact-root", str(around.artifact_location), "--no-serve-artifacts"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with log.open("wb") as output:
+    with written(log):
+        output = log.open("wb")
+    with output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         _wait_until_up(server, port, log)

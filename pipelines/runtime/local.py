@@ -17,10 +17,13 @@ from rich.console import Console
 
 from ngrpo.environment import environment
 from ngrpo.errors import NGRPOError
+from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.plan import Plan, PlannedStage
 from ngrpo_kfp.pipelines.runtime.graph import kubeflow_pipeline
 from ngrpo_kfp.pipelines.runtime.lifeline import lifeline
-from ngrpo_kfp.pipelines.runtime.progress import StageProgress, last_line, read_record
+from ngrpo_kfp.pipelines.runtime.progress import StageProgress, last_line
+from ngrpo_kfp.pipelines.runtime.records import read_record
+from ngrpo_kfp.pipelines.runtime.workspace import written
 
 _SECONDS_TO_DIE = 3.0
 
@@ -56,7 +59,8 @@ def run_stages(
         Interrupted: The run was told to stop; its stage has ended.
     """
     for name in ("logs", "references"):
-        (run_directory / name).mkdir(exist_ok=True)
+        with written(run_directory / name):
+            (run_directory / name).mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
         environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **_STAGE_ENVIRONMENT}),
@@ -144,7 +148,10 @@ def _reaped(plan: Plan, run_directory: Path) -> Iterator[None]:
         yield
     finally:
         for stage in plan.to_run:
-            record = read_record(run_directory, stage.name)
+            try:
+                record = read_record(run_directory, stage.name)
+            except DamagedStateError:  # its process ends by the lifeline; the run says so below
+                continue
             if record is not None and "seconds" not in record:
                 _kill_group(record["pid"])
 

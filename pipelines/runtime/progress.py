@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.plan import Plan
+from ngrpo_kfp.pipelines.runtime.records import read_record
 
 _TAIL_BYTES = 4096
 _POLL_SECONDS = 0.25
@@ -32,13 +32,6 @@ class StageState:
     seconds: float | None = None
     word: str = ""
     """The last line that the stage printed."""
-
-
-def read_record(run_directory: Path, stage: str) -> dict[str, Any] | None:
-    """Return what a stage recorded of itself in this run, or none if it did not start."""
-    path = run_directory / "stages" / f"{stage}.json"
-    record: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return record
 
 
 def last_line(log: Path) -> str:
@@ -77,13 +70,16 @@ class StageProgress:
         return [StageState(stage.name, "cached") if stage.cached else self._state(stage.name) for stage in self._plan]
 
     def _state(self, name: str) -> StageState:
-        record = read_record(self._run, name)
+        try:
+            record = read_record(self._run, name)
+        except DamagedStateError as error:  # the run raises it once its stages have ended
+            return StageState(name, "failed", word=str(error))
         if record is None:
             return StageState(name, "waiting")
         if "seconds" in record:
             return StageState(name, "failed" if "error" in record else "done", record["seconds"])
         since = (self._run / "stages" / f"{name}.json").stat().st_mtime
-        return StageState(name, "running", time.time() - since, last_line(self._run / "logs" / f"{name}.log"))
+        return StageState(name, "running", max(0.0, time.time() - since), last_line(self._run / "logs" / f"{name}.log"))
 
     def _follow(self) -> None:
         if self._console.is_terminal:

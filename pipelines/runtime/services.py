@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from ngrpo.environment import environment
-from ngrpo.errors import StoreError
 from ngrpo.stages.surroundings import STORE_IS_LOCAL
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
+from ngrpo.tracking.addresses import database_uri
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
 _DEFAULT_STORE = "s3://ngrpo/artifacts"
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "NGRPO_STORE")
-_SECONDS_TO_START = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +31,6 @@ class Services:
     """Where MLflow keeps artifacts; none where its server decides."""
     owns_database: bool
     """Whether MLflow is the database file of the workspace."""
-    joined: bool
-    """Whether the embedded store is that of another process, and goes when that process ends."""
 
     def artifact_store(self, workspace: Workspace) -> ArtifactStore:
         """Open the artifact store, with the workspace's cache.
@@ -59,16 +52,17 @@ def embeds_store() -> bool:
 def services(workspace: Workspace) -> Iterator[Services]:
     """Provide object storage and tracking while the context is open; this process can reach them too.
 
-    An object store is embedded unless `AWS_ENDPOINT_URL` or `NGRPO_STORE` is set; MLflow is a database file of the workspace
-    unless `MLFLOW_TRACKING_URI` is set.
+    An object store is embedded unless `AWS_ENDPOINT_URL` or `NGRPO_STORE` is set: any number of processes may use it, and it lives as
+    long as one of them does. MLflow is a database file of the workspace unless `MLFLOW_TRACKING_URI` is set.
 
     Raises:
+        ConfigError: The workspace cannot be made or used.
         StoreError: The embedded store does not start.
     """
     store_uri = os.environ.get("NGRPO_STORE") or _DEFAULT_STORE
     bucket = store_uri.removeprefix("s3://").partition("/")[0]
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    tracking_uri = given or f"sqlite:///{workspace.database}"
+    tracking_uri = given or database_uri(workspace.database)
     variables = {
         "NGRPO_STORE": store_uri,
         "NGRPO_CACHE_DIR": str(workspace.cache),
@@ -79,61 +73,13 @@ def services(workspace: Workspace) -> Iterator[Services]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     with contextlib.ExitStack() as stack:
-        joined = False
+        stack.enter_context(workspace.private())
         if embeds_store():
-            endpoint, joined = stack.enter_context(_embedded_store(workspace))
-            variables |= endpoint | {STORE_IS_LOCAL: "1"}
+            variables |= stack.enter_context(serve(workspace.store)).environment() | {STORE_IS_LOCAL: "1"}
         stack.enter_context(environment(variables))
         yield Services(
             store_uri=store_uri,
             tracking_uri=tracking_uri,
             artifact_location=None if tracking_uri.startswith("http") else f"s3://{bucket}/mlflow",
             owns_database=given is None,
-            joined=joined,
         )
-
-
-def store_is_served(workspace: Workspace) -> bool:
-    """Whether a process serves the embedded store of a workspace at this moment."""
-    with _store_lock(workspace).open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
-@contextlib.contextmanager
-def _embedded_store(workspace: Workspace) -> Iterator[tuple[dict[str, str], bool]]:
-    """Serve the workspace's store, or join the process that does: `ngrpo ui` and a run may be up at the same time."""
-    path = _store_lock(workspace)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    with path.open("r+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield _joined_store(path), True
-            return
-        file.truncate()
-        with serve(workspace.store) as endpoint:
-            variables = endpoint.environment()
-            json.dump(variables, file)
-            file.flush()
-            yield variables, False
-            file.truncate(0)
-
-
-def _joined_store(path: Path) -> dict[str, str]:
-    deadline = time.monotonic() + _SECONDS_TO_START
-    while time.monotonic() < deadline:
-        text = path.read_text(encoding="utf-8")
-        if text:
-            variables: dict[str, str] = json.loads(text)
-            return variables
-        time.sleep(0.1)
-    raise StoreError(f"the object store of {path.parent} is being started by another process but does not come up")
-
-
-def _store_lock(workspace: Workspace) -> Path:
-    return workspace.root / "store.lock"

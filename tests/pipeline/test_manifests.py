@@ -169,7 +169,7 @@ def test_pods_have_few_rights(rendered, folder):
     for pod in pods(rendered[folder]):
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
         assert pod["spec"]["automountServiceAccountToken"] is False
-        for container in pod["spec"]["containers"]:
+        for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
             context = container["securityContext"]
             assert context["readOnlyRootFilesystem"]
             assert context["allowPrivilegeEscalation"] is False
@@ -181,6 +181,18 @@ def test_pods_have_few_rights(rendered, folder):
             assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
             if "secrets" in rule["resources"]:
                 assert rule["resourceNames"]
+
+
+def test_the_ports_behind_s3_ask_for_keys_that_each_pod_makes(rendered):
+    (pod,) = [pod for pod in pods(rendered[DEV]) if "weed" in str(pod["spec"]["containers"])]
+    (keys,), (server,) = pod["spec"]["initContainers"], pod["spec"]["containers"]
+    assert keys["command"][:3] == ["python", "-m", "ngrpo.storage.seaweed_keys"]
+    assert keys["command"][3] == server["workingDir"], "SeaweedFS reads its keys where it is started"
+    (place,) = [mount for mount in server["volumeMounts"] if mount["mountPath"] == server["workingDir"]]
+    assert place["readOnly"]
+    (volume,) = [volume for volume in pod["spec"]["volumes"] if volume["name"] == place["name"]]
+    assert volume["emptyDir"]["medium"] == "Memory"
+    assert "-disableHttp" in server["command"], "the master hands out tokens over HTTP to anyone who asks"
 
 
 @pytest.mark.parametrize("folder", [DEV, GPU])

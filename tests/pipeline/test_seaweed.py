@@ -1,11 +1,16 @@
-"""The embedded S3 server: on the loopback alone, alone on its data, and gone with the process that started it."""
+"""The embedded S3 server: on the loopback alone, shared by its users, gone with the last of them, and closed to anyone else."""
 
+import fcntl
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -17,10 +22,19 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import S3Endpoint, serve
 
 pytestmark = pytest.mark.pipeline
-OWNER = (
-    "import sys, time; from pathlib import Path; from ngrpo.storage.seaweed import serve\n"
-    "with serve(Path(sys.argv[1])) as endpoint: print(endpoint.pid, endpoint.url, flush=True); time.sleep(60)"
-)
+USER = """
+import sys
+from pathlib import Path
+from ngrpo.environment import environment
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.seaweed import serve
+with serve(Path(sys.argv[1])) as endpoint, environment(endpoint.environment()):
+    print(endpoint.pid, endpoint.url, flush=True)
+    while line := sys.stdin.readline():
+        ObjectStore("s3://ngrpo/kept").put_bytes(b"hello", line.strip())
+        print("done", flush=True)
+"""
+"""A user of the server; it writes an object for each line that it is sent, and leaves when there are no more."""
 
 
 @pytest.fixture
@@ -66,40 +80,237 @@ def test_the_server_keeps_its_objects_and_its_credentials_to_itself(tmp_path, co
     assert not list((tmp_path / "store").glob("m[0-9]*")), "the server leaves a directory behind at each start"
 
 
-@pytest.mark.parametrize("ended", ["owner", "guard"])
-def test_the_server_ends_with_its_process_however_that_ends(tmp_path, connect, ended):
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
-    try:
-        pid, url = owner.stdout.readline().split()
-        processes = family(S3Endpoint(url, "", "", int(pid)))
-        assert len(processes) == 2
-        os.kill(owner.pid if ended == "owner" else int(pid), signal.SIGKILL)
-        if ended == "owner":
-            # Its server may live for a moment: the next one waits until the directory is free.
-            with serve(tmp_path / "store") as endpoint:
-                assert not any(alive(process) for process in processes)
-                connect(endpoint).check()
-        deadline = time.monotonic() + 10
-        while any(alive(process) for process in processes) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not any(alive(process) for process in processes)
-    finally:
-        owner.kill()
-        owner.wait()
-        owner.stdout.close()
+class User:
+    """Another process that uses the server."""
+
+    def __init__(self, directory):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", USER, str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # As from a terminal: a shell's job in the background is started deaf to it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    @cached_property
+    def endpoint(self):
+        pid, url = self.process.stdout.readline().split()
+        return S3Endpoint(url, "", "", int(pid))
+
+    def put(self, name):
+        assert self.endpoint
+        self.process.stdin.write(f"{name}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "done\n"
+
+    def leave(self):
+        self.process.stdin.close()
+        assert self.process.wait(30) == 0
 
 
-def test_a_second_server_on_the_same_directory_is_refused_and_does_no_harm(tmp_path, connect, monkeypatch):
-    monkeypatch.setattr(seaweed, "_SECONDS_TO_WAIT", 0.5)
+@pytest.fixture
+def user(tmp_path):
+    """Start another process that uses the server of `tmp_path / "store"`."""
+    users = []
+
+    def start():
+        users.append(User(tmp_path / "store"))
+        return users[-1]
+
+    yield start
+    for one in users:
+        one.process.kill()
+        one.process.wait()
+        one.process.stdin.close()
+        one.process.stdout.close()
+
+
+def gone_soon(processes):
+    deadline = time.monotonic() + 10
+    while any(alive(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(alive(process) for process in processes)
+
+
+@pytest.mark.parametrize("ended", ["user", "guard"])
+def test_the_server_ends_with_its_last_user_however_that_ends(user, ended):
+    only = user()
+    processes = family(only.endpoint)
+    assert len(processes) == 2
+    os.kill(only.process.pid if ended == "user" else processes[0].pid, signal.SIGKILL)
+    assert gone_soon(processes)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, None])
+def test_who_started_the_server_may_leave_and_the_others_go_on(tmp_path, user, how):
+    first = user()
+    processes = family(first.endpoint)
+    second = user()
+    assert second.endpoint.pid == processes[0].pid
+    if how is None:
+        first.leave()
+    else:
+        os.killpg(first.process.pid, how)  # as Ctrl-C in a terminal: the whole group
+        first.process.wait(30)
+    time.sleep(1.5)
+    second.put("x")
     with serve(tmp_path / "store") as endpoint:
-        objects = connect(endpoint)
-        objects.put_bytes(b"hello", "x")
+        assert endpoint.pid == processes[0].pid
+    second.put("y")
+    second.leave()
+    assert not any(alive(process) for process in processes), "the last user waits for the end"
+
+
+def test_users_that_come_and_go_at_the_same_time_all_have_a_server(tmp_path, user):
+    def short_command(number):
+        one = user()
+        one.put(str(number))
+        if number % 3:
+            one.leave()
+        else:
+            one.process.kill()
+
+    stays = user()
+    with ThreadPoolExecutor(4) as pool:
+        commands = [pool.submit(short_command, number) for number in range(6)]
+        stays.put("a")  # it comes at the same time as the first of them
+        for command in commands:
+            command.result()
+    stays.put("b")
+    processes = family(stays.endpoint)
+    stays.leave()
+    assert gone_soon(processes)
+    with serve(tmp_path / "store") as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in endpoint.environment().items():
+            patch.setenv(name, value)
+        assert set(ObjectStore("s3://ngrpo/kept").list()) == {"a", "b", *map(str, range(6))}
+
+
+def test_another_version_that_holds_the_directory_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(seaweed, "_SECONDS_TO_STOP", 0.3)
+    with (tmp_path / "store.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with (
-            pytest.raises(StoreError, match=r"store is served by another process; .* NGRPO_HOME"),
+            pytest.raises(StoreError, match=r"store is held by a process that does not end, .* NGRPO_HOME"),
             serve(tmp_path / "store"),
         ):
             pass
-        assert objects.get_bytes("x") == b"hello"
+
+
+def ports_of(endpoint):
+    """The five HTTP ports and the five gRPC ports on which the server listens; those of its administration come up last."""
+    deadline, listening = time.monotonic() + 20, set()
+    while len(listening) < 10 and time.monotonic() < deadline:
+        connections = [one for process in family(endpoint) for one in process.net_connections("tcp")]
+        listening = {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
+        time.sleep(0.1)
+    grpc = {port for port in listening if port - 10_000 in listening}
+    assert (len(listening), len(grpc)) == (10, 5), "a port of its own for every part, and for nothing else"
+    return sorted(listening - grpc), sorted(grpc)
+
+
+STRANGER = """
+import encodings.idna, os, sys, urllib.error, urllib.request
+if os.getuid() == 0:
+    os.setuid(65534)  # elsewhere it is the same user, who lacks the keys all the same
+for line in sys.stdin:
+    method, url = line.split()
+    request = urllib.request.Request(url, data=b"stolen" if method in ("PUT", "POST") else None, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            print(answer.status, repr(answer.read(65536)))
+    except urllib.error.HTTPError as error:
+        print(error.code, repr(error.read(65536)))
+    except OSError as error:
+        print("none", repr(str(error)))
+"""
+
+
+def test_a_stranger_on_this_machine_gets_nothing_from_any_port(tmp_path, connect):
+    secret = b"weights of a model that nobody else may have" * 1000
+    with serve(tmp_path / "store") as endpoint:
+        objects = connect(endpoint)
+        objects.put_bytes(secret, "x")
+        ports, _ = ports_of(endpoint)
+        paths = [
+            "",
+            "ngrpo/kept/x",
+            "buckets/ngrpo/kept/x",
+            "buckets/ngrpo/kept/?recursive=true",
+            "etc/",
+            "1,01",
+            "2,01637037d6",
+        ]
+        paths += [
+            "dir/assign",
+            "dir/lookup?volumeId=1&read=yes",
+            "submit",
+            "vol/vacuum",
+            "vol/grow?count=1",
+            "col/delete?collection=ngrpo",
+        ]
+        asked = [
+            f"{method} http://127.0.0.1:{port}/{path}"
+            for port in ports
+            for path in paths
+            for method in ("GET", "HEAD", "PUT", "POST", "DELETE")
+        ]
+        answers = subprocess.run(
+            [sys.executable, "-c", STRANGER],
+            input="\n".join(asked),
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+        assert len(answers) == len(asked)
+        given = {
+            line.partition(" ")[2]
+            for line, answer in zip(asked, answers, strict=True)
+            if answer.split()[0] not in ("400", "401", "403", "404", "405")
+        }
+        assert len(given) == 1, "all that a stranger may see is the front page of the master: that there is a server"
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", given.pop())
+        assert not [answer for answer in answers if "weights" in answer or '"fid"' in answer]
+        assert objects.get_bytes("x") == secret
+        assert objects.list() == ["x"]
+
+
+def knock(port, context):
+    """Begin to talk gRPC to a port; returns what it answers."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        connection = plain if context is None else context.wrap_socket(plain)
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        return connection.recv(64)
+
+
+def test_the_ports_between_its_parts_ask_for_a_certificate(tmp_path):
+    with serve(tmp_path / "store") as endpoint:
+        _, ports = ports_of(endpoint)
+        stranger = ssl._create_unverified_context()
+        stranger.set_alpn_protocols(["h2"])
+        for port in ports:
+            for context in (None, stranger):
+                with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
+                    assert knock(port, context)
+        known = ssl._create_unverified_context()
+        known.set_alpn_protocols(["h2"])
+        known.load_cert_chain(tmp_path / "store.server" / "certificate.pem", tmp_path / "store.server" / "key.pem")
+        assert all(knock(port, known) for port in ports), (
+            "the test does not tell a refusal from a port that is never there"
+        )
+
+
+def test_nobody_else_may_read_what_the_server_keeps(tmp_path, connect):
+    with serve(tmp_path / "store") as endpoint:
+        connect(endpoint).put_bytes(b"hello", "x")
+        for name in ("store", "store.server"):
+            assert (tmp_path / name).stat().st_mode & 0o077 == 0
+        for path in (*tmp_path.glob("*"), *(tmp_path / "store.server").iterdir()):
+            assert path.stat().st_mode & 0o077 == 0, path
+        keys = (tmp_path / "store.server" / "security.toml").read_text()
+    with serve(tmp_path / "store"):
+        assert (tmp_path / "store.server" / "security.toml").read_text() != keys, "each start has keys of its own"
 
 
 def test_a_port_that_is_taken_meanwhile_is_replaced(tmp_path, connect, monkeypatch):
@@ -153,7 +364,10 @@ def test_credentials_that_are_broken_can_be_replaced_and_the_data_stays(tmp_path
     credentials = tmp_path / "credentials.json"
     credentials.write_text("")
     credentials.chmod(0o644)
-    with pytest.raises(StoreError, match=r"credentials\.json: no credentials .* delete it"), serve(tmp_path / "store"):
+    with (
+        pytest.raises(StoreError, match=r"credentials\.json: damaged: it is empty; delete it"),
+        serve(tmp_path / "store"),
+    ):
         pass
     assert credentials.stat().st_mode & 0o777 == 0o600
     credentials.unlink()

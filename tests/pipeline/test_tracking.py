@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -17,14 +18,16 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from mlflow import MlflowClient
+from mlflow.store.db.base_sql_model import Base
 from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base as FirstTables
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine, event
 from transformers import TrainerState, TrainingArguments
 from transformers.integrations import MLflowCallback
 
 from ngrpo.errors import TrackingError
 from ngrpo.tracking import database as database_module
+from ngrpo.tracking.addresses import database_uri
 from ngrpo.tracking.connection import connect
 from ngrpo.tracking.database import prepare_database
 from ngrpo.tracking.runs import parent_run, stage_run
@@ -222,11 +225,143 @@ def test_a_database_of_an_older_mlflow_is_upgraded(tmp_path):
     assert MlflowClient(uri).search_experiments()[0].name == "Default"
 
 
+def tables_of(path):
+    with closing(sqlite3.connect(path)) as tables:
+        return {name for (name,) in tables.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def put_half_made(path, prepared_database, how):
+    """What an earlier version left where it was killed while MLflow changed the tables in place."""
+    uri = f"sqlite:///{path}"
+    if how == "first tables":
+        FirstTables.metadata.create_all(create_engine(uri), tables=list(FirstTables.metadata.sorted_tables)[:3])
+    elif how == "no version":
+        FirstTables.metadata.create_all(create_engine(uri))
+        with closing(sqlite3.connect(path)) as tables:
+            tables.execute("CREATE TABLE latest_metrics (key VARCHAR(250))")
+    elif how == "version behind":
+        shutil.copy(prepared_database, path)
+        script = ScriptDirectory.from_config(_get_alembic_config(uri))
+        behind = [revision.revision for revision in script.walk_revisions()][20]
+        with closing(sqlite3.connect(path)) as tables:
+            tables.execute("UPDATE alembic_version SET version_num = ?", [behind])
+            tables.commit()
+    elif how == "a table is missing":
+        shutil.copy(prepared_database, path)
+        with closing(sqlite3.connect(path)) as tables:
+            tables.execute("DROP TABLE metrics")
+            tables.commit()
+
+
+@pytest.mark.parametrize("how", ["first tables", "no version", "version behind", "a table is missing"])
+def test_a_half_made_database_without_a_run_is_made_anew(prepared_database, tmp_path, caplog, how):
+    path = tmp_path / "mlflow.db"
+    put_half_made(path, prepared_database, how)
+    before = tables_of(path)
+    prepare_database(f"sqlite:///{path}")
+    assert tables_of(path) >= set(Base.metadata.tables)
+    (kept,) = [file for file in tmp_path.iterdir() if file.name not in ("mlflow.db", "mlflow.db.lock")]
+    assert tables_of(kept) == before, "nothing is thrown away"
+    assert kept.name in caplog.text
+    MlflowClient(f"sqlite:///{path}").create_experiment("x")
+
+
+def test_a_half_made_database_with_a_run_is_left_alone(prepared_database, tmp_path):
+    path = tmp_path / "mlflow.db"
+    put_half_made(path, prepared_database, "version behind")
+    with closing(sqlite3.connect(path)) as tables:
+        tables.execute("INSERT INTO runs (run_uuid, status, lifecycle_stage) VALUES ('a', 'FINISHED', 'active')")
+        tables.commit()
+    before = path.read_bytes()
+    with pytest.raises(TrackingError, match=r"was cut off while it changed the tables; put a copy") as error:
+        prepare_database(f"sqlite:///{path}")
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+
+
+def killed_at(statement, uri):
+    """Prepare a database in a process that is killed before the given statement of SQL, and return how many it got to send."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        sent = [0]
+
+        def count(*arguments):
+            sent[0] += 1
+            if sent[0] == statement:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        event.listen(Engine, "before_cursor_execute", count)
+        prepare_database(uri)
+        os.write(writer, str(sent[0]).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        os.waitpid(child, 0)
+        return int(said.read() or 0)
+
+
+def test_a_kill_while_the_tables_are_made_leaves_nothing_that_is_half_made(tmp_path):
+    path = tmp_path / "mlflow.db"
+    for statement in (5, 60, 300):
+        assert killed_at(statement, f"sqlite:///{path}") == 0
+        assert not path.exists()
+    assert killed_at(0, f"sqlite:///{path}") > 300
+    assert tables_of(path) >= set(Base.metadata.tables)
+    assert {file.name for file in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_a_kill_during_an_upgrade_leaves_the_old_database(tmp_path):
+    path = tmp_path / "mlflow.db"
+    put_older(path)
+    before = path.read_bytes()
+    for statement in (5, 200):
+        assert killed_at(statement, f"sqlite:///{path}") == 0
+        assert path.read_bytes() == before
+    killed_at(0, f"sqlite:///{path}")
+    assert tables_of(path) >= set(Base.metadata.tables)
+    with closing(sqlite3.connect(path)) as tables:
+        assert tables.execute("SELECT run_uuid FROM runs").fetchall() == [("a",)]
+    (kept,) = tmp_path.glob("mlflow.db.*.bak")
+    assert kept.read_bytes() == before
+
+
+def put_older(path):
+    """A database of an MLflow of long ago, with a run in it."""
+    uri = f"sqlite:///{path}"
+    script = ScriptDirectory.from_config(_get_alembic_config(uri))
+    FirstTables.metadata.create_all(create_engine(uri))
+    command.upgrade(_get_alembic_config(uri), [revision.revision for revision in script.walk_revisions()][-10])
+    with closing(sqlite3.connect(path)) as tables:
+        tables.execute("INSERT INTO runs (run_uuid, status, lifecycle_stage) VALUES ('a', 'FINISHED', 'active')")
+        tables.commit()
+
+
+@pytest.mark.parametrize("name", ["a b", "100%41", "what?x=1", "#1", 'it\'s "ü" & so; on', "%2F"])
+def test_a_path_is_a_path_whatever_is_in_it(prepared_database, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(prepared_database, path)
+    uri = database_uri(path)
+    prepare_database(uri)
+    MlflowClient(uri).create_experiment(f"of {name}")
+    with closing(sqlite3.connect(path)) as tables:
+        assert (f"of {name}",) in tables.execute("SELECT name FROM experiments").fetchall()
+    assert [file.name for file in tmp_path.iterdir()] == [name], "no directory beside it either"
+
+
 def put_unusable(path: Path, how: str, prepared_database: Path) -> None:
     if how == "a directory":
         path.mkdir()
     elif how == "another file":
         path.write_text("no database\n" * 100)
+    elif how == "cut":
+        path.write_bytes(prepared_database.read_bytes()[:100_000])
+    elif how == "of something else":
+        with sqlite3.connect(path) as tables:
+            tables.execute("CREATE TABLE birds (name)")
     elif how == "newer":
         shutil.copy(prepared_database, path)
         with sqlite3.connect(path) as tables:
@@ -238,6 +373,8 @@ def put_unusable(path: Path, how: str, prepared_database: Path) -> None:
     [
         ("a directory", "unable to open database file; name a file that can be written"),
         ("another file", "file is not a database; move that file away"),
+        ("cut", "database disk image is malformed; move that file away"),
+        ("of something else", "it is a database of something else; name another file"),
         ("newer", "a newer MLflow wrote it: upgrade mlflow"),
         ("locked", "database is locked; end the process that holds it"),
     ],

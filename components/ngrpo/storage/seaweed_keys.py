@@ -1,0 +1,74 @@
+"""Keys of a SeaweedFS server, made anew for each start: without them its internal ports neither tell nor take anything.
+
+S3 asks for the credentials of an account. The ports behind it (filer, volumes, master, administration) ask for nothing unless the
+server is given keys: to sign the tokens with which its parts read and write chunks over HTTP, and a certificate that they show each
+other over gRPC. `python -m ngrpo.storage.seaweed_keys DIRECTORY` makes them where the server runs by itself.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+_TOKENS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+_PARTS = ("master", "volume", "filer", "s3", "admin", "worker", "client", "mq", "msg_broker", "msg_agent")
+_VALID_FOR = datetime.timedelta(days=3650)
+
+
+def write_keys(directory: Path) -> None:
+    """Write `security.toml`, `certificate.pem` and `key.pem`, readable by the owner alone; those of an earlier start are replaced.
+
+    The server must be started in this directory: that is where it looks for `security.toml`, whose paths are relative.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    lines = [f'[{name}]\nkey = "{secrets.token_hex(32)}"' for name in _TOKENS]
+    lines += ['[grpc]\nca = "certificate.pem"']
+    lines += [f'[grpc.{part}]\ncert = "certificate.pem"\nkey = "key.pem"' for part in _PARTS]
+    _write(directory / "certificate.pem", _certificate(key).public_bytes(Encoding.PEM))
+    _write(directory / "key.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    _write(directory / "security.toml", ("\n".join(lines) + "\n").encode())
+
+
+def _certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """Return a certificate that vouches for itself: it is the authority, the server and the client."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ngrpo object store")])
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _VALID_FOR)  # a clock that is set back while the server runs does it no harm
+        .not_valid_after(now + _VALID_FOR)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]),
+            critical=False,
+        )
+        .sign(key, SHA256())
+    )
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+if __name__ == "__main__":
+    write_keys(Path(sys.argv[1]))
