@@ -13,7 +13,7 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 
-from ngrpo.evaluation import math_verify_worker
+from ngrpo.evaluation import grading_worker
 
 Request = tuple[str, str | None]
 Response = tuple[bool, str | None]
@@ -23,7 +23,7 @@ _PATIENCE = 60.0
 
 
 class MathVerifyPool:
-    """Processes that answer the requests of `ngrpo.evaluation.math_verify_worker`.
+    """Processes that answer the requests of `ngrpo.evaluation.grading_worker`.
 
     A worker is a new interpreter and not a fork, so it holds neither the parent's memory nor its threads, locks or devices, and
     it runs the worker's file alone: whatever program the parent is, it is not imported a second time. Calls from any thread are
@@ -110,7 +110,7 @@ class _Worker:
     def __init__(self, seconds: float):
         self.connection, theirs = Pipe()
         with theirs:
-            arguments = [math_verify_worker.__file__, str(theirs.fileno()), str(seconds)]
+            arguments = [grading_worker.__file__, str(theirs.fileno()), str(seconds)]
             self.process = subprocess.Popen(
                 # -P: the folder of the worker's file holds modules named like the standard library's.
                 [sys.executable, "-P", *arguments],
