@@ -390,7 +390,7 @@ def test_a_stopped_worker_does_not_stop_the_run(monkeypatch):
 
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
-    monkeypatch.setattr(grading_pool.grading_worker, "__file__", "/nowhere/worker.py")
+    monkeypatch.setattr(grading_pool, "_WORKER", "ngrpo.nowhere")
     with Grader() as grader, pytest.raises(RuntimeError, match="before it was ready"):
         grader.grade([(r"\boxed{\frac12}", "0.5")])
 
@@ -403,7 +403,7 @@ def test_an_interrupted_call_leaves_no_answer_behind(monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(grading_pool, "wait", interrupted)
+            patch.setattr(grading_pool, "_wait", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 grader.grade([(r"\boxed{\frac13}", "0.5")])
         assert grader.grade([(r"\boxed{\frac14}", "0.25")])[0].correct

@@ -25,9 +25,11 @@ PARTS: Mapping[str, str] = {
 _GRADER_SOURCES = (
     "grading.py",
     "answer_forms.py",
+    "code_generators.py",
     "comparison.py",
     "grading_pool.py",
     "grading_worker.py",
+    "sandbox.py",
 )
 
 
