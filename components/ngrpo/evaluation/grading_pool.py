@@ -281,7 +281,7 @@ def _response(message: object, nonce: str) -> Response:
             if error is None:
                 return correct, None
             if not correct and len(error) <= LONGEST_ERROR:
-                return False, "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in error)
+                return False, "".join(char if char.isprintable() else " " for char in error)
     raise ValueError("the grading worker sent something that is no reply to its request")
 
 
