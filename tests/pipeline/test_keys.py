@@ -125,7 +125,7 @@ def test_key_depends_on_each_of_its_parts_and_on_no_order():
         ("prepare_data", "data/arithmetic.py", "training/ngrpo_trainer.py"),
         ("neighbor_index", "neighbors/search.py", "mixing/mixer.py"),
         ("ngrpo_training", "mixing/mixer.py", "evaluation/statistics.py"),
-        ("benchmark_evaluation", "evaluation/math_verify_worker.py", "training/ngrpo_trainer.py"),
+        ("benchmark_evaluation", "evaluation/grading_worker.py", "training/ngrpo_trainer.py"),
         ("model_promotion", "evaluation/statistics.py", "rollout/engine.py"),
     ],
 )

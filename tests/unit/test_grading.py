@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ngrpo.evaluation import math_verify_pool
+from ngrpo.evaluation import grading_pool
+from ngrpo.evaluation.comparison import judge
 from ngrpo.evaluation.grading import _PLAIN_NUMBER, Grade, Grader, extract_answer, gold_parses
-from ngrpo.evaluation.math_verify_worker import judge
 from ngrpo.training.rewards import CorrectnessReward
 
 ENDLESS = r"9^{9^{9^{9}}}"
@@ -38,7 +38,7 @@ def workers() -> set[int]:
         if entry.name.isdigit() and running(entry):
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == os.getpid() and b"math_verify_worker" in (entry / "cmdline").read_bytes():
+                if parent == os.getpid() and b"grading_worker" in (entry / "cmdline").read_bytes():
                     found.add(int(entry.name))
             except (FileNotFoundError, ProcessLookupError):
                 continue
@@ -383,14 +383,14 @@ def test_a_worker_that_dies_is_an_error_of_its_answer_alone():
 def test_a_stopped_worker_does_not_stop_the_run(monkeypatch):
     with Grader(workers=1, timeout_seconds=1.0) as grader:
         grader.grade([(r"\boxed{\frac12}", "0.5")])
-        monkeypatch.setattr(math_verify_pool, "_PATIENCE", 0.5)
+        monkeypatch.setattr(grading_pool, "_PATIENCE", 0.5)
         os.kill(grader._pool._workers[0].process.pid, signal.SIGSTOP)
         grades = grader.grade([(r"\boxed{\frac13}", "0.5")])
     assert grades[0].error == "the grading worker died with status -9"
 
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
-    monkeypatch.setattr(math_verify_pool.math_verify_worker, "__file__", "/nowhere/worker.py")
+    monkeypatch.setattr(grading_pool, "_WORKER", "ngrpo.nowhere")
     with Grader() as grader, pytest.raises(RuntimeError, match="before it was ready"):
         grader.grade([(r"\boxed{\frac12}", "0.5")])
 
@@ -403,7 +403,7 @@ def test_an_interrupted_call_leaves_no_answer_behind(monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(math_verify_pool, "wait", interrupted)
+            patch.setattr(grading_pool, "_wait", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 grader.grade([(r"\boxed{\frac13}", "0.5")])
         assert grader.grade([(r"\boxed{\frac14}", "0.25")])[0].correct

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from ngrpo.evaluation.answer_forms import canonical, set_for_tuple, several_numbers, without_currency
-from ngrpo.evaluation.math_verify_pool import MathVerifyPool, Request, Response
+from ngrpo.evaluation.grading_pool import MathVerifyPool, Request, Response
 
 _END_OF_THOUGHT = "</think>"
 _BOX = r"\\boxed\s*\{"
