@@ -49,8 +49,42 @@ BASES = {
 
 _HUGE = 10**23
 _WRONG: dict[str, tuple[Any, ...]] = {
-    "integer": (True, False, "3", 1.5, 2.0, 1e308, _HUGE, 2**63, -_HUGE, -1, math.nan, math.inf, "", "three", [], [1], {}),
-    "number": (True, False, "0.5", 1e308, -1e308, _HUGE, -_HUGE, math.nan, math.inf, -math.inf, "", "much", [], [0.5], {}),
+    "integer": (
+        True,
+        False,
+        "3",
+        1.5,
+        2.0,
+        1e308,
+        _HUGE,
+        2**63,
+        -_HUGE,
+        -1,
+        math.nan,
+        math.inf,
+        "",
+        "three",
+        [],
+        [1],
+        {},
+    ),
+    "number": (
+        True,
+        False,
+        "0.5",
+        1e308,
+        -1e308,
+        _HUGE,
+        -_HUGE,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "",
+        "much",
+        [],
+        [0.5],
+        {},
+    ),
     "boolean": (0, 1, 0.0, 1.0, "true", "yes", "on", "", [], [True], {}),
     "string": (3, 0, True, 1.5, _HUGE, "\0", "a\0b", "\ud800", "\x1b[31mred", "x" * 100_000, [], ["a"], {}, {"a": "b"}),
     "enum": (3, True, 1.5, "", "nonsense", "\0", "\ud800", [], {}),
@@ -90,7 +124,9 @@ def _of_model(model: BaseModel, kind: type[BaseModel], path: tuple[str, ...]) ->
         if name == "kind":
             continue
         value, here = getattr(model, name), (*path, name)
-        yield from ((here, wrong) for wrong in _wrong(name, field, schema.get("$defs", {}), name in schema.get("required", ())))
+        yield from (
+            (here, wrong) for wrong in _wrong(name, field, schema.get("$defs", {}), name in schema.get("required", ()))
+        )
         yield from _below(value, here, field, schema.get("$defs", {}))
 
 
@@ -150,7 +186,9 @@ def _fits(value: Any, name: str, kinds: dict[str, dict[str, Any]]) -> bool:
     if isinstance(value, float) and abs(value) < 1000:
         return "number" in kinds
     if isinstance(value, str):
-        return "string" in kinds and value.isprintable() and len(value) < 1000 and (value != "" or name in _MAY_BE_EMPTY)
+        return (
+            "string" in kinds and value.isprintable() and len(value) < 1000 and (value != "" or name in _MAY_BE_EMPTY)
+        )
     if value == []:
         return "array" in kinds
     if value == {}:

@@ -21,7 +21,9 @@ def count(least: int, most: int) -> Any:
     return Field(strict=True, ge=least, le=most)
 
 
-def number(*, above: float | None = None, least: float | None = None, below: float | None = None, most: float | None = None) -> Any:
+def number(
+    *, above: float | None = None, least: float | None = None, below: float | None = None, most: float | None = None
+) -> Any:
     """Return the limits of a number: `above` and `below` are outside, `least` and `most` inside. No `true`, no text is one."""
     return Field(strict=True, gt=above, ge=least, lt=below, le=most)
 
@@ -56,7 +58,9 @@ def keep_apart(table: Any) -> Any:
     for spelling in table if isinstance(table, Mapping) else ():
         name = slug(spelling) if isinstance(spelling, str) else ""
         if name and seen.setdefault(name.lower(), spelling) != spelling:
-            raise ValueError(f"{seen[name.lower()]!r} and {spelling!r} would be the same file, {name.lower()}: rename one")
+            raise ValueError(
+                f"{seen[name.lower()]!r} and {spelling!r} would be the same file, {name.lower()}: rename one"
+            )
     return table
 
 
@@ -78,7 +82,12 @@ def _check_line(text: str) -> str:
     return text
 
 
-def _check_store(uri: str) -> str:
+def check_store(uri: str) -> str:
+    """Return an address in object storage, `s3://bucket/prefix`.
+
+    Raises:
+        ValueError: It is none.
+    """
     scheme, _, place = uri.partition("://")
     bucket, *parts = place.removesuffix("/").split("/")
     if (
@@ -86,7 +95,9 @@ def _check_store(uri: str) -> str:
         or re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", bucket) is None
         or any(re.fullmatch(r"[A-Za-z0-9!_.*'()=+@,:~-]+", part) is None or part in (".", "..") for part in parts)
     ):
-        raise ValueError("write s3://bucket/prefix, in the prefix only letters, digits and !_.*'()=+@,:~- and no part '.' or '..'")
+        raise ValueError(
+            "write s3://bucket/prefix, in the prefix only letters, digits and !_.*'()=+@,:~- and no part '.' or '..'"
+        )
     return uri
 
 
@@ -124,7 +135,7 @@ Spelled = Annotated[Name, BeforeValidator(name_of)]
 """A name that users may spell with other characters; `name_of` says which name it is. Spellings are kept in `RunConfig.titles`."""
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_check_line)]
 Text = Annotated[str, Field(max_length=10_000), AfterValidator(_check_text)]
-StoreURI = Annotated[str, Field(max_length=500), AfterValidator(_check_store)]
+StoreURI = Annotated[str, Field(max_length=500), AfterValidator(check_store)]
 """`s3://bucket/prefix`, without what reads as something else in an address: `..`, `//`, `?`, `#`, `%` or spaces."""
 StageName = Literal[
     "prepare_data", "neighbor_index", "sft_warm_start", "ngrpo_training", "benchmark_evaluation", "model_promotion"

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ngrpo.config.run import RunConfig
 from ngrpo.errors import ConfigError
-from ngrpo.section import Section, name_of
+from ngrpo.section import Section, check_name, name_of
 
 S = TypeVar("S", bound=Section)
 
@@ -35,7 +35,7 @@ def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | Non
     """Read a preset and apply overrides.
 
     Args:
-        preset: TOML file; its stem becomes `preset` of the configuration.
+        preset: TOML file; its stem, a name, becomes `preset` of the configuration.
         cluster: TOML file with the section `cluster`, in place of the preset's.
         overrides: Settings of the form `section.field=value`, the last of one field counts. A value is read as JSON where it is JSON,
             else as text; a part of the field with other characters than letters, digits, `_` and `-` stands in double quotes.
@@ -44,6 +44,10 @@ def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | Non
         ConfigError: A file cannot be read or is not TOML, or settings are unknown or impossible. The message has a line for each: the
             field, the value and what is allowed.
     """
+    try:
+        check_name(preset.stem)
+    except ValueError as error:
+        raise ConfigError(f"preset {str(preset)!r}: {error}; rename the file") from error
     tree = read_toml("preset", preset)
     tree["preset"] = preset.stem
     if cluster is not None:
@@ -108,7 +112,9 @@ def read_text(what: str, path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL or a surrogate in the path
         raise ConfigError(f"{named}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > _LARGEST_FILE:
-        raise ConfigError(f"{named}: larger than {_LARGEST_FILE} bytes; name a file of settings, which has a few thousand")
+        raise ConfigError(
+            f"{named}: larger than {_LARGEST_FILE} bytes; name a file of settings, which has a few thousand"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -75,7 +75,9 @@ class RunConfig(Section):
     def _has_examples(cls, warm_start: WarmStartConfig, info: ValidationInfo) -> WarmStartConfig:
         data: DataConfig | None = info.data.get("data")
         if warm_start.steps and data is not None and data.warm_start is None:
-            raise ValueError(f"warm_start.steps={warm_start.steps} needs data.warm_start: name a source or set steps to 0")
+            raise ValueError(
+                f"warm_start.steps={warm_start.steps} needs data.warm_start: name a source or set steps to 0"
+            )
         return warm_start
 
     @field_validator("mixing")
