@@ -43,7 +43,8 @@ BASES = {
     ],
     "smollm2": [],
     "authors-release-7b": [
-        'model.source={"kind": "registered", "name": "m", "version": 1, "id": "s3://b/m", "digest": "%s"}' % DIGEST
+        'model.source={"kind": "registered", "name": "m", "version": 1, "id": "s3://b/m"}',
+        f"model.source.digest={DIGEST}",
     ],
 }
 

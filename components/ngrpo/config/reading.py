@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ngrpo.config.run import RunConfig
+from ngrpo.config.run import DISAGREEMENT, RunConfig
 from ngrpo.errors import ConfigError
 from ngrpo.section import Section, check_name, name_of
 
@@ -103,7 +103,7 @@ def read_text(what: str, path: Path) -> str:
     named = f"{what} {str(path)!r}"
     try:
         # A named pipe would wait for its writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"{named}: no regular file; name a file")
             data = file.read(_LARGEST_FILE + 1)
@@ -176,16 +176,23 @@ def _integer(digits: str) -> int:
 
 def _explain(item: Any) -> list[str]:
     """Return the lines that say what is wrong; several where a section says so of itself."""
-    path = ".".join(str(part) for part in item["loc"] if part != "[key]") or "configuration"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == DISAGREEMENT:
+        return message.splitlines()
+    path = ".".join(_part(part) for part in item["loc"] if part != "[key]") or "configuration"
     # pydantic puts the kind of a source into the path of its settings.
     path = re.sub(r"^(data\.(?:train|warm_start|benchmarks\.[^.]+)|(?:model\.)?source)\.[a-z_]+", r"\1", path)
-    message = item["msg"].removeprefix("Value error, ")
     value = "" if _SECRET.match(path) else f" (value {_shown.repr(item['input'])})"
     if item["type"] == "extra_forbidden":
         return [f"{path}: unknown setting{value}; see the fields of its section"]
     if item["type"] == "missing":
         return [f"{path}: missing; this setting has no default"]
     if item["type"] == "value_error" and not isinstance(item["input"], str | int | float):
-        # Rules over several sections name the whole path themselves.
-        return [line if line.startswith(f"{path}.") else f"{path}: {line}" for line in message.splitlines()]
+        return [f"{path}: {line}" for line in message.splitlines()]
     return [f"{path}: {message}{value}"]
+
+
+def _part(part: str | int) -> str:
+    """Return a part of a path, quoted where it is no field or name."""
+    text = str(part)
+    return text if text.isprintable() and 0 < len(text) < 100 else _shown.repr(text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ngrpo.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.sections import (
@@ -19,14 +20,14 @@ from ngrpo.config.sections import (
     TrainingConfig,
     WarmStartConfig,
 )
-from ngrpo.section import Line, Name, Section, Seed, StageName, name_of, refuse
+from ngrpo.section import Line, Name, Section, Seed, StageName, name_of
+
+DISAGREEMENT = "sections_disagree"
+"""Type of the error whose lines name their settings in full."""
 
 
 class RunConfig(Section):
     """A whole run."""
-
-    # Defaults are held against the other sections too.
-    model_config = ConfigDict(validate_default=True)
 
     preset: Name
     """Name of the preset the run started from."""
@@ -45,7 +46,7 @@ class RunConfig(Section):
     """By stage name; a stage that is not named gets the defaults."""
     cluster: ClusterConfig = ClusterConfig()
     """How stages run on a Kubernetes cluster; no stage's key depends on it."""
-    titles: dict[Name, Line] = {}
+    titles: Annotated[dict[Name, Line], Field(validate_default=True)] = {}
     """How benchmarks are called where people read, by name; a benchmark that is not here is called by its name. No stage's key depends
     on it."""
 
@@ -67,136 +68,96 @@ class RunConfig(Section):
         spelled = {name_of(spelling): spelling for spelling in benchmarks if name_of(spelling) != spelling}
         return tree | {"titles": spelled | titles} if spelled else tree
 
-    # Rules over several sections stand with the last of them: what is absent from `info.data` has faults of its own, and rules that
-    # do not need it still hold, so that everything wrong is said at once.
-
-    @field_validator("warm_start")
+    @field_validator("titles", mode="before")
     @classmethod
-    def _has_examples(cls, warm_start: WarmStartConfig, info: ValidationInfo) -> WarmStartConfig:
-        data: DataConfig | None = info.data.get("data")
-        if warm_start.steps and data is not None and data.warm_start is None:
-            raise ValueError(
-                f"warm_start.steps={warm_start.steps} needs data.warm_start: name a source or set steps to 0"
-            )
-        return warm_start
+    def _consistent(cls, titles: Any, info: ValidationInfo) -> Any:
+        """Refuse sections that do not agree.
 
-    @field_validator("mixing")
-    @classmethod
-    def _has_candidates(cls, mixing: MixingConfig, info: ValidationInfo) -> MixingConfig:
-        neighbors: NeighborsConfig | None = info.data.get("neighbors")
-        if neighbors is not None and mixing.k > neighbors.candidates + 1:
-            raise ValueError(
-                f"mixing.k={mixing.k} exceeds neighbors.candidates={neighbors.candidates} plus the anchor: "
-                f"raise neighbors.candidates to at least {mixing.k - 1} or lower mixing.k"
-            )
-        return mixing
-
-    @field_validator("training")
-    @classmethod
-    def _can_train(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
-        refuse(_training_problems(training, info.data.get("rollout"), info.data.get("data")))
-        return training
-
-    @field_validator("evaluation")
-    @classmethod
-    def _matches_what_there_is(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
-        data: DataConfig | None = info.data.get("data")
-        if data is not None:
-            refuse(
-                f"evaluation.string_match: {name!r} is not one of data.benchmarks: {_known(data)}"
-                for name in evaluation.string_match
-                if name not in data.benchmarks
-            )
-        return evaluation
-
-    @field_validator("promotion")
-    @classmethod
-    def _can_decide(cls, promotion: PromotionConfig, info: ValidationInfo) -> PromotionConfig:
-        refuse(_promotion_problems(promotion, *(info.data.get(name) for name in ("data", "training", "evaluation"))))
-        return promotion
-
-    @field_validator("cluster")
-    @classmethod
-    def _can_share(cls, cluster: ClusterConfig, info: ValidationInfo) -> ClusterConfig:
-        refuse(_sharing_problems(cluster, *(info.data.get(name) for name in ("training", "rollout", "resources"))))
-        return cluster
+        This stands with the last field, not with the whole: the whole is only looked at once every field is right, and what is wrong is
+        to be said at once. Sections with faults of their own are not in `info.data`.
+        """
+        problems = list(_disagreements(info.data))
+        if problems:
+            raise PydanticCustomError(DISAGREEMENT, "{lines}", {"lines": "\n".join(problems)})
+        return titles
 
 
 def _get(tree: Any, name: str) -> Any:
     return tree.get(name) if isinstance(tree, dict) else None
 
 
-def _known(data: DataConfig) -> str:
-    return ", ".join(sorted(data.benchmarks))
-
-
-def _sequences(training: TrainingConfig, rollout: RolloutConfig) -> tuple[int, str]:
-    """Return the sequences of a rollout batch, and the settings that they follow from."""
-    sequences = training.prompts_per_batch * rollout.group_size
-    return sequences, (
-        f"training.prompts_per_batch={training.prompts_per_batch} x rollout.group_size={rollout.group_size} = {sequences} sequences"
-    )
-
-
-def _training_problems(
-    training: TrainingConfig, rollout: RolloutConfig | None, data: DataConfig | None
-) -> Iterator[str]:
-    if rollout is not None:
-        sequences, what = _sequences(training, rollout)
-        if sequences % (training.updates_per_batch * training.micro_batch_size):
-            yield (
-                f"{what} must be a multiple of updates_per_batch x micro_batch_size = "
-                f"{training.updates_per_batch} x {training.micro_batch_size}"
-            )
-    selection = training.selection
-    if selection is not None and data is not None and selection.benchmark not in data.benchmarks:
-        yield f"training.selection.benchmark={selection.benchmark!r} is not one of data.benchmarks: {_known(data)}"
-
-
-def _promotion_problems(
-    promotion: PromotionConfig,
-    data: DataConfig | None,
-    training: TrainingConfig | None,
-    evaluation: EvaluationConfig | None,
-) -> Iterator[str]:
-    if data is not None:
-        if promotion.benchmark not in data.benchmarks:
-            yield f"promotion.benchmark={promotion.benchmark!r} is not one of data.benchmarks: {_known(data)}"
-        for name in promotion.tolerated_regression:
+def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what sections do not agree on, as far as they are there; each line names its settings in full."""
+    data: DataConfig | None = sections.get("data")
+    neighbors: NeighborsConfig | None = sections.get("neighbors")
+    warm_start: WarmStartConfig | None = sections.get("warm_start")
+    mixing: MixingConfig | None = sections.get("mixing")
+    rollout: RolloutConfig | None = sections.get("rollout")
+    training: TrainingConfig | None = sections.get("training")
+    evaluation: EvaluationConfig | None = sections.get("evaluation")
+    promotion: PromotionConfig | None = sections.get("promotion")
+    resources: dict[StageName, ResourcesConfig] | None = sections.get("resources")
+    cluster: ClusterConfig | None = sections.get("cluster")
+    if mixing and neighbors and mixing.k > neighbors.candidates + 1:
+        yield (
+            f"mixing.k={mixing.k} exceeds neighbors.candidates={neighbors.candidates} plus the anchor: "
+            f"raise neighbors.candidates to at least {mixing.k - 1} or lower mixing.k"
+        )
+    if training and rollout:
+        yield from _unequal_shares(training, rollout, cluster, resources)
+    if cluster and resources is not None and cluster.nodes > 1 and not _gpus(resources):
+        yield (
+            f"cluster.nodes={cluster.nodes} needs GPUs on each node, resources.ngrpo_training.gpus=0: raise it, or set nodes to 1"
+        )
+    if warm_start and data and warm_start.steps and data.warm_start is None:
+        yield f"warm_start.steps={warm_start.steps} needs data.warm_start: name a source or set steps to 0"
+    selection = training.selection if training else None
+    if data:
+        known = f"not one of data.benchmarks: {', '.join(sorted(data.benchmarks))}"
+        if promotion and promotion.benchmark not in data.benchmarks:
+            yield f"promotion.benchmark={promotion.benchmark!r} is {known}"
+        for name in promotion.tolerated_regression if promotion else ():
             if name not in data.benchmarks:
-                yield f"promotion.tolerated_regression.{name}: not one of data.benchmarks: {_known(data)}"
-    selection = None if training is None else training.selection
-    if selection is not None and selection.benchmark in {promotion.benchmark, *promotion.tolerated_regression}:
+                yield f"promotion.tolerated_regression.{name}: {known}"
+        if selection and selection.benchmark not in data.benchmarks:
+            yield f"training.selection.benchmark={selection.benchmark!r} is {known}"
+        for name in evaluation.string_match if evaluation else ():
+            if name not in data.benchmarks:
+                yield f"evaluation.string_match: {name!r} is {known}"
+    if selection and promotion and selection.benchmark in {promotion.benchmark, *promotion.tolerated_regression}:
         yield (
             f"training.selection.benchmark={selection.benchmark!r} is one that promotion decides by: a model cannot be "
             "judged by the problems that it was chosen for; name another"
         )
-    if evaluation is not None and int(promotion.statistic.partition("@")[2] or 1) > evaluation.samples:
+    if promotion and evaluation and int(promotion.statistic.partition("@")[2] or 1) > evaluation.samples:
         yield (
             f"promotion.statistic={promotion.statistic!r} needs more than evaluation.samples={evaluation.samples}: "
             "lower K or raise evaluation.samples"
         )
 
 
-def _sharing_problems(
-    cluster: ClusterConfig,
-    training: TrainingConfig | None,
-    rollout: RolloutConfig | None,
-    resources: dict[StageName, ResourcesConfig] | None,
+def _unequal_shares(
+    training: TrainingConfig,
+    rollout: RolloutConfig,
+    cluster: ClusterConfig | None,
+    resources: Mapping[StageName, ResourcesConfig] | None,
 ) -> Iterator[str]:
-    if cluster.nodes == 1 or resources is None:
-        return
-    gpus = resources.get("ngrpo_training", ResourcesConfig()).gpus
-    if not gpus:
+    """Yield why the sequences of a rollout batch cannot be cut into micro batches, or shared by the nodes."""
+    sequences = training.prompts_per_batch * rollout.group_size
+    each = training.updates_per_batch * training.micro_batch_size
+    what = f"training.prompts_per_batch={training.prompts_per_batch} x rollout.group_size={rollout.group_size} = {sequences} sequences"
+    if sequences % each:
         yield (
-            f"cluster.nodes={cluster.nodes} needs GPUs on each node, resources.ngrpo_training.gpus={gpus}: raise it, or set "
-            "nodes to 1"
+            f"{what} must be a multiple of updates_per_batch x micro_batch_size = "
+            f"{training.updates_per_batch} x {training.micro_batch_size}"
         )
-    elif training is not None and rollout is not None:
-        sequences, what = _sequences(training, rollout)
-        each = training.updates_per_batch * training.micro_batch_size
-        if sequences % (each * cluster.nodes * gpus):
-            yield (
-                f"{what} cannot be shared by cluster.nodes={cluster.nodes} x {gpus} GPUs: they must be a multiple of "
-                f"updates_per_batch x micro_batch_size x nodes x GPUs = {each * cluster.nodes * gpus}"
-            )
+    gpus = _gpus(resources or {})
+    if cluster and cluster.nodes > 1 and gpus and sequences % (each * cluster.nodes * gpus):
+        yield (
+            f"{what} cannot be shared by cluster.nodes={cluster.nodes} x {gpus} GPUs: they must be a multiple of "
+            f"updates_per_batch x micro_batch_size x nodes x GPUs = {each * cluster.nodes * gpus}"
+        )
+
+
+def _gpus(resources: Mapping[StageName, ResourcesConfig]) -> int:
+    return resources.get("ngrpo_training", ResourcesConfig()).gpus
