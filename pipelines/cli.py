@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from ngrpo.errors import NGRPOError
+from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands, rerun_on_cluster
 from ngrpo_kfp.pipelines.mirroring import add_mirror_command
@@ -20,6 +22,7 @@ from ngrpo_kfp.pipelines.options import add_images, based, configured, read_conf
 from ngrpo_kfp.pipelines.promotion_commands import add_promotion_commands
 from ngrpo_kfp.pipelines.runtime.lifeline import Interrupted
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
+from ngrpo_kfp.pipelines.system_errors import explain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,18 +31,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Command line; by default that of the process.
     """
-    options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal has no character for is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    workspace = Workspace.from_environment()
     try:
-        options.command(options, Workspace.from_environment(), Console(file=sys.stdout, highlight=False))
+        try:
+            return _main(sys.argv[1:] if arguments is None else arguments, workspace)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        return _refused_by_system(error, workspace)
+
+
+def _main(arguments: Sequence[str], workspace: Workspace) -> int:
+    try:
+        _check_characters(arguments)
+        options = _parser().parse_args(arguments)
+        signal.signal(signal.SIGTERM, _interrupt)
+        options.command(options, workspace, Console(file=sys.stdout, highlight=False))
     except NGRPOError as error:
-        print(f"ngrpo: {error}", file=sys.stderr)
-        return 2
+        return _say(str(error))
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         print("ngrpo: stopped; the next run goes on from here", file=sys.stderr)
         return 128 + number
     return 0
+
+
+def _refused_by_system(error: OSError, workspace: Workspace) -> int:
+    """Say what the operating system refused; nothing where who reads the output has seen enough (`ngrpo plan | head`)."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as refusal:
+        # Python would try once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(refusal, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        return _say(f"the standard output cannot be written: {refusal.strerror}; make room, or send it somewhere else")
+    return _say(explain(error, workspace.root))
+
+
+def _say(problem: str) -> int:
+    """Print what the user can put right, and return the exit code that says so."""
+    # A terminal would obey what is a control character in a name or in what a service answered.
+    shown = "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in problem)
+    print(f"ngrpo: {shown}", file=sys.stderr)
+    return 2
+
+
+def _check_characters(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if "\0" in argument or any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise ConfigError(f"argument {argument!r}: it is not UTF-8, or holds a NUL; correct its encoding")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +149,8 @@ def _report(options: argparse.Namespace, workspace: Workspace, console: Console)
 def _ui(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.ui import serve_ui
 
+    if not 1 <= options.port <= 65535:
+        raise ConfigError(f"--port {options.port}: a port is a number from 1 to 65535")
     serve_ui(workspace, options.port, console)
 
 

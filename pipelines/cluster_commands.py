@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.options import based, configured, on_cluster, read_config
+from ngrpo_kfp.pipelines.options import based, checked, configured, on_cluster, read_config
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
@@ -71,17 +71,24 @@ def rerun_on_cluster(options: argparse.Namespace, workspace: Workspace, console:
     from ngrpo_kfp.pipelines.runtime.kubeflow import connect
     from ngrpo_kfp.pipelines.submission import recorded_config, submit
 
-    config = recorded_config(connect(), options.run)
+    config = recorded_config(connect(), checked("--from", options.run))
     submit(config, Images(options.images), workspace, console, rerun=options.stage)
+
+
+def _run_id(text: str | None) -> str | None:
+    return None if text is None else checked("RUN", text)
 
 
 def _compile(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
     from ngrpo_kfp.pipelines.runtime.images import Images
 
-    config = read_config(options)
-    path = options.output or Path(f"{config.preset}.yaml")
-    path.write_text(compile_whole(config, Images(options.images)), encoding="utf-8")
+    config, images = read_config(options), Images(options.images)
+    path = Path(f"{config.preset}.yaml") if options.output is None else options.output
+    if path.is_dir() or not path.parent.is_dir():
+        # Before the pipeline is compiled, which takes seconds.
+        raise ConfigError(f"--output {str(path)!r}: a file in a directory that is there is needed; name one")
+    path.write_text(compile_whole(config, images), encoding="utf-8")
     console.print(f"pipeline  {path}", soft_wrap=True)
 
 
@@ -97,27 +104,28 @@ def _submit(options: argparse.Namespace, workspace: Workspace, console: Console)
 def _status(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.cluster_runs import show_status
 
-    show_status(options.run, console)
+    show_status(_run_id(options.run), console)
 
 
 def _logs(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.cluster_runs import show_logs
 
-    show_logs(options.run, options.stage, console)
+    show_logs(_run_id(options.run), options.stage, console)
 
 
 def _cancel(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.cluster_runs import cancel
 
-    cancel(options.run, console)
+    cancel(checked("RUN", options.run), console)
 
 
 def _create_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines import schedules
     from ngrpo_kfp.pipelines.runtime.images import Images
 
+    name = checked("NAME", options.name)
     config, images = read_config(options), Images(options.images)
-    schedules.create(options.name, options.cron, config, images, console, base=options.base)
+    schedules.create(name, options.cron, config, images, console, base=options.base)
 
 
 def _replace_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

@@ -17,7 +17,7 @@ _FIELDS = (
     ("day of the week", 0, 6, _DAYS),
 )
 _LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_ITEM = re.compile(r"(?:[*?]|(?P<from>\w+)(?:-(?P<to>\w+))?)(?:/(?P<step>\d+))?")
+_ITEM = re.compile(r"(?:[*?]|(?P<from>\w+)(?:-(?P<to>\w+))?)(?:/(?P<step>[0-9]{1,4}))?")
 
 
 def check_cron(expression: str) -> str:
@@ -79,4 +79,4 @@ def _number(text: str, low: int, names: tuple[str, ...]) -> int | None:
     """Return what a number or a name stands for, none if nothing."""
     if text.upper() in names:
         return names.index(text.upper()) + low
-    return int(text) if text.isdecimal() else None
+    return int(text) if re.fullmatch("[0-9]{1,4}", text) else None

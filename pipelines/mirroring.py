@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError
+from ngrpo.section import check_store
 from ngrpo_kfp.pipelines.options import configured, read_config
 from ngrpo_kfp.pipelines.runtime.services import services
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
@@ -28,6 +31,7 @@ def _mirror(options: argparse.Namespace, workspace: Workspace, console: Console)
     from ngrpo.data.mirror import hub_sources, mirror
 
     config = read_config(options)
+    _check_target(options.target)
     sources = hub_sources(config)
     if not sources:
         raise ConfigError(
@@ -36,3 +40,14 @@ def _mirror(options: argparse.Namespace, workspace: Workspace, console: Console)
     with services(workspace):
         for setting, source in sources.items():
             console.print(f"--set {setting}.id={mirror(source, options.target)}", soft_wrap=True)
+
+
+def _check_target(target: str) -> None:
+    """Refuse a place that cannot hold copies, before anything is fetched."""
+    try:
+        if is_bucket(target):
+            check_store(target)
+        elif not target.strip() or (Path(target).exists() and not Path(target).is_dir()):
+            raise ValueError("no directory, and none can be made there; name another, or an s3:// prefix")
+    except ValueError as error:
+        raise ConfigError(f"TARGET {target!r}: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import HubModel, HubSource, RunConfig, Source
@@ -18,7 +19,7 @@ def show_needs(config: RunConfig, plan: Plan, console: Console) -> None:
     lines = downloads(config)
     console.print("Downloads:" if lines else "Downloads: none")
     for line in lines:
-        console.print(f"  {line}", soft_wrap=True)
+        console.print(f"  {escape(line)}", soft_wrap=True)
 
 
 def _resources_table(config: RunConfig, plan: Plan) -> Table:
@@ -41,7 +42,7 @@ def downloads(config: RunConfig) -> list[str]:
     sources: dict[str, Source | None] = {
         "train": config.data.train,
         "warm_start": config.data.warm_start,
-        **{f"benchmark {name}": source for name, source in config.data.benchmarks.items()},
+        **{f"benchmark {config.title(name)}": source for name, source in config.data.benchmarks.items()},
     }
     for name, source in sources.items():
         if isinstance(source, HubSource):

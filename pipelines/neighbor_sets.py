@@ -35,7 +35,10 @@ def _neighbors(options: argparse.Namespace, workspace: Workspace, console: Conso
     from ngrpo.data.models import usable_tokens
     from ngrpo.neighbors.index import look_up
 
-    settings = validate(NeighborsConfig, {"candidates": options.count, "metric": options.metric})
+    try:
+        settings = validate(NeighborsConfig, {"candidates": options.count, "metric": options.metric})
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("candidates:", "--count:").replace("metric:", "--metric:")) from error
     with tempfile.TemporaryDirectory() as directory:
         embedding, tokenizer = _load(options.model, Path(directory))
         eligible = usable_tokens(tokenizer, len(embedding))

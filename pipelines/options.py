@@ -9,6 +9,7 @@ from pathlib import Path
 from ngrpo.config import RunConfig, load_config
 from ngrpo.data.gated import gated_benchmarks, without_benchmarks
 from ngrpo.errors import ConfigError
+from ngrpo.section import check_name
 
 PRESETS = Path(__file__).parent / "presets"
 _DEFAULT_PRESET = "tiny"
@@ -59,9 +60,10 @@ def read_config(options: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: There is no such preset, or a setting is unknown or impossible.
     """
-    preset = options.preset or _DEFAULT_PRESET
+    preset = _DEFAULT_PRESET if options.preset is None else options.preset
     path = Path(preset)
     if path.suffix != ".toml":
+        checked("--preset", preset)
         path = PRESETS / f"{preset}.toml"
         if not path.exists():
             known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
@@ -79,6 +81,22 @@ def read_config(options: argparse.Namespace) -> RunConfig:
             file=sys.stderr,
         )
     return without_benchmarks(config, gated)
+
+
+def checked(what: str, name: str) -> str:
+    """Return what must be a name (see `ngrpo.section.check_name`), for example of a schedule.
+
+    Args:
+        what: What it names, for the message.
+        name: What the user wrote.
+
+    Raises:
+        ConfigError: It cannot be a name.
+    """
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"{what} {name!r}: {error}") from error
 
 
 def _token_for(options: argparse.Namespace, config: RunConfig) -> bool:

@@ -157,7 +157,7 @@ def _run_plan(
         for file in (report, directory / "summary.json"):
             tracked.log_file(file)
         tracked.set_tags({f"ngrpo.artifact.{name}": reference.uri for name, reference in references.items()})
-    console.print(results_table(evaluation))
+    console.print(results_table(evaluation, config.titles))
     console.print(places(report, summary, promotion), soft_wrap=True)
 
 

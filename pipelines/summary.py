@@ -77,11 +77,12 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def results_table(evaluation: Mapping[str, Any]) -> Table:
+def results_table(evaluation: Mapping[str, Any], titles: Mapping[str, str] | None = None) -> Table:
     """Return the table of all benchmarks in percent: every model, and what the trained one gained over the one it started from.
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
+        titles: How benchmarks are called that are not called by their name.
     """
     models = evaluation["models"]
     # Without a warm start, base model and warm start are one (see `benchmark_evaluation`).
@@ -96,7 +97,7 @@ def results_table(evaluation: Mapping[str, Any]) -> Table:
         results = [of[benchmark] for of in models.values()]
         start = models["warm_start"][benchmark]
         table.add_row(
-            benchmark,
+            escape((titles or {}).get(benchmark, benchmark)),
             f"mean@{trained['n_samples']}",
             *(
                 f"{_percent(result['mean'])}  [{_percent(result['mean_ci'][0])}, {_percent(result['mean_ci'][1])}]"

@@ -7,17 +7,31 @@ way round.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ngrpo.errors import ConfigError
-from ngrpo.section import NonNegative, Positive, Section, StageName
+from ngrpo.section import GiB, Section, StageName, StoreURI, Text, count, number, refuse
 
-KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-LabelName = Annotated[str, Field(pattern=r"^([a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")]
+KubernetesName = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)
+]
+QueueName = Annotated[KubernetesName, Field(max_length=63)]
+"""Becomes the value of a label."""
+LabelName = Annotated[
+    str, Field(pattern=r"^([a-z0-9][-a-z0-9.]{0,252}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
+]
 LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
-VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=253)]
+SecretKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,253}$")]
+Cores = Annotated[int, count(1, 10_000)]
+UserId = Annotated[int, count(1, 2**31 - 1)]
+Seconds = Annotated[int, count(1, 31_536_000)]
+Hours = Annotated[int, count(1, 8760)]
+"""A year at most."""
 
 SCRATCH = "/scratch"
 """Directory of a pod that may be written to."""
@@ -32,24 +46,24 @@ _CREDENTIAL = re.compile(r"(ACCESS_KEY|PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL)
 class ResourcesConfig(Section):
     """What one stage's pod asks for on a cluster."""
 
-    gpus: NonNegative = 0
+    gpus: Annotated[int, count(0, 1024)] = 0
     """GPUs."""
-    gpu_memory_gib: NonNegative = 0
+    gpu_memory_gib: Annotated[int, count(0, 100_000)] = 0
     """Memory that each GPU must have."""
-    cpus: Positive = 2
+    cpus: Cores = 2
     """Processor cores."""
-    memory_gib: Positive = 8
+    memory_gib: GiB = 8
     """Memory."""
 
 
 class Toleration(Section):
     """A taint that pods tolerate."""
 
-    key: str
+    key: LabelName
     """Key of the taint."""
     operator: Literal["Equal", "Exists"] = "Exists"
     """Whether the taint's value matters."""
-    value: str | None = None
+    value: LabelValue | None = None
     """Value of the taint; `Equal` only."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect that is tolerated; none tolerates all."""
@@ -67,111 +81,100 @@ class Toleration(Section):
 class GPUConfig(Section):
     """The nodes with GPUs, and what pods that ask for GPUs get beside them."""
 
-    resource: str = "nvidia.com/gpu"
+    resource: LabelName = "nvidia.com/gpu"
     """Name of the resource that the device plugin offers."""
-    per_pod: Positive = 8
+    per_pod: Annotated[int, count(1, 1024)] = 8
     """Most GPUs that one pod can get: those of a node."""
-    memory_gib: Positive = 80
+    memory_gib: GiB = 80
     """Memory of each GPU."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[LabelName, LabelValue] = {}
     """Labels of the nodes to choose, for example the type of the GPU."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints of these nodes."""
-    shared_memory_gib: Positive = 16
+    shared_memory_gib: GiB = 16
     """Size of `/dev/shm`, which NCCL and vLLM need; it counts as memory of the pod."""
 
 
 class RetryConfig(Section):
     """How often a stage that failed is tried again. Stages with effects outside the store never are."""
 
-    times: NonNegative = 2
+    times: Annotated[int, count(0, 100)] = 2
     """Tries after the first."""
-    backoff_seconds: Positive = 60
+    backoff_seconds: Seconds = 60
     """Seconds before the first of them."""
-    backoff_factor: Annotated[float, Field(ge=1.0)] = 2.0
+    backoff_factor: Annotated[float, number(least=1.0, most=100.0)] = 2.0
     """How much longer each wait is than the one before."""
-    backoff_max_seconds: Positive = 3600
+    backoff_max_seconds: Seconds = 3600
     """Longest time over which a stage is tried again."""
 
 
 class ClusterConfig(Section):
     """Where and how pods run."""
 
-    store: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/.*)?$")] = "s3://ngrpo/artifacts"
+    store: StoreURI = "s3://ngrpo/artifacts"
     """Artifact store, as pods and planner both know it."""
-    environment: dict[VariableName, str] = {}
+    environment: dict[VariableName, Text] = {}
     """Environment of every pod: addresses (`AWS_ENDPOINT_URL`, `MLFLOW_TRACKING_URI`), no credentials."""
-    secrets: dict[KubernetesName, dict[VariableName, str]] = {}
+    secrets: dict[KubernetesName, dict[VariableName, SecretKey]] = {}
     """By Kubernetes secret: environment variable and the secret's key that it takes its value from."""
     service_account: KubernetesName | None = None
     """Service account of the pods; none takes that of the installation."""
     labels: dict[LabelName, LabelValue] = {}
     """Labels of every pod, for what acts on pods by label: `sidecar.istio.io/inject`, Kubeflow's `access-ml-pipeline`."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[LabelName, LabelValue] = {}
     """Labels of the nodes to choose, for every pod."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints that every pod tolerates."""
     gpu: GPUConfig = GPUConfig()
-    cpus_per_pod: Positive = 64
+    cpus_per_pod: Cores = 64
     """Most processor cores that one pod can get."""
-    memory_gib_per_pod: Positive = 512
+    memory_gib_per_pod: GiB = 512
     """Most memory that one pod can get."""
-    scratch_gib: Positive = 50
+    scratch_gib: GiB = 50
     """Disk of a pod for downloads, caches and unfinished work."""
-    queue: KubernetesName | None = None
+    queue: QueueName | None = None
     """Kueue local queue; none leaves pods to the scheduler."""
-    priority_class: KubernetesName | None = None
+    priority_class: QueueName | None = None
     """Kueue workload priority class."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """When images are pulled; they are named by digest, so that what is present is right. A `TrainJob` keeps its runtime's policy."""
     image_pull_secrets: tuple[KubernetesName, ...] = ()
     """Secrets with the credentials of the image registry."""
-    run_as_user: Positive = 1000
+    run_as_user: UserId = 1000
     """User of the processes; root is refused."""
-    run_as_group: Positive = 1000
+    run_as_group: UserId = 1000
     """Group of the processes."""
-    timeout_hours: Positive = 24
+    timeout_hours: Hours = 24
     """Longest time a stage's pod may take."""
-    stage_timeout_hours: dict[StageName, Positive] = {}
+    stage_timeout_hours: dict[StageName, Hours] = {}
     """The same, for the stages that are named."""
     retry: RetryConfig = RetryConfig()
-    nodes: Positive = 1
+    nodes: Annotated[int, count(1, 10_000)] = 1
     """Nodes that train together, each with `resources.ngrpo_training`; more than one are a `TrainJob` of Kubeflow Trainer."""
     training_runtime: KubernetesName = "ngrpo-training"
     """Runtime (torch) of that job, `k8s/overlays/gpu` has one; a runtime of the namespace goes before one of the cluster."""
-    nodes_start_minutes: Annotated[float, Field(gt=0.0)] = 120.0
+    nodes_start_minutes: Annotated[float, number(above=0.0, most=525_600.0)] = 120.0
     """Longest time until all its nodes run, a queue's included; then the job is given up."""
 
     @model_validator(mode="after")
-    def _variables(self) -> Self:
-        open_secrets = sorted(name for name in self.environment if _CREDENTIAL.search(name))
-        if open_secrets:
-            raise ValueError(
-                f"environment.{open_secrets[0]} looks like a credential, and the pipeline would hold it in clear: put it into "
-                f"a Kubernetes secret and name that in secrets.<secret>.{open_secrets[0]}"
-            )
-        names = [*self.environment, *(name for variables in self.secrets.values() for name in variables)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{twice[0]} is set twice in environment and secrets: leave one")
+    def _consistent(self) -> Self:
+        refuse(self._problems())
         return self
 
-    @model_validator(mode="after")
-    def _labelled_once(self) -> Self:
-        own = sorted(name for name in self.labels if name == STAGE_LABEL or name.startswith(_QUEUE_LABELS))
-        if own:
-            raise ValueError(
-                f"labels.{own[0]} is set by ngrpo itself: leave it out; queue and priority_class are Kueue's"
+    def _problems(self) -> Iterator[str]:
+        for name in sorted(filter(_CREDENTIAL.search, self.environment)):
+            yield (
+                f"environment.{name} looks like a credential, and the pipeline would hold it in clear: put it into "
+                f"a Kubernetes secret and name that in secrets.<secret>.{name}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _queued(self) -> Self:
+        variables = Counter([*self.environment, *(name for keys in self.secrets.values() for name in keys)])
+        for name in sorted(name for name, times in variables.items() if times > 1):
+            yield f"{name} is set twice in environment and secrets: leave one"
+        for name in sorted(self.labels):
+            if name == STAGE_LABEL or name.startswith(_QUEUE_LABELS):
+                yield f"labels.{name} is set by ngrpo itself: leave it out; queue and priority_class are Kueue's"
         if self.priority_class is not None and self.queue is None:
-            raise ValueError(
-                f"priority_class={self.priority_class!r} is Kueue's and needs a queue: set queue, or leave it out"
-            )
-        return self
+            yield f"priority_class={self.priority_class!r} is Kueue's and needs a queue: set queue, or leave it out"
 
     def require_room(self, stage: str, needs: ResourcesConfig) -> None:
         """Refuse what no pod of this cluster can get.

@@ -2,15 +2,141 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+_LONGEST_NAME = 64  # as `_ALLOWED` says
+# Files that Windows cannot hold, whatever follows the first dot.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ALLOWED = "consists of at most 64 letters (a-z, A-Z), digits, '.', '_' and '-', begins with a letter or digit, does not end with '.'"
+
+
+def count(least: int, most: int) -> Any:
+    """Return the limits of an integer. Nothing else is taken for one: no `true`, no text, no 2.0."""
+    return Field(strict=True, ge=least, le=most)
+
+
+def number(
+    *, above: float | None = None, least: float | None = None, below: float | None = None, most: float | None = None
+) -> Any:
+    """Return the limits of a number: `above` and `below` are outside, `least` and `most` inside. No `true`, no text is one."""
+    return Field(strict=True, gt=above, ge=least, lt=below, le=most)
+
+
+def check_name(text: str) -> str:
+    """Return a name that can be a file, a metric, a key in object storage and a model of the registry.
+
+    Raises:
+        ValueError: It cannot; the message says what is allowed, and which name of that kind is closest.
+    """
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)", text) is None or len(text) > _LONGEST_NAME:
+        close = slug(text)[:_LONGEST_NAME].rstrip("-")
+        raise ValueError(f"a name {_ALLOWED}" + (f"; for example {close}" if close else ""))
+    if _RESERVED.fullmatch(text):
+        raise ValueError("no file of that name can be on Windows; choose another")
+    return text
+
+
+def slug(text: str) -> str:
+    """Return a text with `-` in place of what a file or a dotted setting had better not have in its name: `AIME (2024)` is `AIME-2024`."""
+    letters = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", letters).strip("-")
+
+
+def keep_apart(table: Any) -> Any:
+    """Return a table if its keys are different names, also on a file system that ignores case.
+
+    Raises:
+        ValueError: Two keys would be the same file.
+    """
+    seen: dict[str, str] = {}
+    for spelling in table if isinstance(table, Mapping) else ():
+        name = slug(spelling) if isinstance(spelling, str) else ""
+        if name and seen.setdefault(name.lower(), spelling) != spelling:
+            raise ValueError(
+                f"{seen[name.lower()]!r} and {spelling!r} would be the same file, {name.lower()}: rename one"
+            )
+    return table
+
+
+def name_of(spelling: Any) -> Any:
+    """Return the name that stands for a spelling, which is one printable line and begins with a letter or a digit; else the spelling."""
+    free = isinstance(spelling, str) and spelling.isprintable() and spelling[:1].isalnum()
+    return (slug(spelling) or spelling) if free else spelling
+
+
+def _check_text(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("a text has no control characters other than line breaks and tabs; leave them out")
+    return text
+
+
+def _check_line(text: str) -> str:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("one line without control characters, and without spaces around it")
+    return text
+
+
+def check_store(uri: str) -> str:
+    """Return an address in object storage, `s3://bucket/prefix`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    scheme, _, place = uri.partition("://")
+    bucket, *parts = place.removesuffix("/").split("/")
+    if (
+        scheme != "s3"
+        or re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", bucket) is None
+        or any(re.fullmatch(r"[A-Za-z0-9!_.*'()=+@,:~-]+", part) is None or part in (".", "..") for part in parts)
+    ):
+        raise ValueError(
+            "write s3://bucket/prefix, in the prefix only letters, digits and !_.*'()=+@,:~- and no part '.' or '..'"
+        )
+    return uri
+
+
+def _check_temperature(value: float) -> float:
+    if value < 1e-3:
+        raise ValueError("a temperature is at least 0.001: scores divided by less overflow")
+    return value
+
+
+# No sensible setting comes near the upper limits: they stop what was mistyped, before it takes hours or all memory.
+Positive = Annotated[int, count(1, 1_000_000_000)]
+NonNegative = Annotated[int, count(0, 1_000_000_000)]
+Steps = Annotated[int, count(1, 10_000_000)]
+StepsOrNone = Annotated[int, count(0, 10_000_000)]
+Sequences = Annotated[int, count(1, 1_000_000)]
+Tokens = Annotated[int, count(1, 10_000_000)]
+Problems = Annotated[int, count(1, 100_000_000)]
+Samples = Annotated[int, count(1, 100_000)]
+Seed = Annotated[int, count(0, 2**32 - 1)]
+"""NumPy takes no larger seed."""
+GiB = Annotated[int, count(1, 1_000_000)]
+Flag = Annotated[bool, Field(strict=True)]
+Probability = Annotated[float, number(least=0.0, most=1.0)]
+Nucleus = Annotated[float, number(above=0.0, most=1.0)]
+LearningRate = Annotated[float, number(above=0.0, most=1.0)]
+Temperature = Annotated[float, number(above=0.0, most=100.0), AfterValidator(_check_temperature)]
+Coefficient = Annotated[float, number(least=0.0, most=100.0)]
+Points = Annotated[float, number(least=0.0, most=100.0)]
+"""Points of percent."""
+Confidence = Annotated[float, number(above=0.5, below=1.0)]
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""What becomes part of a path, of a key or of the name of a metric or a model."""
+Spelled = Annotated[Name, BeforeValidator(name_of)]
+"""A name that users may spell with other characters; `name_of` says which name it is. Spellings are kept in `RunConfig.titles`."""
+Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_check_line)]
+Text = Annotated[str, Field(max_length=10_000), AfterValidator(_check_text)]
+StoreURI = Annotated[str, Field(max_length=500), AfterValidator(check_store)]
+"""`s3://bucket/prefix`, without what reads as something else in an address: `..`, `//`, `?`, `#`, `%` or spaces."""
 StageName = Literal[
     "prepare_data", "neighbor_index", "sft_warm_start", "ngrpo_training", "benchmark_evaluation", "model_promotion"
 ]
@@ -20,3 +146,14 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Refuse a section for everything that is wrong with it at once.
+
+    Raises:
+        ValueError: There is a problem; the message has a line for each.
+    """
+    lines = list(problems)
+    if lines:
+        raise ValueError("\n".join(lines))

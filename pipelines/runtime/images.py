@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ngrpo.config import read_toml
+from ngrpo.config.reading import parse_toml, read_text
 from ngrpo.errors import ConfigError
 
-_BY_DIGEST = re.compile(r"[a-z0-9][^\s@]*@sha256:[0-9a-f]{64}")
+_BY_DIGEST = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]{0,500}@sha256:[0-9a-f]{64}")
 
 
 class Images:
@@ -19,15 +19,12 @@ class Images:
         """Read a lock file.
 
         Raises:
-            ConfigError: There is no such file, or it is not TOML.
+            ConfigError: The file cannot be read, or is not TOML.
         """
         self._path = path
-        self._images: Mapping[str, object] = read_toml("images.lock", path)
-
-    @property
-    def text(self) -> str:
+        self.text = read_text("images.lock", path)
         """The lock file, to be read somewhere else."""
-        return self._path.read_text(encoding="utf-8")
+        self._images: Mapping[str, object] = parse_toml("images.lock", path, self.text)
 
     def reference(self, name: str) -> str:
         """Return the address of an image, with its digest.

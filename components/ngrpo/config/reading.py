@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import reprlib
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,32 +14,57 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ngrpo.config.run import RunConfig
+from ngrpo.config.run import DISAGREEMENT, RunConfig
 from ngrpo.errors import ConfigError
-from ngrpo.section import Section
+from ngrpo.section import Section, check_name, name_of
 
 S = TypeVar("S", bound=Section)
+
+_LARGEST_FILE = 1 << 20
+"""Bytes; a preset has a few thousand."""
+_PART = r"""[A-Za-z0-9_-]+|"[^"]+\""""
+_OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
+_SECRET = re.compile(r"cluster\.environment(\.|$)")
+"""Settings whose values are not shown: an address in there may hold a password."""
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = _shown.maxlong = 120
 
 
 def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | None = None) -> RunConfig:
     """Read a preset and apply overrides.
 
     Args:
-        preset: TOML file; its stem becomes `preset` of the configuration.
+        preset: TOML file; its stem, a name, becomes `preset` of the configuration.
         cluster: TOML file with the section `cluster`, in place of the preset's.
-        overrides: Settings of the form `section.field=value`. A value is read as JSON where it is JSON, else as text.
+        overrides: Settings of the form `section.field=value`, the last of one field counts. A value is read as JSON where it is JSON,
+            else as text; a part of the field with other characters than letters, digits, `_` and `-` stands in double quotes.
 
     Raises:
-        ConfigError: The file is missing or is not TOML, or a setting is unknown or impossible. The message names the
+        ConfigError: A file cannot be read or is not TOML, or settings are unknown or impossible. The message has a line for each: the
             field, the value and what is allowed.
     """
+    try:
+        check_name(preset.stem)
+    except ValueError as error:
+        raise ConfigError(f"preset {str(preset)!r}: {error}; rename the file") from error
     tree = read_toml("preset", preset)
     tree["preset"] = preset.stem
     if cluster is not None:
         tree["cluster"] = read_toml("cluster", cluster)
+    problems = []
     for override in overrides:
-        _apply(tree, override)
-    return validate(RunConfig, tree)
+        try:
+            _apply(tree, override)
+        except ConfigError as error:
+            problems.append(str(error))
+    try:
+        config = validate(RunConfig, tree)
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
 
 
 def read_toml(what: str, path: Path) -> dict[str, Any]:
@@ -47,14 +75,50 @@ def read_toml(what: str, path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        ConfigError: The file is missing or is not TOML.
+        ConfigError: The file cannot be read or is not TOML.
     """
+    return parse_toml(what, path, read_text(what, path))
+
+
+def parse_toml(what: str, path: Path, text: str) -> dict[str, Any]:
+    """Parse the text of a TOML file; see `read_toml`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{what} {str(path)!r}: no such file") from error
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text)
+    except ValueError as error:  # a TOMLDecodeError, or a number with too many digits
         raise ConfigError(f"{what} {str(path)!r}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{what} {str(path)!r}: not TOML: nested too deeply; settings have a few levels") from error
+
+
+def read_text(what: str, path: Path) -> str:
+    """Read a small text file.
+
+    Args:
+        what: What the file is, for the message.
+        path: The file.
+
+    Raises:
+        ConfigError: It is no regular file, cannot be read, is larger than a megabyte or not UTF-8.
+    """
+    named = f"{what} {str(path)!r}"
+    try:
+        # A named pipe would wait for its writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{named}: no regular file; name a file")
+            data = file.read(_LARGEST_FILE + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{named}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL or a surrogate in the path
+        raise ConfigError(f"{named}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > _LARGEST_FILE:
+        raise ConfigError(
+            f"{named}: larger than {_LARGEST_FILE} bytes; name a file of settings, which has a few thousand"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{named}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
 
 def validate(section: type[S], tree: Mapping[str, Any]) -> S:
@@ -66,34 +130,69 @@ def validate(section: type[S], tree: Mapping[str, Any]) -> S:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from error
+        lines = [line for item in error.errors(include_url=False) for line in _explain(item)]
+        # What several sections hold to be wrong in the same words is one fault.
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    match = re.fullmatch(r"([a-z0-9_.\-]+)=(.*)", override, re.DOTALL)
+    shown = _shown.repr(override)
+    match = _OVERRIDE.fullmatch(override)
     if match is None:
-        raise ConfigError(f"override {override!r}: expected section.field=value")
-    *parents, leaf = match[1].split(".")
+        raise ConfigError(f"override {shown}: expected section.field=value")
+    *parents, leaf = (part.strip('"') for part in re.findall(_PART, match[1]))
     node = tree
     for name in parents:
-        node = node.setdefault(name, {})
+        node = node.setdefault(_key(node, name), {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {name!r} is a value, not a section")
+            raise ConfigError(f"override {shown}: {name!r} is a value, not a section")
     try:
-        node[leaf] = json.loads(match[2])
+        value = json.loads(match[2], object_pairs_hook=_once, parse_int=_integer)
     except json.JSONDecodeError:
-        node[leaf] = match[2]
+        value = match[2]
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"override {shown}: the value cannot be: {what}") from error
+    node[_key(node, leaf)] = value
 
 
-def _explain(item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"]) or "configuration"
+def _key(node: Mapping[str, Any], name: str) -> str:
+    """Return the key of a table that is spelled like a name, or is another spelling of it."""
+    return name if name in node else next((key for key in node if name_of(key) == name_of(name)), name)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a table has a key twice; leave one")
+    return table
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 100:
+        raise ValueError(f"a number of {len(digits)} digits is none that a setting takes")
+    return int(digits)
+
+
+def _explain(item: Any) -> list[str]:
+    """Return the lines that say what is wrong; several where a section says so of itself."""
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == DISAGREEMENT:
+        return message.splitlines()
+    path = ".".join(_part(part) for part in item["loc"] if part != "[key]") or "configuration"
     # pydantic puts the kind of a source into the path of its settings.
     path = re.sub(r"^(data\.(?:train|warm_start|benchmarks\.[^.]+)|(?:model\.)?source)\.[a-z_]+", r"\1", path)
-    message = item["msg"].removeprefix("Value error, ")
+    value = "" if _SECRET.match(path) else f" (value {_shown.repr(item['input'])})"
     if item["type"] == "extra_forbidden":
-        return f"{path}: unknown setting (value {item['input']!r}); see the fields of its section"
+        return [f"{path}: unknown setting{value}; see the fields of its section"]
     if item["type"] == "missing":
-        return f"{path}: missing; this setting has no default"
-    if item["type"] == "value_error":
-        return f"{path}: {message}"
-    return f"{path}: {message} (value {item['input']!r})"
+        return [f"{path}: missing; this setting has no default"]
+    if item["type"] == "value_error" and not isinstance(item["input"], str | int | float):
+        return [f"{path}: {line}" for line in message.splitlines()]
+    return [f"{path}: {message}{value}"]
+
+
+def _part(part: str | int) -> str:
+    """Return a part of a path, quoted where it is no field or name."""
+    text = str(part)
+    return text if text.isprintable() and 0 < len(text) < 100 else _shown.repr(text)

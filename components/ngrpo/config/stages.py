@@ -19,7 +19,7 @@ from ngrpo.config.sections import (
     WarmStartConfig,
 )
 from ngrpo.config.sources import BaseModelSource
-from ngrpo.section import NonNegative, Positive, Section
+from ngrpo.section import Section, Seed, StepsOrNone, Tokens
 
 S = TypeVar("S", bound=Section)
 
@@ -37,7 +37,7 @@ class ExampleLimits(Section):
 
     model_config = ConfigDict(from_attributes=True)
 
-    max_tokens: Positive
+    max_tokens: Tokens
 
 
 class WarmStartLength(Section):
@@ -45,7 +45,7 @@ class WarmStartLength(Section):
 
     model_config = ConfigDict(from_attributes=True)
 
-    steps: NonNegative
+    steps: StepsOrNone
 
 
 class PrepareDataConfig(Section):
@@ -66,7 +66,7 @@ class NeighborIndexConfig(Section):
 class SFTWarmStartConfig(Section):
     """Settings of the stage `sft_warm_start`."""
 
-    seed: NonNegative
+    seed: Seed
     model: ModelConfig
     warm_start: WarmStartConfig
 
@@ -74,7 +74,7 @@ class SFTWarmStartConfig(Section):
 class NGRPOTrainingConfig(Section):
     """Settings of the stage `ngrpo_training`."""
 
-    seed: NonNegative
+    seed: Seed
     model: ModelConfig
     neighbors: NeighborsConfig
     mixing: MixingConfig
@@ -85,7 +85,7 @@ class NGRPOTrainingConfig(Section):
 class BenchmarkEvaluationConfig(Section):
     """Settings of the stage `benchmark_evaluation`."""
 
-    seed: NonNegative
+    seed: Seed
     model: ModelConfig
     neighbors: NeighborsConfig
     warm_start: WarmStartLength
@@ -95,7 +95,7 @@ class BenchmarkEvaluationConfig(Section):
 class ModelPromotionConfig(Section):
     """Settings of the stage `model_promotion`; what does not decide is there for the model card."""
 
-    seed: NonNegative
+    seed: Seed
     model: ModelConfig
     data: DataConfig
     mixing: MixingConfig

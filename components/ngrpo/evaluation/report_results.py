@@ -84,7 +84,7 @@ def headline(benchmarks: list[BenchmarkView], config: RunConfig) -> str:
     row = main.rows[0]
     before, after = (row.estimates[main.models.index(model)].value for model in ("warm_start", "trained"))
     return (
-        f"{row.name} on {main.name}: {before} → {after} %, "
+        f"{row.name} on {config.title(main.name)}: {before} → {after} %, "
         f"a difference of {row.difference.value} points ({100 * config.evaluation.confidence:g} % interval {row.difference.interval})"
     )
 
