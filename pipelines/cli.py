@@ -11,6 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import NGRPOError
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands, rerun_on_cluster
@@ -31,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        options.command(options, Workspace.from_environment(), Console(file=sys.stdout, highlight=False))
+        with addresses_without_users():
+            options.command(options, Workspace.from_environment(), Console(file=sys.stdout, highlight=False))
     except NGRPOError as error:
-        print(f"ngrpo: {error}", file=sys.stderr)
+        print(f"ngrpo: {redacted(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT

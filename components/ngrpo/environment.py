@@ -30,8 +30,16 @@ _NAME = (
     r"|(?:api|access|account|private|signing)?[-_]?key(?:[-_]?id)?)"
 )
 _USER = re.compile(r"(\w://)[^\s'\"<>]*@")  # a password that is not quoted may hold any sign, a slash too
-_PARAMETER = re.compile(rf"((?:^|[?&;\s])[\w-]*{_NAME}=)[^\s&;'\"<>)]+", re.IGNORECASE)
+_PARAMETER = re.compile(
+    rf"((?:^|[?&;\s'\"(])[\w-]*{_NAME}=|[\w-]*{_NAME}['\"]\s*:\s*['\"]?)[^\s&;'\"<>),}}\]]+", re.IGNORECASE
+)
 _HEADER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE)
+# Tokens that are known by their form, and addresses that are secrets themselves.
+_FORM = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abprs]-[\w-]{8,}|\bsk-[\w-]{16,}"
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|\b(?:hooks\.slack\.com/(?:services|workflows)|discord(?:app)?\.com/api/webhooks"
+    r"|[\w.-]*webhook\.office\.com)/[^\s'\"<>]+"
+)
 # What follows the first colon of an address is a port, or it is a password that has signs of an address in it.
 _USER_IN_VALUE = re.compile(
     r"\w://[^/?#\s]*@|\w://[^/?#\s:@\[]*:(?!\d{1,5}(?:[/?#,\s]|$))[^\s]*@|^[^\s/@:=]+:[^\s/@]+@(?!sha256:)[^\s/@]"
@@ -71,8 +79,8 @@ def addresses_without_users() -> Iterator[None]:
 
 
 def holds_credential(value: str) -> bool:
-    """Say whether a text that may stand in clear holds a credential: an address with a user, or a parameter or header that is one."""
-    return any(pattern.search(value) for pattern in (_USER_IN_VALUE, _PARAMETER, _HEADER))
+    """Say whether a text holds a credential: an address with a user, a parameter or header that is one, a token of a known form."""
+    return any(pattern.search(value) for pattern in (_USER_IN_VALUE, _PARAMETER, _HEADER, _FORM))
 
 
 def redacted(text: str) -> str:
@@ -84,7 +92,7 @@ def redacted(text: str) -> str:
     for value in _credentials():
         text = text.replace(value, "***")
     text = _USER.sub(r"\1", text)
-    return _HEADER.sub(r"\1 ***", _PARAMETER.sub(r"\1***", text))
+    return _FORM.sub("***", _HEADER.sub(r"\1 ***", _PARAMETER.sub(r"\1***", text)))
 
 
 def _credentials() -> list[str]:
