@@ -6,11 +6,11 @@ way round.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ngrpo.environment import CREDENTIAL, holds_credential
 from ngrpo.errors import ConfigError
 from ngrpo.section import NonNegative, Positive, Section, StageName
 
@@ -25,8 +25,6 @@ STAGE_LABEL = "ngrpo/stage"
 """Label of a pod: the stage it runs."""
 
 _QUEUE_LABELS = "kueue.x-k8s.io/"
-# What names a file is none: KF_PIPELINES_SA_TOKEN_PATH, AWS_WEB_IDENTITY_TOKEN_FILE.
-_CREDENTIAL = re.compile(r"(ACCESS_KEY|PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL)(?!.*_(FILE|PATH)$)", re.IGNORECASE)
 
 
 class ResourcesConfig(Section):
@@ -144,12 +142,17 @@ class ClusterConfig(Section):
 
     @model_validator(mode="after")
     def _variables(self) -> Self:
-        open_secrets = sorted(name for name in self.environment if _CREDENTIAL.search(name))
+        open_secrets = sorted(
+            name for name, value in self.environment.items() if CREDENTIAL.search(name) or holds_credential(value)
+        )
         if open_secrets:
             raise ValueError(
-                f"environment.{open_secrets[0]} looks like a credential, and the pipeline would hold it in clear: put it into "
-                f"a Kubernetes secret and name that in secrets.<secret>.{open_secrets[0]}"
+                f"environment.{open_secrets[0]} is or holds what looks like a credential, and the pipeline would hold it in clear: "
+                f"put it into a Kubernetes secret and name that in secrets.<secret>.{open_secrets[0]}"
             )
+        shown = sorted(secret for secret, keys in self.secrets.items() if any(map(holds_credential, keys.values())))
+        if shown:
+            raise ValueError(f"secrets.{shown[0]} holds a credential itself: name the key of the secret that has it")
         names = [*self.environment, *(name for variables in self.secrets.values() for name in variables)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
