@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ngrpo.config.run import RunConfig
+from ngrpo.environment import CREDENTIAL, redacted
 from ngrpo.errors import ConfigError
 from ngrpo.section import Section
 
@@ -72,13 +73,13 @@ def validate(section: type[S], tree: Mapping[str, Any]) -> S:
 def _apply(tree: dict[str, Any], override: str) -> None:
     match = re.fullmatch(r"([a-z0-9_.\-]+)=(.*)", override, re.DOTALL)
     if match is None:
-        raise ConfigError(f"override {override!r}: expected section.field=value")
+        raise ConfigError(f"override {redacted(repr(override))}: expected section.field=value")
     *parents, leaf = match[1].split(".")
     node = tree
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {name!r} is a value, not a section")
+            raise ConfigError(f"override {redacted(repr(override))}: {name!r} is a value, not a section")
     try:
         node[leaf] = json.loads(match[2])
     except json.JSONDecodeError:
@@ -91,9 +92,15 @@ def _explain(item: Any) -> str:
     path = re.sub(r"^(data\.(?:train|warm_start|benchmarks\.[^.]+)|(?:model\.)?source)\.[a-z_]+", r"\1", path)
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        return f"{path}: unknown setting (value {item['input']!r}); see the fields of its section"
+        return f"{path}: unknown setting{_value(path, item['input'])}; see the fields of its section"
     if item["type"] == "missing":
         return f"{path}: missing; this setting has no default"
     if item["type"] == "value_error":
         return f"{path}: {message}"
-    return f"{path}: {message} (value {item['input']!r})"
+    return f"{path}: {message}{_value(path, item['input'])}"
+
+
+def _value(path: str, value: Any) -> str:
+    """Return a value for a message; not where somebody may have put a credential."""
+    secret = path.startswith(("cluster.environment", "cluster.secrets")) or CREDENTIAL.search(path)
+    return "" if secret else f" (value {redacted(repr(value))})"
