@@ -104,6 +104,8 @@ def _credentials() -> list[str]:
     user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
     if user and password:
         values.add(base64.b64encode(f"{user}:{password}".encode()).decode())
+    elif user:
+        values.add(user)  # a token takes the place of both
     values |= {unquote(value) for value in values}
     return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
 
