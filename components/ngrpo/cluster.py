@@ -21,6 +21,8 @@ VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 SCRATCH = "/scratch"
 """Directory of a pod that may be written to."""
+TRAINING_TOKEN = "/var/run/secrets/ngrpo-training"
+"""Directory with the token, the authority and the namespace by which a step makes a job (`ClusterConfig.training_token`)."""
 STAGE_LABEL = "ngrpo/stage"
 """Label of a pod: the stage it runs."""
 
@@ -137,6 +139,8 @@ class ClusterConfig(Section):
     """Nodes that train together, each with `resources.ngrpo_training`; more than one are a `TrainJob` of Kubeflow Trainer."""
     training_runtime: KubernetesName = "ngrpo-training"
     """Runtime (torch) of that job, `k8s/overlays/gpu` has one; a runtime of the namespace goes before one of the cluster."""
+    training_token: KubernetesName | None = None
+    """Secret with the token of the account that makes that job; none takes the account of the pods, which then needs its rights."""
     nodes_start_minutes: Annotated[float, Field(gt=0.0)] = 120.0
     """Longest time until all its nodes run, a queue's included; then the job is given up."""
 

@@ -98,9 +98,7 @@ def _provide(source: BaseModelSource, directory: Path, *, weights: bool) -> Path
 
 def _label(source: BaseModelSource) -> str:
     if isinstance(source, InitializedModel):
-        name = source.kind
-    elif isinstance(source, RegisteredModel):
-        name = f"{source.name} version {source.version}"
-    else:
-        name = source.package if isinstance(source, PackagedModel) else source.id
-    return f"model {name!r}"
+        return f"model {source.kind!r}"
+    if isinstance(source, RegisteredModel):
+        return f"model {source.name!r} version {source.version}"
+    return f"model {(source.package if isinstance(source, PackagedModel) else source.id)!r}"
