@@ -31,7 +31,7 @@ _NAME = (
 )
 _USER = re.compile(r"(\w://)[^\s'\"<>]*@")  # a password that is not quoted may hold any sign, a slash too
 _PARAMETER = re.compile(
-    rf"((?:^|[?&;\s'\"(])[\w-]*{_NAME}=|[\w-]*{_NAME}['\"]\s*:\s*['\"]?)[^\s&;'\"<>),}}\]]+", re.IGNORECASE
+    rf"((?:^|[?&;\s'\"(])[\w.-]*{_NAME}=|[\w-]*{_NAME}['\"]\s*:\s*['\"]?)[^\s&;'\"<>),}}\]]+", re.IGNORECASE
 )
 _HEADER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE)
 # Tokens that are known by their form, and addresses that are secrets themselves.

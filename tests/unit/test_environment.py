@@ -61,6 +61,7 @@ SECRET = {
     "HUB": "hf_" + "a1" * 17,
     "AMAZON": "AKIA" + "Q" * 16,
     "SLACK_WEBHOOK_URL": "https://chat.example/1234",
+    "JAVA": f"-Dx=1 -Djavax.net.ssl.keyStorePassword={CANARY}",
     "PGPASSWORD": CANARY,
     "DB_PASSWD": CANARY,
     "SSH_PRIVATE_KEY": CANARY,
@@ -78,7 +79,7 @@ OPEN = {
     "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",
     "PATHS": "/a:/b",
     "QUERY": "https://host/a?page=3&monkeys=1",
-    "JAVA": "-Dx=1 -Dy=2",
+    "JAVA_OPTIONS": "-Dx=1 -Dy=2",
     "HOSTS": "http://a:80,http://b:81",
 }
 

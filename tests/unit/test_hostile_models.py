@@ -12,6 +12,7 @@ import torch
 from ngrpo.config import HubModel, HubSource
 from ngrpo.data.chat import require_template
 from ngrpo.data.embedding import load_embedding, read_embedding
+from ngrpo.data.locations import download
 from ngrpo.data.models import materialize, materialize_tokenizer
 from ngrpo.data.problems import load_problems
 from ngrpo.data.word_tokenizer import word_tokenizer
@@ -287,3 +288,22 @@ def test_a_damaged_file_of_a_data_set_is_one_line(tmp_path, what):
     (directory / name).parent.mkdir(parents=True)
     (directory / name).write_bytes(content)
     assert str(directory) in refused(lambda: load_problems(data_set(directory)))
+
+
+@pytest.mark.parametrize("key", ["../escaped.json", "a/../../escaped.json", "/escaped.json"])
+def test_a_copy_in_a_bucket_does_not_write_out_of_its_directory(tmp_path, monkeypatch, key):
+    class Store:
+        def __init__(self, uri):
+            pass
+
+        def list(self, prefix=""):
+            return ["train.jsonl", key]
+
+        def get_file(self, name, path):
+            path.write_text("{}")
+
+    monkeypatch.setattr("ngrpo.storage.objects.ObjectStore", Store)
+    (tmp_path / "a").mkdir()
+    message = refused(lambda: download("s3://bucket/math", tmp_path / "copy"))
+    assert "leads out of the copy" in message
+    assert not (tmp_path / "copy").exists()

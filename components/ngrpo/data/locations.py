@@ -45,7 +45,7 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
         wanted: Which keys, relative to `location`, to copy.
 
     Raises:
-        DataError: Nothing wanted lies there.
+        DataError: Nothing wanted lies there, or a key leads out of the directory.
         StoreError: The object store cannot be reached or refuses the credentials.
     """
     from ngrpo.storage.objects import ObjectStore
@@ -54,6 +54,9 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
     keys = [key for key in objects.list("") if wanted(key)]
     if not keys:
         raise DataError(f"id={location!r}: nothing to read there; copy the data set's or model's files to this prefix")
+    outside = next((key for key in keys if key.startswith("/") or ".." in key.split("/")), None)
+    if outside is not None:
+        raise DataError(f"id={location!r}: the key {outside!r} leads out of the copy; delete that object")
     for key in keys:
         target = directory / key
         if not target.exists():
