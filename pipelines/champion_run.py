@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ngrpo.config import RunConfig, validate
+from ngrpo.environment import addresses_without_users
 from ngrpo.errors import Preempted
 from ngrpo_kfp.pipelines.base_model import from_champion
 from ngrpo_kfp.pipelines.runtime.images import Images
@@ -25,6 +26,7 @@ _PATIENCE_SECONDS = 3600.0
 """How long the API may be out of reach: who stops waiting lets the schedule start a second run."""
 
 
+@addresses_without_users()
 def submit_and_wait(config_json: str, images: str, *, pause_seconds: float = _PAUSE_SECONDS) -> None:
     """Submit a run that starts from the champion, and wait for it: a schedule that runs one at a time then starts no second.
 

@@ -13,6 +13,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.cluster_commands import add_cluster_commands, rerun_on_cluster
@@ -50,7 +51,8 @@ def _main(arguments: Sequence[str], workspace: Workspace) -> int:
         _check_characters(arguments)
         options = _parser().parse_args(arguments)
         signal.signal(signal.SIGTERM, _interrupt)
-        options.command(options, workspace, Console(file=sys.stdout, highlight=False))
+        with addresses_without_users():
+            options.command(options, workspace, Console(file=sys.stdout, highlight=False))
     except NGRPOError as error:
         return _say(str(error))
     except KeyboardInterrupt as error:
@@ -77,7 +79,9 @@ def _refused_by_system(error: OSError, workspace: Workspace) -> int:
 def _say(problem: str) -> int:
     """Print what the user can put right, and return the exit code that says so."""
     # A terminal would obey what is a control character in a name or in what a service answered.
-    shown = "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in problem)
+    shown = "".join(
+        letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in redacted(problem)
+    )
     print(f"ngrpo: {shown}", file=sys.stderr)
     return 2
 

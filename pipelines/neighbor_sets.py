@@ -65,16 +65,11 @@ def _neighbors(options: argparse.Namespace, workspace: Workspace, console: Conso
 
 
 def _load(model: str, directory: Path) -> tuple[Tensor, PreTrainedTokenizerBase]:
-    from transformers import AutoTokenizer
-
     from ngrpo.data.embedding import load_embedding, read_embedding
+    from ngrpo.data.model_directory import read_bare_tokenizer
 
     if Path(model).is_dir():
-        embedding = read_embedding(Path(model))
-        try:
-            return embedding, AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise DataError(f"model {model}: no tokenizer there; save it with save_pretrained") from error
+        return read_embedding(Path(model)), read_bare_tokenizer(Path(model), f"model {model}")
     try:
         config = read_config(argparse.Namespace(preset=model, set=[], seed=None))
     except ConfigError as error:

@@ -6,13 +6,13 @@ way round.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ngrpo.environment import CREDENTIAL, holds_credential
 from ngrpo.errors import ConfigError
 from ngrpo.section import GiB, Section, StageName, StoreURI, Text, count, number, refuse
 
@@ -35,12 +35,12 @@ Hours = Annotated[int, count(1, 8760)]
 
 SCRATCH = "/scratch"
 """Directory of a pod that may be written to."""
+TRAINING_TOKEN = "/var/run/secrets/ngrpo-training"
+"""Directory with the token, the authority and the namespace by which a step makes a job (`ClusterConfig.training_token`)."""
 STAGE_LABEL = "ngrpo/stage"
 """Label of a pod: the stage it runs."""
 
 _QUEUE_LABELS = "kueue.x-k8s.io/"
-# What names a file is none: KF_PIPELINES_SA_TOKEN_PATH, AWS_WEB_IDENTITY_TOKEN_FILE.
-_CREDENTIAL = re.compile(r"(ACCESS_KEY|PASSWORD|SECRET|TOKEN|API_KEY|CREDENTIAL)(?!.*_(FILE|PATH)$)", re.IGNORECASE)
 
 
 class ResourcesConfig(Section):
@@ -153,6 +153,8 @@ class ClusterConfig(Section):
     """Nodes that train together, each with `resources.ngrpo_training`; more than one are a `TrainJob` of Kubeflow Trainer."""
     training_runtime: KubernetesName = "ngrpo-training"
     """Runtime (torch) of that job, `k8s/overlays/gpu` has one; a runtime of the namespace goes before one of the cluster."""
+    training_token: KubernetesName | None = None
+    """Secret with the token of the account that makes that job; none takes the account of the pods, which then needs its rights."""
     nodes_start_minutes: Annotated[float, number(above=0.0, most=525_600.0)] = 120.0
     """Longest time until all its nodes run, a queue's included; then the job is given up."""
 
@@ -162,11 +164,15 @@ class ClusterConfig(Section):
         return self
 
     def _problems(self) -> Iterator[str]:
-        for name in sorted(filter(_CREDENTIAL.search, self.environment)):
-            yield (
-                f"environment.{name} looks like a credential, and the pipeline would hold it in clear: put it into "
-                f"a Kubernetes secret and name that in secrets.<secret>.{name}"
-            )
+        for name, value in sorted(self.environment.items()):
+            if CREDENTIAL.search(name) or holds_credential(value):
+                yield (
+                    f"environment.{name} is or holds what looks like a credential, and the pipeline would hold it in clear: put it "
+                    f"into a Kubernetes secret and name that in secrets.<secret>.{name}"
+                )
+        for secret, keys in sorted(self.secrets.items()):
+            if any(map(holds_credential, keys.values())):
+                yield f"secrets.{secret} holds a credential itself: name the key of the secret that has it"
         variables = Counter([*self.environment, *(name for keys in self.secrets.values() for name in keys)])
         for name in sorted(name for name, times in variables.items() if times > 1):
             yield f"{name} is set twice in environment and secrets: leave one"

@@ -71,12 +71,14 @@ def require_secrets(cluster: ClusterConfig, console: Console) -> None:
     """
     try:
         for name, variables in cluster.secrets.items():
-            _require_secret(name, sorted(set(variables.values())))
+            _require_secret(f"secrets.{name}", name, sorted(set(variables.values())))
+        if cluster.nodes > 1 and cluster.training_token is not None:
+            _require_secret("training_token", cluster.training_token, ["ca.crt", "namespace", "token"])
     except KubernetesError as error:
         console.print(f"secrets  not checked: {error}", soft_wrap=True)
 
 
-def _require_secret(name: str, keys: list[str]) -> None:
+def _require_secret(setting: str, name: str, keys: list[str]) -> None:
     missing = keys
     what = f"there is no secret {name}"
     try:
@@ -89,9 +91,12 @@ def _require_secret(name: str, keys: list[str]) -> None:
             raise
     if missing:
         literals = " ".join(f"--from-literal={key}=…" for key in missing)
+        cure = f"`kubectl -n {namespace()} create secret generic {name} {literals}`"
+        if setting == "training_token":
+            cure = "apply k8s/overlays/gpu, which has it"
         raise ClusterError(
-            f"cluster.secrets.{name}: {what} in namespace {namespace()} of the cluster that KUBECONFIG names, and pods would wait for it: "
-            f"`kubectl -n {namespace()} create secret generic {name} {literals}`, or correct the settings"
+            f"cluster.{setting}: {what} in namespace {namespace()} of the cluster that KUBECONFIG names, and pods would wait for it: "
+            f"{cure}, or correct the settings"
         )
 
 

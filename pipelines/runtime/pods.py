@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
-from ngrpo.cluster import SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig, Toleration
+from ngrpo.cluster import SCRATCH, STAGE_LABEL, TRAINING_TOKEN, ClusterConfig, ResourcesConfig, Toleration
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
@@ -44,6 +44,9 @@ def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images:
     if cluster.nodes > 1 and STAGES[stage].parallel:
         settings = JobSettings(image=images.reference("gpu"), needs=needs, cluster=cluster)
         task.set_env_variable(TRAIN_JOB, settings.model_dump_json(exclude_defaults=True))
+        if cluster.training_token is not None:
+            # An account of its own a step cannot have: all pods of a run share one.
+            kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN)
         needs = _LAUNCHER
         timeout += int(60 * (cluster.nodes_start_minutes + _SLACK_MINUTES))
     _prepare(task, stage, needs, cluster, images)

@@ -1,5 +1,6 @@
 """The manifests of k8s/: they render, hold no unknown field and no secret, and what refers to something finds it."""
 
+import ipaddress
 import re
 import shutil
 import subprocess
@@ -158,7 +159,10 @@ def test_a_misspelt_field_is_seen(rendered, kind, change):
 def test_what_has_a_namespace_is_in_that_of_the_overlay_and_nothing_is_secret(rendered, folder):
     expected = {DEV: "kubeflow", GPU: "ngrpo"}.get(folder)
     for document in rendered[folder]:
-        assert document["kind"] != "Secret"
+        # The cluster fills in the token of an account.
+        assert document["kind"] != "Secret" or (
+            document["type"] == "kubernetes.io/service-account-token" and not {"data", "stringData"} & set(document)
+        )
         namespace = None if document["kind"] in CLUSTER_WIDE else expected
         assert document["metadata"].get("namespace") == namespace, document["metadata"]
         assert document["metadata"]["labels"]["app.kubernetes.io/part-of"] == "ngrpo"
@@ -201,6 +205,7 @@ def test_nodes_that_train_together_may_talk_to_each_other_and_to_nobody_else(ren
         d for d in of_kind(rendered[folder], "NetworkPolicy") if d["metadata"]["name"] == "ngrpo-training-nodes"
     ]
     assert policy["spec"]["ingress"] == [{"from": [{"podSelector": policy["spec"]["podSelector"]}]}]
+    assert policy["spec"]["egress"] == [{"to": [{"podSelector": policy["spec"]["podSelector"]}]}]
     assert {one["key"] for one in policy["spec"]["podSelector"]["matchExpressions"]} == {
         STAGE_LABEL,
         "jobset.sigs.k8s.io/jobset-name",
@@ -218,7 +223,7 @@ def test_services_policies_and_volumes_find_what_they_name(rendered, folder):
     for policy in of_kind(documents, "NetworkPolicy"):
         selected = policy["spec"]["podSelector"].get("matchLabels")
         assert selected is None or any(selected.items() <= each.items() for each in labels)
-        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule.get("ports", [])} <= ports
+        assert {port["port"] for rule in policy["spec"].get("ingress", []) for port in rule.get("ports", [])} <= ports
     for pod in pods(documents):
         assert pod["spec"]["serviceAccountName"] in names(documents, "ServiceAccount")
         for volume in pod["spec"]["volumes"]:
@@ -231,6 +236,7 @@ def test_the_settings_of_runs_fit_the_cluster(rendered, folder):
     documents, cluster = rendered[folder], rendered[CLUSTER_OF[folder]]
     config = ClusterConfig(**tomllib.loads(SETTINGS[folder].read_text()))
     assert config.service_account in names(documents, "ServiceAccount")
+    assert config.training_token in {None, *names(documents, "Secret")}
     assert config.queue in names(documents, "LocalQueue")
     assert config.nodes == 1 or config.training_runtime in names(documents, "TrainingRuntime")
     assert config.priority_class in {None, *names(cluster, "WorkloadPriorityClass")}
@@ -269,3 +275,132 @@ def test_the_readme_makes_every_secret_that_is_referred_to(rendered, folder):
         for key in re.findall(r"--from-literal=([\w-]+)=", rest)
     }
     assert wanted <= made
+
+
+# --- what stages may reach, and what they may do ----------------------------------------------------------------------
+
+STEP, NODE = {STAGE_LABEL: "ngrpo_training"}, {STAGE_LABEL: "ngrpo_training", "jobset.sigs.k8s.io/jobset-name": "j"}
+KUBEFLOW = {"kubernetes.io/metadata.name": "kubeflow"}
+KUBE_SYSTEM = {"kubernetes.io/metadata.name": "kube-system"}
+
+
+def selects(selector, labels):
+    """Say whether a label selector matches."""
+    if not selector.get("matchLabels", {}).items() <= labels.items():
+        return False
+    meets = {
+        "Exists": lambda one: one["key"] in labels,
+        "DoesNotExist": lambda one: one["key"] not in labels,
+        "In": lambda one: labels.get(one["key"]) in one["values"],
+    }
+    return all(meets[one["operator"]](one) for one in selector.get("matchExpressions", []))
+
+
+def allows(peer, address=None, pod=None, space=None):
+    """Say whether a peer of a policy is an address, or a pod by its labels in a namespace (none for the policy's own)."""
+    if "ipBlock" in peer:
+        block = peer["ipBlock"]
+        networks = [ipaddress.ip_network(each) for each in (block["cidr"], *block.get("except", []))]
+        if address is None or ipaddress.ip_address(address).version != networks[0].version:
+            return False
+        inside = [ipaddress.ip_address(address) in network for network in networks]
+        return inside[0] and not any(inside[1:])
+    if pod is None or ("namespaceSelector" in peer) != (space is not None):
+        return False
+    return selects(peer.get("podSelector", {}), pod) and (space is None or selects(peer["namespaceSelector"], space))
+
+
+def reaches(documents, who, port, protocol="TCP", **target):
+    """Say whether the policies let a pod with these labels open a connection."""
+    policies = [
+        d["spec"]
+        for d in of_kind(documents, "NetworkPolicy")
+        if "Egress" in d["spec"]["policyTypes"] and selects(d["spec"]["podSelector"], who)
+    ]
+    assert policies, "nothing keeps this pod from anything"
+    rules = [rule for policy in policies for rule in policy.get("egress", [])]
+    return any(
+        any(allows(peer, **target) for peer in rule["to"])
+        and (
+            "ports" not in rule or {"protocol": "TCP", "port": port} in [{"protocol": "TCP"} | p for p in rule["ports"]]
+            if protocol == "TCP"
+            else {"protocol": protocol, "port": port} in rule.get("ports", [])
+        )
+        for rule in rules
+    )
+
+
+@pytest.mark.parametrize("folder", [DEV, GPU])
+@pytest.mark.parametrize("who", [STEP, NODE], ids=["step", "node"])
+def test_stages_reach_what_they_need_and_nothing_else(rendered, folder, who):
+    documents = rendered[folder]
+    step = who is STEP
+
+    def to(port, protocol="TCP", **target):
+        return reaches(documents, who, port, protocol, **target)
+
+    assert to(53, "UDP", pod={"k8s-app": "kube-dns"}, space=KUBE_SYSTEM)
+    assert to(53, "UDP", address="169.254.20.10")
+    assert to(5000, pod={"app.kubernetes.io/name": "mlflow"})
+    assert to(8333, pod={"app.kubernetes.io/name": "object-store"}) == (folder == DEV)
+    assert to(443, address="203.0.113.7")
+    assert to(443, address="2001:db8::7")
+    assert to(6443, address="10.0.0.1") == step, "only what Kubeflow puts into a step asks Kubernetes"
+    for port, pod in (
+        (8888, {"app": "ml-pipeline"}),
+        (8887, {"app": "ml-pipeline"}),
+        (8080, {"component": "metadata-grpc-server"}),
+        (8333, {"app": "seaweedfs"}),
+        (9000, {"app": "minio"}),
+    ):
+        assert to(port, pod=pod, space=KUBEFLOW) == step
+    assert to(29500, pod=NODE) == (not step)
+    assert not to(29500, pod=STEP)
+    for port in (80, 443, 53, 8080, 6443):
+        assert not to(port, address="169.254.169.254"), "the cloud's metadata, with the node's credentials"
+        assert not to(port, address="fd00:ec2::254")
+    for port in (22, 25, 80, 3306, 5432, 10250, 2379):
+        assert not to(port, address="10.0.0.1")
+        assert not to(port, address="203.0.113.7")
+    assert not to(3306, pod={"app": "mysql"}, space=KUBEFLOW)
+    assert not to(443, pod={"app": "other"}, space={"kubernetes.io/metadata.name": "other"})
+
+
+def rights(documents, account):
+    bound = {
+        binding["roleRef"]["name"]
+        for binding in of_kind(documents, "RoleBinding")
+        if account in {subject["name"] for subject in binding["subjects"]}
+    }
+    return {
+        (group, resource, verb)
+        for role in of_kind(documents, "Role")
+        if role["metadata"]["name"] in bound
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@pytest.mark.parametrize("folder", [DEV, GPU])
+def test_stages_read_no_logs_and_make_no_jobs(rendered, folder):
+    documents = rendered[folder]
+    assert rights(documents, "ngrpo-stage") == {
+        ("", "configmaps", "get"),
+        ("", "secrets", "get"),
+        ("", "pods", "get"),
+        ("argoproj.io", "workflowtaskresults", "create"),
+        ("argoproj.io", "workflowtaskresults", "patch"),
+    }
+    assert rights(documents, "ngrpo-training") == {
+        ("trainer.kubeflow.org", "trainjobs", "create"),
+        ("trainer.kubeflow.org", "trainjobs", "get"),
+        ("trainer.kubeflow.org", "trainjobs", "delete"),
+        ("trainer.kubeflow.org", "trainingruntimes", "get"),
+        ("", "pods", "list"),
+        ("", "pods/log", "get"),
+    }
+    assert rights(documents, "ngrpo-service") == set()
+    (secret,) = of_kind(documents, "Secret")
+    assert secret["metadata"]["annotations"] == {"kubernetes.io/service-account.name": "ngrpo-training"}

@@ -310,3 +310,33 @@ def test_the_pod_of_the_step_asks_for_no_gpu_and_knows_the_job():
     assert int(pod["activeDeadlineSeconds"]) > job.cluster.timeout_seconds("ngrpo_training") + 30 * 60
     other = spec["deploymentSpec"]["executors"]["exec-benchmark-evaluation"]["container"]
     assert "NGRPO_TRAIN_JOB" not in {one["name"] for one in other["env"]}
+
+
+def test_only_the_step_of_the_training_holds_the_token_that_makes_jobs():
+    token = {"secretName": "ngrpo-training-token", "mountPath": "/var/run/secrets/ngrpo-training"}
+    for nodes, holders in ((1, set()), (2, {"exec-ngrpo-training"})):
+        _, platform = compiled(WHOLE, f"cluster.nodes={nodes}")
+        executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        mounts = {name: executor.get("secretAsVolume", []) for name, executor in executors.items()}
+        assert {name for name, mounted in mounts.items() if mounted} == holders
+        for name in holders:
+            (mounted,) = mounts[name]
+            assert token.items() <= mounted.items()
+
+
+def test_the_job_is_made_with_that_token_and_not_with_the_account_of_the_pod(cluster, tmp_path, monkeypatch):
+    folder = tmp_path / "token"
+    monkeypatch.setattr(train_job, "TRAINING_TOKEN", str(folder))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "9")
+    assert "Service token file does not exist" in refused(training_token="ngrpo-training-token")
+    folder.mkdir()
+    for name, text in (("token", "of-the-training"), ("ca.crt", "a certificate"), ("namespace", "ngrpo")):
+        (folder / name).write_text(text)
+    found = train_job._account(settings(training_token="ngrpo-training-token").cluster)
+    assert found.namespace == "ngrpo"
+    configuration = found.client_configuration
+    assert configuration.host == "https://127.0.0.1:9"
+    assert configuration.get_api_key_with_prefix("authorization") == "bearer of-the-training"
+    assert train_job._account(settings().cluster) is None
+    assert cluster.made == []

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ngrpo.config.run import DISAGREEMENT, RunConfig
+from ngrpo.environment import CREDENTIAL, redacted
 from ngrpo.errors import ConfigError
 from ngrpo.section import Section, check_name, name_of
 
@@ -24,11 +25,11 @@ _LARGEST_FILE = 1 << 20
 """Bytes; a preset has a few thousand."""
 _PART = r"""[A-Za-z0-9_-]+|"[^"]+\""""
 _OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
-_SECRET = re.compile(r"cluster\.environment(\.|$)")
-"""Settings whose values are not shown: an address in there may hold a password."""
+_SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)")
+"""Settings whose values are not shown: somebody may have put a credential there."""
 
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = _shown.maxlong = 120
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 120
 
 
 def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | None = None) -> RunConfig:
@@ -136,7 +137,7 @@ def validate(section: type[S], tree: Mapping[str, Any]) -> S:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    shown = _shown.repr(override)
+    shown = _show(override)
     match = _OVERRIDE.fullmatch(override)
     if match is None:
         raise ConfigError(f"override {shown}: expected section.field=value")
@@ -182,7 +183,8 @@ def _explain(item: Any) -> list[str]:
     path = ".".join(_part(part) for part in item["loc"] if part != "[key]") or "configuration"
     # pydantic puts the kind of a source into the path of its settings.
     path = re.sub(r"^(data\.(?:train|warm_start|benchmarks\.[^.]+)|(?:model\.)?source)\.[a-z_]+", r"\1", path)
-    value = "" if _SECRET.match(path) else f" (value {_shown.repr(item['input'])})"
+    secret = _SECRET.match(path) or CREDENTIAL.search(path)
+    value = "" if secret else f" (value {_show(item['input'])})"
     if item["type"] == "extra_forbidden":
         return [f"{path}: unknown setting{value}; see the fields of its section"]
     if item["type"] == "missing":
@@ -195,4 +197,9 @@ def _explain(item: Any) -> list[str]:
 def _part(part: str | int) -> str:
     """Return a part of a path, quoted where it is no field or name."""
     text = str(part)
-    return text if text.isprintable() and 0 < len(text) < 100 else _shown.repr(text)
+    return text if text.isprintable() and 0 < len(text) < 100 else _show(text)
+
+
+def _show(value: Any) -> str:
+    """Return a value for a message: not all of it, and without credentials."""
+    return redacted(_short.repr(value))

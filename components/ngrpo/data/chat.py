@@ -1,20 +1,104 @@
-"""Conversations: their form, and their length under a tokenizer's chat template."""
+"""Conversations: their form, their length under a tokenizer's chat template, and whether that template can be used at all."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
+from ngrpo.data.template_trial import CPU_SECONDS
 from ngrpo.errors import DataError
 
 Turns = list[dict[str, str]]
+
+_WALL_SECONDS = 60.0  # for a machine that has other things to do; what counts is the time of the processor
+_QUESTION = "what is 7+4-2?"
+_LONG = "First 7+4=11, then 11-2=9. " * 100
+_TRIALS: tuple[tuple[Turns, bool], ...] = (
+    ([{"role": "user", "content": _QUESTION}], True),
+    (
+        [{"role": "user", "content": _LONG}, {"role": "assistant", "content": rf"<think>{_LONG}</think>\boxed{{9}}"}],
+        False,
+    ),
+)
+"""Conversations and whether the response is to follow. The long one shows a template whose time grows with a power of its input."""
 
 
 def user_turn(problem: str, suffix: str) -> Turns:
     """Return the conversation that asks a problem, followed by the instruction on how to answer."""
     separator = " " if suffix and not suffix[0].isspace() else ""
     return [{"role": "user", "content": f"{problem}{separator}{suffix}"}]
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase, label: str) -> None:
+    """Refuse a tokenizer whose chat template cannot be used, in bounded time: it is tried once, in a process of its own.
+
+    Args:
+        tokenizer: The tokenizer.
+        label: What it is called in the error, for example `model 'org/name'`.
+
+    Raises:
+        DataError: There is no template, or it is no text, does not end, raises, writes too much, or leaves out what is asked.
+    """
+    if tokenizer.chat_template is None:
+        raise DataError(f"{label}: its tokenizer has no chat template; use a chat model or add chat_template.jinja")
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:  # several, and none is called `default`
+        raise _unusable(label, str(error)) from error
+    if not isinstance(template, str):
+        raise _unusable(label, f"it is no text but of type {type(template).__name__}")
+    special = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    problem = _tried(template, json.dumps(special, sort_keys=True))
+    if problem is not None:
+        raise _unusable(label, problem)
+
+
+@lru_cache(maxsize=16)
+def _tried(template: str, special: str) -> str | None:
+    """Return what is wrong with a template; none if it can be used. `special` are the special tokens as JSON."""
+    conversations = [
+        {**json.loads(special), "messages": turns, "add_generation_prompt": follows, "tools": None, "documents": None}
+        for turns, follows in _TRIALS
+    ]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ngrpo.data.template_trial"],
+            input=json.dumps({"template": template, "conversations": conversations}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            timeout=_WALL_SECONDS,
+            env={"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"},  # nothing that is worth stealing
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it does not end within {_WALL_SECONDS:.0f} seconds"
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"it does not end within {CPU_SECONDS} seconds"
+    if done.returncode:
+        return f"the process that tried it died (exit code {done.returncode})"
+    question, whole = json.loads(done.stdout)
+    for result in (question, whole):
+        if "error" in result:
+            return " ".join(str(result["error"]).split())
+    if not question["text"].strip():
+        return "it writes nothing"
+    if _QUESTION not in question["text"]:
+        return "it leaves out what is asked"
+    return None
+
+
+def _unusable(label: str, problem: str) -> DataError:
+    return DataError(
+        f"{label}: its chat template cannot be used: {problem}; use another model, or correct chat_template.jinja in a copy of it"
+    )
 
 
 class ChatLengths:

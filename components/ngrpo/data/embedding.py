@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import BaseModelSource, HubModel, RegisteredModel
 from ngrpo.data.locations import is_bucket
+from ngrpo.data.model_directory import SHARDS, WEIGHTS, read_bare_tokenizer, shards
 from ngrpo.data.models import materialize, materialize_tokenizer
 from ngrpo.errors import DataError
 
@@ -22,7 +22,6 @@ _SUFFIX = "embed_tokens.weight"
 _OTHER_NAMES = ("transformer.wte.weight", "gpt_neox.embed_in.weight")
 _OUTPUT = "lm_head.weight"
 """Where input and output embeddings are tied, a file may hold them under this name alone."""
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _LONGEST_HEADER = 100_000_000
 """More than this the format does not allow."""
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -47,7 +46,7 @@ def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, Pr
     """
     if not (isinstance(source, HubModel | RegisteredModel) and is_bucket(source.id)):
         path = materialize(source, directory)
-        return read_embedding(path), AutoTokenizer.from_pretrained(path)
+        return read_embedding(path), read_bare_tokenizer(path, f"model {str(path)!r}")
     from ngrpo.storage.objects import ObjectStore
 
     tokenizer = materialize_tokenizer(source, directory)
@@ -85,11 +84,11 @@ def read_embedding(model: Path) -> Tensor:
 
 
 def _read(model: str, read: Read) -> Tensor:
-    index = read(_INDEX, 0, None)
+    index = read(SHARDS, 0, None)
     if index is not None:
-        held = _parsed(f"{model}/{_INDEX}", index).get("weight_map", {})
+        held = shards(_parsed(f"{model}/{SHARDS}", index), f"model file {model}/{SHARDS}")
     else:
-        held = dict.fromkeys(_header(model, _SINGLE, read)[0], _SINGLE)
+        held = dict.fromkeys(_header(model, WEIGHTS, read)[0], WEIGHTS)
     name = next((name for name in held if name.endswith(_SUFFIX) or name in _OTHER_NAMES), None)
     if name is None and _OUTPUT in held and _tied(model, read):
         name = _OUTPUT
@@ -99,13 +98,17 @@ def _read(model: str, read: Read) -> Tensor:
         )
     header, data = _header(model, held[name], read)
     try:
-        dtype, shape, (start, stop) = _TYPES[header[name]["dtype"]], header[name]["shape"], header[name]["data_offsets"]
+        dtype, (rows, columns) = _TYPES[header[name]["dtype"]], header[name]["shape"]
+        start, stop = header[name]["data_offsets"]
+        sound = min(rows, columns) > 0 <= start < stop and all(type(n) is int for n in (rows, columns, start, stop))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(f"{model}/{held[name]}", f"{name} is no matrix of floating-point numbers") from error
+    if not sound:
+        raise _damaged(f"{model}/{held[name]}", f"{name} has an impossible shape or place")
     content = read(held[name], data + start, stop - start)
-    if not len(content) == stop - start == prod(shape) * dtype.itemsize:
+    if content is None or not len(content) == stop - start == rows * columns * dtype.itemsize:
         raise _damaged(f"{model}/{held[name]}", f"it ends within {name}")
-    return torch.frombuffer(content, dtype=dtype).view(shape)
+    return torch.frombuffer(content, dtype=dtype).view(rows, columns)
 
 
 def _header(model: str, file: str, read: Read) -> tuple[dict[str, Any], int]:
@@ -128,9 +131,11 @@ def _tied(model: str, read: Read) -> bool:
 
 def _parsed(file: str, content: Any) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(bytes(content))
-    except ValueError as error:
+        values = json.loads(bytes(content).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise _damaged(file, str(error)) from error
+    if not isinstance(values, dict):
+        raise _damaged(file, "it holds no JSON object")
     return values
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import HubSource
-from ngrpo.data.locations import download, is_bucket, is_local, local_directory, reason
+from ngrpo.data.locations import download, explained, is_bucket, is_local, local_directory
 from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem
 from ngrpo.errors import DataError
@@ -42,21 +43,19 @@ def _read(source: HubSource, scratch: Path) -> Dataset:
 
 def _load(source: HubSource, path: str, **options: Any) -> Dataset:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    try:
+    where = f"data set {source.id!r} (revision {source.revision}, subset {source.subset}, split {source.split!r})"
+    if "revision" in options:
+        cure = "check id, revision, subset and split, or set id to a local copy or an s3:// copy if the hub is out of reach"
+    else:
+        cure = (
+            "the copy must have the layout of the hub's repository: check subset, split and files, whether a file of it is empty or "
+            "damaged, and that there is no script (ngrpo runs none)"
+        )
+    with explained(f"{where} cannot be loaded", cure):
         return load_dataset(path, name=source.subset, split=source.split, **options)
-    except (OSError, ValueError, StopIteration, DatasetGenerationError) as error:  # StopIteration: a file without lines
-        where = f"data set {source.id!r} (revision {source.revision}, subset {source.subset}, split {source.split!r})"
-        if isinstance(error, StopIteration | DatasetGenerationError):
-            cure = "a file of it is empty or damaged"
-        elif "revision" in options:
-            cure = "check id, revision, subset and split, or set id to a local copy or an s3:// copy if the hub is out of reach"
-        else:
-            cure = "the copy must have the layout of the hub's repository: check subset, split and files"
-        raise DataError(f"{where} cannot be loaded: {reason(error)}; {cure}") from error
 
 
 def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
@@ -75,8 +74,8 @@ def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
         rows = rows.select(range(min(source.limit, len(rows))))
     if len(rows) == 0:
         raise DataError(f"data set {source.id!r}: split={source.split!r} is empty; name a split with rows")
-    problems = [_text(value) for value in rows[source.problem_column]]
-    answers = [_text(value) for value in rows[source.answer_column]]
+    problems = _texts(source, rows, source.problem_column)
+    answers = _texts(source, rows, source.answer_column)
     if source.answer_is_boxed:
         answers = [extract_answer(answer) or "" for answer in answers]
     for setting, values, what in (("problem_column", problems, "text"), ("answer_column", answers, "answer")):
@@ -86,18 +85,27 @@ def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
                 f"data set {source.id!r}: {setting}={columns[setting]!r} holds no {what}{boxed} in any of its {len(rows)} "
                 f"rows; its columns are {', '.join(rows.column_names)}"
             )
-    solutions = [None] * len(rows) if source.solution_column is None else rows[source.solution_column]
+    solutions = [""] * len(rows) if source.solution_column is None else _texts(source, rows, source.solution_column)
     name = source.id.rstrip("/").rpartition("/")[2]
     ids = [f"{name}-{index}" for index in range(len(rows))]
     if source.wrong_answer_columns:
-        wrong = zip(*([_text(value) for value in rows[column]] for column in source.wrong_answer_columns), strict=True)
+        wrong = zip(*(_texts(source, rows, column) for column in source.wrong_answer_columns), strict=True)
         questions = zip(ids, problems, answers, wrong, strict=True)
         problems, answers = map(list, zip(*(with_options(*question) for question in questions), strict=True))
     return [
-        Problem(identifier, problem, answer, _text(solution) or None)
+        Problem(identifier, problem, answer, solution or None)
         for identifier, problem, answer, solution in zip(ids, problems, answers, solutions, strict=True)
     ]
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value).strip()
+def _texts(source: HubSource, rows: Dataset, column: str) -> list[str]:
+    """Return the values of a column as texts, empty where one is missing."""
+    what = f"data set {source.id!r}: column {column!r} cannot be read"
+    with explained(what, "a file of it is damaged: copy it again"):
+        values = list(rows[column])
+    for number, value in enumerate(values):
+        if not isinstance(value, str | int | float | Decimal | None):
+            raise DataError(
+                f"{what}: row {number} holds a {type(value).__name__}, no text and no number; name another column, or correct the data set"
+            )
+    return ["" if value is None else str(value).strip() for value in values]

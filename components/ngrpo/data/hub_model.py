@@ -8,8 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from ngrpo.config import HubModel
-from ngrpo.data.locations import download, is_bucket, is_local, local_directory, reason
-from ngrpo.errors import DataError
+from ngrpo.data.locations import download, explained, is_bucket, is_local, local_directory
 
 _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 _WEIGHTS = ("*.safetensors",)
@@ -35,11 +34,8 @@ def fetch(source: HubModel, directory: Path, *, weights: bool) -> Path:
         return directory
     if is_local(source.id):
         return local_directory(source.id)
-    try:
+    with explained(
+        f"model {source.id!r} (revision {source.revision}) cannot be fetched",
+        "check id and revision, or set id to a local copy or an s3:// copy if the hub is out of reach",
+    ):
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"model {source.id!r} (revision {source.revision}) cannot be fetched: {reason(error)}; "
-            "check id and revision, or set id to a local copy or an s3:// copy "
-            "if the hub is out of reach"
-        ) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ngrpo.errors import DataError
+from ngrpo.environment import redacted
+from ngrpo.errors import DataError, NGRPOError
 
 
 def is_bucket(location: str) -> bool:
@@ -43,7 +45,7 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
         wanted: Which keys, relative to `location`, to copy.
 
     Raises:
-        DataError: Nothing wanted lies there.
+        DataError: Nothing wanted lies there, or a key leads out of the directory.
         StoreError: The object store cannot be reached or refuses the credentials.
     """
     from ngrpo.storage.objects import ObjectStore
@@ -52,6 +54,9 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
     keys = [key for key in objects.list("") if wanted(key)]
     if not keys:
         raise DataError(f"id={location!r}: nothing to read there; copy the data set's or model's files to this prefix")
+    outside = next((key for key in keys if key.startswith("/") or ".." in key.split("/")), None)
+    if outside is not None:
+        raise DataError(f"id={location!r}: the key {outside!r} leads out of the copy; delete that object")
     for key in keys:
         target = directory / key
         if not target.exists():
@@ -62,6 +67,30 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
 
 
 def reason(error: BaseException) -> str:
-    """Return one line that says what an error of another library is about."""
+    """Return one line that says what an error of another library is about, without credentials that may be in it."""
     lines = str(error.__cause__ or error).strip().splitlines()
-    return ": ".join([type(error).__name__, *lines[:1]])
+    return redacted(": ".join([type(error).__name__, *(line[:300] for line in lines[:1])]))
+
+
+@contextmanager
+def explained(what: str, cure: str) -> Iterator[None]:
+    """Turn whatever a library raises over a file from elsewhere into one line.
+
+    Args:
+        what: The file, and that it cannot be used.
+        cure: What to do.
+
+    Raises:
+        DataError: Anything was raised but an error of ours, or one that says nothing of the file.
+    """
+    try:
+        yield
+    except (NGRPOError, MemoryError):
+        raise
+    # Parsers of formats raise what they please over a damaged file, a StopIteration for example: no list of kinds holds them all.
+    except Exception as error:
+        raise DataError(f"{what}: {reason(error)}; {cure}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of a library in Rust; its class cannot be imported
+            raise
+        raise DataError(f"{what}: {reason(error)}; {cure}") from error

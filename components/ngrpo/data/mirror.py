@@ -11,8 +11,7 @@ from huggingface_hub import snapshot_download
 
 from ngrpo.config import HubModel, HubSource, RunConfig
 from ngrpo.data import hub_model
-from ngrpo.data.locations import download, is_bucket, is_local, local_directory, reason
-from ngrpo.errors import DataError
+from ngrpo.data.locations import download, explained, is_bucket, is_local, local_directory
 from ngrpo.storage.objects import ObjectStore
 
 
@@ -66,14 +65,12 @@ def _files_of(source: HubSource | HubModel, scratch: Path) -> Path:
         return scratch
     if is_local(source.id):
         return local_directory(source.id)
-    try:
+    with explained(
+        f"data set {source.id!r} (revision {source.revision}) cannot be copied",
+        "check id and revision, and HF_TOKEN if it is gated",
+    ):
         # In a directory of its own, for the hub's cache consists of links.
         return Path(snapshot_download(source.id, repo_type="dataset", revision=source.revision, local_dir=scratch))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"data set {source.id!r} (revision {source.revision}) cannot be copied: {reason(error)}; check id and revision, and "
-            "HF_TOKEN if it is gated"
-        ) from error
 
 
 def _names(directory: Path) -> Iterator[str]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import BaseModelSource, HubModel, InitializedModel, PackagedModel, RegisteredModel
 from ngrpo.data import hub_model, initialized, packaged, registered
-from ngrpo.data.locations import reason
-from ngrpo.data.weights import weights_problem
+from ngrpo.data.model_directory import read_config, read_tokenizer, require_weights
 from ngrpo.errors import DataError
 
 # Rows kept free for later use in vocabularies that do not list them as added tokens.
@@ -33,20 +31,18 @@ def materialize(source: BaseModelSource, directory: Path) -> Path:
         `directory`, or the place where the model already is: a local directory, or the hub's cache. Do not write there.
 
     Raises:
-        DataError: The model cannot be reached, or lacks weights, tokenizer or chat template, or they do not fit together.
+        DataError: The model cannot be reached, brings code or pickles, or lacks weights, tokenizer or a chat template that can be
+            used, or they do not fit together.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     path = _provide(source, directory, weights=True)
-    name = _name(source)
-    _check_weights(path, name)
-    tokenizer = _load_tokenizer(path, name)
-    try:
-        rows = AutoConfig.from_pretrained(path).get_text_config().vocab_size
-    except (OSError, ValueError) as error:
-        raise DataError(f"model {name!r}: {path}/config.json cannot be used: {reason(error)}; copy it again") from error
+    label = _label(source)
+    rows = read_config(path, label).get_text_config().vocab_size
+    require_weights(path, label)
+    tokenizer = read_tokenizer(path, label)
     if len(tokenizer) > rows:
         raise DataError(
-            f"model {name!r}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {rows} rows; "
+            f"{label}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {rows} rows; "
             "use the tokenizer the model was trained with, or resize the model's embeddings"
         )
     return path
@@ -60,10 +56,10 @@ def materialize_tokenizer(source: BaseModelSource, directory: Path) -> PreTraine
         directory: Where to write the tokenizer; what is there is replaced.
 
     Raises:
-        DataError: The model cannot be reached, or has no tokenizer or no chat template.
+        DataError: The model cannot be reached, brings code, or has no tokenizer or no chat template that can be used.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    return _load_tokenizer(_provide(source, directory, weights=False), _name(source))
+    return read_tokenizer(_provide(source, directory, weights=False), _label(source))
 
 
 def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:
@@ -100,47 +96,9 @@ def _provide(source: BaseModelSource, directory: Path, *, weights: bool) -> Path
     return directory
 
 
-def _name(source: BaseModelSource) -> str:
+def _label(source: BaseModelSource) -> str:
     if isinstance(source, InitializedModel):
-        return source.kind
+        return f"model {source.kind!r}"
     if isinstance(source, RegisteredModel):
-        return f"{source.name} version {source.version}"
-    return source.package if isinstance(source, PackagedModel) else source.id
-
-
-def _check_weights(path: Path, name: str) -> None:
-    if not (path / "config.json").is_file():
-        raise DataError(
-            f"model {name!r}: no config.json in {path}; the directory must be one that save_pretrained wrote"
-        )
-    files = {"model.safetensors"}
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    missing = sorted(file for file in files if not (path / file).is_file())
-    if missing:
-        raise DataError(
-            f"model {name!r}: no weights: {', '.join(missing)} missing in {path}; save the model with "
-            "save_pretrained (safetensors)"
-        )
-    problem = weights_problem(path)
-    if problem is not None:
-        raise DataError(
-            f"model {name!r}: its weights in {path} cannot be used: {problem}; copy or save the model again"
-        )
-
-
-def _load_tokenizer(path: Path, name: str) -> PreTrainedTokenizerBase:
-    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise DataError(f"model {name!r}: no tokenizer in {path}; save it there with save_pretrained")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"model {name!r}: its tokenizer in {path} cannot be used: {reason(error)}; copy it again"
-        ) from error
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"model {name!r}: its tokenizer has no chat template; use a chat model or add chat_template.jinja"
-        )
-    return tokenizer
+        return f"model {source.name!r} version {source.version}"
+    return f"model {(source.package if isinstance(source, PackagedModel) else source.id)!r}"

@@ -31,7 +31,12 @@ def write(source: PackagedModel, directory: Path, *, weights: bool) -> None:
     if not weights:
         return
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        file.parent,
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        trust_remote_code=False,
+        local_files_only=True,
     )
     # The weights are ordinary tensors now; with a quantizer they could not be saved.
     model.hf_quantizer = None
@@ -61,7 +66,9 @@ def _locate(source: PackagedModel) -> Path:
 
 
 def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True
+    )
     if not any(len(token) > 1 and any(digit in token for digit in string.digits) for token in tokenizer.get_vocab()):
         # A vocabulary in which no token joins a digit to anything was learned on text cut around every digit (SmolLM does so);
         # the conversion cuts in GPT-2's way only.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from ngrpo.data.model_directory import read_model, read_tokenizer
 from ngrpo.errors import DataError
 
 
@@ -19,13 +20,11 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
         dtype: Name of a torch type.
 
     Raises:
-        DataError: The directory holds no weights in safetensors format.
+        DataError: The directory holds no weights in safetensors format, is damaged, or brings code.
     """
-    if not any(directory.glob("*.safetensors")):
-        raise DataError(f"model directory {directory}: no *.safetensors file; a model needs its weights there")
     disable_progress_bar()  # a stage's log is no terminal
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).to(device)
+    return read_model(directory, f"model directory {directory}", dtype).to(device)
 
 
 def load_tokenizer(directory: Path, vocabulary: int) -> PreTrainedTokenizerBase:
@@ -36,13 +35,10 @@ def load_tokenizer(directory: Path, vocabulary: int) -> PreTrainedTokenizerBase:
         vocabulary: Rows of the model's embedding matrix.
 
     Raises:
-        DataError: The tokenizer is missing, has no chat template, or knows tokens the model has no row for.
+        DataError: The tokenizer is missing or damaged, brings code, has no chat template that can be used, or knows tokens the
+            model has no row for.
     """
-    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise DataError(f"model directory {directory}: no tokenizer files (tokenizer.json); save the tokenizer there")
-    tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
-    if tokenizer.chat_template is None:
-        raise DataError(f"tokenizer in {directory}: no chat template; problems are asked as chats and need one")
+    tokenizer = read_tokenizer(directory, f"model directory {directory}", padding_side="left")
     if len(tokenizer) > vocabulary:
         raise DataError(
             f"tokenizer in {directory}: {len(tokenizer)} tokens but the model has {vocabulary} embedding rows; "

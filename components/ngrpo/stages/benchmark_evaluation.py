@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import BenchmarkEvaluationConfig
+from ngrpo.data.model_directory import read_config
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.grading import Grader
@@ -64,7 +65,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     with Grader() as grader:
         for name, directory in _models(config, inputs, work).items():
             weights[name] = model_digest(directory)
-            tokenizer = load_tokenizer(directory, AutoConfig.from_pretrained(directory).vocab_size)
+            config_of_model = read_config(directory, f"model directory {directory}")
+            tokenizer = load_tokenizer(directory, config_of_model.get_text_config().vocab_size)
             protocols: dict[str, object] = {}
             results: dict[str, object] = {}
             kept = []

@@ -16,8 +16,10 @@ import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ngrpo.environment import addresses_without_users, environment, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
 from ngrpo.stages.disk import disk_fault
 from ngrpo.stages.process import attach, write_record
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
 
 
+@addresses_without_users()
 def execute(
     stage: str,
     *,
@@ -55,6 +58,7 @@ def execute(
             says what happened, and nothing is in the store under the key.
         Preempted: The process was told to stop (SIGTERM) and has saved a checkpoint.
     """
+    sys.excepthook = _print_redacted
     surroundings = Surroundings.from_environment()
     record: dict[str, Any] = {"key": key, "pid": os.getpid()}
     process = None
@@ -74,7 +78,7 @@ def execute(
             process.succeeded = True
         return values
     except BaseException as error:
-        record["error"] = _say(error, surroundings)
+        record["error"] = redacted(_say(error, surroundings))
         raise
     finally:
         if surroundings.run_directory is not None:
@@ -93,7 +97,6 @@ def _execute(
 ) -> tuple[dict[str, float], Reference | None, bool]:
     # Imported only now, for it takes a while: the run already shows that the stage is at work.
     from ngrpo.config import validate
-    from ngrpo.environment import environment
     from ngrpo.stages.keys import digest
     from ngrpo.stages.registry import STAGES
     from ngrpo.stages.soundness import read_metrics, require_finite
@@ -182,6 +185,11 @@ def _say(error: BaseException, surroundings: Surroundings) -> str:
     if fault is not None:
         return fault
     return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what ends this process: below an error of ours stands that of a library, which may spell out a credential."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _write_json(path: Path, value: object) -> None:

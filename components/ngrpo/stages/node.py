@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from ngrpo.environment import redacted
 from ngrpo.errors import NGRPOError
 from ngrpo.stages.execution import execute
 from ngrpo.stages.task import Task
@@ -29,7 +30,7 @@ def _execute(task: Task) -> None:
             output=str(work / "reference.json"),
         )
     except NGRPOError as error:
-        sys.exit(f"{task.stage}: {error}")
+        sys.exit(f"{task.stage}: {redacted(str(error))}")
 
 
 if __name__ == "__main__":

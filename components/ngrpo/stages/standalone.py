@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ngrpo.config import load_config, select
+from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.registry import STAGES
 
@@ -34,9 +35,10 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, metavar="DIR", help="directory for unfinished work (default: OUTPUT.work)")
     options = parser.parse_args(arguments)
     try:
-        _run(stage, options)
+        with addresses_without_users():
+            _run(stage, options)
     except NGRPOError as error:
-        sys.exit(f"{stage}: {error}")
+        sys.exit(f"{stage}: {redacted(str(error))}")
 
 
 def _run(stage: str, options: argparse.Namespace) -> None:

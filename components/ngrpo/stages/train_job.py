@@ -18,14 +18,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ngrpo.cluster import ClusterConfig
+from ngrpo.cluster import TRAINING_TOKEN, ClusterConfig
 from ngrpo.errors import Preempted, TrainJobError
 from ngrpo.stages.pending_pods import why_pending
 from ngrpo.stages.task import Task
 from ngrpo.stages.train_job_manifest import NODE, JobSettings, manifest
+
+if TYPE_CHECKING:
+    from kubeflow.common.types import KubernetesBackendConfig
 
 POLL_SECONDS = 10.0
 """How often the cluster is asked how the job is."""
@@ -37,8 +41,8 @@ _LAST_LINES = 5
 _JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of the pods: the name of the TrainJob
 _PASSING = (0, 429, 500, 502, 503, 504)  # statuses; 0 is the client's for a broken TLS connection
 _CURES = {
-    401: "the token of the step's service account is not accepted: see cluster.service_account",
-    403: "the service account of the step lacks rights: apply k8s/overlays/gpu, whose account cluster.service_account names",
+    401: "the token is not accepted: see cluster.training_token and cluster.service_account",
+    403: "the account lacks rights: apply k8s/overlays/gpu, and name its secret ngrpo-training-token in cluster.training_token",
     404: "install Kubeflow Trainer 2.3, apply k8s/overlays/gpu, and name a runtime that is there in cluster.training_runtime",
 }
 
@@ -99,7 +103,7 @@ class TrainJob:
         self._said: str | None = None
         self._start_by = time.monotonic() + 60 * self._minutes
         try:
-            self._client = TrainerClient()
+            self._client = TrainerClient(_account(cluster))
         except ConfigException as error:
             raise TrainJobError(
                 f"cluster.nodes={self._nodes}: this process has no way to the API of Kubernetes ({error}): run it in a pod"
@@ -261,6 +265,25 @@ class TrainJob:
                 if not passing or time.monotonic() > give_up:
                     raise TrainJobError(f"TrainJob {self.name}: {what}: {_refusal(cause, status)}") from error
             time.sleep(POLL_SECONDS)
+
+
+def _account(cluster: ClusterConfig) -> KubernetesBackendConfig | None:
+    """Return how the cluster is asked as the account that may make jobs; none for the account of this process.
+
+    Raises:
+        ConfigException: Its token is not there.
+    """
+    if cluster.training_token is None:
+        return None
+    from kubeflow.common.types import KubernetesBackendConfig
+    from kubernetes.client import Configuration
+    from kubernetes.config.incluster_config import InClusterConfigLoader
+
+    folder, configuration = Path(TRAINING_TOKEN), Configuration()
+    InClusterConfigLoader(str(folder / "token"), str(folder / "ca.crt")).load_and_set(configuration)
+    return KubernetesBackendConfig(
+        client_configuration=configuration, namespace=(folder / "namespace").read_text(encoding="utf-8")
+    )
 
 
 def _end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -43,7 +43,8 @@ def manifest(name: str, task: Task, settings: JobSettings) -> dict[str, Any]:
         settings: How it is made.
     """
     cluster, needs = settings.cluster, settings.needs
-    passed_on = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    secret = {name for keys in cluster.secrets.values() for name in keys}
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name) and name not in secret}
     variables = {PROCESSES: str(needs.gpus), **passed_on, **cluster.pod_environment()}
     resources = {"cpu": str(needs.cpus), "memory": f"{needs.memory_gib}Gi", cluster.gpu.resource: str(needs.gpus)}
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from ngrpo.environment import environment
+from ngrpo.environment import environment, redacted
 from ngrpo.errors import TrackingError
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
@@ -56,21 +55,16 @@ def explained() -> Iterator[None]:
     # The original error may spell out a password, so it is not shown as the cause.
     except MlflowException as error:
         uri = os.environ.get(TRACKING_URI, "")
-        raise TrackingError(f"{TRACKING_URI}={without_password(uri)}: {_first_line(error)}{_cure(error)}") from None
+        raise TrackingError(f"{TRACKING_URI}={redacted(uri)}: {_first_line(error)}{_cure(error)}") from None
     except (Boto3Error, BotoCoreError, ClientError) as error:
         raise TrackingError(
             f"object storage of MLflow: {_first_line(error)}; check AWS_ENDPOINT_URL and the AWS credentials"
         ) from None
 
 
-def without_password(text: str) -> str:
-    """Leave user and password out of the addresses in a text."""
-    return re.sub(r"(\w+://)[^/\s@]+@", r"\1", text)
-
-
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return without_password(lines[0])[:300]
+    return redacted(lines[0])[:300]
 
 
 def _cure(error: MlflowException) -> str:
@@ -88,5 +82,5 @@ def _connected(uri: str) -> MlflowClient:
         with explained(), environment(_IMPATIENCE):
             MlflowClient(uri).search_experiments(max_results=1)
     else:
-        raise TrackingError(without_password(f"{TRACKING_URI}={uri}: {_WHAT_TO_NAME}"))
+        raise TrackingError(f"{TRACKING_URI}={redacted(uri)}: {_WHAT_TO_NAME}")
     return MlflowClient(uri)
