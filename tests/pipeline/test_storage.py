@@ -198,7 +198,7 @@ def test_a_byte_flipped_on_the_servers_disk_is_seen_and_never_used(payload, tmp_
         for name, value in endpoint.environment().items():
             monkeypatch.setenv(name, value)
         once = boto3.session.Session().client("s3", config=Config(retries={"total_max_attempts": 1}))
-        store = ArtifactStore(ObjectStore("s3://ngrpo/decay", once), tmp_path / "cache")
+        store = ArtifactStore(ObjectStore("s3://ngrpo/decay", once, patience=1), tmp_path / "cache", waits=(0.1,))
         reference = publish(store, payload)
         content = (payload / "model" / "weights.bin").read_bytes()
         volume = next(path for path in (tmp_path / "own").glob("*.dat") if content in path.read_bytes())

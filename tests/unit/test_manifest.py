@@ -42,13 +42,13 @@ def test_the_order_of_the_files_does_not_change_the_digest():
     ],
 )
 def test_other_data_is_no_manifest(data):
-    with pytest.raises(ValueError, match=r"not a manifest|Expecting value|decode"):
+    with pytest.raises(StoreError, match=r"manifest\.json: damaged: .*; run the pipeline again"):
         Manifest.from_bytes(data)
 
 
 @pytest.mark.parametrize("name", ["../stolen", "/etc/stolen", "model/../../stolen", "./a", "a//b"])
 def test_a_file_outside_the_artifact_is_refused(name):
-    with pytest.raises(ValueError, match="not a path inside an artifact"):
+    with pytest.raises(StoreError, match="not a path inside an artifact"):
         Manifest.from_bytes(manifest({name: ENTRY}).to_bytes())
 
 
