@@ -317,6 +317,28 @@ def test_an_artifact_of_another_store_is_refused(store, payload):
         store.fetch(elsewhere)
 
 
+@pytest.mark.parametrize(
+    "uri", ["{}/../../stolen/", "{}/training/../k/", "{}//k/", "{}/training/%2e%2e/k/", "{}/training/k\\k/"]
+)
+def test_a_reference_that_leaves_its_store_is_refused(store, objects, tmp_path, uri):
+    with pytest.raises(StoreError, match="artifact "):
+        store.fetch(Reference(uri.format(objects.uri), uri.rstrip("/").rpartition("/")[2], "d" * 64))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("obstacle", ["file", "directory"])
+def test_a_cache_that_cannot_be_written_is_one_line_and_a_directory_in_the_way_goes(store, payload, tmp_path, obstacle):
+    reference = publish(store, payload)
+    if obstacle == "file":
+        (tmp_path / "cache").write_text("in the way")
+        with pytest.raises(StoreError, match=r"cache .* cannot be written \(.*\) or set NGRPO_CACHE_DIR") as error:
+            store.fetch(reference)
+        assert "\n" not in str(error.value)
+    else:
+        (tmp_path / "cache" / PLACE / "metrics.json" / "deep").mkdir(parents=True)
+        assert (store.fetch(reference) / "metrics.json").read_text() == '{"loss": 1.0}'
+
+
 def test_a_full_disk_is_named(objects, store, payload, tmp_path):
     reference = publish(store, payload)
     limited = (

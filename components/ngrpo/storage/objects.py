@@ -441,9 +441,10 @@ class ObjectStore:
         if isinstance(fault, _GarbledError) and patience.tries >= _GARBLED_TRIES:
             return False
         now = time.monotonic()
-        # What went on for so long was getting somewhere.
-        if patience.since is None or now - patience.began > self._patience:
-            patience.since, patience.wait = now, _FIRST_WAIT
+        if now - patience.began > _PATIENCE:
+            patience.since, patience.wait = now, _FIRST_WAIT  # what went on for so long was getting somewhere
+        elif patience.since is None:
+            patience.since = patience.began
         left = patience.since + self._patience - now
         if left <= 0:
             return False
