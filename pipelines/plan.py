@@ -101,7 +101,7 @@ def make_plan(
         pipeline: The pipeline to trace.
 
     Raises:
-        StoreError: The store cannot be reached.
+        StoreError: The store cannot be reached, or what it holds is not known: a fault while reading is no reason to run a stage.
     """
     planned: dict[str, PlannedStage] = {}
 

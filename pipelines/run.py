@@ -132,9 +132,6 @@ def _run_plan(
     from ngrpo_kfp.pipelines.reporting import build_report
     from ngrpo_kfp.pipelines.runtime.local import run_stages
 
-    for stage in plan:
-        if stage.damaged is not None:
-            store.discard(stage.damaged)
     with pipeline_run(config, around, directory) as opening:
         records = run_stages(plan, directory, console, runner)
         tracked = opening.result()

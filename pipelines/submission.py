@@ -62,9 +62,6 @@ def submit(
     client = connect()
     require_secrets(config.cluster, console)
     experiment = experiment_id(client)
-    for stage in plan:
-        if stage.damaged is not None:
-            store.discard(stage.damaged)
     with package(text) as path, explained(f"run of {config.preset}"):
         run = client.run_pipeline(
             experiment, workspace.run_name(config.preset), str(path), service_account=config.cluster.service_account

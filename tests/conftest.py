@@ -12,6 +12,9 @@ from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
 
+WAITS = (0.05, 0.1)
+"""Between looks at what seems damaged; seconds where it matters."""
+
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
@@ -37,4 +40,4 @@ def objects(s3_environment):
 @pytest.fixture
 def store(objects, tmp_path):
     """An artifact store on a prefix of its own, with an empty cache."""
-    return ArtifactStore(objects, tmp_path / "cache")
+    return ArtifactStore(objects, tmp_path / "cache", waits=WAITS)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ngrpo.config import load_config
+from ngrpo.errors import StoreError
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines import plan as planning
 from ngrpo_kfp.pipelines.plan import History, make_plan, plan_record
@@ -151,6 +152,26 @@ def test_a_result_that_is_gone_or_damaged_is_made_again_and_nothing_else(plan):
     assert reasons(second)["ngrpo_training"] == "artifact damaged: model/model.safetensors: sha256 differs"
     assert second["ngrpo_training"].damaged.key == first["ngrpo_training"].key
     assert second["ngrpo_training"].reference is None
+
+
+def test_a_manifest_that_decayed_is_said(plan):
+    first = plan.make()
+    plan.finish(first)
+    plan.store.problems[first["ngrpo_training"].key] = ["its manifest is damaged: it is empty"]
+    second = plan.make()
+    assert to_run(second) == ["ngrpo_training", "model_promotion"]
+    assert reasons(second)["ngrpo_training"] == "artifact damaged: its manifest is damaged: it is empty"
+
+
+def test_what_is_not_known_of_an_artifact_is_no_reason_to_make_it_again(plan, monkeypatch):
+    plan.finish(plan.make())
+
+    def unknown(reference):
+        raise StoreError("artifact s3://b/x/: came back differently in 4 readings, so nothing is known of it")
+
+    monkeypatch.setattr(plan.store, "verify", unknown)
+    with pytest.raises(StoreError, match="nothing is known"):
+        plan.make()
 
 
 def test_an_unfinished_stage_is_told_from_one_whose_result_is_gone(plan):

@@ -176,7 +176,7 @@ def test_what_a_process_of_a_pod_cannot_do_is_one_clear_line(pods, tmp_path):
 
 @pytest.fixture
 def checkpoints(objects, tmp_path) -> CheckpointStore:
-    return CheckpointStore(objects, PLACE, tmp_path / "downloads")
+    return CheckpointStore(objects, PLACE, tmp_path / "downloads", waits=(0.05, 0.1))
 
 
 def put(checkpoints: CheckpointStore, directory: Path, *steps: int, best: int | None = None) -> None:
@@ -227,10 +227,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(objects, chec
         objects.put_bytes(b"{", f"{name}/manifest.json")
     assert restored(checkpoints, tmp_path / "here") == ["checkpoint-4"]
     assert "checkpoint of step 8: damaged in object storage" in capsys.readouterr().out
+    assert objects.list(f"{name}/"), "it stays until a newer one is whole"
     put(checkpoints, tmp_path, 6)
     assert [int(one[:9]) for one in checkpoints._names()[0]] == [6, 4], (
         "a damaged one must not count as one that is kept"
     )
+    assert not objects.list(f"{name}/")
 
 
 def test_a_checkpoint_whose_upload_was_killed_is_not_restored(objects, checkpoints, tmp_path):
@@ -238,6 +240,10 @@ def test_a_checkpoint_whose_upload_was_killed_is_not_restored(objects, checkpoin
     objects.put_bytes(b"half", f"{PLACE}/000000008-0/weights")
     assert restored(checkpoints, tmp_path / "here") == ["checkpoint-4"]
     put(checkpoints, tmp_path, 6)
+    assert objects.list(f"{PLACE}/000000008-0/"), "perhaps a process that runs elsewhere is uploading it"
+    put(checkpoints, tmp_path, 8, 10)
+    assert objects.list(f"{PLACE}/000000008-0/"), "of the same step as one that is kept"
+    put(checkpoints, tmp_path, 12)
     assert not objects.list(f"{PLACE}/000000008-0/")
 
 

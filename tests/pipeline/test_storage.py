@@ -198,7 +198,7 @@ def test_a_byte_flipped_on_the_servers_disk_is_seen_and_never_used(payload, tmp_
         for name, value in endpoint.environment().items():
             monkeypatch.setenv(name, value)
         once = boto3.session.Session().client("s3", config=Config(retries={"total_max_attempts": 1}))
-        store = ArtifactStore(ObjectStore("s3://ngrpo/decay", once), tmp_path / "cache")
+        store = ArtifactStore(ObjectStore("s3://ngrpo/decay", once, patience=1), tmp_path / "cache", waits=(0.1,))
         reference = publish(store, payload)
         content = (payload / "model" / "weights.bin").read_bytes()
         volume = next(path for path in (tmp_path / "own").glob("*.dat") if content in path.read_bytes())
@@ -213,16 +213,14 @@ def test_a_byte_flipped_on_the_servers_disk_is_seen_and_never_used(payload, tmp_
 
 def test_a_service_that_goes_down_is_not_taken_for_damage(store, payload, monkeypatch):
     reference = publish(store, payload)
-    read_blocks = ObjectStore.read_blocks
 
-    def cut(objects: ObjectStore, key: str) -> object:
-        yield next(iter(read_blocks(objects, key)))
+    def cut(objects: ObjectStore, key: str) -> str:
         raise UnreadableError("cut off")
 
     def down(objects: ObjectStore) -> None:
         raise StoreError("cannot be reached")
 
-    monkeypatch.setattr(ObjectStore, "read_blocks", cut)
+    monkeypatch.setattr(ObjectStore, "sha256", cut)
     assert "model/weights.bin: cut off" in store.verify(reference)
     monkeypatch.setattr(ObjectStore, "check", down)
     with pytest.raises(StoreError, match="cannot be reached"):
@@ -291,7 +289,7 @@ def test_two_publishers_that_race_leave_a_sound_artifact_or_none(objects, payloa
     (other / "model" / "weights.bin").write_bytes(weights.read_bytes())
     store = ArtifactStore(objects, tmp_path / "cache")
     with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(publish, ArtifactStore(Late(objects.uri), tmp_path / "late"), other)
+        late = pool.submit(publish, ArtifactStore(Late(objects.uri), tmp_path / "late", waits=(0.1, 0.2)), other)
         assert looked.wait(30)
         reference = publish(store, payload)
         published.set()
@@ -317,6 +315,28 @@ def test_an_artifact_of_another_store_is_refused(store, payload):
     elsewhere = Reference("s3://elsewhere/training/k/", "k", reference.digest)
     with pytest.raises(StoreError, match=r"not in the store .* NGRPO_STORE"):
         store.fetch(elsewhere)
+
+
+@pytest.mark.parametrize(
+    "uri", ["{}/../../stolen/", "{}/training/../k/", "{}//k/", "{}/training/%2e%2e/k/", "{}/training/k\\k/"]
+)
+def test_a_reference_that_leaves_its_store_is_refused(store, objects, tmp_path, uri):
+    with pytest.raises(StoreError, match="artifact "):
+        store.fetch(Reference(uri.format(objects.uri), uri.rstrip("/").rpartition("/")[2], "d" * 64))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("obstacle", ["file", "directory"])
+def test_a_cache_that_cannot_be_written_is_one_line_and_a_directory_in_the_way_goes(store, payload, tmp_path, obstacle):
+    reference = publish(store, payload)
+    if obstacle == "file":
+        (tmp_path / "cache").write_text("in the way")
+        with pytest.raises(StoreError, match=r"cache .* cannot be written \(.*\) or set NGRPO_CACHE_DIR") as error:
+            store.fetch(reference)
+        assert "\n" not in str(error.value)
+    else:
+        (tmp_path / "cache" / PLACE / "metrics.json" / "deep").mkdir(parents=True)
+        assert (store.fetch(reference) / "metrics.json").read_text() == '{"loss": 1.0}'
 
 
 def test_a_full_disk_is_named(objects, store, payload, tmp_path):

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ngrpo.environment import redacted
-from ngrpo.errors import DataError, NGRPOError
+from ngrpo.errors import DataError, NGRPOError, StoreError
+from ngrpo.storage.disk import disk_trouble
 
 
 def is_bucket(location: str) -> bool:
@@ -45,25 +46,30 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
         wanted: Which keys, relative to `location`, to copy.
 
     Raises:
-        DataError: Nothing wanted lies there, or a key leads out of the directory.
-        StoreError: The object store cannot be reached or refuses the credentials.
+        DataError: Nothing wanted lies there, or an object's key is no name of a file.
+        StoreError: The object store cannot be reached or refuses the credentials, or the directory cannot be written.
     """
+    from ngrpo.storage.address import path_problem
     from ngrpo.storage.objects import ObjectStore
 
     objects = ObjectStore(location)
-    keys = [key for key in objects.list("") if wanted(key)]
+    # A key that ends with a slash is the marker of a folder.
+    keys = [key for key in objects.list("") if not key.endswith("/") and wanted(key)]
     if not keys:
         raise DataError(f"id={location!r}: nothing to read there; copy the data set's or model's files to this prefix")
-    outside = next((key for key in keys if key.startswith("/") or ".." in key.split("/")), None)
-    if outside is not None:
-        raise DataError(f"id={location!r}: the key {outside!r} leads out of the copy; delete that object")
     for key in keys:
+        problem = path_problem(key)
+        if problem is not None:
+            raise DataError(f"id={location!r}: {key!a} is no name of a file: {problem}; rename or delete it there")
         target = directory / key
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.partial")
-            objects.get_file(key, partial)
-            partial.replace(target)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f"{target.name}.partial")
+                objects.get_file(key, partial)
+                partial.replace(target)
+            except OSError as error:
+                raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory, None)})") from error
 
 
 def reason(error: BaseException) -> str:

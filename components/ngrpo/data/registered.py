@@ -8,8 +8,9 @@ from ngrpo.config import RegisteredModel
 from ngrpo.data.locations import download
 from ngrpo.errors import DataError
 from ngrpo.storage.digest import digest_of, file_digests
-from ngrpo.storage.manifest import Manifest
+from ngrpo.storage.manifest import MANIFEST, Manifest
 from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.state import DamagedStateError
 
 
 def fetch(source: RegisteredModel, directory: Path, *, weights: bool) -> None:
@@ -40,9 +41,9 @@ def fetch(source: RegisteredModel, directory: Path, *, weights: bool) -> None:
 def _registered(source: RegisteredModel) -> dict[str, str]:
     """Return the sha256 of the model's files as the manifest of the version has them; none where it is gone or damaged."""
     place, _, folder = source.id.rstrip("/").rpartition("/")
-    data = ObjectStore(place).get_bytes("manifest.json")
+    data = ObjectStore(place).get_bytes(MANIFEST)
     try:
-        files = {} if data is None else Manifest.from_bytes(data).files
-    except ValueError:
+        files = {} if data is None else Manifest.from_bytes(data, f"{place}/{MANIFEST}").files
+    except DamagedStateError:
         return {}
     return {name.partition("/")[2]: entry.sha256 for name, entry in files.items() if name.startswith(f"{folder}/")}

@@ -107,11 +107,11 @@ def _execute(
 
     stage = STAGES[name]
     config = validate(stage.config, json.loads(config_json))
-    objects = ObjectStore(surroundings.store)
+    objects = ObjectStore(surroundings.store, proven=True)  # it was planned with: an outage is waited for
     store = ArtifactStore(objects, surroundings.cache)
     place = surroundings.work / stage.name / key
     checkpoints = CheckpointStore(objects, f"checkpoints/{stage.name}/{key}", place / "downloads")
-    found = store.find(stage.name, key) if stage.cacheable else None
+    found = store.find_sound(stage.name, key) if stage.cacheable else None
     cached = found is not None
     if found is None and surroundings.train_job is not None:
         from ngrpo.stages import train_job

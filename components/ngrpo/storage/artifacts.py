@@ -2,6 +2,9 @@
 
 An artifact lives at `<store>/<stage>/<key>/`. Its payload is uploaded first and `manifest.json` last, on the condition that
 there is none; without a manifest there is no artifact. Whatever is read is hashed and compared with the manifest.
+
+A fault is not a verdict. What looks wrong is looked at again, apart in time, and is damaged only if it is the same each time while
+the service is well; where nothing is known, that is an error. A damaged artifact stays until its replacement is whole.
 """
 
 from __future__ import annotations
@@ -9,42 +12,103 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ngrpo.errors import StoreError
-from ngrpo.storage.digest import file_sha256
-from ngrpo.storage.manifest import FileEntry, Manifest, Reference
-from ngrpo.storage.objects import ObjectStore, UnreadableError
+from ngrpo.storage.address import parse_address, path_problem
+from ngrpo.storage.digest import digest_of, file_sha256
+from ngrpo.storage.disk import disk_trouble
+from ngrpo.storage.manifest import MANIFEST, OWN_FILES, REFERENCE, SUSPECT, FileEntry, Manifest, Reference
+from ngrpo.storage.objects import NoSuchObjectError, ObjectStore, UnreadableError
+from ngrpo.storage.state import DamagedStateError
 
-MANIFEST = "manifest.json"
-REFERENCE = "reference.json"
-"""The reference to an artifact, beside its payload: what `dsl.importer` imports."""
-SUSPECT = "suspect.txt"
-"""Written beside an artifact by a consumer that found it damaged: the next `verify` reads all of it, whatever its size."""
+T = TypeVar("T")
+
 _READ_TO_VERIFY = 256 << 20
 _TRANSFERS = 2
+WAITS = (1.0, 3.0, 6.0)
+"""Seconds between looks at what seems to be damaged."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The manifest at a place, as it was read.
+
+    Attributes:
+        data: Its bytes.
+        etag: Its ETag.
+        manifest: What it says; none if it is damaged.
+        problem: What is wrong with it; empty if it is not damaged.
+    """
+
+    data: bytes
+    etag: str
+    manifest: Manifest | None
+    problem: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The digest by which a reference names it."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def is_of(self, manifest: Manifest) -> bool:
+        """Whether it is that of the same result, wherever the files are."""
+        return self.manifest is not None and replace(manifest, folder=self.manifest.folder) == self.manifest
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What one look at an object has found.
+
+    Attributes:
+        says: What is wrong, for people.
+        seen: What was seen. Looks that see different things say nothing of the object.
+        final: Whether the look was itself many tries, apart in time.
+    """
+
+    says: str
+    seen: str
+    final: bool = False
 
 
 class ArtifactStore:
     """Publishes and fetches artifacts."""
 
-    def __init__(self, objects: ObjectStore, cache: Path):
+    def __init__(self, objects: ObjectStore, cache: Path, *, waits: Sequence[float] = WAITS):
         """Use a store and a cache.
 
         Args:
             objects: Where the artifacts are.
             cache: Local directory for downloads; several processes may share it.
+            waits: Seconds to wait before each further look at what seems to be damaged.
         """
         self._objects = objects
         self._cache = cache
+        self._waits = tuple(waits)
 
     def find(self, stage: str, key: str) -> Reference | None:
-        """Return the artifact of a stage and key, or none if there is none. Whether it is sound, `verify` says."""
-        data = self._objects.get_bytes(f"{stage}/{key}/{MANIFEST}")
-        return None if data is None else self._reference(stage, key, data)
+        """Return the artifact of a stage and key, or none if there is none. Whether it is sound, `verify` says.
+
+        Raises:
+            StoreError: The service cannot be used, so that it is not known.
+        """
+        found = self._look_up(f"{stage}/{key}")
+        return None if found is None else self._reference(stage, key, found)
+
+    def find_sound(self, stage: str, key: str) -> Reference | None:
+        """Return the artifact of a stage and key; none if there is none, or if it is damaged.
+
+        Raises:
+            StoreError: The service cannot be used, so that it is not known.
+        """
+        reference = self.find(stage, key)
+        return None if reference is None or self.verify(reference) else reference
 
     def verify(self, reference: Reference) -> list[str]:
         """Compare an artifact in the store with its manifest.
@@ -59,35 +123,24 @@ class ArtifactStore:
         - of artifacts that a consumer could not fetch: in a larger one, decay is found when it is fetched; `fetch` refuses
           the artifact and leaves a note, because of which the next `verify` reads it all.
 
-        An object that the service cannot read although it answers counts as damaged.
+        What seems wrong is looked at again, apart in time. It is believed if it is the same each time and the service is well;
+        an object that the service cannot read for a minute although it answers counts as damaged.
 
         Returns:
             What is wrong, one line a file; empty if the artifact is sound.
 
         Raises:
-            StoreError: The service cannot be used, so that nothing is known of the artifact.
+            StoreError: The service cannot be used, or answers differently each time: nothing is known of the artifact.
         """
         place = self._place(reference)
-        data = self._objects.get_bytes(f"{place}/{MANIFEST}")
-        if data is None or hashlib.sha256(data).hexdigest() != reference.digest:
+        found = self._look_up(place)
+        if found is None or found.digest != reference.digest:
             return [f"{MANIFEST} is missing or was changed"]
-        try:
-            manifest = Manifest.from_bytes(data)
-        except ValueError as error:
-            return [f"{MANIFEST}: {error}"]
-        suspect = self._objects.get_bytes(f"{place}/{SUSPECT}") is not None
-        read = suspect or manifest.size <= _READ_TO_VERIFY
-        files = manifest.files
-        with ThreadPoolExecutor(_TRANSFERS) as pool:
-            problems = list(pool.map(lambda name: self._problem(f"{place}/{name}", files[name], read), files))
-        if any(problems):
-            return [f"{name}: {problem}" for name, problem in zip(files, problems, strict=True) if problem]
-        if suspect:
-            self._objects.delete(f"{place}/{SUSPECT}")
-        if self._objects.get_bytes(f"{place}/{REFERENCE}") != reference.to_json().encode():
+        problems = self._problems(place, found)
+        if not problems and self._objects.get_bytes(f"{place}/{REFERENCE}") != reference.to_json().encode():
             # Its publisher was killed between the manifest and this file, or the file was changed.
             self._objects.put_bytes(reference.to_json().encode(), f"{place}/{REFERENCE}")
-        return []
+        return problems
 
     def publish(
         self,
@@ -101,9 +154,11 @@ class ArtifactStore:
     ) -> Reference:
         """Upload a directory as the artifact of a stage and key.
 
-        What a publisher that was killed left, and an artifact that is damaged, are replaced. Publishing the same content again
-        changes nothing. Where another process has published other content under the key, the first stays and the second
-        is refused: it cannot return the first one's reference, for the metrics that it has logged are not those of that artifact.
+        What a publisher that was killed left is replaced. So is an artifact that is damaged: where the content is the same, its
+        files are written again; else the new ones go to a folder of their own, the manifest is exchanged for theirs in one write, and
+        only then the old ones are deleted. Publishing the same content again changes nothing. Where another process has
+        published other content under the key, the first stays and the second is refused: it cannot return the first one's reference,
+        for the metrics that it has logged are not those of that artifact.
 
         Args:
             stage: Stage that made it.
@@ -118,31 +173,22 @@ class ArtifactStore:
                 upload fails.
         """
         names = _payload(directory)
-        with ThreadPoolExecutor(_TRANSFERS) as pool:
-            files = dict(zip(names, pool.map(lambda name: _entry(directory / name), names), strict=True))
-        data = Manifest(stage, key, config_digest, code_version, dict(inputs), files).to_bytes()
-        reference = self._reference(stage, key, data)
-        existing = self.find(stage, key)
-        if existing is not None and self.verify(existing):
-            self.discard(existing)
-            existing = None
-        if existing is None:
-
-            def upload(name: str) -> None:
-                metadata = {"sha256": files[name].sha256}
-                self._objects.put_file(directory / name, f"{stage}/{key}/{name}", metadata=metadata)
-
-            _each(upload, names)
-            self._objects.put_bytes(data, f"{stage}/{key}/{MANIFEST}", if_none_match=True)
-            existing = self.find(stage, key)
-            if existing not in (None, reference) and self.verify(existing):
-                # Two publishers raced and wrote over each other's payload: neither result is whole.
-                self.discard(existing)
-        if existing != reference:
+        try:
+            entries = self._each(lambda name: _entry(directory / name), names)
+        except OSError as error:
+            raise StoreError(f"{directory}: cannot be read to be stored ({error.strerror}); check the disk") from error
+        files = dict(zip(names, entries, strict=True))
+        manifest = Manifest(stage, key, config_digest, code_version, dict(inputs), files)
+        place = f"{stage}/{key}"
+        found = self._look_up(place)
+        if found is None or self._problems(place, found):
+            found = self._replace(place, directory, manifest, found)
+        if found is None or not found.is_of(manifest):
             raise StoreError(
-                f"artifact {reference.uri}: another process published a different result under this key; run again"
+                f"artifact {self._objects.uri}/{place}/: another process published a different result under this key; run again"
             )
-        self._objects.put_bytes(reference.to_json().encode(), f"{stage}/{key}/{REFERENCE}")
+        reference = self._reference(stage, key, found)
+        self._objects.put_bytes(reference.to_json().encode(), f"{place}/{REFERENCE}")
         return reference
 
     def fetch(self, reference: Reference, *, only: str | None = None) -> Path:
@@ -156,15 +202,21 @@ class ArtifactStore:
             only: Fetch only files whose path starts with this, for example `model/`.
 
         Raises:
-            StoreError: The artifact is gone, a file does not match the manifest, or the disk is full.
+            StoreError: The artifact is gone, a file does not match the manifest, the service cannot be used, or the cache cannot
+                be written.
         """
         place = self._place(reference)
-        data = self._objects.get_bytes(f"{place}/{MANIFEST}")
-        if data is None:
+        found = self._look_up(place)
+        if found is None:
             raise StoreError(f"artifact {reference.uri}: gone from the store; run the pipeline again to make it")
-        if hashlib.sha256(data).hexdigest() != reference.digest:
+        if found.digest != reference.digest:
             raise StoreError(f"artifact {reference.uri}: not the one referred to; run the pipeline again")
-        files = Manifest.from_bytes(data).files
+        if found.manifest is None:
+            raise StoreError(
+                f"artifact {reference.uri}: its manifest is damaged: {found.problem}; run the pipeline again: the stage "
+                f"{place.partition('/')[0]} will be repeated"
+            )
+        manifest, files = found.manifest, found.manifest.files
         wanted = [name for name in files if only is None or name.startswith(only)]
         if only is not None and not wanted:
             raise StoreError(
@@ -179,13 +231,15 @@ class ArtifactStore:
                 if only is None:
                     _remove_others(directory, {*files, MANIFEST})
                 try:
-                    _each(lambda name: self._fetch_file(place, name, files[name], directory, partial), wanted)
-                    _write(directory / MANIFEST, data, partial)
+                    self._each(lambda name: self._fetch_file(reference, manifest, name, directory, partial), wanted)
+                    _write(directory / MANIFEST, found.data, partial)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
+            needed = sum(files[name].size for name in wanted if not (directory / name).is_file())
             raise StoreError(
-                f"cache {self._cache}: {directory} cannot be written ({error.strerror}); make room or set NGRPO_CACHE_DIR"
+                f"cache {self._cache}: {directory} cannot be written ({disk_trouble(error, directory, needed)}) or set "
+                "NGRPO_CACHE_DIR to another place"
             ) from error
         return directory
 
@@ -196,78 +250,248 @@ class ArtifactStore:
         for key in self._objects.list(f"{place}/"):
             self._objects.delete(key)
 
-    def _reference(self, stage: str, key: str, manifest: bytes) -> Reference:
-        return Reference(f"{self._objects.uri}/{stage}/{key}/", key, hashlib.sha256(manifest).hexdigest())
+    def _replace(self, place: str, directory: Path, manifest: Manifest, damaged: _Found | None) -> _Found | None:
+        """Upload a payload and let its manifest stand, if there is none or the damaged one; return the manifest that stands then."""
+        repair = damaged is not None and damaged.is_of(manifest)
+        if damaged is not None:
+            content = digest_of({name: entry.sha256 for name, entry in manifest.files.items()})
+            folder = damaged.manifest.folder if repair and damaged.manifest is not None else content[:16]
+            manifest = replace(manifest, folder=folder)
+
+        def upload(name: str) -> None:
+            metadata = {"sha256": manifest.files[name].sha256}
+            self._objects.put_file(directory / name, f"{place}/{manifest.object_name(name)}", metadata=metadata)
+
+        self._each(upload, list(manifest.files))
+        data, key = manifest.to_bytes(), f"{place}/{MANIFEST}"
+        if repair:
+            stands = damaged
+        elif damaged is None:
+            stands = _Found(data, "", manifest) if self._objects.put_bytes(data, key, if_none_match=True) else None
+        else:
+            etag = self._objects.swap(data, key, damaged.etag)
+            stands = None if etag is None else _Found(data, etag, manifest)
+        if stands is None:
+            return self._outrun(place, manifest)
+        if damaged is not None:
+            self._sweep(place, manifest)
+        return stands
+
+    def _outrun(self, place: str, manifest: Manifest) -> _Found | None:
+        """Return the manifest of another publisher, who was faster; take back what was uploaded."""
+        stands = self._look_up(place)
+        if stands is None or stands.is_of(manifest):
+            return stands
+        if manifest.folder:
+            others = set() if stands.manifest is None else set(map(stands.manifest.object_name, stands.manifest.files))
+            for name in set(map(manifest.object_name, manifest.files)) - others:
+                self._objects.delete(f"{place}/{name}")
+        elif self._problems(place, stands):
+            # Two first publishers raced and wrote over each other's payload: neither result is whole.
+            self.discard(Reference(f"{self._objects.uri}/{place}/", place.rpartition("/")[2], stands.digest))
+        return stands
+
+    def _sweep(self, place: str, manifest: Manifest) -> None:
+        """Delete what does not belong to an artifact that has taken the place of a damaged one."""
+        kept = {f"{place}/{name}" for name in (MANIFEST, REFERENCE, *map(manifest.object_name, manifest.files))}
+        for key in self._objects.list(f"{place}/"):
+            if key not in kept:
+                self._objects.delete(key)
+
+    def _reference(self, stage: str, key: str, found: _Found) -> Reference:
+        return Reference(f"{self._objects.uri}/{stage}/{key}/", key, found.digest)
 
     def _place(self, reference: Reference) -> str:
-        """Return `stage/key` of an artifact of this store."""
+        """Return `stage/key` of an artifact of this store.
+
+        Raises:
+            StoreError: It is not in this store, or its address is one that is refused.
+        """
+        parse_address(reference.uri, "artifact")
         if not reference.uri.startswith(f"{self._objects.uri}/"):
             raise StoreError(f"artifact {reference.uri}: not in the store {self._objects.uri}; set NGRPO_STORE")
-        return reference.uri[len(self._objects.uri) + 1 :].strip("/")
+        place = reference.uri[len(self._objects.uri) + 1 :].removesuffix("/")
+        if path_problem(reference.key) is not None or place.rpartition("/")[2] != reference.key:
+            raise StoreError(f"artifact {reference.uri}: not of the key {reference.key!a}; run the pipeline again")
+        return place
 
-    def _problem(self, key: str, entry: FileEntry, read: bool) -> str | None:
-        """Say what is wrong with an object; its content is read if asked for, or if nothing vouches for it."""
-        head = self._objects.head(key)
-        if head is None:
-            return "missing"
-        if head.size != entry.size:
-            return f"{head.size} bytes instead of {entry.size}"
-        stored = head.metadata.get("sha256")
-        if stored is not None and stored != entry.sha256:
-            return "its content was changed"
-        if stored is not None and not read:
-            return None
-        digest = hashlib.sha256()
+    def _look_up(self, place: str) -> _Found | None:
+        """Read the manifest at a place; again, apart in time, where it seems damaged or is listed but not there.
+
+        Raises:
+            StoreError: The service cannot be used, or answers differently each time.
+        """
+        where = f"{place}/{MANIFEST}"
+        looks: list[_Found | None] = []
+        for wait in (0.0, *self._waits):
+            self._objects.pause(wait)
+            tagged = self._objects.get_tagged(where)
+            if tagged is None and where not in self._objects.list(where):
+                return None
+            looks.append(None if tagged is None else self._parsed(place, *tagged))
+            last = looks[-1]
+            if last is not None and last.manifest is not None:
+                return last
+            if wait == 0.0:
+                self._say(place, MANIFEST, "listed but not there" if last is None else last.problem)
+        last = looks[-1]
+        if last is None or len({None if look is None else look.data for look in looks}) > 1:
+            raise StoreError(self._unknown(place, MANIFEST, len(looks)))
+        self._objects.check()  # a service that is ill says nothing about its objects
+        return last
+
+    def _parsed(self, place: str, data: bytes, etag: str) -> _Found:
+        where = f"{self._objects.uri}/{place}/{MANIFEST}"
         try:
-            for block in self._objects.read_blocks(key):
-                digest.update(block)
-        except UnreadableError as error:
-            self._objects.check()  # a service that went down in the meantime says nothing about the object
-            return str(error)
-        return None if digest.hexdigest() == entry.sha256 else "its content was changed"
+            manifest = Manifest.from_bytes(data, where)
+        except DamagedStateError as error:
+            problem = str(error).removeprefix(f"{where}: damaged: ").rpartition("; ")[0]
+            return _Found(data, etag, None, problem)
+        if f"{manifest.stage}/{manifest.key}" != place:
+            return _Found(data, etag, None, f"it is that of {manifest.stage}/{manifest.key}")
+        return _Found(data, etag, manifest)
 
-    def _fetch_file(self, place: str, name: str, entry: FileEntry, directory: Path, partial: Path) -> None:
-        path = directory / name
+    def _problems(self, place: str, found: _Found) -> list[str]:
+        """Return what is wrong with an artifact, as `verify` does; a note of suspicion that proves false is deleted."""
+        manifest = found.manifest
+        if manifest is None:
+            return [f"its manifest is damaged: {found.problem}"]
+        suspect = self._objects.get_bytes(f"{place}/{SUSPECT}") is not None
+        read = suspect or manifest.size <= _READ_TO_VERIFY
+        files = manifest.files
+
+        def look(name: str) -> _Problem | None:
+            return self._problem(f"{place}/{manifest.object_name(name)}", files[name], read)
+
+        seen: dict[str, list[_Problem]] = {name: [] for name in files}
+        suspects = list(files)
+        for wait in (0.0, *self._waits):
+            self._objects.pause(wait)
+            looks = dict(zip(suspects, self._each(look, suspects), strict=True))
+            found_wrong = {name: problem for name, problem in looks.items() if problem is not None}
+            for name, problem in found_wrong.items():
+                if not seen[name]:
+                    self._say(place, name, problem.says)
+                seen[name].append(problem)
+            sound = {name for name, problem in looks.items() if problem is None}
+            seen = {name: problems for name, problems in seen.items() if name not in sound}
+            suspects = [name for name, problem in found_wrong.items() if not problem.final]
+            if not suspects:
+                break
+        if seen:
+            self._require_health(place, found)
+        elif suspect:
+            self._objects.delete(f"{place}/{SUSPECT}")
+        for name, problems in seen.items():
+            if len({problem.seen for problem in problems}) > 1:
+                raise StoreError(self._unknown(place, name, len(problems)))
+        return [f"{name}: {problems[-1].says}" for name, problems in seen.items()]
+
+    def _problem(self, key: str, entry: FileEntry, read: bool) -> _Problem | None:
+        """Look at an object; its content is read if asked for, or if nothing vouches for it."""
+        try:
+            head = self._objects.head(key)
+            if head is None:
+                return _Problem("missing", "missing")
+            if head.size != entry.size:
+                return _Problem(f"{head.size} bytes instead of {entry.size}", f"{head.size}")
+            stored = head.metadata.get("sha256")
+            if stored is not None and stored != entry.sha256:
+                return _Problem("its content was changed", stored)
+            if stored is not None and not read:
+                return None
+            content = self._objects.sha256(key)
+        except UnreadableError as error:
+            return _Problem(str(error), str(error), final=not isinstance(error, NoSuchObjectError))
+        return None if content == entry.sha256 else _Problem("its content was changed", content)
+
+    def _require_health(self, place: str, found: _Found) -> None:
+        """Make sure, before damage is believed, that the service is well: that another object comes back as it was.
+
+        Raises:
+            StoreError: It does not.
+        """
+        self._objects.check()
+        now = self._look_up(place)
+        if now is None or now.data != found.data:
+            raise StoreError(f"artifact {self._objects.uri}/{place}/: was replaced while it was read; run again")
+
+    def _say(self, place: str, name: str, problem: str) -> None:
+        print(f"artifact {self._objects.uri}/{place}/: {name}: {problem}; looking again", file=sys.stderr, flush=True)
+
+    def _unknown(self, place: str, name: str, looks: int) -> str:
+        return (
+            f"artifact {self._objects.uri}/{place}/: {name}: came back differently in {looks} readings, so nothing is known of it; "
+            "check network and memory, and run again"
+        )
+
+    def _fetch_file(self, reference: Reference, manifest: Manifest, name: str, directory: Path, partial: Path) -> None:
+        path, entry, place = directory / name, manifest.files[name], self._place(reference)
         if path.is_file() and _entry(path) == entry:
             return
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
         download = partial / name
         download.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            found = f"sha256 {self._objects.get_file(f'{place}/{name}', download)}"
-        except UnreadableError as error:
-            found = str(error)
-        if found != f"sha256 {entry.sha256}":
-            path.unlink(missing_ok=True)
-            # An account that may only read is told of the damage all the same.
-            with suppress(StoreError):
-                self._objects.put_bytes(name.encode(), f"{place}/{SUSPECT}")
-            raise StoreError(
-                f"artifact {self._objects.uri}/{place}/: {name} is damaged: expected sha256 {entry.sha256}, found {found}; run "
-                f"the pipeline again: the stage {place.partition('/')[0]} will be repeated"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        download.replace(path)
+        looks: list[str] = []
+        for wait in (0.0, *self._waits):
+            self._objects.pause(wait)
+            final = False
+            try:
+                found = f"sha256 {self._objects.get_file(f'{place}/{manifest.object_name(name)}', download)}"
+            except UnreadableError as error:
+                found, final = str(error), not isinstance(error, NoSuchObjectError)
+            if found == f"sha256 {entry.sha256}":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                download.replace(path)
+                return
+            if not looks:
+                self._say(place, name, f"damaged, or read wrong ({found})")
+            looks.append(found)
+            if final:
+                break
+        # An account that may only read is told of the damage all the same.
+        with suppress(StoreError):
+            self._objects.put_bytes(name.encode(), f"{place}/{SUSPECT}")
+        now = self._look_up(place)
+        if now is None or now.digest != reference.digest:
+            raise StoreError(f"artifact {reference.uri}: not the one referred to any more; run the pipeline again")
+        if len(set(looks)) > 1:
+            raise StoreError(self._unknown(place, name, len(looks)))
+        raise StoreError(
+            f"artifact {self._objects.uri}/{place}/: {name} is damaged: expected sha256 {entry.sha256}, found {found}; run "
+            f"the pipeline again: the stage {place.partition('/')[0]} will be repeated"
+        )
 
-
-def _each(work: Callable[[str], None], names: list[str]) -> None:
-    """Do the work for several files at a time; the first error is raised."""
-    with ThreadPoolExecutor(_TRANSFERS) as pool:
-        list(pool.map(work, names))
+    def _each(self, work: Callable[[str], T], names: Iterable[str]) -> list[T]:
+        """Do the work for several files at a time; the first error is raised, and what has not begun is left."""
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            try:
+                return list(pool.map(work, names))
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    self._objects.interrupt()  # the threads may be waiting for the service
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 def _payload(directory: Path) -> list[str]:
     """Return the relative path of every file below a directory, in order.
 
     Raises:
-        StoreError: Something there would be lost or would take the place of the store's own files.
+        StoreError: Something there would be lost, would take the place of the store's own files, or has a name unfit for a path.
     """
     names = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if name in {MANIFEST, REFERENCE, SUSPECT}:
+        if name in OWN_FILES:
             raise StoreError(
                 f"{path}: the store keeps a file of its own under this name; name the stage's file otherwise"
             )
+        problem = path_problem(name)
+        if problem is not None:
+            raise StoreError(f"{str(path)!a}: cannot be stored under this name: {problem}; rename it")
         if path.is_file():
             names.append(name)
         elif path.is_symlink() or not path.is_dir():

@@ -9,43 +9,51 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from ngrpo.errors import StoreError
-from ngrpo.storage.artifacts import MANIFEST, ArtifactStore
+from ngrpo.storage.artifacts import MANIFEST, SUSPECT, WAITS, ArtifactStore
+from ngrpo.storage.disk import disk_trouble
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.objects import ObjectStore
 
 PLACE = "NGRPO_CHECKPOINTS"
 """Environment variable of a stage: where below `NGRPO_STORE` its checkpoints are, `checkpoints/<stage>/<key>`."""
+_NAME = re.compile(r"\d{9}-[0-9a-f]+")
 
 
 class CheckpointStore:
     """The checkpoints of one stage and key."""
 
-    def __init__(self, objects: ObjectStore, place: str, downloads: Path):
+    def __init__(self, objects: ObjectStore, place: str, downloads: Path, *, waits: Sequence[float] = WAITS):
         """Use a place in a store.
 
         Args:
             objects: The store.
             place: Where below it the checkpoints are.
             downloads: Directory for a download until it is whole, on the file system that checkpoints are restored to.
+            waits: See `ArtifactStore`.
         """
         self.place = place
         self._objects = objects
         self._downloads = downloads
-        self._artifacts = ArtifactStore(objects, downloads)
+        self._artifacts = ArtifactStore(objects, downloads, waits=waits)
 
     @classmethod
     def from_environment(cls, downloads: Path) -> CheckpointStore | None:
         """Return the checkpoints that the environment names; none where it names none."""
         place = os.environ.get(PLACE)
-        return cls(ObjectStore(os.environ["NGRPO_STORE"]), place, downloads) if place else None
+        return cls(ObjectStore(os.environ["NGRPO_STORE"], proven=True), place, downloads) if place else None
 
     def put(self, step: int, directory: Path, *, keep: int, best: int | None) -> None:
         """Upload a checkpoint; once it is whole, delete all but the newest and the best.
+
+        Damaged ones go too, and what was left half uploaded, if it is older than all that is kept: what is newer may be the upload of a
+        process that still runs elsewhere.
 
         Args:
             step: Steps made before it.
@@ -59,13 +67,15 @@ class CheckpointStore:
         name = f"{step:09d}-{uuid.uuid4().hex[:8]}"
         # Settings, source and inputs are in the key, which is in the place.
         self._artifacts.publish(self.place, name, directory, config_digest="", code_version="", inputs={})
-        whole, partial = self._names()
-        self._discard([name for name in whole[keep:] if _step(name) != best] + partial)
+        whole, partial, damaged = self._names()
+        oldest = min(map(_step, whole[:keep]))
+        outdated = [name for name in whole[keep:] if _step(name) != best]
+        self._discard(outdated + [name for name in partial if _step(name) < oldest] + damaged)
 
     def restore(self, directory: Path, *, after: int, until: float = math.inf) -> None:
         """Download the newest checkpoint that is sound to `directory/checkpoint-<step>`, if there is one.
 
-        A damaged one is deleted, and the one before it is tried.
+        A damaged one is passed over for the one before it. It stays until a newer one is whole.
 
         Args:
             directory: Where checkpoints are on this machine.
@@ -75,43 +85,48 @@ class CheckpointStore:
         Raises:
             StoreError: The service cannot be used, or the disk is full.
         """
-        for name in self._names()[0]:
+        whole, _, suspects = self._names()
+        for name in sorted(whole + suspects, reverse=True):
             step = _step(name)
             if step > until:
                 continue
-            reference = self._artifacts.find(self.place, name)
             if step <= after:
                 break
+            reference = self._artifacts.find(self.place, name)
             if reference is None:
                 continue
             try:
                 fetched = self._artifacts.fetch(reference)
-            except (StoreError, ValueError):
+            except StoreError:
                 problems = self._artifacts.verify(reference)
                 if not problems:
                     raise
                 print(f"checkpoint of step {step}: damaged in object storage ({problems[0]}), not used", flush=True)
-                self._discard([name])
+                self._objects.put_bytes(problems[0].encode(), f"{self.place}/{name}/{SUSPECT}")
                 continue
             target = directory / f"checkpoint-{step}"
-            shutil.rmtree(target, ignore_errors=True)  # left by a save that was killed
-            directory.mkdir(parents=True, exist_ok=True)
-            (fetched / MANIFEST).unlink()
-            fetched.rename(target)
+            try:
+                shutil.rmtree(target, ignore_errors=True)  # left by a save that was killed
+                directory.mkdir(parents=True, exist_ok=True)
+                (fetched / MANIFEST).unlink()
+                fetched.rename(target)
+            except OSError as error:
+                raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory, None)})") from error
             break
         shutil.rmtree(self._downloads, ignore_errors=True)
 
     def clear(self) -> None:
         """Delete every checkpoint."""
-        whole, partial = self._names()
-        self._discard(whole + partial)
+        self._discard([name for names in self._names() for name in names])
 
-    def _names(self) -> tuple[list[str], list[str]]:
-        """Return the names of the checkpoints that have a manifest and of those that have none, newest first."""
-        keys = [key.removeprefix(f"{self.place}/") for key in self._objects.list(f"{self.place}/")]
+    def _names(self) -> tuple[list[str], list[str], list[str]]:
+        """Return the names of the checkpoints that are whole, of those without a manifest and of those found damaged, newest first."""
+        keys = {key.removeprefix(f"{self.place}/") for key in self._objects.list(f"{self.place}/")}
         names = sorted({key.partition("/")[0] for key in keys}, reverse=True)
-        whole = [name for name in names if f"{name}/{MANIFEST}" in keys]
-        return whole, [name for name in names if name not in whole]
+        names = [name for name in names if _NAME.fullmatch(name)]
+        partial = [name for name in names if f"{name}/{MANIFEST}" not in keys]
+        damaged = [name for name in names if f"{name}/{SUSPECT}" in keys and name not in partial]
+        return [name for name in names if name not in partial + damaged], partial, damaged
 
     def _discard(self, names: list[str]) -> None:
         for name in names:

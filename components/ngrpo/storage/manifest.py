@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, ConfigDict, Field
 
 from ngrpo.errors import StoreError
+from ngrpo.storage.address import parse_address, path_problem
+from ngrpo.storage.state import DamagedStateError, parse_state
+
+MANIFEST = "manifest.json"
+REFERENCE = "reference.json"
+"""The reference to an artifact, beside its payload: what `dsl.importer` imports."""
+SUSPECT = "suspect.txt"
+"""Written beside an artifact by a consumer that found it damaged: the next `verify` reads all of it, whatever its size."""
+OWN_FILES = frozenset({MANIFEST, REFERENCE, SUSPECT})
+"""Names that the store keeps for itself beside the files of an artifact."""
+_RUN_AGAIN = "run the pipeline again"
+
+
+def _inside(name: str) -> str:
+    problem = path_problem(name)
+    if problem is not None:
+        raise ValueError(f"{name!a} is not a path inside an artifact: {problem}")
+    return name
+
+
+def _address(uri: str) -> str:
+    try:
+        parse_address(uri, "artifact")
+    except StoreError as error:
+        raise ValueError(str(error)) from error
+    return uri
+
+
+def _files(files: Mapping[str, FileEntry]) -> Mapping[str, FileEntry]:
+    """Refuse files that cannot be in one directory."""
+    for name in files:
+        _inside(name)
+        if name in OWN_FILES:
+            raise ValueError(f"{name!a} is a name of the store's own")
+        parent = name
+        while "/" in parent:
+            parent = parent.rpartition("/")[0]
+            if parent in files:
+                raise ValueError(f"{parent!a} is a file and a directory")
+    return files
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, AfterValidator(_inside)]
 
 
 @dataclass(frozen=True)
@@ -21,23 +68,29 @@ class Reference:
         digest: sha256 of the manifest.
     """
 
-    uri: str
-    key: str
-    digest: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    uri: Annotated[str, AfterValidator(_address)]
+    key: Name
+    digest: Sha256
 
     def to_json(self) -> str:
         """Return the reference as JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes, where: object = "reference") -> Self:
         """Read what `to_json` wrote.
 
+        Args:
+            text: What was written.
+            where: Path or address, for the error.
+
         Raises:
-            ValueError: It is not JSON.
-            TypeError: It is not a reference.
+            DamagedStateError: It is not a reference, or its address is one that is refused (see `parse_address`).
         """
-        return cls(**json.loads(text))
+        data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+        return parse_state(data, cls, where=where, cure=_RUN_AGAIN)
 
     def write(self, path: Path) -> None:
         """Write the reference to a file."""
@@ -52,17 +105,22 @@ class Reference:
             StoreError: The file is missing or holds no reference.
         """
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError) as error:
-            raise StoreError(f"{path}: holds no reference to an artifact ({error}); run the pipeline again") from error
+            return cls.from_json(path.read_bytes(), path)
+        except (OSError, DamagedStateError) as error:
+            why = (
+                error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}: ").partition(";")[0]
+            )
+            raise StoreError(f"{path}: holds no reference to an artifact ({why}); {_RUN_AGAIN}") from error
 
 
 @dataclass(frozen=True)
 class FileEntry:
     """A file of an artifact: sha256 of its content and its size in bytes."""
 
-    sha256: str
-    size: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 @dataclass(frozen=True)
@@ -76,39 +134,55 @@ class Manifest:
         code_version: Hash of the stage's source.
         inputs: Key of each input, by the input's name.
         files: Entry of each file, by its path relative to the artifact.
+        folder: Where its files are, below the place of the artifact; empty unless they took the place of a damaged artifact's
+            (see `ArtifactStore.publish`).
     """
 
-    stage: str
-    key: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    stage: Name
+    key: Name
     config_digest: str
     code_version: str
     inputs: Mapping[str, str]
-    files: Mapping[str, FileEntry]
+    files: Annotated[Mapping[str, FileEntry], AfterValidator(_files)]
+    folder: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
 
     @property
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size for entry in self.files.values())
 
+    def object_name(self, file: str) -> str:
+        """Return where a file is, relative to the place of the artifact."""
+        return f"{self.folder}/{file}" if self.folder else file
+
     def to_bytes(self) -> bytes:
-        """Return the one JSON text of the manifest: equal manifests have equal bytes, and so equal digests."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
+        """Return the one JSON text of the manifest: equal manifests have equal bytes, and so equal digests.
+
+        A digest of all the rest is in it, so that a manifest that was read wrong, or has decayed, is known without another witness.
+        """
+        tree = asdict(self)
+        return json.dumps(tree | {"check": _check(tree)}, sort_keys=True, indent=1).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
+    def from_bytes(cls, data: bytes, where: object = MANIFEST) -> Self:
         """Read what `to_bytes` wrote.
 
+        Args:
+            data: What was written.
+            where: Path or address, for the error.
+
         Raises:
-            ValueError: It is not a manifest, or a file of it would lie outside the artifact.
+            DamagedStateError: It is not a manifest, not the one that was written, or a file of it would lie outside the artifact.
         """
-        try:
-            tree = json.loads(data)
-            files = {name: FileEntry(**entry) for name, entry in tree.pop("files").items()}
-            manifest = cls(**tree, files=files)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a manifest: {error}") from error
-        for name in files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or str(path) != name:
-                raise ValueError(f"not a manifest: {name!r} is not a path inside an artifact")
+        tree = parse_state(data, dict[str, Any], where=where, cure=_RUN_AGAIN)
+        check = tree.pop("check", None)  # manifests of earlier versions have none
+        manifest = parse_state(json.dumps(tree).encode(), cls, where=where, cure=_RUN_AGAIN)
+        if check is not None and check != _check(tree):
+            raise DamagedStateError(f"{where}: damaged: its content was changed; {_RUN_AGAIN}")
         return manifest
+
+
+def _check(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()

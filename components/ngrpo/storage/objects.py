@@ -1,19 +1,27 @@
-"""Objects of an S3 service under one prefix, through boto3, with errors that say what to put right."""
+"""Objects of an S3 service under one prefix, through boto3: patient with faults that pass, with errors that say what to put right.
+
+A service that has answered once is waited for when it is out of reach, for five minutes: a training of days must not end because
+a server was restarted. A first contact that fails is reported at once, for then the address may be wrong.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO, TypeVar
 
 import boto3
-from boto3.exceptions import RetriesExceededError, S3UploadFailedError
+from boto3.exceptions import Boto3Error
+from boto3.exceptions import RetriesExceededError as GivenUpError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
@@ -24,16 +32,57 @@ from botocore.exceptions import (
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    ResponseStreamingError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
 from ngrpo.errors import StoreError
+from ngrpo.storage.address import parse_address
+from ngrpo.storage.disk import disk_trouble
+
+T = TypeVar("T")
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"}
 _BEYOND = {"InvalidRange", "416"}
 _BROKEN = {"500", "InternalError"}
+# Besides what is told by the status: 429 and, but for 501, all from 500 on.
+_BUSY = {"SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests"}
+_BUSY |= {"InternalError", "OperationAborted", "NoSuchUpload"}  # the last: the answer that ended an upload was lost
+_GARBLED = {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}
+# What services that do not know boto3's checksums answer to an upload.
+_NO_CHECKSUMS = {
+    "NotImplemented",
+    "501",
+    "InvalidArgument",
+    "InvalidRequest",
+    "400",
+    "BadRequest",
+    "MissingContentLength",
+    "411",
+}
+_NO_CHECKSUMS |= {"UnsupportedOperation", "MalformedTrailerError", "InvalidDigest"} | _GARBLED
+_CUT = (
+    IncompleteReadError,
+    ResponseStreamingError,
+    FlexibleChecksumError,
+    RetriesExceededError,
+    GivenUpError,
+    S3DownloadFailedError,
+)
+_UNREACHED = (NoConnectionError, HTTPClientError, ConnectionError, TimeoutError)
+_FAULTS = (BotoCoreError, ClientError, Boto3Error, *_CUT, *_UNREACHED)
+
+_PATIENCE = 300.0
+_PATIENCE_WITH_OBJECT = 60.0
+"""Seconds for an object that cannot be read while the service answers: perhaps it has decayed on the service's disk."""
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
+_GARBLED_TRIES = 3
+_reached: set[str] = set()
+"""Endpoints that have answered this process."""
+
 _CONFIG = Config(
     connect_timeout=3,
     read_timeout=60,
@@ -48,8 +97,30 @@ _DOWNLOAD = TransferConfig(
 )
 
 
+class OutOfReachError(StoreError):
+    """The service cannot be reached, is overloaded or broken at this moment: nothing is known of what it holds."""
+
+
 class UnreadableError(StoreError):
     """The service answers, but an object is not there or cannot be read to its end."""
+
+
+class NoSuchObjectError(UnreadableError):
+    """The service says that there is no such object."""
+
+
+class _GarbledError(OutOfReachError):
+    """The service says that it got other bytes than were sent."""
+
+
+@dataclass
+class _Patience:
+    """The tries of one operation: when they began to fail, when the last one began, how long to wait, how many there were."""
+
+    since: float | None = None
+    began: float = 0.0
+    wait: float = _FIRST_WAIT
+    tries: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,30 +149,36 @@ class _HashedFile:
 class ObjectStore:
     """Objects below `s3://bucket/prefix`. Endpoint and credentials come from the environment, as boto3 reads it."""
 
-    def __init__(self, uri: str, client: Any = None):
+    def __init__(self, uri: str, client: Any = None, *, patience: float = _PATIENCE, proven: bool = False):
         """Open a prefix; nothing is sent yet.
 
         Args:
             uri: `s3://bucket` or `s3://bucket/prefix`.
             client: A boto3 S3 client; by default one from the environment.
+            patience: Seconds to try again while the service is out of reach.
+            proven: Whether the process that started this one has reached the service: then it is waited for from the beginning.
 
         Raises:
             StoreError: The address is not of that form, or the environment names no usable endpoint.
         """
-        parts = urlsplit(uri)
-        if parts.scheme != "s3" or not parts.netloc:
-            raise StoreError(f"object store {uri!r}: expected s3://bucket/prefix")
+        self._bucket, self._prefix = parse_address(uri)
         self.uri = uri.rstrip("/")
-        self._bucket = parts.netloc
-        self._prefix = parts.path.strip("/")
-        with self._explained():
-            try:
-                # A session of its own: boto3's default one keeps the credentials that it saw first.
-                self._client = client or boto3.session.Session().client("s3", config=_CONFIG)
-            except ValueError as error:
-                raise StoreError(
-                    f"object store {self.uri}: {_endpoint()} is no address; write http://host:port or https://host"
-                ) from error
+        self._patience = patience
+        self._interrupted = threading.Event()
+        self._said = False
+        self._used = False
+        try:
+            # A session of its own: boto3's default one keeps the credentials that it saw first.
+            self._client = client or boto3.session.Session().client("s3", config=_CONFIG)
+        except ValueError as error:
+            raise StoreError(
+                f"object store {self.uri}: {_endpoint()} is no address; write http://host:port or https://host"
+            ) from error
+        except BotoCoreError as error:
+            raise self._fault(error) from error
+        self._endpoint = _endpoint()
+        if proven:
+            _reached.add(self._endpoint)
 
     def check(self) -> None:
         """Make sure that the bucket can be reached.
@@ -109,8 +186,20 @@ class ObjectStore:
         Raises:
             StoreError: It cannot; the message says whether address, credentials or bucket are to blame.
         """
-        with self._explained():
-            self._client.head_bucket(Bucket=self._bucket)
+        self._patiently(lambda: self._client.head_bucket(Bucket=self._bucket))
+
+    def interrupt(self) -> None:
+        """End the waiting of other threads, whose operations then fail: this process is to end."""
+        self._interrupted.set()
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass before an object is looked at again.
+
+        Raises:
+            StoreError: This process is to end.
+        """
+        if self._interrupted.wait(seconds):
+            raise StoreError(f"object store {self.uri}: interrupted")
 
     def put_file(self, path: Path, key: str, *, metadata: Mapping[str, str] | None = None) -> None:
         """Upload a file, in parts where it is large.
@@ -119,11 +208,19 @@ class ObjectStore:
             path: The file.
             key: Its key below the prefix.
             metadata: Texts to store with the object (see `head`).
+
+        Raises:
+            StoreError: The service cannot be used, or the file cannot be read.
         """
-        with self._explained():
-            self._client.upload_file(
-                str(path), self._bucket, self._key(key), ExtraArgs={"Metadata": dict(metadata or {})}, Config=_UPLOAD
-            )
+        extra = {"Metadata": dict(metadata or {})}
+
+        def upload() -> None:
+            self._client.upload_file(str(path), self._bucket, self._key(key), ExtraArgs=extra, Config=_UPLOAD)
+
+        try:
+            self._patiently(upload, upload=True)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read to be stored ({error.strerror}); check file and disk") from error
 
     def put_bytes(self, data: bytes, key: str, *, if_none_match: bool = False) -> bool:
         """Write a small object.
@@ -141,7 +238,8 @@ class ObjectStore:
     def swap(self, data: bytes, key: str, expected: str | None) -> str | None:
         """Replace a small object if it is still the one that was read: of several writers one succeeds.
 
-        A refusal does not prove that another writer was faster: the client sends a request again whose answer was lost.
+        A request is sent again whose answer was lost, and may then be refused because of itself: so what is there is compared
+        with the content.
 
         Args:
             data: Its new content. Where content comes back, so does its ETag: let no two writes have the same.
@@ -160,25 +258,27 @@ class ObjectStore:
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
         """Read a small object and its ETag; none if there is no such object."""
-        with self._explained():
-            try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
-                return answer["Body"].read(), answer["ETag"]
-            except ClientError as error:
-                if _code(error) in _MISSING:
-                    return None
-                raise
+        try:
+            return self._patiently(lambda: self._read(key), key)
+        except NoSuchObjectError:
+            return None
 
-    def read_blocks(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
-        """Read an object block by block.
+    def sha256(self, key: str) -> str:
+        """Read an object to its end and return the sha256 of its content, in hexadecimal digits.
 
         Raises:
             UnreadableError: There is no such object, or it cannot be read to its end.
             StoreError: The service cannot be used.
         """
-        with self._explained(), self._readable(key):
+
+        def read() -> str:
+            digest = hashlib.sha256()
             body = self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"]
-            yield from body.iter_chunks(size)
+            for block in body.iter_chunks(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+
+        return self._patiently(read, key)
 
     def get_range(self, key: str, start: int, length: int | None) -> bytearray | None:
         """Read a part of an object.
@@ -196,19 +296,23 @@ class ObjectStore:
             StoreError: The service cannot be used.
         """
         span = f"bytes={start}-{'' if length is None else start + length - 1}"
-        data = bytearray()
-        with self._explained(), self._readable(key):
+
+        def read() -> bytearray:
+            data = bytearray()
             try:
                 body = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=span)["Body"]
             except ClientError as error:
-                if _code(error) in _MISSING:
-                    return None
                 if _code(error) in _BEYOND:
                     return data
                 raise
             for block in body.iter_chunks(1 << 20):
                 data += block
-        return data
+            return data
+
+        try:
+            return self._patiently(read, key)
+        except NoSuchObjectError:
+            return None
 
     def get_file(self, key: str, path: Path) -> str:
         """Download an object to a file, in parts where it is large.
@@ -220,111 +324,206 @@ class ObjectStore:
             UnreadableError: There is no such object, or it cannot be read to its end.
             StoreError: The service cannot be used, or the disk is full.
         """
-        with self._explained(), self._readable(key):
-            try:
-                with path.open("wb") as file:
-                    hashed = _HashedFile(file)
-                    self._client.download_fileobj(self._bucket, self._key(key), hashed, Config=_DOWNLOAD)
-                return hashed.sha256.hexdigest()
-            except OSError as error:
-                raise StoreError(
-                    f"{self.uri}/{key}: cannot be written to {path} ({error.strerror}); make room"
-                ) from error
+
+        def download() -> str:
+            with path.open("wb") as file:
+                hashed = _HashedFile(file)
+                self._client.download_fileobj(self._bucket, self._key(key), hashed, Config=_DOWNLOAD)
+            return hashed.sha256.hexdigest()
+
+        try:
+            return self._patiently(download, key)
+        except OSError as error:
+            with suppress(OSError):
+                path.unlink()  # half of it is of no use, and takes room
+            raise StoreError(
+                f"{self.uri}/{key}: cannot be written to {path} ({self._missing(error, key, path)})"
+            ) from error
 
     def head(self, key: str) -> ObjectHead | None:
         """Return what the service says of an object; none if there is no such object."""
-        with self._explained():
-            try:
-                answer = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
-            except ClientError as error:
-                if _code(error) in _MISSING:
-                    return None
-                raise
+        try:
+            answer = self._patiently(lambda: self._client.head_object(Bucket=self._bucket, Key=self._key(key)), key)
+        except NoSuchObjectError:
+            return None
         return ObjectHead(answer["ContentLength"], answer["Metadata"])
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the keys below the store's prefix that start with `prefix`, in order."""
-        with self._explained():
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._key(prefix) if prefix else f"{self._prefix}/" if self._prefix else ""
-            )
-            keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        start = self._key(prefix) if prefix else f"{self._prefix}/" if self._prefix else ""
+
+        def read() -> list[str]:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
+            return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+        keys = self._patiently(read)
         return [key[len(self._prefix) + 1 :] if self._prefix else key for key in keys]
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
-        with self._explained():
-            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+        self._patiently(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key)))
 
     def _put(self, data: bytes, key: str, condition: Mapping[str, str]) -> str | None:
         """Write a small object and return its ETag; none where the condition does not hold."""
-        with self._explained():
+        tries = 0
+
+        def write() -> str | None:
+            nonlocal tries
+            tries += 1
             try:
-                etag: str = self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)[
-                    "ETag"
-                ]
+                answer = self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
             except ClientError as error:
                 # With If-Match, a missing object is a missing key.
-                if _code(error) in _REFUSED or ("IfMatch" in condition and _code(error) in _MISSING):
+                if not (_code(error) in _REFUSED or ("IfMatch" in condition and _code(error) in _MISSING)):
+                    raise
+                if tries == 1 and not error.response.get("ResponseMetadata", {}).get("RetryAttempts"):
+                    return None
+            else:
+                return str(answer["ETag"])
+            # Sent again: perhaps it was refused because of itself.
+            try:
+                found = self._read(key)
+            except ClientError as error:
+                if _code(error) in _MISSING:
                     return None
                 raise
-        return etag
+            return found[1] if found[0] == data else None
+
+        return self._patiently(write, upload=True)
+
+    def _read(self, key: str) -> tuple[bytes, str]:
+        answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+        return answer["Body"].read(), str(answer["ETag"])
 
     def _key(self, key: str) -> str:
+        if any(part in {".", ".."} for part in key.split("/")):
+            raise StoreError(f"{self.uri}/{key!a}: a part of this address is `.` or `..`; write it without")
         return f"{self._prefix}/{key}" if self._prefix else key
 
-    @contextmanager
-    def _readable(self, key: str) -> Iterator[None]:
-        """Tell an object that cannot be read from a service that cannot be used."""
-        try:
-            yield
-        except (RetriesExceededError, IncompleteReadError, FlexibleChecksumError) as error:
-            raise UnreadableError(f"{self.uri}/{key}: cannot be read to its end ({type(error).__name__})") from error
-        except ClientError as error:
-            if _code(error) in _MISSING:
-                raise UnreadableError(f"{self.uri}/{key}: there is no such object") from error
-            if _code(error) in _BROKEN:
-                raise UnreadableError(
-                    f"{self.uri}/{key}: cannot be read (the service answers {_code(error)})"
-                ) from error
-            raise
+    def _patiently(self, work: Callable[[], T], key: str | None = None, *, upload: bool = False) -> T:
+        """Send a request, again where it meets a fault that may pass.
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn boto3's errors into one line with the cure. Credentials are never part of it."""
+        Args:
+            work: Sends it. It may be called many times.
+            key: The object that it reads.
+            upload: Whether it writes content.
+
+        Raises:
+            OutOfReachError: The service was out of reach for all the time of patience, or at first contact.
+            NoSuchObjectError: There is no such object.
+            UnreadableError: The object could not be read for a minute, while the service did answer.
+            StoreError: The service refuses.
+        """
+        patience = _Patience()
+        while True:
+            patience.began = time.monotonic()
+            patience.tries += 1
+            try:
+                result = work()
+            except _FAULTS as error:
+                fault = self._fault(error, key, upload=upload)
+                if not self._goes_on(fault, patience):
+                    raise fault from error
+            else:
+                _reached.add(self._endpoint)
+                self._used = True
+                if self._said and patience.since is not None:
+                    self._said = False
+                    print(f"object store {self.uri}: it answers again", file=sys.stderr, flush=True)
+                return result
+
+    def _goes_on(self, fault: StoreError, patience: _Patience) -> bool:
+        """Wait for the next try; false where there is to be none."""
+        if self._endpoint not in _reached or isinstance(fault, NoSuchObjectError):
+            return False
+        if not isinstance(fault, OutOfReachError | UnreadableError):
+            return False
+        if isinstance(fault, _GarbledError) and patience.tries >= _GARBLED_TRIES:
+            return False
+        now = time.monotonic()
+        if now - patience.began > _PATIENCE:
+            patience.since, patience.wait = now, _FIRST_WAIT  # what went on for so long was getting somewhere
+        elif patience.since is None:
+            patience.since = patience.began
+        left = patience.since + self._patience - now
+        if left <= 0:
+            return False
+        if isinstance(fault, UnreadableError) and now - patience.since > _PATIENCE_WITH_OBJECT and self._answers():
+            return False
+        if not self._said:
+            self._said = True
+            what = str(fault).partition("; ")[0]
+            print(f"{what}; trying again for up to {self._patience:.0f} seconds", file=sys.stderr, flush=True)
+        if self._interrupted.wait(min(left, random.uniform(0.5, 1.5) * patience.wait)):
+            return False
+        patience.wait = min(2 * patience.wait, _LONGEST_WAIT)
+        return True
+
+    def _answers(self) -> bool:
+        """Whether the service answers at this moment."""
         try:
-            yield
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise StoreError(
+            self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+        except _FAULTS:
+            return False
+        return True
+
+    def _missing(self, error: OSError, key: str, path: Path) -> str:
+        """Say why an object cannot be written to a file."""
+        head = None
+        with suppress(StoreError):  # it is the disk that is told of
+            head = self.head(key)
+        return disk_trouble(error, path.parent, None if head is None else head.size)
+
+    def _fault(self, error: Exception, key: str | None = None, *, upload: bool = False) -> StoreError:
+        """Turn boto3's error into one line with the cure. Credentials are never part of it.
+
+        Args:
+            error: The error.
+            key: The object that was read.
+            upload: Whether content was written.
+        """
+        if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError):
+            error = error.__context__  # the transfer manager keeps the service's answer as that alone
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            return StoreError(
                 f"object store {self.uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from error
-        except ClientError as error:
-            raise StoreError(self._explain(_code(error))) from error
-        except S3UploadFailedError as error:
-            # The transfer manager keeps the service's answer only in its text.
-            answer = re.search(r"An error occurred \((\w+)\)", str(error))
-            raise StoreError(self._explain(answer[1] if answer else "upload failed")) from error
-        except (NoConnectionError, HTTPClientError) as error:
-            raise StoreError(
+            )
+        if isinstance(error, ClientError):
+            return self._refusal(error, key, upload)
+        if key is not None and isinstance(error, _CUT):
+            return UnreadableError(f"{self.uri}/{key}: cannot be read to its end ({type(error).__name__})")
+        if isinstance(error, (*_CUT, *_UNREACHED)):
+            return OutOfReachError(
                 f"object store {self.uri}: {_endpoint()} cannot be reached ({type(error).__name__}); start the service or "
                 "correct the address"
-            ) from error
-        except BotoCoreError as error:
-            raise StoreError(
-                f"object store {self.uri}: {error}; correct the AWS_* variables or ~/.aws/config"
-            ) from error
+            )
+        return StoreError(f"object store {self.uri}: {error}; correct the AWS_* variables or ~/.aws/config")
 
-    def _explain(self, code: str) -> str:
+    def _refusal(self, error: ClientError, key: str | None, upload: bool) -> StoreError:
+        """Turn what a service answers into one line with the cure."""
+        code, status = _code(error), int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+        if key is not None and code in _MISSING:
+            return NoSuchObjectError(f"{self.uri}/{key}: there is no such object")
+        if key is not None and code in _BROKEN:
+            return UnreadableError(f"{self.uri}/{key}: cannot be read (the service answers {code})")
+        unknown_checksums = code in _NO_CHECKSUMS or (code == "SignatureDoesNotMatch" and self._used)
+        if upload and unknown_checksums and self._client.meta.config.request_checksum_calculation != "when_required":
+            return (_GarbledError if code in _GARBLED else StoreError)(
+                f"object store {self.uri}: the service answered {code} to an upload: it may not know the checksums that boto3 adds "
+                "(aws-chunked); set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+            )
+        if code in _BUSY or status == 429 or (status >= 500 and status != 501):
+            return OutOfReachError(f"object store {self.uri}: the service answers {code}; see its log")
         if code in _FORBIDDEN:
-            return (
+            return StoreError(
                 f"object store {self.uri}: access refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
                 "rights of that account"
             )
         if code in {"NoSuchBucket", "404"}:
-            return (
+            return StoreError(
                 f"object store {self.uri}: there is no bucket {self._bucket!r}; create it or set NGRPO_STORE to another"
             )
-        return f"object store {self.uri}: the service answered {code}; see its log"
+        return StoreError(f"object store {self.uri}: the service answered {code}; see its log")
 
 
 def _code(error: ClientError) -> str:

@@ -122,4 +122,5 @@ def _problem(error: ValueError) -> str:
         return str(error)
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
+    place = place if place.isprintable() else ascii(place)  # names in damaged state may hold anything
     return f"{place}: {first['msg']}" if place else str(first["msg"])
