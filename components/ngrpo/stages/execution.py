@@ -126,7 +126,9 @@ def _execute(
                 f"{name}: its nodes have finished, but {surroundings.store} has no artifact {key}: do they use the same store?"
             )
     if found is not None:
-        checkpoints.clear()  # its publisher may have been killed before it did
+        # Its publisher may have been killed before it did.
+        checkpoints.clear()
+        shutil.rmtree(place, ignore_errors=True)
         return read_metrics(store.fetch(found, only="metrics.json")), found, cached
 
     references = {source: Reference.read(Path(path)) for source, path in inputs.items()}
