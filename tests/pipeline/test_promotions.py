@@ -86,6 +86,20 @@ def test_no_clock_of_another_machine_is_asked(objects, monkeypatch):
     Lease(objects, "lock", 1.0).acquire(patience=0.0)
 
 
+def test_a_holder_that_slept_through_its_time_knows_it(objects, monkeypatch):
+    """While a machine sleeps, other clocks that nobody can set stand still."""
+    slept = 0.0
+    clock = SimpleNamespace(
+        CLOCK_BOOTTIME=7, clock_gettime=lambda _: slept, monotonic=lambda: 0.0, time=lambda: 4e9, sleep=time.sleep
+    )
+    monkeypatch.setattr("ngrpo.storage.lease.time", clock)
+    with hold(objects, "lock", seconds=60.0) as lease:
+        lease.require()
+        slept = 61.0
+        with pytest.raises(LeaseLostError, match="too slow"):
+            lease.require()
+
+
 def test_a_write_whose_answer_was_lost_counts(objects, monkeypatch):
     swap = ObjectStore.swap
 

@@ -83,7 +83,7 @@ def grade_again(
 def _gold(evaluation: Evaluation, name: str, answers: Mapping[str, Answers]) -> Answers:
     gold = answers.get(name)
     protocol = protocol_of(evaluation, MODEL, name)
-    if gold is None or protocol is None or problems_digest(gold["answers"]) != protocol["problems"]:
+    if gold is None or protocol is None or problems_digest(gold["answers"]) != protocol.get("problems"):
         raise DataError(f"the gold answers of {name} that they were graded by are not known")
     return gold
 

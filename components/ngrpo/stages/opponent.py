@@ -126,8 +126,7 @@ def _graded_alike(
     answers = {**theirs.get("answers", {}), **ours.get("answers", {})}
     evaluations, again = [], {}
     for who, (version, evaluation) in (("the candidate", candidate), ("the champion", champion)):
-        # Of an evaluation that has no protocol, no benchmark differs in its graders alone.
-        old = [name for name in names if evaluation["protocols"][MODEL][name]["grader"] != grader_version()]
+        old = [name for name in names if (protocol_of(evaluation, MODEL, name) or {}).get("grader") != grader_version()]
         if old:
             label = f"{who}, version {version.version},"
             print(f"grading the stored samples of {label} again: other graders judged them", flush=True)
