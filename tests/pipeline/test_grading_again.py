@@ -5,10 +5,9 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
-from measuring import OLD, measured, table
 from mlflow import MlflowClient
-from promoting import NAME, decide, settings, state
 
+from measuring import OLD, measured, table
 from ngrpo.errors import StoreError
 from ngrpo.evaluation.protocol import differ_in_graders_alone, grader_version, is_grader_source
 from ngrpo.stages import opponent
@@ -17,6 +16,7 @@ from ngrpo.stages.model_promotion import decide_and_crown
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.tracking.promotions import Promotions
 from ngrpo_kfp.pipelines import cli
+from promoting import NAME, decide, settings, state
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]

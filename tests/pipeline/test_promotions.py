@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
-from promoting import NAME, PROBLEMS, TOO_SLOW, evaluation_of, in_process, put_to_the_gate, settings, start, state
 
 from ngrpo.errors import StoreError, TrackingError
 from ngrpo.stages.model_promotion import decide_and_crown
@@ -21,6 +20,7 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import ALIASES, ModelRegistry
 from ngrpo_kfp.pipelines import cli
+from promoting import NAME, PROBLEMS, TOO_SLOW, evaluation_of, in_process, put_to_the_gate, settings, start, state
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
