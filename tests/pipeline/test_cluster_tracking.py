@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 from mlflow import MlflowClient
-from promoting import settings
 
 from ngrpo.stages import registry
 from ngrpo.stages.execution import execute
 from ngrpo.tracking.cluster_run import parent_on_cluster
 from ngrpo.tracking.runs import stage_run
+from promoting import settings
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]

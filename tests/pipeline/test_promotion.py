@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
-from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, settings, state, write_manifest
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ngrpo.errors import DataError, StoreError, TrackingError
@@ -18,6 +17,7 @@ from ngrpo.storage.digest import model_digest
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import CHALLENGER, CHAMPION, DIGEST, PREVIOUS_CHAMPION, ModelRegistry
 from ngrpo.tracking.runs import parent_run, stage_run
+from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, settings, state, write_manifest
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]

@@ -5,7 +5,6 @@ import re
 
 import pytest
 from mlflow import MlflowClient
-from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, settings, state
 
 from damage import damaged
 from ngrpo.errors import DataError, NGRPOError, StoreError, TrackingError
@@ -17,6 +16,7 @@ from ngrpo.storage.state import DamagedStateError
 from ngrpo.tracking import cluster_run
 from ngrpo.tracking.promotions import Promotions
 from ngrpo_kfp.pipelines import cli
+from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, settings, state
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
-from promoting import NAME, PROBLEMS, TOO_SLOW, evaluation_of, in_process, put_to_the_gate, settings, start, state
 
 from ngrpo.errors import StoreError, TrackingError
 from ngrpo.stages.model_promotion import decide_and_crown
@@ -21,6 +20,7 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.registry import ALIASES, ModelRegistry
 from ngrpo_kfp.pipelines import cli
+from promoting import NAME, PROBLEMS, TOO_SLOW, evaluation_of, in_process, put_to_the_gate, settings, start, state
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -84,6 +84,20 @@ def test_no_clock_of_another_machine_is_asked(objects, monkeypatch):
         Lease(objects, "lock", 1.0).acquire(patience=0.3)
     holder.release()
     Lease(objects, "lock", 1.0).acquire(patience=0.0)
+
+
+def test_a_holder_that_slept_through_its_time_knows_it(objects, monkeypatch):
+    """While a machine sleeps, other clocks that nobody can set stand still."""
+    slept = 0.0
+    clock = SimpleNamespace(
+        CLOCK_BOOTTIME=7, clock_gettime=lambda _: slept, monotonic=lambda: 0.0, time=lambda: 4e9, sleep=time.sleep
+    )
+    monkeypatch.setattr("ngrpo.storage.lease.time", clock)
+    with hold(objects, "lock", seconds=60.0) as lease:
+        lease.require()
+        slept = 61.0
+        with pytest.raises(LeaseLostError, match="too slow"):
+            lease.require()
 
 
 def test_a_write_whose_answer_was_lost_counts(objects, monkeypatch):

@@ -21,10 +21,7 @@ from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import grader_version, problems_digest
 from ngrpo.evaluation.results import benchmark_result
 from ngrpo.evaluation.samples import SAMPLES, graded
-from ngrpo.evaluation.stored_evaluation import Answers, Evaluation, Statistics, answer_key, protocol_of
-
-MODEL = "trained"
-"""The model of an evaluation that is graded again: the one that a version of the registry is."""
+from ngrpo.evaluation.stored_evaluation import MODEL, Answers, Evaluation, Statistics, answer_key, protocol_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def grade_again(
 def _gold(evaluation: Evaluation, name: str, answers: Mapping[str, Answers]) -> Answers:
     gold = answers.get(name)
     protocol = protocol_of(evaluation, MODEL, name)
-    if gold is None or protocol is None or problems_digest(gold["answers"]) != protocol["problems"]:
+    if gold is None or protocol is None or problems_digest(gold["answers"]) != protocol.get("problems"):
         raise DataError(f"the gold answers of {name} that they were graded by are not known")
     return gold
 

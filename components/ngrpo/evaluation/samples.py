@@ -105,8 +105,16 @@ class LocalSamples:
         return True
 
     def delete(self, key: str) -> None:
-        """Keep it no longer, if it is there."""
-        (self._directory / key).unlink(missing_ok=True)
+        """Keep it no longer, if it is there.
+
+        Raises:
+            StoreError: It cannot be deleted.
+        """
+        path = self._directory / key
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be deleted ({error.strerror}); check its rights and the disk") from error
 
 
 class KeptSamples:

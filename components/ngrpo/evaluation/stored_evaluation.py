@@ -12,6 +12,9 @@ from ngrpo.config import EvaluationConfig
 from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
 from ngrpo.storage.state import parse_state
 
+MODEL = "trained"
+"""The model of an evaluation that a version of the registry is."""
+
 Interval = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
 _Count = Annotated[int, Field(ge=0)]
 

@@ -21,7 +21,7 @@ from ngrpo.tracking.registry import ModelRegistry
 NAME = "test-model"
 PROBLEMS, SAMPLES = 60, 8
 MIDDLE = [4] * PROBLEMS
-TINY = Path(__file__).parents[2] / "pipelines" / "presets" / "tiny.toml"
+TINY = Path(__file__).parents[1] / "pipelines" / "presets" / "tiny.toml"
 PROTOCOL = {
     "problems": "q",
     "revision": "r",
@@ -156,7 +156,7 @@ TOO_SLOW = 75  # exit code of a promotion that held the lock for too long
 def put_to_the_gate(number: str, counts: list[int], lease_seconds: float, killed_before: int | None) -> None:
     """Decide on a version; kill this process before one of its writes."""
     if killed_before is not None:
-        _kill_before(killed_before)
+        kill_before(killed_before)
     store = ObjectStore(f"{os.environ['NGRPO_STORE']}/promotions")
     promotions = Promotions(ModelRegistry(NAME), store, lease_seconds=lease_seconds)
     version = promotions.registry.version(number)
@@ -166,7 +166,8 @@ def put_to_the_gate(number: str, counts: list[int], lease_seconds: float, killed
         sys.exit(TOO_SLOW)
 
 
-def _kill_before(write: int) -> None:
+def kill_before(write: int) -> None:
+    """Kill this process before one of its writes."""
     done = 0
     for owner, name in WRITES:
         original = getattr(owner, name)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from promoting import MIDDLE, candidate
 
 from ngrpo.config import EvaluationConfig
 from ngrpo.evaluation.protocol import grader_version, problems_digest
@@ -14,6 +13,7 @@ from ngrpo.evaluation.samples import SAMPLES
 from ngrpo.evaluation.stored_evaluation import statistics_of
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.digest import model_digest
+from promoting import MIDDLE, candidate
 
 GOLD = {f"p{number}": str(number) for number in range(20)}
 SETTINGS = EvaluationConfig(samples=4, pass_at=(1, 4), bootstrap_draws=200)
