@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ngrpo.errors import TrackingError
+from ngrpo.storage.state import read_state
 
 LIFELINE = "lifeline"
 PARENT_RUN = "parent_run.json"
@@ -66,13 +67,16 @@ def parent_run_id(run_directory: Path) -> str:
 
     Raises:
         TrackingError: It could not be opened.
+        DamagedStateError: What the run says of it cannot be read.
     """
     path = run_directory / PARENT_RUN
     while not path.exists():  # the lifeline ends the wait if the run dies
         time.sleep(0.05)
-    announcement: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    if "error" in announcement:
-        raise TrackingError(announcement["error"])
+    announcement = read_state(path, dict[str, str], cure="run again: finished stages are kept") or {}
+    if "run_id" not in announcement:
+        raise TrackingError(
+            announcement.get("error", f"{path}: names no MLflow run; run again: finished stages are kept")
+        )
     return announcement["run_id"]
 
 
