@@ -71,7 +71,13 @@ def finished_run(
     if summary is None or settings is None:
         missing = "summary.json" if summary is None else "config.json"
         raise ConfigError(f"run {run_directory}: no {missing} there; name the directory of a run that finished")
-    config = validate(RunConfig, settings)
+    try:
+        config = validate(RunConfig, settings)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{run_directory / 'config.json'}: no configuration of this version: {str(error).splitlines()[0]}; run the preset again: "
+            "its results are in the store"
+        ) from error
     with services(workspace) as around:
         store = around.artifact_store(workspace)
         references = {}

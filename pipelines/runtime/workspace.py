@@ -213,8 +213,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        what = error.filename2 or error.filename or path
         raise ConfigError(
-            f"workspace: {path} cannot be made: {error.strerror} ({_free(path)}); move away what is there, or set NGRPO_HOME to "
+            f"workspace: {what} cannot be made: {error.strerror} ({_free(path)}); move away what is there, or set NGRPO_HOME to "
             "another directory"
         ) from error
 

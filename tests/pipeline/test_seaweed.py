@@ -199,6 +199,34 @@ def test_another_version_that_holds_the_directory_is_one_line(tmp_path, monkeypa
             pass
 
 
+HARM = {
+    "store.lock": lambda path: path.write_bytes(b"\xff{"),
+    "store.server/endpoint.json": lambda path: path.write_bytes(b"\xff{"),
+    "store/vol_dir.uuid": lambda path: path.write_bytes(b""),
+    "store/ngrpo_1.dat": lambda path: path.write_bytes(path.read_bytes()[:30]),
+}
+IN_THE_WAY = ("store.lock", "store/serve.lock", "store.server/endpoint.json", "seaweed.log", "credentials.json")
+
+
+def test_what_is_damaged_beside_the_objects_does_no_harm_and_what_is_in_the_way_is_named(tmp_path):
+    with serve(tmp_path / "store"):
+        pass
+    for name, harm in HARM.items():
+        harm(tmp_path / name)
+    with serve(tmp_path / "store") as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in endpoint.environment().items():
+            patch.setenv(name, value)
+        ObjectStore("s3://ngrpo/kept").put_bytes(b"hello", "x")
+    for name in IN_THE_WAY:
+        path = tmp_path / name
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        with pytest.raises(StoreError, match=re.escape(str(path))) as error, serve(tmp_path / "store"):
+            pass
+        assert "\n" not in str(error.value)
+        path.rmdir()
+
+
 def ports_of(endpoint):
     """The five HTTP ports and the five gRPC ports on which the server listens; those of its administration come up last."""
     deadline, listening = time.monotonic() + 20, set()

@@ -127,6 +127,7 @@ class _Service:
             for path in (self._directory, self._home):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 path.chmod(0o700)
+            os.close(self._open_served())
             users = self._open_users()
         except OSError as error:
             raise self._unusable(error) from error
@@ -314,9 +315,8 @@ def _answers(client: Any, bucket: str) -> bool:
         try:
             if client.get_object(Bucket=bucket, Key=_PROBE)["Body"].read():
                 return True
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "NoSuchKey":
-                return False
+        except (BotoCoreError, ClientError):
+            pass  # it is not there, or what it was kept in is damaged: another one takes its place
         client.put_object(Bucket=bucket, Key=_PROBE, Body=b"ready")
     except (BotoCoreError, ClientError):
         return False

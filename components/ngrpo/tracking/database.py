@@ -37,8 +37,8 @@ _CURES = {
 _CONTENT = ("runs", "registered_models", "model_versions", "logged_models", "trace_info")
 """Tables with what a user would miss."""
 
-# What it reports below warnings are the steps of making a database.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+# It reports the steps of making a database, and errors as tracebacks although it raises them too.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 _logger = logging.getLogger(__name__)
 
 
@@ -227,7 +227,7 @@ def _unusable_sqlite(uri: str, path: Path, error: sqlite3.Error) -> TrackingErro
 
 
 def _free(path: Path) -> str:
-    return f"{shutil.disk_usage(path.parent).free // 1024} KiB free, a new database takes about 1500"
+    return f"{shutil.disk_usage(path.parent).free // 1024} KiB free, a new database takes about 1000"
 
 
 def _unusable(uri: str, problem: str, cure: str) -> TrackingError:
