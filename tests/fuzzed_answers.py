@@ -169,7 +169,10 @@ def _payload(chance: random.Random, canary: Path) -> str:
         [f"open({path},'w')", f"__import__('os').system('touch '+{path})", f"__import__('os').mkdir({path})"]
     )
     spelled = "+".join(f"chr({ord(character)})" for character in code)
-    action = chance.choice([code, f"exec({spelled})", f"eval({spelled})", f"(lambda:exec({spelled}))()"])
+    # Spelled by its characters, it is long for the parser: few answers should spend their time there.
+    action = code
+    if chance.random() < 0.15:
+        action = chance.choice([f"exec({spelled})", f"eval({spelled})", f"(lambda:exec({spelled}))()"])
     separator = chance.choice(SEPARATORS) * chance.choice((0, 1, 1, 1, 2))
     start = chance.choice(["", ")", "))", "]", "}", "'", '"', "x)", "x))", "0,", "x if ", ":", "*)", "\\", "#"])
     end = chance.choice(["", "#", "(", "[", "'", '"', "or x", "\\", ", (x", separator])

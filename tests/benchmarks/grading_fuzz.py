@@ -25,7 +25,7 @@ def run() -> list[dict[str, Any]]:
     done = json.loads(record.read_text(encoding="utf-8"))["answers"] if record.exists() else 0
     if done >= ANSWERS:
         done = 0
-    with tempfile.TemporaryDirectory() as folder, Grader(workers=2, timeout_seconds=2.0) as grader:
+    with tempfile.TemporaryDirectory() as folder, Grader(workers=2, timeout_seconds=1.0) as grader:
         canary = Path(folder) / "canary"
         while done < ANSWERS:
             started = time.perf_counter()
