@@ -118,13 +118,13 @@ def environment(_argument):
 
 def send_bytes(argument):
     os.write(REPLIES, bytes.fromhex(argument))
-    time.sleep(60) if argument.endswith("00") else None
-    return False, None
+    time.sleep(60)
 
 
 def send_json(argument):
-    grading_worker.send(REPLIES, json.loads(argument.replace("NONCE", NONCE)))
-    return False, None
+    message = argument.replace("NONCE", NONCE).encode()
+    os.write(REPLIES, grading_worker.HEADER.pack(len(message)) + message)
+    time.sleep(60)
 
 
 def reply_and_more(_argument):

@@ -103,10 +103,10 @@ class MathVerifyPool:
             if message is None:
                 return
             if task is None:
-                for missing in _missing_walls(message):
+                for missing in _missing_walls(_decode(message)):
                     _say(missing)
             else:
-                responses[task] = _response(message, worker.nonce)
+                responses[task] = _response(_decode(message), worker.nonce)
             worker.rest()
         except (EOFError, ValueError) as error:
             status = self._end(worker)
@@ -202,12 +202,12 @@ class _Worker:
         except BrokenPipeError:  # it died just now, and the end of its replies says so
             self._unsent = memoryview(b"")
 
-    def receive(self) -> Any | None:
-        """Return what the process sent; none while it is incomplete.
+    def receive(self) -> bytearray | None:
+        """Return the message that the process sent; none while it is incomplete.
 
         Raises:
             EOFError: The process has ended.
-            ValueError: It sent no message, or more than one.
+            ValueError: It sent more than one message.
         """
         try:
             part = os.read(self._replies, _LONGEST_MESSAGE)
@@ -223,10 +223,7 @@ class _Worker:
             raise ValueError("the grading worker sent more than a reply")
         if len(self._received) < size:
             return None
-        try:
-            return json.loads(self._received[HEADER.size :])
-        except (ValueError, RecursionError):
-            raise ValueError("the grading worker sent something that is no reply") from None
+        return self._received[HEADER.size :]
 
     def rest(self) -> None:
         """Be idle after a whole message."""
@@ -261,6 +258,13 @@ def _ready(channels: Sequence[tuple[int, int]], seconds: float) -> set[int]:
         poll.register(descriptor, events)
     # In whole milliseconds, of which the last one has passed too.
     return {descriptor for descriptor, _ in poll.poll(int(seconds * 1000) + bool(seconds))}
+
+
+def _decode(message: bytes | bytearray) -> Any:
+    try:
+        return json.loads(message)
+    except (ValueError, RecursionError):
+        raise ValueError("the grading worker sent something that is no reply") from None
 
 
 def _missing_walls(message: object) -> list[str]:
