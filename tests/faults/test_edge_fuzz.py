@@ -1,6 +1,7 @@
 """Command lines with nonsense in them, each in a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ def test_twenty_command_lines_as_processes(tmp_path):
     # All commands: they come in turn, a few lines of each.
     tried = list(possible)[:: 1000 // (2 * PROCESSES)][:PROCESSES]
     assert len(tried) == PROCESSES
+    tried.append([b"plan", b"--preset", b"\xff.toml"])
     for arguments in tried:
         done = subprocess.run(
             [sys.executable, "-m", "ngrpo_kfp.pipelines.cli", *arguments],
@@ -37,5 +39,5 @@ def test_twenty_command_lines_as_processes(tmp_path):
         )
         assert done.returncode == 2, (arguments, done)
         assert "Traceback" not in done.stderr + done.stdout, (arguments, done)
-        assert "ngrpo: " in done.stderr, (arguments, done)
+        assert re.search(r"^ngrpo\b.*: ", done.stderr, re.MULTILINE), (arguments, done)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files"]
