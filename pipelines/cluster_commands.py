@@ -71,8 +71,8 @@ def rerun_on_cluster(options: argparse.Namespace, workspace: Workspace, console:
     from ngrpo_kfp.pipelines.runtime.kubeflow import connect
     from ngrpo_kfp.pipelines.submission import recorded_config, submit
 
-    config = recorded_config(connect(), checked("--from", options.run))
-    submit(config, Images(options.images), workspace, console, rerun=options.stage)
+    run, images = checked("--from", options.run), Images(options.images)
+    submit(recorded_config(connect(), run), images, workspace, console, rerun=options.stage)
 
 
 def _run_id(text: str | None) -> str | None:
@@ -97,8 +97,8 @@ def _submit(options: argparse.Namespace, workspace: Workspace, console: Console)
     from ngrpo_kfp.pipelines.runtime.images import Images
     from ngrpo_kfp.pipelines.submission import submit
 
-    config = read_config(options)
-    submit(config if options.base is None else from_champion(config), Images(options.images), workspace, console)
+    config, images = read_config(options), Images(options.images)
+    submit(config if options.base is None else from_champion(config), images, workspace, console)
 
 
 def _status(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
@@ -132,8 +132,9 @@ def _replace_schedule(options: argparse.Namespace, workspace: Workspace, console
     from ngrpo_kfp.pipelines import schedules
     from ngrpo_kfp.pipelines.runtime.images import Images
 
+    name = checked("NAME", options.name)
     config, images = read_config(options), Images(options.images)
-    schedules.replace(options.name, options.cron, config, images, console, base=options.base)
+    schedules.replace(name, options.cron, config, images, console, base=options.base)
 
 
 def _change_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

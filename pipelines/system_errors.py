@@ -25,7 +25,10 @@ def explain(error: OSError, workspace: Path) -> str:
         # Only what opens a file knows its name, and so do few of those that fill a disk.
         places = [Path(name) for name in named] or [workspace, Path(tempfile.gettempdir())]
         room = ", ".join(f"{shutil.disk_usage(place).free} bytes free for {place}" for place in map(_existing, places))
-        return f"{where or 'a file'} cannot be written: {what} ({room}); make room, or set NGRPO_HOME or TMPDIR to another disk"
+        return (
+            f"{where or 'a file, or the standard output,'} cannot be written: {what} ({room}); make room, or set NGRPO_HOME or "
+            "TMPDIR to another disk"
+        )
     if where:
         return f"{where}: {what}; check that path and its permissions"
     return f"{type(error).__name__}: {what}; check disk, permissions and network, and run the command again"

@@ -1,6 +1,10 @@
 """The command line: what it says before anything runs, and how it fails."""
 
+import errno
+import io
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -8,6 +12,7 @@ import pytest
 from small_house import STAGES
 
 from ngrpo.config import load_config
+from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines import cli, options
 
 PRESETS = sorted(path.stem for path in options.PRESETS.glob("*.toml"))
@@ -134,3 +139,99 @@ def test_a_mirror_prints_the_settings_that_read_it(capsys, tmp_path, monkeypatch
     assert {
         source.id.startswith("s3://b/hub/") for source in (config.model.source, *config.data.benchmarks.values())
     } == {True}
+
+
+@pytest.mark.parametrize("port", ["-1", "0", "65536", "99999"])
+def test_what_is_no_port(capsys, home, port):
+    assert fails(capsys, "ui", "--port", port) == f"ngrpo: --port {port}: a port is a number from 1 to 65535"
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("preset", ["", "../presets/tiny", "my preset!", "x" * 300, "a\nb"])
+def test_what_is_no_name_of_a_preset(capsys, preset):
+    line = fails(capsys, "plan", "--preset", preset)
+    assert line.startswith(f"ngrpo: --preset {preset!r}: a name consists of ")
+
+
+@pytest.mark.parametrize("argument", ["a\udcff", "a\0b"])
+def test_arguments_are_utf_8(capsys, argument):
+    line = fails(capsys, "plan", "--set", f"mixing.end_marker={argument}")
+    assert line.startswith("ngrpo: argument 'mixing.end_marker=a\\")
+    assert "not UTF-8, or holds a NUL" in line
+
+
+@pytest.mark.parametrize("output", [".", "absent/p.yaml", ""])
+def test_compile_looks_where_it_will_write_before_it_works(capsys, monkeypatch, tmp_path, output):
+    lock = tmp_path / "images.lock"
+    lock.write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ngrpo_kfp.pipelines.runtime.compilation.compile_whole", None)
+    assert "--output" in fails(capsys, "compile", "--images", str(lock), "--output", output)
+
+
+def refuse(monkeypatch, error):
+    """Let a command fail by what the operating system refuses."""
+
+    def refused(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("ngrpo_kfp.pipelines.run.show_plan", refused)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "'/a/b': Permission denied"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/a"), "'/a': Is a directory"),
+        (OSError(errno.EIO, "Input/output error", "/a", None, "/b"), "'/a' and '/b': Input/output error"),
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (OSError("something\nin two lines"), "something in two lines"),
+        (OSError(), "OSError"),
+        (TimeoutError("timed out"), "timed out"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, error, said):
+    refuse(monkeypatch, error)
+    assert said in fails(capsys, "plan")
+
+
+def test_a_full_disk_is_one_line_that_says_where_and_how_much_room_there_is(capsys, home, monkeypatch):
+    refuse(monkeypatch, OSError(errno.ENOSPC, "No space left on device", str(home / "mlflow.db")))
+    line = fails(capsys, "plan")
+    assert re.search(rf"'{home}/mlflow\.db' cannot be written: No space left on device \(\d+ bytes free for /", line)
+    refuse(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    assert len(re.findall(r"\d+ bytes free for /", fails(capsys, "plan"))) == 2, "the workspace and the temporary files"
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys, monkeypatch):
+    refuse(monkeypatch, ConfigError("name \x1b[31m of \u202e"))
+    assert fails(capsys, "plan") == r"ngrpo: name \x1b[31m of \u202e"
+
+
+def test_output_that_the_terminal_has_no_characters_for(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("ngrpo_kfp.pipelines.run.show_plan", lambda *arguments, **options: print("→ é \udcff"))
+    assert cli.main(["plan"]) == 0
+    assert written.getvalue() == b"\\u2192 \\xe9 \\udcff\n"
+
+
+DRY_RUN = [sys.executable, "-m", "ngrpo_kfp.pipelines.cli", "run", "--dry-run"]
+
+
+def test_who_has_seen_enough_is_told_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(DRY_RUN, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode in (1, 128 + signal.SIGPIPE)
+
+
+def test_a_full_standard_output_is_one_line():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(DRY_RUN, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert re.match("ngrpo: .*the standard output,? cannot be written: No space left on device", done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2

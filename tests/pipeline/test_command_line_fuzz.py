@@ -1,0 +1,75 @@
+"""Command lines at random: nonsense is refused before anything begins, in lines that say so, and never by a traceback."""
+
+import contextlib
+import importlib
+
+import pytest
+
+from command_lines import command_lines, write_odd_files
+from ngrpo.errors import ConfigError
+from ngrpo_kfp.pipelines import cli
+
+COMMAND_LINES = 500
+# Where each command begins its work, once its arguments are right.
+BEGINNINGS = (
+    "run.show_plan",
+    "run.run",
+    "run.dry_run",
+    "ui.serve_ui",
+    "runtime.compilation.compile_whole",
+    "submission.submit",
+    "cluster_runs.connect",
+    "schedules._compile",
+    "base_model.from_champion",
+    "promotion_commands.promote_version",
+    "promotion_commands.roll_back",
+    "promotion_commands.show_history",
+)
+
+
+@pytest.fixture
+def begun(monkeypatch, tmp_path):
+    """Which commands have begun their work; they come no further."""
+    for name in ("AWS_ENDPOINT_URL", "NGRPO_STORE", "MLFLOW_TRACKING_URI", "KF_PIPELINES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.chdir(tmp_path)
+    names = []
+
+    def begin(name):
+        def body(*arguments, **options):
+            names.append(name)
+            raise ConfigError("begun")
+
+        return body
+
+    for name in BEGINNINGS:
+        module, _, function = name.rpartition(".")
+        monkeypatch.setattr(importlib.import_module(f"ngrpo_kfp.pipelines.{module}"), function, begin(name))
+    monkeypatch.setattr("ngrpo.data.mirror.mirror", begin("mirror"))
+    monkeypatch.setattr("ngrpo_kfp.pipelines.mirroring.services", lambda workspace: contextlib.nullcontext())
+    monkeypatch.setattr("ngrpo.data.embedding.load_embedding", begin("neighbors"))
+    return names
+
+
+def test_five_hundred_command_lines(begun, capsys, tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write_odd_files(folder)
+    before = sorted(folder.rglob("*"))
+    wrong = []
+    for arguments, nonsense in command_lines(COMMAND_LINES, folder, seed=17):
+        begun.clear()
+        try:
+            code = cli.main(arguments)
+        except SystemExit as refusal:  # argparse
+            code = refusal.code
+        said = capsys.readouterr().err
+        begins = not nonsense
+        if code != 2 or bool(begun) != begins or ("begun" in said) != begins or "Traceback" in said:
+            wrong.append((arguments, said))
+        assert all(line.isprintable() for line in said.splitlines()), arguments
+    assert wrong == []
+    assert sorted(folder.rglob("*")) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files"], "nothing else was touched"
