@@ -139,12 +139,12 @@ def test_nothing_that_a_run_leaves_holds_a_credential(s3_environment, tmp_path):
     }
     # A stage says all it knows, and fails; then it works.
     told = "raise ValueError(' '.join(f'{name}={value}' for name, value in os.environ.items()))"
-    house.write_stage("benchmark_evaluation", told)
+    house.write_stage("prepare_data", told)
     with tracking_server(tmp_path / "mlflow.db", "s3://ngrpo/mlflow-secrets") as address:
         given["MLFLOW_TRACKING_URI"] = with_user(address)
         failed = house.ngrpo("run", code=2, **given)
-        assert "benchmark_evaluation: ValueError" in failed.stderr
-        house.write_stage("benchmark_evaluation")
+        assert "prepare_data: ValueError" in failed.stderr
+        house.write_stage("prepare_data")
         done = house.ngrpo("run", **given)
     assert house.summary["mlflow"]["tracking_uri"] == address
     outputs = {"console": failed.stdout + failed.stderr + done.stdout + done.stderr}
@@ -154,7 +154,7 @@ def test_nothing_that_a_run_leaves_holds_a_credential(s3_environment, tmp_path):
     for uri in (store, "s3://ngrpo/mlflow-secrets"):
         objects = ObjectStore(uri)
         outputs |= {f"{uri}/{key}": objects.get_bytes(key) for key in objects.list("")}
-    assert any(name.endswith("logs/benchmark_evaluation.log") for name in outputs)
+    assert any(name.endswith("logs/prepare_data.log") for name in outputs)
     assert any(name.endswith("summary.json") and name.startswith("s3://") for name in outputs)
     keys = (s3_environment.access_key, s3_environment.secret_key)
     leaks = {name: found(content, *keys) for name, content in outputs.items()}
