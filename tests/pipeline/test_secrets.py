@@ -23,7 +23,6 @@ from ngrpo.stages import train_job
 from ngrpo.stages.task import Task
 from ngrpo.stages.train_job_manifest import JobSettings
 from ngrpo.storage.objects import ObjectStore
-from ngrpo.tracking.database import prepare_database
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.options import PRESETS
 from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
@@ -62,32 +61,35 @@ def found(text: bytes | str, *more: str) -> list[str]:
     return [secret.decode() for secret in secrets if secret in data]
 
 
+SERVER = """
+import sys
+from mlflow.server import app, handlers
+from werkzeug.serving import make_server
+from ngrpo.tracking.database import prepare_database
+uri, bucket, expected = sys.argv[1:]
+prepare_database(uri)
+handlers.initialize_backend_stores(uri, default_artifact_root=bucket)
+def guarded(environ, start_response):
+    if environ.get("HTTP_AUTHORIZATION") != expected:
+        start_response("401 Unauthorized", [])
+        return [b"who are you?"]
+    return app(environ, start_response)
+server = make_server("127.0.0.1", 0, guarded, threaded=True)
+print("port", server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
 @contextmanager
 def tracking_server(database: Path, bucket: str):
-    """MLflow's own server in this process, behind a user and a password."""
-    from mlflow.server import app, handlers
-    from werkzeug.serving import make_server
-
-    uri = f"sqlite:///{database}"
-    prepare_database(uri)
-    handlers.initialize_backend_stores(uri, default_artifact_root=bucket)
+    """MLflow's own server, in a process of its own for the state it keeps, behind a user and a password."""
     expected = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    refused = []
-
-    def guarded(environ, start_response):
-        if environ.get("HTTP_AUTHORIZATION") != expected:
-            refused.append(environ.get("HTTP_AUTHORIZATION"))
-            start_response("401 Unauthorized", [])
-            return [b"who are you?"]
-        return app(environ, start_response)
-
-    server = make_server("127.0.0.1", 0, guarded, threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-        assert not refused
-    finally:
-        server.shutdown()
+    command = [sys.executable, "-c", SERVER, f"sqlite:///{database}", bucket, expected]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            yield f"http://127.0.0.1:{next(line for line in server.stdout if line.startswith('port')).split()[1]}"
+        finally:
+            server.kill()
 
 
 @contextmanager
