@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from commanding import IMAGES
 from golden_ir import CLUSTER
+from rich.console import Console
 
+from ngrpo.cluster import ClusterConfig
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.cron import check_cron
-from ngrpo_kfp.pipelines.runtime.kubeflow import connect
+from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -429,6 +432,16 @@ def test_a_secret_that_is_missing_is_named_before_anything_is_made(kubeflow, ngr
     assert named in error
     assert "kubectl -n kubeflow create secret generic" in error
     assert kubeflow.experiments == kubeflow.pipelines == kubeflow.runs == kubeflow.schedules == {}
+
+
+def test_the_token_that_makes_jobs_is_looked_for_where_jobs_are_made(kubeflow):
+    cluster, console = ClusterConfig(training_token="ngrpo-training-token"), Console()
+    require_secrets(cluster, console)
+    several = cluster.model_copy(update={"nodes": 2})
+    with pytest.raises(ClusterError, match=r"cluster\.training_token: there is no secret .*apply k8s/overlays/gpu"):
+        require_secrets(several, console)
+    kubeflow.secrets = {"ngrpo-training-token": ("ca.crt", "namespace", "token")}
+    require_secrets(several, console)
 
 
 def test_who_may_not_read_secrets_is_told_so_and_submits(kubeflow, ngrpo):

@@ -23,7 +23,6 @@ from ngrpo.stages import train_job
 from ngrpo.stages.task import Task
 from ngrpo.stages.train_job_manifest import JobSettings
 from ngrpo.storage.objects import ObjectStore
-from ngrpo.tracking.database import prepare_database
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.options import PRESETS
 from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
@@ -62,32 +61,35 @@ def found(text: bytes | str, *more: str) -> list[str]:
     return [secret.decode() for secret in secrets if secret in data]
 
 
+SERVER = """
+import sys
+from mlflow.server import app, handlers
+from werkzeug.serving import make_server
+from ngrpo.tracking.database import prepare_database
+uri, bucket, expected = sys.argv[1:]
+prepare_database(uri)
+handlers.initialize_backend_stores(uri, default_artifact_root=bucket)
+def guarded(environ, start_response):
+    if environ.get("HTTP_AUTHORIZATION") != expected:
+        start_response("401 Unauthorized", [])
+        return [b"who are you?"]
+    return app(environ, start_response)
+server = make_server("127.0.0.1", 0, guarded, threaded=True)
+print("port", server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
 @contextmanager
 def tracking_server(database: Path, bucket: str):
-    """MLflow's own server in this process, behind a user and a password."""
-    from mlflow.server import app, handlers
-    from werkzeug.serving import make_server
-
-    uri = f"sqlite:///{database}"
-    prepare_database(uri)
-    handlers.initialize_backend_stores(uri, default_artifact_root=bucket)
+    """MLflow's own server, in a process of its own for the state it keeps, behind a user and a password."""
     expected = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    refused = []
-
-    def guarded(environ, start_response):
-        if environ.get("HTTP_AUTHORIZATION") != expected:
-            refused.append(environ.get("HTTP_AUTHORIZATION"))
-            start_response("401 Unauthorized", [])
-            return [b"who are you?"]
-        return app(environ, start_response)
-
-    server = make_server("127.0.0.1", 0, guarded, threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-        assert not refused
-    finally:
-        server.shutdown()
+    command = [sys.executable, "-c", SERVER, f"sqlite:///{database}", bucket, expected]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            yield f"http://127.0.0.1:{next(line for line in server.stdout if line.startswith('port')).split()[1]}"
+        finally:
+            server.kill()
 
 
 @contextmanager
@@ -139,12 +141,12 @@ def test_nothing_that_a_run_leaves_holds_a_credential(s3_environment, tmp_path):
     }
     # A stage says all it knows, and fails; then it works.
     told = "raise ValueError(' '.join(f'{name}={value}' for name, value in os.environ.items()))"
-    house.write_stage("benchmark_evaluation", told)
+    house.write_stage("prepare_data", told)
     with tracking_server(tmp_path / "mlflow.db", "s3://ngrpo/mlflow-secrets") as address:
         given["MLFLOW_TRACKING_URI"] = with_user(address)
         failed = house.ngrpo("run", code=2, **given)
-        assert "benchmark_evaluation: ValueError" in failed.stderr
-        house.write_stage("benchmark_evaluation")
+        assert "prepare_data: ValueError" in failed.stderr
+        house.write_stage("prepare_data")
         done = house.ngrpo("run", **given)
     assert house.summary["mlflow"]["tracking_uri"] == address
     outputs = {"console": failed.stdout + failed.stderr + done.stdout + done.stderr}
@@ -154,7 +156,7 @@ def test_nothing_that_a_run_leaves_holds_a_credential(s3_environment, tmp_path):
     for uri in (store, "s3://ngrpo/mlflow-secrets"):
         objects = ObjectStore(uri)
         outputs |= {f"{uri}/{key}": objects.get_bytes(key) for key in objects.list("")}
-    assert any(name.endswith("logs/benchmark_evaluation.log") for name in outputs)
+    assert any(name.endswith("logs/prepare_data.log") for name in outputs)
     assert any(name.endswith("summary.json") and name.startswith("s3://") for name in outputs)
     keys = (s3_environment.access_key, s3_environment.secret_key)
     leaks = {name: found(content, *keys) for name, content in outputs.items()}

@@ -122,7 +122,7 @@ def test_impossible_inputs_are_one_clear_error(inputs, tmp_path):
         run(large, named, root / "output", root / "work")
     empty = tmp_path / "empty" / "model"
     empty.mkdir(parents=True)
-    with pytest.raises(DataError, match=r"no \*\.safetensors"):
+    with pytest.raises(DataError, match=r"no weights: model.safetensors missing"):
         run(config, named | {"warm_start": empty.parent}, root / "output", root / "work")
     save_tiny_model(tmp_path / "small" / "model")
     path = tmp_path / "small" / "model" / "model.safetensors"

@@ -290,6 +290,19 @@ def test_a_damaged_file_of_a_data_set_is_one_line(tmp_path, what):
     assert str(directory) in refused(lambda: load_problems(data_set(directory)))
 
 
+@pytest.mark.parametrize("name", ["../outside.jsonl", "{outside}/outside.jsonl", "file://{outside}/outside.jsonl"])
+def test_the_card_of_a_data_set_does_not_lead_to_other_files(tmp_path, name):
+    directory = tmp_path / "math"
+    directory.mkdir()
+    for place in (directory / "inside.jsonl", tmp_path / "outside.jsonl"):
+        place.write_text('{"problem": "1+1?", "answer": "2"}\n')
+    card = "---\nconfigs:\n- config_name: default\n  data_files: {}\n---\n"
+    (directory / "README.md").write_text(card.format(name.format(outside=tmp_path)))
+    assert "which is not part of it" in refused(lambda: load_problems(data_set(directory)))
+    (directory / "README.md").write_text(card.format("inside.jsonl"))
+    assert len(load_problems(data_set(directory))) == 1
+
+
 @pytest.mark.parametrize("key", ["../escaped.json", "a/../../escaped.json", "/escaped.json"])
 def test_a_copy_in_a_bucket_does_not_write_out_of_its_directory(tmp_path, monkeypatch, key):
     class Store:

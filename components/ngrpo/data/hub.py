@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,7 @@ def _read(source: HubSource, scratch: Path) -> Dataset:
 
 
 def _load(source: HubSource, path: str, **options: Any) -> Dataset:
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -55,7 +57,20 @@ def _load(source: HubSource, path: str, **options: Any) -> Dataset:
             "damaged, and that there is no script (ngrpo runs none)"
         )
     with explained(f"{where} cannot be loaded", cure):
+        if "revision" not in options:
+            _require_inside(
+                path, where, load_dataset_builder(path, name=source.subset, **options).config.data_files or {}
+            )
         return load_dataset(path, name=source.subset, split=source.split, **options)
+
+
+def _require_inside(path: str, where: str, files: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a copy whose card (README.md) names files elsewhere: what this machine holds is nothing to train on."""
+    inside = os.path.join(os.path.abspath(path), "")
+    # Links are not followed: the hub's own cache consists of them.
+    outside = [name for names in files.values() for name in names if not os.path.abspath(name).startswith(inside)]
+    if outside:
+        raise DataError(f"{where}: its card names the file {outside[0]!r}, which is not part of it; correct README.md")
 
 
 def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
