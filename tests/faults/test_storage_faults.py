@@ -46,6 +46,22 @@ def test_an_outage_of_40_seconds_costs_nothing_but_time(s3, objects, payload, tm
         assert store.verify(reference) == []
 
 
+def test_a_service_that_is_overloaded_for_half_a_minute_costs_nothing_but_time(
+    s3, objects, payload, tmp_path, monkeypatch
+):
+    with faulty_proxy(s3.url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = ArtifactStore(ObjectStore(objects.uri), tmp_path / "cache")
+        assert store.find("training", KEY) is None
+        fault = proxy.add("status", times=None, status=(503, "SlowDown"))
+        until = time.monotonic() + 30
+        meets = fault.meets
+        fault.meets = lambda method, path: time.monotonic() < until and meets(method, path)
+        reference = publish(store, payload)
+        assert fault.done > 3
+        assert store.verify(reference) == []
+
+
 def test_an_object_that_one_server_cannot_read_for_half_a_minute_is_not_damaged(
     s3, objects, payload, tmp_path, monkeypatch
 ):
