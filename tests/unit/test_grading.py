@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from ngrpo.evaluation import math_verify_pool
+from ngrpo.evaluation.comparison import judge
 from ngrpo.evaluation.grading import _PLAIN_NUMBER, Grade, Grader, extract_answer, gold_parses
-from ngrpo.evaluation.math_verify_worker import judge
 from ngrpo.training.rewards import CorrectnessReward
 
 ENDLESS = r"9^{9^{9^{9}}}"

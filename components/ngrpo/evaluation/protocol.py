@@ -22,7 +22,13 @@ PARTS: Mapping[str, str] = {
 }
 """The parts of a protocol, in the order in which a difference explains the others, in words."""
 
-_GRADER_SOURCES = ("grading.py", "answer_forms.py", "math_verify_pool.py", "math_verify_worker.py")
+_GRADER_SOURCES = (
+    "grading.py",
+    "answer_forms.py",
+    "comparison.py",
+    "math_verify_pool.py",
+    "math_verify_worker.py",
+)
 
 
 def benchmark_protocol(
