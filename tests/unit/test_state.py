@@ -1,9 +1,10 @@
 """State files: damage of every kind is one error that names the file and the cure, and a write is whole or did not happen."""
 
 import os
-from typing import NotRequired, TypedDict
+from typing import NotRequired
 
 import pytest
+from typing_extensions import TypedDict
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.state import DamagedStateError, parse_state, read_state, write_state

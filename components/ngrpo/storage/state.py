@@ -28,7 +28,8 @@ def parse_state(data: bytes, expected: type[T], *, where: object, cure: str) -> 
 
     Args:
         data: What was stored.
-        expected: Its type, as pydantic validates it in strict mode: a `TypedDict`, `dict[str, str]`, a model.
+        expected: Its type, as pydantic validates it in strict mode: a model, `dict[str, str]`, a `typing_extensions.TypedDict`
+            (before Python 3.12 pydantic takes no other).
         where: Path or address, for the error.
         cure: What to do about damage, for the error.
 
