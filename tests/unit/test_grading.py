@@ -136,7 +136,7 @@ CASES = [
     ("0.5", ".5", True, None),
     ("100000000000000000001", "100000000000000000000", False, None),
     ("100000000000000000001", "100000000000000000001", True, None),
-    ("0.00000001", "0.00000002", True, None),  # equal to six decimals
+    ("0.00000001", "0.00000002", False, None),  # both are six zeros when rounded, but they are not equal
     # fractions, powers, roots
     (r"\frac{1}{2}", "1/2", True, None),
     (r"\frac{1}{2}", "0.5", True, None),
@@ -196,7 +196,7 @@ CASES = [
     ("18", "eighteen", False, UNREAD),
     ("18", "not 17 but 18", False, None),
     # what math-verify cannot read is said, not swallowed
-    ("5", "5.", False, UNREAD),
+    ("5", "5.", True, None),  # the full stop of a sentence
     ("5", "⑤", False, UNREAD),
     ("⑤", "⑤", True, None),  # equal texts need no reading
     ("⑤", "5", False, UNREAD),
