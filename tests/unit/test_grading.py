@@ -19,8 +19,8 @@ from ngrpo.evaluation.comparison import judge
 from ngrpo.evaluation.grading import _PLAIN_NUMBER, Grade, Grader, extract_answer, gold_parses
 from ngrpo.training.rewards import CorrectnessReward
 
-ENDLESS = r"9^{9^{9^{9}}}"
-"""math-verify never finishes comparing this number with another."""
+ENDLESS = r"\sum_{a=1}^{9999}\sum_{b=1}^{9999}\sum_{c=1}^{9999}abc"
+"""A sum of 10^12 terms, which are added one by one."""
 
 MILLION = 1_000_000
 
@@ -521,7 +521,7 @@ def test_the_reward_function_of_trl(grader):
         prompts=[[{"role": "user", "content": "?"}]] * 4,
         completions=[
             [{"role": "assistant", "content": text}]
-            for text in (r"<think>\boxed{1}</think>\boxed{2}", r"\boxed{4/2}", "2", r"\boxed{2.}")
+            for text in (r"<think>\boxed{1}</think>\boxed{2}", r"\boxed{4/2}", "2", r"\boxed{2^}")
         ],
         answer=["2", "2", "2", "2"],
         completion_ids=[[1]] * 4,

@@ -134,6 +134,8 @@ def canonical(answer: str) -> str:
     for opening, closing in _DELIMITERS:
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening + closing):
             text = text[len(opening) : -len(closing)].strip()
+    while text.startswith("{") and _closes_at_end(text):
+        text = text[1:-1].strip()
     if not text.isascii():
         text = "".join(map(_character, text))
         for rule, spelling in _UNICODE_RULES:
@@ -145,6 +147,16 @@ def canonical(answer: str) -> str:
     if _NO_SOLUTION.fullmatch(words):
         return r"\emptyset"
     return r"\cup".join(map(_usual_brackets, text.split(r"\cup"))).strip()
+
+
+def _closes_at_end(text: str) -> bool:
+    r"""Whether the brace at the start of a text is closed by its last character: `{5}`, not `{5}+{6}` or `\{5\}`."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0 and match[0] == "}":
+            return match.end() == len(text)
+    return False
 
 
 def several_numbers(answer: str) -> bool:

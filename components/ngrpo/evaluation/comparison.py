@@ -6,6 +6,7 @@ relations by their parts. Words and units count (`ngrpo.evaluation.quantities`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
@@ -41,8 +42,8 @@ _PLACES, _SIGNIFICANT = 6, 4
 """A decimal fraction of so many places and digits may be the rounded value of a number that has more."""
 
 
-class _GoldError(ValueError):
-    """The gold answer, not the answer, cannot be compared."""
+_FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{|(?=\d+/))(\d{1,20})(?:\}\{|/)(\d{1,20})(?:(?<=\d)\}|(?<=\d))")
+"""A fraction of whole numbers, for which no parser is needed."""
 
 
 def respond(gold: str, answer: str | None) -> tuple[bool, str | None]:
@@ -51,8 +52,6 @@ def respond(gold: str, answer: str | None) -> tuple[bool, str | None]:
         if answer is None:
             return _parses(gold), None
         return judge(gold, answer)
-    except _GoldError as error:
-        return False, f"the gold answer cannot be parsed: {error}"[:200]
     except UndefinedError as error:
         return False, f"the gold answer has no value: {error}"[:200]
     except Exception as error:  # the parser raises what it likes, and no answer may end the run
@@ -65,6 +64,9 @@ def judge(gold: str, answer: str) -> tuple[bool, str | None]:
         return True, None
     if is_text(gold):
         return False, None
+    fractions = [_FRACTION.fullmatch(text) for text in (gold, answer)]
+    if all(match and int(match[3]) for match in fractions):
+        return len({_fraction(match) for match in fractions}) == 1, None
     expected, given = quantities(gold), quantities(answer)
     for name, parts in (("gold answer", expected), ("answer", given)):
         try:
@@ -75,6 +77,10 @@ def judge(gold: str, answer: str) -> tuple[bool, str | None]:
     if len(expected) != len(given):
         return False, None
     return all(_same_quantity(*pair) for pair in zip(expected, given, strict=True)), None
+
+
+def _fraction(match: Any) -> Fraction:
+    return Fraction(int(match[1] + match[2]), int(match[3]))
 
 
 def _parses(gold: str) -> bool:
@@ -259,7 +265,8 @@ def _same_at(gold: Any, answer: Any, seed: int | None, whole: bool = False) -> b
         return False
     # Equal so far: what is left is the rounding, which gets smaller with more digits, or a difference, which does not.
     *_, closer, _ = _values(gold, answer, seed, whole, _MORE_DIGITS)
-    return bool(not closer or closer < distance * Valuation(_DIGITS).context.mpf(10) ** -(_DIGITS // 2))
+    ten = Valuation(_MORE_DIGITS).context.mpf(10)
+    return bool(closer <= (distance + scale * ten**-_DIGITS) * ten ** -(_DIGITS // 2))
 
 
 def _values(gold: Any, answer: Any, seed: int | None, whole: bool, digits: int) -> tuple[Any, Any, Any, bool]:
@@ -421,7 +428,17 @@ def _below_zero(relation: Any) -> tuple[type, Any]:
     kind = type(relation)
     first, second = (relation.rhs, relation.lhs) if kind in kinds else (relation.lhs, relation.rhs)
     difference = sympy.Add(first, sympy.Mul(-1, second, evaluate=False), evaluate=False)
+    if kind is sympy.Eq and _has_small_quotient(difference):
+        difference = sympy.fraction(sympy.together(difference))[0]  # y = 1/x is xy = 1
     return kinds.get(kind, kind), difference
+
+
+def _has_small_quotient(node: Any) -> bool:
+    """Whether an expression has a variable in a denominator, and only powers that can be multiplied out."""
+    powers = [part for part in nodes(node) if isinstance(part, sympy.Pow)]
+    return any(_names(power.base) and power.exp.could_extract_minus_sign() for power in powers) and all(
+        isinstance(power.exp, sympy.Rational) and abs(power.exp) <= 20 for power in powers
+    )
 
 
 def _ratio(first: Any, second: Any) -> Any | None:

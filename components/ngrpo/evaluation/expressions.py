@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import sympy
+import sympy.tensor.tensor  # sympy loads it with its first sum, when the process that grades may read no file any more
 from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 from latex2sympy2_extended.logic import And
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex

@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from fractions import Fraction
 from functools import cache
 from types import TracebackType
 from typing import Self
@@ -29,8 +28,6 @@ _LETTER = re.compile(r"^[ \t]*Answer: ([A-Z])[ \t\r]*$", re.MULTILINE)
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?=[0-9])0*+(?:[0-9]{0,15}|[0-9]{0,9}\.[0-9]{1,6}0*+)")
 """Numbers that math-verify compares exactly, however many zeros they are padded with: it rounds to six decimals."""
-
-_FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{|(?=\d+/))(\d{1,20})(?:\}\{|/)(\d{1,20})(?:(?<=\d)\}|(?<=\d))")
 
 _LONGEST_ANSWER = 4096
 """Characters. Real answers have a few hundred at most, and the parser's time grows faster than their length."""
@@ -176,16 +173,8 @@ def _decide(answer: str, gold: str) -> Response | None:
 
 
 def _decide_by_form(answer: str, gold: str) -> Response | None:
-    """Return the verdict on two canonical answers that the parser would multiply, or that need no parser, else none."""
+    """Return the verdict on two canonical answers of which the parser would multiply parts that belong to no product, else none."""
     for name, text in (("gold answer", gold), ("answer", answer)):
         if several_numbers(text):
             return False, f"the {name} is several numbers with nothing between them"
-    expected, given = _FRACTION.fullmatch(gold), _FRACTION.fullmatch(answer)
-    if expected and given and int(expected[3]) and int(given[3]):
-        return _fraction(expected) == _fraction(given), None
     return None
-
-
-def _fraction(match: re.Match[str]) -> Fraction:
-    value = Fraction(int(match[2]), int(match[3]))
-    return -value if match[1] == "-" else value

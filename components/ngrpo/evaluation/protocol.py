@@ -26,6 +26,10 @@ _GRADER_SOURCES = (
     "grading.py",
     "answer_forms.py",
     "comparison.py",
+    "expressions.py",
+    "quantities.py",
+    "units.py",
+    "values.py",
     "math_verify_pool.py",
     "math_verify_worker.py",
 )
@@ -79,7 +83,7 @@ def revisions(dataset: Path) -> dict[str, str | None]:
 def grader_version() -> str:
     """Return the digest of what decides on an answer: our rules and the library that compares expressions."""
     sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _GRADER_SOURCES]
-    return _digest([*sources, *(version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy"))])
+    return _digest([*sources, *(version(name) for name in ("latex2sympy2_extended", "sympy", "mpmath"))])
 
 
 def difference(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> str | None:

@@ -85,6 +85,10 @@ _SIGN = rf"(?:\\?\$|[{''.join(CURRENCIES)}])"
 _MONEY_BEFORE = re.compile(rf"^((?:[^=]*=)?\s*[+-]?)\s*({_SIGN})\s*(?=[\d.\\])")
 _MONEY_AFTER = re.compile(rf"(?<=[\d}})])\s*({_SIGN})$")
 _NAMED = re.compile(rf"^\s*(?:{_TEXT.pattern}\s*)+=")
+_QUOTIENT = re.compile(rf"\\[dt]?frac\s*\{{\s*{_TEXT.pattern}\s*\}}\s*\{{\s*{_TEXT.pattern}\s*\}}")
+_ANGLE = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))")
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_HALF_OF_DAY = re.compile(r"(?<![A-Za-z])([ap])\.\s?m(?![A-Za-z])\.?", re.IGNORECASE)
 _EDGES = re.compile(r"^[\s,;]+|[\s,;]+$")
 
 
@@ -110,7 +114,9 @@ def is_text(answer: str) -> bool:
 
 def quantities(answer: str) -> tuple[Quantity, ...]:
     """Split an answer into numbers and the words beside each; one where it has none."""
-    text = _NAMED.sub("", _mark_words(answer))
+    text = _NAMED.sub("", _mark_words(_HALF_OF_DAY.sub(r"\1m", _QUOTIENT.sub(r"\\text{\1/\2}", answer))))
+    if _TRIGONOMETRY.search(text):
+        text = _ANGLE.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
     pieces: list[tuple[str, str]] = []
     number, position = "", 0
     for match in _TEXT.finditer(text):
