@@ -22,7 +22,12 @@ from ngrpo.evaluation.math_verify_pool import MathVerifyPool, Request, Response
 
 _END_OF_THOUGHT = "</think>"
 _BOX = r"\\boxed\s*\{"
-_BRACES = re.compile(rf"(?P<box>{_BOX})|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{)))|(?P<open>\{{)|(?P<close>\}})")
+_BARE = r"\\boxed\s+(?P<bare>[+-]?\d+(?:[.,]\d+)*(?:/\d+)?|[A-Z](?![A-Za-z])|-?\\[dt]?frac(?:\{[^{}]*\}){2})"
+"""A box without braces, of which a person takes the whole number for the content, and TeX the first digit."""
+
+_BRACES = re.compile(
+    rf"(?P<box>{_BOX})|{_BARE}|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{)))|(?P<open>\{{)|(?P<close>\}})"
+)
 
 _LETTER = re.compile(r"^[ \t]*Answer: ([A-Z])[ \t\r]*$", re.MULTILINE)
 
@@ -52,13 +57,13 @@ def extract_answer(text: str) -> str | None:
     r"""Return the answer of a response: the content of the last balanced \boxed{} after the last `</think>`.
 
     A text without `</think>` counts as a whole. Of nested boxes the inner one counts. Escaped braces are characters of the
-    answer (a set is written `\{1, 2\}`). Takes time proportional to the length of the text.
+    answer (a set is written `\{1, 2\}`). A number, a letter or a fraction may stand without braces (`\boxed 2`). Takes time proportional to the length of the text.
 
     Returns:
         The content without surrounding white space; none where there is no such box or it is empty.
     """
     text = text.rpartition(_END_OF_THOUGHT)[2]
-    first = re.search(_BOX, text)
+    first = re.search(rf"{_BOX}|{_BARE}", text)
     if first is None:
         return None
     answer, latest = "", -1
@@ -66,6 +71,8 @@ def extract_answer(text: str) -> str | None:
     for match in _BRACES.finditer(text, first.start()):
         if match["box"] is not None:
             opened.append(match.end())
+        elif match["bare"] is not None:
+            answer, latest = match["bare"], match.start("bare")
         elif match["open"] is not None:
             opened.append(None)
         elif match["close"] is not None and opened:
