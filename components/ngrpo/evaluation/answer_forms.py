@@ -106,10 +106,17 @@ _RULES: tuple[_Rule, ...] = (
         ),
         _repeating,
     ),
+    (re.compile(r"(?<=\d)\{([.,:])\}(?=\d)"), r"\1"),
     (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])"), _without_commas),
+    (
+        re.compile(
+            r"\\(?:mathrm|text|operatorname)\s*\{\s*(arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm|max|min|det)\s*\}"
+            r"(?=\s*[({_^\\\dA-Za-z])"
+        ),
+        r"\\\1 ",
+    ),
     (re.compile(r"([A-Za-z])('+)(?![A-Za-z])"), _primed),
     (re.compile(r"\\varnothing|(?:\\left\s*)?\\\{\s*(?:\\right\s*)?\\\}"), r"\\emptyset "),
-    (re.compile(r"(?<=\d)\{([.:])\}(?=\d)"), r"\1"),
     (re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{_GAP}\d{{3}})+(?!\d)"), _without_gaps),
     (re.compile(r"^([+-]?\d+)\s+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
     (re.compile(rf"\^\s*(\\[dtc]?frac{_ARGUMENT}{_ARGUMENT})"), r"^{\1}"),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import sympy
@@ -189,7 +190,7 @@ def _result(node: Any) -> Any | None:
         return None
     for step in steps:
         sides = (step.lhs, step.rhs)
-        if all(isinstance(side, sympy.Expr) and not _names(side) for side in sides) and not match(*sides):
+        if all(isinstance(side, sympy.Expr) and not _names(side) for side in sides) and not _consistent(*sides):
             return None
     if len(steps) == 1 and isinstance(steps[0].rhs, sympy.Symbol) and not _names(steps[0].lhs):
         return steps[0].lhs
@@ -197,9 +198,21 @@ def _result(node: Any) -> Any | None:
     values = [
         side for step in steps for side in (step.lhs, step.rhs) if isinstance(side, sympy.Expr) and not _names(side)
     ]
-    if any(not match(first, second) for first, second in zip(values, values[1:], strict=False)):
+    if any(not _consistent(first, second) for first, second in pairwise(values)):
         return None
     return steps[-1].rhs
+
+
+def _consistent(first: Any, second: Any) -> bool:
+    """Whether two sides of an equation are equal, or one is the other rounded: `25\\pi = 78.54`."""
+    if match(first, second):
+        return True
+    for short, long in ((first, second), (second, first)):
+        if isinstance(short, sympy.Float):
+            rounded, at = decimal(short), Valuation(_DIGITS)
+            value = at.inexact(at.of(long))
+            return bool(abs(at.inexact(rounded) - value) * 2 * 10 ** _places(rounded) <= 1 + 1e-9)
+    return False
 
 
 # --- numbers and expressions ------------------------------------------------------------------------------------------
@@ -288,7 +301,7 @@ def _rounded(gold: Any, answer: Any) -> bool:
     for short, long in ((answer, gold), (gold, answer)):
         if isinstance(short, sympy.Float):
             rounded = decimal(short)
-            places = next(n for n in range(100) if (rounded * 10**n).denominator == 1)
+            places = _places(rounded)
             if places < _PLACES or len(str(abs(int(rounded * 10**places)))) < _SIGNIFICANT:
                 continue
             value = Valuation(_DIGITS).of(long)
@@ -307,6 +320,11 @@ def _rounded(gold: Any, answer: Any) -> bool:
             ):
                 return True
     return False
+
+
+def _places(value: Fraction) -> int:
+    """Return the number of decimal places of a decimal fraction of at most 90."""
+    return next(n for n in range(91) if (value * 10**n).denominator == 1)
 
 
 def _power(number: int, prime: int) -> int:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import sympy
@@ -30,7 +31,7 @@ _NAME = re.compile(r"\\?[A-Za-z\u0370-\u03ff](?:[A-Za-z0-9\u0370-\u03ff]|[_\\ ,]
 _LONGEST_NAME = 100
 
 _NORMALISED = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
-_LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/\d{4}|\d{4}-\d\d-\d\d")
+_LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/(?:\d\d){1,2}|\d{4}-\d\d-\d\d")
 """A time or a date, which is neither a quotient nor a difference."""
 
 _BASED = re.compile(r"\(?(?<![\w.])(\d+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(\d+)\s*\}?\s*\}|(\d))")
@@ -135,12 +136,16 @@ class _Reader(_Latex2Sympy):
         return Items(*elements[0]) if len(elements) == 1 else Items(*(Row(*element) for element in elements))
 
     def convert_ordered_tuple(self, expr: Any) -> Any:
-        elements = sum(self.convert_semicolon_elements(expr.semicolon_elements()), [])
+        elements = [*chain.from_iterable(self.convert_semicolon_elements(expr.semicolon_elements()))]
         return elements[0] if len(elements) == 1 else Row(*elements)
 
     def convert_finite_set(self, expr: Any) -> Any:
         content = self.convert_semicolon_elements(expr.semicolon_elements())
-        return self.convert_elements_to_set_or_tuple(content) if expr.BOXED_CMD() else Braces(*sum(content, []))
+        return (
+            self.convert_elements_to_set_or_tuple(content)
+            if expr.BOXED_CMD()
+            else Braces(*chain.from_iterable(content))
+        )
 
     def convert_set_minus(self, expr: Any) -> Any:
         if expr.union_expr():

@@ -71,13 +71,14 @@ _BOUNDS = (
     (r"about|approximately|approx|around|roughly|nearly|almost|circa", "~"),
 )
 _BOUND_WORDS = set(re.findall("[a-z]+", " ".join(pattern for pattern, _ in _BOUNDS))) - {"a", "of", "or", "and", "no"}
+_NEGATIVE = {"negative", "minus"}
 _CONNECTIVES = {"and", "or"}
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "sqrt", "pi", "inf", "infinity", "frac", "exp"}
 
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mathrm|mathsf|mathit|mbox|hbox)\s*\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mathrm|mathsf|mathit|mbox|hbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SPACE = re.compile(r"(?:\\[ ,;:!]|\\q?quad(?![A-Za-z])|[~\s])+")
 _NUMBER_IN_TEXT = re.compile(r"(?<![\^\d.,/{A-Za-z])-?\d+(?:[.,/]\d+)*(?:\s+\d+/\d+)?")
-_BARE = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+(?:(?:\s+|\s*/\s*|-)[A-Za-z]+)*(?:\^\{?-?\d\}?)?")
+_BARE = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+(?:(?:\.?\s+|\s*/\s*|-)[A-Za-z]+)*(?:\^\{?-?\d\}?)?")
 _TO_UNIT = re.compile(r"(\^\s*\{?\s*[+-]?\d\s*\}?)?\s*(/|\\cdot|\\times)?")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))$")
 _PERCENT = re.compile(r"\s*\\?%$")
@@ -89,6 +90,7 @@ _QUOTIENT = re.compile(rf"\\[dt]?frac\s*\{{\s*{_TEXT.pattern}\s*\}}\s*\{{\s*{_TE
 _ANGLE = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _HALF_OF_DAY = re.compile(r"(?<![A-Za-z])([ap])\.\s?m(?![A-Za-z])\.?", re.IGNORECASE)
+_MONEY_IN_TEXT = re.compile(rf"(\\(?:text|mathrm|mbox)\s*\{{)\s*(\\\$|[{''.join(CURRENCIES)}])")
 _EDGES = re.compile(r"^[\s,;]+|[\s,;]+$")
 
 
@@ -103,6 +105,8 @@ def is_text(answer: str) -> bool:
     text = _plain(answer)
     if text is None or not text[0].isalpha():
         return False
+    if len(text) == 1:
+        return _TEXT.search(answer) is not None
     words = re.findall("[a-z]+", text)
     unknown = [word for word in words if not _known(word) and word not in _CONNECTIVES | _FUNCTIONS]
     if _TEXT.search(answer):
@@ -114,6 +118,7 @@ def is_text(answer: str) -> bool:
 
 def quantities(answer: str) -> tuple[Quantity, ...]:
     """Split an answer into numbers and the words beside each; one where it has none."""
+    answer = _MONEY_IN_TEXT.sub(r"\2\1", answer)
     text = _NAMED.sub("", _mark_words(_HALF_OF_DAY.sub(r"\1m", _QUOTIENT.sub(r"\\text{\1/\2}", answer))))
     if _TRIGONOMETRY.search(text):
         text = _ANGLE.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
@@ -124,7 +129,7 @@ def quantities(answer: str) -> tuple[Quantity, ...]:
             continue
         number += text[position : match.start()]
         position = match.end()
-        words = _SPACE.sub(" ", match[1]).strip(" ,;.").lower()
+        words = _SPACE.sub(" ", re.sub(r"\\(?:cdot|times)(?![A-Za-z])", " ", match[1])).strip(" ,;.").lower()
         if not words or set(words.split()) <= _CONNECTIVES:
             number += match[0] if words else " "
             continue
@@ -143,10 +148,13 @@ def quantities(answer: str) -> tuple[Quantity, ...]:
     if pieces and not _tidy(pieces[0][0]) and (len(pieces) > 1 or _tidy(number)):
         # Words before the first number.
         first = pieces.pop(0)[1]
-        if pieces:
-            pieces[0] = (pieces[0][0], f"{first} {pieces[0][1]}")
+        if not pieces:
+            pieces, number = [(number, "")], ""
+        value, words = pieces[0]
+        if first in _NEGATIVE:
+            pieces[0] = (f"-{_tidy(value)}", words)
         else:
-            pieces, number = [(number, first)], ""
+            pieces[0] = (value, f"{first} {words}")
     if _tidy(number) or not pieces:
         pieces.append((number, ""))
     parts = tuple(_quantity(*piece) for piece in pieces)
@@ -251,13 +259,13 @@ def _numbers_out(match: re.Match[str]) -> str:
 def _beside_number(text: str, match: re.Match[str]) -> bool:
     """Whether bare letters are known words beside a number, and no product of variables."""
     words = re.findall("[a-z]+", re.sub(r"\^.*", "", match[0].lower()))
-    if not all(_known(word) or word in _CONNECTIVES or word in ("a", "of", "than", "no") for word in words):
+    if not all(_known(word) or word in _CONNECTIVES | _NEGATIVE or word in ("a", "of", "than", "no") for word in words):
         return False
     if set(words) <= _CONNECTIVES:
         return False
     before, after = text[: match.start()], text[match.end() :]
     if not before.strip():
-        return words[0] in _BOUND_WORDS | {"no", "exactly"} and after[:1].isspace()
+        return words[0] in _BOUND_WORDS | _NEGATIVE | {"no", "exactly"} and after[:1].isspace()
     if not re.search(r"[\d})%$]\s*$", before):
         return False
     if len(words) == 1 and len(words[0]) == 1:

@@ -104,15 +104,16 @@ _SPELLINGS = {
     "ferry": "ferry ferries",
 }
 _COUNTED = (
-    "apple arrangement ball balloon banana bean bird bit block board boat bolt book boat bottle bowl box boy brick bus byte cake calorie "
-    "can candle car card case cat chair chapter chicken chip choice class club coin color colour combination cookie cow crayon cube cupcake "
-    "customer cycle desk diagonal digit divisor dog donut doughnut dot edge egg element employee envelope event face factor fish flower "
-    "friend game gift girl goal goat grape group guest hat head hen hole horse house integer intersection item jar job key kid lap leaf lemon "
-    "letter light line lion marble mark match meal member mistake monkey move multiple muffin number nut orange outcome outfit page pair "
-    "pancake part passenger path peach pear pen pencil permutation photo pie piece pigeon pizza plant plate player point prime prize problem "
-    "pupil question rabbit rectangle ribbon road rock room root rose rotation round route row score seat section set shape sheep shelf shirt "
-    "shoe side sock solution song square staff stamp star step stick sticker stone student subset sum sweet table task teacher team term "
-    "ticket tile time toy train tree triangle trip truck value visitor vote voter way win word worker zero"
+    "apple arrangement ball balloon banana bean bird bit block board boat bolt book bottle bowl box boy brick bus byte cake "
+    "calorie can candle car card case cat chair chapter chicken chip choice class club coin color colour combination cookie cow "
+    "crayon cube cupcake customer cycle desk diagonal digit divisor dog donut doughnut dot edge egg element employee envelope "
+    "event face fish flower friend game gift girl goal goat grape group guest hat head hen hole horse house integer intersection "
+    "item jar job key kid lap leaf lemon letter light line lion marble mark match meal member mistake monkey move multiple muffin "
+    "nut orange outcome outfit page pancake part passenger path peach pear pen pencil permutation photo pie piece pigeon pizza "
+    "plant plate player point prime prize problem pupil question rabbit rectangle ribbon road rock room rose rotation round route "
+    "row seat section set shape sheep shelf shirt shoe side sock solution song staff stamp star step stick sticker stone student "
+    "subset sweet table task teacher team term ticket tile time toy train tree triangle trip truck value visitor vote voter way "
+    "win word worker "
 )
 _SQUARED, _CUBED = {"square", "sq"}, {"cubic", "cu"}
 _WHOLE = {

@@ -51,6 +51,7 @@ class Calculus(sympy.Expr):
 
     @property
     def free_symbols(self) -> set[sympy.Basic]:
+        """Variables, without the one that it runs over."""
         term, variable, first, last = self.args
         return (term.free_symbols - {variable}) | first.free_symbols | last.free_symbols
 
@@ -146,27 +147,27 @@ class Valuation:
         sign = draw.choice((-1, 1)) if str(self._seed).startswith("-") else 1
         return sign * Fraction(draw.randrange(101, 997), draw.randrange(101, 499))
 
-    def symbol(self, node: Any) -> Number:
+    def _symbol(self, node: Any) -> Number:
         return self.variable(node.name)
 
-    def unknown(self, node: Any) -> Number:
+    def _unknown(self, node: Any) -> Number:
         """Value of an unknown function, which depends on its name and on the values of its arguments."""
         values = [self._of(argument) for argument in node.args]
         return self.variable(f"{node.func.__name__}({values})")
 
-    def add(self, node: Any) -> Number:
-        return self._sum([self._of(part) for part in node.args])
+    def _add(self, node: Any) -> Number:
+        return self._total([self._of(part) for part in node.args])
 
-    def _sum(self, parts: list[Number]) -> Number:
+    def _total(self, parts: list[Number]) -> Number:
         exact = sum((part for part in parts if isinstance(part, Fraction)), Fraction(0))
         self._within(exact)
         rest = [part for part in parts if not isinstance(part, Fraction)]
         return self.context.fsum([*rest, self.inexact(exact)]) if rest else exact
 
-    def multiply(self, node: Any) -> Number:
-        return self._product([self._of(part) for part in node.args])
+    def _multiply(self, node: Any) -> Number:
+        return self._times([self._of(part) for part in node.args])
 
-    def _product(self, parts: list[Number]) -> Number:
+    def _times(self, parts: list[Number]) -> Number:
         exact, rest = Fraction(1), []
         for part in parts:
             if isinstance(part, Fraction):
@@ -185,7 +186,7 @@ class Valuation:
         if max(exact.numerator.bit_length(), exact.denominator.bit_length()) > 4 * _BITS:
             raise TooLargeError("a number has too many digits")
 
-    def power(self, node: Any) -> Number:
+    def _power(self, node: Any) -> Number:
         return self.raised(self._of(node.args[0]), self._of(node.args[1]))
 
     def raised(self, base: Number, exponent: Number) -> Number:
@@ -226,7 +227,7 @@ class Valuation:
             return None
         raise TooLargeError("a power has too many digits")
 
-    def exponential(self, node: Any) -> Number:
+    def _exponential(self, node: Any) -> Number:
         value = self._of(node.args[0])
         if value == 0:
             return Fraction(1)
@@ -234,7 +235,7 @@ class Valuation:
             raise TooLargeError("an exponential has too many digits")
         return self.context.exp(self.inexact(value))
 
-    def logarithm(self, node: Any) -> Number:
+    def _logarithm(self, node: Any) -> Number:
         values = [self._of(argument) for argument in node.args]
         value, base = (*values, None)[:2]
         if value == 0 or base in (0, 1):
@@ -250,25 +251,25 @@ class Valuation:
                 return nearest
         return quotient
 
-    def absolute(self, node: Any) -> Number:
+    def _absolute(self, node: Any) -> Number:
         return abs(self._of(node.args[0]))
 
-    def floor(self, node: Any) -> Number:
+    def _floor(self, node: Any) -> Number:
         value = self._of(node.args[0])
         return Fraction(math.floor(value)) if isinstance(value, Fraction) else self.context.floor(value)
 
-    def ceiling(self, node: Any) -> Number:
+    def _ceiling(self, node: Any) -> Number:
         value = self._of(node.args[0])
         return Fraction(math.ceil(value)) if isinstance(value, Fraction) else self.context.ceil(value)
 
-    def modulo(self, node: Any) -> Number:
+    def _modulo(self, node: Any) -> Number:
         value, modulus = (self._of(argument) for argument in node.args)
         if isinstance(value, Fraction) and isinstance(modulus, Fraction):
             return value % modulus
         value, modulus = self.inexact(value), self.inexact(modulus)
         return value - modulus * self.context.floor(value / modulus)
 
-    def factorial(self, node: Any) -> Number:
+    def _factorial(self, node: Any) -> Number:
         value = self._of(node.args[0])
         if isinstance(value, Fraction) and value.denominator == 1:
             if value < 0:
@@ -280,13 +281,13 @@ class Valuation:
             raise TooLargeError("a factorial has too many digits")
         return self.context.gamma(self.inexact(value) + 1)
 
-    def gamma(self, node: Any) -> Number:
+    def _gamma(self, node: Any) -> Number:
         value = self._of(node.args[0])
         if abs(value) > 10**6:
             raise TooLargeError("a factorial has too many digits")
         return self.context.gamma(self.inexact(value))
 
-    def binomial(self, node: Any) -> Number:
+    def _binomial(self, node: Any) -> Number:
         upper, lower = (self._of(argument) for argument in node.args)
         if all(isinstance(value, Fraction) and value.denominator == 1 for value in (upper, lower)) and upper >= 0:
             n, k = int(upper), int(lower)
@@ -299,17 +300,17 @@ class Valuation:
             raise TooLargeError("a binomial coefficient has too many digits")
         return self.context.binomial(self.inexact(upper), self.inexact(lower))
 
-    def extreme(self, choose: Callable[..., Number], node: Any) -> Number:
+    def _extreme(self, choose: Callable[..., Number], node: Any) -> Number:
         values = [self._of(argument) for argument in node.args]
         if any(isinstance(value, self.context.mpc) for value in values):
             raise UndefinedError("complex numbers have no order")
         return choose(values, key=self.inexact)
 
-    def sum(self, node: Any) -> Number:
-        return self._repeated(node, self._sum, "nsum")
+    def _sum(self, node: Any) -> Number:
+        return self._repeated(node, self._total, "nsum")
 
-    def product(self, node: Any) -> Number:
-        return self._repeated(node, self._product, "nprod")
+    def _product(self, node: Any) -> Number:
+        return self._repeated(node, self._times, "nprod")
 
     def _repeated(self, node: Any, combine: Callable[[list[Number]], Number], limit: str) -> Number:
         term, variable, first, last = node.args
@@ -332,7 +333,7 @@ class Valuation:
             self._bound = outer
         return combine(values)
 
-    def integral(self, node: Any) -> Number:
+    def _integral(self, node: Any) -> Number:
         term, variable, first, last = node.args
         ends = [
             end * self.context.inf if (end := _infinite(part)) else self.inexact(self._of(part))
@@ -397,23 +398,23 @@ def _function(name: str) -> Callable[[Valuation, Any], Number]:
 _RULES: dict[type, Callable[[Valuation, Any], Number]] = {
     sympy.Rational: _rational,
     sympy.Float: lambda _valuation, node: decimal(node),
-    sympy.Symbol: Valuation.symbol,
-    AppliedUndef: Valuation.unknown,
+    sympy.Symbol: Valuation._symbol,
+    AppliedUndef: Valuation._unknown,
     Based: lambda valuation, node: valuation.variable(f"{node.args[0].name} in base {node.args[1].name}"),
-    sympy.Add: Valuation.add,
-    sympy.Mul: Valuation.multiply,
-    sympy.Pow: Valuation.power,
-    sympy.exp: Valuation.exponential,
-    sympy.log: Valuation.logarithm,
-    sympy.Abs: Valuation.absolute,
-    sympy.floor: Valuation.floor,
-    sympy.ceiling: Valuation.ceiling,
-    sympy.Mod: Valuation.modulo,
-    sympy.factorial: Valuation.factorial,
-    sympy.gamma: Valuation.gamma,
-    sympy.binomial: Valuation.binomial,
-    sympy.Max: lambda valuation, node: valuation.extreme(max, node),
-    sympy.Min: lambda valuation, node: valuation.extreme(min, node),
+    sympy.Add: Valuation._add,
+    sympy.Mul: Valuation._multiply,
+    sympy.Pow: Valuation._power,
+    sympy.exp: Valuation._exponential,
+    sympy.log: Valuation._logarithm,
+    sympy.Abs: Valuation._absolute,
+    sympy.floor: Valuation._floor,
+    sympy.ceiling: Valuation._ceiling,
+    sympy.Mod: Valuation._modulo,
+    sympy.factorial: Valuation._factorial,
+    sympy.gamma: Valuation._gamma,
+    sympy.binomial: Valuation._binomial,
+    sympy.Max: lambda valuation, node: valuation._extreme(max, node),
+    sympy.Min: lambda valuation, node: valuation._extreme(min, node),
     sympy.UnevaluatedExpr: lambda valuation, node: valuation._of(node.args[0]),
     type(sympy.S.Pi): lambda valuation, _node: +valuation.context.pi,
     type(sympy.S.Exp1): lambda valuation, _node: +valuation.context.e,
@@ -423,9 +424,9 @@ _RULES: dict[type, Callable[[Valuation, Any], Number]] = {
     type(sympy.S.NegativeInfinity): _undefined,
     type(sympy.S.ComplexInfinity): _undefined,
     type(sympy.S.NaN): _undefined,
-    Sum: Valuation.sum,
-    Product: Valuation.product,
-    Integral: Valuation.integral,
+    Sum: Valuation._sum,
+    Product: Valuation._product,
+    Integral: Valuation._integral,
     **{
         getattr(sympy, name): _function(name)
         for name in (
