@@ -239,7 +239,7 @@ def test_no_answer_scores_zero_and_is_no_error(grader):
     assert grades == [Grade(False, None, None), Grade(False, None, None), Grade(True, "5", None)]
 
 
-def test_plain_numbers_are_decided_as_math_verify_decides_them():
+def test_plain_numbers_are_decided_as_a_process_decides_them():
     random_ = random.Random(0)
 
     def number() -> str:

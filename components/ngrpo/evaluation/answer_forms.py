@@ -167,7 +167,7 @@ def _closes_at_end(text: str) -> bool:
 
 
 def several_numbers(answer: str) -> bool:
-    """Whether it is numbers with nothing between them, which math-verify adds or multiplies."""
+    """Whether it is numbers with nothing between them, which the parser adds or multiplies."""
     return _NUMBERS.fullmatch(answer) is not None
 
 

@@ -32,7 +32,8 @@ from ngrpo.evaluation.expressions import (
     nodes,
     read,
 )
-from ngrpo.evaluation.quantities import Quantity, is_text, quantities, same_text, units_agree
+from ngrpo.evaluation.quantities import Quantity, is_text, quantities, same_text
+from ngrpo.evaluation.units import PERCENT, units_agree
 from ngrpo.evaluation.values import Calculus, UndefinedError, UnreadError, Valuation, decimal
 
 _DIGITS, _MORE_DIGITS = 120, 360
@@ -101,10 +102,9 @@ def _same_quantity(gold: Quantity, answer: Quantity) -> bool:
     if gold.words != answer.words or gold.bound != answer.bound or not units_agree(gold.unit, answer.unit):
         return False
     expected, given = read(gold.number), read(answer.number)
-    percent = (("percent", 1),)
-    if percent in (gold.unit, answer.unit) and gold.unit != answer.unit:
+    if PERCENT in (gold.unit, answer.unit) and gold.unit != answer.unit:
         value = Fraction(1, 100)
-        if gold.unit == percent:
+        if gold.unit == PERCENT:
             return _same(expected, given, gold.factor, answer.factor) or _same(
                 expected, given, gold.factor * value, answer.factor
             )
@@ -204,7 +204,7 @@ def _result(node: Any) -> Any | None:
 
 
 def _consistent(first: Any, second: Any) -> bool:
-    """Whether two sides of an equation are equal, or one is the other rounded: `25\\pi = 78.54`."""
+    r"""Whether two sides of an equation are equal, or one is the other rounded: `25\pi = 78.54`."""
     if match(first, second):
         return True
     for short, long in ((first, second), (second, first)):

@@ -281,7 +281,7 @@ def _listed(text: str) -> Any:
 
 def _elements(texts: list[str]) -> list[Any]:
     r"""Parse the elements of a list; `\pm 1` is two."""
-    elements = []
+    elements: list[Any] = []
     for text in texts:
         element = _listed(text.strip())
         elements += element.args if isinstance(element, Items) and r"\pm" in text else [element]

@@ -1,8 +1,8 @@
 r"""Grading: where the answer of a response is, and whether it equals the gold answer.
 
 The answer is the content of the last balanced \boxed{} after `</think>`. Equal texts and plain numbers are decided here; all
-else, in the spelling of `ngrpo.evaluation.answer_forms`, by math-verify in isolated processes with a time limit. The same rules
-grade benchmarks and give the rewards of training.
+else, in the spelling of `ngrpo.evaluation.answer_forms`, by `ngrpo.evaluation.comparison` in isolated processes with a time limit.
+The same rules grade benchmarks and give the rewards of training.
 Multiple-choice questions are answered by a letter, and that is compared (`grade_letter`).
 """
 
@@ -32,7 +32,7 @@ _BRACES = re.compile(
 _LETTER = re.compile(r"^[ \t]*Answer: ([A-Z])[ \t\r]*$", re.MULTILINE)
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?=[0-9])0*+(?:[0-9]{0,15}|[0-9]{0,9}\.[0-9]{1,6}0*+)")
-"""Numbers that math-verify compares exactly, however many zeros they are padded with: it rounds to six decimals."""
+"""Numbers that are compared here, however many zeros they are padded with; longer ones may be rounded values."""
 
 _LONGEST_ANSWER = 4096
 """Characters. Real answers have a few hundred at most, and the parser's time grows faster than their length."""
@@ -57,7 +57,8 @@ def extract_answer(text: str) -> str | None:
     r"""Return the answer of a response: the content of the last balanced \boxed{} after the last `</think>`.
 
     A text without `</think>` counts as a whole. Of nested boxes the inner one counts. Escaped braces are characters of the
-    answer (a set is written `\{1, 2\}`). A number, a letter or a fraction may stand without braces (`\boxed 2`). Takes time proportional to the length of the text.
+    answer (a set is written `\{1, 2\}`). A number, a letter or a fraction may stand without braces (`\boxed 2`).
+    Takes time proportional to the length of the text.
 
     Returns:
         The content without surrounding white space; none where there is no such box or it is empty.
@@ -96,7 +97,7 @@ def grade_letter(text: str, gold: str) -> Grade:
 class Grader:
     """Grades responses by the rules of this module.
 
-    Its processes start when the first answer needs math-verify, serve all further calls, and end with `close`. It may be used
+    Its processes start when the first answer needs them, serve all further calls, and end with `close`. It may be used
     from any thread.
     """
 
@@ -104,7 +105,7 @@ class Grader:
         """Set up the grader; nothing is started yet.
 
         Args:
-            workers: Processes that run math-verify.
+            workers: Processes that compare.
             timeout_seconds: Wall-clock limit of one answer.
         """
         self._pool = MathVerifyPool(workers, timeout_seconds)
@@ -147,7 +148,7 @@ class Grader:
 
 
 def gold_parses(gold: str) -> bool:
-    """Whether math-verify can read a gold answer as an expression, so that equal answers in other forms will be found."""
+    """Whether a gold answer can be read, so that equal answers in other forms will be found."""
     gold = gold.strip()
     if _PLAIN_NUMBER.fullmatch(gold):
         return True
@@ -166,7 +167,7 @@ def _gold_pool() -> MathVerifyPool:
 
 
 def _decide(answer: str, gold: str) -> Response | None:
-    """Return the verdict where neither the form of the answers nor math-verify is needed for it, else none."""
+    """Return the verdict where neither the form of the answers nor a process is needed for it, else none."""
     if not answer:
         return False, None
     if answer == gold:

@@ -1,4 +1,4 @@
-r"""The process that runs math-verify, one request at a time, with nothing of the parent in it.
+r"""The process that compares answers, one request at a time, with nothing of the parent in it.
 
 It is started as a script by `ngrpo.evaluation.math_verify_pool` and of ours imports only what compares two answers. An answer that
 sends the parser or the algebra into an endless loop ends the process, not the run: the kernel kills it when the time for one request

@@ -10,9 +10,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ngrpo.evaluation.units import CURRENCIES, Unit, is_unit_word, read_unit, units_agree
-
-__all__ = ["Quantity", "is_text", "quantities", "same_text", "units_agree"]
+from ngrpo.evaluation.units import CURRENCIES, Unit, is_unit_word, read_unit
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "sqrt", "pi
 
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mathrm|mathsf|mathit|mbox|hbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SPACE = re.compile(r"(?:\\[ ,;:!]|\\q?quad(?![A-Za-z])|[~\s])+")
-_NUMBER_IN_TEXT = re.compile(r"(?<![\^\d.,/{A-Za-z])-?\d+(?:[.,/]\d+)*(?:\s+\d+/\d+)?")
+_NUMBER_IN_TEXT = re.compile(r"(?<![\^\d.,/{A-Za-z-])-?\d+(?:[.,/]\d+)*(?:\s+\d+/\d+)?")
 _BARE = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+(?:(?:\.?\s+|\s*/\s*|-)[A-Za-z]+)*(?:\^\{?-?\d\}?)?")
 _TO_UNIT = re.compile(r"(\^\s*\{?\s*[+-]?\d\s*\}?)?\s*(/|\\cdot|\\times)?")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))$")
@@ -170,10 +168,10 @@ def _quantity(number: str, words: str) -> Quantity:
     signs = []
     if number.startswith("$") and number.endswith("$") and len(number) > 2:
         number = number[1:-1].strip()
-    for pattern, unit in ((_DEGREE, "degree"), (_PERCENT, "percent")):
-        if pattern.search(number):
-            number = pattern.sub("", number)
-            signs.append(unit)
+    for sign, name in ((_DEGREE, "degree"), (_PERCENT, "percent")):
+        if sign.search(number):
+            number = sign.sub("", number)
+            signs.append(name)
     money = _MONEY_BEFORE.search(number)
     if money:
         number = money[1] + number[money.end() :]
@@ -184,12 +182,14 @@ def _quantity(number: str, words: str) -> Quantity:
         signs.append(_currency(money[1]))
     bound, factor = "", Fraction(1)
     words = re.sub(
-        r"\b(?:exactly|and)\b(?=\s*$)|^\s*(?:exactly|and)\b", "", re.sub(r"\s+", " ", words.replace(".", ""))
+        r"\b(?:exactly|and)\b(?=\s*$)|^\s*(?:exactly|and)\b",
+        "",
+        re.sub(r"\s+", " ", words.replace(".", "").replace("per cent", "percent")),
     )
-    for pattern, name in _BOUNDS:
+    for pattern, meaning in _BOUNDS:
         found = re.search(rf"(?<![a-z])(?:{pattern})(?![a-z])", words)
         if found:
-            bound, words = name, words[: found.start()] + " " + words[found.end() :]
+            bound, words = meaning, words[: found.start()] + " " + words[found.end() :]
             break
     tokens = signs + re.findall(r"[a-z]+|/|\^\{?[+-]?\d+\}?|[^\s]", words)
     unscaled = []

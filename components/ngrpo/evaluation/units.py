@@ -159,8 +159,8 @@ def read_unit(tokens: list[str]) -> tuple[Unit, list[str]]:
             exponent = int(power[1]) if power else {"squared": 2, "cubed": 3}[token]
             powers[latest] += sign * (exponent - 1)
         elif token in _WHOLE:
-            for name, exponent in _WHOLE[token]:
-                powers[name] = powers.get(name, 0) + exponent
+            for part, exponent in _WHOLE[token]:
+                powers[part] = powers.get(part, 0) + exponent
         elif token in ("c", "f") and latest == "degree":
             powers["celsius" if token == "c" else "fahrenheit"] = powers.pop("degree")
             latest = ""
