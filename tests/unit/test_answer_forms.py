@@ -270,6 +270,17 @@ def test_spelling_is_final():
         "²",
         "√(",
         "1€",
+        "1,000",
+        "1,000 (",
+        r"0.\overline{5}",
+        "1.5e5",
+        "1e",
+        "x'",
+        r"\mathrm{e}",
+        r"\mathrm{ ",
+        "$",
+        " .",
+        r"\(",
     ],
 )
 def test_the_longest_answers_are_read_in_no_time(part):
