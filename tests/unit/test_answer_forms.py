@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ngrpo.evaluation.answer_forms import canonical, set_for_tuple, several_numbers, without_currency
+from ngrpo.evaluation.answer_forms import canonical, several_numbers
 from ngrpo.evaluation.grading import Grader
 
 COLUMN = r"\begin{pmatrix}1\\2\end{pmatrix}"
@@ -28,7 +28,7 @@ CASES = {
         ("B", "Ａ", False),
         ("5", "⑤", False),
         ("1", "Ⅰ", False),
-        ("5", "５．", False),
+        ("5", "５．", True),
         ("51", "\u202e15", False),
         ("15", "\u202e15", False),
         ("23", "2\u20623", False),
@@ -244,13 +244,6 @@ def test_numbers_without_a_sign_between_them_are_an_error(grader):
     assert grade.error == "the answer is several numbers with nothing between them"
 
 
-def test_only_a_list_in_braces_is_taken_for_a_set_of_its_elements():
-    assert set_for_tuple(r"\left\{ 3, 5 \right\}", "(3,5)")
-    assert not set_for_tuple(r"\{x : 3<x, x<5\}", "(3,5)")
-    assert not set_for_tuple(r"\{x \mid 3<x, x<5\}", "(3,5)")
-    assert not set_for_tuple(r"\{3\}", "(3,5)")
-
-
 def test_spelling_is_final():
     for gold, answer, _ in (case for cases in CASES.values() for case in cases):
         for text in (gold, answer):
@@ -277,13 +270,22 @@ def test_spelling_is_final():
         "²",
         "√(",
         "1€",
+        "1,000",
+        "1,000 (",
+        r"0.\overline{5}",
+        "1.5e5",
+        "1e",
+        "x'",
+        r"\mathrm{e}",
+        r"\mathrm{ ",
+        "$",
+        " .",
+        r"\(",
     ],
 )
 def test_the_longest_answers_are_read_in_no_time(part):
     for text in ((part * 4096)[:4096], "é" + (part * 4096)[:4094] + "}", r"\{" + (part * 4096)[:4092] + r"\}"):
         started = time.process_time()
         spelled = canonical(text)
-        without_currency(spelled, "€5")
-        set_for_tuple(spelled, "(1,2)")
         several_numbers(spelled)
         assert time.process_time() - started < 0.5

@@ -19,8 +19,8 @@ from ngrpo.evaluation.comparison import judge
 from ngrpo.evaluation.grading import _PLAIN_NUMBER, Grade, Grader, extract_answer, gold_parses
 from ngrpo.training.rewards import CorrectnessReward
 
-ENDLESS = r"9^{9^{9^{9}}}"
-"""math-verify never finishes comparing this number with another."""
+ENDLESS = r"\sum_{a=1}^{9999}\sum_{b=1}^{9999}\sum_{c=1}^{9999}abc"
+"""A sum of 10^12 terms, which are added one by one."""
 
 MILLION = 1_000_000
 
@@ -85,7 +85,15 @@ def running(process: Path) -> bool:
         (r"\boxed", None),
         (r"\boxed{", None),
         (r"\boxed{1", None),
-        (r"\boxed 5", None),
+        (r"\boxed 5", "5"),
+        (r"\boxed 42 or so", "42"),
+        (r"\boxed  -1,234.5.", "-1,234.5"),
+        (r"\boxed \frac{1}{2}$", r"\frac{1}{2}"),
+        (r"\boxed{1} or \boxed 2", "2"),
+        (r"\boxed 1 or \boxed{2}", "2"),
+        (r"\boxed B.", "B"),
+        (r"\boxed Because", None),
+        (r"\boxed5", None),
         (r"\boxed{}", None),
         (r"\boxed{1} \boxed{ }", None),
         (r"\fbox{5}", None),
@@ -136,7 +144,7 @@ CASES = [
     ("0.5", ".5", True, None),
     ("100000000000000000001", "100000000000000000000", False, None),
     ("100000000000000000001", "100000000000000000001", True, None),
-    ("0.00000001", "0.00000002", True, None),  # equal to six decimals
+    ("0.00000001", "0.00000002", False, None),  # both are six zeros when rounded, but they are not equal
     # fractions, powers, roots
     (r"\frac{1}{2}", "1/2", True, None),
     (r"\frac{1}{2}", "0.5", True, None),
@@ -195,8 +203,8 @@ CASES = [
     ("A", "B", False, None),
     ("18", "eighteen", False, UNREAD),
     ("18", "not 17 but 18", False, None),
-    # what math-verify cannot read is said, not swallowed
-    ("5", "5.", False, UNREAD),
+    # what cannot be read is said, not swallowed
+    ("5", "5.", True, None),  # the full stop of a sentence
     ("5", "⑤", False, UNREAD),
     ("⑤", "⑤", True, None),  # equal texts need no reading
     ("⑤", "5", False, UNREAD),
@@ -231,7 +239,7 @@ def test_no_answer_scores_zero_and_is_no_error(grader):
     assert grades == [Grade(False, None, None), Grade(False, None, None), Grade(True, "5", None)]
 
 
-def test_plain_numbers_are_decided_as_math_verify_decides_them():
+def test_plain_numbers_are_decided_as_a_process_decides_them():
     random_ = random.Random(0)
 
     def number() -> str:
@@ -521,7 +529,7 @@ def test_the_reward_function_of_trl(grader):
         prompts=[[{"role": "user", "content": "?"}]] * 4,
         completions=[
             [{"role": "assistant", "content": text}]
-            for text in (r"<think>\boxed{1}</think>\boxed{2}", r"\boxed{4/2}", "2", r"\boxed{2.}")
+            for text in (r"<think>\boxed{1}</think>\boxed{2}", r"\boxed{4/2}", "2", r"\boxed{2^}")
         ],
         answer=["2", "2", "2", "2"],
         completion_ids=[[1]] * 4,

@@ -1,12 +1,13 @@
-r"""Spellings of an answer: rules on its letters that bring it to the one spelling that math-verify reads as a person would.
+r"""Spellings of an answer: rules on its letters that bring it to the one spelling that the parser reads as a person would.
 
-A rule is here only if no two different answers become equal by it; what the rules leave alone, math-verify reads or refuses.
+A rule is here only if no two different answers become equal by it; what the rules leave alone, the parser reads or refuses.
 - Unicode: digits of any script, full-width and styled characters, signs, `½`, `x²`. Not read: `⑤`, subscripts, roots of unclear
   extent (`√2x`), a dash between two numbers (a range, or a difference), marks that change the order of reading.
 - An answer that there is nothing (`no solution`, `none`, `DNE`, `\varnothing`, `\{\}`) is the empty set: the question says what
   there is none of. `real` may be said, since real numbers are meant where nothing else is. Any other condition makes another claim
   ("no integer solutions", "no unique solution"), and `0`, `undefined` and `\{\emptyset\}` are no such answer.
-- Numbers as people write them: `10\,000`, `1 1/2`, `3{:}00`, `2^\frac{1}{2}`; intervals as in ISO 80000-2: `[1,2[` is `[1,2)`.
+- Numbers as people write them: `10\,000`, `1,000\pi`, `1 1/2`, `3{:}00`, `2^\frac{1}{2}`, `0.\overline{5}`, `1.5e5`; intervals as in
+  ISO 80000-2: `[1,2[` is `[1,2)`; upright constants (`\mathrm{e}`), and a full stop at the end.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ _SIGNS = {
     "∪": r"\cup ",
     "∈": r"\in ",
     "°": r"^\circ ",
+    "−": "-",
     "‐": "-",
     "‑": "-",
     "٫": ".",
     "٬": ",",
     "،": ",",
     "٪": r"\%",
+    **{letter: rf"\mathbb{{{plain}}} " for letter, plain in zip("ℝℕℤℚℂ", "RNZQC", strict=True)},
 }
 _OTHER_SYMBOLS = re.compile("DOUBLE-STRUCK|SCRIPT|FRAKTUR|BLACK-LETTER")
 """Letters in these styles mean something of their own (ℝ, ℜ, 𝒫)."""
@@ -50,6 +53,32 @@ def _improper(mixed: re.Match[str]) -> str:
     return rf"\frac{{{whole * parts + part}}}{{{parts}}}"
 
 
+def _repeating(match: re.Match[str]) -> str:
+    whole, once, again = match["whole"] or "0", match["once"], match["again"] or match["digit"]
+    denominator = (10 ** len(again) - 1) * 10 ** len(once)
+    return rf"\frac{{{int(whole + once + again) - int(whole + once)}}}{{{denominator}}}"
+
+
+def _upright(constant: re.Match[str]) -> str:
+    return f" {constant[1] or constant[2] or 'i'} "
+
+
+def _primed(name: re.Match[str]) -> str:
+    return f"{name[1]}_{{{'prime' * len(name[2])}}}"
+
+
+def _without_commas(number: re.Match[str]) -> str:
+    return number[0].replace(",", "") if _outside_lists(number.string[: number.start()]) else number[0]
+
+
+def _outside_lists(before: str) -> bool:
+    """Whether no parenthesis, bracket or brace of a set is open, in which a comma is between two things."""
+    return all(
+        sum(map(before.count, opening)) <= sum(map(before.count, closing))
+        for opening, closing in (("([", ")]"), ((r"\{", r"\lbrace"), (r"\}", r"\rbrace")))
+    )
+
+
 _Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
 _UNICODE_RULES: tuple[_Rule, ...] = (
@@ -59,13 +88,39 @@ _UNICODE_RULES: tuple[_Rule, ...] = (
     (re.compile(r"(?<!\d)(\d+)⁄(\d+)"), r"\\frac{\1}{\2}"),
     (re.compile(r"(?<![⁰¹²³⁴-⁹])√\s*(\d+(?:\.\d+)?|[A-Za-zπ]|\([^()]*\))(?![\w.^({\[!]|,\d)"), r"\\sqrt{\1}"),
 )
+_DELIMITERS = (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")
+_FULL_STOP = re.compile(r"(?<![.\s])(?<!\\right)\s*\.$")
+
 _RULES: tuple[_Rule, ...] = (
+    # A number of a table with floating-point numbers is not a multiple of Euler's number, nor is `1.5e5`; `2e-3` may be a difference.
+    (re.compile(r"(?<![\w.}])(\d+\.\d*|\d+(?=[eE](?:\d|[+-]\d\d)))[eE]([+-]?\d{1,3})(?![\w.^])"), r"\1 \\cdot 10^{\2}"),
+    (
+        re.compile(
+            r"\\(?:math|text)(?:rm|it|up)?\s*\{\s*([ei]|\\pi)\s*\}|\\operatorname\s*\{\s*([ei])\s*\}|\\(?:imath|i)(?![A-Za-z])"
+        ),
+        _upright,
+    ),
+    (
+        re.compile(
+            r"(?P<whole>\d*)\.(?P<once>\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(?P<again>\d{1,30})\s*\}|(?P<digit>\d))"
+        ),
+        _repeating,
+    ),
+    (re.compile(r"(?<=\d)\{([.,:])\}(?=\d)"), r"\1"),
+    (re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])"), _without_commas),
+    (
+        re.compile(
+            r"\\(?:mathrm|text|operatorname)\s*\{\s*(arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm|max|min|det)\s*\}"
+            r"(?=\s*[({_^\\\dA-Za-z])"
+        ),
+        r"\\\1 ",
+    ),
+    (re.compile(r"([A-Za-z])('+)(?![A-Za-z])"), _primed),
     (re.compile(r"\\varnothing|(?:\\left\s*)?\\\{\s*(?:\\right\s*)?\\\}"), r"\\emptyset "),
-    (re.compile(r"(?<=\d)\{([.:])\}(?=\d)"), r"\1"),
     (re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{_GAP}\d{{3}})+(?!\d)"), _without_gaps),
     (re.compile(r"^([+-]?\d+)\s+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
     (re.compile(rf"\^\s*(\\[dtc]?frac{_ARGUMENT}{_ARGUMENT})"), r"^{\1}"),
-    # math-verify takes the whole number off a mixed percentage.
+    # Before a percent sign too, where the parser takes the whole number for a factor.
     (re.compile(r"(?<![\d.])(\d{1,9})\s*\\[dtc]?frac\{(\d{1,9})\}\{(\d{1,9})\}(?=\s*\\?%)"), _improper),
 )
 
@@ -77,21 +132,22 @@ _NO_SOLUTION = re.compile(
     r"|none|dne|(?:(?:the|a) )?(?:(?:real )?solutions? )?(?:does not|doesn't|do not|don't) exist|(?:the )?empty set|\\nexists"
 )
 
-_BRACED = re.compile(r"(?:\\left\s*)?\\\{(?=[^,]*,)(?!\s*(?:\\left\s*)?\(|.*(?:[:|]|\\mid)).*\\\}", re.DOTALL)
-"""A set of several elements; of tuples, or in set-builder notation, it is math-verify's to read."""
-
-_PARENTHESISED = re.compile(r"(?:\\left\s*)?\((?=[^,]*,).*\)", re.DOTALL)
-_UNIT = re.compile(r"\\(?:text|math|mbox|circ|%)|%|\d\s*[A-Za-z]")
 _NUMBERS = re.compile(r"[+-]?[\d.]+(?:(?:\s|~|\\[ ,;:!])+[\d.]+)+")
 
 
 def canonical(answer: str) -> str:
-    """Return an answer in the spelling that math-verify reads; the answer itself where no rule applies."""
-    text = answer
+    """Return an answer in the spelling that the parser reads; the answer itself where no rule applies."""
+    text = answer.replace("\r", " ").replace("\n", " ").strip()
+    for opening, closing in _DELIMITERS:
+        if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening + closing):
+            text = text[len(opening) : -len(closing)].strip()
+    while text.startswith("{") and _closes_at_end(text):
+        text = text[1:-1].strip()
     if not text.isascii():
         text = "".join(map(_character, text))
         for rule, spelling in _UNICODE_RULES:
             text = rule.sub(spelling, text)
+    text = _FULL_STOP.sub("", text)
     for rule, spelling in _RULES:
         text = rule.sub(spelling, text)
     words = " ".join(_TYPESETTING.sub(" ", text).split()).rstrip(" .").lower()
@@ -100,24 +156,18 @@ def canonical(answer: str) -> str:
     return r"\cup".join(map(_usual_brackets, text.split(r"\cup"))).strip()
 
 
-def without_currency(answer: str, gold: str) -> tuple[str, str]:
-    r"""Remove currency signs, as math-verify does with `\$`: they may be left out, but there may be no other unit in their place."""
-    signs, expected = _currencies(answer), _currencies(gold)
-    removable = "".join((signs | expected) - {"$"})
-    other = (signs and expected) or _UNIT.search(gold if signs else answer)
-    if not removable or (signs != expected and other):
-        return answer, gold
-    sign = re.compile(rf"(?<!\d)[{removable}]|[{removable}](?!\s*\d)")  # 1€50 is not 150
-    return sign.sub("", answer).strip(), sign.sub("", gold).strip()
-
-
-def set_for_tuple(answer: str, gold: str) -> bool:
-    """Whether one is a set in braces and the other a tuple or an open interval, which math-verify takes for the same."""
-    return any(_BRACED.fullmatch(a) and _PARENTHESISED.fullmatch(b) for a, b in ((answer, gold), (gold, answer)))
+def _closes_at_end(text: str) -> bool:
+    r"""Whether the brace at the start of a text is closed by its last character: `{5}`, not `{5}+{6}` or `\{5\}`."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0 and match[0] == "}":
+            return match.end() == len(text)
+    return False
 
 
 def several_numbers(answer: str) -> bool:
-    """Whether it is numbers with nothing between them, which math-verify adds or multiplies."""
+    """Whether it is numbers with nothing between them, which the parser adds or multiplies."""
     return _NUMBERS.fullmatch(answer) is not None
 
 
@@ -148,8 +198,3 @@ def _usual_brackets(interval: str) -> str:
     if (left, right) == ("]", "[") and r"\infty" not in ends:
         return interval
     return f"{left.replace(']', '(')}{ends}{right.replace('[', ')')}"
-
-
-def _currencies(text: str) -> set[str]:
-    signs = {character for character in text if unicodedata.category(character) == "Sc" and character not in "$¢"}
-    return signs | {"$"} if r"\$" in text else signs

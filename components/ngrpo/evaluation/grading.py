@@ -1,8 +1,8 @@
 r"""Grading: where the answer of a response is, and whether it equals the gold answer.
 
 The answer is the content of the last balanced \boxed{} after `</think>`. Equal texts and plain numbers are decided here; all
-else, in the spelling of `ngrpo.evaluation.answer_forms`, by math-verify in isolated processes with a time limit. The same rules
-grade benchmarks and give the rewards of training.
+else, in the spelling of `ngrpo.evaluation.answer_forms`, by `ngrpo.evaluation.comparison` in isolated processes with a time limit.
+The same rules grade benchmarks and give the rewards of training.
 Multiple-choice questions are answered by a letter, and that is compared (`grade_letter`).
 """
 
@@ -17,17 +17,22 @@ from functools import cache
 from types import TracebackType
 from typing import Self
 
-from ngrpo.evaluation.answer_forms import canonical, set_for_tuple, several_numbers, without_currency
-from ngrpo.evaluation.grading_pool import MathVerifyPool, Request, Response
+from ngrpo.evaluation.answer_forms import canonical, several_numbers
+from ngrpo.evaluation.grading_pool import GradingPool, Request, Response
 
 _END_OF_THOUGHT = "</think>"
 _BOX = r"\\boxed\s*\{"
-_BRACES = re.compile(rf"(?P<box>{_BOX})|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{)))|(?P<open>\{{)|(?P<close>\}})")
+_BARE = r"\\boxed\s+(?P<bare>[+-]?\d+(?:[.,]\d+)*(?:/\d+)?|[A-Z](?![A-Za-z])|-?\\[dt]?frac(?:\{[^{}]*\}){2})"
+"""A box without braces, of which a person takes the whole number for the content, and TeX the first digit."""
+
+_BRACES = re.compile(
+    rf"(?P<box>{_BOX})|{_BARE}|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{)))|(?P<open>\{{)|(?P<close>\}})"
+)
 
 _LETTER = re.compile(r"^[ \t]*Answer: ([A-Z])[ \t\r]*$", re.MULTILINE)
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?=[0-9])0*+(?:[0-9]{0,15}|[0-9]{0,9}\.[0-9]{1,6}0*+)")
-"""Numbers that math-verify compares exactly, however many zeros they are padded with: it rounds to six decimals."""
+"""Numbers that are compared here, however many zeros they are padded with; longer ones may be rounded values."""
 
 _LONGEST_ANSWER = 4096
 """Characters. Real answers have a few hundred at most, and the parser's time grows faster than their length."""
@@ -52,13 +57,14 @@ def extract_answer(text: str) -> str | None:
     r"""Return the answer of a response: the content of the last balanced \boxed{} after the last `</think>`.
 
     A text without `</think>` counts as a whole. Of nested boxes the inner one counts. Escaped braces are characters of the
-    answer (a set is written `\{1, 2\}`). Takes time proportional to the length of the text.
+    answer (a set is written `\{1, 2\}`). A number, a letter or a fraction may stand without braces (`\boxed 2`).
+    Takes time proportional to the length of the text.
 
     Returns:
         The content without surrounding white space; none where there is no such box or it is empty.
     """
     text = text.rpartition(_END_OF_THOUGHT)[2]
-    first = re.search(_BOX, text)
+    first = re.search(rf"{_BOX}|{_BARE}", text)
     if first is None:
         return None
     answer, latest = "", -1
@@ -66,6 +72,8 @@ def extract_answer(text: str) -> str | None:
     for match in _BRACES.finditer(text, first.start()):
         if match["box"] is not None:
             opened.append(match.end())
+        elif match["bare"] is not None:
+            answer, latest = match["bare"], match.start("bare")
         elif match["open"] is not None:
             opened.append(None)
         elif match["close"] is not None and opened:
@@ -89,7 +97,7 @@ def grade_letter(text: str, gold: str) -> Grade:
 class Grader:
     """Grades responses by the rules of this module.
 
-    Its processes start when the first answer needs math-verify, serve all further calls, and end with `close`. It may be used
+    Its processes start when the first answer needs them, serve all further calls, and end with `close`. It may be used
     from any thread.
     """
 
@@ -97,10 +105,10 @@ class Grader:
         """Set up the grader; nothing is started yet.
 
         Args:
-            workers: Processes that run math-verify.
+            workers: Processes that compare.
             timeout_seconds: Wall-clock limit of one answer.
         """
-        self._pool = MathVerifyPool(workers, timeout_seconds)
+        self._pool = GradingPool(workers, timeout_seconds)
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +137,7 @@ class Grader:
         for pair in dict.fromkeys(pairs):
             verdict = _decide(*pair)
             if verdict is None:
-                answer, gold = without_currency(canonical(pair[0]), canonical(pair[1]))
+                answer, gold = map(canonical, pair)
                 verdict = _decide(answer, gold) or _decide_by_form(answer, gold)
             if verdict is None:
                 hard[pair] = (gold, answer)
@@ -140,7 +148,7 @@ class Grader:
 
 
 def gold_parses(gold: str) -> bool:
-    """Whether math-verify can read a gold answer as an expression, so that equal answers in other forms will be found."""
+    """Whether a gold answer can be read, so that equal answers in other forms will be found."""
     gold = gold.strip()
     if _PLAIN_NUMBER.fullmatch(gold):
         return True
@@ -151,15 +159,15 @@ def gold_parses(gold: str) -> bool:
 
 
 @cache
-def _gold_pool() -> MathVerifyPool:
+def _gold_pool() -> GradingPool:
     """The process of `gold_parses`, kept for the next gold answer."""
-    pool = MathVerifyPool(workers=1, timeout_seconds=5.0)
+    pool = GradingPool(workers=1, timeout_seconds=5.0)
     atexit.register(pool.close)
     return pool
 
 
 def _decide(answer: str, gold: str) -> Response | None:
-    """Return the verdict where neither the form of the answers nor math-verify is needed for it, else none."""
+    """Return the verdict where neither the form of the answers nor a process is needed for it, else none."""
     if not answer:
         return False, None
     if answer == gold:
@@ -173,9 +181,7 @@ def _decide(answer: str, gold: str) -> Response | None:
 
 
 def _decide_by_form(answer: str, gold: str) -> Response | None:
-    """Return the verdict on two canonical answers where math-verify would take different ones for the same, else none."""
-    if set_for_tuple(answer, gold):
-        return False, None
+    """Return the verdict on two canonical answers of which the parser would multiply parts that belong to no product, else none."""
     for name, text in (("gold answer", gold), ("answer", answer)):
         if several_numbers(text):
             return False, f"the {name} is several numbers with nothing between them"

@@ -36,7 +36,7 @@ _REQUESTS_OF_A_LIFE = 1000
 """Requests after which a worker is replaced: whatever an answer may have changed in it does not last."""
 
 
-class MathVerifyPool:
+class GradingPool:
     """Processes that answer the requests of `ngrpo.evaluation.grading_worker`.
 
     A worker is a new interpreter and not a fork, so it holds neither the parent's memory, environment and descriptors nor its

@@ -29,9 +29,13 @@ _GRADER_SOURCES = (
     "answer_forms.py",
     "code_generators.py",
     "comparison.py",
+    "expressions.py",
     "grading_pool.py",
     "grading_worker.py",
+    "quantities.py",
     "sandbox.py",
+    "units.py",
+    "values.py",
 )
 
 
@@ -88,7 +92,7 @@ def revisions(dataset: Path) -> dict[str, str | None]:
 def grader_version() -> str:
     """Return the digest of what decides on an answer: our rules and the library that compares expressions."""
     sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _GRADER_SOURCES]
-    return _digest([*sources, *(version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy"))])
+    return _digest([*sources, *(version(name) for name in ("latex2sympy2_extended", "sympy", "mpmath"))])
 
 
 def is_grader_source(path: str) -> bool:
