@@ -61,6 +61,7 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
         problem = path_problem(key)
         if problem is not None:
             raise DataError(f"id={location!r}: {key!a} is no name of a file: {problem}; rename or delete it there")
+    for key in keys:
         target = directory / key
         if not target.exists():
             try:
