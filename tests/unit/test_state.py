@@ -32,6 +32,7 @@ DAMAGE = {
     "text for a number": b'{"name": "x", "count": "3"}',
     "boolean for a number": b'{"name": "x", "count": true}',
     "not finite": b'{"name": "x", "count": NaN}',
+    "beyond every number": b'{"name": "x", "count": 1e999}',
     "nested beyond reason": b"[" * 200_000,
     "a lone surrogate": rb'{"name": "\ud800", "count": 3}',
     "a number of a million digits": b'{"name": "x", "count": ' + b"9" * 1_000_000 + b"}",

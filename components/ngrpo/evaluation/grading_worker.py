@@ -32,44 +32,7 @@ LONGEST_ERROR = 300
 _MEMORY = 2**29
 """Bytes of address space: an answer such as 9^{9^9} must not take the machine's memory within its time."""
 
-_LATER = (
-    "sympy.assumptions.facts",
-    "sympy.assumptions.handlers.calculus",
-    "sympy.assumptions.handlers.matrices",
-    "sympy.assumptions.handlers.ntheory",
-    "sympy.assumptions.handlers.order",
-    "sympy.assumptions.handlers.sets",
-    "sympy.assumptions.lra_satask",
-    "sympy.assumptions.satask",
-    "sympy.assumptions.wrapper",
-    "sympy.combinatorics.coset_table",
-    "sympy.combinatorics.fp_groups",
-    "sympy.combinatorics.galois",
-    "sympy.combinatorics.homomorphisms",
-    "sympy.concrete.delta",
-    "sympy.discrete.recurrences",
-    "sympy.integrals.heurisch",
-    "sympy.integrals.manualintegrate",
-    "sympy.integrals.prde",
-    "sympy.integrals.risch",
-    "sympy.logic.algorithms.dpll2",
-    "sympy.matrices.expressions.applyfunc",
-    "sympy.physics.units",
-    "sympy.polys.dispersion",
-    "sympy.polys.distributedmodules",
-    "sympy.polys.domains.old_fractionfield",
-    "sympy.polys.domains.old_polynomialring",
-    "sympy.polys.domains.quotientring",
-    "sympy.polys.numberfields.resolvent_lookup",
-    "sympy.sets.handlers.add",
-    "sympy.sets.handlers.functions",
-    "sympy.sets.handlers.issubset",
-    "sympy.sets.handlers.mul",
-    "sympy.sets.handlers.power",
-    "sympy.tensor.array.array_derivatives",
-    "sympy.tensor.array.expressions",
-    "sympy.tensor.tensor",
-)
+_LATER = ("sympy.assumptions.wrapper",)
 """What sympy imports when an answer first needs it; behind the walls nothing can be imported any more."""
 
 

@@ -43,7 +43,7 @@ def parse_state(data: bytes, expected: type[T], *, where: object, cure: str) -> 
         raise DamagedStateError(f"{where}: damaged: {what}; {cure}") from error
     try:
         # JSON knows no tuples and no integers apart from floats: strict mode for JSON input allows for that.
-        return TypeAdapter(expected).validate_json(json.dumps(tree), strict=True)
+        return TypeAdapter(expected).validate_json(json.dumps(tree, allow_nan=False), strict=True)
     except (ValidationError, ValueError) as error:
         raise DamagedStateError(f"{where}: damaged: {_problem(error)}; {cure}") from error
 
