@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What the terminal has no character for is no reason to fail.
         sys.stdout.reconfigure(errors="backslashreplace")
-    workspace = Workspace.from_environment()
+    try:
+        workspace = Workspace.from_environment()
+    except NGRPOError as error:
+        return _say(str(error))
     try:
         try:
             return _main(sys.argv[1:] if arguments is None else arguments, workspace)

@@ -8,12 +8,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
+from ngrpo.storage import artifacts
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
 
 WAITS = (0.05, 0.1)
 """Between looks at what seems damaged; seconds where it matters."""
+
+
+@pytest.fixture(autouse=True)
+def _quick_looks(monkeypatch):
+    monkeypatch.setattr(artifacts, "WAITS", WAITS)
 
 
 @pytest.fixture(scope="session")
@@ -40,4 +46,4 @@ def objects(s3_environment):
 @pytest.fixture
 def store(objects, tmp_path):
     """An artifact store on a prefix of its own, with an empty cache."""
-    return ArtifactStore(objects, tmp_path / "cache", waits=WAITS)
+    return ArtifactStore(objects, tmp_path / "cache")

@@ -10,6 +10,7 @@ from golden_ir import CLUSTER
 from rich.console import Console
 
 from ngrpo.cluster import ClusterConfig
+from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.cron import check_cron
 from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect
@@ -99,7 +100,7 @@ def test_a_rerun_that_was_refused_is_not_made_up_for(kubeflow, ngrpo, finish, ob
     assert kubeflow.pod_stages(kubeflow.run()) == ["model-promotion"]
 
 
-def test_an_artifact_that_is_gone_or_damaged_is_made_again(kubeflow, ngrpo, finish, objects):
+def test_an_artifact_that_is_gone_or_damaged_is_made_again(kubeflow, ngrpo, finish, objects, tmp_path):
     ngrpo("submit")
     first = kubeflow.run()
     finish()
@@ -109,9 +110,9 @@ def test_an_artifact_that_is_gone_or_damaged_is_made_again(kubeflow, ngrpo, fini
     told = ngrpo("submit")
     assert "payload.txt" in told
     assert kubeflow.pod_stages(kubeflow.run()) == ["neighbor-index", "ngrpo-training", "model-promotion"]
-    assert objects.get_bytes(f"ngrpo_training/{training}/manifest.json") is None, (
-        "or the stage would take it for its result"
-    )
+    store = ArtifactStore(objects, tmp_path)
+    assert store.find("ngrpo_training", training) is not None, "it stays until its replacement is whole"
+    assert store.find_sound("ngrpo_training", training) is None, "or the stage would take it for its result"
 
 
 def test_a_run_of_something_else_cannot_be_rerun(kubeflow, ngrpo):

@@ -80,17 +80,17 @@ class _Problem:
 class ArtifactStore:
     """Publishes and fetches artifacts."""
 
-    def __init__(self, objects: ObjectStore, cache: Path, *, waits: Sequence[float] = WAITS):
+    def __init__(self, objects: ObjectStore, cache: Path, *, waits: Sequence[float] | None = None):
         """Use a store and a cache.
 
         Args:
             objects: Where the artifacts are.
             cache: Local directory for downloads; several processes may share it.
-            waits: Seconds to wait before each further look at what seems to be damaged.
+            waits: Seconds to wait before each further look at what seems to be damaged; `WAITS` unless given.
         """
         self._objects = objects
         self._cache = cache
-        self._waits = tuple(waits)
+        self._waits = tuple(WAITS if waits is None else waits)
 
     def find(self, stage: str, key: str) -> Reference | None:
         """Return the artifact of a stage and key, or none if there is none. Whether it is sound, `verify` says.

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ngrpo.errors import StoreError
-from ngrpo.storage.artifacts import MANIFEST, SUSPECT, WAITS, ArtifactStore
+from ngrpo.storage.artifacts import MANIFEST, SUSPECT, ArtifactStore
 from ngrpo.storage.disk import disk_trouble
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.objects import ObjectStore
@@ -29,7 +29,7 @@ _NAME = re.compile(r"\d{9}-[0-9a-f]+")
 class CheckpointStore:
     """The checkpoints of one stage and key."""
 
-    def __init__(self, objects: ObjectStore, place: str, downloads: Path, *, waits: Sequence[float] = WAITS):
+    def __init__(self, objects: ObjectStore, place: str, downloads: Path, *, waits: Sequence[float] | None = None):
         """Use a place in a store.
 
         Args:
