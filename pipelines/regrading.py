@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.grading import Grader
-from ngrpo.evaluation.samples import graded
+from ngrpo.evaluation.verdicts import graded
 from ngrpo_kfp.pipelines.reporting import finished_run
 from ngrpo_kfp.pipelines.run import run
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace

@@ -11,7 +11,7 @@ from ngrpo.config import load_config
 from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.report import write_report
 from ngrpo.evaluation.results import benchmark_result
-from ngrpo.evaluation.samples import SAMPLES
+from ngrpo.evaluation.verdicts import SAMPLES
 
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
 STAGES = (

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from ngrpo.config import EvaluationConfig
 from ngrpo.evaluation.protocol import grader_version, problems_digest
 from ngrpo.evaluation.results import benchmark_result
-from ngrpo.evaluation.samples import SAMPLES
 from ngrpo.evaluation.stored_evaluation import statistics_of
+from ngrpo.evaluation.verdicts import SAMPLES
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.digest import model_digest
 from promoting import MIDDLE, candidate

@@ -53,7 +53,9 @@ def warm_start(inputs: Path, work: Path, **changes) -> None:
         }
         for number in range(8)
     ]
-    config = validate(SFTWarmStartConfig, {"seed": 0, "model": CONFIG["model"], "warm_start": WARM_START | changes})
+    config = validate(SFTWarmStartConfig, {"seed": 0, "model": CONFIG["model"], "warm_start": WARM_START})
+    # Not validated: a learning rate beyond what settings may have stands for data that diverge with a usual one.
+    config = config.model_copy(update={"warm_start": config.warm_start.model_copy(update=changes)})
     train_warm_start(
         AutoModelForCausalLM.from_pretrained(model),
         AutoTokenizer.from_pretrained(model, padding_side="left"),
@@ -63,9 +65,13 @@ def warm_start(inputs: Path, work: Path, **changes) -> None:
     )
 
 
-def train(inputs: Path, root: Path, **changes) -> None:
+def train(inputs: Path, root: Path, *, learning_rate: float | None = None, **changes) -> None:
     training = CONFIG["training"] | {"save_steps": 2, "steps": 8} | changes
     config = validate(NGRPOTrainingConfig, CONFIG | {"training": training})
+    if learning_rate is not None:
+        config = config.model_copy(
+            update={"training": config.training.model_copy(update={"learning_rate": learning_rate})}
+        )
     for name in ("output", "work"):
         (root / name).mkdir(exist_ok=True)
     ngrpo_training.run(config, {name: inputs / name for name in INPUTS}, root / "output", root / "work")

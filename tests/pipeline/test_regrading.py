@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from ngrpo.config import load_config
-from ngrpo.evaluation.samples import SAMPLES
+from ngrpo.evaluation.verdicts import SAMPLES
 from ngrpo_kfp.pipelines import regrading
 from ngrpo_kfp.pipelines.options import PRESETS
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace

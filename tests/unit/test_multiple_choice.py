@@ -18,7 +18,7 @@ from ngrpo.errors import ConfigError, DataError
 from ngrpo.evaluation.benchmark import read_benchmark
 from ngrpo.evaluation.grading import Grade, Grader, grade_letter
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
-from ngrpo.evaluation.samples import graded
+from ngrpo.evaluation.verdicts import graded
 from ngrpo.stages import prepare_data
 from ngrpo_kfp.pipelines.options import PRESETS, read_config
 

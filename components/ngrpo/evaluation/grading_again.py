@@ -20,8 +20,8 @@ from ngrpo.errors import DataError
 from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import grader_version, problems_digest
 from ngrpo.evaluation.results import benchmark_result
-from ngrpo.evaluation.samples import SAMPLES, graded
 from ngrpo.evaluation.stored_evaluation import MODEL, Answers, Evaluation, Statistics, answer_key, protocol_of
+from ngrpo.evaluation.verdicts import SAMPLES, graded
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.errors import StoreError
-from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
-from ngrpo.evaluation.grading import Grader, grade_letter
-from ngrpo.evaluation.string_match import string_match
+from ngrpo.evaluation.benchmark import Benchmark
+from ngrpo.evaluation.verdicts import GENERATED
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.rollout.engine import RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
@@ -33,23 +32,6 @@ from ngrpo.storage.state import write_whole
 _PART = re.compile(r"[0-9a-f]{64}\.parquet")
 _PARTS = 10
 """Parts of what is still to be generated, at most: each is a line of progress, and what a kill can cost."""
-
-SAMPLES = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("sample_id", pa.int32()),
-        ("text", pa.string()),
-        ("tokens", pa.int32()),
-        ("finish_reason", pa.string()),
-        ("extracted", pa.string()),
-        ("correct", pa.bool_()),
-        ("grader_error", pa.string()),
-        ("string_match", pa.bool_()),
-    ]
-)
-"""Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded,
-`string_match` where its benchmark does not ask for it."""
-_GENERATED = pa.schema([SAMPLES.field(name) for name in ("problem_id", "sample_id", "text", "tokens", "finish_reason")])
 
 Request = tuple[int, int]
 """Position of a problem in its benchmark, and a sample id."""
@@ -169,7 +151,7 @@ class KeptSamples:
     def table(self) -> pa.Table:
         """Return the samples that are wanted, problem by problem; none may be missing."""
         wanted = [(problem, sample) for problem in self.benchmark.ids for sample in range(self.samples)]
-        return pa.Table.from_pylist([self._rows[key] for key in wanted], schema=_GENERATED)
+        return pa.Table.from_pylist([self._rows[key] for key in wanted], schema=GENERATED)
 
     def _name(self, content: bytes) -> str:
         """Return the name of a part: equal parts of one place are kept once."""
@@ -183,7 +165,7 @@ class KeptSamples:
             if data is None:
                 return
             if self._name(data) == name:
-                self._remember(pq.read_table(io.BytesIO(data), schema=_GENERATED))
+                self._remember(pq.read_table(io.BytesIO(data), schema=GENERATED))
                 return
         self._damaged.add(name)
         print(f"samples {name} are damaged: what is missing is generated again", file=sys.stderr, flush=True)
@@ -247,27 +229,4 @@ class Sampler:
             }
             for (problem, sample), text, rollout in zip(requests, texts, rollouts, strict=True)
         ]
-        return pa.Table.from_pylist(rows, schema=_GENERATED)
-
-
-def graded(samples: pa.Table, benchmark: Benchmark | AnswerKey, grader: Grader, *, by_string: bool = False) -> pa.Table:
-    """Return samples with their verdicts, a table of `SAMPLES`; verdicts that they have already are not looked at.
-
-    Args:
-        samples: Table with the columns of `SAMPLES` up to `finish_reason`, or all of them.
-        benchmark: The benchmark, with the gold answers.
-        grader: Grades what is not answered by a letter.
-        by_string: Fill the column `string_match` too.
-    """
-    gold = dict(zip(benchmark.ids, benchmark.answers, strict=True))
-    golds = [gold[problem] for problem in samples["problem_id"].to_pylist()]
-    items = list(zip(samples["text"].to_pylist(), golds, strict=True))
-    grades = [grade_letter(*item) for item in items] if benchmark.by_letter else grader.grade(items)
-    verdicts = {
-        "extracted": [grade.extracted for grade in grades],
-        "correct": [grade.correct for grade in grades],
-        "grader_error": [grade.error for grade in grades],
-        "string_match": [string_match(*item) if by_string else None for item in items],
-    }
-    columns = {name: samples[name] for name in _GENERATED.names} | verdicts
-    return pa.table(columns, schema=SAMPLES)
+        return pa.Table.from_pylist(rows, schema=GENERATED)

@@ -19,8 +19,9 @@ from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import benchmark_protocol, revisions
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
-from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Sampler, SampleStore, graded, parts
+from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Sampler, SampleStore, parts
 from ngrpo.evaluation.stored_evaluation import answers_of, statistics_of
+from ngrpo.evaluation.verdicts import graded
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engine import Sampling

@@ -10,22 +10,20 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 
 from ngrpo.config import PromotionConfig
 from ngrpo.errors import DataError, StoreError
 from ngrpo.evaluation.gate import Measured, compare, kept
+from ngrpo.evaluation.grading_again import GradedAgain, grade_again
 from ngrpo.evaluation.protocol import differ_in_graders_alone, grader_version
 from ngrpo.evaluation.stored_evaluation import MODEL, Evaluation, parse_evaluation, protocol_of
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
 from ngrpo.tracking.registry import EVALUATION, ModelRegistry, evaluation_key
-
-if TYPE_CHECKING:
-    from ngrpo.evaluation.grading_again import GradedAgain
 
 BY_HAND = "`ngrpo promote {version} --override REASON` makes this version champion all the same"
 
@@ -133,8 +131,6 @@ def _graded_alike(
         if old:
             label = f"{who}, version {version.version},"
             print(f"grading the stored samples of {label} again: other graders judged them", flush=True)
-            from ngrpo.evaluation.grading_again import grade_again  # torch and transformers: seconds, for rare cases
-
             with tempfile.TemporaryDirectory() as cache:
                 directory = _samples(registry, store, version, old, label, Path(cache))
                 try:

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from ngrpo.config import SelectionConfig
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.evaluation.grading import Grader
-from ngrpo.evaluation.samples import Sampler, graded
+from ngrpo.evaluation.samples import Sampler
+from ngrpo.evaluation.verdicts import graded
 from ngrpo.rollout.engine import RolloutEngine, Sampling
 
 

@@ -1,0 +1,50 @@
+"""Verdicts on samples: the table that they stand in, and how it is filled."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
+from ngrpo.evaluation.grading import Grader, grade_letter
+from ngrpo.evaluation.string_match import string_match
+
+SAMPLES = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample_id", pa.int32()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("extracted", pa.string()),
+        ("correct", pa.bool_()),
+        ("grader_error", pa.string()),
+        ("string_match", pa.bool_()),
+    ]
+)
+"""Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded,
+`string_match` where its benchmark does not ask for it."""
+GENERATED = pa.schema([SAMPLES.field(name) for name in ("problem_id", "sample_id", "text", "tokens", "finish_reason")])
+"""The columns that generating gives."""
+
+
+def graded(samples: pa.Table, benchmark: Benchmark | AnswerKey, grader: Grader, *, by_string: bool = False) -> pa.Table:
+    """Return samples with their verdicts, a table of `SAMPLES`; verdicts that they have already are not looked at.
+
+    Args:
+        samples: Table with the columns of `SAMPLES` up to `finish_reason`, or all of them.
+        benchmark: The benchmark, with the gold answers.
+        grader: Grades what is not answered by a letter.
+        by_string: Fill the column `string_match` too.
+    """
+    gold = dict(zip(benchmark.ids, benchmark.answers, strict=True))
+    golds = [gold[problem] for problem in samples["problem_id"].to_pylist()]
+    items = list(zip(samples["text"].to_pylist(), golds, strict=True))
+    grades = [grade_letter(*item) for item in items] if benchmark.by_letter else grader.grade(items)
+    verdicts = {
+        "extracted": [grade.extracted for grade in grades],
+        "correct": [grade.correct for grade in grades],
+        "grader_error": [grade.error for grade in grades],
+        "string_match": [string_match(*item) if by_string else None for item in items],
+    }
+    columns = {name: samples[name] for name in GENERATED.names} | verdicts
+    return pa.table(columns, schema=SAMPLES)
