@@ -38,7 +38,9 @@ def finished(store, objects, tmp_path, monkeypatch):
     for name, payload in (("prepare_data", data), ("benchmark_evaluation", evaluation)):
         reference = store.publish(name, "k", payload, config_digest="c", code_version="v", inputs={})
         stages[name] = {"key": "k", "artifact": reference.uri}
-    (directory / "summary.json").write_text(json.dumps({"stages": stages}))
+    (directory / "summary.json").write_text(
+        json.dumps({"stages": stages, "wall_seconds": 1.0, "mlflow": {"tracking_uri": "sqlite:///m.db", "run_id": "r"}})
+    )
     config = load_config(PRESETS / "tiny.toml").model_dump_json()
     (directory / "config.json").write_text(config)
     return directory
