@@ -1,9 +1,9 @@
-"""1,000 hostile answers: none of them runs code, opens a file or starts a process. `tests/faults` has 10,000, the bench a million."""
+"""500 hostile answers: none of them runs code, opens a file or starts a process. `tests/faults` has 10,000, the bench a million."""
 
 from fuzzed_answers import faults, pair
 from ngrpo.evaluation.grading import Grader
 
-ANSWERS = 1_000
+ANSWERS = 500
 
 
 def test_hostile_answers_do_nothing_but_get_graded(tmp_path):

@@ -41,7 +41,8 @@ def resolved(directory: Path, *options: str, driver: bool = False, variables: tu
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     made = subprocess.run(
         [
-            *("make", str(venv / "installed"), f"VENV={venv}", f"PYTHON={sys.executable}", f"PIP={UV} pip", *variables),
+            *("make", str(venv / "installed"), f"VENV={venv}", f"PYTHON={sys.executable}", *variables),
+            *(f"PIP={UV} pip", f"UV={UV} pip install"),
             f"PIP_OPTIONS={' '.join(('--dry-run', '--python', str(venv / 'bin' / 'python'), *options))}",
         ],
         cwd=ROOT,

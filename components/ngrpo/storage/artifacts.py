@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _READ_TO_VERIFY = 256 << 20
 _TRANSFERS = 2
-WAITS = (1.0, 3.0, 6.0)
+WAITS = (1.0, 2.0, 3.0)
 """Seconds between looks at what seems to be damaged."""
 
 
