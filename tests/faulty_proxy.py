@@ -135,6 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
         chunked = "aws-chunked" in self.headers.get("Content-Encoding", "") or "x-amz-trailer" in self.headers
         if chunked and proxy.refuses_checksums is not None:
+            self._skip_body()  # or the client, which is still sending, sees no answer but a broken connection
             self._refuse(*proxy.refuses_checksums)
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -163,6 +164,15 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
             self.close_connection = True
         self.wfile.write(content)
+
+    def _skip_body(self) -> None:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            self.rfile.read(size + 2)
+        while self.rfile.readline().strip():
+            pass
 
     def _refuse(self, status: int, code: str) -> None:
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>a fault</Message></Error>".encode()
