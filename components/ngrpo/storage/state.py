@@ -93,7 +93,7 @@ def write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be written ({error.strerror}, {len(data)} bytes); make room or check its rights"
@@ -103,9 +103,9 @@ def write_whole(path: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _sync(directory: Path) -> None:
-    """Let a rename survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Let what was written to a file, or the renames in a directory, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -25,6 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from ngrpo.errors import TrackingError
+from ngrpo.storage.state import sync
 from ngrpo.tracking.addresses import database_uri
 
 _SECONDS_TO_WAIT = 20.0
@@ -131,17 +132,12 @@ def _put(partial: Path, path: Path) -> None:
     with closing(sqlite3.connect(partial, isolation_level=None)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.execute("PRAGMA journal_mode = DELETE")
-    for name in (partial, partial.parent):
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if name == partial:
-            # A journal of what was there before would be played back into the new file.
-            for suffix in ("-journal", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            partial.replace(path)
+    sync(partial)
+    # A journal of what was there before would be played back into the new file.
+    for suffix in ("-journal", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    partial.replace(path)
+    sync(path.parent)
 
 
 def _remove(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from ngrpo.storage.digest import file_sha256
-from ngrpo.storage.state import DamagedStateError, read_state, write_state
+from ngrpo.storage.state import DamagedStateError, read_state, sync, write_state
 
 MARKER = "complete"
 _READERS = 4
@@ -39,7 +38,7 @@ def mark(checkpoint: Path) -> None:
     with ThreadPoolExecutor(_READERS) as pool:
         entries = dict(zip(paths, pool.map(_settled, paths.values()), strict=True))
     for directory in {path.parent for path in paths.values()}:
-        _sync(directory)
+        sync(directory)
     write_state(checkpoint / MARKER, _Marker(version=1, files=entries))
 
 
@@ -76,13 +75,5 @@ def _files(checkpoint: Path) -> dict[str, Path]:
 
 def _settled(path: Path) -> _Entry:
     """Return the entry of a file once it is on disk."""
-    _sync(path)
+    sync(path)
     return _Entry(sha256=file_sha256(path), size=path.stat().st_size)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
