@@ -1,13 +1,21 @@
-"""Command lines with nonsense in them, each in a process of its own."""
+"""Command lines with nonsense in them: 500 in one process, 20 in processes of their own."""
 
 import os
 import re
 import subprocess
 import sys
 
+from test_command_line_fuzz import begun, no_nonsense_begins
+
 from command_lines import command_lines, write_odd_files
 
+__all__ = ["begun"]
+
 PROCESSES = 20
+
+
+def test_five_hundred_command_lines(begun, capsys, tmp_path):
+    no_nonsense_begins(500, begun, capsys, tmp_path)
 
 
 def test_twenty_command_lines_as_processes(tmp_path):

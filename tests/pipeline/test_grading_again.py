@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 
 from measuring import OLD, measured, table
 from ngrpo.errors import StoreError
-from ngrpo.evaluation import grading_again
 from ngrpo.evaluation.protocol import differ_in_graders_alone, grader_version, is_grader_source
+from ngrpo.stages import opponent
 from ngrpo.stages.keys import source_files
 from ngrpo.stages.model_promotion import decide_and_crown
 from ngrpo.storage.artifacts import ArtifactStore
@@ -161,7 +161,7 @@ def test_a_champion_that_was_made_while_another_was_graded_is_met_instead(promot
     promote("third", 2)
     promotions.rollback("to begin with")
     assert state(promotions.registry) == {"champion": "1"}
-    grade, met = grading_again.grade_again, []
+    grade, met = opponent.grade_again, []
 
     def slowly(evaluation, *arguments, **options):
         met.append(evaluation["models"]["trained"]["arithmetic"]["mean"])
@@ -169,7 +169,7 @@ def test_a_champion_that_was_made_while_another_was_graded_is_met_instead(promot
             by_hand(Promotions.from_environment(NAME), "2", override="it was faster")
         return grade(evaluation, *arguments, **options)
 
-    monkeypatch.setattr(grading_again, "grade_again", slowly)
+    monkeypatch.setattr(opponent, "grade_again", slowly)
     decision = by_hand(promotions, "3")
     assert met == [0.25, 0.75]
     assert (decision["decision"], decision["champion_version"]) == ("kept", 2)

@@ -68,7 +68,7 @@ def test_a_machine_with_an_nvidia_driver_gets_the_builds_for_cuda(directory, pyt
 
 
 def test_a_machine_with_an_nvidia_driver_is_not_served_by_the_lock_of_processors(directory):
-    with pytest.raises(AssertionError, match=r"triton.*==3\.9\.0"):
+    with pytest.raises(AssertionError, match=r"(?s)triton.*==3\.9\.0"):
         resolved(
             directory,
             "--python-platform",
