@@ -176,7 +176,8 @@ class _Child:
 
     def _relay(self, process: subprocess.Popen[bytes], file: BinaryIO) -> None:
         """Give the child its input, and pass on what it prints, line by line."""
-        assert process.stdin is not None and process.stdout is not None  # both are pipes
+        assert process.stdin is not None
+        assert process.stdout is not None
         with suppress(BrokenPipeError):  # it ended before it read: its exit code and its last line say why
             process.stdin.write(self._stdin.encode())
             process.stdin.close()
