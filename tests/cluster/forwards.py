@@ -14,7 +14,7 @@ SECONDS_TO_START = 30
 
 @contextmanager
 def reachable(address: str) -> Iterator[str]:
-    """Provide an address of this machine for one of the cluster, `http://SERVICE.NAMESPACE.svc:PORT`; any other address is returned as it is.
+    """Provide an address of this machine for one of the cluster, `http://SERVICE.NAMESPACE.svc:PORT`; any other stays as it is.
 
     Raises:
         NGRPOError: The service does not answer through a port-forward.

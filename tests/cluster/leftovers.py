@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from kubernetes import client
 from session import TRAIN_JOBS, Session
 
 from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, every, existing_experiment
@@ -24,19 +23,19 @@ def left(session: Session) -> list[str]:
 
 def remove(session: Session) -> None:
     """Remove all of that. Runs that are still active are ended first. What MLflow has recorded of the runs stays."""
-    client_of_kubeflow = session.kubeflow
+    kubeflow = session.kubeflow
     for schedule in _schedules(session):
-        client_of_kubeflow.delete_recurring_run(schedule.recurring_run_id)
+        kubeflow.delete_recurring_run(schedule.recurring_run_id)
     for run in _runs(session):
         if run.state not in OVER and run.state != "CANCELING":
-            client_of_kubeflow.terminate_run(run.run_id)
+            kubeflow.terminate_run(run.run_id)
     session.until("the end of all runs", lambda: all(run.state in OVER for run in _runs(session)), minutes=10)
     for run in _runs(session):
-        client_of_kubeflow.delete_run(run.run_id)
+        kubeflow.delete_run(run.run_id)
     for version in _versions(session):
-        client_of_kubeflow.delete_pipeline_version(version.pipeline_id, version.pipeline_version_id)
+        kubeflow.delete_pipeline_version(version.pipeline_id, version.pipeline_version_id)
     for job in session.train_jobs():
-        client.CustomObjectsApi().delete_namespaced_custom_object(
+        session.custom.delete_namespaced_custom_object(
             *TRAIN_JOBS, session.place.namespace, "trainjobs", job["metadata"]["name"]
         )
     # Kubeflow deletes a run's Workflow with it, and Kubernetes the pods after that.
@@ -77,7 +76,9 @@ def _versions(session: Session) -> list[Any]:
 
 def _pods(session: Session) -> list[Any]:
     return [
-        pod for pod in session.pods() if session.mark in json.dumps(client.ApiClient().sanitize_for_serialization(pod))
+        pod
+        for pod in session.pods()
+        if session.mark in json.dumps(session.place.kubernetes.sanitize_for_serialization(pod))
     ]
 
 

@@ -36,6 +36,10 @@ class Place:
     """The preset `tiny` with these settings."""
     namespace: str
     """Namespace of the runs."""
+    kubernetes: client.ApiClient
+    """The way to its API."""
+    images: Path = IMAGES
+    """The images by digest."""
 
     def address(self, suffix: str) -> str:
         """Return an address that pods know, by the end of its variable's name.
@@ -51,7 +55,7 @@ class Place:
     def credentials(self) -> dict[str, str]:
         """Return the variables by which the command line opens the object store; their values come from the secrets that pods use."""
         found = {}
-        api = client.CoreV1Api()
+        api = client.CoreV1Api(self.kubernetes)
         for secret, variables in self.config.cluster.secrets.items():
             data = api.read_namespaced_secret(secret, self.namespace).data or {}
             for name, key in variables.items():
@@ -71,12 +75,12 @@ def find() -> Place:
     if shutil.which("kubectl") is None:
         raise NoClusterError("NOT TESTED: kubectl is missing, which leads to the cluster's services; install it")
     try:
-        config.load_kube_config()
+        api = config.new_client_from_config()
     except config.ConfigException as error:
         raise NoClusterError(f"NOT TESTED: there is no cluster ({error}): {cure}") from error
-    server = client.Configuration.get_default_copy().host
+    server = api.configuration.host
     try:
-        client.VersionApi().get_code(_request_timeout=10)
+        client.VersionApi(api).get_code(_request_timeout=10)
     except client.ApiException as error:
         raise NoClusterError(
             f"NOT TESTED: the cluster {server} refuses ({error.status} {error.reason}): {cure}"
@@ -86,4 +90,4 @@ def find() -> Place:
         raise NoClusterError(f"NOT TESTED: the cluster {server} does not answer ({reason}): {cure}") from error
     settings = Path(os.environ.get(SETTINGS) or DEV)
     Images(IMAGES).reference("cpu")
-    return Place(settings, load_config(PRESETS / "tiny.toml", [], settings), namespace())
+    return Place(settings, load_config(PRESETS / "tiny.toml", [], settings), namespace(), api)

@@ -58,19 +58,18 @@ def queue_of_one_stage(session: Session) -> Iterator[Queue]:
     ]
     try:
         for kind, namespace, body in made:
-            _create(kind, namespace, body)
+            _create(session.custom, kind, namespace, body)
         yield queue
     finally:
         for kind, namespace, body in reversed(made):
-            _delete(kind, namespace, body["metadata"]["name"])
+            _delete(session.custom, kind, namespace, body["metadata"]["name"])
 
 
 def _object(kind: str, name: str, **fields: Any) -> dict[str, Any]:
     return {"apiVersion": "/".join(_API), "kind": kind, "metadata": {"name": name}, **fields}
 
 
-def _create(kind: str, namespace: str | None, body: dict[str, Any]) -> None:
-    api = client.CustomObjectsApi()
+def _create(api: client.CustomObjectsApi, kind: str, namespace: str | None, body: dict[str, Any]) -> None:
     try:
         if namespace is None:
             api.create_cluster_custom_object(*_API, kind, body)
@@ -82,8 +81,7 @@ def _create(kind: str, namespace: str | None, body: dict[str, Any]) -> None:
         raise
 
 
-def _delete(kind: str, namespace: str | None, name: str) -> None:
-    api = client.CustomObjectsApi()
+def _delete(api: client.CustomObjectsApi, kind: str, namespace: str | None, name: str) -> None:
     try:
         if namespace is None:
             api.delete_cluster_custom_object(*_API, kind, name)

@@ -6,13 +6,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from kubernetes import client
-from place import IMAGES, Place
+from place import Place
 
 from ngrpo.stages.registry import STAGES
 from ngrpo.stages.tries import Try, log_of, tries_of
@@ -51,8 +52,8 @@ class Session:
         self.objects = ObjectStore(self.store)
         self.artifacts = ArtifactStore(self.objects, directory / "cache")
         self.kubeflow = connect()
-        self._core = client.CoreV1Api()
-        self._custom = client.CustomObjectsApi()
+        self._core = client.CoreV1Api(place.kubernetes)
+        self.custom = client.CustomObjectsApi(place.kubernetes)
         self._own: dict[str, bool] = {}
 
     # --- commands ---------------------------------------------------------------------------------------------------
@@ -66,18 +67,27 @@ class Session:
         assert ended.returncode == 0, f"exit code {ended.returncode}\n{ended.stdout}{ended.stderr}"
         return ended.stdout
 
-    def start(self, *arguments: str, variables: Mapping[str, str | None]) -> subprocess.Popen[str]:
-        """Start a command beside the others."""
+    @contextmanager
+    def beside(self, *arguments: str, variables: Mapping[str, str | None]) -> Iterator[Callable[[], None]]:
+        """Run a command beside others; yields a function that waits for it, and fails the test if it did not succeed."""
         print(f"$ ngrpo {' '.join(arguments)} &", flush=True)
-        log = (self.directory / f"{arguments[0]}.log").open("w")
-        return subprocess.Popen(
-            [NGRPO, *arguments], env=self._environment(variables), stdout=log, stderr=subprocess.STDOUT, text=True
-        )
+        log = self.directory / f"{arguments[0]}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen([NGRPO, *arguments], env=self._environment(variables), stdout=file, stderr=file)
+
+        def wait() -> None:
+            assert process.wait(60 * MINUTES) == 0, log.read_text()
+
+        try:
+            yield wait
+        finally:
+            process.terminate()
+            process.wait()
 
     def described(self, *settings: str) -> list[str]:
         """Return the options of a run on this cluster, in the store of this session."""
         own = (f"cluster.store={self.store}", f"promotion.model_name={self.model}", "cluster.retry.backoff_seconds=5")
-        options = ["--preset", "tiny", "--cluster", str(self.place.settings), "--images", str(IMAGES)]
+        options = ["--preset", "tiny", "--cluster", str(self.place.settings), "--images", str(self.place.images)]
         return [*options, *(word for setting in (*own, *settings) for word in ("--set", setting))]
 
     def submit(self, *settings: str) -> str:
@@ -86,10 +96,16 @@ class Session:
 
     def rerun(self, stage: str, run: str) -> str:
         """Run a stage of a run again, and return the id of the new run."""
-        return _run_id(self.ngrpo("rerun", stage, "--from", run, "--images", str(IMAGES)))
+        return _run_id(self.ngrpo("rerun", stage, "--from", run, "--images", str(self.place.images)))
 
     def _environment(self, variables: Mapping[str, str | None]) -> dict[str, str]:
-        merged = {**os.environ, "COLUMNS": "200", "NGRPO_HOME": str(self.directory / "outputs"), **variables}
+        merged = {
+            **os.environ,
+            "COLUMNS": "200",
+            "PYTHONUTF8": "1",
+            "NGRPO_HOME": str(self.directory / "outputs"),
+            **variables,
+        }
         return {name: value for name, value in merged.items() if value is not None}
 
     # --- looks ------------------------------------------------------------------------------------------------------
@@ -115,7 +131,12 @@ class Session:
 
     def ended(self, run: str, minutes: float = MINUTES) -> str:
         """Wait for the end of a run, and return its state."""
-        state = self.until(f"the end of run {run}", lambda: self.state(run) in OVER and self.state(run), minutes)
+
+        def final() -> str | None:
+            state = self.state(run)
+            return state if state in OVER else None
+
+        state = self.until(f"the end of run {run}", final, minutes)
         print(f"  run {run}: {state}", flush=True)
         return state
 
@@ -141,14 +162,15 @@ class Session:
         return self._own[run]
 
     def keys(self, run: str) -> dict[str, str]:
-        """Return the key of each stage that a run has a task for."""
-        return {
-            name.replace("-", "_"): task["inputs"]["parameters"]["key"]["runtimeValue"]["constant"].replace(
-                "{{$.pipeline_job_uuid}}", run
-            )
-            for name, task in self.pipeline(run)["root"]["dag"]["tasks"].items()
-            if name.replace("-", "_") in STAGES
-        }
+        """Return the key of each stage that a run has a task for, in order."""
+        tasks = self.pipeline(run)["root"]["dag"]["tasks"]
+        found = {}
+        for stage in STAGES:
+            task = tasks.get(stage.replace("_", "-"))
+            if task is not None:
+                key = task["inputs"]["parameters"]["key"]["runtimeValue"]["constant"]
+                found[stage] = key.replace("{{$.pipeline_job_uuid}}", run)
+        return found
 
     def read(self, stage: str, key: str, name: str) -> Any:
         """Return what a JSON file of an artifact holds."""
@@ -191,7 +213,7 @@ class Session:
     def train_jobs(self) -> list[Any]:
         """Return the jobs of Kubeflow Trainer that this session's runs have made; none where Trainer is not installed."""
         try:
-            found = self._custom.list_namespaced_custom_object(*TRAIN_JOBS, self.place.namespace, "trainjobs")
+            found = self.custom.list_namespaced_custom_object(*TRAIN_JOBS, self.place.namespace, "trainjobs")
         except client.ApiException as error:
             if error.status == 404:
                 return []
@@ -226,19 +248,15 @@ class Session:
 
 _KILL = """
 import contextlib, os, pathlib, signal
-processes = [entry for entry in pathlib.Path("/proc").iterdir() if entry.name.isdigit()]
-steps, parents = set(), {}
-for process in processes:
-    with contextlib.suppress(OSError):
-        if (process / "cmdline").read_bytes().split(b"\\0")[1:3] == [b"-m", b"kfp.dsl.executor_main"]:
-            steps.add(process.name)
-        parents[process.name] = (process / "stat").read_text().rpartition(")")[2].split()[1]
-stages = [name for name, parent in parents.items() if parent in steps]
-for name in stages:
-    os.kill(int(name), signal.SIGKILL)
-print(len(stages))
+killed = 0
+for process in pathlib.Path("/proc").iterdir():
+    with contextlib.suppress(OSError):  # a process that has just ended
+        if (process / "cmdline").read_bytes().split(b"\\0")[1:3] == [b"-m", b"ngrpo.stages.attempt"]:
+            os.kill(int(process.name), signal.SIGKILL)
+            killed += 1
+print(killed)
 """
-"""Ends what kfp's executor has started, which is the stage."""
+"""Kills the process of a try, and says how many it has killed."""
 
 
 def _run_id(printed: str) -> str:
