@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from session import TRAIN_JOBS, Session
+from session import RUN_LABEL, TRAIN_JOBS, Session
 
 from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, every, existing_experiment
 
@@ -75,10 +75,12 @@ def _versions(session: Session) -> list[Any]:
 
 
 def _pods(session: Session) -> list[Any]:
+    """Return the pods of the session's runs, and those that name its store."""
     return [
         pod
         for pod in session.pods()
-        if session.mark in json.dumps(session.place.kubernetes.sanitize_for_serialization(pod))
+        if (pod.metadata.labels or {}).get(RUN_LABEL) in session.own_runs
+        or session.mark in json.dumps(session.place.kubernetes.sanitize_for_serialization(pod))
     ]
 
 

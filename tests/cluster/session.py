@@ -161,6 +161,11 @@ class Session:
             self._own[run] = self.mark in json.dumps(self.pipeline(run))
         return self._own[run]
 
+    @property
+    def own_runs(self) -> set[str]:
+        """The runs of this session that were seen so far."""
+        return {run for run, own in self._own.items() if own}
+
     def keys(self, run: str) -> dict[str, str]:
         """Return the key of each stage that a run has a task for, in order."""
         tasks = self.pipeline(run)["root"]["dag"]["tasks"]

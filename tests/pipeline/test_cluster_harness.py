@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from commanding import kubeflow  # noqa: F401
 from golden_ir import GOLDEN
+from kubernetes.client import ApiClient, V1ObjectMeta, V1Pod
 from kubernetes.config import kube_config, new_client_from_config
 
 from ngrpo.config import load_config
@@ -161,15 +162,28 @@ def test_what_a_session_leaves_is_removed_and_nothing_of_others(objects, session
     objects.put_bytes(b"", "prepare_data/key/manifest.json")
     kubeflow = Kubeflow()  # noqa: F811
     session = object.__new__(session_module.Session)
-    vars(session).update(kubeflow=kubeflow, mark="mark", objects=objects)
+    vars(session).update(kubeflow=kubeflow, mark="mark", objects=objects, place=SimpleNamespace(kubernetes=ApiClient()))
+    vars(session)["_own"] = {"own-1": True, "own-2": True, "other": False}
     monkeypatch.setattr(session_module.Session, "is_own", lambda self, run: run.startswith("own"))
-    monkeypatch.setattr(session_module.Session, "pods", lambda self: [])
+    pods = [
+        V1Pod(metadata=V1ObjectMeta(name="driver", labels={"pipeline/runid": "own-1"})),
+        V1Pod(metadata=V1ObjectMeta(name="node", annotations={"store": "s3://ngrpo/mark"})),
+        V1Pod(metadata=V1ObjectMeta(name="ml-pipeline")),
+    ]
+
+    def look(self):
+        """Deleted with their runs, as Kubernetes does it."""
+        return pods if "own-1" in kubeflow.runs else pods[2:]
+
+    monkeypatch.setattr(session_module.Session, "pods", look)
     monkeypatch.setattr(session_module.Session, "train_jobs", lambda self: [])
     assert leftovers.left(session) == [
         "run own-1 (RUNNING)",
         "run own-2 (SUCCEEDED)",
         "schedule mark-minute",
         "version s3://ngrpo/mark",
+        "pod driver",
+        "pod node",
         "object prepare_data/key/manifest.json",
     ]
     leftovers.remove(session)

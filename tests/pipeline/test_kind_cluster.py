@@ -154,7 +154,10 @@ def test_a_webhook_that_is_not_ready_yet_is_tried_again(machine):
     assert len([call for call in machine.calls() if "-k k8s/cluster" in call]) == 2
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md", "k8s/overlays/gpu/training-runtime.yaml"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "docs/cluster.md", "k8s/cluster/kustomization.yaml", "k8s/overlays/gpu/training-runtime.yaml"],
+)
 def test_documents_name_the_versions_that_it_installs(document):
     path = ROOT / document
     if not path.exists():
@@ -164,6 +167,9 @@ def test_documents_name_the_versions_that_it_installs(document):
     for tool, name in names.items():
         for named in re.findall(rf"{name}\s+v?(\d+(?:\.\d+)+)", text):
             assert (versions()[tool] + ".").startswith(named + "."), f"{document}: {tool} {named}"
+    for line in text.splitlines():
+        for oldest in re.findall(r"(\d+)\.(\d+) or newer", line) if "Kueue" in line else ():
+            assert tuple(map(int, oldest)) <= tuple(map(int, versions()["KUEUE"].split(".")))
     for named in re.findall(r"JobSet\s+v?(\d+(?:\.\d+)+)", text):
         assert f"JobSet {named}" in SCRIPT.read_text()
 
@@ -171,6 +177,12 @@ def test_documents_name_the_versions_that_it_installs(document):
 def test_the_client_and_the_cluster_are_of_one_version():
     project = (ROOT / "pyproject.toml").read_text()
     assert f'"kfp[kubernetes]=={versions()["KFP"]}"' in project
+
+
+def test_the_cluster_has_room_on_a_small_machine():
+    cluster = yaml.safe_load((ROOT / "k8s" / "kind" / "cluster.yaml").read_text())
+    roles = [node["role"] for node in cluster["nodes"]]
+    assert roles == ["control-plane", "worker", "worker"], "each offers all processors of the machine"
 
 
 def test_kueue_manages_pods_and_train_jobs_in_the_namespace_of_runs_alone():
