@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ from types import SimpleNamespace
 import pytest
 from commanding import kubeflow  # noqa: F401
 from golden_ir import GOLDEN
-from kubernetes.client import ApiClient, V1ObjectMeta, V1Pod
+from kubernetes.client import ApiClient, ApiException, V1ObjectMeta, V1Pod
 from kubernetes.config import kube_config, new_client_from_config
+from kubernetes.utils import parse_quantity
+from test_manifests import KNOWN_FIELDS, METADATA, unknown
 
 from ngrpo.config import load_config
 from ngrpo.errors import NGRPOError
@@ -222,6 +225,108 @@ other.kill()
     )
     assert ended.stdout.split("\n")[:2] == ["1", "-9 None"], ended.stderr
     assert time.monotonic() - began < 30
+
+
+def test_keys_of_the_object_store_come_from_the_secrets_of_pods(kubeflow, session_module, tmp_path):  # noqa: F811
+    from place import Place
+
+    kubeflow.secrets = {"ngrpo-object-store": ["access-key", "secret-key"]}
+    settings = tmp_path / "cluster.toml"
+    settings.write_text(
+        '[environment]\nNGRPO_S3_ENDPOINT_URL = "http://object-store.kubeflow.svc:8333"\n'
+        '[secrets.ngrpo-object-store]\nNGRPO_S3_ACCESS_KEY_ID = "access-key"\nNGRPO_S3_SECRET_ACCESS_KEY = "secret-key"\n'
+    )
+    api = new_client_from_config(str(tmp_path / ".kube" / "config"))
+    place = Place(settings, load_config(PRESETS / "tiny.toml", [], settings), "kubeflow", api)
+    assert place.credentials() == {"AWS_ACCESS_KEY_ID": "hidden", "AWS_SECRET_ACCESS_KEY": "hidden"}
+    assert place.address("_ENDPOINT_URL") == "http://object-store.kubeflow.svc:8333"
+    with pytest.raises(NGRPOError, match="environment names no MLFLOW_TRACKING_URI"):
+        place.address("MLFLOW_TRACKING_URI")
+
+
+class Kueue:
+    """The part of `CustomObjectsApi` that makes and deletes objects; `missing` stands for a cluster without Kueue."""
+
+    def __init__(self, *, missing=False):
+        self.missing, self.objects, self.made = missing, {}, []
+
+    def create_cluster_custom_object(self, group, version, kind, body):
+        if self.missing:
+            raise ApiException(404)
+        self.objects[kind, body["metadata"]["name"]] = body
+        self.made.append(body)
+
+    def create_namespaced_custom_object(self, group, version, namespace, kind, body):
+        self.create_cluster_custom_object(group, version, kind, body)
+
+    def delete_cluster_custom_object(self, group, version, kind, name):
+        if self.objects.pop((kind, name), None) is None:
+            raise ApiException(404)
+
+    def delete_namespaced_custom_object(self, group, version, namespace, kind, name):
+        self.delete_cluster_custom_object(group, version, kind, name)
+
+
+def test_the_queue_has_room_for_one_stage_and_goes_with_its_test(session_module):
+    from queues import queue_of_one_stage
+
+    kueue = Kueue()
+    config = load_config(PRESETS / "tiny.toml", [])
+    session = SimpleNamespace(mark="mark", custom=kueue, place=SimpleNamespace(config=config, namespace="kubeflow"))
+    with queue_of_one_stage(session) as queue:
+        assert {name for _, name in kueue.objects} == {queue.name, queue.low, queue.high}
+    assert kueue.objects == {}
+    by_kind = {body["kind"]: body for body in kueue.made}
+    for body in kueue.made:
+        known = {"apiVersion": str, "kind": str, "metadata": METADATA, **KNOWN_FIELDS[body["apiVersion"], body["kind"]]}
+        assert list(unknown(body, known)) == []
+    quota = by_kind["ClusterQueue"]["spec"]["resourceGroups"][0]["flavors"][0]["resources"]
+    for resource, needs in zip(quota, ("cpus", "memory_gib"), strict=True):
+        stages = [getattr(config.needs(stage), needs) for stage in STAGES]
+        room = parse_quantity(resource["nominalQuota"]) / (1 if needs == "cpus" else 2**30)
+        assert max(stages) <= room < 2 * min(stages), "one stage fits, two do not"
+
+
+def test_without_kueue_the_test_fails_in_one_line(session_module):
+    from queues import queue_of_one_stage
+
+    config = load_config(PRESETS / "tiny.toml", [])
+    place = SimpleNamespace(config=config, namespace="kubeflow")
+    session = SimpleNamespace(mark="mark", custom=Kueue(missing=True), place=place)
+    says = r"there is no Kueue that serves kueue\.x-k8s\.io/v1beta2"
+    with pytest.raises(pytest.fail.Exception, match=says), queue_of_one_stage(session):
+        pass
+
+
+KUBECTL = """#!{python}
+import socket, sys
+with open({calls!r}, "a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+server = socket.create_server(("127.0.0.1", int(sys.argv[-1].split(":")[0])))
+server.accept()[0].close()  # the first caller ends it, as the end of a pod does
+"""
+
+
+def test_a_way_to_a_service_is_opened_again_when_it_ends(session_module, monkeypatch, tmp_path):
+    from forwards import reachable
+
+    calls = tmp_path / "calls"
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(KUBECTL.format(python=sys.executable, calls=str(calls)))
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(kubectl.parent), prepend=os.pathsep)
+    with reachable("http://object-store.kubeflow.svc:8333") as address:
+        port = int(address.removeprefix("http://127.0.0.1:"))
+        deadline = time.monotonic() + 30
+        while len(calls.read_text().splitlines()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert set(calls.read_text().splitlines()) == {
+        f"--namespace kubeflow port-forward service/object-store {port}:8333"
+    }
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "it is closed with its context"
 
 
 def test_an_address_outside_the_cluster_needs_no_way_there(session_module):
