@@ -10,6 +10,8 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from botocore.utils import should_bypass_proxies as boto_bypasses
+from requests.utils import should_bypass_proxies as requests_bypasses
 from trainer_stub import unknown_fields
 
 from ngrpo.cluster import STAGE_LABEL, ClusterConfig
@@ -609,3 +611,26 @@ def test_the_private_guide_makes_what_the_component_names(guides):
     text = (ROOT / "docs" / "private.md").read_text().replace("\\\n", " ")
     made = set(re.findall(r"kubectl .*create (?:configmap|secret [\w-]+) (\S+)", text))
     assert {"ngrpo-ca", "ngrpo-proxy", "registry"} <= made
+
+
+def test_what_the_private_guide_sets_keeps_the_clusters_own_services_off_the_proxy(monkeypatch):
+    (settings,) = re.findall(
+        r"^```toml\n(.*?)^```", (ROOT / "docs" / "private.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    environment = ClusterConfig(**tomllib.loads(settings)).environment
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.delenv(name.lower(), raising=False)
+    # As KFP 2.17.0 tells them to a step, and as our own settings name them.
+    for address in (
+        "http://ml-pipeline.kubeflow.svc.cluster.local:8887",
+        "http://metadata-grpc-service.kubeflow.svc.cluster.local:8080",
+        "http://seaweedfs.kubeflow:9000",
+        "http://mlflow.ngrpo.svc:5000",
+        "http://ml-pipeline.kubeflow.svc:8888",
+        "https://s3.example.com",
+    ):
+        assert requests_bypasses(address, None)
+        assert boto_bypasses(address)
+    assert not requests_bypasses("https://hub.example.com", None)
+    assert not boto_bypasses("https://hub.example.com")
