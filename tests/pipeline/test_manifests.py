@@ -131,7 +131,7 @@ def guides(tmp_path_factory):
     def rendered(text):
         k8s = tmp_path_factory.mktemp("guide") / "k8s"
         shutil.copytree(K8S, k8s)
-        (k8s / "mine").mkdir()
+        (k8s / "mine").mkdir(exist_ok=True)
         (k8s / "mine" / "kustomization.yaml").write_text(text)
         return render(k8s / "mine")
 
