@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from session import RUN_LABEL, TRAIN_JOBS, Session
+from session import TRAIN_JOBS, Session
 
 from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, every, existing_experiment
 
@@ -15,7 +15,7 @@ def left(session: Session) -> list[str]:
         *(f"schedule {schedule.display_name}" for schedule in _schedules(session)),
         *(f"version {version.display_name}" for version in _versions(session)),
         *(f"TrainJob {job['metadata']['name']}" for job in session.train_jobs()),
-        *(f"pod {pod.metadata.name}" for pod in _pods(session)),
+        *(f"pod {pod.metadata.name}" for pod in session.own_pods()),
         *(f"object {key}" for key in session.objects.list()),
         *([f"model {session.model}"] if _model_exists(session) else []),
     ]
@@ -39,7 +39,7 @@ def remove(session: Session) -> None:
             *TRAIN_JOBS, session.place.namespace, "trainjobs", job["metadata"]["name"]
         )
     # Kubeflow deletes a run's Workflow with it, and Kubernetes the pods after that.
-    session.until("the end of all pods", lambda: not _pods(session), minutes=10)
+    session.until("the end of all pods", lambda: not session.own_pods(), minutes=10)
     if _model_exists(session):
         from mlflow import MlflowClient
 
@@ -71,16 +71,6 @@ def _versions(session: Session) -> list[Any]:
         for pipeline in every(kubeflow.list_pipelines, "pipelines", namespace=kubeflow.get_user_namespace())
         for version in every(kubeflow.list_pipeline_versions, "pipeline_versions", pipeline_id=pipeline.pipeline_id)
         if session.mark in json.dumps(version.pipeline_spec)
-    ]
-
-
-def _pods(session: Session) -> list[Any]:
-    """Return the pods of the session's runs, and those that name its store."""
-    return [
-        pod
-        for pod in session.pods()
-        if (pod.metadata.labels or {}).get(RUN_LABEL) in session.own_runs
-        or session.mark in json.dumps(session.place.kubernetes.sanitize_for_serialization(pod))
     ]
 
 

@@ -123,8 +123,8 @@ def test_a_run_that_is_cancelled_in_training_leaves_no_pod_and_no_job(cluster, f
     assert cluster.ended(run, minutes=5) in ("CANCELED", "FAILED")
     cluster.until(
         "the end of pods and jobs",
-        lambda: not any(pod.status.phase in ACTIVE for pod in cluster.pods_of(run)) and not cluster.train_jobs(),
-        minutes=5,
+        lambda: not any(pod.status.phase in ACTIVE for pod in cluster.own_pods()) and not cluster.train_jobs(),
+        minutes=12,  # nodes have ten to save in
     )
     status = cluster.ngrpo("status", run)
     assert re.search(r": cancelled\s*$", status, re.MULTILINE)
