@@ -3,13 +3,15 @@
 import json
 from typing import Any
 
+from mlflow import MlflowClient
 from session import TRAIN_JOBS, Session
 
+from ngrpo.tracking.cluster_run import PIPELINE_RUN
 from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, every, existing_experiment
 
 
 def left(session: Session) -> list[str]:
-    """Name what is there of a session: runs, schedules, versions of the pipeline, jobs, pods, objects, the registered model."""
+    """Name what is there of a session: runs, schedules, versions of the pipeline, jobs, pods, objects, model, MLflow's runs."""
     return [
         *(f"run {run.run_id} ({run.state})" for run in _runs(session)),
         *(f"schedule {schedule.display_name}" for schedule in _schedules(session)),
@@ -17,12 +19,13 @@ def left(session: Session) -> list[str]:
         *(f"TrainJob {job['metadata']['name']}" for job in session.train_jobs()),
         *(f"pod {pod.metadata.name}" for pod in session.own_pods()),
         *(f"object {key}" for key in session.objects.list()),
-        *([f"model {session.model}"] if _model_exists(session) else []),
+        *(f"model {name}" for name in _models(session)),
+        *(f"MLflow run {run}" for run in _tracked(session)),
     ]
 
 
 def remove(session: Session) -> None:
-    """Remove all of that. Runs that are still active are ended first. What MLflow has recorded of the runs stays."""
+    """Remove all of that. Runs that are still active are ended first. MLflow keeps what it deletes until `mlflow gc`."""
     kubeflow = session.kubeflow
     for schedule in _schedules(session):
         kubeflow.delete_recurring_run(schedule.recurring_run_id)
@@ -40,10 +43,10 @@ def remove(session: Session) -> None:
         )
     # Kubeflow deletes a run's Workflow with it, and Kubernetes the pods after that.
     session.until("the end of all pods", lambda: not session.own_pods(), minutes=10)
-    if _model_exists(session):
-        from mlflow import MlflowClient
-
-        MlflowClient().delete_registered_model(session.model)
+    for name in _models(session):
+        MlflowClient().delete_registered_model(name)
+    for tracked in _tracked(session):
+        MlflowClient().delete_run(tracked)
     for key in session.objects.list():
         session.objects.delete(key)
 
@@ -74,14 +77,18 @@ def _versions(session: Session) -> list[Any]:
     ]
 
 
-def _model_exists(session: Session) -> bool:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import RestException
+def _models(session: Session) -> list[str]:
+    """Return the name of the session's registered model, if it is there."""
+    return [model.name for model in MlflowClient().search_registered_models(f"name = '{session.model}'")]
 
-    try:
-        MlflowClient().get_registered_model(session.model)
-    except RestException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return True
+
+def _tracked(session: Session) -> list[str]:
+    """Return the ids of MLflow's runs of the session's runs and of their stages."""
+    tracking = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in tracking.search_experiments()]
+    found = []
+    for run in sorted(session.own_runs):
+        for parent in tracking.search_runs(experiments, f"tags.`{PIPELINE_RUN}` = '{run}'"):
+            children = tracking.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+            found += [each.info.run_id for each in (*children, parent)]
+    return found

@@ -161,6 +161,11 @@ class Session:
             self._own[run] = self.mark in json.dumps(self.pipeline(run))
         return self._own[run]
 
+    @property
+    def own_runs(self) -> set[str]:
+        """The runs of this session that were seen so far, deleted ones included."""
+        return {run for run, own in self._own.items() if own}
+
     def keys(self, run: str) -> dict[str, str]:
         """Return the key of each stage that a run has a task for, in order."""
         tasks = self.pipeline(run)["root"]["dag"]["tasks"]
@@ -208,11 +213,10 @@ class Session:
 
     def own_pods(self) -> list[Any]:
         """Return the pods of this session: those of its runs, drivers included, and those that name its store, nodes included."""
-        own = {run for run, is_own in self._own.items() if is_own}
         return [
             pod
             for pod in self.pods()
-            if (pod.metadata.labels or {}).get(RUN_LABEL) in own
+            if (pod.metadata.labels or {}).get(RUN_LABEL) in self.own_runs
             or self.mark in json.dumps(self.place.kubernetes.sanitize_for_serialization(pod))
         ]
 

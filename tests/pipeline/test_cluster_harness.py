@@ -17,13 +17,16 @@ from golden_ir import GOLDEN
 from kubernetes.client import ApiClient, ApiException, V1ObjectMeta, V1Pod
 from kubernetes.config import kube_config, new_client_from_config
 from kubernetes.utils import parse_quantity
+from mlflow import MlflowClient
 from test_manifests import KNOWN_FIELDS, METADATA, unknown
 
 from ngrpo.config import load_config
 from ngrpo.errors import NGRPOError
 from ngrpo.stages.registry import STAGES
+from ngrpo.tracking.cluster_run import PIPELINE_RUN
 from ngrpo_kfp.pipelines.options import PRESETS
 
+pytest_plugins = ["mlflow_database"]
 pytestmark = pytest.mark.pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -157,15 +160,31 @@ class Kubeflow:
         self.versions = [each for each in self.versions if each.pipeline_version_id != version]
 
 
-def test_what_a_session_leaves_is_removed_and_nothing_of_others(objects, session_module, monkeypatch):
+def test_what_a_session_leaves_is_removed_and_nothing_of_others(objects, database, session_module, monkeypatch):
     import leftovers
 
-    monkeypatch.setattr(leftovers, "_model_exists", lambda session: False)
+    tracking = MlflowClient()
+    experiment = tracking.create_experiment("ngrpo")
+    tracked = {}
+    for pipeline_run in ("own-2", "other"):
+        parent = tracking.create_run(experiment, tags={PIPELINE_RUN: pipeline_run}).info.run_id
+        tracked[pipeline_run] = [
+            tracking.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id,
+            parent,
+        ]
+    for model in ("ngrpo-mark", "ngrpo-tiny"):
+        tracking.create_registered_model(model)
     monkeypatch.setattr(session_module, "_PAUSE_SECONDS", 0.01)
     objects.put_bytes(b"", "prepare_data/key/manifest.json")
     kubeflow = Kubeflow()  # noqa: F811
     session = object.__new__(session_module.Session)
-    vars(session).update(kubeflow=kubeflow, mark="mark", objects=objects, place=SimpleNamespace(kubernetes=ApiClient()))
+    vars(session).update(
+        kubeflow=kubeflow,
+        mark="mark",
+        model="ngrpo-mark",
+        objects=objects,
+        place=SimpleNamespace(kubernetes=ApiClient()),
+    )
     vars(session)["_own"] = {"own-1": True, "own-2": True, "other": False}
     monkeypatch.setattr(session_module.Session, "is_own", lambda self, run: run.startswith("own"))
     pods = [
@@ -188,6 +207,8 @@ def test_what_a_session_leaves_is_removed_and_nothing_of_others(objects, session
         "pod driver",
         "pod node",
         "object prepare_data/key/manifest.json",
+        "model ngrpo-mark",
+        *(f"MLflow run {run}" for run in tracked["own-2"]),
     ]
     leftovers.remove(session)
     assert leftovers.left(session) == []
@@ -195,6 +216,8 @@ def test_what_a_session_leaves_is_removed_and_nothing_of_others(objects, session
     assert kubeflow.runs["other"].state == "RUNNING"
     assert [each.display_name for each in kubeflow.schedules] == ["nightly"]
     assert [each.display_name for each in kubeflow.versions] == ["s3://ngrpo/artifacts"]
+    assert [model.name for model in tracking.search_registered_models()] == ["ngrpo-tiny"]
+    assert {run.info.run_id for run in tracking.search_runs([experiment])} == set(tracked["other"])
 
 
 def test_waiting_ends_with_its_deadline(session_module, monkeypatch):
