@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import leftovers
 import pytest
 from forwards import reachable
 from place import Place, find
@@ -58,4 +57,6 @@ def cluster(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactor
         print(f"\nnamespace {place.namespace}, settings {place.settings}, store {session.store}", flush=True)
         yield session
         if not (request.session.testsfailed and os.environ.get(KEEP)):
+            import leftovers  # imports MLflow, which takes seconds
+
             leftovers.remove(session)

@@ -8,7 +8,6 @@ import re
 import time
 from datetime import UTC, datetime
 
-import leftovers
 import pytest
 from queues import queue_of_one_stage
 from session import ACTIVE, Session
@@ -206,6 +205,8 @@ def test_a_schedule_that_starts_from_the_champion_runs_it(cluster, first_run):
 
 
 def test_nothing_is_left_behind(cluster, first_run):
+    import leftovers  # imports MLflow, which takes seconds
+
     leftovers.remove(cluster)
     assert leftovers.left(cluster) == []
 
