@@ -25,8 +25,8 @@ def reachable(address: str) -> Iterator[str]:
         yield address
         return
     service, namespace = names[:2]
-    port = _free_port()
-    command = ["kubectl", "--namespace", namespace, "port-forward", f"service/{service}", f"{port}:{parts.port or 80}"]
+    port, remote = _free_port(), parts.port or {"https": 443}.get(parts.scheme, 80)
+    command = ["kubectl", "--namespace", namespace, "port-forward", f"service/{service}", f"{port}:{remote}"]
     stopped = threading.Event()
     thread = threading.Thread(target=_keep_running, args=(command, stopped), daemon=True)
     thread.start()

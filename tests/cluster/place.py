@@ -53,11 +53,21 @@ class Place:
         raise NGRPOError(f"{self.settings}: environment names no {suffix}: add it, as pods know the service")
 
     def credentials(self) -> dict[str, str]:
-        """Return the variables by which the command line opens the object store; their values come from the secrets that pods use."""
+        """Return the variables by which the command line opens the object store; their values come from the secrets that pods use.
+
+        Raises:
+            NGRPOError: A secret cannot be read.
+        """
         found = {}
         api = client.CoreV1Api(self.kubernetes)
         for secret, variables in self.config.cluster.secrets.items():
-            data = api.read_namespaced_secret(secret, self.namespace).data or {}
+            try:
+                data = api.read_namespaced_secret(secret, self.namespace).data or {}
+            except client.ApiException as error:
+                raise NGRPOError(
+                    f"secret {secret} of namespace {self.namespace} cannot be read ({error.status} {error.reason}): make it, or "
+                    f"correct secrets in {self.settings}"
+                ) from error
             for name, key in variables.items():
                 if name.endswith(("_ACCESS_KEY_ID", "_SECRET_ACCESS_KEY")) and key in data:
                     # What is `NGRPO_S3_…` in pods is `AWS_…` on the command line.

@@ -263,6 +263,11 @@ def test_keys_of_the_object_store_come_from_the_secrets_of_pods(kubeflow, sessio
     place = Place(settings, load_config(PRESETS / "tiny.toml", [], settings), "kubeflow", api)
     assert place.credentials() == {"AWS_ACCESS_KEY_ID": "hidden", "AWS_SECRET_ACCESS_KEY": "hidden"}
     assert place.address("_ENDPOINT_URL") == "http://object-store.kubeflow.svc:8333"
+    kubeflow.secrets = {}
+    with pytest.raises(
+        NGRPOError, match=r"^secret ngrpo-object-store of namespace kubeflow cannot be read \(404 .*: make it"
+    ):
+        place.credentials()
     with pytest.raises(NGRPOError, match="environment names no MLFLOW_TRACKING_URI"):
         place.address("MLFLOW_TRACKING_URI")
 
