@@ -174,7 +174,11 @@ def test_what_a_session_leaves_is_removed_and_nothing_of_others(objects, databas
         ]
     for model in ("ngrpo-mark", "ngrpo-tiny"):
         tracking.create_registered_model(model)
-    monkeypatch.setattr(session_module, "_PAUSE_SECONDS", 0.01)
+
+    def once(self, what, look, minutes):
+        assert look(), what
+
+    monkeypatch.setattr(session_module.Session, "until", once)
     objects.put_bytes(b"", "prepare_data/key/manifest.json")
     kubeflow = Kubeflow()  # noqa: F811
     session = object.__new__(session_module.Session)
@@ -239,15 +243,13 @@ import subprocess, sys
 attempt = subprocess.Popen([sys.executable, "-m", "ngrpo.stages.attempt"], stdin=subprocess.PIPE)
 other = subprocess.Popen(["sleep", "60"])
 print(subprocess.run([sys.executable, "-c", {session_module._KILL!r}], capture_output=True, text=True).stdout.strip())
-print(attempt.wait(), other.poll())
+print(attempt.wait(60), other.poll())
 other.kill()
 """
-    began = time.monotonic()
     ended = subprocess.run(
         ["unshare", "-Urpf", "--mount-proc", sys.executable, "-c", script], capture_output=True, text=True
     )
     assert ended.stdout.split("\n")[:2] == ["1", "-9 None"], ended.stderr
-    assert time.monotonic() - began < 30
 
 
 def test_keys_of_the_object_store_come_from_the_secrets_of_pods(kubeflow, session_module, tmp_path):  # noqa: F811
@@ -346,7 +348,7 @@ def test_a_way_to_a_service_is_opened_again_when_it_ends(session_module, monkeyp
     monkeypatch.setenv("PATH", str(kubectl.parent), prepend=os.pathsep)
     with reachable("http://object-store.kubeflow.svc:8333") as address:
         port = int(address.removeprefix("http://127.0.0.1:"))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(calls.read_text().splitlines()) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
