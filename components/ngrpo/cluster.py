@@ -194,11 +194,16 @@ class ClusterConfig(Section):
         variables = Counter([*self.environment, *(name for keys in self.secrets.values() for name in keys)])
         for name in sorted(name for name, times in variables.items() if times > 1):
             yield f"{name} is set twice in environment and secrets: leave one"
-        aws = sorted(name for name in variables if name.startswith(_AWS))
+        aws = {f"environment.{name}": name for name in self.environment if name.startswith(_AWS)} | {
+            f"secrets.{secret}.{name}": name
+            for secret, keys in self.secrets.items()
+            for name in keys
+            if name.startswith(_AWS)
+        }
         if aws:
             yield (
-                f"{', '.join(aws)} in environment or secrets: Kubeflow's launcher runs in the same container and would take them for its "
-                f"own artifacts: write {', '.join(map(_own_name, aws))}"
+                f"{', '.join(sorted(aws))}: Kubeflow's launcher runs in the same container and would take this for its own artifacts: "
+                f"write {', '.join(_own_name(aws[where]) for where in sorted(aws))}"
             )
         if self.certificate_authority is not None:
             for name in sorted(variables.keys() & set(_CERTIFICATE_VARIABLES)):

@@ -65,8 +65,8 @@ def test_what_the_launcher_of_kubeflow_would_take_is_refused_at_once_with_our_na
         load_config(TINY, [endpoint, 'cluster.secrets={"s": {"AWS_ACCESS_KEY_ID": "id"}}'])
     message = str(failure.value)
     assert "\n" not in message
-    assert "AWS_ACCESS_KEY_ID, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL in environment or secrets" in message
-    assert message.endswith("write NGRPO_S3_ACCESS_KEY_ID, NGRPO_S3_REGION, NGRPO_S3_ENDPOINT_URL")
+    assert "environment.AWS_DEFAULT_REGION, environment.AWS_ENDPOINT_URL, secrets.s.AWS_ACCESS_KEY_ID: " in message
+    assert message.endswith("write NGRPO_S3_REGION, NGRPO_S3_ENDPOINT_URL, NGRPO_S3_ACCESS_KEY_ID")
 
 
 def test_pods_are_told_of_the_authority_that_they_trust():
