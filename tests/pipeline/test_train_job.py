@@ -18,6 +18,7 @@ from ngrpo.stages import train_job
 from ngrpo.stages.execution import execute
 from ngrpo.stages.task import Task
 from ngrpo.stages.train_job_manifest import JobSettings, manifest
+from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import Reference
 
 pytestmark = pytest.mark.pipeline
@@ -102,6 +103,7 @@ def test_a_job_is_made_once_followed_and_deleted(cluster, capsys, monkeypatch):
     assert variables["NGRPO_STORE"] == "s3://ngrpo/artifacts"
     assert variables["NGRPO_SAVE_MINUTES"] == "10.0"
     assert "NGRPO_TRIES" not in variables, "the step tries again, with all nodes"
+    assert variables["TQDM_DISABLE"] == "1", "the step prints what they print"
     assert "$" not in trainer["args"][0], "Kubernetes would replace it"
     assert Task(**json.loads(trainer["args"][0])) == TASK
 
@@ -394,6 +396,37 @@ def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, t
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"steps": 2}
     step()
     assert len(cluster.made) == 1, "what is in the store is not made again"
+
+
+FAST = """
+import sys
+if "ngrpo.stages.attempt" in sys.orig_argv:
+    from ngrpo.stages import train_job
+    train_job.POLL_SECONDS = 0.05
+"""
+
+
+def test_a_lost_node_costs_a_try_and_not_the_run(step, cluster, store, objects, tmp_path, monkeypatch, capfd):
+    def publish():
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "metrics.json").write_text('{"steps": 2}')
+        store.publish("ngrpo_training", KEY, tmp_path / "made", config_digest="", code_version="c0", inputs={})
+
+    cluster.states, cluster.later, cluster.completed = ["Running", "Failed"], [["Running", "Complete"]], publish
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(FAST)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hook"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("NGRPO_TRIES", json.dumps({"times": 1, "backoff_seconds": 1, "backoff_factor": 1}))
+    assert step() == {"steps": 2}
+    assert Reference.read(tmp_path / "reference.json").key == KEY
+    assert len(cluster.made) == 2
+    assert cluster.jobs == {}
+    lost, done = tries_of(objects, "ngrpo_training", KEY)
+    assert (lost.outcome, done.outcome) == ("failed", "succeeded")
+    assert f"TrainJob {NAME} failed (FailedJobs: jobset failed); last lines of node-1: " in lost.error
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
 
 
 def test_nodes_that_publish_nothing_are_an_error(step, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 from ngrpo.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig
 from ngrpo.section import Section
+from ngrpo.stages.supervision import QUIET
 from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES
 from ngrpo.stages.task import Task
 
@@ -48,7 +49,7 @@ def manifest(name: str, task: Task, settings: JobSettings, owner: dict[str, str]
     cluster, needs = settings.cluster, settings.needs
     processes = max(needs.gpus, 1)
     # What the step is told of its pipeline run goes before the settings: Kubeflow's MLflow plugin may name another server.
-    variables = {PROCESSES: str(processes), **cluster.pod_environment(), **_passed_on(cluster)}
+    variables = {PROCESSES: str(processes), **QUIET, **cluster.pod_environment(), **_passed_on(cluster)}
     resources = {"cpu": str(needs.cpus), "memory": f"{needs.memory_gib}Gi"}
     if needs.gpus:
         resources[cluster.gpu.resource] = str(needs.gpus)
