@@ -149,7 +149,7 @@ def test_a_step_whose_workflow_cannot_be_found_goes_on_and_says_so(cluster, caps
     cluster.faults = [fault] if fault else []
     run()
     assert "ownerReferences" not in cluster.made[0]["metadata"]
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "does not end with its run" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "the job does not end with its run" in line]
     assert said in line
 
 
@@ -169,7 +169,7 @@ def test_nodes_know_all_that_the_step_knows_of_mlflow_and_the_plugin_goes_before
         "MLFLOW_RUN_ID": "1",
         "MLFLOW_EXPERIMENT_ID": "2",
         "MLFLOW_WORKSPACE": "team",
-        "MLFLOW_TRACKING_TOKEN": "of-the-plugin",
+        "MLFLOW_TRACKING_AUTH": "kubernetes-namespaced",
     }
     for name, value in told.items():
         monkeypatch.setenv(name, value)
@@ -177,14 +177,23 @@ def test_nodes_know_all_that_the_step_knows_of_mlflow_and_the_plugin_goes_before
     assert told.items() <= nodes_know(cluster).items()
 
 
-def test_what_comes_from_a_secret_of_mlflow_is_not_written_out(cluster, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")  # `execute` has taken user and password off
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+def test_credentials_of_mlflow_reach_the_nodes_by_reference_alone(cluster, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t")  # of the plugin, from a secret
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")  # from a secret; its user and password were taken off
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "s3cr3t-user")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t")
+    place = {"name": "of-the-plugin", "key": "token"}
+    cluster.step_env = [
+        {"name": "MLFLOW_TRACKING_TOKEN", "valueFrom": {"secretKeyRef": place}},
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": place}},
+        {"name": "KFP_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "HOME", "value": "/scratch"},
+    ]
     run(secrets={"mlflow": {"MLFLOW_TRACKING_URI": "address"}})
-    known = nodes_know(cluster)
-    assert not {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"} & set(known)
-    assert known["MLFLOW_TRACKING_URI"] is None
+    variables = {one["name"]: one for one in cluster.made[0]["spec"]["trainer"]["env"]}
+    assert len(variables) == len(cluster.made[0]["spec"]["trainer"]["env"])
+    references = {name: one["valueFrom"]["secretKeyRef"] for name, one in variables.items() if "valueFrom" in one}
+    assert references == {"MLFLOW_TRACKING_TOKEN": place, "MLFLOW_TRACKING_URI": {"name": "mlflow", "key": "address"}}
     assert "s3cr3t" not in json.dumps(cluster.made)
 
 

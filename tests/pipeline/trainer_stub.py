@@ -68,6 +68,8 @@ class Cluster:
         """Jobs that were made while pods of one before them were still there."""
         self.step = {"name": "step-1", "uid": "u1", "ownerReferences": [WORKFLOW]}
         """Metadata of the pod that follows the job."""
+        self.step_env = []
+        """Environment variables of that pod, as Kubernetes has them."""
         self.log = ["step 1/2", "step 2/2"]
         self.pending = {}
         """What Kubernetes says of a pod that has not started, beside its phase."""
@@ -91,7 +93,8 @@ class Cluster:
         if path.startswith(f"{_JOB}/"):
             return self._job(method, path.rpartition("/")[2], query)
         if path == f"{_PODS}/{self.step['name']}":
-            return 200, {"kind": "Pod", "apiVersion": "v1", "metadata": self.step}
+            spec = {"containers": [{"name": "wait"}, {"name": "main", "env": self.step_env}]}
+            return 200, {"kind": "Pod", "apiVersion": "v1", "metadata": self.step, "spec": spec}
         if path == _PODS:
             (name,) = re.findall(r"jobset-name=([\w-]+)", query["labelSelector"][0])
             return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self._pods(name)}

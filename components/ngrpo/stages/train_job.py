@@ -28,7 +28,7 @@ from ngrpo.cluster import TRAINING_TOKEN, ClusterConfig
 from ngrpo.errors import Preempted, TrainJobError
 from ngrpo.stages.pending_pods import why_pending
 from ngrpo.stages.task import Task
-from ngrpo.stages.train_job_manifest import NODE, JobSettings, manifest
+from ngrpo.stages.train_job_manifest import NODE, JobSettings, Step, manifest
 
 if TYPE_CHECKING:
     from kubeflow.common.types import KubernetesBackendConfig
@@ -42,6 +42,7 @@ _LOG_SECONDS = 30.0  # to read what the log holds once the job has ended
 _LAST_LINES = 5
 _POD_NAME = "KFP_POD_NAME"  # environment variables of a step, set by Kubeflow
 _POD_UID = "KFP_POD_UID"
+_MAIN = "main"  # name that Argo gives to the container of a step
 _JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of the pods: the name of the TrainJob
 _PASSING = (0, 429, 500, 502, 503, 504)  # statuses; 0 is the client's for a broken TLS connection
 _CURES = {
@@ -71,7 +72,7 @@ def run(task: Task, settings_json: str) -> None:
     job = TrainJob(f"ngrpo-{task.key}", settings.cluster)
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        job.start(manifest(job.name, task, settings, job.owner()))
+        job.start(manifest(job.name, task, settings, job.step()))
         job.follow()
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -113,31 +114,39 @@ class TrainJob:
                 f"cluster.nodes={self._nodes}: this process has no way to the API of Kubernetes ({error}): run it in a pod"
             ) from error
 
-    def owner(self) -> dict[str, str] | None:
-        """Return a reference to the Workflow that owns the pod of this step; none, and a line that says why, if it is not to be had."""
+    def step(self) -> Step:
+        """Return what Kubernetes knows of the pod of this step; if that is not to be had, a line says so, and nothing is known."""
         try:
-            return self._workflow()
+            return self._read_step()
         except TrainJobError as error:
             print(
-                f"TrainJob {self.name}: it does not end with its run if this step is killed, only at its deadline: {error}",
+                f"TrainJob {self.name}: the pod of this step is not known, so the job does not end with its run if this step is killed, "
+                f"only at its deadline, and its nodes get no credentials of Kubeflow's MLflow plugin: {error}",
                 file=sys.stderr,
                 flush=True,
             )
-            return None
+            return Step()
 
-    def _workflow(self) -> dict[str, str]:
-        pod, backend = os.environ.get(_POD_NAME), self._client.backend
-        if not pod:
+    def _read_step(self) -> Step:
+        name, backend = os.environ.get(_POD_NAME), self._client.backend
+        if not name:
             raise TrainJobError(f"{_POD_NAME} is not set: this is no step of Kubeflow Pipelines")
-        read = {"name": pod, "namespace": backend.namespace, "_request_timeout": _TIMEOUT}
-        found = self._ask(f"pod {pod}", lambda: backend.core_api.read_namespaced_pod(**read).metadata)
-        owners = [one for one in found.owner_references or () if one.kind == "Workflow"]
-        if found.uid != os.environ.get(_POD_UID) or not owners:
+        read = {"name": name, "namespace": backend.namespace, "_request_timeout": _TIMEOUT}
+        pod = self._ask(f"pod {name}", lambda: backend.core_api.read_namespaced_pod(**read))
+        owners = [one for one in pod.metadata.owner_references or () if one.kind == "Workflow"]
+        if pod.metadata.uid != os.environ.get(_POD_UID) or not owners:
             raise TrainJobError(
-                f"pod {pod} of namespace {backend.namespace} is not the pod of this step, or no Workflow owns it"
+                f"pod {name} of namespace {backend.namespace} is not the pod of this step, or no Workflow owns it"
             )
-        (owner,) = owners
-        return {"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid}
+        owner = owners[0]
+        variables = [one for container in pod.spec.containers if container.name == _MAIN for one in container.env or ()]
+        places = {one.name: one.value_from.secret_key_ref for one in variables if one.value_from is not None}
+        return Step(
+            owner={"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid},
+            secrets={
+                name: {"name": place.name, "key": place.key} for name, place in places.items() if place is not None
+            },
+        )
 
     def start(self, job: dict[str, Any]) -> None:
         """Make the job, or join the one that an earlier try has left running. What is left of one that ended makes room.

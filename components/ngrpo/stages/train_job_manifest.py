@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ngrpo.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig
+from ngrpo.environment import CREDENTIAL, holds_credential
 from ngrpo.section import Section
 from ngrpo.stages.supervision import QUIET
 from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES
@@ -21,9 +23,7 @@ NODE = "node"
 """Name that Kubeflow Trainer gives to the replicated job of the nodes and to their container."""
 _MANAGER = "trainer.kubeflow.org/kubeflow-sdk"
 _MLFLOW = "MLFLOW_"
-_TRACKING_URI = "MLFLOW_TRACKING_URI"
-# User and password, which `addresses_without_users` takes off that address.
-_TRACKING_USER = frozenset({"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"})
+_TRACKING_USER = "MLFLOW_TRACKING_USERNAME"
 
 
 class JobSettings(Section):
@@ -37,25 +37,40 @@ class JobSettings(Section):
     """Number, placement and limits of the nodes."""
 
 
-def manifest(name: str, task: Task, settings: JobSettings, owner: dict[str, str] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Step:
+    """What is known of the pod that makes the job."""
+
+    owner: Mapping[str, str] | None = None
+    """Owner reference of the Workflow of the pod, with which Kubernetes deletes the job."""
+    secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By environment variable of the pod: name and key of the secret that its value comes from."""
+
+
+def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = None) -> dict[str, Any]:
     """Return the job as Kubernetes reads it, less the kind of its runtime.
 
     Args:
         name: Its name.
         task: What each node executes.
         settings: How it is made.
-        owner: Owner reference of the object with which Kubernetes deletes the job.
+        step: The pod that makes it.
     """
     cluster, needs = settings.cluster, settings.needs
+    step = Step() if step is None else step
     processes = max(needs.gpus, 1)
     # What the step is told of its pipeline run goes before the settings: Kubeflow's MLflow plugin may name another server.
-    variables = {PROCESSES: str(processes), **QUIET, **cluster.pod_environment(), **_passed_on(cluster)}
+    variables = {PROCESSES: str(processes), **QUIET, **cluster.pod_environment(), **_passed_on()}
+    secrets = {
+        name: {"name": secret, "key": key} for secret, keys in cluster.secrets.items() for name, key in keys.items()
+    }
+    secrets |= {name: dict(place) for name, place in step.secrets.items() if name.startswith(_MLFLOW)}
     resources = {"cpu": str(needs.cpus), "memory": f"{needs.memory_gib}Gi"}
     if needs.gpus:
         resources[cluster.gpu.resource] = str(needs.gpus)
     metadata: dict[str, Any] = {"name": name, "labels": {STAGE_LABEL: task.stage, **cluster.queue_labels()}}
-    if owner is not None:
-        metadata["ownerReferences"] = [owner]
+    if step.owner is not None:
+        metadata["ownerReferences"] = [dict(step.owner)]
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
@@ -72,12 +87,8 @@ def manifest(name: str, task: Task, settings: JobSettings, owner: dict[str, str]
                 "numProcPerNode": processes,
                 "resourcesPerNode": {"requests": resources, "limits": resources},
                 "env": [
-                    *({"name": name, "value": value} for name, value in variables.items()),
-                    *(
-                        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-                        for secret, keys in cluster.secrets.items()
-                        for name, key in keys.items()
-                    ),
+                    *({"name": name, "value": value} for name, value in variables.items() if name not in secrets),
+                    *({"name": name, "valueFrom": {"secretKeyRef": place}} for name, place in secrets.items()),
                 ],
             },
             "runtimePatches": [_patch({"labels": {**cluster.labels, STAGE_LABEL: task.stage}}, _pod(cluster, needs))],
@@ -85,15 +96,18 @@ def manifest(name: str, task: Task, settings: JobSettings, owner: dict[str, str]
     }
 
 
-def _passed_on(cluster: ClusterConfig) -> dict[str, str]:
-    """Return what only the step is told of its pipeline run, less what the nodes get from a secret themselves."""
-    secret = {name for keys in cluster.secrets.values() for name in keys}
-    if _TRACKING_URI in secret:
-        secret |= _TRACKING_USER
+def _passed_on() -> dict[str, str]:
+    """Return what only the step is told of its pipeline run, less credentials: those go by reference, or not at all."""
     return {
         name: value
         for name, value in os.environ.items()
-        if value and name not in secret and (name == PIPELINE_RUN or name.startswith(_MLFLOW))
+        if name == PIPELINE_RUN
+        or (
+            name.startswith(_MLFLOW)
+            and name != _TRACKING_USER
+            and CREDENTIAL.search(name) is None
+            and not holds_credential(value)
+        )
     }
 
 
