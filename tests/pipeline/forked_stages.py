@@ -269,6 +269,7 @@ def _watch(write: _Writes) -> None:
     from transformers import Trainer
 
     from ngrpo.storage.objects import ObjectStore
+    from ngrpo.training.checkpoints import Checkpoints
 
     def audit(event: str, arguments: tuple) -> None:
         if event == "open":
@@ -295,7 +296,11 @@ def _watch(write: _Writes) -> None:
         return call
 
     def armed(self, *arguments, **keywords):
-        write.counting = self.state.global_step >= self.state.max_steps
+        if self.state.global_step >= self.state.max_steps:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.finish_upload()  # of an earlier checkpoint: what is counted is the same each time
+            write.counting = True
         return save(self, *arguments, **keywords)
 
     save, Trainer._save_checkpoint = Trainer._save_checkpoint, armed

@@ -140,7 +140,8 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objec
 
 def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, objects, store):
     pods = pods(14)
-    process, reference = pods.start("k", NGRPO_PROCESSES="2")
+    # Each process would save at a time of its own; alone it would wait for the other for ever.
+    process, reference = pods.start("k", NGRPO_PROCESSES="2", NGRPO_SAVE_MINUTES="0.001")
     for line in process.stdout:
         if line.startswith("step 3/"):
             break
