@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ngrpo.stages.supervision import QUIET
+
 TESTS = Path(__file__).parents[1]
 PRESET = Path(__file__).with_name("small.toml")
 SETTINGS = (
@@ -63,6 +65,7 @@ class Stages:
     def __enter__(self) -> "Stages":
         environment = {
             **os.environ,
+            **QUIET,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(TESTS),
             "TOKENIZERS_PARALLELISM": "false",

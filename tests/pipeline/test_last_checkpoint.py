@@ -41,5 +41,8 @@ def test_a_training_that_saves_by_time_and_is_killed_ends_with_the_same_bytes(ob
             expected, found = (content(store.fetch(store.find(stage, of))) for of in (key, f"{key}-killed"))
             assert found == expected
             assert objects.list("checkpoints/") == [], "a finished stage leaves no checkpoint behind"
+            assert b"\r" not in (tmp_path / f"{stage}-{key}-killed.log").read_bytes(), (
+                "a bar, with a line for every refresh"
+            )
         assert [entry["step"] for entry in found["log_history.json"] if "eval_mean" in entry] == [2, 4]
         assert found["metrics.json"]["selected_step"] == 2

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from ngrpo import errors
 from ngrpo.config import NeighborIndexConfig, Section
-from ngrpo.errors import ConfigError, DataError, NGRPOError, StoreError
+from ngrpo.errors import ConfigError, DataError, NGRPOError, StoreError, TrainingError
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.stages import torchrun
 from ngrpo.stages.disk import disk_fault
@@ -89,6 +89,7 @@ class Group:
         (b'{"kind": "ConfigError", "message": "a setting"}', ConfigError, "^a setting$"),
         (b'{"kind": "DamagedStateError", "message": "damaged"}', NGRPOError, "^damaged$"),
         (b'{"kind": "os", "message": "no error at all"}', NGRPOError, "^no error at all$"),
+        (b'{"kind": null, "message": "KeyError: 3"}', RuntimeError, "one of its 2 processes failed: KeyError: 3$"),
         (b'{"kind": "Conf', StoreError, r"error\.json: damaged: .*; see the log, and run again"),
         (None, RuntimeError, "one of its 2 processes failed"),
     ],
@@ -100,6 +101,32 @@ def test_what_a_process_of_a_group_leaves_is_what_is_raised(tmp_path, monkeypatc
     config: Section = NeighborIndexConfig.model_construct()
     with pytest.raises(raised, match=said):
         torchrun.run("neighbor_index", config, {}, tmp_path, tmp_path, processes=2)
+
+
+LOST = RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("ends", "left", "printed"),
+    [
+        ([ConfigError("a setting"), LOST], {"kind": "ConfigError", "message": "a setting"}, ""),
+        (
+            [LOST, TrainingError("diverged")],
+            {"kind": "TrainingError", "message": "diverged"},
+            "Connection closed by peer",
+        ),
+        ([KeyError(3), LOST], {"kind": None, "message": "KeyError: 3"}, "KeyError: 3"),
+        ([OSError(errno.ENOSPC, "No space left on device", "/f"), LOST], {"kind": "StoreError"}, ""),
+        ([OSError(f"cannot use https://me:{'canary'}@host")], {"kind": None}, "cannot use https://host"),
+    ],
+)
+def test_the_process_of_a_group_that_knows_why_is_the_one_that_says_it(tmp_path, capsys, ends, left, printed):
+    for error in ends:
+        torchrun._leave_word(tmp_path, type(error), error, None)
+    assert json.loads((tmp_path / "error.json").read_text()).items() >= left.items()
+    said = capsys.readouterr().err
+    assert said.strip().endswith(printed) if printed else said == ""
+    assert "canary" not in said
 
 
 def wrapped(error: Exception) -> Exception:

@@ -30,9 +30,6 @@ SAVE_MINUTES = "NGRPO_SAVE_MINUTES"
 STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
 """Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
 
-SAVE_MINUTES = "NGRPO_SAVE_MINUTES"
-"""Environment variable of a stage: a training saves at least every so many minutes, besides every `save_steps` steps."""
-
 
 @dataclass(frozen=True)
 class Surroundings:
