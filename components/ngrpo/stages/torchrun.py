@@ -24,6 +24,8 @@ from ngrpo.storage.state import read_state, write_state
 
 _RENDEZVOUS_SECONDS = 3600
 _ERROR = "error.json"
+_KILLED = 128
+"""What a signal's number is added to, where a signal has killed a process."""
 
 
 class _Task(TypedDict):
@@ -58,7 +60,7 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
         processes: How many, on this machine.
 
     Raises:
-        Preempted: SIGTERM arrived, and the processes did not end as if they had finished.
+        Preempted: SIGTERM arrived here or at another node, and the processes did not end as if they had finished.
         NGRPOError: As the stage raised it.
         RuntimeError: A process failed in any other way; its traceback is in the log.
     """
@@ -86,18 +88,19 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
     finally:
         signal.signal(signal.SIGTERM, before)
         group.kill()
-    if code and told_to_stop:
+    if code == os.EX_TEMPFAIL or (code and told_to_stop):
         raise Preempted
     said = read_state(error, _Failure, cure="see the log, and run again")
-    if said is not None and said["kind"] is None:
-        raise RuntimeError(f"{stage}: one of its {processes} processes failed: {said['message']}")
-    if said is not None:
-        kind = getattr(errors, str(said["kind"]), NGRPOError)
+    if said is not None and said["kind"] is not None:
+        kind = getattr(errors, said["kind"], NGRPOError)
         raise (kind if isinstance(kind, type) and issubclass(kind, NGRPOError) else NGRPOError)(said["message"])
+    one = f"{stage}: one of its {processes} processes"
+    if code > _KILLED:
+        raise RuntimeError(f"{one} was killed by {signal.Signals(code - _KILLED).name}, for want of memory perhaps")
+    if said is not None:
+        raise RuntimeError(f"{one} failed: {said['message']}")
     if code:
-        raise RuntimeError(
-            f"{stage}: one of its {processes} processes failed (torchrun ended with {code}): see the log"
-        )
+        raise RuntimeError(f"{one} ended with {code}: see the log")
 
 
 def join() -> None:
