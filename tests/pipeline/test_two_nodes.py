@@ -20,7 +20,7 @@ pytestmark = pytest.mark.pipeline
 # Runs where a process of the group starts. A random model answers nothing correctly: a reward that gives it something to learn.
 REWARD = """
 import sys
-if "ngrpo.stages.torchrun" in sys.orig_argv and "ngrpo.stages.process_group" not in sys.orig_argv:
+if "ngrpo.stages.torchrun" in sys.orig_argv and "ngrpo.stages.torchrun_agent" not in sys.orig_argv:
     from ngrpo.training import policy_optimization
     class LengthReward:
         __name__ = "correctness"
