@@ -13,6 +13,7 @@ It runs as a process of its own: where `_KFP_RUNTIME` is set, as it is in every 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -25,6 +26,8 @@ from rich.console import Console
 from ngrpo.config import RunConfig, validate
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.stages.supervision import NEVER_AGAIN
+from ngrpo.stages.surroundings import ERROR_FILE
 from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.pipelines.base_model import from_champion
 from ngrpo_kfp.pipelines.runs_of_the_day import (
@@ -151,12 +154,15 @@ def _wait(client: Client, run_id: str, pause_seconds: float) -> str:
 
 
 def main() -> int:
-    """Do the task on standard input, and return the exit code: 2 if trying again would change nothing."""
+    """Do the task on standard input, and return the exit code."""
     try:
         submit_and_wait(**json.load(sys.stdin))
     except NGRPOError as error:
-        print(f"scheduled_run: {redacted(str(error))}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, EndedError | ConfigError) else 1
+        problem = redacted(str(error))
+        print(problem, file=sys.stderr, flush=True)
+        if os.environ.get(ERROR_FILE):
+            Path(os.environ[ERROR_FILE]).write_text(problem, encoding="utf-8")
+        return NEVER_AGAIN if isinstance(error, EndedError | ConfigError) else 1
     return 0
 
 

@@ -13,7 +13,7 @@ from ngrpo.cluster import SCRATCH, STAGE_LABEL, TRAINING_TOKEN, ClusterConfig, R
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
-from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES, TRAIN_JOB
+from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES, TRAIN_JOB, TRIES
 from ngrpo.stages.train_job_manifest import JobSettings
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import ENDPOINT
@@ -85,7 +85,8 @@ def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: I
             f"cluster.environment.{ENDPOINT}: missing; a schedule submits its runs from a pod: name the API as pods reach it, for "
             "example http://ml-pipeline.kubeflow.svc:8888"
         )
-    _prepare(task, "scheduled_run", ResourcesConfig(), cluster, images)
+    _prepare(task, "scheduled_run", _LAUNCHER, cluster, images)
+    task.set_env_variable(TRIES, cluster.retry.model_dump_json())
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -189,12 +190,13 @@ def of_the_day(kubeflow, parent):
     return [run for run in kubeflow.runs.values() if run.display_name.endswith(parent.run_id)]
 
 
-def submitted(kubeflow, parent, process: subprocess.Popen):
+def submitted(kubeflow, parent, over):
+    """Wait for the run of the day; `over` says whether there will be none."""
     deadline = time.monotonic() + 120
     while not of_the_day(kubeflow, parent):
-        assert process.poll() is None, process.stderr.read()
+        assert not over()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
     (run,) = of_the_day(kubeflow, parent)
     return run
 
@@ -256,22 +258,34 @@ def test_the_component_submits_through_kfps_runner_which_says_that_it_is_a_compo
     assert attempt.outcome == "failed", "and is not tried again: that would change nothing"
 
 
-def test_a_day_on_which_all_is_cached_costs_one_stage(kubeflow, weekly, finish):
+def test_a_day_on_which_all_is_cached_costs_one_stage(kubeflow, weekly, finish, capsys):
     for stages in (list(STAGES), ["model-promotion"]):
         parent, inputs = weekly()
-        process = start(inputs)
-        run = submitted(kubeflow, parent, process)
-        assert kubeflow.pod_stages(run) == stages
-        kubeflow.fail(
-            "GET", r"/runs/", 503, times=6
-        )  # it has patience, for it is what keeps a second run from starting
-        time.sleep(1)
-        assert process.poll() is None
-        finish()
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        assert output.endswith(f"run  {run.run_id}: SUCCEEDED\n")
+        with ThreadPoolExecutor() as pool:
+            task = pool.submit(submit_and_wait, **given(inputs))
+            run = submitted(kubeflow, parent, task.done)
+            assert kubeflow.pod_stages(run) == stages
+            finish()
+            task.result(timeout=60)
+        assert capsys.readouterr().out.endswith(f"run  {run.run_id}: SUCCEEDED\n")
         parent.state = "SUCCEEDED"
+
+
+def test_an_api_that_is_out_of_reach_for_a_while_ends_nothing(kubeflow, weekly, capsys):
+    """Or the schedule would start a second run."""
+    parent, inputs = weekly()
+    with ThreadPoolExecutor() as pool:
+        task = pool.submit(submit_and_wait, **given(inputs))
+        run = submitted(kubeflow, parent, task.done)
+        while not kubeflow.asked("GET", f"/runs/{run.run_id}"):
+            time.sleep(0.02)
+        kubeflow.fail("GET", "/runs/", 503, times=5)  # more than kfp's client tries
+        while kubeflow.faults[-1][3]:
+            time.sleep(0.02)
+        assert not task.done()
+        run.state = "SUCCEEDED"
+        task.result(timeout=60)
+    assert "no news: run" in capsys.readouterr().err
 
 
 def test_the_run_of_the_day_starts_from_the_champion_of_the_day(kubeflow, weekly, crown, database, capsys):
@@ -323,7 +337,7 @@ def test_a_pod_that_is_told_to_stop_leaves_the_run_of_the_day_for_the_next(kubef
     """It has about a second then, and cannot tell a lost node from a cancelled run."""
     parent, inputs = weekly()
     process = start(inputs)
-    run = submitted(kubeflow, parent, process)
+    run = submitted(kubeflow, parent, lambda: process.poll() is not None)
     process.terminate()
     process.wait(timeout=30)
     assert run.state == "RUNNING"
