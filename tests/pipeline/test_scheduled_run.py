@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from kfp_server_api import V2beta1Run
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +19,7 @@ from ngrpo.config import load_config
 from ngrpo.data.embedding import load_embedding
 from ngrpo.data.models import materialize, materialize_tokenizer
 from ngrpo.errors import DataError, TrackingError
+from ngrpo.stages.keys import config_json
 from ngrpo.stages.registry import STAGES as STAGES_OF_A_RUN
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.digest import file_sha256, model_digest
@@ -28,14 +30,15 @@ from ngrpo_kfp.pipelines import cli, scheduled_run
 from ngrpo_kfp.pipelines.base_model import from_champion
 from ngrpo_kfp.pipelines.options import PRESETS
 from ngrpo_kfp.pipelines.plan import History, make_plan
-from ngrpo_kfp.pipelines.runs_of_the_day import cancel_with_related
-from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect
+from ngrpo_kfp.pipelines.runs_of_the_day import cancel_with_related, name_of_the_day
+from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, experiment_id
 from ngrpo_kfp.pipelines.scheduled_run import EndedError, submit_and_wait
 from tiny import save_tiny_model
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding", "mlflow_database"]
 
+EMPTY = {"pipeline_spec": {}}
 CONFIG = load_config(PRESETS / "tiny.toml")
 STAGES = [name.replace("_", "-") for name in STAGES_OF_A_RUN]
 
@@ -141,11 +144,16 @@ def test_a_dry_run_asks_nobody(capsys):
 
 
 @pytest.fixture
-def weekly(kubeflow, ngrpo, objects, monkeypatch, tmp_path):
-    """Let a schedule fire, made with some arguments; returns its run and what its task is given."""
+def pod(objects, monkeypatch, tmp_path):
+    """The environment of the pod of a run of the schedule."""
     for name in ("NGRPO_CACHE_DIR", "NGRPO_WORK_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("NGRPO_STORE", objects.uri)
+
+
+@pytest.fixture
+def weekly(kubeflow, ngrpo, pod):
+    """Let a schedule fire, made with some arguments; returns its run and what its task is given."""
 
     def fire(*arguments):
         if not kubeflow.schedules:
@@ -157,6 +165,23 @@ def weekly(kubeflow, ngrpo, objects, monkeypatch, tmp_path):
         return run, inputs
 
     return fire
+
+
+@pytest.fixture
+def monday(kubeflow, objects, pod, monkeypatch):
+    """A run of the schedule and what its task is given; what the task submits is not planned, and has no stages."""
+    experiment = experiment_id(connect())
+
+    def run_named(name):
+        return kubeflow._create_run(V2beta1Run(display_name=name, experiment_id=experiment, pipeline_spec=EMPTY))
+
+    def submit(config, images, workspace, console, *, name):
+        return run_named(name).run_id
+
+    monkeypatch.setattr(scheduled_run, "submit", submit)
+    parent = run_named("Run of weekly")
+    config = load_config(PRESETS / "tiny.toml", [f"cluster.store={objects.uri}"])
+    return parent, {"config": config_json(config), "images": "", "base": "", "key": parent.run_id}
 
 
 def given(inputs: dict[str, str]) -> dict[str, str]:
@@ -271,9 +296,9 @@ def test_a_day_on_which_all_is_cached_costs_one_stage(kubeflow, weekly, finish, 
         parent.state = "SUCCEEDED"
 
 
-def test_an_api_that_is_out_of_reach_for_a_while_ends_nothing(kubeflow, weekly, capsys):
+def test_an_api_that_is_out_of_reach_for_a_while_ends_nothing(kubeflow, monday, capsys):
     """Or the schedule would start a second run."""
-    parent, inputs = weekly()
+    parent, inputs = monday
     with ThreadPoolExecutor() as pool:
         task = pool.submit(submit_and_wait, **given(inputs))
         run = submitted(kubeflow, parent, task.done)
@@ -315,9 +340,9 @@ class KilledError(BaseException):
     ],
 )
 def test_a_pod_that_takes_the_place_of_a_lost_one_joins_the_run_that_was_submitted(
-    kubeflow, weekly, monkeypatch, place
+    kubeflow, monday, monkeypatch, place
 ):
-    parent, inputs = weekly()
+    parent, inputs = monday
 
     def killed(*arguments):
         raise KilledError
@@ -362,9 +387,9 @@ def test_an_answer_that_was_lost_does_not_submit_twice(kubeflow, weekly, monkeyp
     assert len(of_the_day(kubeflow, parent)) == 1
 
 
-def test_of_two_pods_that_submit_at_the_same_time_one_is_right(kubeflow, weekly, monkeypatch):
+def test_of_two_pods_that_submit_at_the_same_time_one_is_right(kubeflow, monday, monkeypatch):
     """A node that is out of reach may still run its pod when the next one starts."""
-    parent, inputs = weekly()
+    parent, inputs = monday
     submit, tried = scheduled_run.submit, []
 
     def submit_late(*arguments, **settings):
@@ -379,8 +404,8 @@ def test_of_two_pods_that_submit_at_the_same_time_one_is_right(kubeflow, weekly,
     assert sorted(run.state for run in of_the_day(kubeflow, parent)) == ["CANCELING", "SUCCEEDED"]
 
 
-def test_a_run_that_was_cancelled_submits_nothing_that_stays(kubeflow, weekly, monkeypatch):
-    parent, inputs = weekly()
+def test_a_run_that_was_cancelled_submits_nothing_that_stays(kubeflow, monday, monkeypatch):
+    parent, inputs = monday
     submit = scheduled_run.submit
 
     def submit_too_late(*arguments, **settings):
@@ -393,16 +418,16 @@ def test_a_run_that_was_cancelled_submits_nothing_that_stays(kubeflow, weekly, m
     assert [run.state for run in of_the_day(kubeflow, parent)] == ["CANCELING"]
 
 
-def test_a_run_that_was_cancelled_before_submits_nothing(kubeflow, weekly):
-    parent, inputs = weekly()
+def test_a_run_that_was_cancelled_before_submits_nothing(kubeflow, monday):
+    parent, inputs = monday
     parent.state = "CANCELED"
     with pytest.raises(EndedError, match="nothing is submitted"):
         submit_and_wait(**given(inputs))
     assert of_the_day(kubeflow, parent) == []
 
 
-def test_a_run_of_the_day_that_was_deleted_is_not_waited_for(kubeflow, weekly):
-    parent, inputs = weekly()
+def test_a_run_of_the_day_that_was_deleted_is_not_waited_for(kubeflow, monday):
+    parent, inputs = monday
     with ending(kubeflow, "SUCCEEDED"):
         submit_and_wait(**given(inputs))
     (run,) = of_the_day(kubeflow, parent)
@@ -415,13 +440,14 @@ def test_a_run_of_the_day_that_was_deleted_is_not_waited_for(kubeflow, weekly):
 
 
 @pytest.fixture
-def both(kubeflow, weekly):
+def both(kubeflow, monday):
     """A run of the schedule and the run of the day, which go on."""
-    parent, inputs = weekly()
-    with ending(kubeflow, "SUCCEEDED"):
-        submit_and_wait(**given(inputs))
-    (child,) = of_the_day(kubeflow, parent)
-    child.state = "RUNNING"
+    parent, _ = monday
+    child = kubeflow._create_run(
+        V2beta1Run(
+            display_name=name_of_the_day(parent, "tiny"), experiment_id=parent.experiment_id, pipeline_spec=EMPTY
+        )
+    )
     return parent, child
 
 
