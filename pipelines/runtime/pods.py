@@ -16,7 +16,7 @@ from ngrpo.stages.registry import STAGES
 from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES, TRAIN_JOB, TRIES
 from ngrpo.stages.train_job_manifest import JobSettings
 from ngrpo_kfp.pipelines.runtime.images import Images
-from ngrpo_kfp.pipelines.runtime.kubeflow import ENDPOINT
+from ngrpo_kfp.pipelines.runtime.kubeflow import ENDPOINT, NAMESPACE
 
 RUN_LABEL = "pipeline/runid"
 """Label that Kubeflow gives every pod of a run: the run's id."""
@@ -87,6 +87,8 @@ def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: I
         )
     _prepare(task, "scheduled_run", _LAUNCHER, cluster, images)
     task.set_env_variable(TRIES, cluster.retry.model_dump_json())
+    if NAMESPACE not in cluster.environment:
+        kubernetes.use_field_path_as_env(task, NAMESPACE, "metadata.namespace")
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
 
 

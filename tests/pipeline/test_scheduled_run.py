@@ -390,18 +390,19 @@ def test_an_answer_that_was_lost_does_not_submit_twice(kubeflow, weekly, monkeyp
 def test_of_two_pods_that_submit_at_the_same_time_one_is_right(kubeflow, monday, monkeypatch):
     """A node that is out of reach may still run its pod when the next one starts."""
     parent, inputs = monday
-    submit, tried = scheduled_run.submit, []
+    submit, waited_for = scheduled_run.submit, []
 
     def submit_late(*arguments, **settings):
-        if not tried:
-            tried.append("the first")
-            with ending(kubeflow, "SUCCEEDED"):
-                submit_and_wait(**given(inputs))
+        monkeypatch.setattr(scheduled_run, "submit", submit)
+        submit_and_wait(**given(inputs))
         return submit(*arguments, **settings)
 
     monkeypatch.setattr(scheduled_run, "submit", submit_late)
+    monkeypatch.setattr(scheduled_run, "_wait", lambda client, run_id, *_: waited_for.append(run_id) or "SUCCEEDED")
     submit_and_wait(**given(inputs))
-    assert sorted(run.state for run in of_the_day(kubeflow, parent)) == ["CANCELING", "SUCCEEDED"]
+    first, second = of_the_day(kubeflow, parent)
+    assert waited_for == [first.run_id, first.run_id]
+    assert (first.state, second.state) == ("RUNNING", "CANCELING")
 
 
 def test_a_run_that_was_cancelled_submits_nothing_that_stays(kubeflow, monday, monkeypatch):

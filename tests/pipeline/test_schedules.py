@@ -4,10 +4,15 @@ import re
 from datetime import timedelta
 
 import pytest
-from commanding import IMAGES
+from commanding import IMAGES as LOCK
+from golden_ir import CLUSTER, IMAGES
 
+from ngrpo.cluster import RetryConfig
+from ngrpo.config import load_config
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.cron import check_cron
+from ngrpo_kfp.pipelines.options import PRESETS
+from ngrpo_kfp.pipelines.runtime.compilation import compile_scheduled_run, load_ir
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -28,7 +33,7 @@ def test_a_schedule_runs_one_task_one_at_a_time(kubeflow, ngrpo):
 
 
 def test_a_schedule_must_know_where_pods_find_the_api(ngrpo, kubeflow, capsys):
-    assert cli.main(["schedule", "create", "weekly", *NIGHTLY, *IMAGES]) == 2
+    assert cli.main(["schedule", "create", "weekly", *NIGHTLY, *LOCK]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "cluster.environment.KF_PIPELINES_ENDPOINT: missing" in line
     assert "http://ml-pipeline.kubeflow.svc:8888" in line
@@ -243,3 +248,21 @@ def test_a_cluster_whose_clock_is_off_is_said_to_be(kubeflow, ngrpo, minutes, na
 def test_a_clock_that_is_right_is_not_spoken_of(kubeflow, ngrpo):
     kubeflow.clock_ahead = timedelta(minutes=3)
     assert "clock" not in ngrpo("schedule", "create", "weekly", *NIGHTLY)
+
+
+# --- the pod of its task ----------------------------------------------------------------------------------------------
+
+
+def test_the_pod_of_a_scheduled_run_knows_its_namespace_its_tries_and_the_api_and_takes_no_room_in_the_queue():
+    address = "http://ml-pipeline.kubeflow.svc:8888"
+    overrides = [f"cluster.environment.KF_PIPELINES_ENDPOINT={address}"]
+    config = load_config(PRESETS / "tiny.toml", overrides, CLUSTER)
+    spec, platform = load_ir(compile_scheduled_run(config, IMAGES, None))
+    container = spec["deploymentSpec"]["executors"]["exec-scheduled-run"]["container"]
+    environment = {item["name"]: item["value"] for item in container["env"]}
+    assert environment["KF_PIPELINES_ENDPOINT"] == address
+    assert RetryConfig.model_validate_json(environment["NGRPO_TRIES"]) == config.cluster.retry
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-scheduled-run"]
+    paths = {item["name"]: item["fieldPath"] for item in placed["fieldPathAsEnv"]}
+    assert paths["KF_PIPELINES_NAMESPACE"] == "metadata.namespace"
+    assert placed["podMetadata"]["labels"] == {"ngrpo/stage": "scheduled_run"}
