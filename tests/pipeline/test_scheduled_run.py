@@ -227,17 +227,15 @@ def submitted(kubeflow, parent, over):
 
 
 @contextmanager
-def ending(kubeflow, *outcomes):
-    """Let each run of the day end as soon as it is there."""
+def ending(kubeflow, outcome):
+    """Let every run of the day end as soon as it is there."""
     over = threading.Event()
-    runs = (run for run in iter(lambda: list(kubeflow.runs.values()), None))
-    outcomes = list(outcomes)
 
     def end():
-        while not over.wait(0.005):
-            for run in next(runs):
-                if "-of-" in run.display_name and run.state == "RUNNING" and outcomes:
-                    run.state = outcomes.pop(0)
+        while not over.wait(0.02):
+            for run in list(kubeflow.runs.values()):
+                if "-of-" in run.display_name and run.state == "RUNNING":
+                    run.state = outcome
 
     thread = threading.Thread(target=end, daemon=True)
     thread.start()
