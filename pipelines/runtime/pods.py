@@ -22,7 +22,7 @@ from ngrpo.stages.registry import STAGES
 from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES, TRAIN_JOB, TRIES
 from ngrpo.stages.train_job_manifest import JobSettings
 from ngrpo_kfp.pipelines.runtime.images import Images
-from ngrpo_kfp.pipelines.runtime.kubeflow import ENDPOINT
+from ngrpo_kfp.pipelines.runtime.kubeflow import ENDPOINT, NAMESPACE
 
 RUN_LABEL = "pipeline/runid"
 """Label that Kubeflow gives every pod of a run: the run's id."""
@@ -73,11 +73,10 @@ def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images:
     task.set_env_variable(TRIES, cluster.retry.model_dump_json(exclude={"lost_pods"}))
 
 
-def configure_champion_run(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
-    """Give the task `champion_run` what its pod needs.
+def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
+    """Give the task `scheduled_run` what its pod needs.
 
-    It waits for pods that may wait in the queue, so it takes no room there itself; and it is not tried again, for it may have
-    submitted a run.
+    It waits for pods that may wait in the queue, so it takes no room there itself.
 
     Raises:
         ConfigError: There is no such image, or pods are not told where Kubeflow's API is.
@@ -85,10 +84,13 @@ def configure_champion_run(task: dsl.PipelineTask, config: RunConfig, images: Im
     cluster = config.cluster
     if ENDPOINT not in cluster.environment:
         raise ConfigError(
-            f"cluster.environment.{ENDPOINT}: missing; a schedule with --base champion submits its runs from a pod: name the API as pods "
-            "reach it, for example http://ml-pipeline.kubeflow.svc:8888"
+            f"cluster.environment.{ENDPOINT}: missing; a schedule submits its runs from a pod: name the API as pods reach it, for "
+            "example http://ml-pipeline.kubeflow.svc:8888"
         )
-    _prepare(task, "champion_run", ResourcesConfig(), cluster, images)
+    _prepare(task, "scheduled_run", _LAUNCHER, cluster, images)
+    task.set_env_variable(TRIES, cluster.retry.model_dump_json())
+    if NAMESPACE not in cluster.environment:
+        kubernetes.use_field_path_as_env(task, NAMESPACE, "metadata.namespace")
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
 
 
