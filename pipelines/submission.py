@@ -33,7 +33,13 @@ _TOKENS = "rerun_tokens"
 
 
 def submit(
-    config: RunConfig, images: Images, workspace: Workspace, console: Console, *, rerun: str | None = None
+    config: RunConfig,
+    images: Images,
+    workspace: Workspace,
+    console: Console,
+    *,
+    rerun: str | None = None,
+    name: str | None = None,
 ) -> str:
     """Plan a run, submit what is left to do, and return the run's id.
 
@@ -43,6 +49,7 @@ def submit(
         workspace: Holds the cache of the planner.
         console: Where plan and run are shown.
         rerun: A stage whose result is made again although the store has it.
+        name: Name of the run; none for one from the clock.
 
     Raises:
         NGRPOError: What the user can put right. Then nothing was submitted, unless the message says that this is not known.
@@ -64,7 +71,10 @@ def submit(
     experiment = experiment_id(client)
     with package(text) as path, explained(f"run of {config.preset}"):
         run = client.run_pipeline(
-            experiment, workspace.run_name(config.preset), str(path), service_account=config.cluster.service_account
+            experiment,
+            name or workspace.run_name(config.preset),
+            str(path),
+            service_account=config.cluster.service_account,
         )
     # Only now: a run that was refused leaves no wish behind.
     for base_key, token in asked.items():

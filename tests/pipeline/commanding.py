@@ -39,6 +39,8 @@ def ngrpo(kubeflow, objects, capsys):
     def command(*arguments, code=0):
         if arguments[0] == "submit" or arguments[:2] in (("schedule", "create"), ("schedule", "replace")):
             arguments = (*arguments, *IMAGES, "--set", f"cluster.store={objects.uri}")
+        if arguments[0] == "schedule" and "--set" in arguments:
+            arguments = (*arguments, "--set", f"cluster.environment.KF_PIPELINES_ENDPOINT={kubeflow.address}")
         if "--from" in arguments:
             arguments = (*arguments, *IMAGES)
         capsys.readouterr()

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ngrpo.stages.supervision import QUIET
+
 TESTS = Path(__file__).parents[1]
 PRESET = Path(__file__).with_name("small.toml")
 SETTINGS = (
@@ -63,6 +65,7 @@ class Stages:
     def __enter__(self) -> "Stages":
         environment = {
             **os.environ,
+            **QUIET,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(TESTS),
             "TOKENIZERS_PARALLELISM": "false",
@@ -270,6 +273,7 @@ def _watch(write: _Writes) -> None:
     from transformers import Trainer
 
     from ngrpo.storage.objects import ObjectStore
+    from ngrpo.training.checkpoints import Checkpoints
 
     def audit(event: str, arguments: tuple) -> None:
         if event == "open":
@@ -296,7 +300,11 @@ def _watch(write: _Writes) -> None:
         return call
 
     def armed(self, *arguments, **keywords):
-        write.counting = self.state.global_step >= self.state.max_steps
+        if self.state.global_step >= self.state.max_steps:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.finish_upload()  # of an earlier checkpoint: what is counted is the same each time
+            write.counting = True
         return save(self, *arguments, **keywords)
 
     save, Trainer._save_checkpoint = Trainer._save_checkpoint, armed

@@ -7,6 +7,7 @@ against those of the pipeline specification: a field that the real API does not 
 import json
 import re
 import threading
+import time
 import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -48,6 +49,14 @@ class Kubeflow:
         self.secrets = {}
         """By name, the keys of the secrets on the cluster."""
         self.pod_status = {"phase": "Running"}
+        self.multi_user = False
+        """Whether experiments and pipelines belong to namespaces."""
+        self.clock_ahead = timedelta()
+        """How far the clock that answers carry is ahead of that of this machine."""
+        self.missed = set()
+        """Schedules whose last time came while they were paused."""
+        self.deleted_workflows = []
+        """Runs that went on when their schedule was deleted, and were deleted with it: no pods, and no news from then on."""
         self.token = None
         """Token that every request must carry, if any."""
         self.faults = []
@@ -119,11 +128,19 @@ class Kubeflow:
         )
 
     def fire(self, schedule):
-        """Let the time of a schedule come; returns the run that it starts, or none."""
+        """Let the time of a schedule come; returns the run that it starts, or none.
+
+        A time that comes while the schedule is paused is made up for as soon as it is resumed, with `no_catchup` too: Kubeflow takes the
+        last time that is not after now (backend/src/crd/controller/scheduledworkflow/util/cron_schedule.go:112-124), counted from the last
+        run or else from the creation of the schedule (scheduled_workflow.go:247).
+        """
         going = sum(
             run.recurring_run_id == schedule.recurring_run_id and run.state == "RUNNING" for run in self.runs.values()
         )
-        if schedule.status != "ENABLED" or going >= int(schedule.max_concurrency):
+        if schedule.status != "ENABLED":
+            self.missed.add(schedule.recurring_run_id)
+            return None
+        if going >= int(schedule.max_concurrency):
             return None
         body = api.V2beta1Run(
             display_name=f"Run of {schedule.display_name}",
@@ -146,14 +163,18 @@ class Kubeflow:
     def _routes(self):
         base = "/apis/v2beta1"
         return (
-            (f"{base}/healthz", "GET", lambda q, b: api.V2beta1GetHealthzResponse(multi_user=False)),
+            (f"{base}/healthz", "GET", lambda q, b: api.V2beta1GetHealthzResponse(multi_user=self.multi_user)),
             (
                 f"{base}/experiments",
                 "GET",
-                lambda q, b: self._page(q, self.experiments, api.V2beta1ListExperimentsResponse),
+                lambda q, b: self._page(q, self._in_namespace(q, self.experiments), api.V2beta1ListExperimentsResponse),
             ),
             (f"{base}/experiments", "POST", self._create_experiment),
-            (f"{base}/pipelines", "GET", lambda q, b: self._page(q, self.pipelines, api.V2beta1ListPipelinesResponse)),
+            (
+                f"{base}/pipelines",
+                "GET",
+                lambda q, b: self._page(q, self._in_namespace(q, self.pipelines), api.V2beta1ListPipelinesResponse),
+            ),
             (f"{base}/pipelines", "POST", self._create_pipeline),
             (f"{base}/pipelines/upload_version", "POST", self._upload_version),
             (f"{base}/pipelines/([^/]+)/versions", "GET", self._list_versions),
@@ -169,12 +190,31 @@ class Kubeflow:
         )
 
     def _create_experiment(self, query, body):
-        made = typed(body, "V2beta1Experiment")
+        made = self._named(typed(body, "V2beta1Experiment"), self.experiments, "display_name")
+        if self.multi_user and not made.namespace:  # server/experiment_server.go:357
+            raise Refused(400, "An experiment cannot have an empty namespace in multi-user mode")
         return self._add(self.experiments, made, "experiment_id")
 
     def _create_pipeline(self, query, body):
-        made = typed(body, "V2beta1Pipeline")
+        made = self._named(typed(body, "V2beta1Pipeline"), self.pipelines, "name")
         return self._add(self.pipelines, made, "pipeline_id")
+
+    def _named(self, made, where, field):
+        """Put an item into its namespace, where no other may have its name (model/pipeline.go and experiment.go: `uniqueIndex`)."""
+        made.namespace = (made.namespace or "") if self.multi_user else ""  # resource_manager.go: ReplaceNamespace
+        if any(
+            (item.namespace, getattr(item, field)) == (made.namespace, getattr(made, field)) for item in where.values()
+        ):
+            raise Refused(409, f"Already exist error: the name {getattr(made, field)} already exists")
+        return made
+
+    def _in_namespace(self, query, where):
+        """Return what is in the namespace that a list is asked for; where none is named, what is in none.
+
+        server/pipeline_server.go:430-446 with storage/pipeline_store.go:322-326, and server/experiment_server.go:215-226.
+        """
+        namespace = query.get("namespace", [""])[0] if self.multi_user else ""
+        return {key: item for key, item in where.items() if item.namespace == namespace}
 
     def _upload_version(self, query, body):
         pipeline = self._one(self.pipelines, query["pipelineid"][0])
@@ -183,7 +223,8 @@ class Kubeflow:
         made = api.V2beta1PipelineVersion(
             pipeline_id=pipeline.pipeline_id, display_name=query["name"][0], pipeline_spec=parsed(spec)
         )
-        if any(version.display_name == made.display_name for version in self.versions.values()):
+        same = (pipeline.pipeline_id, made.display_name)  # model/pipeline_version.go: `uniqueIndex`
+        if same in [(version.pipeline_id, version.display_name) for version in self.versions.values()]:
             raise Refused(409, f"Already exist error: version {made.display_name}")
         return self._add(self.versions, made, "pipeline_version_id")
 
@@ -220,9 +261,20 @@ class Kubeflow:
     def _delete_schedule(self, schedule, query, body):
         self._one(self.schedules, schedule)
         del self.schedules[schedule]
+        # Workflows belong to their schedule (resource_manager.go: SetOwnerReferences): Kubernetes deletes them with it unless told not to.
+        if query.get("propagation_policy") != ["ORPHAN"]:
+            self.deleted_workflows += [
+                run.run_id
+                for run in self.runs.values()
+                if run.recurring_run_id == schedule and run.state not in ("SUCCEEDED", "FAILED", "CANCELED")
+            ]
 
     def _switch_schedule(self, schedule, how, query, body):
-        self._one(self.schedules, schedule).status = how.upper() + "D"
+        found = self._one(self.schedules, schedule)
+        found.status = how.upper() + "D"
+        if how == "enable" and schedule in self.missed:
+            self.missed.remove(schedule)
+            self.fire(found)
 
     def _add(self, where, item, id_field):
         key = str(uuid.uuid4())
@@ -240,8 +292,12 @@ class Kubeflow:
     def _page(self, query, where, answer):
         items = list(where.values())
         for predicate in json.loads(query.get("filter", ["{}"])[0]).get("predicates", ()):
-            assert predicate["operation"] in ("EQUALS", 1)
-            items = [item for item in items if getattr(item, predicate["key"]) == predicate["stringValue"]]
+            value = predicate["stringValue"]
+            if predicate["operation"] == "IS_SUBSTRING":
+                items = [item for item in items if value in getattr(item, predicate["key"])]
+            else:
+                assert predicate["operation"] in ("EQUALS", 1)
+                items = [item for item in items if getattr(item, predicate["key"]) == value]
         if "experiment_id" in query:
             items = [item for item in items if item.experiment_id == query["experiment_id"][0]]
         if query.get("sort_by") == ["created_at desc"]:
@@ -342,6 +398,9 @@ def serve():
                 self.send(refusal.status, json.dumps({"message": str(refusal)}))
 
         do_GET = do_POST = do_DELETE = handle_one
+
+        def date_time_string(self, timestamp=None):
+            return super().date_time_string(time.time() + state.clock_ahead.total_seconds())
 
         def send(self, status, text):
             data = text.encode()

@@ -12,7 +12,6 @@ from rich.console import Console
 from ngrpo.cluster import ClusterConfig
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines import cli
-from ngrpo_kfp.pipelines.cron import check_cron
 from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect
 from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
 
@@ -216,115 +215,6 @@ def test_cancel_ends_a_run_once(kubeflow, ngrpo, finish):
     assert run.state == "CANCELING"
     run.state = "CANCELED"
     assert "is over (CANCELED)" in ngrpo("cancel", run.run_id, code=2)
-
-
-# --- schedules --------------------------------------------------------------------------------------------------------
-
-
-def test_a_schedule_runs_the_whole_pipeline_one_at_a_time_and_makes_up_for_nothing(kubeflow, ngrpo, finish):
-    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * MON")
-    (schedule,) = kubeflow.schedules.values()
-    assert schedule.trigger.cron_schedule.cron == "0 0 3 * * MON"
-    assert (schedule.no_catchup, schedule.max_concurrency, schedule.status) == (True, "1", "ENABLED")
-    first = kubeflow.fire(schedule)
-    assert kubeflow.pod_stages(first) == list(STAGES)
-    assert kubeflow.tasks(first)["ngrpo-training"]["cachingOptions"]["enableCache"]
-    assert kubeflow.fire(schedule) is None
-    finish()
-    second = kubeflow.fire(schedule)
-    assert kubeflow.parameter(first, "model-promotion", "key") != kubeflow.parameter(second, "model-promotion", "key")
-    # A run of a schedule refers to a version of the pipeline, and can be run again like any other.
-    ngrpo("rerun", "benchmark_evaluation", "--from", first.run_id)
-    assert kubeflow.pod_stages(kubeflow.run()) == ["benchmark-evaluation", "model-promotion"]
-
-
-def test_the_version_of_the_pipeline_is_that_of_the_code_and_the_settings(kubeflow, ngrpo):
-    for name in ("a", "b"):
-        ngrpo("schedule", "create", name, "--cron", "0 0 3 * * *")
-    ngrpo("schedule", "create", "c", "--cron", "0 0 3 * * *", "--seed", "1")
-    assert len(kubeflow.pipelines) == 1
-    assert [version.display_name[:5] for version in kubeflow.versions.values()] == ["tiny-", "tiny-"]
-    used = [schedule.pipeline_version_reference.pipeline_version_id for schedule in kubeflow.schedules.values()]
-    assert used[0] == used[1] != used[2]
-
-
-def test_schedules_are_listed_paused_resumed_and_deleted_by_name(kubeflow, ngrpo):
-    assert kubeflow.experiments == {}
-    ngrpo("schedule", "list")
-    for number in range(5):  # more than a page
-        ngrpo("schedule", "create", f"s{number}", "--cron", f"0 0 {number} * * *")
-    ngrpo("schedule", "pause", "s4")
-    (paused,) = [schedule for schedule in kubeflow.schedules.values() if schedule.status == "DISABLED"]
-    assert paused.display_name == "s4"
-    assert kubeflow.fire(paused) is None
-    told = ngrpo("schedule", "list")
-    assert re.search(r"│ s4 +│ 0 0 4 \* \* \* +│ disabled", told)
-    assert re.search(r"│ s0 +│ 0 0 0 \* \* \* +│ enabled", told)
-    ngrpo("schedule", "resume", "s4")
-    assert paused.status == "ENABLED"
-    ngrpo("schedule", "delete", "s4")
-    assert sorted(schedule.display_name for schedule in kubeflow.schedules.values()) == ["s0", "s1", "s2", "s3"]
-    assert "there is no schedule 's4'" in ngrpo("schedule", "pause", "s4", code=2)
-
-
-def test_a_schedule_is_made_once(kubeflow, ngrpo):
-    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
-    assert "there is a schedule 'weekly' already" in ngrpo(
-        "schedule", "create", "weekly", "--cron", "0 0 4 * * *", code=2
-    )
-    assert len(kubeflow.schedules) == 1
-
-
-@pytest.mark.parametrize("paused", [False, True])
-def test_a_schedule_is_replaced_and_stays_as_it_was(kubeflow, ngrpo, paused):
-    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
-    if paused:
-        ngrpo("schedule", "pause", "weekly")
-    (old,) = kubeflow.schedules.values()
-    ngrpo("schedule", "replace", "weekly", "--seed", "7")
-    (new,) = kubeflow.schedules.values()
-    assert new.recurring_run_id != old.recurring_run_id
-    assert new.trigger.cron_schedule.cron == "0 0 3 * * *"
-    assert new.status == ("DISABLED" if paused else "ENABLED")
-    assert new.pipeline_version_reference != old.pipeline_version_reference
-    ngrpo("schedule", "replace", "weekly", "--cron", "0 0 5 * * *")
-    (newest,) = kubeflow.schedules.values()
-    assert newest.trigger.cron_schedule.cron == "0 0 5 * * *"
-
-
-def test_a_schedule_that_cannot_be_replaced_is_as_it_was(kubeflow, ngrpo):
-    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
-    kubeflow.fail("DELETE", "/recurringruns/", 503)
-    assert "failed (503" in ngrpo("schedule", "replace", "weekly", "--seed", "7", code=2)
-    (schedule,) = kubeflow.schedules.values()
-    assert schedule.status == "ENABLED"
-
-
-@pytest.mark.parametrize(
-    ("cron", "named"),
-    [
-        ("0 3 * * MON", "write '0 0 3 * * MON'"),
-        ("hourly", "1 fields; write six"),
-        ("0 60 3 * * *", "minute '60'"),
-        ("0 0 24 * * *", "hour '24'"),
-        ("0 0 5-3 * * *", "hour '5-3'"),
-        ("0 0 3 0 * *", "day of the month '0'"),
-        ("0 0 3 * 13 *", "month '13'"),
-        ("0 0 3 * * MOON", "day of the week 'MOON'"),
-        ("0 */0 3 * * *", "minute '*/0'"),
-        ("0 0 3 31 2,4 *", "no year has such a date"),
-    ],
-)
-def test_a_cron_that_cannot_be_is_refused_before_anything_is_asked(kubeflow, ngrpo, cron, named):
-    assert named in ngrpo("schedule", "create", "weekly", "--cron", cron, code=2)
-    assert kubeflow.requests == []
-
-
-@pytest.mark.parametrize(
-    "cron", ["0 0 3 * * MON", "0 0/15 1-5,7 ? JAN-MAR 1", "*/5 * * * * *", "0 0 3 31 2 FRI", "0 0 0 29 2 ?"]
-)
-def test_a_cron_that_can_be_is_taken_as_it_is(cron):
-    assert check_cron(cron) == cron
 
 
 # --- an API that refuses, fails, or is not there ------------------------------------------------------------------------

@@ -3,13 +3,16 @@
 import json
 import math
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from ngrpo.errors import ConfigError
+from ngrpo.stages.surroundings import SAVE_MINUTES
 from ngrpo.training import checkpoints as module
-from ngrpo.training.checkpoints import Checkpoints
+from ngrpo.training.checkpoints import Checkpoints, checkpoints_of
 from ngrpo.training.marker import MARKER, mark, problem
 
 
@@ -152,3 +155,86 @@ def test_what_is_damaged_here_comes_from_object_storage_and_what_is_damaged_ther
     checkpoints.restore()
     assert Path(checkpoints.resumed_from).name == "checkpoint-4"
     assert [problem(path) for path in sorted((work / "checkpoints").iterdir())] == [None, None]
+
+
+class Clock:
+    """Stands for the time, in seconds."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class SlowStore:
+    """Stands for object storage: an upload ends when it is let to."""
+
+    def __init__(self):
+        self.done = threading.Event()
+
+    def put(self, step: int, directory: Path, *, keep: int, best: int | None) -> None:
+        assert self.done.wait(30)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def saves(checkpoints: Checkpoints, work: Path, step: int, *, by_steps: bool = False, first: bool = True) -> bool:
+    """Make a step and save if the callback, or the trainer by itself, says so; return whether it was saved."""
+    state = TrainerState(global_step=step, max_steps=100, is_world_process_zero=first)
+    control = TrainerControl(should_save=by_steps)
+    checkpoints.on_step_end(TrainingArguments(output_dir=str(work)), state, control)
+    assert not control.should_evaluate, "it cannot be selected"
+    assert not control.should_training_stop
+    if control.should_save:
+        save(checkpoints, work, step)
+    return control.should_save
+
+
+def test_it_saves_by_time_where_a_resumed_run_is_exact(tmp_path, clock):
+    checkpoints = Checkpoints(tmp_path, None, 100, stride=2, minutes=10)
+    clock.now += 599
+    assert not saves(checkpoints, tmp_path, 2)
+    clock.now += 2
+    assert not saves(checkpoints, tmp_path, 3), "in the middle of a rollout batch"
+    assert saves(checkpoints, tmp_path, 4)
+    clock.now += 599
+    assert not saves(checkpoints, tmp_path, 6)
+    assert saves(checkpoints, tmp_path, 8, by_steps=True)
+    clock.now += 599
+    assert not saves(checkpoints, tmp_path, 10), "ten minutes since the last save, whatever it was made for"
+    clock.now += 2
+    assert not saves(checkpoints, tmp_path, 12, first=False), "the clock of one process is that of all"
+    assert saves(checkpoints, tmp_path, 12)
+    clock.now += 10_000
+    assert not saves(Checkpoints(tmp_path, None, 100, stride=1), tmp_path, 14), "not asked for"
+
+
+def test_it_does_not_wait_for_an_upload_to_save_by_time(tmp_path, clock):
+    store = SlowStore()
+    checkpoints = Checkpoints(tmp_path, store, 100, stride=1, minutes=1)
+    clock.now += 61
+    assert saves(checkpoints, tmp_path, 1)
+    clock.now += 61
+    assert not saves(checkpoints, tmp_path, 2)
+    store.done.set()
+    checkpoints.finish_upload()
+    assert saves(checkpoints, tmp_path, 3)
+    checkpoints.finish_upload()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "ten", "10m"])
+def test_a_time_that_is_none_is_one_clear_line(tmp_path, monkeypatch, value):
+    monkeypatch.setenv(SAVE_MINUTES, value)
+    with (
+        pytest.raises(
+            ConfigError, match=rf"^NGRPO_SAVE_MINUTES='{value}': not a positive number of minutes; set it to"
+        ),
+        checkpoints_of(tmp_path, steps=1),
+    ):
+        pass

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors import SafetensorError
 
 from ngrpo import errors
 from ngrpo.config import NeighborIndexConfig, Section
-from ngrpo.errors import ConfigError, DataError, NGRPOError, StoreError
+from ngrpo.errors import ConfigError, DataError, NGRPOError, Preempted, StoreError, TrainingError
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.stages import torchrun
 from ngrpo.stages.disk import disk_fault
@@ -69,6 +71,7 @@ class Group:
     """Stands for torchrun: its processes fail, and leave word or not."""
 
     left: bytes | None = None
+    code = 1
 
     def __init__(self, command):
         task = Path(command[-1])
@@ -77,7 +80,7 @@ class Group:
             (task.parent / "error.json").write_bytes(self.left)
 
     def wait(self):
-        return 1
+        return self.code
 
     def kill(self):
         pass
@@ -89,8 +92,9 @@ class Group:
         (b'{"kind": "ConfigError", "message": "a setting"}', ConfigError, "^a setting$"),
         (b'{"kind": "DamagedStateError", "message": "damaged"}', NGRPOError, "^damaged$"),
         (b'{"kind": "os", "message": "no error at all"}', NGRPOError, "^no error at all$"),
+        (b'{"kind": null, "message": "KeyError: 3"}', RuntimeError, "one of its 2 processes failed: KeyError: 3$"),
         (b'{"kind": "Conf', StoreError, r"error\.json: damaged: .*; see the log, and run again"),
-        (None, RuntimeError, "one of its 2 processes failed"),
+        (None, RuntimeError, "one of its 2 processes ended with 1: see the log"),
     ],
 )
 def test_what_a_process_of_a_group_leaves_is_what_is_raised(tmp_path, monkeypatch, left, raised, said):
@@ -102,6 +106,32 @@ def test_what_a_process_of_a_group_leaves_is_what_is_raised(tmp_path, monkeypatc
         torchrun.run("neighbor_index", config, {}, tmp_path, tmp_path, processes=2)
 
 
+LOST = RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("ends", "left", "printed"),
+    [
+        ([ConfigError("a setting"), LOST], {"kind": "ConfigError", "message": "a setting"}, ""),
+        (
+            [LOST, TrainingError("diverged")],
+            {"kind": "TrainingError", "message": "diverged"},
+            "Connection closed by peer",
+        ),
+        ([KeyError(3), LOST], {"kind": None, "message": "KeyError: 3"}, "KeyError: 3"),
+        ([OSError(errno.ENOSPC, "No space left on device", "/f"), LOST], {"kind": "StoreError"}, ""),
+        ([OSError(f"cannot use https://me:{'canary'}@host")], {"kind": None}, "cannot use https://host"),
+    ],
+)
+def test_the_process_of_a_group_that_knows_why_is_the_one_that_says_it(tmp_path, capsys, ends, left, printed):
+    for error in ends:
+        torchrun._leave_word(tmp_path, type(error), error, None)
+    assert json.loads((tmp_path / "error.json").read_text()).items() >= left.items()
+    said = capsys.readouterr().err
+    assert said.strip().endswith(printed) if printed else said == ""
+    assert "canary" not in said
+
+
 def wrapped(error: Exception) -> Exception:
     try:
         try:
@@ -110,6 +140,36 @@ def wrapped(error: Exception) -> Exception:
             raise RuntimeError("cannot save") from cause
     except RuntimeError as outer:
         return outer
+
+
+def test_a_process_of_a_group_that_was_killed_is_said_before_what_follows_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Group)
+    monkeypatch.setattr(Group, "left", b'{"kind": null, "message": "Connection closed by peer"}')
+    monkeypatch.setattr(Group, "code", 128 + signal.SIGKILL)
+    config: Section = NeighborIndexConfig.model_construct()
+    with pytest.raises(RuntimeError, match="one of its 2 processes was killed by SIGKILL, for want of memory perhaps"):
+        torchrun.run("neighbor_index", config, {}, tmp_path, tmp_path, processes=2)
+    monkeypatch.setattr(Group, "left", None)
+    monkeypatch.setattr(Group, "code", os.EX_TEMPFAIL)
+    with pytest.raises(Preempted):
+        torchrun.run("neighbor_index", config, {}, tmp_path, tmp_path, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL),
+        ("os.kill(os.getppid(), signal.SIGTERM)", 128 + signal.SIGTERM),
+    ],
+)
+def test_torchrun_ends_as_its_process_did_and_says_nothing(tmp_path, end, code):
+    script = tmp_path / "process.py"
+    script.write_text(f"import os, signal, sys, time\nif os.environ['RANK'] == '1':\n    {end}\ntime.sleep(60)\n")
+    agent = [sys.executable, "-m", "ngrpo.stages.torchrun_agent", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(agent, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == code
+    assert ended.stdout + ended.stderr == ""
 
 
 @pytest.mark.parametrize(

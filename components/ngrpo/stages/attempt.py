@@ -7,16 +7,18 @@ would end in the same way; with 75 where it was told to stop; and with 1 after a
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from ngrpo.environment import adopt_s3_names, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.execution import run_task
-from ngrpo.stages.supervision import NEVER_AGAIN
+from ngrpo.stages.supervision import NEVER_AGAIN, QUIET
 from ngrpo.stages.task import Task
 
 
 def _run(text: str) -> None:
+    os.environ.update(QUIET)  # a node of a job is started by no process of ours
     adopt_s3_names()
     task = Task(**json.loads(text))
     try:

@@ -30,9 +30,11 @@ from ngrpo.storage.objects import ObjectStore
 NEVER_AGAIN = 2
 """Exit code of a child whose settings are wrong: another try would end in the same way."""
 QUIET: Mapping[str, str] = {
-    # A log is no terminal: every refresh of a bar would stay in it.
+    # A log is no terminal: every refresh of a bar would stay in it. The first is tqdm's own default; bars of the two libraries set
+    # theirs themselves. They are read when a library is imported.
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     # Threads that spin while they wait slow a small machine down tenfold as soon as anything else runs on it.
     "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONUNBUFFERED": "1",

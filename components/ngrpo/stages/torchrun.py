@@ -1,4 +1,4 @@
-"""A stage as several processes, one a GPU, started by torchrun: those of this machine, or of this node of several."""
+"""A stage as several processes, one a GPU or, without GPUs, one a node, started by torchrun: those of this machine or node."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
 from typing_extensions import TypedDict
 
 from ngrpo import errors
 from ngrpo.config import Section
+from ngrpo.environment import redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
 from ngrpo.stages.disk import disk_fault
 from ngrpo.stages.registry import STAGES
 from ngrpo.storage.state import read_state, write_state
 
 _RENDEZVOUS_SECONDS = 3600
+_ERROR = "error.json"
+_KILLED = 128
+"""What a signal's number is added to, where a signal has killed a process."""
 
 
 class _Task(TypedDict):
@@ -33,9 +39,9 @@ class _Task(TypedDict):
 
 
 class _Failure(TypedDict):
-    """Why a process failed: the name of an error of `ngrpo.errors`, and what it says."""
+    """Why a process failed: the name of an error of `ngrpo.errors`, none for a defect, and what it says."""
 
-    kind: str
+    kind: str | None
     message: str
 
 
@@ -54,11 +60,11 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
         processes: How many, on this machine.
 
     Raises:
-        Preempted: SIGTERM arrived, and the processes did not end as if they had finished.
+        Preempted: SIGTERM arrived here or at another node, and the processes did not end as if they had finished.
         NGRPOError: As the stage raised it.
-        RuntimeError: A process failed in any other way; the log has its words.
+        RuntimeError: A process failed in any other way; its traceback is in the log.
     """
-    error = work / "error.json"
+    error = work / _ERROR
     error.unlink(missing_ok=True)
     task = work / "task.json"
     named = {name: str(path) for name, path in inputs.items()}
@@ -67,7 +73,7 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
     )
     # torchrun reads `PET_*` itself. Nodes may be ready at very different times: images and inputs are large.
     together = f"--rdzv-conf=timeout={_RENDEZVOUS_SECONDS}" if "PET_NNODES" in os.environ else "--standalone"
-    launcher = [sys.executable, "-m", "torch.distributed.run", together, f"--nproc-per-node={processes}"]
+    launcher = [sys.executable, "-m", "ngrpo.stages.torchrun_agent", together, f"--nproc-per-node={processes}"]
     told_to_stop = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -82,20 +88,23 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
     finally:
         signal.signal(signal.SIGTERM, before)
         group.kill()
-    if code and told_to_stop:
+    if code == os.EX_TEMPFAIL or (code and told_to_stop):
         raise Preempted
     said = read_state(error, _Failure, cure="see the log, and run again")
-    if said is not None:
+    if said is not None and said["kind"] is not None:
         kind = getattr(errors, said["kind"], NGRPOError)
         raise (kind if isinstance(kind, type) and issubclass(kind, NGRPOError) else NGRPOError)(said["message"])
+    one = f"{stage}: one of its {processes} processes"
+    if code > _KILLED:
+        raise RuntimeError(f"{one} was killed by {signal.Signals(code - _KILLED).name}, for want of memory perhaps")
+    if said is not None:
+        raise RuntimeError(f"{one} failed: {said['message']}")
     if code:
-        raise RuntimeError(
-            f"{stage}: one of its {processes} processes failed (torchrun ended with {code}): see the log"
-        )
+        raise RuntimeError(f"{one} ended with {code}: see the log")
 
 
 def join() -> None:
-    """Make this process one of those that torchrun has started: each takes a GPU, before anything is put on one."""
+    """Make this process one of those that torchrun has started: each takes a GPU, if there are any, before anything is put on one."""
     import torch
     from accelerate import PartialState
 
@@ -114,17 +123,29 @@ def _work(task: Path) -> None:
     stage, work = STAGES[said["stage"]], Path(said["work"])
     config = stage.config.model_validate_json(said["config"])
     inputs = {name: Path(path) for name, path in said["inputs"].items()}
-    try:
-        stage.function()(config, inputs, Path(said["output"]), work)
-    except NGRPOError as error:
-        write_state(work / "error.json", _Failure(kind=type(error).__name__, message=str(error)))
-        raise
-    except OSError as error:
-        fault = disk_fault(error, work)
-        if fault is not None:
-            write_state(work / "error.json", _Failure(kind=StoreError.__name__, message=fault))
-        raise
+    stage.function()(config, inputs, Path(said["output"]), work)
+
+
+def _leave_word(work: Path, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Keep what ends one of the processes for the group, which raises it; only a defect is printed here, with its traceback.
+
+    Once one has said why it failed, the failures of the others are its consequence: they lose their connection to it.
+    """
+    path = work / _ERROR
+    if isinstance(error, NGRPOError):
+        write_state(path, _Failure(kind=kind.__name__, message=str(error)))
+        return
+    if path.exists():
+        return
+    fault = disk_fault(error, work)
+    if fault is not None:
+        write_state(path, _Failure(kind=StoreError.__name__, message=fault))
+        return
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+    message = "".join(traceback.format_exception_only(error)).strip()
+    write_state(path, _Failure(kind=None, message=message))
 
 
 if __name__ == "__main__":
+    sys.excepthook = partial(_leave_word, Path(sys.argv[1]).parent)
     _work(Path(sys.argv[1]))

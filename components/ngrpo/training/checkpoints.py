@@ -1,15 +1,21 @@
 """Checkpoints of a training: marked once they are whole, copied to object storage while training goes on, resumed from.
 
 One that is damaged is not resumed from: the one before it is. Training is exact, so that it comes to the same bytes.
+
+What a killed training loses is bounded by how often it saves: every `save_steps` steps, and every `NGRPO_SAVE_MINUTES` minutes where
+that is set. A save at SIGTERM comes on top of these where a process is given the time for it. A step of a Kubeflow pipeline is not: Argo
+ends it about a second after the signal.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +29,8 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy
 
-from ngrpo.errors import Preempted, StoreError
+from ngrpo.errors import ConfigError, Preempted, StoreError
+from ngrpo.stages.surroundings import SAVE_MINUTES
 from ngrpo.storage.checkpoints import CheckpointStore
 from ngrpo.training.marker import MARKER, mark, problem
 
@@ -40,8 +47,10 @@ class Checkpoints(TrainerCallback):
         preempted: Whether training was stopped.
     """
 
-    def __init__(self, work: Path, store: CheckpointStore | None, steps: int, stride: int):
-        """See `checkpoints_of`."""
+    def __init__(
+        self, work: Path, store: CheckpointStore | None, steps: int, stride: int, minutes: float | None = None
+    ):
+        """See `checkpoints_of`; `minutes` is the time after which it saves between two `save_steps`."""
         self.directory = work / "checkpoints"
         self.resumed_from: str | None = None
         self.preempted = False
@@ -49,6 +58,8 @@ class Checkpoints(TrainerCallback):
         self._store = store
         self._steps = steps
         self._stride = stride
+        self._minutes = minutes
+        self._saved = time.monotonic()
         self._sound: set[int] = set()
         self._told_to_stop = False
         self._uploads = ThreadPoolExecutor(1, initializer=_yield_to_training)
@@ -78,25 +89,33 @@ class Checkpoints(TrainerCallback):
             self.resumed_from = str(self._of(limit))
 
     def stop(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: save and stop at the next step after which a resumed run is exact."""
+        """Handle SIGTERM: save and stop at the next step after which a resumed run is exact, if the process lives that long."""
         self._told_to_stop = True
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Look for the best checkpoint where checkpoints are on this machine."""
+        """Look for the best checkpoint where checkpoints are on this machine, and start the clock."""
+        self._saved = time.monotonic()
         if state.best_global_step is not None:
             state.best_model_checkpoint = str(self._of(state.best_global_step))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Save and stop if any process was told to; all of them at the same step, for they work together."""
+        """Save where it is time to, save and stop if any process was told to: all of them at the same step, for they work together.
+
+        A save between two `save_steps` is there to go on from, nothing else: it is not evaluated, so it cannot be selected.
+        """
         if state.global_step >= state.max_steps:
             # The last checkpoint is saved wherever it falls: it is measured too where others are.
             control.should_evaluate = args.eval_strategy != IntervalStrategy.NO
             return
         if state.global_step % self._stride:
             return
-        told = torch.tensor([float(self._told_to_stop)], device=PartialState().device)
-        if reduce(told).item() > 0:
-            self.preempted = control.should_save = control.should_training_stop = True
+        # The clock is that of the first process, which also knows of the upload.
+        wishes = [float(self._told_to_stop), float(state.is_world_process_zero and self._due())]
+        stop, save = reduce(torch.tensor(wishes, device=PartialState().device)).tolist()
+        if stop > 0:
+            self.preempted = control.should_training_stop = True
+        if stop > 0 or save > 0:
+            control.should_save = True
 
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded."""
@@ -113,6 +132,13 @@ class Checkpoints(TrainerCallback):
             self._upload = self._uploads.submit(
                 self._store.put, state.global_step, checkpoint, keep=KEPT, best=state.best_global_step
             )
+        self._saved = time.monotonic()
+
+    def _due(self) -> bool:
+        """Whether the last save is too long ago. An upload that is under way is not outrun: the next save would wait for its end."""
+        if self._minutes is None or time.monotonic() < self._saved + 60 * self._minutes:
+            return False
+        return self._upload is None or self._upload.done()
 
     def finish_upload(self) -> None:
         """Wait for the upload in the background. Training can do without it: if it failed, that is said and no more."""
@@ -188,7 +214,11 @@ class Checkpoints(TrainerCallback):
 
 @contextmanager
 def checkpoints_of(work: Path, *, steps: int, stride: int = 1) -> Iterator[Checkpoints]:
-    """Provide the checkpoints of a training while it runs; with SIGTERM it saves one and ends.
+    """Provide the checkpoints of a training while it runs.
+
+    Besides every `save_steps` steps it saves as often as `NGRPO_SAVE_MINUTES` asks for, which changes nothing in the result, and at
+    SIGTERM, after which it ends. A machine or a job that is shut down in order leaves time for that; a step of a Kubeflow pipeline has
+    about one second, which is too short.
 
     Args:
         work: They are in its directory `checkpoints`, and in object storage where the environment says so (`NGRPO_CHECKPOINTS`).
@@ -196,10 +226,12 @@ def checkpoints_of(work: Path, *, steps: int, stride: int = 1) -> Iterator[Check
         stride: A resumed run is exact if it was saved after a multiple of so many steps.
 
     Raises:
+        ConfigError: `NGRPO_SAVE_MINUTES` is not a positive number.
         Preempted: SIGTERM arrived, and a checkpoint was saved.
         StoreError: Object storage holds a checkpoint that cannot be had.
     """
-    kept = Checkpoints(work, CheckpointStore.from_environment(work / "downloads"), steps, stride)
+    minutes = _save_minutes()
+    kept = Checkpoints(work, CheckpointStore.from_environment(work / "downloads"), steps, stride, minutes)
     kept.restore()
     before = signal.signal(signal.SIGTERM, kept.stop)
     try:
@@ -216,6 +248,27 @@ def save_model(trainer: Trainer, directory: Path) -> None:
     trainer.save_model(str(directory))  # every process takes part where the model is sharded
     if trainer.is_world_process_zero():
         (directory / TRAINING_ARGS_NAME).unlink()
+
+
+def _save_minutes() -> float | None:
+    """Return the longest time between two saves, in minutes; none where the environment sets none.
+
+    Raises:
+        ConfigError: It is not a positive number.
+    """
+    text = os.environ.get(SAVE_MINUTES)
+    if not text:
+        return None
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise ConfigError(
+            f"{SAVE_MINUTES}={text!r}: not a positive number of minutes; set it to 10, for example, or unset it to save every "
+            "save_steps steps only"
+        )
+    return minutes
 
 
 def _gather(checkpoint: Path) -> None:

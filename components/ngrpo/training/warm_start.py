@@ -18,7 +18,7 @@ from ngrpo.training.progress import show_progress
 _LOGS = 60
 """Points of the curves, at least about."""
 _LONGEST_WINDOW = 10
-"""Most steps between two logs: told to stop, training goes on to the next."""
+"""Most steps between two logs: told to stop, or due to save, training goes on to the next."""
 
 
 class WarmStartTrainer(SoundLoop, SFTTrainer):

@@ -93,6 +93,7 @@ class VLLMEngine:
                 tensor_parallel_size=tensor_parallel_size,
                 gpu_memory_utilization=gpu_memory_utilization,
                 enable_sleep_mode=self._sleeps,
+                use_tqdm_on_load=False,  # these bars do not ask tqdm's environment
                 enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
                 worker_cls="ngrpo.rollout.vllm.worker.MixingWorker",
                 scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
