@@ -44,7 +44,9 @@ def _add_schedule_commands(
     schedule = commands.add_parser("schedule", help="run the pipeline on a cluster again and again")
     actions = schedule.add_subparsers(required=True, metavar="ACTION")
     created = actions.add_parser("create", parents=[*described, based()], help="make a schedule")
-    created.add_argument("--cron", required=True, help="second minute hour day month weekday, as in '0 0 3 * * MON'")
+    created.add_argument(
+        "--cron", required=True, help="second minute hour day month weekday, in UTC, as in '0 0 3 * * MON'"
+    )
     created.set_defaults(command=_create_schedule)
     replaced = actions.add_parser(
         "replace", parents=[*described, based()], help="give a schedule another pipeline or time"
