@@ -20,6 +20,7 @@ from ngrpo.config import RunConfig
 from ngrpo.stages.keys import digest
 from ngrpo_kfp.pipelines.cron import check_cron
 from ngrpo_kfp.pipelines.post_training import NAME
+from ngrpo_kfp.pipelines.preflight import require
 from ngrpo_kfp.pipelines.runtime.compilation import compile_champion_run, compile_whole
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import (
@@ -30,7 +31,6 @@ from ngrpo_kfp.pipelines.runtime.kubeflow import (
     experiment_id,
     explained,
 )
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
 from ngrpo_kfp.pipelines.submission import package
 
 
@@ -55,7 +55,7 @@ def create(
     client = connect()
     if _find(client, name) is not None:
         raise ClusterError(f"there is a schedule {name!r} already: `ngrpo schedule replace`, or choose another name")
-    require_secrets(config.cluster, console)
+    require(config, images, console)
     _create(client, name, cron, config, text, enabled=True)
     console.print(f"schedule  {name} ({cron})", soft_wrap=True)
 
@@ -82,7 +82,7 @@ def replace(
     text = _compile(config, images, base)
     client = connect()
     old = _require(client, name)
-    require_secrets(config.cluster, console)
+    require(config, images, console)
     new = _create(client, name, checked or _cron(old), config, text, enabled=False)
     try:
         with explained(f"schedule {name}"):

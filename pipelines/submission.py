@@ -19,10 +19,10 @@ from ngrpo.stages.registry import STAGES
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.pipelines.plan import History, Plan, make_plan
+from ngrpo_kfp.pipelines.preflight import require
 from ngrpo_kfp.pipelines.runtime.compilation import compile_pipeline
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, experiment_id, explained
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 from ngrpo_kfp.pipelines.summary import plan_table
 
@@ -60,7 +60,7 @@ def submit(
     text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan))
     client = connect()
-    require_secrets(config.cluster, console)
+    require(config, images, console, [stage.name for stage in plan.to_run])
     experiment = experiment_id(client)
     with package(text) as path, explained(f"run of {config.preset}"):
         run = client.run_pipeline(

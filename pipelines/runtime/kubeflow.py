@@ -35,14 +35,16 @@ OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 """States of a run that has ended."""
 
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
-# Only what changes nothing is sent a second time: of a request that was cut off nobody knows whether it was done.
-_RETRIES = Retry(
+RETRIES = Retry(
     total=3,
     backoff_factor=0.5,
-    status_forcelist=(500, 502, 503, 504),
+    status_forcelist=(429, 500, 502, 503, 504),
     allowed_methods=("GET", "HEAD"),
     raise_on_status=False,
+    retry_after_max=30,
 )
+"""Only what changes nothing is sent a second time: of a request that was cut off nobody knows whether it was done. A server that
+says `Retry-After` is asked again after that time, 30 seconds at most."""
 _PAGE = 100
 
 # It has a line for each of its tries; what they came to is said once (`explained`).
@@ -64,7 +66,7 @@ class _Client(kfp.Client):
 
     def _load_config(self, *arguments: Any) -> kfp_server_api.Configuration:
         config = super()._load_config(*arguments)
-        config.retries = _RETRIES
+        config.retries = RETRIES
         return config
 
     def get_kfp_healthz(self, sleep_duration: int = 0) -> kfp_server_api.V2beta1GetHealthzResponse:

@@ -45,9 +45,16 @@ class Kubeflow:
     def __init__(self):
         self.experiments, self.pipelines, self.versions, self.runs, self.schedules = {}, {}, {}, {}, {}
         self.pods = []
+        """`(run id, stage, log)` of each pod, oldest first; `pod-N` is its name."""
+        self.pod_status = {"phase": "Running"}
+        """Status of every pod."""
         self.secrets = {}
         """By name, the keys of the secrets on the cluster."""
-        self.pod_status = {"phase": "Running"}
+        self.objects = cluster()
+        """What else Kubernetes has: by path of the request, the answer as JSON. What is not here is answered with 404."""
+        self.deleted = []
+        """Paths of what was deleted of `objects`."""
+        self.multi_user = False
         self.token = None
         """Token that every request must carry, if any."""
         self.faults = []
@@ -155,7 +162,7 @@ class Kubeflow:
     def _routes(self):
         base = "/apis/v2beta1"
         return (
-            (f"{base}/healthz", "GET", lambda q, b: api.V2beta1GetHealthzResponse(multi_user=False)),
+            (f"{base}/healthz", "GET", lambda q, b: api.V2beta1GetHealthzResponse(multi_user=self.multi_user)),
             (
                 f"{base}/experiments",
                 "GET",
@@ -268,30 +275,73 @@ class Kubeflow:
 
     # --- Kubernetes -------------------------------------------------------------------------------------------------
 
-    def kubernetes(self, path, query):
+    def kubernetes(self, method, path, query):
         """Answer a request to Kubernetes: text, or an object."""
-        if "/secrets/" in path:
-            name = path.rpartition("/")[2]
-            if name not in self.secrets:
-                raise Refused(404, f'secrets "{name}" not found')
+        if method == "DELETE":
+            if path not in self.objects:
+                raise Refused(404, f"{path} not found")
+            del self.objects[path]
+            self.deleted.append(path)
+            return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+        if path in self.objects:
+            return self.objects[path]
+        kind, _, name = path.rpartition("/")
+        if kind.endswith("/secrets") and name in self.secrets:
             return {"kind": "Secret", "apiVersion": "v1", "data": dict.fromkeys(self.secrets[name], "aGlkZGVu")}
         if path.endswith("/log"):
             number = int(path.split("/")[-2].removeprefix("pod-"))
             assert query["container"] == ["main"]
             return self.pods[number][2]
-        wanted = dict(item.split("=") for item in query["labelSelector"][0].split(","))
+        if not path.endswith("/pods"):
+            raise Refused(404, f"{path} not found")
+        wanted = [item.partition("=")[::2] for item in query["labelSelector"][0].split(",")]
+        found = [self._pod(number, *pod) for number, pod in enumerate(self.pods)]
         found = [
-            {
-                "metadata": {
-                    "name": f"pod-{number}",
-                    "creationTimestamp": (self._clock + timedelta(minutes=number)).isoformat(),
-                },
-                "status": self.pod_status,
-            }
-            for number, (run, stage, _) in enumerate(self.pods)
-            if wanted == {"pipeline/runid": run, "ngrpo/stage": stage}
+            pod
+            for pod in found
+            if all(
+                name in pod["metadata"]["labels"] and pod["metadata"]["labels"][name].startswith(value)
+                for name, value in wanted
+            )
         ]
         return {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": found}
+
+    def _pod(self, number, run, stage, log):
+        made = self._clock + timedelta(minutes=number)
+        return {
+            "metadata": {
+                "name": f"pod-{number}",
+                "uid": f"uid-{number}",
+                "labels": {"pipeline/runid": run, "ngrpo/stage": stage},
+                "creationTimestamp": made.isoformat(),
+            },
+            "status": self.pod_status,
+        }
+
+
+def cluster(namespace="kubeflow"):
+    """What the example settings (`pipelines/cluster.example.toml`) need of a cluster, by path."""
+    kueue, own = "/apis/kueue.x-k8s.io/v1beta2", f"/api/v1/namespaces/{namespace}"
+    quota = {"cpu": "192", "memory": "2Ti", "nvidia.com/gpu": "16"}
+    resources = [{"name": name, "nominalQuota": amount} for name, amount in quota.items()]
+    return {
+        own: {"metadata": {"name": namespace, "labels": {}}},
+        f"{own}/serviceaccounts/ngrpo-stage": {"metadata": {"name": "ngrpo-stage"}},
+        f"{own}/secrets/registry": {"data": {".dockerconfigjson": "aGlkZGVu"}},
+        f"{own}/resourcequotas": {"items": []},
+        f"{own}/limitranges": {"items": []},
+        kueue: {"kind": "APIResourceList"},
+        f"{kueue}/namespaces/{namespace}/localqueues/ngrpo": {"spec": {"clusterQueue": "ngrpo"}},
+        f"{kueue}/clusterqueues/ngrpo": {
+            "spec": {
+                "resourceGroups": [
+                    {"coveredResources": list(quota), "flavors": [{"name": "any", "resources": resources}]}
+                ]
+            }
+        },
+        f"{kueue}/workloadpriorityclasses/training": {"value": 1000},
+        f"{kueue}/namespaces/{namespace}/workloads": {"items": []},
+    }
 
 
 def typed(body, model):
@@ -317,6 +367,9 @@ def serve():
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = (
+            True  # or each answer takes 40 ms: its second packet waits for the receipt of the first
+        )
 
         def handle_one(self):
             parts = urlsplit(self.path)
@@ -331,9 +384,9 @@ def serve():
                         return
                     self.send(fault[2], json.dumps({"message": f"it fails with {fault[2]}"}))
                     return
-            if parts.path.startswith("/api/v1/"):
+            if not parts.path.startswith(("/apis/v2beta1/", "/apis/v1beta1/")):
                 try:
-                    told = state.kubernetes(parts.path, query)
+                    told = state.kubernetes(self.command, parts.path, query)
                     self.send(200, told if isinstance(told, str) else json.dumps(told))
                 except Refused as refusal:
                     self.send(refusal.status, json.dumps({"message": str(refusal)}))
