@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -51,7 +53,8 @@ class Kubernetes:
         """
         settings = client.Configuration()
         try:
-            config.load_config(client_configuration=settings)
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it falls back on
+                config.load_config(client_configuration=settings)
         except config.ConfigException as error:
             raise KubernetesError(f"there is no way to Kubernetes ({error}): set KUBECONFIG") from error
         settings.retries = RETRIES
@@ -117,15 +120,38 @@ class Kubernetes:
             for line in log:
                 yield line.decode(errors="replace").rstrip("\n")
 
-    def workload_of(self, pod: Any) -> Any:
-        """Return Kueue's workload of a pod as JSON, none if there is none.
+    def why_queued(self, uid: str) -> str | None:
+        """Return why Kueue has not admitted a pod or a job yet, with its place in the queue; none if it has, or does not know it.
+
+        Args:
+            uid: Uid of the pod or of the job.
 
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
         """
-        workloads = self.items(f"{KUEUE}/namespaces/{namespace()}/workloads")
-        owned = (one for one in workloads if _owned_by(one, pod.metadata.uid))
-        return next(owned, None)
+        for workload in self.items(f"{KUEUE}/namespaces/{namespace()}/workloads"):
+            if any(owner["uid"] == uid for owner in workload["metadata"].get("ownerReferences", ())):
+                conditions = (workload.get("status") or {}).get("conditions") or ()
+                reserved = next((each for each in conditions if each["type"] == "QuotaReserved"), {})
+                if reserved.get("status") == "True":
+                    return None
+                queue = workload["spec"].get("queueName")
+                place = self._place(queue, workload["metadata"]["name"])
+                why = " ".join((reserved.get("message") or "Kueue has not looked at it yet").split())
+                return f"waits in queue {queue}{place}: {why}"
+        return None
+
+    def _place(self, queue: str, workload: str) -> str:
+        """Return the place of a workload in its cluster queue as text; empty where Kueue's API of pending workloads is closed to us."""
+        path = f"{VISIBILITY}/namespaces/{namespace()}/localqueues/{queue}/pendingworkloads"
+        try:
+            pending = self.items(path)
+        except KubernetesError as error:
+            if error.status is None:
+                raise
+            return ""  # it is a service of its own, which may be closed to this account, or down
+        places = (each["positionInClusterQueue"] for each in pending if each["metadata"]["name"] == workload)
+        return next((f", place {place + 1} of its cluster queue" for place in places), "")
 
     def _call(self, verb: str, path: str, query: Mapping[str, str]) -> Any:
         try:
@@ -157,7 +183,12 @@ def unpullable(run_id: str) -> str | None:
     Raises:
         KubernetesError: Kubernetes cannot be asked.
     """
-    for pod in Kubernetes().pods(run_id):
+    return never_pulled(Kubernetes().pods(run_id))
+
+
+def never_pulled(pods: Iterable[Any]) -> str | None:
+    """Return which image of some pods, `V1Pod`, cannot be pulled; see `unpullable`."""
+    for pod in pods:
         waits = image_wait(pod)
         if waits is not None and datetime.now(UTC) - _placed(pod) >= PATIENCE:
             stage = pod.metadata.labels[STAGE_LABEL]
@@ -171,10 +202,6 @@ def _placed(pod: Any) -> datetime:
     placed = (each.last_transition_time for each in conditions if each.type == "PodScheduled" and each.status == "True")
     time: datetime = next(placed, None) or pod.metadata.creation_timestamp
     return time
-
-
-def _owned_by(item: Mapping[str, Any], uid: str) -> bool:
-    return any(owner["uid"] == uid for owner in item["metadata"].get("ownerReferences", ()))
 
 
 @contextmanager
