@@ -155,7 +155,8 @@ class _Logs:
 
     def _pod_of(self, attempt: Try) -> Any:
         """Return the pod of a try, none if it is gone."""
-        return next((pod for pod in self._pods if pod.metadata.name == attempt.pod), None)
+        # A try knows its pod by its host name, which Kubernetes cuts off after 63 letters.
+        return next((pod for pod in reversed(self._pods) if pod.metadata.name.startswith(attempt.pod)), None)
 
     def _look_for_pods(self) -> tuple[Kubernetes | None, Sequence[Any]]:
         try:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any
 
 from kfp import Client
@@ -15,23 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngrpo.errors import NGRPOError, StoreError
 from ngrpo.stages.pending_pods import why_ended, why_pending
 from ngrpo.stages.registry import STAGES
-from ngrpo.stages.tries import Try, tries_of
-from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines.cluster_runs import find_run, key_of, tasks_of
+from ngrpo.stages.tries import Try
+from ngrpo_kfp.pipelines.cluster_runs import find_run
 from ngrpo_kfp.pipelines.links import links
+from ngrpo_kfp.pipelines.run_facts import RunFacts
 from ngrpo_kfp.pipelines.runs_of_the_day import submitted_by
-from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, ClusterError, connect, explained, namespace, workflow_of
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import TRAINER, Kubernetes, KubernetesError, never_pulled
-from ngrpo_kfp.pipelines.runtime.pods import STAGE_LABEL
-from ngrpo_kfp.pipelines.runtime.workflows import was_cancelled, why_failed
-from ngrpo_kfp.pipelines.submission import recorded_config
+from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, explained
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import never_pulled
+from ngrpo_kfp.pipelines.runtime.workflows import why_failed
 from ngrpo_kfp.pipelines.terminal import harmless
 
-_STORE_PATIENCE = 5.0
-"""Seconds: a person waits for an answer."""
 _PAUSE_SECONDS = 15.0
 _PATIENCE_SECONDS = 3600.0
 """How long the API may be out of reach while a run is followed."""
@@ -83,7 +77,7 @@ def look(client: Client, run_id: str | None) -> RunView:
     Raises:
         ClusterError: There is no such run, or Kubeflow cannot be asked. What else cannot be asked is told by `notes`.
     """
-    facts = _Facts(client, find_run(client, run_id))
+    facts = RunFacts(client, find_run(client, run_id))
     stages = [_view(facts, stage) for stage in facts.stages]
     failed = facts.state == "failed" and not any(view.state == "failed" for view in stages)
     return RunView(
@@ -195,117 +189,7 @@ def _outcome(view: RunView, console: Console) -> bool:
     return False
 
 
-class _Facts:
-    """What Kubeflow, Kubernetes and the artifact store tell of a run: asked when needed, once."""
-
-    def __init__(self, client: Client, run: Any):
-        self.client, self.run, self.run_id = client, run, str(run.run_id)
-        self.tasks = tasks_of(client, self.run_id)
-        details = (run.run_details.task_details if run.run_details else None) or ()
-        self.details = {task.display_name: task for task in details}
-        self.over = run.state in OVER
-        self.notes: list[str] = []
-        self.plans = not any(stage in self.tasks for stage in STAGES)
-        """Whether it is the run of a schedule, whose one task is no stage: it plans and submits another run."""
-        self.stages = list(self.tasks if self.plans else STAGES)
-
-    @cached_property
-    def cancelled(self) -> bool:
-        """Whether somebody ended the run: KFP 2.17 then says CANCELING, and FAILED in the end, as of any other that did not succeed."""
-        states = [self.run.state, *(each.state for each in self.run.state_history or ())]
-        told = any(state in ("CANCELING", "CANCELED") for state in states)
-        return told or (self.run.state == "FAILED" and was_cancelled(self.workflow))
-
-    @cached_property
-    def state(self) -> str:
-        if self.over:
-            return "cancelled" if self.cancelled else str(self.run.state).lower()
-        return "being cancelled" if self.cancelled else str(self.run.state or "waiting").lower()
-
-    @cached_property
-    def workflow(self) -> Mapping[str, Any]:
-        try:
-            return workflow_of(self.client, self.run_id)
-        except ClusterError as error:
-            self.notes.append(f"what Argo says is not known: {error}")
-            return {}
-
-    @cached_property
-    def kubernetes(self) -> Kubernetes | None:
-        try:
-            return Kubernetes()
-        except KubernetesError as error:
-            self.notes.append(f"pods are not looked at: {error}")
-            return None
-
-    @cached_property
-    def pods(self) -> list[Any]:
-        try:
-            return self.kubernetes.pods(self.run_id) if self.kubernetes is not None else []
-        except KubernetesError as error:
-            self.notes.append(f"pods are not looked at: {error}")
-            return []
-
-    @cached_property
-    def objects(self) -> ObjectStore | None:
-        try:
-            objects = ObjectStore(recorded_config(self.client, self.run_id).cluster.store, patience=_STORE_PATIENCE)
-            objects.check()
-        except NGRPOError as error:
-            self.notes.append(f"what stages say themselves is not known: {error}")
-            return None
-        return objects
-
-    @cached_property
-    def mlflow_run(self) -> str | None:
-        try:
-            data = self.objects.get_bytes(f"mlflow_runs/{self.run_id}") if self.objects is not None else None
-        except StoreError as error:
-            self.notes.append(f"the MLflow run is not known: {error}")
-            return None
-        return data.decode(errors="replace") if data is not None else None
-
-    def tries(self, stage: str) -> list[Try]:
-        """Return the tries of a stage in this run, oldest first."""
-        key = key_of(self.tasks[stage], self.run_id)
-        if key is None or self.objects is None:
-            return []
-        try:
-            found = tries_of(self.objects, stage, key)
-        except StoreError as error:
-            self.notes.append(f"the tries of {stage} are not known: {error}")
-            return []
-        # Runs with the same settings work on the same result.
-        return [one for one in found if one.pipeline_run == self.run_id]
-
-    def last_pod(self, stage: str) -> Any:
-        """Return the pod of a stage's last try, none if there is none (any more)."""
-        own = [pod for pod in self.pods if pod.metadata.labels[STAGE_LABEL] == stage]
-        return own[-1] if own else None
-
-    def why_waiting(self, pod: Any) -> str | None:
-        """Return what a pod waits for: Kueue's own words where that holds it."""
-        return self.queued(pod.metadata.uid) or why_pending(pod)
-
-    def queued(self, uid: str) -> str | None:
-        try:
-            return self.kubernetes.why_queued(uid) if self.kubernetes is not None else None
-        except KubernetesError as error:
-            self.notes.append(f"Kueue's queue is not looked at: {error}")
-            return None
-
-    def job_waits(self, stage: str) -> str | None:
-        """Return what the job of a stage on several nodes waits for."""
-        path = f"{TRAINER}/namespaces/{namespace()}/trainjobs/ngrpo-{key_of(self.tasks[stage], self.run_id)}"
-        try:
-            job = self.kubernetes.get(path) if self.kubernetes is not None else None
-        except KubernetesError as error:
-            self.notes.append(f"the job of {stage} is not looked at: {error}")
-            return None
-        return self.queued(job["metadata"]["uid"]) if job is not None else None
-
-
-def _view(facts: _Facts, stage: str) -> StageView:
+def _view(facts: RunFacts, stage: str) -> StageView:
     if stage not in facts.tasks:
         return StageView(stage, "cached")
     task = facts.details.get(stage.replace("_", "-"))
@@ -326,7 +210,7 @@ def _view(facts: _Facts, stage: str) -> StageView:
     return StageView(stage, state, _duration(task), counted, why)
 
 
-def _going(facts: _Facts, stage: str, tries: Sequence[Try]) -> tuple[str, str]:
+def _going(facts: RunFacts, stage: str, tries: Sequence[Try]) -> tuple[str, str]:
     """Return the state of a stage that is not over, and what it waits for."""
     pod = facts.last_pod(stage)
     if pod is not None and pod.status.phase == "Pending":
@@ -341,7 +225,7 @@ def _going(facts: _Facts, stage: str, tries: Sequence[Try]) -> tuple[str, str]:
     return "running", f"try {failed[-1].number} failed: {failed[-1].error}" if failed else ""
 
 
-def _why_failed(facts: _Facts, stage: str, tries: Sequence[Try]) -> str:
+def _why_failed(facts: RunFacts, stage: str, tries: Sequence[Try]) -> str:
     """Return why a stage failed: its own words, else what Kubernetes or Argo say of its pod."""
     last = tries[-1] if tries else None
     if last is not None and last.outcome == "failed" and last.error:

@@ -25,6 +25,7 @@ WORKFLOWS = "/apis/argoproj.io/v1alpha1"
 PATIENCE = timedelta(minutes=10)
 """How long an image may fail to be pulled: a registry that restarts, or a limit on pulls, may take minutes."""
 
+_CURES = dict.fromkeys((409, 412, 429, 500, 502, 503, 504), "try again in a minute")
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 
 
@@ -75,7 +76,7 @@ class Kubernetes:
     def items(self, path: str, **query: str) -> list[Any]:
         """Return the objects of a list by its path, none where there is no such kind; see `get`."""
         found = self.get(path, **query)
-        return list(found["items"] or ()) if found is not None else []
+        return list(found.get("items") or ()) if found is not None else []
 
     def delete(self, path: str) -> bool:
         """Delete an object with all that it owns; returns whether it was there.
@@ -210,10 +211,8 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except client.ApiException as error:
-        raise KubernetesError(
-            f"Kubernetes refuses ({error.status} {_message(error)}): check KUBECONFIG and your rights in namespace {namespace()}",
-            error.status,
-        ) from error
+        cure = _CURES.get(error.status, f"check KUBECONFIG and your rights in namespace {namespace()}")
+        raise KubernetesError(f"Kubernetes refuses ({error.status} {_message(error)}): {cure}", error.status) from error
     except HTTPError as error:
         raise KubernetesError(f"Kubernetes cannot be reached ({type(error).__name__}): check KUBECONFIG") from error
 

@@ -151,6 +151,15 @@ def test_what_never_ran_in_a_run_that_failed_is_said(kubeflow, ngrpo, run):
     assert (told["sft_warm_start"][0], told["model_promotion"][0]) == ("not run", "not run")
 
 
+def test_of_a_pipeline_that_argo_has_repeated_the_last_tasks_count(kubeflow, ngrpo, run):
+    kubeflow.detail(run, "prepare-data", "FAILED")
+    (first,) = kubeflow.details(run)
+    run.created_at += timedelta(hours=1)
+    kubeflow.detail(run, "prepare-data", "SUCCEEDED")
+    kubeflow.details(run).append(first)
+    assert rows(ngrpo("status"))["prepare_data"][0] == "succeeded"
+
+
 # --- why a stage failed -------------------------------------------------------------------------------------------------
 
 
