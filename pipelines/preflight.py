@@ -389,7 +389,10 @@ def _image(name: str, reference: str, cluster: ClusterConfig) -> Finding:
     if there:
         return Finding(name, True, reference)
     return Finding(
-        name, False, f"its registry has no {reference}", "`make images` builds and pushes it, or correct images.lock"
+        name,
+        False,
+        f"its registry has no {reference}",
+        "`make images` builds and pushes it; or correct images.lock, or set cluster.image_pull_policy to Never where the nodes have it",
     )
 
 
