@@ -294,6 +294,24 @@ def test_three_wrong_settings_are_one_refusal(kubeflow, ngrpo, tmp_path, capsys)
     assert kubeflow.requests == []
 
 
+def test_what_no_pod_can_get_and_what_has_no_image_are_one_refusal(kubeflow, objects, tmp_path, capsys):
+    lock = tmp_path / "images.lock"
+    lock.write_text(f'cpu = "registry.example/ngrpo-cpu@sha256:{64 * "c"}"\n')
+    overrides = {
+        "cluster.store": objects.uri,
+        "resources.prepare_data.cpus": 100,
+        "resources.sft_warm_start.memory_gib": 1000,
+        "resources.benchmark_evaluation.gpus": 1,
+        "resources.benchmark_evaluation.memory_gib": 64,
+    }
+    settings = [part for name, value in overrides.items() for part in ("--set", f"{name}={value}")]
+    assert cli.main(["submit", "--images", str(lock), *settings]) == 2
+    said = capsys.readouterr().err
+    for named in ("prepare_data.cpus=100", "sft_warm_start.memory_gib=1000", "image 'gpu' is not in"):
+        assert named in said
+    assert kubeflow.requests == []
+
+
 def test_a_run_is_shown_in_kubeflow_and_in_mlflow(kubeflow, ngrpo, monkeypatch):
     told = ngrpo("submit")
     assert f"kubeflow  {kubeflow.address}/#/runs/details/{kubeflow.run().run_id}" in told
