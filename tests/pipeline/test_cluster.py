@@ -271,6 +271,8 @@ def test_a_failure_that_passes_is_waited_for_where_nothing_is_changed(kubeflow, 
 
 def test_a_server_that_says_when_to_come_back_is_asked_again_then(kubeflow, ngrpo):
     ngrpo("submit")
+    kubeflow.fail("GET", "/runs/", 429)
+    assert kubeflow.run().run_id in ngrpo("status"), "and where it does not say, too"
     kubeflow.retry_after = "1"
     kubeflow.fail("GET", "/runs/", 429)
     began = time.monotonic()
