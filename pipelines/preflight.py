@@ -123,6 +123,8 @@ def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _L
         yield f"cluster.secrets.{secret}", partial(_secret, secret=secret, keys=sorted(set(variables.values())))
     for secret in cluster.image_pull_secrets:
         yield "cluster.image_pull_secrets", partial(_secret, secret=secret, keys=[".dockerconfigjson"])
+    if cluster.certificate_authority is not None:
+        yield "cluster.certificate_authority", partial(_certificates, config_map=cluster.certificate_authority)
     if job and cluster.training_token is not None:
         yield "cluster.training_token", partial(_secret, secret=cluster.training_token, keys=_TOKEN_KEYS)
     if cluster.queue is not None:
@@ -193,6 +195,20 @@ def _secret(kubernetes: Kubernetes, name: str, secret: str, keys: Collection[str
         False,
         f"{what} in namespace {namespace()} of the cluster that KUBECONFIG names, and pods would wait for it",
         f"{cure}, or correct the settings",
+    )
+
+
+def _certificates(kubernetes: Kubernetes, name: str, config_map: str) -> Finding:
+    """Look whether the certificates that pods are to trust are there."""
+    found = kubernetes.get(_own("configmaps", config_map))
+    if found is not None and "ca.crt" in (found.get("data") or {}):
+        return Finding(name, True, config_map)
+    what = f"there is no ConfigMap {config_map}" if found is None else f"ConfigMap {config_map} has no key ca.crt"
+    return Finding(
+        name,
+        False,
+        f"{what} in namespace {namespace()}, and pods would wait for it",
+        f"`kubectl -n {namespace()} create configmap {config_map} --from-file=ca.crt=…`, or correct the setting",
     )
 
 

@@ -117,6 +117,17 @@ def test_what_is_missing_is_named_with_its_cure(whole, path, named, cure):
     assert cure in said
 
 
+def test_the_certificates_that_pods_trust_are_looked_for(whole):
+    (said,) = wrong("cluster.certificate_authority=company-ca")
+    assert "cluster.certificate_authority: there is no ConfigMap company-ca in namespace kubeflow" in said
+    assert "create configmap company-ca --from-file=ca.crt=" in said
+    whole.objects[f"{OWN}/configmaps/company-ca"] = {"data": {"other": ""}}
+    (said,) = wrong("cluster.certificate_authority=company-ca")
+    assert "has no key ca.crt" in said
+    whole.objects[f"{OWN}/configmaps/company-ca"] = {"data": {"ca.crt": ""}}
+    assert wrong("cluster.certificate_authority=company-ca") == []
+
+
 def test_a_runtime_of_the_whole_cluster_will_do(whole):
     own = whole.objects.pop(f"{TRAINER}/namespaces/kubeflow/trainingruntimes/ngrpo-training")
     whole.objects[f"{TRAINER}/clustertrainingruntimes/ngrpo-training"] = own
