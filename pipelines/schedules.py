@@ -23,6 +23,7 @@ from ngrpo.config import RunConfig
 from ngrpo.stages.keys import digest
 from ngrpo_kfp.pipelines.cron import check_cron
 from ngrpo_kfp.pipelines.post_training import NAME
+from ngrpo_kfp.pipelines.preflight import require
 from ngrpo_kfp.pipelines.runtime.compilation import compile_scheduled_run
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import (
@@ -34,7 +35,6 @@ from ngrpo_kfp.pipelines.runtime.kubeflow import (
     experiment_id,
     explained,
 )
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
 from ngrpo_kfp.pipelines.submission import package
 
 _ENABLED = kfp_server_api.V2beta1RecurringRunStatus.ENABLED
@@ -63,7 +63,7 @@ def create(
     client = connect()
     if _find(client, name) is not None:
         raise ClusterError(f"there is a schedule {name!r} already: `ngrpo schedule replace`, or choose another name")
-    require_secrets(config.cluster, console)
+    require(config, images, console)
     _compare_clocks(client, console)
     experiment = experiment_id(client)
     _create(client, experiment, name, cron, _version(client, config.preset, text), config.cluster.service_account)
@@ -92,7 +92,7 @@ def replace(
     text = compile_scheduled_run(config, images, base)
     client = connect()
     old = _require(client, name)
-    require_secrets(config.cluster, console)
+    require(config, images, console)
     going = _going(client, old)
     version = _version(client, config.preset, text)
     new = _create(
