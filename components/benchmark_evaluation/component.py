@@ -8,11 +8,14 @@ def benchmark_evaluation(
     config: str,
     key: str,
     code_version: str,
-    dataset: dsl.Input[dsl.Dataset],
-    warm_start: dsl.Input[dsl.Model],
-    trained: dsl.Input[dsl.Model],
     artifact: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    dataset: dsl.Input[dsl.Dataset] = None,
+    dataset_known: str = "",
+    warm_start: dsl.Input[dsl.Model] = None,
+    warm_start_known: str = "",
+    trained: dsl.Input[dsl.Model] = None,
+    trained_known: str = "",
 ):
     """Measure base model, warm start and trained model on held-out problems.
 
@@ -20,11 +23,14 @@ def benchmark_evaluation(
         config: Settings of the stage as JSON.
         key: Key of the result.
         code_version: Hash of the stage's source.
-        dataset: Reference to the artifact of `prepare_data`.
-        warm_start: Reference to the artifact of `sft_warm_start`.
-        trained: Reference to the artifact of `ngrpo_training`.
         artifact: Reference to samples, grades and statistics.
         metrics: Metrics of the stage.
+        dataset: Reference to the artifact of `prepare_data`.
+        dataset_known: The same as JSON, where it was known before the run: then nothing makes it.
+        warm_start: Reference to the artifact of `sft_warm_start`.
+        warm_start_known: The same as JSON, where it was known before the run: then nothing makes it.
+        trained: Reference to the artifact of `ngrpo_training`.
+        trained_known: The same as JSON, where it was known before the run: then nothing makes it.
     """
     from ngrpo.stages.execution import execute
 
@@ -33,7 +39,11 @@ def benchmark_evaluation(
         config_json=config,
         key=key,
         code_version=code_version,
-        inputs={"dataset": dataset.path, "warm_start": warm_start.path, "trained": trained.path},
+        inputs={
+            "dataset": dataset_known or dataset.path,
+            "warm_start": warm_start_known or warm_start.path,
+            "trained": trained_known or trained.path,
+        },
         output=artifact.path,
         metrics=metrics.path,
     )

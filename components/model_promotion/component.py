@@ -8,10 +8,12 @@ def model_promotion(
     config: str,
     key: str,
     code_version: str,
-    trained: dsl.Input[dsl.Model],
-    evaluation: dsl.Input[dsl.Artifact],
     artifact: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    trained: dsl.Input[dsl.Model] = None,
+    trained_known: str = "",
+    evaluation: dsl.Input[dsl.Artifact] = None,
+    evaluation_known: str = "",
 ):
     """Register the trained model and make it the champion if it is better.
 
@@ -19,10 +21,12 @@ def model_promotion(
         config: Settings of the stage as JSON.
         key: Key of the result.
         code_version: Hash of the stage's source.
-        trained: Reference to the artifact of `ngrpo_training`.
-        evaluation: Reference to the artifact of `benchmark_evaluation`.
         artifact: Reference to the decision.
         metrics: Metrics of the stage.
+        trained: Reference to the artifact of `ngrpo_training`.
+        trained_known: The same as JSON, where it was known before the run: then nothing makes it.
+        evaluation: Reference to the artifact of `benchmark_evaluation`.
+        evaluation_known: The same as JSON, where it was known before the run: then nothing makes it.
     """
     from ngrpo.stages.execution import execute
 
@@ -31,7 +35,7 @@ def model_promotion(
         config_json=config,
         key=key,
         code_version=code_version,
-        inputs={"trained": trained.path, "evaluation": evaluation.path},
+        inputs={"trained": trained_known or trained.path, "evaluation": evaluation_known or evaluation.path},
         output=artifact.path,
         metrics=metrics.path,
     )

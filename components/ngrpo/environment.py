@@ -21,6 +21,7 @@ _ADDRESSES: Mapping[str, tuple[str, str] | None] = {
     "MLFLOW_REGISTRY_URI": None,
     "AWS_ENDPOINT_URL": None,
     "AWS_ENDPOINT_URL_S3": None,
+    "NGRPO_S3_ENDPOINT_URL": None,
     "KF_PIPELINES_ENDPOINT": None,
     "NGRPO_STORE": None,
 }
@@ -44,6 +45,7 @@ _FORM = re.compile(
 _USER_IN_VALUE = re.compile(
     r"\w://[^/?#\s]*@|\w://[^/?#\s:@\[]*:(?!\d{1,5}(?:[/?#,\s]|$))[^\s]*@|^[^\s/@:=]+:[^\s/@]+@(?!sha256:)[^\s/@]"
 )
+_S3 = "NGRPO_S3_"
 _SHORTEST = 6
 """A credential of fewer characters is not looked for in texts: it would be found in words."""
 
@@ -76,6 +78,18 @@ def addresses_without_users() -> Iterator[None]:
             changed |= {variables[0]: unquote(user), variables[1]: unquote(password) or None}
     with environment(changed):
         yield
+
+
+def adopt_s3_names() -> None:
+    """Set boto3's variables from ours: `AWS_ENDPOINT_URL` from `NGRPO_S3_ENDPOINT_URL`, and so on.
+
+    A pod of Kubeflow runs its launcher in the stage's container. It keeps Kubeflow's own files in a store of Kubeflow's, and would take
+    `AWS_*` for the way there.
+    """
+    for name, value in list(os.environ.items()):
+        if name.startswith(_S3) and value:
+            rest = name.removeprefix(_S3)
+            os.environ[f"AWS_{'DEFAULT_REGION' if rest == 'REGION' else rest}"] = value
 
 
 def holds_credential(value: str) -> bool:

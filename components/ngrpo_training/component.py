@@ -8,11 +8,14 @@ def ngrpo_training(
     config: str,
     key: str,
     code_version: str,
-    dataset: dsl.Input[dsl.Dataset],
-    neighbor_index: dsl.Input[dsl.Artifact],
-    warm_start: dsl.Input[dsl.Model],
     artifact: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    dataset: dsl.Input[dsl.Dataset] = None,
+    dataset_known: str = "",
+    neighbor_index: dsl.Input[dsl.Artifact] = None,
+    neighbor_index_known: str = "",
+    warm_start: dsl.Input[dsl.Model] = None,
+    warm_start_known: str = "",
 ):
     """Train the warm-started model with N-GRPO.
 
@@ -20,11 +23,14 @@ def ngrpo_training(
         config: Settings of the stage as JSON.
         key: Key of the result.
         code_version: Hash of the stage's source.
-        dataset: Reference to the artifact of `prepare_data`.
-        neighbor_index: Reference to the artifact of `neighbor_index`.
-        warm_start: Reference to the artifact of `sft_warm_start`.
         artifact: Reference to the trained model.
         metrics: Metrics of the stage.
+        dataset: Reference to the artifact of `prepare_data`.
+        dataset_known: The same as JSON, where it was known before the run: then nothing makes it.
+        neighbor_index: Reference to the artifact of `neighbor_index`.
+        neighbor_index_known: The same as JSON, where it was known before the run: then nothing makes it.
+        warm_start: Reference to the artifact of `sft_warm_start`.
+        warm_start_known: The same as JSON, where it was known before the run: then nothing makes it.
     """
     from ngrpo.stages.execution import execute
 
@@ -33,7 +39,11 @@ def ngrpo_training(
         config_json=config,
         key=key,
         code_version=code_version,
-        inputs={"dataset": dataset.path, "neighbor_index": neighbor_index.path, "warm_start": warm_start.path},
+        inputs={
+            "dataset": dataset_known or dataset.path,
+            "neighbor_index": neighbor_index_known or neighbor_index.path,
+            "warm_start": warm_start_known or warm_start.path,
+        },
         output=artifact.path,
         metrics=metrics.path,
     )

@@ -8,9 +8,10 @@ def sft_warm_start(
     config: str,
     key: str,
     code_version: str,
-    dataset: dsl.Input[dsl.Dataset],
     artifact: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    dataset: dsl.Input[dsl.Dataset] = None,
+    dataset_known: str = "",
 ):
     """Teach the base model the form of an answer by supervised fine-tuning.
 
@@ -18,9 +19,10 @@ def sft_warm_start(
         config: Settings of the stage as JSON.
         key: Key of the result.
         code_version: Hash of the stage's source.
-        dataset: Reference to the artifact of `prepare_data`.
         artifact: Reference to the warm-started model.
         metrics: Metrics of the stage.
+        dataset: Reference to the artifact of `prepare_data`.
+        dataset_known: The same as JSON, where it was known before the run: then nothing makes it.
     """
     from ngrpo.stages.execution import execute
 
@@ -29,7 +31,7 @@ def sft_warm_start(
         config_json=config,
         key=key,
         code_version=code_version,
-        inputs={"dataset": dataset.path},
+        inputs={"dataset": dataset_known or dataset.path},
         output=artifact.path,
         metrics=metrics.path,
     )

@@ -13,7 +13,6 @@ from kfp import compiler, dsl
 from ngrpo.config import RunConfig
 from ngrpo.stages.keys import config_json
 from ngrpo.stages.registry import STAGES
-from ngrpo.storage.artifacts import REFERENCE
 from ngrpo_kfp.components.champion_run.component import champion_run
 from ngrpo_kfp.pipelines.plan import History, Plan, PlannedStage, make_plan
 from ngrpo_kfp.pipelines.post_training import NAME
@@ -50,7 +49,7 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
         configure_pod(task, stage.name, config, images)
         task.set_caching_options(caching and STAGES[stage.name].cacheable)
 
-    return _compiled(kubeflow_pipeline(_keyed_by_run(plan), _reference_uri, configure, description=config_json(config)))
+    return _compiled(kubeflow_pipeline(_keyed_by_run(plan), configure, description=config_json(config)))
 
 
 def compile_whole(config: RunConfig, images: Images) -> str:
@@ -94,9 +93,3 @@ def _keyed_by_run(plan: Plan) -> Plan:
             for stage in plan
         }
     )
-
-
-def _reference_uri(stage: PlannedStage) -> str:
-    if stage.reference is None:
-        raise ValueError(f"{stage.name} has no result to import")
-    return f"{stage.reference.uri}{REFERENCE}"

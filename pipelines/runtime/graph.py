@@ -7,6 +7,7 @@ from typing import Any
 
 from kfp import dsl
 
+from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.components.benchmark_evaluation.component import benchmark_evaluation
 from ngrpo_kfp.components.model_promotion.component import model_promotion
 from ngrpo_kfp.components.neighbor_index.component import neighbor_index
@@ -25,44 +26,34 @@ COMPONENTS = {
     "model_promotion": model_promotion,
 }
 
-ARTIFACT_CLASSES: dict[str, type[dsl.Artifact]] = {
-    "prepare_data": dsl.Dataset,
-    "neighbor_index": dsl.Artifact,
-    "sft_warm_start": dsl.Model,
-    "ngrpo_training": dsl.Model,
-    "benchmark_evaluation": dsl.Artifact,
-}
-
 
 def kubeflow_pipeline(
     plan: Plan,
-    reference_uri: Callable[[PlannedStage], str],
     configure: Callable[[dsl.PipelineTask, PlannedStage], None] = lambda task, stage: None,
     description: str | None = None,
 ) -> Any:
     """Build the pipeline that runs what a plan has to run.
 
-    A stage whose result is in the store is not a task: where its artifact is read, the reference to it is imported.
+    A stage whose result is in the store is no task: whoever reads its artifact is told the reference to it. kfp's importer would do that
+    with a pod, whose launcher looks for the artifact with credentials and an address of its own.
 
     Args:
         plan: The plan of the run.
-        reference_uri: Where the reference file of a cached stage is, as the runtime's importer can read it.
         configure: Gives the task of a stage what it needs beside its inputs where it runs.
         description: Text that goes with the pipeline.
 
     Returns:
         The pipeline as kfp can compile it, or run it when called.
     """
-    read = {source.name for stage in plan.to_run for source in stage.inputs.values()}
 
     def trace(name: str, /, **inputs: Any) -> Any:
         stage = plan[name]
-        if stage.cached and name not in read:
-            return None
-        if stage.cached:
-            task = dsl.importer(artifact_uri=reference_uri(stage), artifact_class=ARTIFACT_CLASSES[name])
-            return task.output
-        task = COMPONENTS[name](config=stage.config, key=stage.key, code_version=stage.code_version, **inputs)
+        if stage.reference is not None:
+            return stage.reference
+        known = {f"{each}_known": made.to_json() for each, made in inputs.items() if isinstance(made, Reference)}
+        made_here = {each: made for each, made in inputs.items() if not isinstance(made, Reference)}
+        settings = {"config": stage.config, "key": stage.key, "code_version": stage.code_version}
+        task = COMPONENTS[name](**settings, **made_here, **known)
         configure(task, stage)
         return task.outputs["artifact"]
 

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from ngrpo.environment import environment
 from ngrpo.errors import NGRPOError
+from ngrpo.stages.supervision import QUIET
 from ngrpo.storage.state import DamagedStateError
-from ngrpo_kfp.pipelines.plan import Plan, PlannedStage
+from ngrpo_kfp.pipelines.plan import Plan
 from ngrpo_kfp.pipelines.runtime.graph import kubeflow_pipeline
 from ngrpo_kfp.pipelines.runtime.lifeline import lifeline
 from ngrpo_kfp.pipelines.runtime.progress import StageProgress, last_line
@@ -47,7 +48,7 @@ def run_stages(
 
     Args:
         plan: The plan of the run.
-        run_directory: Directory of the run; gets `logs/`, `stages/`, `references/` and kfp's own outputs.
+        run_directory: Directory of the run; gets `logs/`, `stages/` and kfp's own outputs.
         console: Where progress is shown.
         runner: Makes kfp's runner, where the environment is that of the stages; by default `in_processes`.
 
@@ -58,12 +59,11 @@ def run_stages(
         StageError: A stage failed; what earlier stages published stays.
         Interrupted: The run was told to stop; its stage has ended.
     """
-    for name in ("logs", "references"):
-        with written(run_directory / name):
-            (run_directory / name).mkdir(exist_ok=True)
+    with written(run_directory / "logs"):
+        (run_directory / "logs").mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
-        environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **_STAGE_ENVIRONMENT}),
+        environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **QUIET}),
         StageProgress(plan, run_directory, console),
         _reaped(plan, run_directory),
         lifeline(run_directory),
@@ -78,23 +78,8 @@ def run_stages(
     return {name: record for name, record in records.items() if record is not None}
 
 
-_STAGE_ENVIRONMENT = {
-    # A stage's log is no terminal: every refresh of a bar stays in it.
-    "TQDM_DISABLE": "1",
-    # Threads that spin while they wait slow a small machine down tenfold as soon as anything else runs on it.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-
-
 def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> RuntimeError | None:
     """Let kfp run the pipeline, its talk going to a file; return its complaint if a task failed."""
-
-    def reference_uri(stage: PlannedStage) -> str:
-        path = run_directory / "references" / f"{stage.name}.json"
-        if stage.reference is not None:
-            stage.reference.write(path)
-        return str(path)
-
     local.init(
         runner=runner,
         pipeline_root=str(run_directory / "kfp"),
@@ -109,7 +94,7 @@ def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> RuntimeErr
     ):
         warnings.simplefilter("ignore")
         try:
-            kubeflow_pipeline(plan, reference_uri)()
+            kubeflow_pipeline(plan)()
         except RuntimeError as error:
             return error
     return None

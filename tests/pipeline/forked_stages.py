@@ -237,6 +237,7 @@ def _fork(job: dict) -> None:
             code_version="c0",
             inputs=job["inputs"],
             output=job["output"],
+            metrics=f"{job['output']}.metrics",
         )
         code = 0
         print(f"writes: {writes.count}")

@@ -82,14 +82,7 @@ class Kubeflow:
 
     def pod_stages(self, run):
         """Return the tasks that start a pod, in order."""
-        executors = self._spec(run)["deploymentSpec"]["executors"]
-        components = self._spec(run)["components"]
-        started = {
-            name
-            for name, task in self.tasks(run).items()
-            if "container" in executors[components[task["componentRef"]["name"]]["executorLabel"]]
-        }
-        return [name for name in _IN_ORDER if name in started]
+        return [name for name in _IN_ORDER if name in self.tasks(run)]
 
     def parameter(self, run, task, name):
         """Return a parameter of a task as the driver resolves it."""
@@ -97,14 +90,12 @@ class Kubeflow:
         return value.replace("{{$.pipeline_job_uuid}}", run.run_id)
 
     def finish(self, run, store, folder):
-        """Let a run do its work: publish an artifact for each stage, and read those that are imported."""
-        for name, task in self.tasks(run).items():
-            if name.startswith("importer"):
-                uri = task["inputs"]["parameters"]["uri"]["runtimeValue"]["constant"]
-                stage, key, _ = uri.split("/")[-3:]
-                assert store.find(stage, key) == Reference(
-                    uri.removesuffix("reference.json"), key, store.find(stage, key).digest
-                )
+        """Let a run do its work: publish an artifact for each stage, and read those that it is told of."""
+        for task in self.tasks(run).values():
+            for name, value in task["inputs"].get("parameters", {}).items():
+                if name.endswith("_known"):
+                    reference = Reference.from_json(value["runtimeValue"]["constant"])
+                    assert store.find(reference.uri.split("/")[-3], reference.key) == reference
         for name in self.pod_stages(run):
             payload = folder / run.run_id / name
             payload.mkdir(parents=True)

@@ -32,7 +32,7 @@ STAGES = (
 # --- submit and rerun -------------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_imports_what_the_first_produced(kubeflow, ngrpo, finish):
+def test_a_second_run_is_told_what_the_first_produced(kubeflow, ngrpo, finish):
     ngrpo("submit", "--preset", "tiny")
     first = kubeflow.run()
     assert kubeflow.pod_stages(first) == list(STAGES)
@@ -41,8 +41,10 @@ def test_a_second_run_imports_what_the_first_produced(kubeflow, ngrpo, finish):
     second = kubeflow.run()
     assert len(kubeflow.runs) == 2
     assert kubeflow.pod_stages(second) == ["model-promotion"]
-    imported = [name for name in kubeflow.tasks(second) if name.startswith("importer")]
-    assert len(imported) == 2, "what the promotion reads, and nothing else"
+    assert list(kubeflow.tasks(second)) == ["model-promotion"], "no pod, of Kubeflow's neither, for what is known"
+    assert {"trained_known", "evaluation_known"} < set(
+        kubeflow.tasks(second)["model-promotion"]["inputs"]["parameters"]
+    )
     finish()
     assert kubeflow.parameter(first, "model-promotion", "key") != kubeflow.parameter(second, "model-promotion", "key")
 

@@ -141,6 +141,7 @@ def test_a_stage_in_a_pod_is_tracked_below_its_pipeline_run(database, objects, t
         "code_version": "c",
         "inputs": {},
         "output": str(tmp_path / "reference.json"),
+        "metrics": str(tmp_path / "metrics.json"),
     }
     execute("model_promotion", key="k", **arguments)
     (parent,) = parents()

@@ -9,7 +9,7 @@ import yaml
 
 from ngrpo.stages.registry import STAGES
 from ngrpo_kfp.pipelines.post_training import post_training
-from ngrpo_kfp.pipelines.runtime.graph import ARTIFACT_CLASSES, COMPONENTS
+from ngrpo_kfp.pipelines.runtime.graph import COMPONENTS
 
 COMPONENT_FOLDERS = Path(__file__).parents[2] / "components"
 REFERENCE_PARAMETERS = {"config", "key", "code_version"}
@@ -53,12 +53,12 @@ def test_a_component_imports_only_kfp_and_the_standard_library_at_its_top(stage)
 def test_a_component_takes_what_the_pipeline_gives_it(stage):
     component = COMPONENTS[stage].component_spec
     inputs = pipeline_inputs()[stage]
-    assert set(component.inputs) == REFERENCE_PARAMETERS | set(inputs)
+    assert set(component.inputs) == REFERENCE_PARAMETERS | set(inputs) | {f"{name}_known" for name in inputs}
     for name, source in inputs.items():
-        assert component.inputs[name].type == f"{ARTIFACT_CLASSES[source].schema_title}@0.0.1"
+        assert component.inputs[name].type == COMPONENTS[source].component_spec.outputs["artifact"].type
+        assert component.inputs[name].optional
+        assert component.inputs[f"{name}_known"].default == ""
     assert set(component.outputs) == {"artifact", "metrics"}
-    if stage in ARTIFACT_CLASSES:
-        assert component.outputs["artifact"].type == f"{ARTIFACT_CLASSES[stage].schema_title}@0.0.1"
 
 
 @pytest.mark.parametrize("stage", STAGES)

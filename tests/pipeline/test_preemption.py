@@ -32,6 +32,7 @@ execute(
     code_version="c0",
     inputs={name: str(root / f"{name}.json") for name in names},
     output=str(Path(os.environ["NGRPO_WORK_DIR"]).with_name("reference.json")),
+    metrics=str(Path(os.environ["NGRPO_WORK_DIR"]).with_name("metrics.json")),
 )
 """
 

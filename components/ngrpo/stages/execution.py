@@ -1,7 +1,8 @@
 """Run one stage for real: fetch its inputs, do the work, publish the artifact, report to MLflow.
 
 This is the whole body of a pipeline component. Nothing here depends on where the component runs; that is told by the
-environment (`ngrpo.stages.surroundings`).
+environment (`ngrpo.stages.surroundings`). In a pod of a cluster the work is done by a child process, which is started again after a
+failure (`ngrpo.stages.supervision`).
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ngrpo.environment import addresses_without_users, environment, redacted
+from ngrpo.environment import addresses_without_users, adopt_s3_names, environment, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
 from ngrpo.stages.disk import disk_fault
 from ngrpo.stages.process import attach, write_record
-from ngrpo.stages.surroundings import Surroundings
+from ngrpo.stages.surroundings import ERROR_FILE, TRIES, Surroundings
+from ngrpo.stages.task import Task
 
 if TYPE_CHECKING:
     from ngrpo.storage.manifest import Reference
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
 
 
-@addresses_without_users()
 def execute(
     stage: str,
     *,
@@ -40,18 +42,56 @@ def execute(
     code_version: str,
     inputs: Mapping[str, str],
     output: str,
-    metrics: str | None = None,
+    metrics: str,
 ) -> dict[str, float]:
-    """Run a stage, unless its result is in the store already, and return its metrics.
+    """Run a stage as the body of its component, and return its metrics.
 
     Args:
         stage: Name of the stage.
         config_json: Settings of the stage as JSON.
         key: Key of the result.
         code_version: Hash of the stage's source, as it is in the key.
-        inputs: By name of the input, the file with the reference to its artifact.
-        output: File to write the reference to the stage's artifact to; only the first of several nodes does.
+        inputs: By name of the input, the reference to its artifact as JSON, or the file that holds it.
+        output: File to write the reference to the stage's artifact to.
         metrics: File to write the stage's metrics to, as JSON.
+
+    Raises:
+        SystemExit: In a pod: the last of its tries failed, or it was told to stop (`supervise`).
+        NGRPOError: On one machine: see `run_task`.
+    """
+    task = Task(stage, config_json, key, code_version, dict(inputs), output, metrics)
+    if os.environ.get(TRIES):
+        _supervise(task, os.environ[TRIES])
+    else:
+        run_task(task)
+    return {name: float(value) for name, value in json.loads(Path(metrics).read_text(encoding="utf-8")).items()}
+
+
+def _supervise(task: Task, retry: str) -> None:
+    from ngrpo.cluster import RetryConfig
+    from ngrpo.stages.supervision import supervise
+
+    adopt_s3_names()
+    with addresses_without_users():
+        surroundings = Surroundings.from_environment()
+        supervise(
+            [sys.executable, "-m", "ngrpo.stages.attempt"],
+            stage=task.stage,
+            key=task.key,
+            stdin=json.dumps(asdict(task)),
+            retry=RetryConfig.model_validate_json(retry),
+            store=surroundings.store,
+            pipeline_run=surroundings.pipeline_run,
+            scratch=surroundings.work,
+        )
+
+
+@addresses_without_users()
+def run_task(task: Task) -> None:
+    """Do the work of a stage in this process, unless its result is in the store already.
+
+    Args:
+        task: What is to be done; only the first of several nodes writes `output` and `metrics`.
 
     Raises:
         NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the stage
@@ -60,25 +100,28 @@ def execute(
     """
     sys.excepthook = _print_redacted
     surroundings = Surroundings.from_environment()
-    record: dict[str, Any] = {"key": key, "pid": os.getpid()}
+    stage = task.stage
+    record: dict[str, Any] = {"key": task.key, "pid": os.getpid()}
     process = None
     if surroundings.run_directory is not None:
         process = attach(surroundings.run_directory, stage)
         write_record(surroundings.run_directory, stage, record)
     started = time.monotonic()
     try:
-        values, reference, cached = _execute(stage, config_json, key, code_version, inputs, surroundings)
+        values, reference, cached = _execute(task, surroundings)
         record["cached"] = cached
         if reference is not None:
             record |= {"artifact": reference.uri, "digest": reference.digest}
-            reference.write(Path(output))
-        if metrics is not None:
-            _write_json(Path(metrics), values)
+            if task.output:
+                reference.write(Path(task.output))
+            if task.metrics:
+                _write_json(Path(task.metrics), values)
         if process is not None:
             process.succeeded = True
-        return values
     except BaseException as error:
         record["error"] = redacted(_say(error, surroundings))
+        if os.environ.get(ERROR_FILE):
+            Path(os.environ[ERROR_FILE]).write_text(record["error"], encoding="utf-8")
         raise
     finally:
         if surroundings.run_directory is not None:
@@ -87,14 +130,7 @@ def execute(
             write_record(surroundings.run_directory, stage, record)
 
 
-def _execute(
-    name: str,
-    config_json: str,
-    key: str,
-    code_version: str,
-    inputs: Mapping[str, str],
-    surroundings: Surroundings,
-) -> tuple[dict[str, float], Reference | None, bool]:
+def _execute(task: Task, surroundings: Surroundings) -> tuple[dict[str, float], Reference | None, bool]:
     # Imported only now, for it takes a while: the run already shows that the stage is at work.
     from ngrpo.config import validate
     from ngrpo.stages.keys import digest
@@ -102,11 +138,11 @@ def _execute(
     from ngrpo.stages.soundness import read_metrics, require_finite
     from ngrpo.storage.artifacts import ArtifactStore
     from ngrpo.storage.checkpoints import PLACE, CheckpointStore
-    from ngrpo.storage.manifest import Reference
     from ngrpo.storage.objects import ObjectStore
 
+    name, key = task.stage, task.key
     stage = STAGES[name]
-    config = validate(stage.config, json.loads(config_json))
+    config = validate(stage.config, json.loads(task.config_json))
     objects = ObjectStore(surroundings.store, proven=True)  # it was planned with: an outage is waited for
     store = ArtifactStore(objects, surroundings.cache)
     place = surroundings.work / stage.name / key
@@ -115,11 +151,9 @@ def _execute(
     cached = found is not None
     if found is None and surroundings.train_job is not None:
         from ngrpo.stages import train_job
-        from ngrpo.stages.task import Task
 
-        read = {source: Reference.read(Path(path)).to_json() for source, path in inputs.items()}
-        task = Task(name, config_json, key, code_version, read)
-        train_job.run(task, surroundings.train_job)
+        everywhere = {source: _reference(text).to_json() for source, text in task.inputs.items()}
+        train_job.run(replace(task, inputs=everywhere), surroundings.train_job)
         found = store.find(stage.name, key)
         if found is None:
             raise StoreError(
@@ -131,7 +165,7 @@ def _execute(
         shutil.rmtree(place, ignore_errors=True)
         return read_metrics(store.fetch(found, only="metrics.json")), found, cached
 
-    references = {source: Reference.read(Path(path)) for source, path in inputs.items()}
+    references = {source: _reference(text) for source, text in task.inputs.items()}
     payload = place / "output"
     work = place / "work"
     # A try that failed may have left anything in its output; what it left to resume from is in `work`.
@@ -141,7 +175,7 @@ def _execute(
 
     from ngrpo.tracking.runs import stage_run
 
-    tags = {"ngrpo.key": key, "ngrpo.code_version": code_version}
+    tags = {"ngrpo.key": key, "ngrpo.code_version": task.code_version}
     first = surroundings.node_rank == 0
     with (
         surroundings.parent_run(stage.name, objects) if first else nullcontext() as parent,
@@ -166,8 +200,8 @@ def _execute(
             stage.name,
             key,
             payload,
-            config_digest=digest(config_json),
-            code_version=code_version,
+            config_digest=digest(task.config_json),
+            code_version=task.code_version,
             inputs={source: reference.key for source, reference in references.items()},
         )
         values = read_metrics(payload)
@@ -189,11 +223,21 @@ def _say(error: BaseException, surroundings: Surroundings) -> str:
     return "".join(traceback.format_exception_only(error)).strip()
 
 
+def _reference(text: str) -> Reference:
+    from ngrpo.storage.manifest import Reference
+
+    return Reference.from_json(text) if text.startswith("{") else Reference.read(Path(text))
+
+
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what ends this process: below an error of ours stands that of a library, which may spell out a credential."""
+    """Print what ends this process: one line where that is clear, a traceback of a defect; both may spell out a credential."""
+    if isinstance(error, NGRPOError):
+        sys.stderr.write(f"{redacted(str(error))}\n")
+        return
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
+    # Kubeflow refuses the results of a step with a number that JSON does not have.
+    path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")

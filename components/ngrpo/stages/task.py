@@ -1,4 +1,4 @@
-"""What a step executes, in a form that can be handed to other pods."""
+"""What a stage is to do, in a form that can be handed to another process or pod."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """See `ngrpo.stages.execution.execute`."""
+    """See `ngrpo.stages.execution.execute`; it is done by `run_task` there."""
 
     stage: str
     config_json: str
     key: str
     code_version: str
     inputs: Mapping[str, str]
-    """References to the inputs, as JSON."""
+    """References to the inputs: as JSON, or the files that hold them, which other pods do not have."""
+    output: str = ""
+    """File to write the reference to the result to; none if empty."""
+    metrics: str = ""
+    """File to write the metrics to, as JSON; none if empty."""

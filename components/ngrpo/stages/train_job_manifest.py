@@ -56,7 +56,7 @@ def manifest(name: str, task: Task, settings: JobSettings) -> dict[str, Any]:
             "activeDeadlineSeconds": cluster.timeout_seconds(task.stage),
             "trainer": {
                 "image": settings.image,
-                "command": ["python", "-m", "ngrpo.stages.node"],
+                "command": ["python", "-m", "ngrpo.stages.attempt"],
                 # Kubernetes would replace `$(NAME)` and `$$`; in JSON the sign has another spelling.
                 "args": [json.dumps(asdict(task)).replace("$", "\\u0024")],
                 "numNodes": cluster.nodes,

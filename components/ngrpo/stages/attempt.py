@@ -1,0 +1,30 @@
+"""One process that does the work of a stage: a try in the pod of a step, or one of the nodes of a job (see `ngrpo.stages.train_job`).
+
+The task is its argument or, in the pod of a step, its standard input. It ends with 0; with 2 where settings are wrong, so that another try
+would end in the same way; with 75 where it was told to stop; and with 1 after any other failure.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ngrpo.environment import adopt_s3_names, redacted
+from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.stages.execution import run_task
+from ngrpo.stages.supervision import NEVER_AGAIN
+from ngrpo.stages.task import Task
+
+
+def _run(text: str) -> None:
+    adopt_s3_names()
+    task = Task(**json.loads(text))
+    try:
+        run_task(task)
+    except NGRPOError as error:
+        print(f"{task.stage}: {redacted(str(error))}", file=sys.stderr, flush=True)
+        sys.exit(NEVER_AGAIN if isinstance(error, ConfigError) else 1)
+
+
+if __name__ == "__main__":
+    _run(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read())

@@ -1,0 +1,213 @@
+"""Tries of a stage inside its pod: a child process does the work, and is started again after a failure.
+
+Whether Kubeflow repeats a step that failed depends on the installation: KFP 2.17 ships Argo with `retryPolicy: OnError`, which repeats
+lost pods alone, and its pipelines cannot ask for more. So failures are repeated here, and lost pods by Argo.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+from ngrpo.cluster import RetryConfig
+from ngrpo.environment import redacted
+from ngrpo.errors import Preempted, StoreError
+from ngrpo.stages.surroundings import ERROR_FILE
+from ngrpo.stages.tries import Outcome, Try, begin, begin_line, end_line, keep
+from ngrpo.storage.objects import ObjectStore
+
+NEVER_AGAIN = 2
+"""Exit code of a child whose settings are wrong: another try would end in the same way."""
+QUIET: Mapping[str, str] = {
+    # A log is no terminal: every refresh of a bar would stay in it.
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Threads that spin while they wait slow a small machine down tenfold as soon as anything else runs on it.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONUNBUFFERED": "1",
+}
+"""Environment of every process of a stage."""
+
+_KEEP_SECONDS = 60.0
+_STORE_PATIENCE = 10.0
+"""Seconds that a record of a try may hold up the work, where the store is out of reach."""
+_RELAY_SECONDS = 30.0
+"""Longest wait for what a try that has ended had printed."""
+_LONGEST_LOG = 8 << 20
+"""Bytes of a try's log that are kept: its end."""
+
+
+def supervise(
+    command: list[str],
+    *,
+    stage: str,
+    key: str,
+    stdin: str,
+    retry: RetryConfig,
+    store: str,
+    pipeline_run: str | None,
+    scratch: Path,
+) -> None:
+    """Run a command, again after a failure, until it succeeds; print what it prints, and keep a record of every try.
+
+    Args:
+        command: What to run. It ends with 0, with `NEVER_AGAIN`, or with any other code after a failure that may pass.
+        stage: Name of the stage, for records and messages.
+        key: Key of its result.
+        stdin: What the command reads.
+        retry: How often it is tried again, and after how long.
+        store: Where the records go; if it is out of reach, that is said and the work goes on.
+        pipeline_run: Id of the pipeline run.
+        scratch: Directory for the log of the try at work.
+
+    Raises:
+        SystemExit: The last try failed; the message is the stage's own line, and exit code 1.
+        Preempted: SIGTERM arrived. The command was told, and has ended.
+    """
+    records = _Records(store)
+    of, wait = retry.times + 1, float(retry.backoff_seconds)
+    for number in range(1, of + 1):
+        attempt = begin(stage, key, pipeline_run=pipeline_run, pod=socket.gethostname(), number=number, of=of)
+        child = _Child(command, stdin, attempt, records, scratch)
+        ended = child.run()
+        again = ended.outcome == "failed" and number < of and child.code != NEVER_AGAIN
+        print(end_line(ended, f"; the next try begins in {wait:g} s" if again else ""), flush=True)
+        if ended.outcome == "succeeded":
+            return
+        if ended.outcome == "stopped":
+            raise Preempted
+        if not again:
+            sys.exit(f"{stage}: {ended.error}")
+        time.sleep(wait)
+        wait *= retry.backoff_factor
+
+
+class _Records:
+    """Where records go. A store that is out of reach must not cost a try, so that its faults are said and no more."""
+
+    def __init__(self, store: str):
+        self._store = store
+        self._objects: ObjectStore | None = None
+
+    def keep(self, attempt: Try, log: bytes | None = None) -> None:
+        try:
+            if self._objects is None:
+                self._objects = ObjectStore(self._store, patience=_STORE_PATIENCE)
+            keep(self._objects, attempt, log)
+        except StoreError as error:
+            print(f"{attempt.stage}: the record of this try is not kept: {redacted(str(error))}", file=sys.stderr)
+
+
+class _Child:
+    """One try: a process of its own."""
+
+    def __init__(self, command: list[str], stdin: str, attempt: Try, records: _Records, scratch: Path):
+        self._command = command
+        self._stdin = stdin
+        self._attempt = attempt
+        self._records = records
+        self._scratch = scratch
+        self._stopped = False
+        self._last = ""
+        self.code: int | None = None
+
+    def run(self) -> Try:
+        """Run it to its end, and return its record."""
+        print(begin_line(self._attempt), flush=True)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        log, said = self._scratch / "try.log", self._scratch / "error.txt"
+        said.unlink(missing_ok=True)
+        started = time.monotonic()
+        self._records.keep(self._attempt, b"")
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**_environment(), ERROR_FILE: str(said)},
+            )
+
+            def stop(number: int, frame: FrameType | None) -> None:
+                self._stopped = True
+                process.send_signal(signal.SIGTERM)
+
+            before = signal.signal(signal.SIGTERM, stop)
+            relay = threading.Thread(target=self._relay, args=(process, file), name="relay", daemon=True)
+            relay.start()
+            try:
+                self._wait(process, log)
+            finally:
+                signal.signal(signal.SIGTERM, before)
+            with suppress(ProcessLookupError):
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # what it left behind would hold the memory that the next try needs
+            relay.join(_RELAY_SECONDS)
+        self.code = process.returncode
+        ended = replace(
+            self._attempt,
+            seconds=round(time.monotonic() - started, 3),
+            outcome=self._outcome(),
+            error=self._why(said) if self.code else None,
+        )
+        self._records.keep(ended, _end_of(log))
+        return ended
+
+    def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        while True:
+            try:
+                process.wait(_KEEP_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                self._records.keep(self._attempt, _end_of(log))
+
+    def _relay(self, process: subprocess.Popen[bytes], file: BinaryIO) -> None:
+        """Give the child its input, and pass on what it prints, line by line."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):  # it ended before it read: its exit code and its last line say why
+            process.stdin.write(self._stdin.encode())
+            process.stdin.close()
+        for line in process.stdout:
+            sys.stdout.write(line.decode(errors="replace"))
+            sys.stdout.flush()
+            file.write(line)
+            file.flush()
+            self._last = line.decode(errors="replace").strip() or self._last
+
+    def _outcome(self) -> Outcome:
+        if self.code == 0:
+            return "succeeded"
+        return "stopped" if self._stopped else "failed"
+
+    def _why(self, said: Path) -> str:
+        """Return why the child failed: its own line, or the last that it printed."""
+        if said.exists():
+            return said.read_text(encoding="utf-8").strip()
+        code = self.code or 0
+        how = f"killed by {signal.Signals(-code).name}, for want of memory perhaps" if code < 0 else f"exit code {code}"
+        return f"{how}; its last words: {redacted(self._last) or 'none'}"
+
+
+def _environment() -> dict[str, str]:
+    # kfp's client cannot be imported in a process that says that it is a component's (kfp 2.17).
+    return {name: value for name, value in os.environ.items() if name != "_KFP_RUNTIME"} | dict(QUIET)
+
+
+def _end_of(log: Path) -> bytes:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LONGEST_LOG))
+        return file.read()
