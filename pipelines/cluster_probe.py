@@ -109,8 +109,9 @@ def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
         "kind": "Pod",
         "metadata": {
             "name": name,
-            "labels": {**cluster.labels, STAGE_LABEL: "doctor"},
-            "annotations": {"sidecar.istio.io/inject": "false"},  # as Kubeflow Pipelines has it on every step
+            # The last and the annotation are what Kubeflow Pipelines gives every step.
+            "labels": {**cluster.labels, STAGE_LABEL: "doctor", "pipelines.kubeflow.org/v2_component": "true"},
+            "annotations": {"sidecar.istio.io/inject": "false"},
         },
         "spec": spec,
     }

@@ -343,7 +343,13 @@ def test_the_pod_stands_where_stages_stand(cluster, doctor):
     spec, (container,) = pod["spec"], pod["spec"]["containers"]
     settings = load_config(PRESETS / "paper-7b.toml", [], CLUSTER).cluster
     variables = {each["name"]: each for each in container["env"]}
-    assert pod["metadata"]["labels"] == {"access-ml-pipeline": "true", "ngrpo/stage": "doctor"}
+    assert pod["metadata"]["labels"] == {
+        "access-ml-pipeline": "true",
+        "ngrpo/stage": "doctor",
+        "pipelines.kubeflow.org/v2_component": "true",
+    }
+    assert pod["metadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}
+    assert not any(name.startswith("kueue") for name in pod["metadata"]["labels"]), "it does not wait in the queue"
     assert spec["serviceAccountName"] == "ngrpo-stage"
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
     assert spec["nodeSelector"] == {"pool": "cpu"}
@@ -448,7 +454,10 @@ def reach(**variables):
 
 
 def test_reach_finds_a_real_store_without_a_region_and_names_what_it_does_not_reach(s3):
-    own = {name: value for name, value in s3.environment().items() if "REGION" not in name}
+    # By the names that pods have them under.
+    named = {name.replace("AWS_", "NGRPO_S3_"): value for name, value in s3.environment().items()}
+    own = {name: value for name, value in named.items() if "REGION" not in name}
+    assert not any(name.startswith("AWS_") for name in own)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 
-from ngrpo.environment import addresses_without_users, redacted
+from ngrpo.environment import addresses_without_users, adopt_s3_names, redacted
 from ngrpo.errors import NGRPOError, StoreError, TrackingError
 from ngrpo.storage.objects import ObjectStore
 
@@ -170,5 +170,6 @@ def _answer(url: str, headers: Mapping[str, str]) -> tuple[int, Message, str]:
 
 
 if __name__ == "__main__":
+    adopt_s3_names()
     for one in reached():
         print(MARK + json.dumps(asdict(one)), flush=True)
