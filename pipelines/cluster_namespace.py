@@ -96,6 +96,8 @@ def _quotas(objects: Objects, shared: Any) -> Iterator[Finding]:
             for one in flavor["resources"]:
                 queued[one["name"]] = queued.get(one["name"], Decimal(0)) + parse_quantity(one["nominalQuota"])
     for quota in objects.items(f"/api/v1/namespaces/{namespace()}/resourcequotas"):
+        if quota["spec"].get("scopes") or quota["spec"].get("scopeSelector"):
+            continue  # for some pods only, those of a priority class for example
         for key, most in sorted((quota["spec"].get("hard") or {}).items()):
             resource = key.removeprefix("requests.").removeprefix("limits.")
             if queued.get(resource) and parse_quantity(most) <= queued[resource]:

@@ -11,6 +11,7 @@ import time
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import kubernetes_validate
 import pytest
 import yaml
 from golden_ir import CLUSTER, GOLDEN
@@ -236,8 +237,10 @@ def test_a_resource_quota_that_refuses_what_kueue_would_queue(cluster, doctor):
     _, (wrong,) = doctor()
     assert "ResourceQuota team allows requests.nvidia.com/gpu 16, no more than the queue's quota" in wrong
     assert "well above" in wrong
-    quota["spec"]["hard"]["requests.nvidia.com/gpu"] = 64
-    assert doctor()[1] == []
+    quota["spec"]["scopes"] = ["BestEffort"]
+    assert doctor("--no-pod")[1] == [], "it is for other pods"
+    quota["spec"] = {"hard": {"requests.nvidia.com/gpu": 64}}
+    assert doctor("--no-pod")[1] == []
 
 
 @pytest.mark.parametrize(
@@ -334,12 +337,20 @@ def test_an_api_that_cannot_be_reached_is_one_line(cluster, doctor, monkeypatch,
     assert "check KUBECONFIG" in wrong[1]
 
 
+def test_no_way_to_kubernetes_is_one_line(cluster, doctor, tmp_path):
+    (tmp_path / ".kube" / "config").unlink()
+    _, (wrong,) = doctor()
+    assert "there is no way to Kubernetes" in wrong
+    assert "set KUBECONFIG" in wrong
+
+
 # --- the pod ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_pod_stands_where_stages_stand(cluster, doctor):
     doctor("--set", 'cluster.labels.access-ml-pipeline="true"', "--set", "cluster.node_selector.pool=cpu")
     (pod,) = cluster.made
+    kubernetes_validate.validate(pod, "1.34.0", strict=True)
     spec, (container,) = pod["spec"], pod["spec"]["containers"]
     settings = load_config(PRESETS / "paper-7b.toml", [], CLUSTER).cluster
     variables = {each["name"]: each for each in container["env"]}
