@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from golden_ir import CLUSTER, GOLDEN
-from kubernetes_stub import DEPLOYMENTS, IMAGES, OWN, PODS, serve
+from kubernetes_stub import ARGO_CONFIG, DEPLOYMENTS, IMAGES, OWN, PODS, serve
 
 from ngrpo.config import load_config
 from ngrpo.environment import environment
@@ -185,8 +185,7 @@ def test_argo_that_does_not_try_lost_pods_again(cluster, doctor, retry):
 
 def test_argo_settings_in_one_document(cluster, doctor):
     defaults = {"spec": {"templateDefaults": {"retryStrategy": {"retryPolicy": "Always"}}}}
-    path = "/api/v1/namespaces/kubeflow/configmaps/workflow-controller-configmap"
-    cluster.objects[path] = {"data": {"config": yaml.safe_dump({"workflowDefaults": defaults})}}
+    cluster.objects[ARGO_CONFIG] = {"data": {"config": yaml.safe_dump({"workflowDefaults": defaults})}}
     lines, wrong = doctor()
     assert wrong == []
     assert "retryPolicy Always" in starting(lines, "Argo's retries")
@@ -201,6 +200,31 @@ def test_kueue_that_does_not_manage_pods_or_the_namespace(cluster, doctor):
     cluster.set_kueue({"integrations": {"frameworks": ["pod"]}, "managedJobsNamespaceSelector": selector})
     _, (wrong,) = doctor()
     assert "Kueue's namespaces: managedJobsNamespaceSelector leaves kubeflow out" in wrong
+
+
+def test_a_cluster_with_nothing_on_it(cluster, doctor):
+    cluster.objects = {"/version": {"gitVersion": "v1.26.3+k3s1"}, DEPLOYMENTS: {"items": []}}
+    _, wrong = doctor("--set", "cluster.nodes=2")
+    named = {line[2:].partition(":")[0] for line in wrong}
+    assert named >= {
+        "version of Kubernetes",
+        "version of Kubeflow Pipelines",
+        "version of Argo Workflows",
+        "version of Kubeflow Trainer",
+        "version of JobSet",
+        "namespace",
+        "cluster.service_account",
+        "cluster.queue",
+        "cluster.training_runtime",
+        "Argo's retries",
+    }
+    assert all(";" in line or "(" in line for line in wrong), "each has a cure"
+
+
+def test_a_configuration_that_is_no_yaml(cluster, doctor):
+    cluster.objects[ARGO_CONFIG]["data"]["workflowDefaults"] = "spec: [}"
+    _, (wrong,) = doctor("--no-pod")
+    assert "workflow-controller-configmap holds what is no YAML" in wrong
 
 
 def test_a_namespace_without_the_label_of_a_profile(cluster, doctor):
