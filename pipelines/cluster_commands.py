@@ -15,6 +15,9 @@ from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
 
+PLANNERS = ("scheduled_run", "champion_run")
+"""Tasks of a schedule's runs, which submit the run of the day; the second is what older versions called it."""
+
 
 def add_cluster_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to those of the command line."""
@@ -23,13 +26,21 @@ def add_cluster_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     compiled.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: PRESET.yaml)")
     compiled.set_defaults(command=_compile)
     submitted = commands.add_parser("submit", parents=[*described, based()], help="run the pipeline on a cluster")
+    submitted.add_argument(
+        "--wait", action="store_true", help="follow the run to its end; exit code 1 if it does not succeed"
+    )
     submitted.set_defaults(command=_submit)
     status = commands.add_parser("status", help="show how far a run on the cluster is")
     status.add_argument("run", nargs="?", metavar="RUN", help="id of the run (default: the newest)")
     status.set_defaults(command=_status)
-    logs = commands.add_parser("logs", help="print the log of a stage on the cluster")
-    logs.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    logs = commands.add_parser("logs", help="print what a stage on the cluster has printed, in each of its tries")
+    named = [*STAGES, *PLANNERS]
+    logs.add_argument("stage", choices=named, metavar="STAGE", help=", ".join(named))
     logs.add_argument("run", nargs="?", metavar="RUN", help="id of the run (default: the newest)")
+    logs.add_argument(
+        "--raw", action="store_true", help="everything its pods have printed, Kubeflow's launcher included"
+    )
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the stage is over")
     logs.set_defaults(command=_logs)
     cancelled = commands.add_parser("cancel", help="end a run on the cluster")
     cancelled.add_argument("run", metavar="RUN", help="id of the run")
@@ -101,19 +112,24 @@ def _submit(options: argparse.Namespace, workspace: Workspace, console: Console)
     from ngrpo_kfp.pipelines.submission import submit
 
     config, images = read_config(options), Images(options.images)
-    submit(config if options.base is None else from_champion(config), images, workspace, console)
+    run = submit(config if options.base is None else from_champion(config), images, workspace, console)
+    if options.wait:
+        from ngrpo_kfp.pipelines.run_status import follow
+
+        if not follow(run, console):
+            raise SystemExit(1)
 
 
 def _status(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
-    from ngrpo_kfp.pipelines.cluster_runs import show_status
+    from ngrpo_kfp.pipelines.run_status import show_status
 
     show_status(_run_id(options.run), console)
 
 
 def _logs(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
-    from ngrpo_kfp.pipelines.cluster_runs import show_logs
+    from ngrpo_kfp.pipelines.run_logs import show_logs
 
-    show_logs(_run_id(options.run), options.stage, console)
+    show_logs(_run_id(options.run), options.stage, console, raw=options.raw, follow=options.follow)
 
 
 def _cancel(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

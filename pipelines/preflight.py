@@ -105,8 +105,8 @@ def checks(config: RunConfig, images: Images, stages: Collection[str] = tuple(ST
             yield Finding(name, None, "your account may not read them (403)" if error.status == 403 else str(error))
     if cluster.image_pull_policy != "Never":
         used = {"gpu" if config.needs(stage).gpus else "cpu" for stage in stages}
-        if cluster.nodes > 1 and any(STAGES[stage].parallel for stage in stages):
-            used |= {"cpu", "gpu"}
+        if _trains_as_job(config, stages):
+            used.add("cpu")  # of the step that makes the job and follows it
         for name in sorted(used):
             yield _image(f"images.{name}", images.reference(name), cluster)
 
@@ -114,7 +114,7 @@ def checks(config: RunConfig, images: Images, stages: Collection[str] = tuple(ST
 def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _Look]]:
     """Yield the name of each thing to look up in Kubernetes, and how."""
     cluster = config.cluster
-    job = cluster.nodes > 1 and any(STAGES[stage].parallel for stage in stages)
+    job = _trains_as_job(config, stages)
     yield "namespace", _namespace
     if cluster.service_account is not None:
         yield "cluster.service_account", partial(_service_account, account=cluster.service_account)
@@ -135,6 +135,10 @@ def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _L
         yield "Kubeflow Trainer", _trainer
         if cluster.queue is not None:
             yield "Kueue", _kueue
+
+
+def _trains_as_job(config: RunConfig, stages: Collection[str]) -> bool:
+    return config.cluster.nodes > 1 and any(STAGES[stage].parallel for stage in stages)
 
 
 # --- what Kubernetes holds ----------------------------------------------------------------------------------------------

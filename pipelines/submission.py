@@ -18,6 +18,7 @@ from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
+from ngrpo_kfp.pipelines.links import links
 from ngrpo_kfp.pipelines.plan import History, Plan, make_plan
 from ngrpo_kfp.pipelines.preflight import require
 from ngrpo_kfp.pipelines.runtime.compilation import compile_pipeline
@@ -70,6 +71,8 @@ def submit(
     for base_key, token in asked.items():
         objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
     console.print(f"run  {run.run_id} ({run.display_name})", soft_wrap=True)
+    for line in links(run.run_id):
+        console.print(line, soft_wrap=True)
     return str(run.run_id)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,6 +25,7 @@ WORKFLOWS = "/apis/argoproj.io/v1alpha1"
 PATIENCE = timedelta(minutes=10)
 """How long an image may fail to be pulled: a registry that restarts, or a limit on pulls, may take minutes."""
 
+_CURES = dict.fromkeys((409, 412, 429, 500, 502, 503, 504), "try again in a minute")
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 
 
@@ -51,7 +54,8 @@ class Kubernetes:
         """
         settings = client.Configuration()
         try:
-            config.load_config(client_configuration=settings)
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it falls back on
+                config.load_config(client_configuration=settings)
         except config.ConfigException as error:
             raise KubernetesError(f"there is no way to Kubernetes ({error}): set KUBECONFIG") from error
         settings.retries = RETRIES
@@ -72,7 +76,7 @@ class Kubernetes:
     def items(self, path: str, **query: str) -> list[Any]:
         """Return the objects of a list by its path, none where there is no such kind; see `get`."""
         found = self.get(path, **query)
-        return list(found["items"] or ()) if found is not None else []
+        return list(found.get("items") or ()) if found is not None else []
 
     def delete(self, path: str) -> bool:
         """Delete an object with all that it owns; returns whether it was there.
@@ -117,15 +121,38 @@ class Kubernetes:
             for line in log:
                 yield line.decode(errors="replace").rstrip("\n")
 
-    def workload_of(self, pod: Any) -> Any:
-        """Return Kueue's workload of a pod as JSON, none if there is none.
+    def why_queued(self, uid: str) -> str | None:
+        """Return why Kueue has not admitted a pod or a job yet, with its place in the queue; none if it has, or does not know it.
+
+        Args:
+            uid: Uid of the pod or of the job.
 
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
         """
-        workloads = self.items(f"{KUEUE}/namespaces/{namespace()}/workloads")
-        owned = (one for one in workloads if _owned_by(one, pod.metadata.uid))
-        return next(owned, None)
+        for workload in self.items(f"{KUEUE}/namespaces/{namespace()}/workloads"):
+            if any(owner["uid"] == uid for owner in workload["metadata"].get("ownerReferences", ())):
+                conditions = (workload.get("status") or {}).get("conditions") or ()
+                reserved = next((each for each in conditions if each["type"] == "QuotaReserved"), {})
+                if reserved.get("status") == "True":
+                    return None
+                queue = workload["spec"].get("queueName")
+                place = self._place(queue, workload["metadata"]["name"])
+                why = " ".join((reserved.get("message") or "Kueue has not looked at it yet").split())
+                return f"waits in queue {queue}{place}: {why}"
+        return None
+
+    def _place(self, queue: str, workload: str) -> str:
+        """Return the place of a workload in its cluster queue as text; empty where Kueue's API of pending workloads is closed to us."""
+        path = f"{VISIBILITY}/namespaces/{namespace()}/localqueues/{queue}/pendingworkloads"
+        try:
+            pending = self.items(path)
+        except KubernetesError as error:
+            if error.status is None:
+                raise
+            return ""  # it is a service of its own, which may be closed to this account, or down
+        places = (each["positionInClusterQueue"] for each in pending if each["metadata"]["name"] == workload)
+        return next((f", place {place + 1} of its cluster queue" for place in places), "")
 
     def _call(self, verb: str, path: str, query: Mapping[str, str]) -> Any:
         try:
@@ -157,7 +184,12 @@ def unpullable(run_id: str) -> str | None:
     Raises:
         KubernetesError: Kubernetes cannot be asked.
     """
-    for pod in Kubernetes().pods(run_id):
+    return never_pulled(Kubernetes().pods(run_id))
+
+
+def never_pulled(pods: Iterable[Any]) -> str | None:
+    """Return which image of some pods, `V1Pod`, cannot be pulled; see `unpullable`."""
+    for pod in pods:
         waits = image_wait(pod)
         if waits is not None and datetime.now(UTC) - _placed(pod) >= PATIENCE:
             stage = pod.metadata.labels[STAGE_LABEL]
@@ -173,20 +205,14 @@ def _placed(pod: Any) -> datetime:
     return time
 
 
-def _owned_by(item: Mapping[str, Any], uid: str) -> bool:
-    return any(owner["uid"] == uid for owner in item["metadata"].get("ownerReferences", ()))
-
-
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what the API complains about into one line."""
     try:
         yield
     except client.ApiException as error:
-        raise KubernetesError(
-            f"Kubernetes refuses ({error.status} {_message(error)}): check KUBECONFIG and your rights in namespace {namespace()}",
-            error.status,
-        ) from error
+        cure = _CURES.get(error.status, f"check KUBECONFIG and your rights in namespace {namespace()}")
+        raise KubernetesError(f"Kubernetes refuses ({error.status} {_message(error)}): {cure}", error.status) from error
     except HTTPError as error:
         raise KubernetesError(f"Kubernetes cannot be reached ({type(error).__name__}): check KUBECONFIG") from error
 

@@ -49,7 +49,7 @@ def ngrpo(kubeflow, objects, capsys):
         if code:
             assert len(printed.err.splitlines()) == 1, printed.err
             return printed.err.rstrip("\n")
-        assert "details" not in printed.out, "kfp's own links"
+        assert "details: " not in printed.out, "kfp's own links"
         return printed.out
 
     return command

@@ -9,6 +9,7 @@ import re
 import threading
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from ngrpo.stages.tries import begin, keep
 from ngrpo.storage.manifest import Reference
 
 _SERIALIZER = api.ApiClient()
@@ -47,26 +49,31 @@ class Kubeflow:
         self.pods = []
         """`(run id, stage, log)` of each pod, oldest first; `pod-N` is its name."""
         self.pod_status = {"phase": "Running"}
-        """Status of every pod."""
+        """Status of every pod, but those in `pod_statuses`, which are by number."""
+        self.pod_statuses = {}
         self.secrets = {}
         """By name, the keys of the secrets on the cluster."""
         self.objects = cluster()
         """What else Kubernetes has: by path of the request, the answer as JSON. What is not here is answered with 404."""
+        self.workflows = {}
+        """By run id, what Argo says of its Workflow."""
         self.deleted = []
         """Paths of what was deleted of `objects`."""
         self.multi_user = False
         self.token = None
         """Token that every request must carry, if any."""
         self.faults = []
-        """`[method, path, status, times]`: answers to give instead, once each; status 0 cuts the connection."""
+        """`[method, path, status, times, code]`: answers to give instead, once each; status 0 cuts the connection."""
+        self.retry_after = None
+        """What such an answer says of when to come back."""
         self.requests = []
         self._clock = datetime(2026, 1, 1, tzinfo=UTC)
 
     # --- what a test does -------------------------------------------------------------------------------------------
 
-    def fail(self, method, path, status, times=1):
-        """Answer the next requests of a kind with an error."""
-        self.faults.append([method, path, status, times])
+    def fail(self, method, path, status, times=1, code=None):
+        """Answer the next requests of a kind with an error; `code` is gRPC's."""
+        self.faults.append([method, path, status, times, code])
 
     def asked(self, method, path):
         """Return how many requests of a kind have come."""
@@ -106,13 +113,17 @@ class Kubeflow:
             store.publish(stage, key, payload, config_digest="c", code_version=code_version, inputs={})
             self.detail(run, name, "SUCCEEDED")
             self.pods.append((run.run_id, stage, f"{stage} says hello\n"))
-        run.state = "SUCCEEDED"
+        self._go(run, "SUCCEEDED")
 
     def detail(self, run, task, state, message=None):
-        """Let a task of a run be in a state."""
+        """Let a task of a run be in a state; the last one of a task counts.
+
+        The API has no message of a task (backend/src/apiserver/server/api_converter.go, toApiPipelineTaskDetail: it fills no `error`).
+        The Workflow has one of each node, and v1beta1 shows it (toApiRunDetailV1).
+        """
         run.run_details = run.run_details or api.V2beta1RunDetails(task_details=[])
-        error = api.GoogleRpcStatus(code=2, message=message) if message else None
         end = None if state == "RUNNING" else run.created_at + timedelta(seconds=90)
+        run.run_details.task_details = [each for each in run.run_details.task_details if each.display_name != task]
         run.run_details.task_details.append(
             api.V2beta1PipelineTaskDetail(
                 run_id=run.run_id,
@@ -121,9 +132,63 @@ class Kubeflow:
                 state=state,
                 start_time=run.created_at,
                 end_time=end,
-                error=error,
             )
         )
+        if message is not None:
+            self.node(run, f"root(0).{task}(0).executor(0)", message)
+
+    def node(self, run, name, message, phase="Failed", kind="Pod"):
+        """Let a node of a run's Workflow have failed; its name less that of the Workflow, as in `root(0).sft-warm-start(0).executor(0)`."""
+        workflow = self.workflows.setdefault(run.run_id, {"spec": {}, "status": {"nodes": {}}})
+        nodes = workflow["status"]["nodes"]
+        at = f"2026-01-01T00:00:{len(nodes):02d}Z"
+        nodes[f"node-{len(nodes)}"] = {
+            "name": f"ngrpo-44gvd(0).{name}",
+            "type": kind,
+            "phase": phase,
+            "message": message,
+            "finishedAt": at,
+        }
+
+    def end_cancelled(self, run):
+        """Let a run that was told to end be over: Kubeflow then says FAILED, as Argo does of the Workflow (ReportWorkflowResource).
+
+        Tasks that were at work have failed, those whose turn never came have no state: seen on KFP 2.17.0.
+        """
+        assert run.state == "CANCELING"
+        self.workflows.setdefault(run.run_id, {"status": {"nodes": {}}})["spec"] = {"activeDeadlineSeconds": 0}
+        for name in self.tasks(run):
+            known = next((each for each in self.details(run) if each.display_name == name), None)
+            if known is None:
+                self.detail(run, name, None)
+            elif known.state == "RUNNING":
+                self.detail(run, name, "FAILED", "Step exceeded its deadline")
+        self._go(run, "FAILED")
+
+    def details(self, run):
+        return (run.run_details.task_details if run.run_details else None) or []
+
+    def keep_try(self, objects, run, stage, outcome, *, error=None, number=1, log="", pod="pod-0"):
+        """Let a stage of a run have kept a try beside the artifacts."""
+        key = self.parameter(run, stage.replace("_", "-"), "key")
+        attempt = begin(stage, key, pipeline_run=run.run_id, pod=pod, number=number, of=3)
+        keep(objects, replace(attempt, outcome=outcome, error=error, seconds=12.0), log.encode())
+        return attempt
+
+    def submit(self, text):
+        """Make a run of a compiled pipeline, as the client does; returns it."""
+        documents = list(yaml.safe_load_all(text))
+        spec = dict(zip(("pipeline_spec", "platform_spec"), documents, strict=False))
+        experiment = (
+            self._create_experiment({}, json.dumps({"display_name": "ngrpo"}))
+            if not self.experiments
+            else self.experiment()
+        )
+        made = api.V2beta1Run(display_name="a run", experiment_id=experiment.experiment_id, pipeline_spec=spec)
+        return self._create_run(made)
+
+    def experiment(self):
+        return next(iter(self.experiments.values()))
 
     def fire(self, schedule):
         """Let the time of a schedule come; returns the run that it starts, or none."""
@@ -168,6 +233,7 @@ class Kubeflow:
             (f"{base}/runs", "GET", lambda q, b: self._page(q, self.runs, api.V2beta1ListRunsResponse)),
             (f"{base}/runs", "POST", lambda q, b: self._create_run(typed(b, "V2beta1Run"))),
             (f"{base}/runs/([^/:]+)", "GET", lambda r, q, b: self._one(self.runs, r)),
+            ("/apis/v1beta1/runs/([^/:]+)", "GET", self._workflow),
             (f"{base}/runs/([^/:]+):terminate", "POST", self._terminate),
             (f"{base}/recurringruns", "GET", self._list_schedules),
             (f"{base}/recurringruns", "POST", self._create_schedule),
@@ -204,14 +270,24 @@ class Kubeflow:
             run.pipeline_spec = parsed(run.pipeline_spec)
         else:
             self._one(self.versions, run.pipeline_version_reference.pipeline_version_id)
-        run.state = "RUNNING"
+        self._go(run, "RUNNING")
         return self._add(self.runs, run, "run_id")
 
     def _terminate(self, run_id, query, body):
         run = self._one(self.runs, run_id)
         if run.state != "RUNNING":
             raise Refused(400, f"Failed to terminate run {run_id}: it is {run.state}")
-        run.state = "CANCELING"
+        self._go(run, "CANCELING")
+
+    def _go(self, run, state):
+        """Let a run be in a state, and remember it (backend/src/apiserver/storage/run_store.go, UpdateRun)."""
+        run.state = state
+        run.state_history = [*(run.state_history or []), api.V2beta1RuntimeStatus(state=state)]
+
+    def _workflow(self, run_id, query, body):
+        """The run as v1beta1 shows it: what there is of it is the Workflow as Argo left it, as text."""
+        self._one(self.runs, run_id)
+        return {"pipeline_runtime": {"workflow_manifest": json.dumps(self.workflows.get(run_id, {}))}}
 
     def _create_schedule(self, query, body):
         made = typed(body, "V2beta1RecurringRun")
@@ -247,8 +323,12 @@ class Kubeflow:
     def _page(self, query, where, answer):
         items = list(where.values())
         for predicate in json.loads(query.get("filter", ["{}"])[0]).get("predicates", ()):
-            assert predicate["operation"] in ("EQUALS", 1)
-            items = [item for item in items if getattr(item, predicate["key"]) == predicate["stringValue"]]
+            value = predicate["stringValue"]
+            if predicate["operation"] == "IS_SUBSTRING":
+                items = [item for item in items if value in getattr(item, predicate["key"])]
+            else:
+                assert predicate["operation"] in ("EQUALS", 1)
+                items = [item for item in items if getattr(item, predicate["key"]) == value]
         if "experiment_id" in query:
             items = [item for item in items if item.experiment_id == query["experiment_id"][0]]
         if query.get("sort_by") == ["created_at desc"]:
@@ -291,7 +371,7 @@ class Kubeflow:
             pod
             for pod in found
             if all(
-                name in pod["metadata"]["labels"] and pod["metadata"]["labels"][name].startswith(value)
+                name in pod["metadata"]["labels"] and value in ("", pod["metadata"]["labels"][name])
                 for name, value in wanted
             )
         ]
@@ -306,7 +386,7 @@ class Kubeflow:
                 "labels": {"pipeline/runid": run, "ngrpo/stage": stage},
                 "creationTimestamp": made.isoformat(),
             },
-            "status": self.pod_status,
+            "status": self.pod_statuses.get(number, self.pod_status),
         }
 
 
@@ -373,7 +453,8 @@ def serve():
                     if fault[2] == 0:
                         self.close_connection = True
                         return
-                    self.send(fault[2], json.dumps({"message": f"it fails with {fault[2]}"}))
+                    told = {"message": f"it fails with {fault[2]}", "code": fault[4]}
+                    self.send(fault[2], json.dumps(told), state.retry_after)
                     return
             if not parts.path.startswith(("/apis/v2beta1/", "/apis/v1beta1/")):
                 try:
@@ -396,9 +477,11 @@ def serve():
 
         do_GET = do_POST = do_DELETE = handle_one
 
-        def send(self, status, text):
+        def send(self, status, text, retry_after=None):
             data = text.encode()
             self.send_response(status)
+            if retry_after is not None:
+                self.send_header("Retry-After", retry_after)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

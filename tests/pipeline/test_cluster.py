@@ -2,19 +2,17 @@
 
 import json
 import re
-from pathlib import Path
+import time
 
 import pytest
 from commanding import IMAGES
 from golden_ir import CLUSTER
-from rich.console import Console
 
-from ngrpo.cluster import ClusterConfig
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.cron import check_cron
-from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
+from ngrpo_kfp.pipelines.links import links
+from ngrpo_kfp.pipelines.runtime.kubeflow import connect
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -130,92 +128,6 @@ def test_a_run_of_something_else_cannot_be_rerun(kubeflow, ngrpo):
 def test_from_brings_its_own_configuration(kubeflow, ngrpo):
     assert "leave out --preset" in ngrpo("rerun", "prepare_data", "--from", "x", "--seed", "1", code=2)
     assert kubeflow.requests == []
-
-
-# --- status, logs, cancel ---------------------------------------------------------------------------------------------
-
-
-def test_status_shows_every_stage_of_the_newest_run(kubeflow, ngrpo, finish):
-    assert "there is no run yet" in ngrpo("status", code=2)
-    assert kubeflow.experiments == {}, "to look makes nothing"
-    ngrpo("submit")
-    finish()
-    ngrpo("submit", "--set", "training.learning_rate=1e-4")
-    run = kubeflow.run()
-    kubeflow.detail(run, "ngrpo-training", "FAILED", "OOMKilled [exit code 137]")
-    told = ngrpo("status")
-    assert run.run_id in told
-    for stage, state in (
-        ("prepare_data", "cached"),
-        ("sft_warm_start", "cached"),
-        ("ngrpo_training", r"failed +│ 0:01:30 +│ OOMKilled \[exit code 137\]"),
-        ("benchmark_evaluation", "waiting"),
-    ):
-        assert re.search(rf"│ {stage} +│ {state}", told), told
-    first = next(iter(kubeflow.runs))
-    assert re.search(r"│ prepare_data +│ succeeded", ngrpo("status", first))
-
-
-def test_logs_are_those_of_the_last_pod_of_the_stage(kubeflow, ngrpo, finish):
-    ngrpo("submit")
-    assert "it has not started" in ngrpo("logs", "prepare_data", code=2)
-    finish()
-    kubeflow.pods.append((kubeflow.run().run_id, "prepare_data", "a second try [/]\n"))
-    assert ngrpo("logs", "prepare_data") == "a second try [/]\n"
-    assert ngrpo("logs", "ngrpo_training", kubeflow.run().run_id) == "ngrpo_training says hello\n"
-    kubeflow.fail("GET", "/pods", 403)
-    assert "Kubernetes refuses (403" in ngrpo("logs", "prepare_data", code=2)
-
-
-def container(**waiting) -> dict:
-    return {
-        "name": "main",
-        "image": "i",
-        "imageID": "",
-        "ready": False,
-        "restartCount": 0,
-        "state": {"waiting": waiting},
-    }
-
-
-UNSCHEDULED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "there are gates"}
-
-
-@pytest.mark.parametrize(
-    ("status", "named"),
-    [
-        (
-            {"containerStatuses": [container(reason="CreateContainerConfigError", message='secret "hub" not found')]},
-            'CreateContainerConfigError: secret "hub" not found; once that is there, the pod starts by itself',
-        ),
-        (
-            {
-                "initContainerStatuses": [container(reason="PodInitializing")],
-                "containerStatuses": [container(reason="ImagePullBackOff", message="Back-off\npulling")],
-            },
-            "ImagePullBackOff: Back-off pulling; correct the image's address",
-        ),
-        ({"conditions": [UNSCHEDULED]}, "SchedulingGated: there are gates; it waits in its queue"),
-    ],
-)
-def test_logs_of_a_pod_that_has_not_started_say_why(kubeflow, ngrpo, finish, status, named):
-    ngrpo("submit")
-    finish()
-    kubeflow.pod_status = {"phase": "Pending"} | status
-    error = ngrpo("logs", "prepare_data", code=2)
-    assert "the pod of prepare_data has not started" in error
-    assert named in error
-    kubeflow.pod_status["phase"] = "Running"
-    assert ngrpo("logs", "prepare_data") == "prepare_data says hello\n"
-
-
-def test_cancel_ends_a_run_once(kubeflow, ngrpo, finish):
-    ngrpo("submit")
-    run = kubeflow.run()
-    ngrpo("cancel", run.run_id)
-    assert run.state == "CANCELING"
-    run.state = "CANCELED"
-    assert "is over (CANCELED)" in ngrpo("cancel", run.run_id, code=2)
 
 
 # --- schedules --------------------------------------------------------------------------------------------------------
@@ -337,6 +249,8 @@ def test_a_cron_that_can_be_is_taken_as_it_is(cron):
         (403, "refuses the credentials (403)"),
         (404, "has no such thing (it fails with 404)"),
         (409, "has one of that name already"),
+        (412, "somebody else made a change at the same time (412: it fails with 412): try again"),
+        (429, "has too much to do (it fails with 429): try again in a minute"),
         (400, "refused (400: it fails with 400)"),
         (503, "failed (503: it fails with 503)"),
     ],
@@ -352,6 +266,50 @@ def test_a_failure_that_passes_is_waited_for_where_nothing_is_changed(kubeflow, 
     ngrpo("submit")
     kubeflow.fail("GET", "/runs/", 503, times=2)
     assert kubeflow.run().run_id in ngrpo("status")
+
+
+def test_a_server_that_says_when_to_come_back_is_asked_again_then(kubeflow, ngrpo):
+    ngrpo("submit")
+    kubeflow.retry_after = "1"
+    kubeflow.fail("GET", "/runs/", 429)
+    began = time.monotonic()
+    assert kubeflow.run().run_id in ngrpo("status")
+    assert time.monotonic() - began > 1
+
+
+def test_two_changes_at_a_time_are_no_name_that_is_taken(kubeflow, ngrpo):
+    kubeflow.fail("POST", "/runs", 409, code=10)
+    assert "somebody else made a change at the same time (409: it fails with 409)" in ngrpo("submit", code=2)
+
+
+def test_three_wrong_settings_are_one_refusal(kubeflow, ngrpo, tmp_path, capsys):
+    settings = tmp_path / "mine.toml"
+    settings.write_text('timeout_hours = 0\nqueue = "Not A Name"\n')
+    overrides = ["--set", "training.learning_rate=fast", "--cluster", str(settings)]
+    assert cli.main(["submit", *overrides, *IMAGES]) == 2
+    said = capsys.readouterr().err
+    for field in ("cluster.timeout_hours", "cluster.queue", "training.learning_rate"):
+        assert field in said
+    assert kubeflow.requests == []
+
+
+def test_a_run_is_shown_in_kubeflow_and_in_mlflow(kubeflow, ngrpo, monkeypatch):
+    told = ngrpo("submit")
+    assert f"kubeflow  {kubeflow.address}/#/runs/details/{kubeflow.run().run_id}" in told
+    assert "mlflow" not in told, "a file is not shown in a browser"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:s3cr3t@mlflow.example/")
+    monkeypatch.setenv("KF_PIPELINES_NAMESPACE", "team")
+    monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example/pipeline")
+    told = ngrpo("submit")
+    run = kubeflow.run().run_id
+    assert f"kubeflow  https://kubeflow.example/_/pipeline/?ns=team#/runs/details/{run}" in told
+    assert "mlflow  https://mlflow.example/#/experiments" in told
+
+
+def test_the_port_of_the_api_has_no_pages(monkeypatch):
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:8888")
+    (line,) = links("1234")
+    assert "KF_PIPELINES_UI_ENDPOINT names its address" in line
 
 
 def test_a_connection_that_is_cut_leaves_open_what_was_done(kubeflow, ngrpo):
@@ -435,26 +393,6 @@ def test_a_secret_that_is_missing_is_named_before_anything_is_made(kubeflow, ngr
     assert named in error
     assert "kubectl -n kubeflow create secret generic" in error
     assert kubeflow.experiments == kubeflow.pipelines == kubeflow.runs == kubeflow.schedules == {}
-
-
-def test_the_token_that_makes_jobs_is_looked_for_where_jobs_are_made(kubeflow):
-    cluster, console = ClusterConfig(training_token="ngrpo-training-token"), Console()
-    require_secrets(cluster, console)
-    several = cluster.model_copy(update={"nodes": 2})
-    with pytest.raises(ClusterError, match=r"cluster\.training_token: there is no secret .*apply k8s/overlays/gpu"):
-        require_secrets(several, console)
-    kubeflow.secrets = {"ngrpo-training-token": ("ca.crt", "namespace", "token")}
-    require_secrets(several, console)
-
-
-def test_who_may_not_read_secrets_is_told_so_and_submits(kubeflow, ngrpo):
-    kubeflow.fail("GET", "/secrets/", 403)
-    assert "secrets  not checked: Kubernetes refuses (403 it fails with 403)" in ngrpo(
-        "submit", "--cluster", str(CLUSTER)
-    )
-    (Path.home() / ".kube" / "config").unlink()
-    assert "secrets  not checked: there is no way to Kubernetes" in ngrpo("submit", "--cluster", str(CLUSTER))
-    assert len(kubeflow.runs) == 2
 
 
 def test_a_run_that_is_not_there_is_named(ngrpo):

@@ -1,4 +1,4 @@
-"""Why a pod has not started: what Kubernetes says of it, and what to do."""
+"""Why a pod has not started, or how it ended: what Kubernetes says of it, and what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def why_pending(pod: Any) -> str | None:
         return None
     conditions = pod.status.conditions or ()
     unscheduled = [each for each in conditions if each.type == "PodScheduled" and each.status == "False"]
-    return next((_said(each) for each in (*_waiting(pod), *unscheduled) if each.message), None)
+    told = (each for each in (*_waiting(pod), *unscheduled) if each.message or each.reason in _NO_IMAGE)
+    return next(map(_said, told), None)
 
 
 def image_wait(pod: Any) -> str | None:
@@ -50,3 +51,20 @@ def _waiting(pod: Any) -> Iterator[Any]:
 def _said(each: Any) -> str:
     said = f"{each.reason}: {' '.join((each.message or 'no message').split())}"
     return f"{said}; {_CURES[each.reason]}" if each.reason in _CURES else said
+
+
+def why_ended(pod: Any) -> str | None:
+    """Return how a pod ended that did not end well, as far as Kubernetes knows; none of one that ended well or has not ended.
+
+    Args:
+        pod: A `V1Pod` of the Kubernetes client.
+    """
+    if pod.status.phase != "Failed":
+        return None
+    if pod.status.reason:  # of the whole pod: Evicted, DeadlineExceeded, Preempting
+        return f"{pod.status.reason}: {' '.join((pod.status.message or 'no message').split())}"
+    for each in pod.status.container_statuses or ():
+        ended = each.state.terminated if each.state is not None else None
+        if ended is not None and ended.exit_code:
+            return f"container {each.name} ended: {ended.reason or 'Error'} (exit code {ended.exit_code})"
+    return None
