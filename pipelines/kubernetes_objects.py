@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -46,15 +44,6 @@ class Objects(Kubernetes):
 
     skew: float | None = None
     """Seconds by which the clock of its API was ahead of ours at the last answer; none before the first."""
-
-    def __init__(self) -> None:
-        """Read how to reach the cluster; asks it nothing.
-
-        Raises:
-            KubernetesError: Nothing says where a cluster is.
-        """
-        with redirect_stdout(io.StringIO()):  # the library prints that it looks for the account of a pod
-            super().__init__()
 
     def create(self, path: str, body: Mapping[str, Any]) -> Any:
         """Make an object, and return it.
