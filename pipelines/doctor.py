@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ngrpo.config import RunConfig
 from ngrpo.environment import environment, redacted
+from ngrpo.errors import NGRPOError
 from ngrpo.stages.reach import CLOCK_SECONDS, reached
 from ngrpo_kfp.pipelines import cluster_installed, cluster_namespace
 from ngrpo_kfp.pipelines.cluster_probe import probe
@@ -81,7 +82,7 @@ def _kubernetes(config: RunConfig, images: Images, pod: bool) -> Iterator[Findin
         yield Finding("Kubernetes", False, str(error))
         return
     yield from _clock("clock of Kubernetes", objects.skew)
-    yield from checks(config, images)
+    yield from looked_at("images", lambda: checks(config, images))
     deployments: list[Any] = []
     try:
         deployments = cluster_installed.deployments_of(objects)
@@ -103,12 +104,12 @@ def _kubernetes(config: RunConfig, images: Images, pod: bool) -> Iterator[Findin
 
 
 def looked_at(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield what a look finds, and that it could not be had where Kubernetes refuses it."""
+    """Yield what a look finds, and that it could not be had where Kubernetes refuses it; what else is wrong ends that look alone."""
     try:
         yield from look()
     except KubernetesError as error:
         yield _unseen(name, error)
-    except ClusterError as error:
+    except NGRPOError as error:
         yield Finding(name, False, str(error))
 
 

@@ -397,6 +397,16 @@ def test_the_pod_stands_where_stages_stand(cluster, doctor):
     assert spec["activeDeadlineSeconds"] <= 180
 
 
+def test_an_image_that_was_not_built_ends_no_other_look(cluster, doctor, tmp_path):
+    lock = tmp_path / "images.lock"
+    lock.write_text("")
+    settings = ("--images", str(lock), "--set", "cluster.image_pull_policy=IfNotPresent")
+    lines, wrong = doctor(*settings)
+    assert [line.partition(":")[0] for line in wrong] == ["✗ images", "✗ from a pod"]
+    assert all("build it" in line for line in wrong)
+    assert starting(lines, "Argo's retries").startswith("✓")
+
+
 def test_what_the_pod_cannot_reach_is_told(cluster, doctor):
     failed = {"name": "store", "ok": False, "said": "object store s3://ngrpo/artifacts: cannot be reached; start it"}
     cluster.pod_log = MARK + json.dumps(failed)
