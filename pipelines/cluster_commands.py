@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.options import based, checked, configured, on_cluster, read_config
+from ngrpo_kfp.pipelines.options import IMAGES, based, checked, configured, on_cluster, read_config
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
@@ -95,15 +96,22 @@ def _run_id(text: str | None) -> str | None:
 
 def _compile(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
-    from ngrpo_kfp.pipelines.runtime.images import Images
+    from ngrpo_kfp.pipelines.runtime.images import PlaceholderImages
 
-    config, images = read_config(options), Images(options.images)
+    config = read_config(options)
+    images = PlaceholderImages(options.images, required=options.images != IMAGES)
     path = Path(f"{config.preset}.yaml") if options.output is None else options.output
     if path.is_dir() or not path.parent.is_dir():
         # Before the pipeline is compiled, which takes seconds.
         raise ConfigError(f"--output {str(path)!r}: a file in a directory that is there is needed; name one")
     path.write_text(compile_whole(config, images), encoding="utf-8")
     console.print(f"pipeline  {path}", soft_wrap=True)
+    if images.placeholders:
+        print(
+            f"to look at only: {options.images} lacks {' and '.join(sorted(images.placeholders))}, so the pipeline has placeholders that "
+            "no cluster can pull: build the images (make images) and compile again, or submit",
+            file=sys.stderr,
+        )
 
 
 def _submit(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

@@ -24,6 +24,7 @@ from ngrpo_kfp.pipelines.runtime.image_registry import RegistryError, is_there
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, namespace
 from ngrpo_kfp.pipelines.runtime.kubernetes_api import KUEUE, TRAINER, Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.terminal import harmless
 
 KUEUE_FOR_JOBS = (0, 17)
 """First version of Kueue that keeps a TrainJob's `runtimePatches`; older ones drop them."""
@@ -70,7 +71,7 @@ def require(config: RunConfig, images: Images, console: Console, stages: Collect
         elif not finding.ok:
             wrong.append(f"{finding.name}: {finding.said}: {finding.cure}")
     for said, names in unknown.items():
-        console.print(escape(f"not checked  {', '.join(names)}: {said}"), soft_wrap=True)
+        console.print(escape(harmless(f"not checked  {', '.join(names)}: {said}")), soft_wrap=True)
     if wrong:
         raise ClusterError("\n".join(wrong))
 
@@ -388,7 +389,10 @@ def _image(name: str, reference: str, cluster: ClusterConfig) -> Finding:
     if there:
         return Finding(name, True, reference)
     return Finding(
-        name, False, f"its registry has no {reference}", "`make images` builds and pushes it, or correct images.lock"
+        name,
+        False,
+        f"its registry has no {reference}",
+        "`make images` builds and pushes it; or correct images.lock, or set cluster.image_pull_policy to Never where the nodes have it",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfp import Client
 
@@ -22,6 +22,14 @@ from ngrpo_kfp.pipelines.submission import recorded_config
 
 _STORE_PATIENCE = 5.0
 """Seconds: a person waits for an answer."""
+
+
+class Job(NamedTuple):
+    """A TrainJob."""
+
+    uid: str
+    pods: list[Any]
+    """`V1Pod`, oldest first."""
 
 
 class RunFacts:
@@ -136,15 +144,28 @@ class RunFacts:
             self.notes.append(f"Kueue's queue is not looked at: {error}")
             return None
 
-    def job_waits(self, stage: str) -> str | None:
-        """Return what the job of a stage on several nodes waits for."""
-        path = f"{TRAINER}/namespaces/{namespace()}/trainjobs/ngrpo-{key_of(self.tasks[stage], self.run_id)}"
+    @cached_property
+    def jobs(self) -> Mapping[str, Job]:
+        """The TrainJobs that are there, by the stage that made them."""
+        found = {}
         try:
-            job = self.kubernetes.get(path) if self.kubernetes is not None else None
+            for stage in self.tasks:
+                if self.kubernetes is not None and stage in STAGES and STAGES[stage].parallel:
+                    name = f"ngrpo-{key_of(self.tasks[stage], self.run_id)}"
+                    job = self.kubernetes.get(f"{TRAINER}/namespaces/{namespace()}/trainjobs/{name}")
+                    if job is not None:
+                        found[stage] = Job(job["metadata"]["uid"], self.kubernetes.pods_of_job(name))
         except KubernetesError as error:
-            self.notes.append(f"the job of {stage} is not looked at: {error}")
+            self.notes.append(f"jobs are not looked at: {error}")
+        return found
+
+    def job_waits(self, stage: str) -> str | None:
+        """Return what the job of a stage on several nodes waits for, none if it runs or there is none."""
+        job = self.jobs.get(stage)
+        if job is None:
             return None
-        return self.queued(job["metadata"]["uid"]) if job is not None else None
+        reasons = (why_pending(pod) for pod in job.pods)
+        return self.queued(job.uid) or next((reason for reason in reasons if reason is not None), None)
 
 
 def _started(task: Any) -> float:

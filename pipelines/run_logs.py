@@ -100,6 +100,8 @@ class _Logs:
         started = [pod for pod in self._pods if pod.status.phase != "Pending"]
         if self._kubernetes is None or not started:
             raise ClusterError(f"run {self._run_id}: {self._why_nothing()}")
+        for reason in self._unknown:
+            _head(console, f"what is kept of earlier tries cannot be read: {reason}")
         for pod in started:
             _head(console, f"pod {pod.metadata.name}: {pod.status.phase.lower()}")
             lines = self._kubernetes.log_lines(pod.metadata.name)
@@ -121,7 +123,7 @@ class _Logs:
         printed: set[str] = set()
         said = None
         while True:
-            over = find_run(self._client, self._run_id).state in OVER
+            over = self._is_over()  # first: what a pod printed last is still to be read then
             for pod in kubernetes.pods(self._run_id, self._stage):
                 if pod.status.phase == "Pending":
                     why = why_pending(pod) or "it is being started"
@@ -133,7 +135,6 @@ class _Logs:
                     _head(console, f"pod {pod.metadata.name}")
                     lines = kubernetes.log_lines(pod.metadata.name, follow=True)
                     _print(console, lines if raw else own_lines(lines))
-                    over = over or self._is_over()
             if over:
                 break
             time.sleep(pause_seconds)
@@ -141,10 +142,11 @@ class _Logs:
             raise ClusterError(f"run {self._run_id}: {self._why_nothing()}")
 
     def _is_over(self) -> bool:
-        """Say whether the stage, of a run that may go on, is over."""
-        details = find_run(self._client, self._run_id).run_details
-        tasks = (details.task_details if details else None) or ()
-        return any(task.display_name == self._stage.replace("_", "-") and task.state in OVER for task in tasks)
+        """Say whether the stage, or the whole run, is over."""
+        run = find_run(self._client, self._run_id)
+        tasks = (run.run_details.task_details if run.run_details else None) or ()
+        ended = [task.display_name for task in tasks if task.state in OVER]
+        return run.state in OVER or self._stage.replace("_", "-") in ended
 
     def _lines(self, attempt: Try) -> Iterable[str]:
         """Return the lines of a try: of the one that runs from its pod."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from kfp import Client
@@ -15,7 +16,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.stages.pending_pods import why_ended, why_pending
-from ngrpo.stages.registry import STAGES
 from ngrpo.stages.tries import Try
 from ngrpo_kfp.pipelines.cluster_runs import find_run
 from ngrpo_kfp.pipelines.links import links
@@ -87,7 +87,7 @@ def look(client: Client, run_id: str | None) -> RunView:
         over=facts.over,
         stages=stages,
         why=(why_failed(facts.workflow) or "nobody says why") if failed else None,
-        stuck=None if facts.over else never_pulled(facts.pods),
+        stuck=None if facts.over else never_pulled(chain(facts.pods, *(job.pods for job in facts.jobs.values()))),
         submitted=[str(run.run_id) for run in submitted_by(client, facts.run_id)] if facts.plans else (),
         mlflow_run=facts.mlflow_run,
         notes=list(dict.fromkeys(facts.notes)),
@@ -106,7 +106,7 @@ def show_status(run_id: str | None, console: Console) -> None:
     """
     client = connect()
     view = look(client, run_id)
-    table = Table(title=escape(f"{view.name}: {view.state}"))
+    table = Table(title=escape(harmless(f"{view.name}: {view.state}")))
     for column in ("stage", "", "time", "tries"):
         table.add_column(column)
     table.add_column("why", overflow="fold")
@@ -216,11 +216,10 @@ def _going(facts: RunFacts, stage: str, tries: Sequence[Try]) -> tuple[str, str]
     if pod is not None and pod.status.phase == "Pending":
         return "waiting", facts.why_waiting(pod) or "its pod is being started"
     if pod is not None and pod.status.phase == "Failed":
-        return "waiting", f"its pod is gone ({why_ended(pod)}); another one follows"
-    if stage in STAGES and STAGES[stage].parallel:
-        waits = facts.job_waits(stage)
-        if waits is not None:
-            return "waiting", waits
+        return "waiting", f"its pod is gone ({why_ended(pod) or 'no reason given'}); another one follows"
+    waits = facts.job_waits(stage)
+    if waits is not None:
+        return "waiting", waits
     failed = [one for one in tries if one.outcome == "failed"]
     return "running", f"try {failed[-1].number} failed: {failed[-1].error}" if failed else ""
 

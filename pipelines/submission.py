@@ -6,8 +6,9 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def submit(
         # Names of tokens sort by time: the last one counts.
         asked = {base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
     plan = _plan(config, store, tokens | asked)
+    _require_possible(config, images, [stage.name for stage in plan.to_run])
     text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan))
     client = connect()
@@ -74,6 +76,28 @@ def submit(
     for line in links(run.run_id):
         console.print(line, soft_wrap=True)
     return str(run.run_id)
+
+
+def _require_possible(config: RunConfig, images: Images, stages: Iterable[str]) -> None:
+    """Refuse what no pod can get or what has no image, of all stages at once: a compilation ends with the first.
+
+    Raises:
+        ConfigError: A line for each.
+    """
+    problems: dict[str, None] = {}
+    for stage in stages:
+        needs = config.needs(stage)
+        looks: tuple[Callable[[], object], ...] = (
+            partial(config.cluster.require_room, stage, needs),
+            partial(images.reference, "gpu" if needs.gpus else "cpu"),
+        )
+        for look in looks:
+            try:
+                look()
+            except ConfigError as error:
+                problems[str(error)] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def recorded_config(client: Client, run_id: str) -> RunConfig:

@@ -22,6 +22,9 @@ VISIBILITY = "/apis/visibility.kueue.x-k8s.io/v1beta2"
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
 WORKFLOWS = "/apis/argoproj.io/v1alpha1"
 
+JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
+"""Label of the pods of a TrainJob: its name."""
+
 PATIENCE = timedelta(minutes=10)
 """How long an image may fail to be pulled: a registry that restarts, or a limit on pulls, may take minutes."""
 
@@ -96,7 +99,13 @@ class Kubernetes:
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
         """
-        selector = f"{RUN_LABEL}={run_id},{STAGE_LABEL}" + ("" if stage is None else f"={stage}")
+        return self._pods(f"{RUN_LABEL}={run_id},{STAGE_LABEL}" + ("" if stage is None else f"={stage}"))
+
+    def pods_of_job(self, job: str) -> list[Any]:
+        """Return the pods of a TrainJob, which bear no label of a run, oldest first; see `pods`."""
+        return self._pods(f"{JOB_LABEL}={job}")
+
+    def _pods(self, selector: str) -> list[Any]:
         with _explained():
             found = client.CoreV1Api(self._client).list_namespaced_pod(
                 namespace(), label_selector=selector, _request_timeout=_TIMEOUT

@@ -51,6 +51,8 @@ class Kubeflow:
         self.pod_status = {"phase": "Running"}
         """Status of every pod, but those in `pod_statuses`, which are by number."""
         self.pod_statuses = {}
+        self.pod_labels = {}
+        """Labels of pods, by number, that do not have that of their run: those of jobs."""
         self.secrets = {}
         """By name, the keys of the secrets on the cluster."""
         self.objects = cluster()
@@ -383,7 +385,7 @@ class Kubeflow:
             "metadata": {
                 "name": f"pod-{number}",
                 "uid": f"uid-{number}",
-                "labels": {"pipeline/runid": run, "ngrpo/stage": stage},
+                "labels": self.pod_labels.get(number, {"pipeline/runid": run}) | {"ngrpo/stage": stage},
                 "creationTimestamp": made.isoformat(),
             },
             "status": self.pod_statuses.get(number, self.pod_status),

@@ -7,6 +7,7 @@ import time
 import pytest
 from commanding import IMAGES
 from golden_ir import CLUSTER
+from kubeflow_stub import cluster
 
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines import cli
@@ -270,6 +271,8 @@ def test_a_failure_that_passes_is_waited_for_where_nothing_is_changed(kubeflow, 
 
 def test_a_server_that_says_when_to_come_back_is_asked_again_then(kubeflow, ngrpo):
     ngrpo("submit")
+    kubeflow.fail("GET", "/runs/", 429)
+    assert kubeflow.run().run_id in ngrpo("status"), "and where it does not say, too"
     kubeflow.retry_after = "1"
     kubeflow.fail("GET", "/runs/", 429)
     began = time.monotonic()
@@ -293,12 +296,31 @@ def test_three_wrong_settings_are_one_refusal(kubeflow, ngrpo, tmp_path, capsys)
     assert kubeflow.requests == []
 
 
+def test_what_no_pod_can_get_and_what_has_no_image_are_one_refusal(kubeflow, objects, tmp_path, capsys):
+    lock = tmp_path / "images.lock"
+    lock.write_text(f'cpu = "registry.example/ngrpo-cpu@sha256:{64 * "c"}"\n')
+    overrides = {
+        "cluster.store": objects.uri,
+        "resources.prepare_data.cpus": 100,
+        "resources.sft_warm_start.memory_gib": 1000,
+        "resources.benchmark_evaluation.gpus": 1,
+        "resources.benchmark_evaluation.memory_gib": 64,
+    }
+    settings = [part for name, value in overrides.items() for part in ("--set", f"{name}={value}")]
+    assert cli.main(["submit", "--images", str(lock), *settings]) == 2
+    said = capsys.readouterr().err
+    for named in ("prepare_data.cpus=100", "sft_warm_start.memory_gib=1000", "image 'gpu' is not in"):
+        assert named in said
+    assert kubeflow.requests == []
+
+
 def test_a_run_is_shown_in_kubeflow_and_in_mlflow(kubeflow, ngrpo, monkeypatch):
     told = ngrpo("submit")
     assert f"kubeflow  {kubeflow.address}/#/runs/details/{kubeflow.run().run_id}" in told
     assert "mlflow" not in told, "a file is not shown in a browser"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:s3cr3t@mlflow.example/")
     monkeypatch.setenv("KF_PIPELINES_NAMESPACE", "team")
+    kubeflow.objects |= cluster("team")
     monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example/pipeline")
     told = ngrpo("submit")
     run = kubeflow.run().run_id
@@ -404,5 +426,5 @@ def test_a_run_that_is_not_there_is_named(ngrpo):
 
 def test_the_service_account_of_the_cluster_runs_it(kubeflow, ngrpo):
     kubeflow.secrets = SECRETS
-    assert "not checked" not in ngrpo("submit", "--cluster", str(CLUSTER))
+    ngrpo("submit", "--cluster", str(CLUSTER))
     assert kubeflow.run().service_account == "ngrpo-stage"

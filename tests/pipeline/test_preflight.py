@@ -9,9 +9,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from commanding import IMAGES as LOCK
 from golden_ir import CLUSTER, IMAGES
 
 from ngrpo.config import load_config
+from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.options import PRESETS
 from ngrpo_kfp.pipelines.preflight import checks
 from ngrpo_kfp.pipelines.runtime.image_registry import RegistryError, is_there
@@ -235,10 +237,6 @@ def test_everything_that_is_wrong_is_said_at_once_and_nothing_is_submitted(whole
     for path in (QUEUE, f"{OWN}/serviceaccounts/ngrpo-stage", f"{KUEUE}/workloadpriorityclasses/training"):
         del whole.objects[path]
     whole.secrets = {}
-    from commanding import IMAGES as LOCK
-
-    from ngrpo_kfp.pipelines import cli
-
     assert cli.main(["submit", "--cluster", str(CLUSTER), *LOCK, "--set", f"cluster.store={objects.uri}"]) == 2
     printed = capsys.readouterr()
     for name in ("service_account", "queue", "priority_class", "secrets.ngrpo-object-store", "secrets.ngrpo-hub"):
@@ -260,6 +258,13 @@ def test_what_cannot_be_looked_up_is_one_line_and_no_reason_to_refuse(whole, ngr
     assert "cluster.queue quota" in line
     assert not [path for _, path in whole.requests[asked:] if not re.match(r"/apis/v\dbeta1/", path)]
     assert len(whole.runs) == 2
+
+
+def test_an_answer_that_may_pass_says_so(whole):
+    whole.fail("GET", "/workloadpriorityclasses/", 409)
+    (priority,) = [one for one in found() if one.name == "cluster.priority_class"]
+    assert priority.ok is None
+    assert priority.said == "Kubernetes refuses (409 it fails with 409): try again in a minute"
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

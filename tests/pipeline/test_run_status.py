@@ -14,7 +14,7 @@ from ngrpo.stages.pending_pods import why_ended
 from ngrpo_kfp.pipelines import run_status
 from ngrpo_kfp.pipelines.options import PRESETS
 from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import unpullable
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import Kubernetes, unpullable
 from ngrpo_kfp.pipelines.runtime.workflows import why_failed
 
 pytestmark = pytest.mark.pipeline
@@ -238,8 +238,6 @@ def test_the_node_of_a_stage_is_its_driver_or_its_pod_and_not_what_holds_them():
 
 def test_a_pod_that_ended_well_has_no_reason(kubeflow, run):
     pod(kubeflow, "prepare_data", {"phase": "Succeeded"})
-    from ngrpo_kfp.pipelines.runtime.kubernetes_api import Kubernetes
-
     (found,) = Kubernetes().pods(run.run_id)
     assert why_ended(found) is None
 
@@ -300,6 +298,12 @@ def test_a_training_on_several_nodes_waits_for_its_job(kubeflow, ngrpo, run_of_n
     }
     kubeflow.objects[f"{KUEUE}/workloads"] = {"items": [workload]}
     assert rows(ngrpo("status"))["ngrpo_training"][::3] == ["waiting", "waits in queue ngrpo: no GPUs"]
+    condition["status"] = "True"
+    number = pod(kubeflow, "ngrpo_training", unpulled(11))
+    kubeflow.pod_labels[number] = {"jobset.sigs.k8s.io/jobset-name": f"ngrpo-{key}"}
+    told = ngrpo("status")
+    assert rows(told)["ngrpo_training"][3].startswith("ImagePullBackOff: ")
+    assert "stuck  the image of ngrpo_training could not be pulled for 10 minutes" in told
 
 
 def test_between_two_tries_and_two_pods_the_reason_of_the_last_is_shown(kubeflow, ngrpo, run, objects):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.pipeline
 # Runs where a process of the group starts. A random model answers nothing correctly: a reward that gives it something to learn.
 REWARD = """
 import sys
-if "ngrpo.stages.torchrun" in sys.orig_argv and "torch.distributed.run" not in sys.orig_argv:
+if "ngrpo.stages.torchrun" in sys.orig_argv and "ngrpo.stages.process_group" not in sys.orig_argv:
     from ngrpo.training import policy_optimization
     class LengthReward:
         __name__ = "correctness"
@@ -43,9 +43,8 @@ class Nodes:
         """Start two nodes with a process each, or one node with two."""
         references = {name: (self._root / f"{name}.json").read_text() for name in INPUTS}
         task = Task("ngrpo_training", json.dumps(self._config), key, "c0", references)
-        job = manifest(
-            "job", task, JobSettings(image="i", needs=ResourcesConfig(gpus=2 // nodes), cluster=self._cluster)
-        )
+        needs = ResourcesConfig(gpus=0 if nodes == 2 else 2)  # a node without GPUs is one process
+        job = manifest("job", task, JobSettings(image="i", needs=needs, cluster=self._cluster))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

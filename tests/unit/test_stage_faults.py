@@ -90,7 +90,7 @@ class Group:
         (b'{"kind": "DamagedStateError", "message": "damaged"}', NGRPOError, "^damaged$"),
         (b'{"kind": "os", "message": "no error at all"}', NGRPOError, "^no error at all$"),
         (b'{"kind": "Conf', StoreError, r"error\.json: damaged: .*; see the log, and run again"),
-        (None, RuntimeError, "one of its 2 processes failed"),
+        (None, NGRPOError, "one of its 2 processes failed"),
     ],
 )
 def test_what_a_process_of_a_group_leaves_is_what_is_raised(tmp_path, monkeypatch, left, raised, said):

@@ -1,4 +1,4 @@
-"""A stage as several processes, one a GPU, started by torchrun: those of this machine, or of this node of several."""
+"""A stage as several processes, one a GPU or, without GPUs, one a node, started by torchrun: those of this machine or node."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
 
     Raises:
         Preempted: SIGTERM arrived, and the processes did not end as if they had finished.
-        NGRPOError: As the stage raised it.
-        RuntimeError: A process failed in any other way; the log has its words.
+        NGRPOError: As the stage raised it, or a process failed in any other way; the log has its words.
     """
     error = work / "error.json"
     error.unlink(missing_ok=True)
@@ -67,7 +66,7 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
     )
     # torchrun reads `PET_*` itself. Nodes may be ready at very different times: images and inputs are large.
     together = f"--rdzv-conf=timeout={_RENDEZVOUS_SECONDS}" if "PET_NNODES" in os.environ else "--standalone"
-    launcher = [sys.executable, "-m", "torch.distributed.run", together, f"--nproc-per-node={processes}"]
+    launcher = [sys.executable, "-m", "ngrpo.stages.process_group", together, f"--nproc-per-node={processes}"]
     told_to_stop = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -89,13 +88,13 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
         kind = getattr(errors, said["kind"], NGRPOError)
         raise (kind if isinstance(kind, type) and issubclass(kind, NGRPOError) else NGRPOError)(said["message"])
     if code:
-        raise RuntimeError(
-            f"{stage}: one of its {processes} processes failed (torchrun ended with {code}): see the log"
+        raise NGRPOError(
+            f"one of its {processes} processes failed (torchrun ended with {code}): see the log, and run again"
         )
 
 
 def join() -> None:
-    """Make this process one of those that torchrun has started: each takes a GPU, before anything is put on one."""
+    """Make this process one of those that torchrun has started: each takes a GPU, if there are any, before anything is put on one."""
     import torch
     from accelerate import PartialState
 
@@ -118,11 +117,12 @@ def _work(task: Path) -> None:
         stage.function()(config, inputs, Path(said["output"]), work)
     except NGRPOError as error:
         write_state(work / "error.json", _Failure(kind=type(error).__name__, message=str(error)))
-        raise
+        sys.exit(1)
     except OSError as error:
         fault = disk_fault(error, work)
         if fault is not None:
             write_state(work / "error.json", _Failure(kind=StoreError.__name__, message=fault))
+            sys.exit(1)
         raise
 
 
