@@ -11,7 +11,7 @@ from typing import Any
 
 from kubernetes import client
 
-from ngrpo.cluster import SCRATCH, STAGE_LABEL, ClusterConfig
+from ngrpo.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConfig
 from ngrpo.stages.pending_pods import why_pending
 from ngrpo.stages.reach import MARK
 from ngrpo_kfp.pipelines.kubernetes_objects import Objects, Refused
@@ -75,6 +75,11 @@ def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
         for secret, keys in cluster.secrets.items()
         for key, value in keys.items()
     ]
+    volumes: list[dict[str, Any]] = [{"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}}]
+    mounts = [{"name": "scratch", "mountPath": SCRATCH}]
+    if cluster.certificate_authority is not None:
+        volumes.append({"name": "certificates", "configMap": {"name": cluster.certificate_authority}})
+        mounts.append({"name": "certificates", "mountPath": CERTIFICATES})
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": int(PATIENCE_SECONDS),
@@ -88,7 +93,7 @@ def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
             "runAsNonRoot": True,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}}],
+        "volumes": volumes,
         "containers": [
             {
                 "name": "main",
@@ -98,7 +103,7 @@ def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
                 "env": variables,
                 "resources": {"requests": _RESOURCES, "limits": _RESOURCES},
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH}],
+                "volumeMounts": mounts,
             }
         ],
     }

@@ -21,7 +21,7 @@ from ngrpo.config import load_config
 from ngrpo.environment import environment
 from ngrpo.stages.reach import MARK, reached
 from ngrpo_kfp.pipelines import cli, cluster_probe
-from ngrpo_kfp.pipelines.cluster_probe import probe
+from ngrpo_kfp.pipelines.cluster_probe import manifest, probe
 from ngrpo_kfp.pipelines.doctor import looked_at
 from ngrpo_kfp.pipelines.kubernetes_objects import Objects, Refused
 from ngrpo_kfp.pipelines.options import PRESETS
@@ -405,6 +405,16 @@ def test_an_image_that_was_not_built_ends_no_other_look(cluster, doctor, tmp_pat
     assert [line.partition(":")[0] for line in wrong] == ["✗ images", "✗ from a pod"]
     assert all("build it" in line for line in wrong)
     assert starting(lines, "Argo's retries").startswith("✓")
+
+
+def test_the_pod_trusts_what_stages_trust():
+    settings = load_config(PRESETS / "paper-7b.toml", ["cluster.certificate_authority=ngrpo-ca"], CLUSTER).cluster
+    spec = manifest("ngrpo-doctor-1", settings, "image")["spec"]
+    (container,) = spec["containers"]
+    (volume,) = [each["name"] for each in spec["volumes"] if each.get("configMap") == {"name": "ngrpo-ca"}]
+    (where,) = [each["mountPath"] for each in container["volumeMounts"] if each["name"] == volume]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert variables["NGRPO_S3_CA_BUNDLE"] == variables["SSL_CERT_FILE"] == f"{where}/ca.crt"
 
 
 def test_what_the_pod_cannot_reach_is_told(cluster, doctor):
