@@ -247,6 +247,17 @@ def test_a_sidecar_of_mlflow_in_an_istio_profile(cluster, doctor):
     assert doctor()[1] == []
 
 
+def test_certificates_that_are_not_there(cluster, doctor):
+    settings = ("--no-pod", "--set", "cluster.certificate_authority=ngrpo-ca")
+    _, (wrong,) = doctor(*settings)
+    assert "there is no such ConfigMap" in wrong
+    assert "`kubectl -n kubeflow create configmap ngrpo-ca --from-file=ca.crt=authorities.pem`" in wrong
+    cluster.objects[f"{OWN}/configmaps/ngrpo-ca"] = {"data": {"other.pem": ""}}
+    assert "no key ca.crt" in doctor(*settings)[1][0]
+    cluster.objects[f"{OWN}/configmaps/ngrpo-ca"] = {"data": {"ca.crt": ""}}
+    assert doctor(*settings)[1] == []
+
+
 def test_a_quota_that_can_never_fit(cluster, doctor):
     (group,) = cluster.cluster_queue["spec"]["resourceGroups"]
     next(one for one in group["flavors"][0]["resources"] if one["name"] == "nvidia.com/gpu")["nominalQuota"] = "4"
