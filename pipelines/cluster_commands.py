@@ -1,4 +1,4 @@
-"""The commands of a cluster: `ngrpo compile | submit | status | logs | cancel | schedule`, and `ngrpo rerun --from`."""
+"""The commands of a cluster: `ngrpo compile | submit | status | logs | cancel | doctor | schedule`, and `ngrpo rerun --from`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ def add_cluster_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     cancelled = commands.add_parser("cancel", help="end a run on the cluster")
     cancelled.add_argument("run", metavar="RUN", help="id of the run")
     cancelled.set_defaults(command=_cancel)
+    examined = commands.add_parser("doctor", parents=described, help="look whether a cluster has what runs need")
+    examined.add_argument("--no-pod", action="store_true", help="make no pod there to see what stages can reach")
+    examined.set_defaults(command=_doctor)
     _add_schedule_commands(commands, described)
 
 
@@ -143,6 +146,13 @@ def _cancel(options: argparse.Namespace, workspace: Workspace, console: Console)
     from ngrpo_kfp.pipelines.cluster_runs import cancel
 
     cancel(checked("RUN", options.run), console)
+
+
+def _doctor(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.doctor import examine
+    from ngrpo_kfp.pipelines.runtime.images import Images
+
+    examine(read_config(options), Images(options.images), console, pod=not options.no_pod)
 
 
 def _create_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
