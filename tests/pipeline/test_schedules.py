@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from commanding import IMAGES as LOCK
 from golden_ir import CLUSTER, IMAGES
+from kubeflow_stub import cluster
 
 from ngrpo.cluster import RetryConfig
 from ngrpo.config import load_config
@@ -46,10 +47,16 @@ def test_what_the_run_of_the_day_would_be_refused_for_is_refused_now(ngrpo, kube
     assert kubeflow.requests == []
 
 
+PROFILE = {"app.kubernetes.io/part-of": "kubeflow-profile"}
+
+
 @pytest.fixture
 def shared(kubeflow, monkeypatch):
     """A Kubeflow of several users."""
     kubeflow.multi_user = True
+    for namespace in ("team", "others"):
+        kubeflow.objects |= cluster(namespace)
+        kubeflow.objects[f"/api/v1/namespaces/{namespace}"]["metadata"]["labels"] = PROFILE
     monkeypatch.setenv("KF_PIPELINES_NAMESPACE", "team")
     return kubeflow
 
