@@ -27,7 +27,7 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-faults test-container lint lint-images bench golden ui images lock lock-images clean
+.PHONY: run test test-faults test-container test-cluster kind-cluster lint lint-images bench golden ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -41,6 +41,13 @@ test-faults: $(VENV)/installed
 
 test-container: $(VENV)/installed
 	$(BIN)/python -m tests.container $(ARGS)
+
+# On the cluster that KUBECONFIG names; it takes long. `make kind-cluster` makes one.
+test-cluster: $(VENV)/installed
+	$(BIN)/python -m pytest tests/cluster -v -s -x $(ARGS)
+
+kind-cluster: $(VENV)/installed
+	k8s/kind/install.sh
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
-"""The commands of a cluster: `ngrpo compile | submit | status | logs | cancel | schedule`, and `ngrpo rerun --from`."""
+"""The commands of a cluster: `ngrpo compile | submit | status | logs | cancel | doctor | schedule`, and `ngrpo rerun --from`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.options import based, checked, configured, on_cluster, read_config
+from ngrpo_kfp.pipelines.options import IMAGES, based, checked, configured, on_cluster, read_config
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
+
+PLANNERS = ("scheduled_run", "champion_run")
+"""Tasks of a schedule's runs, which submit the run of the day; the second is what older versions called it."""
 
 
 def add_cluster_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,17 +27,28 @@ def add_cluster_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     compiled.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: PRESET.yaml)")
     compiled.set_defaults(command=_compile)
     submitted = commands.add_parser("submit", parents=[*described, based()], help="run the pipeline on a cluster")
+    submitted.add_argument(
+        "--wait", action="store_true", help="follow the run to its end; exit code 1 if it does not succeed"
+    )
     submitted.set_defaults(command=_submit)
     status = commands.add_parser("status", help="show how far a run on the cluster is")
     status.add_argument("run", nargs="?", metavar="RUN", help="id of the run (default: the newest)")
     status.set_defaults(command=_status)
-    logs = commands.add_parser("logs", help="print the log of a stage on the cluster")
-    logs.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    logs = commands.add_parser("logs", help="print what a stage on the cluster has printed, in each of its tries")
+    named = [*STAGES, *PLANNERS]
+    logs.add_argument("stage", choices=named, metavar="STAGE", help=", ".join(named))
     logs.add_argument("run", nargs="?", metavar="RUN", help="id of the run (default: the newest)")
+    logs.add_argument(
+        "--raw", action="store_true", help="everything its pods have printed, Kubeflow's launcher included"
+    )
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the stage is over")
     logs.set_defaults(command=_logs)
     cancelled = commands.add_parser("cancel", help="end a run on the cluster")
     cancelled.add_argument("run", metavar="RUN", help="id of the run")
     cancelled.set_defaults(command=_cancel)
+    examined = commands.add_parser("doctor", parents=described, help="look whether a cluster has what runs need")
+    examined.add_argument("--no-pod", action="store_true", help="make no pod there to see what stages can reach")
+    examined.set_defaults(command=_doctor)
     _add_schedule_commands(commands, described)
 
 
@@ -43,7 +58,9 @@ def _add_schedule_commands(
     schedule = commands.add_parser("schedule", help="run the pipeline on a cluster again and again")
     actions = schedule.add_subparsers(required=True, metavar="ACTION")
     created = actions.add_parser("create", parents=[*described, based()], help="make a schedule")
-    created.add_argument("--cron", required=True, help="second minute hour day month weekday, as in '0 0 3 * * MON'")
+    created.add_argument(
+        "--cron", required=True, help="second minute hour day month weekday, in UTC, as in '0 0 3 * * MON'"
+    )
     created.set_defaults(command=_create_schedule)
     replaced = actions.add_parser(
         "replace", parents=[*described, based()], help="give a schedule another pipeline or time"
@@ -81,15 +98,22 @@ def _run_id(text: str | None) -> str | None:
 
 def _compile(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
-    from ngrpo_kfp.pipelines.runtime.images import Images
+    from ngrpo_kfp.pipelines.runtime.images import PlaceholderImages
 
-    config, images = read_config(options), Images(options.images)
+    config = read_config(options)
+    images = PlaceholderImages(options.images, required=options.images != IMAGES)
     path = Path(f"{config.preset}.yaml") if options.output is None else options.output
     if path.is_dir() or not path.parent.is_dir():
         # Before the pipeline is compiled, which takes seconds.
         raise ConfigError(f"--output {str(path)!r}: a file in a directory that is there is needed; name one")
     path.write_text(compile_whole(config, images), encoding="utf-8")
     console.print(f"pipeline  {path}", soft_wrap=True)
+    if images.placeholders:
+        print(
+            f"to look at only: {options.images} lacks {' and '.join(sorted(images.placeholders))}, so the pipeline has placeholders that "
+            "no cluster can pull: build the images (make images) and compile again, or submit",
+            file=sys.stderr,
+        )
 
 
 def _submit(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
@@ -98,25 +122,37 @@ def _submit(options: argparse.Namespace, workspace: Workspace, console: Console)
     from ngrpo_kfp.pipelines.submission import submit
 
     config, images = read_config(options), Images(options.images)
-    submit(config if options.base is None else from_champion(config), images, workspace, console)
+    run = submit(config if options.base is None else from_champion(config), images, workspace, console)
+    if options.wait:
+        from ngrpo_kfp.pipelines.run_status import follow
+
+        if not follow(run, console):
+            raise SystemExit(1)
 
 
 def _status(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
-    from ngrpo_kfp.pipelines.cluster_runs import show_status
+    from ngrpo_kfp.pipelines.run_status import show_status
 
     show_status(_run_id(options.run), console)
 
 
 def _logs(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
-    from ngrpo_kfp.pipelines.cluster_runs import show_logs
+    from ngrpo_kfp.pipelines.run_logs import show_logs
 
-    show_logs(_run_id(options.run), options.stage, console)
+    show_logs(_run_id(options.run), options.stage, console, raw=options.raw, follow=options.follow)
 
 
 def _cancel(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
     from ngrpo_kfp.pipelines.cluster_runs import cancel
 
     cancel(checked("RUN", options.run), console)
+
+
+def _doctor(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.doctor import examine
+    from ngrpo_kfp.pipelines.runtime.images import Images
+
+    examine(read_config(options), Images(options.images), console, pod=not options.no_pod)
 
 
 def _create_schedule(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:

@@ -1,101 +1,36 @@
-"""What becomes of runs on a cluster: their state, the logs of their stages, and their end."""
+"""Runs on a cluster: which one is meant, what belongs to it, and its end."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Any
 
 from kfp import Client
+from kfp.dsl import PIPELINE_JOB_ID_PLACEHOLDER
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from ngrpo.stages.pending_pods import why_pending
+from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, ClusterError, connect, existing_experiment, explained
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import last_pod, log_lines
-from ngrpo_kfp.pipelines.submission import pipeline_of
+from ngrpo_kfp.pipelines.runs_of_the_day import cancel_with_related
+from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, existing_experiment, explained, namespace
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import TRAINER, WORKFLOWS, Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.runtime.pods import RUN_LABEL
+from ngrpo_kfp.pipelines.submission import pipeline_of, recorded_config
 
 _NEWEST_FIRST = "created_at desc"
 
 
-def show_status(run_id: str | None, console: Console) -> None:
-    """Show how far a run is.
+def find_run(client: Client, run_id: str | None) -> Any:
+    """Return a run, a `V2beta1Run`.
 
     Args:
-        run_id: The run; none for the newest.
-        console: Where it is shown.
+        client: The way to Kubeflow Pipelines.
+        run_id: Its id; none for the newest.
 
     Raises:
         ClusterError: There is no such run, or the cluster cannot be asked.
     """
-    client = connect()
-    run = _run(client, run_id)
-    tasks = pipeline_of(client, run.run_id)["root"]["dag"]["tasks"]
-    details = {task.display_name: task for task in (run.run_details.task_details if run.run_details else None) or ()}
-    table = Table(title=f"{run.display_name}: {run.state}")
-    for column in ("stage", "", "time"):
-        table.add_column(column)
-    table.add_column("why", overflow="fold")
-    # A schedule that starts from the champion has runs of one task, which submits another.
-    stages = (
-        STAGES
-        if any(stage.replace("_", "-") in tasks for stage in STAGES)
-        else [name.replace("-", "_") for name in tasks]
-    )
-    for stage in stages:
-        name = stage.replace("_", "-")
-        task = details.get(name)
-        if name not in tasks:
-            table.add_row(stage, "cached")
-        elif task is None:
-            table.add_row(stage, "waiting")
-        else:
-            table.add_row(stage, str(task.state).lower(), _duration(task), escape(_reason(task)))
-    console.print(table)
-    if run.error is not None and run.error.message:
-        console.print(escape(run.error.message), soft_wrap=True)
-    console.print(f"run  {run.run_id}", soft_wrap=True)
-
-
-def show_logs(run_id: str | None, stage: str, console: Console) -> None:
-    """Print the log of a stage's last pod.
-
-    Kubeflow's API does not tell the names of pods, so that Kubernetes is asked, by the labels of the pod.
-
-    Args:
-        run_id: The run; none for the newest.
-        stage: Name of the stage.
-        console: Where it is printed.
-
-    Raises:
-        ClusterError: There is no such run or pod, the pod has not started, or the cluster cannot be asked.
-    """
-    run = _run(connect(), run_id)
-    pod = last_pod(run.run_id, stage)
-    reason = why_pending(pod)
-    if reason is not None:
-        raise ClusterError(f"run {run.run_id}: the pod of {stage} has not started: {reason}")
-    for line in log_lines(pod):
-        console.out(line, highlight=False)
-
-
-def cancel(run_id: str, console: Console) -> None:
-    """End a run; its pods are deleted, and what its stages have published stays.
-
-    Raises:
-        ClusterError: There is no such run, it is over, or the cluster cannot be asked.
-    """
-    client = connect()
-    run = _run(client, run_id)
-    if run.state in OVER:
-        raise ClusterError(f"run {run_id} is over ({run.state}): there is nothing to cancel")
-    with explained(f"run {run_id}"):
-        client.terminate_run(run_id)
-    console.print(f"run  {run_id} is being cancelled", soft_wrap=True)
-
-
-def _run(client: Client, run_id: str | None) -> Any:
     if run_id is None:
         experiment = existing_experiment(client)
         if experiment is not None:
@@ -108,13 +43,70 @@ def _run(client: Client, run_id: str | None) -> Any:
         return client.get_run(run_id)
 
 
-def _duration(task: Any) -> str:
-    if task.start_time is None or task.start_time.timestamp() <= 0:
-        return ""
-    running = task.end_time is None or task.end_time.timestamp() <= 0
-    end = datetime.now(UTC) if running else task.end_time
-    return str(end - task.start_time).partition(".")[0]
+def tasks_of(client: Client, run_id: str) -> dict[str, Mapping[str, Any]]:
+    """Return the tasks of a run's pipeline by the name of their stage: `root.dag.tasks` of the pipeline specification."""
+    tasks = pipeline_of(client, run_id)["root"]["dag"]["tasks"]
+    return {name.replace("-", "_"): task for name, task in tasks.items()}
 
 
-def _reason(task: Any) -> str:
-    return task.error.message or "" if task.error is not None else ""
+def key_of(task: Mapping[str, Any], run_id: str) -> str | None:
+    """Return the key of the result that a task of a run works on, none of a task without one."""
+    parameter = task["inputs"]["parameters"].get("key")
+    if parameter is None:
+        return None
+    return str(parameter["runtimeValue"]["constant"]).replace(PIPELINE_JOB_ID_PLACEHOLDER, run_id)
+
+
+def cancel(run_id: str, console: Console) -> None:
+    """End a run, and with a scheduled run its run of the day. What its stages have published stays.
+
+    Args:
+        run_id: The run.
+        console: Where it is said what was done.
+
+    Raises:
+        ClusterError: There is no such run, it is over, or the cluster cannot be asked.
+    """
+    client = connect()
+    for ended in cancel_with_related(client, run_id):
+        console.print(f"run  {ended} is being cancelled: Kubeflow deletes its pods", soft_wrap=True)
+        try:
+            for name in _jobs_of(client, ended):
+                console.print(f"job  TrainJob {name} {_delete_job(name, ended)}", soft_wrap=True)
+        except ConfigError as error:
+            console.print(escape(f"job  not looked for: {error}"), soft_wrap=True)
+
+
+def _jobs_of(client: Client, run_id: str) -> list[str]:
+    """Return the names of the TrainJobs that a run may have made."""
+    if recorded_config(client, run_id).cluster.nodes == 1:
+        return []
+    tasks = tasks_of(client, run_id)
+    return [
+        f"ngrpo-{key_of(task, run_id)}" for stage, task in tasks.items() if stage in STAGES and STAGES[stage].parallel
+    ]
+
+
+def _delete_job(name: str, run_id: str) -> str:
+    """Delete a TrainJob of a run, and return what became of it; the step that made it may be killed before it can."""
+    path = f"{TRAINER}/namespaces/{namespace()}/trainjobs/{name}"
+    try:
+        kubernetes = Kubernetes()
+        job = kubernetes.get(path)
+        if job is None:
+            return "is not there"
+        owner = _run_of(kubernetes, job)
+        if owner not in (None, run_id):
+            return f"belongs to run {owner} and goes on"
+        return "is deleted" if kubernetes.delete(path) else "is not there"
+    except KubernetesError as error:
+        return f"goes with the run's Workflow, an hour after its end, or by `kubectl -n {namespace()} delete trainjob {name}` ({error})"
+
+
+def _run_of(kubernetes: Kubernetes, job: Mapping[str, Any]) -> str | None:
+    """Return the run whose Workflow owns a job, none if that is not known."""
+    for owner in job["metadata"].get("ownerReferences", ()):
+        if owner["kind"] == "Workflow":
+            workflow = kubernetes.get(f"{WORKFLOWS}/namespaces/{namespace()}/workflows/{owner['name']}")
+            return (workflow["metadata"].get("labels") or {}).get(RUN_LABEL) if workflow is not None else None
+    return None

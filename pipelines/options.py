@@ -12,6 +12,8 @@ from ngrpo.errors import ConfigError
 from ngrpo.section import check_name
 
 PRESETS = Path(__file__).parent / "presets"
+IMAGES = Path("images/images.lock")
+"""Where the images are looked up if no option names a file."""
 _DEFAULT_PRESET = "tiny"
 
 
@@ -48,7 +50,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=Path,
-        default=Path("images/images.lock"),
+        default=IMAGES,
         metavar="FILE",
         help="images by digest (default: %(default)s)",
     )

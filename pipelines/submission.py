@@ -6,8 +6,9 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,12 @@ from ngrpo.errors import ConfigError
 from ngrpo.stages.registry import STAGES
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
+from ngrpo_kfp.pipelines.links import links
 from ngrpo_kfp.pipelines.plan import History, Plan, make_plan
+from ngrpo_kfp.pipelines.preflight import require
 from ngrpo_kfp.pipelines.runtime.compilation import compile_pipeline
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, experiment_id, explained
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 from ngrpo_kfp.pipelines.summary import plan_table
 
@@ -33,7 +35,13 @@ _TOKENS = "rerun_tokens"
 
 
 def submit(
-    config: RunConfig, images: Images, workspace: Workspace, console: Console, *, rerun: str | None = None
+    config: RunConfig,
+    images: Images,
+    workspace: Workspace,
+    console: Console,
+    *,
+    rerun: str | None = None,
+    name: str | None = None,
 ) -> str:
     """Plan a run, submit what is left to do, and return the run's id.
 
@@ -43,6 +51,7 @@ def submit(
         workspace: Holds the cache of the planner.
         console: Where plan and run are shown.
         rerun: A stage whose result is made again although the store has it.
+        name: Name of the run; none for one from the clock.
 
     Raises:
         NGRPOError: What the user can put right. Then nothing was submitted, unless the message says that this is not known.
@@ -57,20 +66,48 @@ def submit(
         # Names of tokens sort by time: the last one counts.
         asked = {base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
     plan = _plan(config, store, tokens | asked)
+    _require_possible(config, images, [stage.name for stage in plan.to_run])
     text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan))
     client = connect()
-    require_secrets(config.cluster, console)
+    require(config, images, console, [stage.name for stage in plan.to_run])
     experiment = experiment_id(client)
     with package(text) as path, explained(f"run of {config.preset}"):
         run = client.run_pipeline(
-            experiment, workspace.run_name(config.preset), str(path), service_account=config.cluster.service_account
+            experiment,
+            name or workspace.run_name(config.preset),
+            str(path),
+            service_account=config.cluster.service_account,
         )
     # Only now: a run that was refused leaves no wish behind.
     for base_key, token in asked.items():
         objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
     console.print(f"run  {run.run_id} ({run.display_name})", soft_wrap=True)
+    for line in links(run.run_id):
+        console.print(line, soft_wrap=True)
     return str(run.run_id)
+
+
+def _require_possible(config: RunConfig, images: Images, stages: Iterable[str]) -> None:
+    """Refuse what no pod can get or what has no image, of all stages at once: a compilation ends with the first.
+
+    Raises:
+        ConfigError: A line for each.
+    """
+    problems: dict[str, None] = {}
+    for stage in stages:
+        needs = config.needs(stage)
+        looks: tuple[Callable[[], object], ...] = (
+            partial(config.cluster.require_room, stage, needs),
+            partial(images.reference, "gpu" if needs.gpus else "cpu"),
+        )
+        for look in looks:
+            try:
+                look()
+            except ConfigError as error:
+                problems[str(error)] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def recorded_config(client: Client, run_id: str) -> RunConfig:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from ngrpo.environment import CREDENTIAL, holds_credential
 from ngrpo.errors import ConfigError
 from ngrpo.section import GiB, Section, StageName, StoreURI, Text, count, number, refuse
+from ngrpo.stages.surroundings import SAVE_MINUTES
 
 KubernetesName = Annotated[
     str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)
@@ -37,10 +38,16 @@ SCRATCH = "/scratch"
 """Directory of a pod that may be written to."""
 TRAINING_TOKEN = "/var/run/secrets/ngrpo-training"
 """Directory with the token, the authority and the namespace by which a step makes a job (`ClusterConfig.training_token`)."""
+CERTIFICATES = "/var/run/ngrpo/certificates"
+"""Directory with the certificates that pods trust (`ClusterConfig.certificate_authority`)."""
 STAGE_LABEL = "ngrpo/stage"
 """Label of a pod: the stage it runs."""
 
 _QUEUE_LABELS = "kueue.x-k8s.io/"
+# Read by boto3, by requests (MLflow, the hub) and by OpenSSL.
+_CERTIFICATE_VARIABLES = ("NGRPO_S3_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+_AWS = "AWS_"
+_S3 = "NGRPO_S3_"
 
 
 class ResourcesConfig(Section):
@@ -96,16 +103,20 @@ class GPUConfig(Section):
 
 
 class RetryConfig(Section):
-    """How often a stage that failed is tried again. Stages with effects outside the store never are."""
+    """How often a stage is tried again.
+
+    A stage that fails is tried again inside its pod: whether Argo would do so depends on the installation, and KFP's do not. A pod that
+    is lost (deleted, preempted, its node gone) is replaced by Argo.
+    """
 
     times: Annotated[int, count(0, 100)] = 2
-    """Tries after the first."""
+    """Tries after the first, inside the pod."""
     backoff_seconds: Seconds = 60
     """Seconds before the first of them."""
-    backoff_factor: Annotated[float, number(least=1.0, most=100.0)] = 2.0
+    backoff_factor: Annotated[int, count(1, 100)] = 2
     """How much longer each wait is than the one before."""
-    backoff_max_seconds: Seconds = 3600
-    """Longest time over which a stage is tried again."""
+    lost_pods: Annotated[int, count(0, 100)] = 5
+    """Pods that replace lost ones, each after 10 seconds. Argo also repeats what a stage is part of, so there may be more."""
 
 
 class ClusterConfig(Section):
@@ -114,9 +125,13 @@ class ClusterConfig(Section):
     store: StoreURI = "s3://ngrpo/artifacts"
     """Artifact store, as pods and planner both know it."""
     environment: dict[VariableName, Text] = {}
-    """Environment of every pod: addresses (`AWS_ENDPOINT_URL`, `MLFLOW_TRACKING_URI`), no credentials."""
+    """Environment of every pod: addresses (`NGRPO_S3_ENDPOINT_URL`, `MLFLOW_TRACKING_URI`), proxies, no credentials. Stages read
+    `NGRPO_S3_<NAME>` as `AWS_<NAME>` (`NGRPO_S3_REGION` as `AWS_DEFAULT_REGION`)."""
     secrets: dict[KubernetesName, dict[VariableName, SecretKey]] = {}
     """By Kubernetes secret: environment variable and the secret's key that it takes its value from."""
+    certificate_authority: KubernetesName | None = None
+    """ConfigMap whose key `ca.crt` holds every authority that pods trust, as PEM, in place of the system's: a private one beside the
+    public ones that are needed."""
     service_account: KubernetesName | None = None
     """Service account of the pods; none takes that of the installation."""
     labels: dict[LabelName, LabelValue] = {}
@@ -145,12 +160,15 @@ class ClusterConfig(Section):
     run_as_group: UserId = 1000
     """Group of the processes."""
     timeout_hours: Hours = 24
-    """Longest time a stage's pod may take."""
+    """Longest time of a stage's pod, with all its tries and the waits between them. Time in a queue does not count."""
     stage_timeout_hours: dict[StageName, Hours] = {}
     """The same, for the stages that are named."""
     retry: RetryConfig = RetryConfig()
+    save_minutes: Annotated[float, number(above=0.0, most=525_600.0)] = 10.0
+    """Most minutes of training that a lost pod may cost: training saves at least that often, beside `training.save_steps`."""
     nodes: Annotated[int, count(1, 10_000)] = 1
-    """Nodes that train together, each with `resources.ngrpo_training`; more than one are a `TrainJob` of Kubeflow Trainer."""
+    """Nodes that train together, each with `resources.ngrpo_training`, without GPUs on processors; more than one are a `TrainJob` of
+    Kubeflow Trainer."""
     training_runtime: KubernetesName = "ngrpo-training"
     """Runtime (torch) of that job, `k8s/overlays/gpu` has one; a runtime of the namespace goes before one of the cluster."""
     training_token: KubernetesName | None = None
@@ -176,6 +194,20 @@ class ClusterConfig(Section):
         variables = Counter([*self.environment, *(name for keys in self.secrets.values() for name in keys)])
         for name in sorted(name for name, times in variables.items() if times > 1):
             yield f"{name} is set twice in environment and secrets: leave one"
+        aws = {f"environment.{name}": name for name in self.environment if name.startswith(_AWS)} | {
+            f"secrets.{secret}.{name}": name
+            for secret, keys in self.secrets.items()
+            for name in keys
+            if name.startswith(_AWS)
+        }
+        if aws:
+            yield (
+                f"{', '.join(sorted(aws))}: Kubeflow's launcher runs in the same container and would take this for its own artifacts: "
+                f"write {', '.join(_own_name(aws[where]) for where in sorted(aws))}"
+            )
+        if self.certificate_authority is not None:
+            for name in sorted(variables.keys() & set(_CERTIFICATE_VARIABLES)):
+                yield f"{name} is set by certificate_authority={self.certificate_authority!r}: leave one"
         for name in sorted(self.labels):
             if name == STAGE_LABEL or name.startswith(_QUEUE_LABELS):
                 yield f"labels.{name} is set by ngrpo itself: leave it out; queue and priority_class are Kueue's"
@@ -213,7 +245,10 @@ class ClusterConfig(Section):
             "NGRPO_CACHE_DIR": f"{SCRATCH}/cache",
             "NGRPO_WORK_DIR": f"{SCRATCH}/work",
             "HOME": SCRATCH,  # a user without a home directory: libraries keep their caches there
+            SAVE_MINUTES: str(self.save_minutes),
         }
+        if self.certificate_authority is not None:
+            own |= dict.fromkeys(_CERTIFICATE_VARIABLES, f"{CERTIFICATES}/ca.crt")
         return own | self.environment
 
     def queue_labels(self) -> dict[str, str]:
@@ -222,6 +257,11 @@ class ClusterConfig(Section):
         return {name: value for name, value in labels.items() if value is not None}
 
     def timeout_seconds(self, stage: str) -> int:
-        """Return the longest time that a stage's pod may take."""
+        """Return the longest time that a stage's pod may take, with all its tries."""
         own = (hours for name, hours in self.stage_timeout_hours.items() if name == stage)
         return 3600 * next(own, self.timeout_hours)
+
+
+def _own_name(name: str) -> str:
+    """Return the name of ours that stages read as a variable of AWS."""
+    return _S3 + {"DEFAULT_REGION": "REGION"}.get(name.removeprefix(_AWS), name.removeprefix(_AWS))

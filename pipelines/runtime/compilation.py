@@ -13,13 +13,13 @@ from kfp import compiler, dsl
 from ngrpo.config import RunConfig
 from ngrpo.stages.keys import config_json
 from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.components.champion_run.component import champion_run
+from ngrpo_kfp.components.scheduled_run.component import scheduled_run
 from ngrpo_kfp.pipelines.plan import History, Plan, PlannedStage, make_plan
 from ngrpo_kfp.pipelines.post_training import NAME
 from ngrpo_kfp.pipelines.runtime.graph import kubeflow_pipeline
 from ngrpo_kfp.pipelines.runtime.graph_check import check_graph
 from ngrpo_kfp.pipelines.runtime.images import Images
-from ngrpo_kfp.pipelines.runtime.pods import configure_champion_run, configure_pod
+from ngrpo_kfp.pipelines.runtime.pods import configure_pod, configure_scheduled_run
 
 IR = dict[str, Any]
 
@@ -34,8 +34,8 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
         config: Configuration of the run.
         plan: The plan of the run.
         images: Where the images of the stages are looked up.
-        caching: Whether Kubeflow may answer for a stage from its own cache. That is right where the pipeline is run again and
-            again as it is, on a schedule. A plan made for one run knows better: it has looked at the artifacts.
+        caching: Whether Kubeflow may answer for a stage from its own cache. That is right for a pipeline that was compiled without
+            looking at the artifacts. A plan made for one run knows better.
 
     Returns:
         YAML: the pipeline, and what the platform needs to know.
@@ -53,18 +53,34 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
 
 
 def compile_whole(config: RunConfig, images: Images) -> str:
-    """Compile the pipeline with every stage in it, without looking at what is in the store; see `compile_pipeline`."""
+    """Compile the pipeline with every stage in it, without looking at what is in the store; see `compile_pipeline`.
+
+    For those who upload it themselves. Schedules have `compile_scheduled_run`.
+    """
     plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History())
     return compile_pipeline(config, plan, images, caching=True)
 
 
-def compile_champion_run(config: RunConfig, images: Images) -> str:
-    """Compile the pipeline of one task that submits a run from the champion of the day; see `compile_pipeline`."""
+def compile_scheduled_run(config: RunConfig, images: Images, base: str | None) -> str:
+    """Compile the pipeline of a schedule: one task, which plans and submits the run of the day; see `compile_pipeline`.
 
-    @dsl.pipeline(name=f"{NAME}-from-champion", description=config_json(config))
+    Args:
+        config: Configuration of the runs.
+        images: Where images are looked up.
+        base: `champion` for runs that start from the champion of their day.
+
+    Raises:
+        ConfigError: The run of the day would be refused, or pods are not told where Kubeflow's API is.
+        GraphError: The compiled graph is broken.
+    """
+    compile_whole(config, images)  # what the run of the day would be refused for is said now
+
+    @dsl.pipeline(name=f"{NAME}-scheduled", description=config_json(config))
     def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
-        task = champion_run(config=config_json(config), images=images.text)
-        configure_champion_run(task, config, images)
+        task = scheduled_run(
+            config=config_json(config), images=images.text, base=base or "", key=dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        )
+        configure_scheduled_run(task, config, images)
         task.set_caching_options(False)
 
     return _compiled(pipeline)
@@ -86,7 +102,7 @@ def load_ir(text: str) -> tuple[IR, IR]:
 
 
 def _keyed_by_run(plan: Plan) -> Plan:
-    """Let a stage that is never cached take its key from the run: a schedule runs the same pipeline many times."""
+    """Let a stage that is never cached take its key from the run: the same pipeline may be run many times."""
     return Plan(
         {
             stage.name: stage if STAGES[stage.name].cacheable else replace(stage, key=dsl.PIPELINE_JOB_ID_PLACEHOLDER)

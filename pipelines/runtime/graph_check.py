@@ -98,7 +98,10 @@ def _inputs(kind: str, task: Node, called: Node, component: Node, tasks: Node, c
     given = task.get("inputs", {}).get(kind, {})
     declared = called.get("inputDefinitions", {}).get(kind, {})
     for name, definition in declared.items():
-        if name not in given and "defaultValue" not in definition and not definition.get("isOptional"):
+        if name in given or "defaultValue" in definition:
+            continue
+        known = f"{name}_known" in task.get("inputs", {}).get("parameters", {})
+        if not definition.get("isOptional") or (kind == "artifacts" and not known):
             yield f"input {name!r} of its component is not given"
     for name, source in given.items():
         if name not in declared:

@@ -41,3 +41,35 @@ class Images:
                 f"{self._path}: {name} = {address!r} is no digest, and a tag may move: write repository@sha256:<64 hex digits>"
             )
         return address
+
+
+class PlaceholderImages(Images):
+    """Images for a pipeline that is only looked at: what the lock file lacks has a placeholder, which no cluster can pull."""
+
+    def __init__(self, path: Path, *, required: bool):
+        """Read a lock file.
+
+        Args:
+            path: The lock file.
+            required: Whether it must be there; otherwise a missing file is an empty one.
+
+        Raises:
+            ConfigError: The file cannot be read, or is not TOML.
+        """
+        self.placeholders: set[str] = set()
+        """Names of the images that had to be made up so far."""
+        if required or path.exists():
+            super().__init__(path)
+        else:
+            self._path, self.text, self._images = path, "", {}
+
+    def reference(self, name: str) -> str:
+        """Return the address of an image, with its digest or one of zeros.
+
+        Raises:
+            ConfigError: The lock names the image by a tag.
+        """
+        if name in self._images:
+            return super().reference(name)
+        self.placeholders.add(name)
+        return f"ngrpo-{name}@sha256:{'0' * 64}"

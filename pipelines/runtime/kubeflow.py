@@ -35,15 +35,18 @@ OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 """States of a run that has ended."""
 
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
-# Only what changes nothing is sent a second time: of a request that was cut off nobody knows whether it was done.
-_RETRIES = Retry(
+RETRIES = Retry(
     total=3,
     backoff_factor=0.5,
-    status_forcelist=(500, 502, 503, 504),
+    status_forcelist=(429, 500, 502, 503, 504),
     allowed_methods=("GET", "HEAD"),
     raise_on_status=False,
+    retry_after_max=30,
 )
+"""Only what changes nothing is sent a second time: of a request that was cut off nobody knows whether it was done. A server that
+says `Retry-After` is asked again after that time, 30 seconds at most."""
 _PAGE = 100
+_ABORTED = 10  # gRPC's code for a conflict of two changes; it has the HTTP status of a name that is taken
 
 # It has a line for each of its tries; what they came to is said once (`explained`).
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -64,7 +67,7 @@ class _Client(kfp.Client):
 
     def _load_config(self, *arguments: Any) -> kfp_server_api.Configuration:
         config = super()._load_config(*arguments)
-        config.retries = _RETRIES
+        config.retries = RETRIES
         return config
 
     def get_kfp_healthz(self, sleep_duration: int = 0) -> kfp_server_api.V2beta1GetHealthzResponse:
@@ -141,6 +144,36 @@ def explained(what: str) -> Iterator[None]:
         ) from error
 
 
+def workflow_of(client: kfp.Client, run_id: str) -> dict[str, Any]:
+    """Return the Workflow that Argo made of a run, as Kubeflow keeps it, with what Argo says of each of its nodes.
+
+    API v2beta1 tells states of tasks and no reasons; KFP 2.17 keeps them where v1beta1 shows them, after the Workflow is gone too.
+
+    Args:
+        client: The way to Kubeflow Pipelines.
+        run_id: The run.
+
+    Raises:
+        ClusterError: There is no such run, or the API cannot be asked.
+    """
+    with explained(f"run {run_id}"):
+        answer = client._run_api.api_client.call_api(
+            f"/apis/v1beta1/runs/{run_id}",
+            "GET",
+            header_params={"Accept": "application/json"},
+            response_type="object",
+            auth_settings=["Bearer"],
+            _return_http_data_only=True,
+        )
+    text = (answer.get("pipeline_runtime") or {}).get("workflow_manifest")
+    try:
+        return dict(json.loads(text or "{}"))
+    except ValueError as error:
+        raise ClusterError(
+            f"run {run_id}: the Workflow that {_address()} keeps of it is not JSON: see its log"
+        ) from error
+
+
 def every(list_page: Callable[..., Any], field: str, **arguments: Any) -> Iterator[Any]:
     """Return the items of all pages of a list.
 
@@ -187,21 +220,35 @@ def _refusal(error: kfp_server_api.ApiException) -> str:
         )
     if error.status == 404:
         return f"has no such thing ({message}): `ngrpo status` and `ngrpo schedule list` show what is there"
+    if error.status == 412 or (error.status == 409 and _code(error.body) == _ABORTED):
+        return f"refused, for somebody else made a change at the same time ({error.status}: {message}): try again"
     if error.status == 409:
         return f"has one of that name already ({message}): choose another name"
+    if error.status == 429:
+        return f"has too much to do ({message}): try again in a minute"
     if error.status is not None and error.status >= 500:
         return f"failed ({error.status}: {message}): see the log of ml-pipeline, and try again"
     return f"refused ({error.status}: {message})"
 
 
+def _code(body: Any) -> int | None:
+    """Return the gRPC code of an error: the API has more kinds of them than HTTP has statuses."""
+    return _answer(body).get("code")
+
+
+def _answer(body: Any) -> dict[str, Any]:
+    try:
+        answer = json.loads(body or "{}")
+    except ValueError:  # a proxy's page
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
 def _message(body: Any) -> str:
     """Return the first line of an error's text; the API sends JSON, a proxy before it may send anything."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        answer = {}
-    told = answer.get("message") or answer.get("error_message") if isinstance(answer, dict) else None
+    answer = _answer(text)
+    told = answer.get("message") or answer.get("error_message")
     return (str(told or text).strip().splitlines() or ["no reason given"])[0][:200]
 
 

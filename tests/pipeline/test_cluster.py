@@ -1,20 +1,17 @@
 """The commands of a cluster, through kfp's real client, against an API with a memory and a real object store."""
 
 import json
-import re
-from pathlib import Path
+import time
 
 import pytest
 from commanding import IMAGES
 from golden_ir import CLUSTER
-from rich.console import Console
+from kubeflow_stub import cluster
 
-from ngrpo.cluster import ClusterConfig
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines import cli
-from ngrpo_kfp.pipelines.cron import check_cron
-from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import require_secrets
+from ngrpo_kfp.pipelines.links import links
+from ngrpo_kfp.pipelines.runtime.kubeflow import connect
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -132,201 +129,6 @@ def test_from_brings_its_own_configuration(kubeflow, ngrpo):
     assert kubeflow.requests == []
 
 
-# --- status, logs, cancel ---------------------------------------------------------------------------------------------
-
-
-def test_status_shows_every_stage_of_the_newest_run(kubeflow, ngrpo, finish):
-    assert "there is no run yet" in ngrpo("status", code=2)
-    assert kubeflow.experiments == {}, "to look makes nothing"
-    ngrpo("submit")
-    finish()
-    ngrpo("submit", "--set", "training.learning_rate=1e-4")
-    run = kubeflow.run()
-    kubeflow.detail(run, "ngrpo-training", "FAILED", "OOMKilled [exit code 137]")
-    told = ngrpo("status")
-    assert run.run_id in told
-    for stage, state in (
-        ("prepare_data", "cached"),
-        ("sft_warm_start", "cached"),
-        ("ngrpo_training", r"failed +│ 0:01:30 +│ OOMKilled \[exit code 137\]"),
-        ("benchmark_evaluation", "waiting"),
-    ):
-        assert re.search(rf"│ {stage} +│ {state}", told), told
-    first = next(iter(kubeflow.runs))
-    assert re.search(r"│ prepare_data +│ succeeded", ngrpo("status", first))
-
-
-def test_logs_are_those_of_the_last_pod_of_the_stage(kubeflow, ngrpo, finish):
-    ngrpo("submit")
-    assert "it has not started" in ngrpo("logs", "prepare_data", code=2)
-    finish()
-    kubeflow.pods.append((kubeflow.run().run_id, "prepare_data", "a second try [/]\n"))
-    assert ngrpo("logs", "prepare_data") == "a second try [/]\n"
-    assert ngrpo("logs", "ngrpo_training", kubeflow.run().run_id) == "ngrpo_training says hello\n"
-    kubeflow.fail("GET", "/pods", 403)
-    assert "Kubernetes refuses (403" in ngrpo("logs", "prepare_data", code=2)
-
-
-def container(**waiting) -> dict:
-    return {
-        "name": "main",
-        "image": "i",
-        "imageID": "",
-        "ready": False,
-        "restartCount": 0,
-        "state": {"waiting": waiting},
-    }
-
-
-UNSCHEDULED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "there are gates"}
-
-
-@pytest.mark.parametrize(
-    ("status", "named"),
-    [
-        (
-            {"containerStatuses": [container(reason="CreateContainerConfigError", message='secret "hub" not found')]},
-            'CreateContainerConfigError: secret "hub" not found; once that is there, the pod starts by itself',
-        ),
-        (
-            {
-                "initContainerStatuses": [container(reason="PodInitializing")],
-                "containerStatuses": [container(reason="ImagePullBackOff", message="Back-off\npulling")],
-            },
-            "ImagePullBackOff: Back-off pulling; correct the image's address",
-        ),
-        ({"conditions": [UNSCHEDULED]}, "SchedulingGated: there are gates; it waits in its queue"),
-    ],
-)
-def test_logs_of_a_pod_that_has_not_started_say_why(kubeflow, ngrpo, finish, status, named):
-    ngrpo("submit")
-    finish()
-    kubeflow.pod_status = {"phase": "Pending"} | status
-    error = ngrpo("logs", "prepare_data", code=2)
-    assert "the pod of prepare_data has not started" in error
-    assert named in error
-    kubeflow.pod_status["phase"] = "Running"
-    assert ngrpo("logs", "prepare_data") == "prepare_data says hello\n"
-
-
-def test_cancel_ends_a_run_once(kubeflow, ngrpo, finish):
-    ngrpo("submit")
-    run = kubeflow.run()
-    ngrpo("cancel", run.run_id)
-    assert run.state == "CANCELING"
-    run.state = "CANCELED"
-    assert "is over (CANCELED)" in ngrpo("cancel", run.run_id, code=2)
-
-
-# --- schedules --------------------------------------------------------------------------------------------------------
-
-
-def test_a_schedule_runs_the_whole_pipeline_one_at_a_time_and_makes_up_for_nothing(kubeflow, ngrpo, finish):
-    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * MON")
-    (schedule,) = kubeflow.schedules.values()
-    assert schedule.trigger.cron_schedule.cron == "0 0 3 * * MON"
-    assert (schedule.no_catchup, schedule.max_concurrency, schedule.status) == (True, "1", "ENABLED")
-    first = kubeflow.fire(schedule)
-    assert kubeflow.pod_stages(first) == list(STAGES)
-    assert kubeflow.tasks(first)["ngrpo-training"]["cachingOptions"]["enableCache"]
-    assert kubeflow.fire(schedule) is None
-    finish()
-    second = kubeflow.fire(schedule)
-    assert kubeflow.parameter(first, "model-promotion", "key") != kubeflow.parameter(second, "model-promotion", "key")
-    # A run of a schedule refers to a version of the pipeline, and can be run again like any other.
-    ngrpo("rerun", "benchmark_evaluation", "--from", first.run_id)
-    assert kubeflow.pod_stages(kubeflow.run()) == ["benchmark-evaluation", "model-promotion"]
-
-
-def test_the_version_of_the_pipeline_is_that_of_the_code_and_the_settings(kubeflow, ngrpo):
-    for name in ("a", "b"):
-        ngrpo("schedule", "create", name, "--cron", "0 0 3 * * *")
-    ngrpo("schedule", "create", "c", "--cron", "0 0 3 * * *", "--seed", "1")
-    assert len(kubeflow.pipelines) == 1
-    assert [version.display_name[:5] for version in kubeflow.versions.values()] == ["tiny-", "tiny-"]
-    used = [schedule.pipeline_version_reference.pipeline_version_id for schedule in kubeflow.schedules.values()]
-    assert used[0] == used[1] != used[2]
-
-
-def test_schedules_are_listed_paused_resumed_and_deleted_by_name(kubeflow, ngrpo):
-    assert kubeflow.experiments == {}
-    ngrpo("schedule", "list")
-    for number in range(5):  # more than a page
-        ngrpo("schedule", "create", f"s{number}", "--cron", f"0 0 {number} * * *")
-    ngrpo("schedule", "pause", "s4")
-    (paused,) = [schedule for schedule in kubeflow.schedules.values() if schedule.status == "DISABLED"]
-    assert paused.display_name == "s4"
-    assert kubeflow.fire(paused) is None
-    told = ngrpo("schedule", "list")
-    assert re.search(r"│ s4 +│ 0 0 4 \* \* \* +│ disabled", told)
-    assert re.search(r"│ s0 +│ 0 0 0 \* \* \* +│ enabled", told)
-    ngrpo("schedule", "resume", "s4")
-    assert paused.status == "ENABLED"
-    ngrpo("schedule", "delete", "s4")
-    assert sorted(schedule.display_name for schedule in kubeflow.schedules.values()) == ["s0", "s1", "s2", "s3"]
-    assert "there is no schedule 's4'" in ngrpo("schedule", "pause", "s4", code=2)
-
-
-def test_a_schedule_is_made_once(kubeflow, ngrpo):
-    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
-    assert "there is a schedule 'weekly' already" in ngrpo(
-        "schedule", "create", "weekly", "--cron", "0 0 4 * * *", code=2
-    )
-    assert len(kubeflow.schedules) == 1
-
-
-@pytest.mark.parametrize("paused", [False, True])
-def test_a_schedule_is_replaced_and_stays_as_it_was(kubeflow, ngrpo, paused):
-    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
-    if paused:
-        ngrpo("schedule", "pause", "weekly")
-    (old,) = kubeflow.schedules.values()
-    ngrpo("schedule", "replace", "weekly", "--seed", "7")
-    (new,) = kubeflow.schedules.values()
-    assert new.recurring_run_id != old.recurring_run_id
-    assert new.trigger.cron_schedule.cron == "0 0 3 * * *"
-    assert new.status == ("DISABLED" if paused else "ENABLED")
-    assert new.pipeline_version_reference != old.pipeline_version_reference
-    ngrpo("schedule", "replace", "weekly", "--cron", "0 0 5 * * *")
-    (newest,) = kubeflow.schedules.values()
-    assert newest.trigger.cron_schedule.cron == "0 0 5 * * *"
-
-
-def test_a_schedule_that_cannot_be_replaced_is_as_it_was(kubeflow, ngrpo):
-    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
-    kubeflow.fail("DELETE", "/recurringruns/", 503)
-    assert "failed (503" in ngrpo("schedule", "replace", "weekly", "--seed", "7", code=2)
-    (schedule,) = kubeflow.schedules.values()
-    assert schedule.status == "ENABLED"
-
-
-@pytest.mark.parametrize(
-    ("cron", "named"),
-    [
-        ("0 3 * * MON", "write '0 0 3 * * MON'"),
-        ("hourly", "1 fields; write six"),
-        ("0 60 3 * * *", "minute '60'"),
-        ("0 0 24 * * *", "hour '24'"),
-        ("0 0 5-3 * * *", "hour '5-3'"),
-        ("0 0 3 0 * *", "day of the month '0'"),
-        ("0 0 3 * 13 *", "month '13'"),
-        ("0 0 3 * * MOON", "day of the week 'MOON'"),
-        ("0 */0 3 * * *", "minute '*/0'"),
-        ("0 0 3 31 2,4 *", "no year has such a date"),
-    ],
-)
-def test_a_cron_that_cannot_be_is_refused_before_anything_is_asked(kubeflow, ngrpo, cron, named):
-    assert named in ngrpo("schedule", "create", "weekly", "--cron", cron, code=2)
-    assert kubeflow.requests == []
-
-
-@pytest.mark.parametrize(
-    "cron", ["0 0 3 * * MON", "0 0/15 1-5,7 ? JAN-MAR 1", "*/5 * * * * *", "0 0 3 31 2 FRI", "0 0 0 29 2 ?"]
-)
-def test_a_cron_that_can_be_is_taken_as_it_is(cron):
-    assert check_cron(cron) == cron
-
-
 # --- an API that refuses, fails, or is not there ------------------------------------------------------------------------
 
 
@@ -337,6 +139,8 @@ def test_a_cron_that_can_be_is_taken_as_it_is(cron):
         (403, "refuses the credentials (403)"),
         (404, "has no such thing (it fails with 404)"),
         (409, "has one of that name already"),
+        (412, "somebody else made a change at the same time (412: it fails with 412): try again"),
+        (429, "has too much to do (it fails with 429): try again in a minute"),
         (400, "refused (400: it fails with 400)"),
         (503, "failed (503: it fails with 503)"),
     ],
@@ -352,6 +156,71 @@ def test_a_failure_that_passes_is_waited_for_where_nothing_is_changed(kubeflow, 
     ngrpo("submit")
     kubeflow.fail("GET", "/runs/", 503, times=2)
     assert kubeflow.run().run_id in ngrpo("status")
+
+
+def test_a_server_that_says_when_to_come_back_is_asked_again_then(kubeflow, ngrpo):
+    ngrpo("submit")
+    kubeflow.fail("GET", "/runs/", 429)
+    assert kubeflow.run().run_id in ngrpo("status"), "and where it does not say, too"
+    kubeflow.retry_after = "1"
+    kubeflow.fail("GET", "/runs/", 429)
+    began = time.monotonic()
+    assert kubeflow.run().run_id in ngrpo("status")
+    assert time.monotonic() - began > 1
+
+
+def test_two_changes_at_a_time_are_no_name_that_is_taken(kubeflow, ngrpo):
+    kubeflow.fail("POST", "/runs", 409, code=10)
+    assert "somebody else made a change at the same time (409: it fails with 409)" in ngrpo("submit", code=2)
+
+
+def test_three_wrong_settings_are_one_refusal(kubeflow, ngrpo, tmp_path, capsys):
+    settings = tmp_path / "mine.toml"
+    settings.write_text('timeout_hours = 0\nqueue = "Not A Name"\n')
+    overrides = ["--set", "training.learning_rate=fast", "--cluster", str(settings)]
+    assert cli.main(["submit", *overrides, *IMAGES]) == 2
+    said = capsys.readouterr().err
+    for field in ("cluster.timeout_hours", "cluster.queue", "training.learning_rate"):
+        assert field in said
+    assert kubeflow.requests == []
+
+
+def test_what_no_pod_can_get_and_what_has_no_image_are_one_refusal(kubeflow, objects, tmp_path, capsys):
+    lock = tmp_path / "images.lock"
+    lock.write_text(f'cpu = "registry.example/ngrpo-cpu@sha256:{64 * "c"}"\n')
+    overrides = {
+        "cluster.store": objects.uri,
+        "resources.prepare_data.cpus": 100,
+        "resources.sft_warm_start.memory_gib": 1000,
+        "resources.benchmark_evaluation.gpus": 1,
+        "resources.benchmark_evaluation.memory_gib": 64,
+    }
+    settings = [part for name, value in overrides.items() for part in ("--set", f"{name}={value}")]
+    assert cli.main(["submit", "--images", str(lock), *settings]) == 2
+    said = capsys.readouterr().err
+    for named in ("prepare_data.cpus=100", "sft_warm_start.memory_gib=1000", "image 'gpu' is not in"):
+        assert named in said
+    assert kubeflow.requests == []
+
+
+def test_a_run_is_shown_in_kubeflow_and_in_mlflow(kubeflow, ngrpo, monkeypatch):
+    told = ngrpo("submit")
+    assert f"kubeflow  {kubeflow.address}/#/runs/details/{kubeflow.run().run_id}" in told
+    assert "mlflow" not in told, "a file is not shown in a browser"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:s3cr3t@mlflow.example/")
+    monkeypatch.setenv("KF_PIPELINES_NAMESPACE", "team")
+    kubeflow.objects |= cluster("team")
+    monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example/pipeline")
+    told = ngrpo("submit")
+    run = kubeflow.run().run_id
+    assert f"kubeflow  https://kubeflow.example/_/pipeline/?ns=team#/runs/details/{run}" in told
+    assert "mlflow  https://mlflow.example/#/experiments" in told
+
+
+def test_the_port_of_the_api_has_no_pages(monkeypatch):
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:8888")
+    (line,) = links("1234")
+    assert "KF_PIPELINES_UI_ENDPOINT names its address" in line
 
 
 def test_a_connection_that_is_cut_leaves_open_what_was_done(kubeflow, ngrpo):
@@ -437,26 +306,6 @@ def test_a_secret_that_is_missing_is_named_before_anything_is_made(kubeflow, ngr
     assert kubeflow.experiments == kubeflow.pipelines == kubeflow.runs == kubeflow.schedules == {}
 
 
-def test_the_token_that_makes_jobs_is_looked_for_where_jobs_are_made(kubeflow):
-    cluster, console = ClusterConfig(training_token="ngrpo-training-token"), Console()
-    require_secrets(cluster, console)
-    several = cluster.model_copy(update={"nodes": 2})
-    with pytest.raises(ClusterError, match=r"cluster\.training_token: there is no secret .*apply k8s/overlays/gpu"):
-        require_secrets(several, console)
-    kubeflow.secrets = {"ngrpo-training-token": ("ca.crt", "namespace", "token")}
-    require_secrets(several, console)
-
-
-def test_who_may_not_read_secrets_is_told_so_and_submits(kubeflow, ngrpo):
-    kubeflow.fail("GET", "/secrets/", 403)
-    assert "secrets  not checked: Kubernetes refuses (403 it fails with 403)" in ngrpo(
-        "submit", "--cluster", str(CLUSTER)
-    )
-    (Path.home() / ".kube" / "config").unlink()
-    assert "secrets  not checked: there is no way to Kubernetes" in ngrpo("submit", "--cluster", str(CLUSTER))
-    assert len(kubeflow.runs) == 2
-
-
 def test_a_run_that_is_not_there_is_named(ngrpo):
     for command in (["status", "gone"], ["cancel", "gone"], ["logs", "prepare_data", "gone"]):
         assert "run gone: " in (told := ngrpo(*command, code=2))
@@ -466,5 +315,5 @@ def test_a_run_that_is_not_there_is_named(ngrpo):
 
 def test_the_service_account_of_the_cluster_runs_it(kubeflow, ngrpo):
     kubeflow.secrets = SECRETS
-    assert "not checked" not in ngrpo("submit", "--cluster", str(CLUSTER))
+    ngrpo("submit", "--cluster", str(CLUSTER))
     assert kubeflow.run().service_account == "ngrpo-stage"

@@ -84,13 +84,15 @@ def test_every_pod_is_queued_limited_and_not_root_and_knows_where_things_are(pap
     assert [secret["secretName"] for secret in placed["imagePullSecret"]] == ["registry"]
     secrets = {secret["secretName"]: secret for secret in placed["secretAsEnv"]}
     assert secrets["ngrpo-object-store"]["keyToEnv"] == [
-        {"envVar": "AWS_ACCESS_KEY_ID", "secretKey": "access-key"},
-        {"envVar": "AWS_SECRET_ACCESS_KEY", "secretKey": "secret-key"},
+        {"envVar": "NGRPO_S3_ACCESS_KEY_ID", "secretKey": "access-key"},
+        {"envVar": "NGRPO_S3_SECRET_ACCESS_KEY", "secretKey": "secret-key"},
     ]
     assert not any(secret["optional"] for secret in secrets.values())
     environment = {item["name"]: item["value"] for item in executor(spec, stage)["env"]}
     assert environment["NGRPO_STORE"] == "s3://ngrpo/artifacts"
-    assert environment["AWS_ENDPOINT_URL"] == "https://s3.example.com"
+    assert environment["NGRPO_S3_ENDPOINT_URL"] == "https://s3.example.com"
+    assert not any(name.startswith("AWS_") for name in environment), "Kubeflow's launcher would take them"
+    assert environment["NGRPO_SAVE_MINUTES"] == "10.0"
     assert "pip install" not in str(executor(spec, stage)["command"])
 
 
@@ -101,15 +103,42 @@ def test_labels_of_pods_are_added_to_ours():
     assert labels["ngrpo/stage"] == "ngrpo_training"
 
 
-def test_a_stage_is_tried_again_unless_it_decides_something(paper):
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_failure_is_tried_again_in_the_pod_and_a_lost_pod_by_the_orchestrator(paper, stage):
     spec, _ = paper
-    assert task(spec, "ngrpo_training")["retryPolicy"] == {
-        "maxRetryCount": 3,
-        "backoffDuration": "60s",
-        "backoffFactor": 2.0,
-        "backoffMaxDuration": "3600s",
+    environment = {item["name"]: item["value"] for item in executor(spec, stage)["env"]}
+    assert json.loads(environment["NGRPO_TRIES"]) == {"times": 3, "backoff_seconds": 60, "backoff_factor": 2}
+    year = 365 * 24 * 3600
+    assert task(spec, stage)["retryPolicy"] == {
+        "maxRetryCount": 5,
+        "backoffDuration": "10s",
+        "backoffFactor": 1.0,
+        "backoffMaxDuration": f"{year}s",
     }
-    assert "retryPolicy" not in task(spec, "model_promotion")
+
+
+def test_lost_pods_need_not_be_replaced():
+    spec, _ = compiled(WHOLE, "cluster.retry.lost_pods=0")
+    policy = task(spec, "ngrpo_training")["retryPolicy"]
+    assert "maxRetryCount" not in policy, "0 is left out; without a policy Argo's default would hold, which is 2"
+    assert policy["backoffDuration"] == "10s"
+
+
+def test_certificates_come_from_a_config_map():
+    spec, platform = compiled(WHOLE, "cluster.certificate_authority=authorities")
+    for stage in STAGES:
+        (mounted,) = pod(platform, stage)["configMapAsVolume"]
+        assert mounted["configMapName"] == "authorities"
+        assert mounted["mountPath"] == "/var/run/ngrpo/certificates"
+        environment = {item["name"]: item["value"] for item in executor(spec, stage)["env"]}
+        assert environment["NGRPO_S3_CA_BUNDLE"] == "/var/run/ngrpo/certificates/ca.crt"
+
+
+def test_the_smallest_preset_fits_into_the_cluster_of_a_laptop():
+    spec, _ = compiled("tiny")
+    for stage in STAGES:
+        resources = executor(spec, stage)["resources"]
+        assert (resources["resourceCpuRequest"], resources["resourceMemoryRequest"]) == ("1", "2Gi")
 
 
 def test_kubeflow_may_answer_for_every_stage_but_the_promotion_whose_key_is_that_of_the_run(paper):
@@ -223,8 +252,31 @@ def test_what_is_compiled_is_checked(monkeypatch):
 def test_an_image_that_the_lock_does_not_have_is_named(capsys, tmp_path):
     lock = tmp_path / "images.lock"
     lock.write_text(f'gpu = "{Images(LOCK).reference("gpu")}"')
-    assert "image 'cpu' is not in" in refused(capsys, "--images", str(lock))
+    with pytest.raises(ConfigError, match=r"image 'cpu' is not in .* \(it has: gpu\): build it"):
+        Images(lock).reference("cpu")
     assert "no such file" in refused(capsys, "--images", str(tmp_path / "none.lock"))
+
+
+@pytest.mark.parametrize("lock", [None, "other = 'registry.example/x@sha256:0'"])
+def test_a_pipeline_can_be_looked_at_before_there_are_images(capsys, monkeypatch, tmp_path, lock):
+    monkeypatch.chdir(tmp_path)
+    if lock is not None:
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "images.lock").write_text(lock)
+    assert cli.main(["compile", "--preset", "paper-7b", "-o", "out.yaml"]) == 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "images/images.lock lacks cpu and gpu" in line
+    assert "no cluster can pull" in line
+    spec, _ = load_ir((tmp_path / "out.yaml").read_text())
+    assert executor(spec, "ngrpo_training")["image"] == f"ngrpo-gpu@sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize("command", [["submit"], ["schedule", "create", "daily", "--cron", "0 0 3 * * *"]])
+def test_a_run_needs_images(capsys, monkeypatch, tmp_path, command):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'images/images.lock': no such file" in line
 
 
 def test_a_cluster_file_that_is_missing_is_named(capsys, tmp_path):

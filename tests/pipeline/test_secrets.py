@@ -263,7 +263,7 @@ def test_a_hub_that_fails_is_told_without_credentials(tmp_path):
 # --- what is sent to a cluster ----------------------------------------------------------------------------------------
 
 IMAGES_OF = ["--images", str(GOLDEN / "images.lock")]
-SECRETS = {"store": {"AWS_SECRET_ACCESS_KEY": "secret-key"}, "tracking": {"MLFLOW_TRACKING_URI": "uri"}}
+SECRETS = {"store": {"NGRPO_S3_SECRET_ACCESS_KEY": "secret-key"}, "tracking": {"MLFLOW_TRACKING_URI": "uri"}}
 
 
 def test_no_pipeline_holds_a_credential(told, tmp_path):

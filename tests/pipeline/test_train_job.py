@@ -10,7 +10,7 @@ import pytest
 from golden_ir import WHOLE, compiled
 from kubernetes.config import kube_config
 from small_training import CONFIG
-from trainer_stub import serve
+from trainer_stub import WORKFLOW, serve
 
 from ngrpo.cluster import ClusterConfig, GPUConfig, ResourcesConfig
 from ngrpo.errors import StoreError, TrainJobError
@@ -18,13 +18,14 @@ from ngrpo.stages import train_job
 from ngrpo.stages.execution import execute
 from ngrpo.stages.task import Task
 from ngrpo.stages.train_job_manifest import JobSettings, manifest
+from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import Reference
 
 pytestmark = pytest.mark.pipeline
 
 KEY = "0123456789abcdef0123456789abcdef"
 NAME = f"ngrpo-{KEY}"
-SECRETS = {"object-store": {"AWS_ACCESS_KEY_ID": "access-key", "AWS_SECRET_ACCESS_KEY": "secret-key"}}
+SECRETS = {"object-store": {"NGRPO_S3_ACCESS_KEY_ID": "access-key", "NGRPO_S3_SECRET_ACCESS_KEY": "secret-key"}}
 TASK = Task("ngrpo_training", '{"suffix": "$(HOME) costs $$5"}', KEY, "c0", {})
 
 
@@ -40,6 +41,10 @@ def settings(**cluster) -> JobSettings:
 def cluster(tmp_path, monkeypatch):
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(train_job, "POLL_SECONDS", 0.02)
+    monkeypatch.setenv("KFP_POD_NAME", "step-1")
+    monkeypatch.setenv("KFP_POD_UID", "u1")
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
     with serve(tmp_path / "kubeconfig") as state:
         yield state
 
@@ -57,9 +62,9 @@ def refused(**cluster) -> str:
 
 def test_a_job_is_made_once_followed_and_deleted(cluster, capsys, monkeypatch):
     monkeypatch.setenv("NGRPO_PIPELINE_RUN", "r1")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    monkeypatch.setenv("NGRPO_S3_SECRET_ACCESS_KEY", "s3cr3t")
     run(
-        environment={"AWS_ENDPOINT_URL": "http://s3"},
+        environment={"NGRPO_S3_ENDPOINT_URL": "http://s3"},
         secrets=SECRETS,
         service_account="ngrpo-stage",
         queue="ngrpo",
@@ -91,11 +96,14 @@ def test_a_job_is_made_once_followed_and_deleted(cluster, capsys, monkeypatch):
     expected = {"cpu": "32", "memory": "256Gi", "nvidia.com/gpu": "8"}
     assert trainer["resourcesPerNode"] == {"requests": expected, "limits": expected}
     variables = {one["name"]: one.get("value") or one["valueFrom"] for one in trainer["env"]}
-    assert variables["AWS_SECRET_ACCESS_KEY"] == {"secretKeyRef": {"name": "object-store", "key": "secret-key"}}
-    assert variables["AWS_ENDPOINT_URL"] == "http://s3"
+    assert variables["NGRPO_S3_SECRET_ACCESS_KEY"] == {"secretKeyRef": {"name": "object-store", "key": "secret-key"}}
+    assert variables["NGRPO_S3_ENDPOINT_URL"] == "http://s3"
     assert variables["NGRPO_PROCESSES"] == "8"
     assert variables["NGRPO_PIPELINE_RUN"] == "r1"
     assert variables["NGRPO_STORE"] == "s3://ngrpo/artifacts"
+    assert variables["NGRPO_SAVE_MINUTES"] == "10.0"
+    assert "NGRPO_TRIES" not in variables, "the step tries again, with all nodes"
+    assert variables["TQDM_DISABLE"] == "1", "the step prints what they print"
     assert "$" not in trainer["args"][0], "Kubernetes would replace it"
     assert Task(**json.loads(trainer["args"][0])) == TASK
 
@@ -115,6 +123,106 @@ def test_a_job_is_made_once_followed_and_deleted(cluster, capsys, monkeypatch):
     mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
     assert mounts == {"scratch": "/scratch", "shared-memory": "/dev/shm"}
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_a_job_belongs_to_the_workflow_of_its_step(cluster):
+    run()
+    (owner,) = cluster.made[0]["metadata"]["ownerReferences"]
+    assert owner == {name: WORKFLOW[name] for name in ("apiVersion", "kind", "name", "uid")}
+
+
+@pytest.mark.parametrize(
+    ("step", "fault", "said"),
+    [
+        (
+            {"name": "step-1", "uid": "u1"},
+            None,
+            "pod step-1 of namespace ngrpo is not the pod of this step, or no Workflow",
+        ),
+        ({"name": "step-1", "uid": "u2", "ownerReferences": [WORKFLOW]}, None, "is not the pod of this step"),
+        (None, ["GET", "pods/step-1", 403, 1], "403 it fails with 403: the account lacks rights"),
+        ({"name": "step-2"}, None, "pod step-1: Kubernetes answers with 404"),
+    ],
+)
+def test_a_step_whose_workflow_cannot_be_found_goes_on_and_says_so(cluster, capsys, step, fault, said):
+    cluster.step = step or cluster.step
+    cluster.faults = [fault] if fault else []
+    run()
+    assert "ownerReferences" not in cluster.made[0]["metadata"]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "the job does not end with its run" in line]
+    assert said in line
+
+
+def test_a_process_that_is_no_step_says_so(cluster, capsys, monkeypatch):
+    monkeypatch.delenv("KFP_POD_NAME")
+    run()
+    assert "KFP_POD_NAME is not set" in capsys.readouterr().err
+
+
+def nodes_know(cluster):
+    return {one["name"]: one.get("value") for one in cluster.made[0]["spec"]["trainer"]["env"]}
+
+
+def test_nodes_know_all_that_the_step_knows_of_mlflow_and_the_plugin_goes_before_the_settings(cluster, monkeypatch):
+    told = {
+        "MLFLOW_TRACKING_URI": "http://of-the-plugin",
+        "MLFLOW_RUN_ID": "1",
+        "MLFLOW_EXPERIMENT_ID": "2",
+        "MLFLOW_WORKSPACE": "team",
+        "MLFLOW_TRACKING_AUTH": "kubernetes-namespaced",
+    }
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    run(environment={"MLFLOW_TRACKING_URI": "http://of-the-settings"})
+    assert told.items() <= nodes_know(cluster).items()
+
+
+def test_credentials_of_mlflow_reach_the_nodes_by_reference_alone(cluster, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "s3cr3t")  # of the plugin, from a secret
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")  # from a secret; its user and password were taken off
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "s3cr3t-user")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t")
+    place = {"name": "of-the-plugin", "key": "token"}
+    cluster.step_env = [
+        {"name": "MLFLOW_TRACKING_TOKEN", "valueFrom": {"secretKeyRef": place}},
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": place}},
+        {"name": "KFP_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "HOME", "value": "/scratch"},
+    ]
+    run(secrets={"mlflow": {"MLFLOW_TRACKING_URI": "address"}})
+    variables = {one["name"]: one for one in cluster.made[0]["spec"]["trainer"]["env"]}
+    assert len(variables) == len(cluster.made[0]["spec"]["trainer"]["env"])
+    references = {name: one["valueFrom"]["secretKeyRef"] for name, one in variables.items() if "valueFrom" in one}
+    assert references == {"MLFLOW_TRACKING_TOKEN": place, "MLFLOW_TRACKING_URI": {"name": "mlflow", "key": "address"}}
+    assert "s3cr3t" not in json.dumps(cluster.made)
+
+
+def test_nodes_trust_what_the_step_trusts(cluster):
+    run(certificate_authority="authorities")
+    (patch,) = cluster.made[0]["spec"]["runtimePatches"]
+    (nodes,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = nodes["template"]["spec"]["template"]["spec"]
+    assert {"name": "certificates", "configMap": {"name": "authorities"}} in pod["volumes"]
+    mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+    assert mounts["certificates"] == "/var/run/ngrpo/certificates"
+    assert nodes_know(cluster)["NGRPO_S3_CA_BUNDLE"] == "/var/run/ngrpo/certificates/ca.crt"
+
+
+def test_nodes_without_gpus_ask_for_none(cluster):
+    told = JobSettings(
+        image="registry.example/ngrpo-cpu@sha256:0",
+        needs=ResourcesConfig(cpus=1, memory_gib=2),
+        cluster=ClusterConfig(nodes=2, gpu=GPUConfig(node_selector={"gpu": "h100"}, tolerations=[{"key": "gpu"}])),
+    )
+    train_job.run(TASK, told.model_dump_json())
+    spec = cluster.made[0]["spec"]
+    assert spec["trainer"]["resourcesPerNode"]["limits"] == {"cpu": "1", "memory": "2Gi"}
+    assert spec["trainer"]["numProcPerNode"] == 1
+    assert nodes_know(cluster)["NGRPO_PROCESSES"] == "1"
+    (nodes,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = nodes["template"]["spec"]["template"]["spec"]
+    assert (pod["nodeSelector"], pod["tolerations"]) == ({}, [])
+    assert [one["name"] for one in pod["volumes"]] == ["scratch"]
 
 
 def test_a_failed_job_is_one_line_with_the_last_words_of_the_node_that_failed(cluster):
@@ -171,6 +279,16 @@ def test_a_second_try_replaces_what_has_ended(cluster):
     run()
     assert len(cluster.made) == 2
     assert cluster.deleted == [NAME, NAME]
+
+
+def test_a_try_after_a_lost_node_waits_for_the_nodes_that_are_left_and_makes_the_job_anew(cluster):
+    cluster.states, cluster.later = ["Running", "Failed"], [["Pending", "Running", "Complete"]]
+    cluster.grace = 3  # they may be saving
+    assert "failed (FailedJobs" in refused()
+    assert NAME in cluster.jobs
+    run()
+    assert [job["metadata"]["name"] for job in cluster.made] == [NAME, NAME]
+    assert cluster.overlaps == 0
 
 
 def test_a_job_that_somebody_deletes_is_noticed(cluster):
@@ -289,6 +407,37 @@ def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, t
     assert len(cluster.made) == 1, "what is in the store is not made again"
 
 
+FAST = """
+import sys
+if "ngrpo.stages.attempt" in sys.orig_argv:
+    from ngrpo.stages import train_job
+    train_job.POLL_SECONDS = 0.05
+"""
+
+
+def test_a_lost_node_costs_a_try_and_not_the_run(step, cluster, store, objects, tmp_path, monkeypatch, capfd):
+    def publish():
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "metrics.json").write_text('{"steps": 2}')
+        store.publish("ngrpo_training", KEY, tmp_path / "made", config_digest="", code_version="c0", inputs={})
+
+    cluster.states, cluster.later, cluster.completed = ["Running", "Failed"], [["Running", "Complete"]], publish
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(FAST)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hook"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("NGRPO_TRIES", json.dumps({"times": 1, "backoff_seconds": 1, "backoff_factor": 1}))
+    assert step() == {"steps": 2}
+    assert Reference.read(tmp_path / "reference.json").key == KEY
+    assert len(cluster.made) == 2
+    assert cluster.jobs == {}
+    lost, done = tries_of(objects, "ngrpo_training", KEY)
+    assert (lost.outcome, done.outcome) == ("failed", "succeeded")
+    assert f"TrainJob {NAME} failed (FailedJobs: jobset failed); last lines of node-1: " in lost.error
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+
+
 def test_nodes_that_publish_nothing_are_an_error(step, tmp_path):
     with pytest.raises(StoreError, match=f"no artifact {KEY}: do they use the same store"):
         step()
@@ -296,7 +445,9 @@ def test_nodes_that_publish_nothing_are_an_error(step, tmp_path):
 
 
 def test_the_pod_of_the_step_asks_for_no_gpu_and_knows_the_job():
-    spec, platform = compiled(WHOLE, "cluster.nodes=2", "cluster.nodes_start_minutes=30", "cluster.timeout_hours=2")
+    spec, platform = compiled(
+        WHOLE, "cluster.nodes=2", "cluster.nodes_start_minutes=30", "cluster.stage_timeout_hours.ngrpo_training=2"
+    )
     container = spec["deploymentSpec"]["executors"]["exec-ngrpo-training"]["container"]
     assert container["image"].startswith("registry.example/ngrpo-cpu@sha256:")
     assert "accelerator" not in container["resources"]
@@ -307,9 +458,19 @@ def test_the_pod_of_the_step_asks_for_no_gpu_and_knows_the_job():
     assert job.cluster.nodes == 2
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-ngrpo-training"]
     assert "nodeSelector" not in pod
-    assert int(pod["activeDeadlineSeconds"]) > job.cluster.timeout_seconds("ngrpo_training") + 30 * 60
+    tries = job.cluster.retry.times + 1
+    assert int(pod["activeDeadlineSeconds"]) == 2 * 3600 + 60 * (30 * tries + 10)
     other = spec["deploymentSpec"]["executors"]["exec-benchmark-evaluation"]["container"]
     assert "NGRPO_TRAIN_JOB" not in {one["name"] for one in other["env"]}
+
+
+def test_nodes_without_gpus_have_the_image_without_them():
+    spec, _ = compiled("tiny", "cluster.nodes=2", "training.micro_batch_size=128")
+    container = spec["deploymentSpec"]["executors"]["exec-ngrpo-training"]["container"]
+    (variable,) = [one["value"] for one in container["env"] if one["name"] == "NGRPO_TRAIN_JOB"]
+    job = JobSettings.model_validate_json(variable)
+    assert job.image.startswith("registry.example/ngrpo-cpu@sha256:")
+    assert job.needs == ResourcesConfig(cpus=1, memory_gib=2)
 
 
 def test_only_the_step_of_the_training_holds_the_token_that_makes_jobs():

@@ -43,9 +43,8 @@ class Nodes:
         """Start two nodes with a process each, or one node with two."""
         references = {name: (self._root / f"{name}.json").read_text() for name in INPUTS}
         task = Task("ngrpo_training", json.dumps(self._config), key, "c0", references)
-        job = manifest(
-            "job", task, JobSettings(image="i", needs=ResourcesConfig(gpus=2 // nodes), cluster=self._cluster)
-        )
+        needs = ResourcesConfig(gpus=0 if nodes == 2 else 2)  # a node without GPUs is one process
+        job = manifest("job", task, JobSettings(image="i", needs=needs, cluster=self._cluster))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -22,6 +22,14 @@ _TYPES = {"TrainJob": models.TrainerV1alpha1TrainJob, "TrainingRuntime": models.
 _JOB = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/ngrpo/trainjobs"
 _RUNTIME = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/ngrpo/trainingruntimes/ngrpo-training"
 _PODS = "/api/v1/namespaces/ngrpo/pods"
+WORKFLOW = {
+    "apiVersion": "argoproj.io/v1alpha1",
+    "kind": "Workflow",
+    "name": "ngrpo-post-training-44gvd",
+    "uid": "w1",
+    "controller": True,
+    "blockOwnerDeletion": True,
+}
 _CONDITIONS = {"Complete": ("Complete", "AllJobsCompleted", ""), "Failed": ("Failed", "FailedJobs", "jobset failed")}
 
 
@@ -52,6 +60,16 @@ class Cluster:
         self.deleted = []
         self.states = ["Running", "Complete"]
         """Pending, Running, Complete, Failed, Gone."""
+        self.later = []
+        """`states` of the jobs that are made after the first."""
+        self.grace = 0
+        """Looks at a deleted job until its pods have ended."""
+        self.overlaps = 0
+        """Jobs that were made while pods of one before them were still there."""
+        self.step = {"name": "step-1", "uid": "u1", "ownerReferences": [WORKFLOW]}
+        """Metadata of the pod that follows the job."""
+        self.step_env = []
+        """Environment variables of that pod, as Kubernetes has them."""
         self.log = ["step 1/2", "step 2/2"]
         self.pending = {}
         """What Kubernetes says of a pod that has not started, beside its phase."""
@@ -62,6 +80,7 @@ class Cluster:
         self.completed = lambda: None
         self._state = "Pending"
         self._published = False
+        self._ending = 0
 
     def answer(self, method, path, query, body):
         """Return status and answer: an object, or text."""
@@ -72,7 +91,10 @@ class Cluster:
         if path == _JOB and method == "POST":
             return self._create(json.loads(body))
         if path.startswith(f"{_JOB}/"):
-            return self._job(method, path.rpartition("/")[2])
+            return self._job(method, path.rpartition("/")[2], query)
+        if path == f"{_PODS}/{self.step['name']}":
+            spec = {"containers": [{"name": "wait"}, {"name": "main", "env": self.step_env}]}
+            return 200, {"kind": "Pod", "apiVersion": "v1", "metadata": self.step, "spec": spec}
         if path == _PODS:
             (name,) = re.findall(r"jobset-name=([\w-]+)", query["labelSelector"][0])
             return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self._pods(name)}
@@ -95,17 +117,29 @@ class Cluster:
         if name in self.jobs:
             return 409, f'trainjobs "{name}" already exists'
         stamp = {"creationTimestamp": datetime.now(UTC).isoformat(), "namespace": NAMESPACE}
+        if self.made and self.later:
+            self.states = self.later.pop(0)
+        self.overlaps += self._ending > 0
         self.made.append(job)
         self.jobs[name] = {**job, "metadata": {**job["metadata"], **stamp}}
         return 201, self.jobs[name]
 
-    def _job(self, method, name):
+    def _job(self, method, name, query):
         job = self.jobs.get(name)
+        if job is not None and "deletionTimestamp" in job["metadata"] and method == "GET":
+            self._ending -= 1
+            if self._ending == 0:
+                del self.jobs[name]
+            return 200, job
         if job is None:
             return 404, f'trainjobs "{name}" not found'
         if method == "DELETE":
-            del self.jobs[name]
             self.deleted.append(name)
+            self._ending = self.grace
+            if self.grace and query.get("propagationPolicy") == ["Foreground"]:
+                job["metadata"]["deletionTimestamp"] = datetime.now(UTC).isoformat()
+            else:
+                del self.jobs[name]
             return 200, {}
         if "status" in job:  # left by an earlier try
             return 200, job

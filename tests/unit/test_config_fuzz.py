@@ -159,7 +159,7 @@ def test_what_is_wrong_is_said_all_at_once():
         'promotion.tolerated_regression={"amc": 1}',
         'evaluation.string_match=["amc23", "aime25"]',
         "cluster.nodes=2",
-        'cluster.environment={"HF_TOKEN": "x", "AWS_SECRET_ACCESS_KEY": "y"}',
+        'cluster.environment={"HF_TOKEN": "x", "NGRPO_S3_SECRET_ACCESS_KEY": "y"}',
         "speed=1",
     )
     named = [
@@ -175,7 +175,7 @@ def test_what_is_wrong_is_said_all_at_once():
         "promotion.benchmark='aime24'",
         "promotion.statistic='pass@17'",
         "promotion.tolerated_regression.amc: ",
-        "cluster: environment.AWS_SECRET_ACCESS_KEY",
+        "cluster: environment.NGRPO_S3_SECRET_ACCESS_KEY",
         "cluster: environment.HF_TOKEN",
         "speed: unknown setting",
     ]

@@ -68,7 +68,7 @@ SECRET = {
     "AZURE_STORAGE_CONNECTION_STRING": f"AccountName=a;AccountKey={CANARY}",
 }
 OPEN = {
-    "AWS_ENDPOINT_URL": "https://s3.example.com:9000",
+    "NGRPO_S3_ENDPOINT_URL": "https://s3.example.com:9000",
     "SIX": "http://[fd00::1]:8080/x",
     "MLFLOW_TRACKING_URI": "http://mlflow.ngrpo.svc:5000",
     "MAIL": "me@example.com",
@@ -76,7 +76,7 @@ OPEN = {
     "NO_PROXY": "localhost,127.0.0.1,.svc",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_MAX_TOKENS": "3",
-    "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",
+    "NGRPO_S3_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",
     "PATHS": "/a:/b",
     "QUERY": "https://host/a?page=3&monkeys=1",
     "JAVA_OPTIONS": "-Dx=1 -Dy=2",

@@ -105,10 +105,6 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         )
     if training and rollout:
         yield from _unequal_shares(training, rollout, cluster, resources)
-    if cluster and resources is not None and cluster.nodes > 1 and not _gpus(resources):
-        yield (
-            f"cluster.nodes={cluster.nodes} needs GPUs on each node, resources.ngrpo_training.gpus=0: raise it, or set nodes to 1"
-        )
     if warm_start and data and warm_start.steps and data.warm_start is None:
         yield f"warm_start.steps={warm_start.steps} needs data.warm_start: name a source or set steps to 0"
     selection = training.selection if training else None
@@ -151,13 +147,13 @@ def _unequal_shares(
             f"{what} must be a multiple of updates_per_batch x micro_batch_size = "
             f"{training.updates_per_batch} x {training.micro_batch_size}"
         )
-    gpus = _gpus(resources or {})
-    if cluster and cluster.nodes > 1 and gpus and sequences % (each * cluster.nodes * gpus):
+    if resources is None or cluster is None or cluster.nodes == 1:
+        return
+    gpus = resources.get("ngrpo_training", ResourcesConfig()).gpus
+    kind = f"{gpus} GPUs" if gpus else "1 process"
+    shares = each * cluster.nodes * max(gpus, 1)
+    if sequences % shares:
         yield (
-            f"{what} cannot be shared by cluster.nodes={cluster.nodes} x {gpus} GPUs: they must be a multiple of "
-            f"updates_per_batch x micro_batch_size x nodes x GPUs = {each * cluster.nodes * gpus}"
+            f"{what} cannot be shared by cluster.nodes={cluster.nodes} x {kind}: they must be a multiple of "
+            f"updates_per_batch x micro_batch_size x nodes x {'GPUs' if gpus else 'processes'} = {shares}"
         )
-
-
-def _gpus(resources: Mapping[StageName, ResourcesConfig]) -> int:
-    return resources.get("ngrpo_training", ResourcesConfig()).gpus

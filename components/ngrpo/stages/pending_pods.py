@@ -1,15 +1,15 @@
-"""Why a pod has not started: what Kubernetes says of it, and what to do."""
+"""Why a pod has not started, or how it ended: what Kubernetes says of it, and what to do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 _IMAGE = "correct the image's address in images.lock, or cluster.image_pull_secrets"
+_NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName")
 _CURES = {
     "CreateContainerConfigError": "once that is there, the pod starts by itself",
-    "ErrImagePull": _IMAGE,
-    "ImagePullBackOff": _IMAGE,
-    "InvalidImageName": _IMAGE,
+    **dict.fromkeys(_NO_IMAGE, _IMAGE),
     "SchedulingGated": "it waits in its queue: free what others hold, or raise the queue's quota",
     "Unschedulable": "free or add nodes with what it asks for, or correct resources and the placement in `cluster`",
 }
@@ -24,14 +24,47 @@ def why_pending(pod: Any) -> str | None:
     Returns:
         One line; none of a pod that has started, or where Kubernetes gives no reason (it may be pulling an image).
     """
-    status = pod.status
-    if status.phase != "Pending":
+    if pod.status.phase != "Pending":
         return None
-    containers = [*(status.init_container_statuses or ()), *(status.container_statuses or ())]
-    waiting = [each.state.waiting for each in containers if each.state is not None and each.state.waiting is not None]
-    unscheduled = [each for each in status.conditions or () if each.type == "PodScheduled" and each.status == "False"]
-    for each in (*waiting, *unscheduled):
-        if each.message:
-            said = f"{each.reason}: {' '.join(each.message.split())}"
-            return f"{said}; {_CURES[each.reason]}" if each.reason in _CURES else said
+    conditions = pod.status.conditions or ()
+    unscheduled = [each for each in conditions if each.type == "PodScheduled" and each.status == "False"]
+    told = (each for each in (*_waiting(pod), *unscheduled) if each.message or each.reason in _NO_IMAGE)
+    return next(map(_said, told), None)
+
+
+def image_wait(pod: Any) -> str | None:
+    """Return why the image of a pod is not pulled, with the cure; none of a pod whose image is there or on its way.
+
+    Args:
+        pod: A `V1Pod` of the Kubernetes client.
+    """
+    return next((_said(each) for each in _waiting(pod) if each.reason in _NO_IMAGE), None)
+
+
+def _waiting(pod: Any) -> Iterator[Any]:
+    """Yield why containers of a pod wait: `V1ContainerStateWaiting`."""
+    for each in (*(pod.status.init_container_statuses or ()), *(pod.status.container_statuses or ())):
+        if each.state is not None and each.state.waiting is not None:
+            yield each.state.waiting
+
+
+def _said(each: Any) -> str:
+    said = f"{each.reason}: {' '.join((each.message or 'no message').split())}"
+    return f"{said}; {_CURES[each.reason]}" if each.reason in _CURES else said
+
+
+def why_ended(pod: Any) -> str | None:
+    """Return how a pod ended that did not end well, as far as Kubernetes knows; none of one that ended well or has not ended.
+
+    Args:
+        pod: A `V1Pod` of the Kubernetes client.
+    """
+    if pod.status.phase != "Failed":
+        return None
+    if pod.status.reason:  # of the whole pod: Evicted, DeadlineExceeded, Preempting
+        return f"{pod.status.reason}: {' '.join((pod.status.message or 'no message').split())}"
+    for each in pod.status.container_statuses or ():
+        ended = each.state.terminated if each.state is not None else None
+        if ended is not None and ended.exit_code:
+            return f"container {each.name} ended: {ended.reason or 'Error'} (exit code {ended.exit_code})"
     return None

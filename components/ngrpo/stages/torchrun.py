@@ -1,4 +1,4 @@
-"""A stage as several processes, one a GPU, started by torchrun: those of this machine, or of this node of several."""
+"""A stage as several processes, one a GPU or, without GPUs, one a node, started by torchrun: those of this machine or node."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
 
 
 def join() -> None:
-    """Make this process one of those that torchrun has started: each takes a GPU, before anything is put on one."""
+    """Make this process one of those that torchrun has started: each takes a GPU, if there are any, before anything is put on one."""
     import torch
     from accelerate import PartialState
 

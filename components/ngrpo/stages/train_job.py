@@ -1,8 +1,9 @@
 """A stage on several nodes: a `TrainJob` of Kubeflow Trainer, made and followed by the stage's step, whose pods do the work together.
 
 The job's pods run `execute` as a step on one node does, each with torchrun over all of them, and the first publishes the artifact. The
-step finds it in the store. However a step ends, it deletes its job. One that is killed cannot: a job has the stage's key in its name,
-so that the next try joins it, and a deadline.
+step finds it in the store. However a step ends, it deletes its job. One that is killed may not get that far: Argo gives it a second. So a
+job has the stage's key in its name, for the next try to join it; it belongs to the Workflow of the step, with which Kubernetes deletes it;
+and it has a deadline.
 
 The job is read, watched and deleted through Kubeflow's SDK, but not made by its `TrainerClient.train`: kubeflow 0.5 takes only plain texts
 there as environment variables, no references to secrets, and the cluster refuses variables of the container `node` anywhere else.
@@ -11,6 +12,7 @@ there as environment variables, no references to secrets, and the cluster refuse
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -26,7 +28,7 @@ from ngrpo.cluster import TRAINING_TOKEN, ClusterConfig
 from ngrpo.errors import Preempted, TrainJobError
 from ngrpo.stages.pending_pods import why_pending
 from ngrpo.stages.task import Task
-from ngrpo.stages.train_job_manifest import NODE, JobSettings, manifest
+from ngrpo.stages.train_job_manifest import NODE, JobSettings, Step, manifest
 
 if TYPE_CHECKING:
     from kubeflow.common.types import KubernetesBackendConfig
@@ -38,6 +40,9 @@ PATIENCE_SECONDS = 300.0
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 _LOG_SECONDS = 30.0  # to read what the log holds once the job has ended
 _LAST_LINES = 5
+_POD_NAME = "KFP_POD_NAME"  # environment variables of a step, set by Kubeflow
+_POD_UID = "KFP_POD_UID"
+_MAIN = "main"  # name that Argo gives to the container of a step
 _JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"  # of the pods: the name of the TrainJob
 _PASSING = (0, 429, 500, 502, 503, 504)  # statuses; 0 is the client's for a broken TLS connection
 _CURES = {
@@ -67,7 +72,7 @@ def run(task: Task, settings_json: str) -> None:
     job = TrainJob(f"ngrpo-{task.key}", settings.cluster)
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        job.start(manifest(job.name, task, settings))
+        job.start(manifest(job.name, task, settings, job.step()))
         job.follow()
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -108,6 +113,40 @@ class TrainJob:
             raise TrainJobError(
                 f"cluster.nodes={self._nodes}: this process has no way to the API of Kubernetes ({error}): run it in a pod"
             ) from error
+
+    def step(self) -> Step:
+        """Return what Kubernetes knows of the pod of this step; if that is not to be had, a line says so, and nothing is known."""
+        try:
+            return self._read_step()
+        except TrainJobError as error:
+            print(
+                f"TrainJob {self.name}: the pod of this step is not known, so the job does not end with its run if this step is killed, "
+                f"only at its deadline, and its nodes get no credentials of Kubeflow's MLflow plugin: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+            return Step()
+
+    def _read_step(self) -> Step:
+        name, backend = os.environ.get(_POD_NAME), self._client.backend
+        if not name:
+            raise TrainJobError(f"{_POD_NAME} is not set: this is no step of Kubeflow Pipelines")
+        read = {"name": name, "namespace": backend.namespace, "_request_timeout": _TIMEOUT}
+        pod = self._ask(f"pod {name}", lambda: backend.core_api.read_namespaced_pod(**read))
+        owners = [one for one in pod.metadata.owner_references or () if one.kind == "Workflow"]
+        if pod.metadata.uid != os.environ.get(_POD_UID) or not owners:
+            raise TrainJobError(
+                f"pod {name} of namespace {backend.namespace} is not the pod of this step, or no Workflow owns it"
+            )
+        owner = owners[0]
+        variables = [one for container in pod.spec.containers if container.name == _MAIN for one in container.env or ()]
+        places = {one.name: one.value_from.secret_key_ref for one in variables if one.value_from is not None}
+        return Step(
+            owner={"apiVersion": owner.api_version, "kind": owner.kind, "name": owner.name, "uid": owner.uid},
+            secrets={
+                name: {"name": place.name, "key": place.key} for name, place in places.items() if place is not None
+            },
+        )
 
     def start(self, job: dict[str, Any]) -> None:
         """Make the job, or join the one that an earlier try has left running. What is left of one that ended makes room.
@@ -151,12 +190,12 @@ class TrainJob:
             raise TrainJobError(f"TrainJob {self.name} failed ({said}); {self._last_words()}")
 
     def delete(self) -> None:
-        """Delete the job with its pods, if it is there.
+        """Delete the job, if it is there. It is gone once its pods are: they may be saving, and two jobs must not save at once.
 
         Raises:
             TrainJobError: The cluster refuses or cannot be reached.
         """
-        self._call("delete", name=self.name, unless=404)
+        self._call("delete", name=self.name, propagation_policy="Foreground", unless=404)
 
     def _wait(self) -> Mapping[str, Any]:
         """Return the condition with which the job ends."""
@@ -217,7 +256,7 @@ class TrainJob:
             self._ended.wait(POLL_SECONDS)
 
     def _last_words(self) -> str:
-        """Return the last lines of a node that failed, of the first if none is known to have."""
+        """Return the last log lines of a failed node, or of the first node if none is known to have failed."""
         try:
             failed = [step.name for step in self._client.get_job(self.name).steps if step.status == "Failed"]
             node = min(failed, default=f"{NODE}-0")

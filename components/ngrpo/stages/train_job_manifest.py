@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ngrpo.cluster import SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig
+from ngrpo.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig
+from ngrpo.environment import CREDENTIAL, holds_credential
 from ngrpo.section import Section
+from ngrpo.stages.supervision import QUIET
 from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES
 from ngrpo.stages.task import Task
 
 NODE = "node"
 """Name that Kubeflow Trainer gives to the replicated job of the nodes and to their container."""
 _MANAGER = "trainer.kubeflow.org/kubeflow-sdk"
-# What tells a stage of its pipeline run is known to the step alone.
-_PASSED_ON = (PIPELINE_RUN, "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI")
+_MLFLOW = "MLFLOW_"
+_TRACKING_USER = "MLFLOW_TRACKING_USERNAME"
 
 
 class JobSettings(Section):
@@ -34,23 +37,44 @@ class JobSettings(Section):
     """Number, placement and limits of the nodes."""
 
 
-def manifest(name: str, task: Task, settings: JobSettings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Step:
+    """What is known of the pod that makes the job."""
+
+    owner: Mapping[str, str] | None = None
+    """Owner reference of the Workflow of the pod, with which Kubernetes deletes the job."""
+    secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By environment variable of the pod: name and key of the secret that its value comes from."""
+
+
+def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = None) -> dict[str, Any]:
     """Return the job as Kubernetes reads it, less the kind of its runtime.
 
     Args:
         name: Its name.
         task: What each node executes.
         settings: How it is made.
+        step: The pod that makes it.
     """
     cluster, needs = settings.cluster, settings.needs
-    secret = {name for keys in cluster.secrets.values() for name in keys}
-    passed_on = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name) and name not in secret}
-    variables = {PROCESSES: str(needs.gpus), **passed_on, **cluster.pod_environment()}
-    resources = {"cpu": str(needs.cpus), "memory": f"{needs.memory_gib}Gi", cluster.gpu.resource: str(needs.gpus)}
+    step = Step() if step is None else step
+    processes = max(needs.gpus, 1)
+    # What the step is told of its pipeline run goes before the settings: Kubeflow's MLflow plugin may name another server.
+    variables = {PROCESSES: str(processes), **QUIET, **cluster.pod_environment(), **_passed_on()}
+    secrets = {
+        name: {"name": secret, "key": key} for secret, keys in cluster.secrets.items() for name, key in keys.items()
+    }
+    secrets |= {name: dict(place) for name, place in step.secrets.items() if name.startswith(_MLFLOW)}
+    resources = {"cpu": str(needs.cpus), "memory": f"{needs.memory_gib}Gi"}
+    if needs.gpus:
+        resources[cluster.gpu.resource] = str(needs.gpus)
+    metadata: dict[str, Any] = {"name": name, "labels": {STAGE_LABEL: task.stage, **cluster.queue_labels()}}
+    if step.owner is not None:
+        metadata["ownerReferences"] = [dict(step.owner)]
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
-        "metadata": {"name": name, "labels": {STAGE_LABEL: task.stage, **cluster.queue_labels()}},
+        "metadata": metadata,
         "spec": {
             "runtimeRef": {"name": cluster.training_runtime},
             "activeDeadlineSeconds": cluster.timeout_seconds(task.stage),
@@ -60,19 +84,30 @@ def manifest(name: str, task: Task, settings: JobSettings) -> dict[str, Any]:
                 # Kubernetes would replace `$(NAME)` and `$$`; in JSON the sign has another spelling.
                 "args": [json.dumps(asdict(task)).replace("$", "\\u0024")],
                 "numNodes": cluster.nodes,
-                "numProcPerNode": needs.gpus,
+                "numProcPerNode": processes,
                 "resourcesPerNode": {"requests": resources, "limits": resources},
                 "env": [
-                    *({"name": name, "value": value} for name, value in variables.items()),
-                    *(
-                        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-                        for secret, keys in cluster.secrets.items()
-                        for name, key in keys.items()
-                    ),
+                    *({"name": name, "value": value} for name, value in variables.items() if name not in secrets),
+                    *({"name": name, "valueFrom": {"secretKeyRef": place}} for name, place in secrets.items()),
                 ],
             },
-            "runtimePatches": [_patch({"labels": {**cluster.labels, STAGE_LABEL: task.stage}}, _pod(cluster))],
+            "runtimePatches": [_patch({"labels": {**cluster.labels, STAGE_LABEL: task.stage}}, _pod(cluster, needs))],
         },
+    }
+
+
+def _passed_on() -> dict[str, str]:
+    """Return what only the step is told of its pipeline run, less credentials: those go by reference, or not at all."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name == PIPELINE_RUN
+        or (
+            name.startswith(_MLFLOW)
+            and name != _TRACKING_USER
+            and CREDENTIAL.search(name) is None
+            and not holds_credential(value)
+        )
     }
 
 
@@ -82,11 +117,21 @@ def _patch(metadata: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
     return {"manager": _MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
 
 
-def _pod(cluster: ClusterConfig) -> dict[str, Any]:
-    shared = {"medium": "Memory", "sizeLimit": f"{cluster.gpu.shared_memory_gib}Gi"}
+def _pod(cluster: ClusterConfig, needs: ResourcesConfig) -> dict[str, Any]:
+    selector, tolerations = cluster.node_selector, cluster.tolerations
+    volumes: list[dict[str, Any]] = [{"name": "scratch", "emptyDir": {"sizeLimit": f"{cluster.scratch_gib}Gi"}}]
+    mounts = [{"name": "scratch", "mountPath": SCRATCH}]
+    if needs.gpus:
+        selector, tolerations = selector | cluster.gpu.node_selector, tolerations + cluster.gpu.tolerations
+        shared = {"medium": "Memory", "sizeLimit": f"{cluster.gpu.shared_memory_gib}Gi"}
+        volumes.append({"name": "shared-memory", "emptyDir": shared})
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
+    if cluster.certificate_authority is not None:
+        volumes.append({"name": "certificates", "configMap": {"name": cluster.certificate_authority}})
+        mounts.append({"name": "certificates", "mountPath": CERTIFICATES})
     pod: dict[str, Any] = {
-        "nodeSelector": cluster.node_selector | cluster.gpu.node_selector,
-        "tolerations": [one.model_dump(exclude_none=True) for one in (*cluster.tolerations, *cluster.gpu.tolerations)],
+        "nodeSelector": selector,
+        "tolerations": [one.model_dump(exclude_none=True) for one in tolerations],
         "imagePullSecrets": [{"name": name} for name in cluster.image_pull_secrets],
         "securityContext": {
             "runAsUser": cluster.run_as_user,
@@ -94,17 +139,11 @@ def _pod(cluster: ClusterConfig) -> dict[str, Any]:
             "runAsNonRoot": True,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumes": [
-            {"name": "scratch", "emptyDir": {"sizeLimit": f"{cluster.scratch_gib}Gi"}},
-            {"name": "shared-memory", "emptyDir": shared},
-        ],
+        "volumes": volumes,
         "containers": [
             {
                 "name": NODE,
-                "volumeMounts": [
-                    {"name": "scratch", "mountPath": SCRATCH},
-                    {"name": "shared-memory", "mountPath": "/dev/shm"},
-                ],
+                "volumeMounts": mounts,
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
             }
         ],

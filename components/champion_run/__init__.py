@@ -1,1 +1,0 @@
-"""Component `champion_run`."""

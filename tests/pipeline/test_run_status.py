@@ -1,0 +1,458 @@
+"""`ngrpo status`, `submit --wait` and `cancel`: what a person is told of a run, and why a stage failed or waits."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+import pytest
+from golden_ir import IMAGES
+
+from ngrpo.cluster import ClusterConfig
+from ngrpo.config import load_config
+from ngrpo.stages.pending_pods import why_ended
+from ngrpo_kfp.pipelines import run_status
+from ngrpo_kfp.pipelines.options import PRESETS
+from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import Kubernetes, unpullable
+from ngrpo_kfp.pipelines.runtime.workflows import why_failed
+
+pytestmark = pytest.mark.pipeline
+pytest_plugins = ["commanding"]
+
+STORE = ClusterConfig().store
+KUEUE = "/apis/kueue.x-k8s.io/v1beta2/namespaces/kubeflow"
+QUEUE = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/kubeflow/localqueues/ngrpo/pendingworkloads"
+TRAIN_JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainjobs"
+WORKFLOWS = "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows"
+NO_ROOM = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def container(name="main", **state) -> dict:
+    return {"name": name, "image": "i", "imageID": "", "ready": False, "restartCount": 0, "state": state}
+
+
+KILLED = {"phase": "Failed", "containerStatuses": [container(terminated={"exitCode": 137, "reason": "OOMKilled"})]}
+
+
+def waiting(reason: str, message: str | None = None) -> dict:
+    return container(waiting={"reason": reason} | ({"message": message} if message else {}))
+
+
+def unscheduled(reason: str, message: str) -> dict:
+    condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
+    return {"phase": "Pending", "conditions": [condition]}
+
+
+def unpulled(minutes: float) -> dict:
+    """A pod that got its node some minutes ago and cannot pull its image."""
+    placed = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+    return {
+        "phase": "Pending",
+        "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": placed}],
+        "containerStatuses": [waiting("ImagePullBackOff", 'Back-off pulling image "r/ngrpo-cpu"')],
+    }
+
+
+def rows(told: str) -> dict[str, list[str]]:
+    """The rows of a table by their first cell."""
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in told.splitlines() if line.startswith("│")]
+    return {row[0]: row[1:] for row in cells}
+
+
+def pod(kubeflow, stage, status=None, log=""):
+    """Let the newest run have a pod; returns its number."""
+    kubeflow.pods.append((kubeflow.run().run_id, stage, log))
+    number = len(kubeflow.pods) - 1
+    if status is not None:
+        kubeflow.pod_statuses[number] = status
+    return number
+
+
+SEVERAL_NODES = (
+    "cluster.nodes=2",
+    "resources.ngrpo_training.gpus=1",
+    "resources.ngrpo_training.memory_gib=32",
+    "training.micro_batch_size=1",
+)
+
+
+@cache
+def pipeline(*overrides: str) -> str:
+    """The pipeline of preset `tiny`, compiled once for all tests."""
+    return compile_whole(load_config(PRESETS / "tiny.toml", overrides), IMAGES)
+
+
+@pytest.fixture
+def run(kubeflow, objects):
+    """A run that has been submitted."""
+    return kubeflow.submit(pipeline().replace(STORE, objects.uri))
+
+
+@pytest.fixture
+def run_of_nodes(kubeflow, objects):
+    """A run that trains on two nodes."""
+    return kubeflow.submit(pipeline(*SEVERAL_NODES).replace(STORE, objects.uri))
+
+
+# --- states -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_of_the_newest_run_is_shown(kubeflow, ngrpo, finish):
+    assert "there is no run yet" in ngrpo("status", code=2)
+    assert kubeflow.experiments == {}, "to look makes nothing"
+    ngrpo("submit")
+    finish()
+    ngrpo("submit", "--set", "training.learning_rate=1e-4")
+    run = kubeflow.run()
+    kubeflow.detail(run, "ngrpo-training", "RUNNING")
+    told = ngrpo("status")
+    assert run.run_id in told
+    assert {stage: row[0] for stage, row in rows(told).items()} == {
+        "prepare_data": "cached",
+        "neighbor_index": "cached",
+        "sft_warm_start": "cached",
+        "ngrpo_training": "running",
+        "benchmark_evaluation": "waiting",
+        "model_promotion": "waiting",
+    }
+    first = next(iter(kubeflow.runs))
+    assert rows(ngrpo("status", first))["prepare_data"][0] == "succeeded"
+
+
+def test_a_run_that_was_cancelled_says_so_of_itself_and_of_its_stages(kubeflow, ngrpo, run, objects):
+    kubeflow.detail(run, "prepare-data", "SUCCEEDED")
+    kubeflow.detail(run, "sft-warm-start", "RUNNING")
+    kubeflow.keep_try(objects, run, "sft_warm_start", "running")
+    ngrpo("cancel", run.run_id)
+    assert ": being cancelled" in ngrpo("status")
+    kubeflow.end_cancelled(run)
+    assert run.state == "FAILED"
+    told = ngrpo("status")
+    assert f"{run.display_name}: cancelled" in told
+    assert {stage: row[0] for stage, row in rows(told).items()} == {
+        "prepare_data": "succeeded",
+        "neighbor_index": "not run",
+        "sft_warm_start": "cancelled",
+        "ngrpo_training": "not run",
+        "benchmark_evaluation": "not run",
+        "model_promotion": "not run",
+    }
+    run.state_history = None  # nobody looked while it was being cancelled: the Workflow still tells
+    assert f"{run.display_name}: cancelled" in ngrpo("status")
+
+
+def test_what_never_ran_in_a_run_that_failed_is_said(kubeflow, ngrpo, run):
+    kubeflow.detail(run, "prepare-data", "FAILED", "main: Error (exit code 1)")
+    kubeflow.detail(run, "sft-warm-start", None)
+    run.state = "FAILED"
+    told = rows(ngrpo("status"))
+    assert told["prepare_data"][0] == "failed"
+    assert (told["sft_warm_start"][0], told["model_promotion"][0]) == ("not run", "not run")
+
+
+def test_of_a_pipeline_that_argo_has_repeated_the_last_tasks_count(kubeflow, ngrpo, run):
+    kubeflow.detail(run, "prepare-data", "FAILED")
+    (first,) = kubeflow.details(run)
+    run.created_at += timedelta(hours=1)
+    kubeflow.detail(run, "prepare-data", "SUCCEEDED")
+    kubeflow.details(run).append(first)
+    assert rows(ngrpo("status"))["prepare_data"][0] == "succeeded"
+
+
+# --- why a stage failed -------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_stage_says_why_in_its_own_words_and_how_often_it_was_tried(kubeflow, ngrpo, run, objects):
+    kubeflow.keep_try(objects, run, "prepare_data", "failed", error="data.train: no such file", number=1)
+    kubeflow.keep_try(objects, run, "prepare_data", "failed", error="data.train: [bold]\x1b[31m no records", number=2)
+    other = kubeflow.parameter(run, "prepare-data", "key")
+    objects.put_bytes(
+        objects.get_bytes(objects.list(f"tries/prepare_data/{other}/")[0]).replace(run.run_id.encode(), b"another"),
+        f"tries/prepare_data/{other}/99999999T000000000000Z-pod-9.json",
+    )
+    kubeflow.detail(run, "prepare-data", "FAILED", "main: Error (exit code 1)")
+    run.state = "FAILED"
+    told = ngrpo("status")
+    assert rows(told)["prepare_data"] == ["failed", "0:01:30", "2 of 3", r"data.train: [bold]\x1b[31m no records"]
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "named"),
+    [
+        (KILLED, None, r"OOMKilled \(exit code 137\)"),
+        ({"phase": "Failed", "reason": "Evicted", "message": "The node was low on\nmemory."}, None, "Evicted: The node was low on memory"),
+        (None, "main: Error (exit code 1)", r"main: Error \(exit code 1\)"),
+        (None, None, "nobody says why: `ngrpo logs prepare_data"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_died_without_a_word_has_a_reason(kubeflow, ngrpo, run, status, message, named):
+    kubeflow.detail(run, "prepare-data", "FAILED", message)
+    if status is not None:
+        pod(kubeflow, "prepare_data", status)
+    run.state = "FAILED"
+    assert re.search(named, rows(ngrpo("status"))["prepare_data"][3])
+
+
+def test_a_store_that_is_out_of_reach_costs_one_line(kubeflow, ngrpo, run, monkeypatch):
+    kubeflow.detail(run, "prepare-data", "FAILED", "main: Error (exit code 1)")
+    run.state = "FAILED"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    told = ngrpo("status")
+    assert rows(told)["prepare_data"][3] == "main: Error (exit code 1)"
+    (line,) = [line for line in told.splitlines() if line.startswith("what stages say themselves is not known: ")]
+    assert "cannot be reached" in line
+
+
+def test_a_driver_that_kubernetes_refuses_is_the_reason_of_the_run(kubeflow, ngrpo, run):
+    refusal = 'pods "ngrpo-44gvd-system-dag-driver-1" is forbidden: error looking up service account kubeflow/gone'
+    kubeflow.node(run, "root-driver(0)", refusal, phase="Error")
+    kubeflow.node(run, "root(0)", "child 'ngrpo-44gvd-123' errored", kind="Retry")
+    run.state = "FAILED"
+    assert f"why  {refusal}" in ngrpo("status")
+    kubeflow.fail("GET", "/apis/v1beta1/", 404)
+    told = ngrpo("status")
+    assert "why  nobody says why" in told
+    assert "what Argo says is not known: " in told
+
+
+def test_the_node_of_a_stage_is_its_driver_or_its_pod_and_not_what_holds_them():
+    names = ("r.root(0).train(0).executor(0)", "r.root(0).train-driver(0)", "r.root(0).training(0)")
+    nodes = [
+        {"name": name, "phase": "Failed", "type": "Pod", "message": name, "finishedAt": str(number)}
+        for number, name in enumerate(names)
+    ]
+    retry = {
+        "name": "r.root(0).train",
+        "phase": "Failed",
+        "type": "Retry",
+        "message": "No more retries left",
+        "finishedAt": "9",
+    }
+    workflow = {"status": {"nodes": dict(enumerate([*nodes, retry]))}}
+    assert why_failed(workflow, "train") == names[1]
+    assert why_failed(workflow, "index") is None
+    assert why_failed({}, "train") is None
+
+
+def test_a_pod_that_ended_well_has_no_reason(kubeflow, run):
+    pod(kubeflow, "prepare_data", {"phase": "Succeeded"})
+    (found,) = Kubernetes().pods(run.run_id)
+    assert why_ended(found) is None
+
+
+# --- what a stage waits for ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "named"),
+    [
+        (unscheduled("Unschedulable", NO_ROOM), "Unschedulable: 0/3 nodes .*: 3 Insufficient nvidia.com/gpu.; free or add nodes"),
+        (unpulled(1), "ImagePullBackOff: Back-off pulling image .*; correct the image's address in images.lock"),
+        ({"phase": "Pending", "containerStatuses": [waiting("InvalidImageName")]}, "InvalidImageName: no message; correct"),
+        ({"phase": "Pending"}, "its pod is being started"),
+    ],
+)  # fmt: skip
+def test_a_pod_that_waits_says_for_what(kubeflow, ngrpo, run, status, named):
+    kubeflow.detail(run, "prepare-data", "RUNNING")
+    pod(kubeflow, "prepare_data", status)
+    row = rows(re.sub(r"\s+│\n│[ │]+│ ", " ", ngrpo("status")))["prepare_data"]
+    assert row[0] == "waiting"
+    assert re.search(named, row[3]), row
+
+
+def test_a_pod_in_a_queue_says_what_kueue_says_and_its_place(kubeflow, ngrpo, run):
+    kubeflow.detail(run, "prepare-data", "RUNNING")
+    number = pod(kubeflow, "prepare_data", unscheduled("SchedulingGated", "blocked due to non-empty scheduling gates"))
+    assert "SchedulingGated: blocked" in ngrpo("status"), "Kueue has made no workload yet"
+    message = (
+        "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor any-node, 1 more needed"
+    )
+    condition = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": message}
+    workload = {
+        "metadata": {"name": "pod-x", "ownerReferences": [{"kind": "Pod", "uid": f"uid-{number}"}]},
+        "spec": {"queueName": "ngrpo"},
+        "status": {"conditions": [condition]},
+    }
+    kubeflow.objects[f"{KUEUE}/workloads"] = {"items": [workload]}
+    assert "waits in queue ngrpo: couldn't assign flavors" in ngrpo("status")
+    kubeflow.objects[QUEUE] = {"items": [{"metadata": {"name": "pod-x"}, "positionInClusterQueue": 2}]}
+    assert "waits in queue ngrpo, place 3 of its cluster queue: couldn't" in ngrpo("status")
+    kubeflow.fail("GET", "/apis/visibility", 403)
+    assert "waits in queue ngrpo: couldn't assign flavors" in ngrpo("status")
+
+
+def test_a_training_on_several_nodes_waits_for_its_job(kubeflow, ngrpo, run_of_nodes):
+    run = run_of_nodes
+    kubeflow.detail(run, "ngrpo-training", "RUNNING")
+    pod(kubeflow, "ngrpo_training", {"phase": "Running"})
+    key = kubeflow.parameter(run, "ngrpo-training", "key")
+    kubeflow.objects[f"{TRAIN_JOBS}/ngrpo-{key}"] = {"metadata": {"uid": "job"}}
+    assert rows(ngrpo("status"))["ngrpo_training"][0] == "running"
+    condition = {"type": "QuotaReserved", "status": "False", "message": "no GPUs"}
+    workload = {
+        "metadata": {"name": "trainjob-x", "ownerReferences": [{"kind": "TrainJob", "uid": "job"}]},
+        "spec": {"queueName": "ngrpo"},
+        "status": {"conditions": [condition]},
+    }
+    kubeflow.objects[f"{KUEUE}/workloads"] = {"items": [workload]}
+    assert rows(ngrpo("status"))["ngrpo_training"][::3] == ["waiting", "waits in queue ngrpo: no GPUs"]
+    condition["status"] = "True"
+    number = pod(kubeflow, "ngrpo_training", unpulled(11))
+    kubeflow.pod_labels[number] = {"jobset.sigs.k8s.io/jobset-name": f"ngrpo-{key}"}
+    told = ngrpo("status")
+    assert rows(told)["ngrpo_training"][3].startswith("ImagePullBackOff: ")
+    assert "stuck  the image of ngrpo_training could not be pulled for 10 minutes" in told
+
+
+def test_between_two_tries_and_two_pods_the_reason_of_the_last_is_shown(kubeflow, ngrpo, run, objects):
+    kubeflow.detail(run, "prepare-data", "RUNNING")
+    number = pod(kubeflow, "prepare_data", {"phase": "Running"})
+    kubeflow.keep_try(objects, run, "prepare_data", "failed", error="the hub answers 503", number=1)
+    assert rows(ngrpo("status"))["prepare_data"][::3] == ["running", "try 1 failed: the hub answers 503"]
+    kubeflow.pod_statuses[number] = {"phase": "Failed", "reason": "Preempting", "message": "by another pod"}
+    row = rows(ngrpo("status"))["prepare_data"]
+    assert row[::3] == ["waiting", "its pod is gone (Preempting: by another pod); another one follows"]
+
+
+def test_who_may_not_look_at_pods_is_told_so_once(kubeflow, ngrpo, run):
+    for stage in ("prepare-data", "neighbor-index"):
+        kubeflow.detail(run, stage, "RUNNING")
+    kubeflow.fail("GET", "/pods", 403)
+    told = ngrpo("status")
+    assert rows(told)["prepare_data"][0] == "running"
+    assert told.count("pods are not looked at: Kubernetes refuses (403") == 1
+    (Path.home() / ".kube" / "config").unlink()
+    assert ngrpo("status").count("pods are not looked at: there is no way to Kubernetes") == 1
+
+
+def test_the_mlflow_run_is_shown_once_a_stage_has_opened_it(kubeflow, ngrpo, run, objects, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    assert "mlflow  http://mlflow.example:5000/#/experiments\n" in ngrpo("status")
+    objects.put_bytes(b"0123abcd", f"mlflow_runs/{run.run_id}")
+    assert "mlflow  http://mlflow.example:5000/#/runs/0123abcd\n" in ngrpo("status")
+
+
+# --- an image that cannot be pulled, and runs that are followed -----------------------------------------------------------
+
+
+def test_an_image_counts_as_lost_after_ten_minutes_on_a_node(kubeflow, run):
+    number = pod(kubeflow, "prepare_data", unpulled(9))
+    assert unpullable(run.run_id) is None
+    kubeflow.pod_statuses[number] = unpulled(11)
+    assert "the image of prepare_data could not be pulled for 10 minutes: ImagePullBackOff" in unpullable(run.run_id)
+    kubeflow.pod_statuses[number] = unpulled(11) | {"containerStatuses": [waiting("ContainerCreating")]}
+    assert unpullable(run.run_id) is None
+
+
+def test_a_run_that_is_waited_for_ends_with_it(kubeflow, ngrpo, finish, monkeypatch):
+    looks = []
+
+    def pause(seconds):
+        looks.append(seconds)
+        run = kubeflow.run()
+        if len(looks) == 1:
+            kubeflow.detail(run, "prepare-data", "RUNNING")
+        elif len(looks) == 2:
+            kubeflow.fail("GET", "/runs/", 400)
+        else:
+            finish()
+
+    monkeypatch.setattr(run_status.time, "sleep", pause)
+    told = ngrpo("submit", "--wait")
+    said = [line.split("  ")[1:] for line in told.splitlines() if re.match(r"\d\d:\d\d:\d\d  ", line)]
+    assert [rest for what, *rest in said if what == "prepare_data"] == [["waiting"], ["running"], ["succeeded"]]
+    assert any(what == "no news" for what, *_ in said)
+    assert f"run  {kubeflow.run().run_id} succeeded" in told
+
+
+def test_a_run_that_is_waited_for_and_fails_says_why_and_ends_with_1(kubeflow, ngrpo, objects, monkeypatch, capsys):
+    def pause(seconds):
+        run = kubeflow.run()
+        kubeflow.keep_try(objects, run, "prepare_data", "failed", error="data.train: no such file")
+        kubeflow.detail(run, "prepare-data", "FAILED")
+        run.state = "FAILED"
+
+    monkeypatch.setattr(run_status.time, "sleep", pause)
+    with pytest.raises(SystemExit) as ended:
+        ngrpo("submit", "--wait")
+    assert ended.value.code == 1
+    assert f"run {kubeflow.run().run_id} failed: prepare_data: data.train: no such file" in capsys.readouterr().err
+
+
+def test_a_run_whose_image_cannot_be_pulled_is_ended(kubeflow, ngrpo, monkeypatch, capsys):
+    def pause(seconds):
+        kubeflow.detail(kubeflow.run(), "prepare-data", "RUNNING")
+        pod(kubeflow, "prepare_data", unpulled(11))
+
+    monkeypatch.setattr(run_status.time, "sleep", pause)
+    with pytest.raises(SystemExit):
+        ngrpo("submit", "--wait")
+    assert "is ended: the image of prepare_data could not be pulled for 10 minutes" in capsys.readouterr().err
+    assert kubeflow.run().state == "CANCELING"
+
+
+def test_status_says_that_a_run_is_stuck(kubeflow, ngrpo, run):
+    kubeflow.detail(run, "prepare-data", "RUNNING")
+    pod(kubeflow, "prepare_data", unpulled(11))
+    told = ngrpo("status")
+    assert "stuck  the image of prepare_data could not be pulled for 10 minutes" in told
+    assert f"`ngrpo cancel {run.run_id}` ends the run" in told
+
+
+# --- cancel -------------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_ends_a_run_once(kubeflow, ngrpo, run):
+    assert f"run  {run.run_id} is being cancelled" in ngrpo("cancel", run.run_id)
+    assert run.state == "CANCELING"
+    kubeflow.end_cancelled(run)
+    assert "is over (FAILED)" in ngrpo("cancel", run.run_id, code=2)
+
+
+def test_a_scheduled_run_names_the_run_of_the_day_and_is_cancelled_with_it(kubeflow, ngrpo, run, objects):
+    parent = run
+    parent.pipeline_spec["pipeline_spec"]["root"]["dag"]["tasks"] = {
+        "scheduled-run": parent.pipeline_spec["pipeline_spec"]["root"]["dag"]["tasks"]["prepare-data"]
+    }
+    kubeflow.detail(parent, "scheduled-run", "RUNNING")
+    child = kubeflow.submit(pipeline().replace(STORE, objects.uri))
+    child.display_name = f"20261128-030000-tiny-of-{parent.run_id}"
+    told = ngrpo("status", parent.run_id)
+    assert list(rows(told)) == ["scheduled_run"]
+    assert f"run of the day  {child.run_id}: `ngrpo status {child.run_id}`" in told
+    told = ngrpo("cancel", parent.run_id)
+    assert {line.split()[1] for line in told.splitlines() if "is being cancelled" in line} == {
+        parent.run_id,
+        child.run_id,
+    }
+    assert (parent.state, child.state) == ("CANCELING", "CANCELING")
+
+
+@pytest.mark.parametrize(
+    ("there", "owner", "named", "deleted"),
+    [
+        (True, "mine", "is deleted", True),
+        (True, None, "is deleted", True),
+        (True, "another", "belongs to run another and goes on", False),
+        (False, None, "is not there", False),
+    ],
+)
+def test_cancel_deletes_the_job_of_the_run(kubeflow, ngrpo, run_of_nodes, there, owner, named, deleted):
+    run = run_of_nodes
+    job = f"{TRAIN_JOBS}/ngrpo-{kubeflow.parameter(run, 'ngrpo-training', 'key')}"
+    if there:
+        owners = [{"kind": "Workflow", "name": "w", "uid": "1"}] if owner else []
+        kubeflow.objects[job] = {"metadata": {"uid": "job", "ownerReferences": owners}}
+        label = run.run_id if owner == "mine" else owner
+        kubeflow.objects[f"{WORKFLOWS}/w"] = {"metadata": {"labels": {"pipeline/runid": label}}}
+    assert f"{job.rpartition('/')[2]} {named}" in ngrpo("cancel", run.run_id)
+    assert (job in kubeflow.deleted) == deleted
+
+
+def test_a_job_that_cannot_be_deleted_is_named_with_the_cure(kubeflow, ngrpo, run_of_nodes):
+    kubeflow.fail("GET", "/trainjobs/", 403)
+    told = ngrpo("cancel", kubeflow.run().run_id)
+    assert "delete trainjob ngrpo-" in told
+    assert kubeflow.run().state == "CANCELING"
