@@ -139,7 +139,7 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objec
     assert objects.list("checkpoints/") == [], "a finished stage leaves no checkpoint behind"
 
 
-def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, objects, store):
+def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, objects, store, tmp_path):
     pods = pods(14, save_steps=14)
     # By their own clocks they would save at different steps, and wait for each other for ever.
     process, reference = pods.start("k", NGRPO_PROCESSES="2", NGRPO_SAVE_MINUTES="0.001")
@@ -150,6 +150,7 @@ def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, o
     process.communicate()
     assert process.returncode == os.EX_TEMPFAIL
     assert not reference.exists()
+    assert "Traceback" not in (tmp_path / "pod-1.log").read_text()
     assert len(uploaded(objects)) == 2, "one by time, one at SIGTERM"
     saved = {key.split("/")[-1] for key in objects.list("checkpoints/")}
     assert {"complete", "manifest.json", "rng_state_0.pth", "rng_state_1.pth"} <= saved
