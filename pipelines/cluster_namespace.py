@@ -1,4 +1,4 @@
-"""What can go wrong in the namespace of the runs beside what `preflight` looks up: sidecars, certificates, quotas against queues."""
+"""What can go wrong in the namespace of the runs beside what `preflight` looks up: sidecars, quotas against queues."""
 
 from __future__ import annotations
 
@@ -76,24 +76,6 @@ def queue(objects: Objects, cluster: ClusterConfig) -> Iterator[Finding]:
         return
     yield Finding("cluster.queue admission", True, f"cluster queue {name} takes workloads of {namespace()}")
     yield from _quotas(objects, shared)
-
-
-def certificates(objects: Objects, cluster: ClusterConfig) -> Iterator[Finding]:
-    """Look for the authorities that pods are to trust: without them pods do not start.
-
-    Raises:
-        KubernetesError: The cluster refuses or cannot be reached.
-    """
-    name, what = cluster.certificate_authority, "cluster.certificate_authority"
-    if name is None:
-        return
-    found = objects.get(f"/api/v1/namespaces/{namespace()}/configmaps/{name}")
-    if found is not None and "ca.crt" in (found.get("data") or {}):
-        yield Finding(what, True, name)
-    else:
-        said = "there is no such ConfigMap" if found is None else "it has no key ca.crt"
-        cure = f"`kubectl -n {namespace()} create configmap {name} --from-file=ca.crt=authorities.pem`"
-        yield Finding(what, False, f"{name}: {said}, and pods would wait for it", cure)
 
 
 def labels_of(objects: Objects) -> dict[str, str]:

@@ -94,7 +94,6 @@ def _kubernetes(config: RunConfig, images: Images, pod: bool) -> Iterator[Findin
         ("Argo's retries", lambda: cluster_installed.retries_of_argo(objects, deployments)),
         ("Kueue's integrations", lambda: cluster_installed.integrations_of_kueue(objects, cluster, deployments)),
         ("labels", lambda: cluster_namespace.labels(objects)),
-        ("cluster.certificate_authority", lambda: cluster_namespace.certificates(objects, cluster)),
         ("cluster.queue admission", lambda: cluster_namespace.queue(objects, cluster)),
         ("rights", lambda: _rights(objects)),
     ]

@@ -172,7 +172,8 @@ class ClusterConfig(Section):
     training_runtime: KubernetesName = "ngrpo-training"
     """Runtime (torch) of that job, `k8s/overlays/gpu` has one; a runtime of the namespace goes before one of the cluster."""
     training_token: KubernetesName | None = None
-    """Secret with the token of the account that makes that job; none takes the account of the pods, which then needs its rights."""
+    """Secret with the token of the account that makes that job, and by which a scheduled run looks at the pods of its run; none takes the
+    account of the pods, which then needs those rights."""
     nodes_start_minutes: Annotated[float, number(above=0.0, most=525_600.0)] = 120.0
     """Longest time until all its nodes run, a queue's included; then the job is given up."""
 

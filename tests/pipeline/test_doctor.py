@@ -250,10 +250,10 @@ def test_a_sidecar_of_mlflow_in_an_istio_profile(cluster, doctor):
 def test_certificates_that_are_not_there(cluster, doctor):
     settings = ("--no-pod", "--set", "cluster.certificate_authority=ngrpo-ca")
     _, (wrong,) = doctor(*settings)
-    assert "there is no such ConfigMap" in wrong
-    assert "`kubectl -n kubeflow create configmap ngrpo-ca --from-file=ca.crt=authorities.pem`" in wrong
+    assert "there is no ConfigMap ngrpo-ca" in wrong
+    assert "`kubectl -n kubeflow create configmap ngrpo-ca --from-file=ca.crt=…`" in wrong
     cluster.objects[f"{OWN}/configmaps/ngrpo-ca"] = {"data": {"other.pem": ""}}
-    assert "no key ca.crt" in doctor(*settings)[1][0]
+    assert "has no key ca.crt" in doctor(*settings)[1][0]
     cluster.objects[f"{OWN}/configmaps/ngrpo-ca"] = {"data": {"ca.crt": ""}}
     assert doctor(*settings)[1] == []
 

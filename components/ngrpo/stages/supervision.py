@@ -80,7 +80,7 @@ def supervise(
     records = _Records(store)
     of, wait = retry.times + 1, float(retry.backoff_seconds)
     for number in range(1, of + 1):
-        attempt = begin(stage, key, pipeline_run=pipeline_run, pod=socket.gethostname(), number=number, of=of)
+        attempt = begin(stage, key, pipeline_run=pipeline_run, pod=_pod(), number=number, of=of)
         child = _Child(command, stdin, attempt, records, scratch)
         ended = child.run()
         again = ended.outcome == "failed" and number < of and child.code != NEVER_AGAIN
@@ -202,6 +202,11 @@ class _Child:
         code = self.code or 0
         how = f"killed by {signal.Signals(-code).name}, for want of memory perhaps" if code < 0 else f"exit code {code}"
         return f"{how}; its last words: {redacted(self._last) or 'none'}"
+
+
+def _pod() -> str:
+    # A host name has 63 characters at most, the name of a pod of Argo has more.
+    return os.environ.get("KFP_POD_NAME") or socket.gethostname()
 
 
 def _environment() -> dict[str, str]:
