@@ -50,7 +50,7 @@ class KubernetesError(ClusterError):
 
 
 class Kubernetes:
-    """The cluster that `KUBECONFIG` names, or that this pod runs in: then as the account of `cluster.training_token`, if its token is there."""
+    """The cluster that `KUBECONFIG` names, or that of this pod, as the account of `cluster.training_token` if its token is there."""
 
     def __init__(self) -> None:
         """Read how to reach the cluster; asks it nothing.

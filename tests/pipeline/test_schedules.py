@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 
+import kubeflow_stub
 import pytest
 from commanding import IMAGES as LOCK
 from golden_ir import CLUSTER, IMAGES
@@ -51,6 +52,10 @@ def test_what_the_run_of_the_day_would_be_refused_for_is_refused_now(ngrpo, kube
 def shared(kubeflow, monkeypatch):
     """A Kubeflow of several users."""
     kubeflow.multi_user = True
+    for name in ("team", "others"):
+        labels = {"app.kubernetes.io/part-of": "kubeflow-profile"}
+        kubeflow.objects |= kubeflow_stub.cluster(name)
+        kubeflow.objects[f"/api/v1/namespaces/{name}"] = {"metadata": {"name": name, "labels": labels}}
     monkeypatch.setenv("KF_PIPELINES_NAMESPACE", "team")
     return kubeflow
 
