@@ -40,6 +40,7 @@ from ngrpo_kfp.pipelines.runs_of_the_day import (
 )
 from ngrpo_kfp.pipelines.runtime.images import Images
 from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, ClusterError, connect, explained
+from ngrpo_kfp.pipelines.runtime.kubernetes_api import KubernetesError, unpullable
 from ngrpo_kfp.pipelines.runtime.workspace import Workspace
 from ngrpo_kfp.pipelines.submission import submit
 
@@ -136,7 +137,7 @@ def _end(client: Client, run_id: str) -> None:
 
 def _wait(client: Client, run_id: str, pause_seconds: float) -> str:
     """Wait for the end of a run and return its state."""
-    heard = time.monotonic()
+    heard, watched = time.monotonic(), True
     while True:
         try:
             with explained(f"run {run_id}"):
@@ -150,7 +151,26 @@ def _wait(client: Client, run_id: str, pause_seconds: float) -> str:
             if time.monotonic() - heard > _PATIENCE_SECONDS:
                 raise
             print(f"no news: {error}", file=sys.stderr, flush=True)
+        if watched:
+            watched = _end_if_stuck(client, run_id)
         time.sleep(pause_seconds)
+
+
+def _end_if_stuck(client: Client, run_id: str) -> bool:
+    """End a run whose image cannot be pulled; say whether it can be watched for that, which takes the right to list pods.
+
+    Raises:
+        EndedError: It was ended.
+    """
+    try:
+        reason = unpullable(run_id)
+    except KubernetesError as error:
+        print(f"not watched for images that cannot be pulled: {error}", file=sys.stderr, flush=True)
+        return False
+    if reason is not None:
+        _end(client, run_id)
+        raise EndedError(f"run {run_id} was ended: {reason}")
+    return True
 
 
 def main() -> int:

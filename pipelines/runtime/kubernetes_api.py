@@ -8,11 +8,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from kubernetes import client, config
+from kubernetes.config.incluster_config import InClusterConfigLoader
 from urllib3.exceptions import HTTPError
 
+from ngrpo.cluster import TRAINING_TOKEN
 from ngrpo.stages.pending_pods import image_wait
 from ngrpo_kfp.pipelines.runtime.kubeflow import RETRIES, ClusterError, namespace
 from ngrpo_kfp.pipelines.runtime.pods import RUN_LABEL, STAGE_LABEL
@@ -47,7 +50,7 @@ class KubernetesError(ClusterError):
 
 
 class Kubernetes:
-    """The cluster that `KUBECONFIG` names, or that this pod runs in."""
+    """The cluster that `KUBECONFIG` names, or that of this pod, as the account of `cluster.training_token` if its token is there."""
 
     def __init__(self) -> None:
         """Read how to reach the cluster; asks it nothing.
@@ -55,10 +58,13 @@ class Kubernetes:
         Raises:
             KubernetesError: Nothing says where a cluster is.
         """
-        settings = client.Configuration()
+        settings, token = client.Configuration(), Path(TRAINING_TOKEN) / "token"
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it falls back on
-                config.load_config(client_configuration=settings)
+                if token.exists():
+                    InClusterConfigLoader(str(token), str(token.with_name("ca.crt"))).load_and_set(settings)
+                else:
+                    config.load_config(client_configuration=settings)
         except config.ConfigException as error:
             raise KubernetesError(f"there is no way to Kubernetes ({error}): set KUBECONFIG") from error
         settings.retries = RETRIES

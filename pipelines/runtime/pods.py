@@ -91,6 +91,9 @@ def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: I
     task.set_env_variable(TRIES, cluster.retry.model_dump_json())
     if NAMESPACE not in cluster.environment:
         kubernetes.use_field_path_as_env(task, NAMESPACE, "metadata.namespace")
+    if cluster.training_token is not None:
+        # That account may list pods, and so see that an image cannot be pulled; without it the run is not watched for that.
+        kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN, optional=True)
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
 
 

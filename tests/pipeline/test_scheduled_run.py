@@ -435,6 +435,28 @@ def test_a_run_of_the_day_that_was_deleted_is_not_waited_for(kubeflow, monday):
         submit_and_wait(**given(inputs))
 
 
+def test_a_run_of_the_day_whose_image_cannot_be_pulled_is_ended(kubeflow, monday, monkeypatch):
+    parent, inputs = monday
+    reasons = iter([None, "the image of prepare_data could not be pulled"])
+    monkeypatch.setattr(scheduled_run, "unpullable", lambda run_id: next(reasons))
+    with pytest.raises(EndedError, match="was ended: the image of prepare_data could not be pulled"):
+        submit_and_wait(**given(inputs))
+    assert [run.state for run in of_the_day(kubeflow, parent)] == ["CANCELING"]
+
+
+def test_who_may_not_list_pods_is_told_once_and_waits_all_the_same(kubeflow, monday, capsys):
+    parent, inputs = monday
+    kubeflow.fail("GET", "/pods", 403, times=100)
+    with ThreadPoolExecutor() as pool:
+        task = pool.submit(submit_and_wait, **given(inputs))
+        run = submitted(kubeflow, parent, task.done)
+        while kubeflow.asked("GET", f"/runs/{run.run_id}") < 3:
+            time.sleep(0.02)
+        run.state = "SUCCEEDED"
+        task.result(timeout=60)
+    assert capsys.readouterr().err.count("not watched for images that cannot be pulled") == 1
+
+
 # --- both are cancelled -----------------------------------------------------------------------------------------------
 
 

@@ -3,16 +3,17 @@
 import re
 from datetime import timedelta
 
+import kubeflow_stub
 import pytest
 from commanding import IMAGES as LOCK
 from golden_ir import CLUSTER, IMAGES
-from kubeflow_stub import cluster
 
-from ngrpo.cluster import RetryConfig
+from ngrpo.cluster import TRAINING_TOKEN, RetryConfig
 from ngrpo.config import load_config
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.cron import check_cron
 from ngrpo_kfp.pipelines.options import PRESETS
+from ngrpo_kfp.pipelines.runtime import kubernetes_api
 from ngrpo_kfp.pipelines.runtime.compilation import compile_scheduled_run, load_ir
 
 pytestmark = pytest.mark.pipeline
@@ -47,16 +48,14 @@ def test_what_the_run_of_the_day_would_be_refused_for_is_refused_now(ngrpo, kube
     assert kubeflow.requests == []
 
 
-PROFILE = {"app.kubernetes.io/part-of": "kubeflow-profile"}
-
-
 @pytest.fixture
 def shared(kubeflow, monkeypatch):
     """A Kubeflow of several users."""
     kubeflow.multi_user = True
-    for namespace in ("team", "others"):
-        kubeflow.objects |= cluster(namespace)
-        kubeflow.objects[f"/api/v1/namespaces/{namespace}"]["metadata"]["labels"] = PROFILE
+    for name in ("team", "others"):
+        labels = {"app.kubernetes.io/part-of": "kubeflow-profile"}
+        kubeflow.objects |= kubeflow_stub.cluster(name)
+        kubeflow.objects[f"/api/v1/namespaces/{name}"] = {"metadata": {"name": name, "labels": labels}}
     monkeypatch.setenv("KF_PIPELINES_NAMESPACE", "team")
     return kubeflow
 
@@ -273,3 +272,18 @@ def test_the_pod_of_a_scheduled_run_knows_its_namespace_its_tries_and_the_api_an
     paths = {item["name"]: item["fieldPath"] for item in placed["fieldPathAsEnv"]}
     assert paths["KF_PIPELINES_NAMESPACE"] == "metadata.namespace"
     assert placed["podMetadata"]["labels"] == {"ngrpo/stage": "scheduled_run"}
+    (mounted,) = placed["secretAsVolume"]
+    assert (mounted["secretName"], mounted["mountPath"]) == ("ngrpo-training-token", TRAINING_TOKEN)
+    assert mounted["optional"], "or the pod would wait for it"
+
+
+def test_a_pod_with_the_token_of_the_training_account_asks_kubernetes_with_it(monkeypatch, tmp_path):
+    for name in ("token", "ca.crt"):
+        (tmp_path / name).write_text(f"the {name}")
+    monkeypatch.setattr(kubernetes_api, "TRAINING_TOKEN", str(tmp_path))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
+    settings = kubernetes_api.Kubernetes()._client.configuration
+    assert settings.host == "https://127.0.0.1:6443"
+    assert settings.ssl_ca_cert == str(tmp_path / "ca.crt")
+    assert "the token" in settings.get_api_key_with_prefix("authorization")
