@@ -1,0 +1,57 @@
+"""Run inside the GPU image, without a GPU: what cannot be imported or compiled ends it with a traceback."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import files, requires, version
+
+LEFT_OUT = ("email_validator", "fastapi_cli", "fastapi_cloud_cli", "rich_toolkit", "sentry_sdk")
+"""What vLLM asks for by `fastapi[standard]` and only a web server uses."""
+HOPPER = "9.0a"
+"""The GPU whose kernel is compiled."""
+
+
+def main() -> None:
+    """Check the packages, the imports, and the compilers of kernels."""
+    subprocess.run([sys.executable, "-m", "pip", "check"], check=True)
+    print(subprocess.run([sys.executable, "-m", "pip", "--version"], check=True, capture_output=True, text=True).stdout)
+
+    import torch
+    from vllm import LLM
+    from vllm.utils.flashinfer import has_flashinfer
+
+    print(f"torch {torch.__version__} (CUDA {torch.version.cuda}), vllm {version('vllm')}, triton {version('triton')}")
+    ours = modules("ngrpo")
+    for name in ours:
+        importlib.import_module(name)
+    print(f"{len(ours)} modules of ours and {LLM.__module__} import")
+
+    assert "fastapi[standard]" in " ".join(requires("vllm") or ()), "vLLM no longer asks for fastapi[standard]"
+    for name in LEFT_OUT:
+        assert importlib.util.find_spec(name) is None, f"{name} is in the image"
+
+    assert has_flashinfer(), "vLLM does not use FlashInfer"
+    os.environ["FLASHINFER_CUDA_ARCH_LIST"] = HOPPER
+    from flashinfer.jit.sampling import gen_sampling_module
+
+    began = time.monotonic()
+    kernels = gen_sampling_module()
+    kernels.build(verbose=False)
+    needed = subprocess.run(
+        ["readelf", "--dynamic", str(kernels.jit_library_path)], check=True, capture_output=True, text=True
+    ).stdout
+    assert {"libcuda.so.1", "libcudart.so.13"} <= set(re.findall(r"NEEDED.*\[(.*)\]", needed)), needed
+    print(f"FlashInfer {version('flashinfer-python')}: sampling kernels compiled in {time.monotonic() - began:.0f} s")
+
+
+def modules(distribution: str) -> list[str]:
+    """Return the names of the modules that a distribution installs."""
+    paths = [path.with_suffix("").parts for path in files(distribution) or () if path.suffix == ".py"]
+    return sorted(".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in paths)
+
+
+if __name__ == "__main__":
+    main()
