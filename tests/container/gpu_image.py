@@ -30,16 +30,16 @@ def check(options: list[str], console: Console) -> int:
     began = time.monotonic()
     build("gpu", IMAGE, options)
     console.print(f"image {IMAGE}: {size(IMAGE) / 1e9:.2f} GB, built in {time.monotonic() - began:.0f} s")
-    layers = ["docker", "history", "--no-trunc", "--format", "{{.Size}}\t{{.CreatedBy}}", IMAGE]
+    layers = ["docker", "history", "--format", "{{.Size}}\t{{.CreatedBy}}", IMAGE]
     for line in subprocess.run(layers, check=True, capture_output=True, text=True).stdout.splitlines():
         if not line.startswith("0B"):
-            console.print(line[:120], markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     command = ["docker", "run", "--rm", "--network", "none", "--interactive", IMAGE, "python", "-"]
     began = time.monotonic()
     ran = subprocess.run(
         command, input=INSIDE.read_text(encoding="utf-8"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    console.print(ran.stdout, markup=False, highlight=False)
+    console.print(ran.stdout, markup=False, highlight=False, soft_wrap=True)
     if ran.returncode or DISABLED in ran.stdout:
         console.print(f"[bold red]FAILED[/]: the image does not hold together (exit code {ran.returncode}), see above")
         return 1
