@@ -31,10 +31,12 @@ LABEL org.opencontainers.image.title="ngrpo-gpu" \
 COPY --from=build /opt/ngrpo /opt/ngrpo
 ENV CUDA_HOME=/opt/ngrpo/lib/python3.11/site-packages/nvidia/cu13
 # NVIDIA's wheels hold nvcc, headers and libraries, but not the names that a linker looks for. The driver's library comes with the node:
-# an empty one of its name is enough to link to it.
+# what links to it gets one of the same name, with a function of no content for each that the header declares.
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN ln -s lib "${CUDA_HOME}/lib64" && mkdir "${CUDA_HOME}/lib/stubs" && \
     for library in "${CUDA_HOME}"/lib/lib*.so.*; do ln -sf "$(basename "${library}")" "${library%%.so.*}.so"; done && \
-    gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -x c -o "${CUDA_HOME}/lib/stubs/libcuda.so" /dev/null
+    gcc -E -P "${CUDA_HOME}/include/cuda.h" | grep --only-matching --extended-regexp '\bcu[A-Z][A-Za-z0-9_]*\(' | sort --unique | \
+    sed 's/^/void /; s/$/void) {}/' | gcc -shared -nostdlib -Wl,-soname,libcuda.so.1 -x c -o "${CUDA_HOME}/lib/stubs/libcuda.so" -
 ENV PATH=/opt/ngrpo/bin:${PATH} HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     VLLM_NO_USAGE_STATS=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000

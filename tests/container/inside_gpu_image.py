@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import files, requires, version
+from pathlib import Path
 
 LEFT_OUT = ("fastapi_cloud_cli", "sentry_sdk")
 """What vLLM asks for by `fastapi[standard]` and nothing here uses: FastAPI's cloud and its error reporter."""
@@ -40,11 +42,29 @@ def main() -> None:
     began = time.monotonic()
     kernels = gen_page_module()
     kernels.build(verbose=False)
-    needed = subprocess.run(
-        ["readelf", "--dynamic", str(kernels.jit_library_path)], check=True, capture_output=True, text=True
-    ).stdout
-    assert {"libcuda.so.1", "libcudart.so.13"} <= set(re.findall(r"NEEDED.*\[(.*)\]", needed)), needed
+    assert "libcudart.so.13" in needed(str(kernels.jit_library_path))
     print(f"FlashInfer {version('flashinfer-python')}: paging kernels compiled in {time.monotonic() - began:.0f} s")
+
+    with tempfile.TemporaryDirectory() as directory:
+        calls_driver = Path(directory) / "calls_driver.so"
+        home = os.environ["CUDA_HOME"]
+        subprocess.run(
+            [
+                *("c++", "-shared", "-fPIC", "-x", "c++", f"-I{home}/include", "-o", str(calls_driver), "-"),
+                *(f"-L{home}/lib64/stubs", "-lcuda"),
+            ],
+            input="#include <cuda.h>\nint call() { return cuMemFree(0) + cuInit(0); }\n",
+            text=True,
+            check=True,
+        )
+        assert "libcuda.so.1" in needed(str(calls_driver)), "the driver's library would not be loaded"
+    print("what calls the driver links to it")
+
+
+def needed(library: str) -> list[str]:
+    """Return the libraries that a shared library loads."""
+    shown = subprocess.run(["readelf", "--dynamic", library], check=True, capture_output=True, text=True)
+    return re.findall(r"NEEDED.*\[(.*)\]", shown.stdout)
 
 
 def modules(distribution: str) -> list[str]:
