@@ -477,11 +477,14 @@ def test_a_pod_is_deleted_when_the_command_is_stopped(cluster, monkeypatch, numb
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop, daemon=True).start()
-    before = signal.getsignal(signal.SIGTERM)
+    # A process that was started in the background of a shell ignores SIGINT.
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert cli.main(["doctor", "--cluster", str(CLUSTER), *arguments]) == 128 + number
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert len(cluster.made) == 1
     assert cluster.pods == {}
 
