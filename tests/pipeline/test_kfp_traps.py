@@ -46,7 +46,7 @@ def compiled(finished_house, tmp_path):
         from ngrpo_kfp.pipelines.runtime.graph import kubeflow_pipeline
         config = load_config(Path(sys.argv[1]))
         plan = make_plan(config, run="r", store=None, rerun_tokens={}, history=History())
-        compiler.Compiler().compile(kubeflow_pipeline(plan, lambda stage: ""), "pipeline.yaml")
+        compiler.Compiler().compile(kubeflow_pipeline(plan), "pipeline.yaml")
     """
     environment = finished_house.environment
     command = [sys.executable, "-c", textwrap.dedent(script), finished_house.root / "small.toml"]

@@ -214,7 +214,7 @@ def test_a_tracking_server_that_fails_is_told_without_credentials(told, s3_envir
 
 
 def test_a_kubeflow_or_kubernetes_that_fails_is_told_without_credentials(told, kubeflow, monkeypatch):
-    monkeypatch.setattr("ngrpo_kfp.pipelines.runtime.kubeflow._RETRIES", None)
+    monkeypatch.setattr("ngrpo_kfp.pipelines.runtime.kubeflow.RETRIES", None)
     assert "cannot be reached" in told("status", KF_PIPELINES_ENDPOINT=NOWHERE)
     for status in (401, 400, 500):
         with echo(status) as address:
@@ -226,10 +226,10 @@ def test_a_kubeflow_or_kubernetes_that_fails_is_told_without_credentials(told, k
         for server in (with_user(address), NOWHERE):
             tree["clusters"][0]["cluster"]["server"] = server
             kubeconfig.write_text(yaml.safe_dump(tree))
-            from ngrpo_kfp.pipelines.runtime.kubernetes_api import last_pod
+            from ngrpo_kfp.pipelines.runtime.kubernetes_api import Kubernetes
 
             with pytest.raises(NGRPOError) as failure:
-                last_pod("run", "prepare_data")
+                Kubernetes().pods("run", "prepare_data")
             monkeypatch.setenv("CANARY_TOKEN", canary("kubernetes"))
             from ngrpo.environment import redacted
 
