@@ -27,13 +27,17 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-faults test-container test-cluster kind-cluster lint lint-images bench golden ui images lock lock-images clean
+.PHONY: run test test-long test-faults test-container test-cluster kind-cluster lint lint-images bench golden ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# What the suite leaves out to be done in twenty minutes: traps of kfp's own runner, further ways to run vLLM.
+test-long: $(VENV)/installed
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 # Attacks and faults that take minutes: kills at every write, a full disk, a store that fails, damaged state of every kind.
 test-faults: $(VENV)/installed

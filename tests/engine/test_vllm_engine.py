@@ -68,8 +68,19 @@ CONFIGURATIONS = {
     ),
     "v2-two-ranks": configuration("v2", ["rollouts"], in_process=False, tensor_parallel_size=2),
 }
+LONG = ("v1-preempted", "v1-async-processes-chunked-preempted")
+"""What V2, the runner of GPUs, is tried with too."""
 AT_A_TIME = 2
 """Engines that run side by side: each uses little more than one core."""
+
+
+def with_case(case):
+    """Return the configurations that have a case, or whose name has that part, as parameters."""
+    return [
+        pytest.param(name, marks=pytest.mark.long) if name in LONG else name
+        for name, settings in CONFIGURATIONS.items()
+        if case in name or case in settings["cases"]
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +113,7 @@ def run_engine(directory: Path, name: str) -> dict:
     return json.loads((directory / name).read_text())
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", with_case("rollouts"))
 def test_rollouts_replay_and_are_those_of_the_transformers_engine(outcome, name):
     rollouts = outcome(name)["rollouts"]
     for strategy in ("neighbor", "gaussian", "token"):
@@ -117,7 +128,7 @@ def test_rollouts_replay_and_are_those_of_the_transformers_engine(outcome, name)
             assert result["records_ignored"] > 0.5, "replay must depend on the records"
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if "preempted" in name])
+@pytest.mark.parametrize("name", with_case("preempted"))
 def test_requests_were_preempted(outcome, name):
     assert outcome(name)["preemption"]["preemptions"] >= 1
 
@@ -129,9 +140,7 @@ def test_a_rollout_does_not_depend_on_its_company(outcome, name):
     assert alone["positions"] == together["positions"][:3]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in CONFIGURATIONS if "different_settings" in CONFIGURATIONS[name]["cases"]]
-)
+@pytest.mark.parametrize("name", with_case("different_settings"))
 def test_requests_of_different_settings_share_a_batch(outcome, name):
     result = outcome(name)["different_settings"]
     assert max(result["errors"]) <= TOLERANCE
@@ -150,7 +159,7 @@ def test_mixed_text_never_poisons_the_prefix_cache(outcome, name):
     assert result["repeat_error"] <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGURATIONS if "weights" in CONFIGURATIONS[name]["cases"]])
+@pytest.mark.parametrize("name", with_case("weights"))
 def test_rollouts_follow_the_weights(outcome, name):
     result = outcome(name)["weights"]
     assert max(result["errors"]) <= TOLERANCE
@@ -165,7 +174,7 @@ def test_nothing_is_replaced_under_a_request_that_mixes(outcome, name):
     assert result["error"] <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["v1-preempted", "v2-preempted"])
+@pytest.mark.parametrize("name", with_case("controls"))
 def test_the_replay_law_notices_each_mistake(outcome, name):
     controls = outcome(name)["controls"]
     assert controls["preemptions"] >= 1
@@ -211,7 +220,7 @@ def test_an_engine_that_dies_leaves_nothing_behind_and_the_batch_can_be_generate
     assert result["same"]
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", with_case("rollouts"))
 def test_the_engine_was_set_up_as_its_name_says(outcome, name):
     facts = outcome(name)["facts"]
     assert facts["v2"] == name.startswith("v2")

