@@ -96,7 +96,7 @@ def run_task(task: Task) -> None:
     Raises:
         NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the stage
             says what happened, and nothing is in the store under the key.
-        Preempted: The process was told to stop (SIGTERM) and has saved a checkpoint.
+        Preempted: The process was told to stop (SIGTERM) and had the time to save a checkpoint; a step of Kubeflow does not have it.
     """
     sys.excepthook = _print_redacted
     surroundings = Surroundings.from_environment()

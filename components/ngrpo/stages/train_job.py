@@ -61,7 +61,7 @@ def run(task: Task, settings_json: str) -> None:
 
     Raises:
         TrainJobError: The cluster refused the job or cannot be reached, or the job did not start in time or failed.
-        Preempted: SIGTERM arrived; the nodes are told to stop as well, and save.
+        Preempted: SIGTERM arrived. The job is deleted if this process lives long enough; its nodes have their own grace, and save.
     """
     settings = JobSettings.model_validate_json(settings_json)
 

@@ -17,7 +17,7 @@ from ngrpo.storage.state import DamagedStateError, parse_state
 
 MANIFEST = "manifest.json"
 REFERENCE = "reference.json"
-"""The reference to an artifact, beside its payload: what `dsl.importer` imports."""
+"""The reference to an artifact, beside its payload, for pipelines of others: what `dsl.importer` imports."""
 SUSPECT = "suspect.txt"
 """Written beside an artifact by a consumer that found it damaged: the next `verify` reads all of it, whatever its size."""
 OWN_FILES = frozenset({MANIFEST, REFERENCE, SUSPECT})
