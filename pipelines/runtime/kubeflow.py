@@ -100,6 +100,8 @@ def connect() -> kfp.Client:
             namespace=namespace(),
             existing_token=os.environ.get(TOKEN) or None,
             credentials=_own_credentials(),
+            # Its HTTP library reads neither, unlike those of MLflow and boto3.
+            ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
         )
 
 

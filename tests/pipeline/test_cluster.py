@@ -8,6 +8,7 @@ from commanding import IMAGES
 from golden_ir import CLUSTER
 from kubeflow_stub import cluster
 
+from faulty_proxy import faulty_proxy
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines import cli
 from ngrpo_kfp.pipelines.links import links
@@ -254,6 +255,17 @@ def test_a_pod_uses_its_own_token_which_changes_and_the_environment_goes_before_
     assert "there is no run yet" in ngrpo("status", code=2)
     monkeypatch.setenv("KF_PIPELINES_TOKEN", "of-a-person")
     assert "refuses the credentials (401)" in ngrpo("status", code=2)
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_an_api_with_a_certificate_of_a_private_authority(kubeflow, ngrpo, monkeypatch, tmp_path, variable):
+    with faulty_proxy(kubeflow.address, tmp_path / "ca.crt") as proxy:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", proxy.url)
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+        assert "cannot be reached (SSLError)" in ngrpo("status", code=2)
+        monkeypatch.setenv(variable, str(tmp_path / "ca.crt"))
+        assert "there is no run yet" in ngrpo("status", code=2)
 
 
 @pytest.mark.parametrize(
