@@ -12,10 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ngrpo.environment import CREDENTIAL, holds_credential
+from ngrpo.environment import CREDENTIAL, SAVE_MINUTES, holds_credential
 from ngrpo.errors import ConfigError
 from ngrpo.section import GiB, Section, StageName, StoreURI, Text, count, number, refuse
-from ngrpo.stages.surroundings import SAVE_MINUTES
 
 KubernetesName = Annotated[
     str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)

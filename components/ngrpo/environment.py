@@ -16,6 +16,9 @@ CREDENTIAL = re.compile(
 )
 """Names of variables that hold credentials. What names a file is none: KF_PIPELINES_SA_TOKEN_PATH, AWS_WEB_IDENTITY_TOKEN_FILE."""
 
+SAVE_MINUTES = "NGRPO_SAVE_MINUTES"
+"""Environment variable of a stage: a training saves at least that often, beside its `save_steps`."""
+
 _ADDRESSES: Mapping[str, tuple[str, str] | None] = {
     "MLFLOW_TRACKING_URI": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "MLFLOW_REGISTRY_URI": None,

@@ -5,7 +5,7 @@ import re
 import pytest
 from forked_stages import SELECTION, Stages, content, keys
 
-from ngrpo.stages.surroundings import SAVE_MINUTES
+from ngrpo.environment import SAVE_MINUTES
 
 pytestmark = pytest.mark.pipeline
 

@@ -102,6 +102,14 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert time.monotonic() < deadline, "a child of the killed try still runs"
 
 
+def test_a_credential_that_a_library_prints_is_in_no_log(objects, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HF_TOKEN", "a-very-secret-word")
+    supervised(objects, tmp_path, "import os; print('asking with', os.environ['HF_TOKEN'])")
+    (attempt,) = tries_of(objects, "prepare_data", "k")
+    assert log_of(objects, attempt) == "asking with ***\n"
+    assert "a-very-secret-word" not in "".join(capfd.readouterr())
+
+
 def test_what_is_printed_before_the_first_try_is_shown_where_there_was_none():
     assert list(own_lines(["launcher: no such bucket"])) == ["launcher: no such bucket"]
 

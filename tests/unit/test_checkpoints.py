@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from ngrpo.environment import SAVE_MINUTES
 from ngrpo.errors import ConfigError
-from ngrpo.stages.surroundings import SAVE_MINUTES
 from ngrpo.training import checkpoints as module
 from ngrpo.training.checkpoints import Checkpoints, checkpoints_of
 from ngrpo.training.marker import MARKER, mark, problem

@@ -22,8 +22,8 @@ PACKAGE = Path(ngrpo.__file__).parent
 # Their source, and that of modules below them, is not part of a code version. `config` holds settings and their validation, nothing
 # that computes: what a stage gets from it is the validated values, and those are in the key. A changed default or a new field thus
 # reruns the stages that read it, and no other. `errors` names failures, and a stage that fails leaves no result. `checkpoints` brings
-# back what a stage saved, byte for byte. `surroundings` tells where a stage runs: its result is the same everywhere.
-TRANSPARENT = frozenset({"ngrpo.config", "ngrpo.errors", "ngrpo.storage.checkpoints", "ngrpo.stages.surroundings"})
+# back what a stage saved, byte for byte.
+TRANSPARENT = frozenset({"ngrpo.config", "ngrpo.errors", "ngrpo.storage.checkpoints"})
 
 _DOTTED = re.compile(r"ngrpo(\.\w+)+")
 

@@ -154,9 +154,8 @@ class _Child:
             finally:
                 signal.signal(signal.SIGTERM, before)
             with suppress(ProcessLookupError):
-                os.killpg(
-                    process.pid, signal.SIGKILL
-                )  # what it left behind would hold the memory that the next try needs
+                # What it left behind would hold the memory that the next try needs.
+                os.killpg(process.pid, signal.SIGKILL)
             relay.join(_RELAY_SECONDS)
         self.code = process.returncode
         ended = replace(
@@ -177,18 +176,19 @@ class _Child:
                 self._records.keep(self._attempt, _end_of(log))
 
     def _relay(self, process: subprocess.Popen[bytes], file: BinaryIO) -> None:
-        """Give the child its input, and pass on what it prints, line by line."""
+        """Give the child its input, and pass on what it prints, line by line; a library may print a credential."""
         assert process.stdin is not None
         assert process.stdout is not None
         with suppress(BrokenPipeError):  # it ended before it read: its exit code and its last line say why
             process.stdin.write(self._stdin.encode())
             process.stdin.close()
         for line in process.stdout:
-            sys.stdout.write(line.decode(errors="replace"))
+            text = redacted(line.decode(errors="replace"))
+            sys.stdout.write(text)
             sys.stdout.flush()
-            file.write(line)
+            file.write(text.encode())
             file.flush()
-            self._last = line.decode(errors="replace").strip() or self._last
+            self._last = text.strip() or self._last
 
     def _outcome(self) -> Outcome:
         if self.code == 0:
@@ -201,7 +201,7 @@ class _Child:
             return said.read_text(encoding="utf-8").strip()
         code = self.code or 0
         how = f"killed by {signal.Signals(-code).name}, for want of memory perhaps" if code < 0 else f"exit code {code}"
-        return f"{how}; its last words: {redacted(self._last) or 'none'}"
+        return f"{how}; its last words: {self._last or 'none'}"
 
 
 def _pod() -> str:

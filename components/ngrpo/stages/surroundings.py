@@ -25,8 +25,6 @@ TRIES = "NGRPO_TRIES"
 """Environment variable of a pod: how often a stage that failed is tried again there, `RetryConfig` as JSON."""
 ERROR_FILE = "NGRPO_ERROR_FILE"
 """Environment variable of a try: file to write the line of why it failed to."""
-SAVE_MINUTES = "NGRPO_SAVE_MINUTES"
-"""Environment variable of a stage: a training saves at least that often, beside its `save_steps`."""
 STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
 """Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
 

@@ -29,8 +29,8 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy
 
+from ngrpo.environment import SAVE_MINUTES
 from ngrpo.errors import ConfigError, Preempted, StoreError
-from ngrpo.stages.surroundings import SAVE_MINUTES
 from ngrpo.storage.checkpoints import CheckpointStore
 from ngrpo.training.marker import MARKER, mark, problem
 
