@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from ngrpo.evaluation import grading_worker
+from ngrpo.grading import worker as grading_worker
 
 if __name__ == "__main__":
     grading_worker.send(int(sys.argv[2]), [])

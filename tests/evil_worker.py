@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from ngrpo.evaluation import grading_worker, sandbox
+from ngrpo.grading import sandbox
+from ngrpo.grading import worker as grading_worker
 
 # --- attacks on the machine, each of which needs no more than to run in the worker -------------------------------------
 
@@ -157,7 +158,7 @@ WALLS = {
     "limits": sandbox.take_limits,
     "kernel": lambda: print(sandbox.filter_system_calls() or "", end=""),
     "watch": sandbox.watch,
-    "no generators": lambda: __import__("ngrpo.evaluation.code_generators", fromlist=["disarm"]).disarm(),
+    "no generators": lambda: __import__("ngrpo.grading.code_generators", fromlist=["disarm"]).disarm(),
 }
 
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from ngrpo.evaluation.grading import Grade
+from ngrpo.grading.grader import Grade
 
 SEPARATORS = [
     *map(chr, range(0x21)),

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 
 from ngrpo.config import load_config
 from ngrpo.evaluation.gate import Measured, compare
-from ngrpo.evaluation.report import write_report
 from ngrpo.evaluation.results import benchmark_result
 from ngrpo.evaluation.verdicts import SAMPLES
+from ngrpo.report.page import write_report
 
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
 STAGES = (

@@ -15,8 +15,8 @@ from ngrpo.stages.model_promotion import decide_and_crown, run
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.lease import LeaseLostError
 from ngrpo.storage.objects import ObjectStore
+from ngrpo.tracking.model_registry import ModelRegistry
 from ngrpo.tracking.promotions import Promotions
-from ngrpo.tracking.registry import ModelRegistry
 
 NAME = "test-model"
 PROBLEMS, SAMPLES = 60, 8

@@ -46,6 +46,7 @@ def ngrpo_training(
         },
         output=artifact.path,
         metrics=metrics.path,
+        attempt="ngrpo_kfp.components.launching.attempt",  # it may work on several nodes
     )
     for name, value in values.items():
         metrics.log_metric(name, value)

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from ngrpo.config import WarmStartConfig, load_config
 from ngrpo.environment import environment
-from ngrpo.storage import checkpoints
-from ngrpo.storage.checkpoints import CheckpointStore
-from ngrpo.training.checkpoints import KEPT, checkpoints_of
+from ngrpo.storage import checkpoint_store as checkpoints
+from ngrpo.storage.checkpoint_store import CheckpointStore
+from ngrpo.training.checkpointing import KEPT, checkpoints_of
 
 # Of SmolLM2-135M: its config.json.
 SMOLLM2 = {

@@ -14,8 +14,9 @@ from ngrpo.environment import environment
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.plan import History, make_plan
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.planning.nodes import History
+from ngrpo_kfp.pipelines.planning.plan import make_plan
 
 ROUNDS = 5
 PRESET = PRESETS / "paper-7b.toml"
@@ -27,9 +28,9 @@ from pathlib import Path
 from ngrpo.config import load_config
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines.plan import History, make_plan
-from ngrpo_kfp.pipelines.runtime.compilation import compile_pipeline
-from ngrpo_kfp.pipelines.runtime.images import Images
+from ngrpo_kfp.pipelines.planning.plan import History, make_plan
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_pipeline
+from ngrpo_kfp.pipelines.kubeflow.images import Images
 
 preset, cluster, images, store, cache = sys.argv[1:]
 config = load_config(Path(preset), cluster=Path(cluster))

@@ -12,7 +12,7 @@ from tests.benchmarks.measure import report
 from ngrpo.config import load_config, select
 from ngrpo.environment import environment
 from ngrpo.evaluation.samples import Sampler
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
 
 PRESET = Path(__file__).parents[2] / "pipelines" / "presets" / "smollm2.toml"
 

@@ -10,7 +10,7 @@ import psutil
 from math_verify import LatexExtractionConfig, parse, verify
 from tests.benchmarks.measure import alternate, report
 
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.grader import Grader
 
 ANSWERS, ROUNDS, STARTS = 400, 5, 3
 FORMS = (

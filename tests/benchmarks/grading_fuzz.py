@@ -13,7 +13,7 @@ from tests.benchmarks.measure import OUTPUT
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fuzzed_answers import faults, pair
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.grader import Grader
 
 ANSWERS, BATCH = 1_000_000, 5_000
 

@@ -6,8 +6,8 @@ from typing import Any
 from mlflow import MlflowClient
 from session import TRAIN_JOBS, Session
 
-from ngrpo.tracking.cluster_run import PIPELINE_RUN
-from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, every, existing_experiment
+from ngrpo.tracking.cluster_parent_run import PIPELINE_RUN
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, every, existing_experiment
 
 
 def left(session: Session) -> list[str]:

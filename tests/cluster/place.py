@@ -11,9 +11,9 @@ from urllib3.exceptions import HTTPError
 
 from ngrpo.config import RunConfig, load_config
 from ngrpo.errors import NGRPOError
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.runtime.images import Images
-from ngrpo_kfp.pipelines.runtime.kubeflow import namespace
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.client import namespace
+from ngrpo_kfp.pipelines.kubeflow.images import Images
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "NGRPO_TEST_CLUSTER"

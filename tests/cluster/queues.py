@@ -9,7 +9,7 @@ import pytest
 from kubernetes import client
 from session import Session
 
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
 
 _API = ("kueue.x-k8s.io", "v1beta2")
 

@@ -15,11 +15,11 @@ import pytest
 from kubernetes import client
 from place import Place
 
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.tries import Try, log_of, tries_of
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, connect
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, connect
 
 T = TypeVar("T")
 

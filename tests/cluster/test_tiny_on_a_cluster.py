@@ -12,8 +12,8 @@ import pytest
 from queues import queue_of_one_stage
 from session import ACTIVE, Session
 
-from ngrpo.stages.registry import STAGES
-from ngrpo_kfp.pipelines.runtime.kubeflow import OVER, every, existing_experiment
+from ngrpo.stages.declarations import STAGES
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, every, existing_experiment
 
 AT_HOME = {
     "AWS_ENDPOINT_URL": None,

@@ -18,12 +18,12 @@ from tests.container.engine import size
 
 from ngrpo.config import load_config
 from ngrpo.environment import environment
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
 from ngrpo.storage.seaweed import serve
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.run import run
-from ngrpo_kfp.pipelines.runtime.local import in_processes
-from ngrpo_kfp.pipelines.runtime.workspace import Workspace
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.local.run_pipeline import run
+from ngrpo_kfp.pipelines.local.runner import in_processes
+from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 IMAGE = "ngrpo/python:0.1.0"
 """What the components ask for."""

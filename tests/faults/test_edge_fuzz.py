@@ -37,7 +37,7 @@ def test_twenty_command_lines_as_processes(tmp_path):
     tried.append([b"plan", b"--preset", b"\xff.toml"])
     for arguments in tried:
         done = subprocess.run(
-            [sys.executable, "-m", "ngrpo_kfp.pipelines.cli", *arguments],
+            [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", *arguments],
             env=environment
             | {"NGRPO_HOME": str(tmp_path / "outputs"), "LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict"},
             cwd=tmp_path,

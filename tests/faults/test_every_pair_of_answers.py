@@ -3,8 +3,8 @@
 import itertools
 
 from different_golds import GOLDS
-from ngrpo.evaluation.answer_forms import canonical
-from ngrpo.evaluation.comparison import respond
+from ngrpo.grading.answer_forms import canonical
+from ngrpo.grading.comparison import respond
 
 
 def test_no_two_of_500_answers_are_accepted_for_each_other():

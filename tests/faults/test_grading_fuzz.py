@@ -1,7 +1,7 @@
 """10,000 hostile answers other than those of the suite: none of them runs code, opens a file or starts a process."""
 
 from fuzzed_answers import faults, pair
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.grader import Grader
 
 FIRST, ANSWERS = 1_000_000, 10_000
 

@@ -13,9 +13,9 @@ from damage import damaged
 from measuring import OLD, measured
 from ngrpo.stages.model_promotion import decide_and_crown
 from ngrpo.storage.objects import ObjectStore
+from ngrpo.tracking.model_registry import ModelRegistry
 from ngrpo.tracking.promotions import Promotions
-from ngrpo.tracking.registry import ModelRegistry
-from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.cli import app as cli
 from promoting import NAME, decide, in_process, kill_before, settings, state
 
 pytestmark = pytest.mark.pipeline

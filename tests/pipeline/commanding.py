@@ -5,7 +5,7 @@ import yaml
 from golden_ir import GOLDEN
 from kubeflow_stub import serve
 
-from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.cli import app as cli
 
 IMAGES = ["--images", str(GOLDEN / "images.lock")]
 

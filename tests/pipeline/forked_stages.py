@@ -196,7 +196,7 @@ def _serve() -> None:
 def _import_everything() -> None:
     import importlib
 
-    from ngrpo.stages.registry import STAGES
+    from ngrpo.stages.declarations import STAGES
     from ngrpo.training import policy_optimization
     from rewards import LengthReward
 
@@ -204,7 +204,7 @@ def _import_everything() -> None:
         importlib.import_module(stage.module)
     for name in (
         "ngrpo.stages.execution",
-        "ngrpo.tracking.cluster_run",
+        "ngrpo.tracking.cluster_parent_run",
         "ngrpo.tracking.database",
         "mlflow.store.model_registry.sqlalchemy_store",
         "mlflow.store.tracking.sqlalchemy_store",
@@ -228,9 +228,9 @@ def _fork(job: dict) -> None:
         writes = _Writes(job["kill_at"])
         _watch(writes)
         from ngrpo.config import load_config, select
+        from ngrpo.stages.declarations import STAGES
         from ngrpo.stages.execution import execute
         from ngrpo.stages.keys import config_json
-        from ngrpo.stages.registry import STAGES
 
         section = select(load_config(PRESET, job["settings"]), STAGES[job["stage"]].config)
         execute(
@@ -273,7 +273,7 @@ def _watch(write: _Writes) -> None:
     from transformers import Trainer
 
     from ngrpo.storage.objects import ObjectStore
-    from ngrpo.training.checkpoints import Checkpoints
+    from ngrpo.training.checkpointing import Checkpoints
 
     def audit(event: str, arguments: tuple) -> None:
         if event == "open":

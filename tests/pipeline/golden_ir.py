@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 
 from ngrpo.config import load_config
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.runtime.compilation import compile_whole, load_ir
-from ngrpo_kfp.pipelines.runtime.images import Images
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole, load_ir
+from ngrpo_kfp.pipelines.kubeflow.images import Images
 
 GOLDEN = Path(__file__).with_name("golden")
 IMAGES = Images(GOLDEN / "images.lock")

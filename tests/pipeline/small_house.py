@@ -103,7 +103,7 @@ class House:
 
     def command(self, *arguments: str) -> list[str]:
         preset = [] if arguments[0] in ("report", "ui") else ["--preset", str(self.root / "small.toml")]
-        return [sys.executable, "-m", "ngrpo_kfp.pipelines.cli", *arguments, *preset]
+        return [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", *arguments, *preset]
 
     def ngrpo(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""

@@ -13,7 +13,7 @@ import yaml
 from argo import TEMPLATE_DEFAULTS, Retries, effective, most_pods, phase, retry_parameters, strategies, workflow_of
 from golden_ir import WHOLE, compiled
 
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
 
 CASE = Path(__file__).parents[1] / "data" / "kfp-2.17.0"
 MINUTE = 60.0

@@ -13,7 +13,8 @@ from small_house import STAGES
 
 from ngrpo.config import load_config
 from ngrpo.errors import ConfigError
-from ngrpo_kfp.pipelines import cli, options
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli import options
 
 PRESETS = sorted(path.stem for path in options.PRESETS.glob("*.toml"))
 
@@ -102,7 +103,7 @@ def test_a_report_of_no_run(capsys):
 
 def test_planning_imports_neither_torch_nor_kfp_nor_mlflow():
     script = (
-        "import sys\nfrom ngrpo_kfp.pipelines import cli\nimport ngrpo_kfp.pipelines.run\n"
+        "import sys\nfrom ngrpo_kfp.pipelines import cli\nimport ngrpo_kfp.pipelines.local.run_pipeline\n"
         "cli.main(['run', '--preset', 'tiny', '--dry-run'])\n"
         "print([name for name in ('torch', 'kfp', 'mlflow', 'pandas', 'transformers') if name in sys.modules])"
     )
@@ -165,7 +166,7 @@ def test_compile_looks_where_it_will_write_before_it_works(capsys, monkeypatch, 
     lock = tmp_path / "images.lock"
     lock.write_text("", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ngrpo_kfp.pipelines.runtime.compilation.compile_whole", None)
+    monkeypatch.setattr("ngrpo_kfp.pipelines.kubeflow.compilation.compile_whole", None)
     assert "--output" in fails(capsys, "compile", "--images", str(lock), "--output", output)
 
 
@@ -175,7 +176,7 @@ def refuse(monkeypatch, error):
     def refused(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("ngrpo_kfp.pipelines.run.show_plan", refused)
+    monkeypatch.setattr("ngrpo_kfp.pipelines.local.run_pipeline.show_plan", refused)
 
 
 @pytest.mark.parametrize(
@@ -212,12 +213,14 @@ def test_control_characters_do_not_reach_the_terminal(capsys, monkeypatch):
 def test_output_that_the_terminal_has_no_characters_for(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    monkeypatch.setattr("ngrpo_kfp.pipelines.run.show_plan", lambda *arguments, **options: print("→ é \udcff"))
+    monkeypatch.setattr(
+        "ngrpo_kfp.pipelines.local.run_pipeline.show_plan", lambda *arguments, **options: print("→ é \udcff")
+    )
     assert cli.main(["plan"]) == 0
     assert written.getvalue() == b"\\u2192 \\xe9 \\udcff\n"
 
 
-DRY_RUN = [sys.executable, "-m", "ngrpo_kfp.pipelines.cli", "run", "--dry-run"]
+DRY_RUN = [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", "run", "--dry-run"]
 
 
 def test_who_has_seen_enough_is_told_nothing():

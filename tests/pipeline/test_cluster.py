@@ -10,9 +10,9 @@ from kubeflow_stub import cluster
 
 from faulty_proxy import faulty_proxy
 from ngrpo.storage.artifacts import ArtifactStore
-from ngrpo_kfp.pipelines import cli
-from ngrpo_kfp.pipelines.links import links
-from ngrpo_kfp.pipelines.runtime.kubeflow import connect
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.kubeflow.client import connect
+from ngrpo_kfp.pipelines.kubeflow.links import links
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]

@@ -22,9 +22,9 @@ from test_manifests import KNOWN_FIELDS, METADATA, unknown
 
 from ngrpo.config import load_config
 from ngrpo.errors import NGRPOError
-from ngrpo.stages.registry import STAGES
-from ngrpo.tracking.cluster_run import PIPELINE_RUN
-from ngrpo_kfp.pipelines.options import PRESETS
+from ngrpo.stages.declarations import STAGES
+from ngrpo.tracking.cluster_parent_run import PIPELINE_RUN
+from ngrpo_kfp.pipelines.cli.options import PRESETS
 
 pytest_plugins = ["mlflow_database"]
 pytestmark = pytest.mark.pipeline

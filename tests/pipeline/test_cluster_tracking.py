@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import pytest
 from mlflow import MlflowClient
 
-from ngrpo.stages import registry
+from ngrpo.stages import declarations
 from ngrpo.stages.execution import execute
-from ngrpo.tracking.cluster_run import parent_on_cluster
-from ngrpo.tracking.runs import stage_run
+from ngrpo.tracking.cluster_parent_run import parent_on_cluster
+from ngrpo.tracking.mlflow_runs import stage_run
 from promoting import settings
 
 pytestmark = pytest.mark.pipeline
@@ -128,7 +128,7 @@ def test_a_stage_in_a_pod_is_tracked_below_its_pipeline_run(database, objects, t
     def work(config, inputs, output, work):
         (output / "metrics.json").write_text(json.dumps({"value": 1.5}))
 
-    monkeypatch.setattr(registry.Stage, "function", lambda self: work)
+    monkeypatch.setattr(declarations.Stage, "function", lambda self: work)
     for name, value in {
         "NGRPO_STORE": objects.uri,
         "NGRPO_CACHE_DIR": tmp_path / "cache",

@@ -8,25 +8,25 @@ import pytest
 
 from command_lines import command_lines, write_odd_files
 from ngrpo.errors import ConfigError
-from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.cli import app as cli
 
 # Where each command begins its work, once its arguments are right.
 BEGINNINGS = (
-    "run.show_plan",
-    "run.run",
-    "run.dry_run",
-    "ui.serve_ui",
-    "runtime.compilation.compile_whole",
-    "submission.submit",
-    "cluster_runs.connect",
-    "run_status.connect",
-    "run_logs.connect",
-    "doctor.examine",
-    "schedules.compile_scheduled_run",
-    "base_model.from_champion",
-    "promotion_commands.promote_version",
-    "promotion_commands.roll_back",
-    "promotion_commands.show_history",
+    "local.run_pipeline.show_plan",
+    "local.run_pipeline.run",
+    "local.run_pipeline.dry_run",
+    "local.ui.serve_ui",
+    "kubeflow.compilation.compile_whole",
+    "kubeflow.submission.submit",
+    "kubeflow.submitted_runs.connect",
+    "kubeflow.runs.status.connect",
+    "kubeflow.runs.logs.connect",
+    "kubeflow.doctor.report.examine",
+    "kubeflow.scheduling.schedules.compile_scheduled_run",
+    "planning.base_model.from_champion",
+    "cli.promotion.promote_version",
+    "cli.promotion.roll_back",
+    "cli.promotion.show_history",
 )
 
 
@@ -51,7 +51,7 @@ def begun(monkeypatch, tmp_path):
         module, _, function = name.rpartition(".")
         monkeypatch.setattr(importlib.import_module(f"ngrpo_kfp.pipelines.{module}"), function, begin(name))
     monkeypatch.setattr("ngrpo.data.mirror.mirror", begin("mirror"))
-    monkeypatch.setattr("ngrpo_kfp.pipelines.mirroring.services", lambda workspace: contextlib.nullcontext())
+    monkeypatch.setattr("ngrpo_kfp.pipelines.cli.mirror.services", lambda workspace: contextlib.nullcontext())
     monkeypatch.setattr("ngrpo.data.embedding.load_embedding", begin("neighbors"))
     return names
 

@@ -7,14 +7,15 @@ from golden_ir import CLUSTER, IMAGES, NAMES, WHOLE, compiled, golden_path, gold
 
 from ngrpo.config import RunConfig, load_config, validate
 from ngrpo.errors import ConfigError
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
 from ngrpo.storage.manifest import Reference
-from ngrpo_kfp.pipelines import cli
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.plan import History, make_plan
-from ngrpo_kfp.pipelines.runtime.compilation import compile_pipeline, load_ir
-from ngrpo_kfp.pipelines.runtime.graph_check import GraphError
-from ngrpo_kfp.pipelines.runtime.images import Images
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_pipeline, load_ir
+from ngrpo_kfp.pipelines.kubeflow.graph_check import GraphError
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.planning.nodes import History
+from ngrpo_kfp.pipelines.planning.plan import make_plan
 
 LOCK = golden_path(WHOLE).with_name("images.lock")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
+from ngrpo_kfp.pipelines.graph import COMPONENTS
 from ngrpo_kfp.pipelines.post_training import post_training
-from ngrpo_kfp.pipelines.runtime.graph import COMPONENTS
 
 COMPONENT_FOLDERS = Path(__file__).parents[2] / "components"
 REFERENCE_PARAMETERS = {"config", "key", "code_version"}

@@ -12,10 +12,11 @@ import pytest
 
 from ngrpo.errors import ConfigError
 from ngrpo.storage.state import write_state
-from ngrpo_kfp.pipelines import cli
-from ngrpo_kfp.pipelines.options import read_config
-from ngrpo_kfp.pipelines.plan import History, make_plan, plan_record
-from ngrpo_kfp.pipelines.runtime.workspace import Workspace
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.options import read_config
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+from ngrpo_kfp.pipelines.planning.nodes import History
+from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]

@@ -19,12 +19,13 @@ from kubernetes_stub import ARGO_CONFIG, DEPLOYMENTS, IMAGES, OWN, PODS, serve
 
 from ngrpo.config import load_config
 from ngrpo.environment import environment
-from ngrpo.stages.reach import MARK, reached
-from ngrpo_kfp.pipelines import cli, cluster_probe
-from ngrpo_kfp.pipelines.cluster_probe import manifest, probe
-from ngrpo_kfp.pipelines.doctor import looked_at
-from ngrpo_kfp.pipelines.kubernetes_objects import Objects, Refused
-from ngrpo_kfp.pipelines.options import PRESETS
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.doctor import probe as cluster_probe
+from ngrpo_kfp.pipelines.kubeflow.doctor.probe import manifest, probe
+from ngrpo_kfp.pipelines.kubeflow.doctor.reach import MARK, reached
+from ngrpo_kfp.pipelines.kubeflow.doctor.report import looked_at
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects, Refused
 
 pytestmark = pytest.mark.pipeline
 
@@ -436,9 +437,12 @@ def test_what_the_pod_cannot_reach_is_told(cluster, doctor):
 
 
 def test_a_pod_that_fails_shows_its_last_lines(cluster, doctor):
-    cluster.pod_log, cluster.pod_status = "python3: No module named ngrpo.stages.reach\n", {"phase": "Failed"}
+    cluster.pod_log, cluster.pod_status = (
+        "python3: No module named ngrpo_kfp.pipelines.kubeflow.doctor.reach\n",
+        {"phase": "Failed"},
+    )
     _, (wrong,) = doctor()
-    assert "No module named ngrpo.stages.reach" in wrong
+    assert "No module named ngrpo_kfp.pipelines.kubeflow.doctor.reach" in wrong
     assert "image" in wrong
 
 
@@ -510,7 +514,7 @@ def reach(**variables):
     """Run the pod's command; returns its results by name."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     ended = subprocess.run(
-        [sys.executable, "-m", "ngrpo.stages.reach"],
+        [sys.executable, "-m", "ngrpo_kfp.pipelines.kubeflow.doctor.reach"],
         env=kept | variables,
         capture_output=True,
         text=True,

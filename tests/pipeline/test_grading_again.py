@@ -15,7 +15,7 @@ from ngrpo.stages.keys import source_files
 from ngrpo.stages.model_promotion import decide_and_crown
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.tracking.promotions import Promotions
-from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.cli import app as cli
 from promoting import NAME, decide, settings, state
 
 pytestmark = pytest.mark.pipeline
@@ -188,4 +188,4 @@ def test_graders_alone_may_differ():
 def test_promotion_reaches_the_graders():
     """Else the plan could not say that they changed (see `test_plan.py`)."""
     assert any(is_grader_source(path) for path in source_files("ngrpo.stages.model_promotion"))
-    assert not is_grader_source("grading.py")
+    assert not is_grader_source("evaluation/grading.py")

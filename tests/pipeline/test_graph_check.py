@@ -7,7 +7,7 @@ import yaml
 from golden_ir import compiled
 from kfp import components
 
-from ngrpo_kfp.pipelines.runtime.graph_check import GraphError, check_graph
+from ngrpo_kfp.pipelines.kubeflow.graph_check import GraphError, check_graph
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from ngrpo.config import MixingConfig, NeighborsConfig
 from ngrpo.stages import keys
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_key_depends_on_each_of_its_parts_and_on_no_order():
         ("prepare_data", "data/arithmetic.py", "training/ngrpo_trainer.py"),
         ("neighbor_index", "neighbors/search.py", "mixing/mixer.py"),
         ("ngrpo_training", "mixing/mixer.py", "evaluation/statistics.py"),
-        ("benchmark_evaluation", "evaluation/grading_worker.py", "training/ngrpo_trainer.py"),
+        ("benchmark_evaluation", "grading/worker.py", "training/ngrpo_trainer.py"),
         ("model_promotion", "evaluation/statistics.py", "rollout/engine.py"),
     ],
 )
@@ -135,7 +135,7 @@ def test_real_stages_reach_what_they_work_with_and_not_what_others_do(stage, rea
     assert reached in files
     assert not_reached not in files
     assert not {file for file in files if file.startswith("config/")}
-    assert not {"errors.py", "stages/execution.py", "stages/registry.py"} & set(files)
+    assert not {"errors.py", "stages/execution.py", "stages/declarations.py"} & set(files)
 
 
 def test_the_closure_is_found_from_the_files_not_from_what_is_installed(package, tmp_path):

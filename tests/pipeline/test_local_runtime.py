@@ -12,7 +12,7 @@ from small_house import CACHEABLE, STAGES
 
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
-from ngrpo_kfp.pipelines.runtime.local import first_failure
+from ngrpo_kfp.pipelines.local.runner import first_failure
 
 pytestmark = pytest.mark.pipeline
 
@@ -38,7 +38,7 @@ else:
 CROWNING = """
 from ngrpo.storage.digest import file_sha256, model_digest
 from ngrpo.storage.manifest import FileEntry, Manifest
-from ngrpo.tracking.registry import CHAMPION, ModelRegistry
+from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
 model = work / "model"
 model.mkdir()
 (model / "model.safetensors").write_text("weights")

@@ -14,7 +14,7 @@ from botocore.utils import should_bypass_proxies as boto_bypasses
 from requests.utils import should_bypass_proxies as requests_bypasses
 from trainer_stub import unknown_fields
 
-from ngrpo.cluster import STAGE_LABEL, ClusterConfig
+from ngrpo.config.cluster import STAGE_LABEL, ClusterConfig
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"

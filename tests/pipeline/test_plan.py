@@ -8,8 +8,9 @@ import pytest
 from ngrpo.config import load_config
 from ngrpo.errors import StoreError
 from ngrpo.storage.manifest import Reference
-from ngrpo_kfp.pipelines import plan as planning
-from ngrpo_kfp.pipelines.plan import History, make_plan, plan_record
+from ngrpo_kfp.pipelines.planning import plan as planning
+from ngrpo_kfp.pipelines.planning.nodes import History
+from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
 
 PRESET = Path(__file__).with_name("small.toml")
 BASE = ["prepare_data", "neighbor_index", "sft_warm_start", "ngrpo_training", "benchmark_evaluation", "model_promotion"]
@@ -125,7 +126,7 @@ def test_reasons_name_the_code_that_changed(plan, sources):
 
 
 def test_the_plan_says_that_a_change_of_graders_grades_the_champion_again(plan, sources):
-    grader = "evaluation/grading.py"
+    grader = "grading/grader.py"
     for stage in ("benchmark_evaluation", "model_promotion"):
         sources[f"ngrpo.stages.{stage}"][grader] = "0" * 64
     plan.finish(plan.make())
@@ -135,7 +136,7 @@ def test_the_plan_says_that_a_change_of_graders_grades_the_champion_again(plan, 
     for stage in ("benchmark_evaluation", "model_promotion"):
         sources[f"ngrpo.stages.{stage}"][grader] = "1" * 64
     why = reasons(plan.make())
-    assert why["benchmark_evaluation"] == "code changed: ngrpo/evaluation/grading.py"
+    assert why["benchmark_evaluation"] == "code changed: ngrpo/grading/grader.py"
     assert why["model_promotion"] == (
         f"{always}; graders changed: stored samples of the champion are graded again, none is generated"
     )

@@ -14,7 +14,7 @@ import pytest
 from small_training import CONFIG, INPUTS, SCORED, SELECTION, start, weights, write_inputs
 
 from ngrpo.errors import StoreError
-from ngrpo.storage.checkpoints import CheckpointStore
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.objects import ObjectStore
 

@@ -13,10 +13,10 @@ from commanding import IMAGES as LOCK
 from golden_ir import CLUSTER, IMAGES
 
 from ngrpo.config import load_config
-from ngrpo_kfp.pipelines import cli
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.preflight import checks
-from ngrpo_kfp.pipelines.runtime.image_registry import RegistryError, is_there
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
+from ngrpo_kfp.pipelines.kubeflow.preflight import checks
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from ngrpo.errors import DataError, StoreError, TrackingError
 from ngrpo.stages.model_promotion import run
 from ngrpo.storage.digest import model_digest
+from ngrpo.tracking.mlflow_runs import parent_run, stage_run
+from ngrpo.tracking.model_registry import CHALLENGER, CHAMPION, DIGEST, PREVIOUS_CHAMPION, ModelRegistry
 from ngrpo.tracking.promotions import Promotions
-from ngrpo.tracking.registry import CHALLENGER, CHAMPION, DIGEST, PREVIOUS_CHAMPION, ModelRegistry
-from ngrpo.tracking.runs import parent_run, stage_run
 from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, settings, state, write_manifest
 
 pytestmark = pytest.mark.pipeline

@@ -13,9 +13,9 @@ from ngrpo.stages.opponent import judge
 from ngrpo.storage.conditional_writes import require_conditional_writes
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
-from ngrpo.tracking import cluster_run
+from ngrpo.tracking import cluster_parent_run
 from ngrpo.tracking.promotions import Promotions
-from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.cli import app as cli
 from promoting import MIDDLE, NAME, PROBLEMS, candidate, decide, settings, state
 
 pytestmark = pytest.mark.pipeline
@@ -268,11 +268,11 @@ def test_a_key_that_is_none_leads_nowhere(promotions):
 def test_a_damaged_note_of_the_run_on_a_cluster_is_said(database, objects, tmp_path):
     for data in (b"", b"\xff\xfe", b"{}", b"a b", b"x" * 65, b"run\n"):
         objects.put_bytes(data, "mlflow_runs/p1")
-        with pytest.raises(DamagedStateError) as error, cluster_run.parent_on_cluster("p1", "stage", objects):
+        with pytest.raises(DamagedStateError) as error, cluster_parent_run.parent_on_cluster("p1", "stage", objects):
             pass
         one_line(error.value, f"{objects.uri}/mlflow_runs/p1: damaged: ", "delete it")
     objects.delete("mlflow_runs/p1")
-    with cluster_run.parent_on_cluster("p1", "stage", objects) as run:
+    with cluster_parent_run.parent_on_cluster("p1", "stage", objects) as run:
         assert objects.get_bytes("mlflow_runs/p1").decode() == run
 
 

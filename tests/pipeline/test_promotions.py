@@ -17,9 +17,9 @@ from ngrpo.stages.model_promotion import decide_and_crown
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.lease import Lease, LeaseLostError, hold
 from ngrpo.storage.objects import ObjectStore
+from ngrpo.tracking.model_registry import ALIASES, ModelRegistry
 from ngrpo.tracking.promotions import Promotions
-from ngrpo.tracking.registry import ALIASES, ModelRegistry
-from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.cli import app as cli
 from promoting import NAME, PROBLEMS, TOO_SLOW, evaluation_of, in_process, put_to_the_gate, settings, start, state
 
 pytestmark = pytest.mark.pipeline

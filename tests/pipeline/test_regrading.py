@@ -9,9 +9,9 @@ from rich.console import Console
 
 from ngrpo.config import load_config
 from ngrpo.evaluation.verdicts import SAMPLES
-from ngrpo_kfp.pipelines import regrading
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.runtime.workspace import Workspace
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.local import regrading
+from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 pytestmark = pytest.mark.pipeline
 

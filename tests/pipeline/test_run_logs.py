@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from golden_ir import IMAGES
 
-from ngrpo.cluster import ClusterConfig
 from ngrpo.config import load_config
-from ngrpo_kfp.pipelines import run_logs
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
+from ngrpo.config.cluster import ClusterConfig
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
+from ngrpo_kfp.pipelines.kubeflow.runs import logs as run_logs
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from golden_ir import IMAGES
 
-from ngrpo.cluster import ClusterConfig
 from ngrpo.config import load_config
-from ngrpo.stages.pending_pods import why_ended
-from ngrpo_kfp.pipelines import run_status
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
-from ngrpo_kfp.pipelines.runtime.kubernetes_api import Kubernetes, unpullable
-from ngrpo_kfp.pipelines.runtime.workflows import why_failed
+from ngrpo.config.cluster import ClusterConfig
+from ngrpo_kfp.components.launching.pending_pods import why_ended
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, unpullable
+from ngrpo_kfp.pipelines.kubeflow.runs import status as run_status
+from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]

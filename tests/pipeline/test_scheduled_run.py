@@ -19,20 +19,22 @@ from ngrpo.config import load_config
 from ngrpo.data.embedding import load_embedding
 from ngrpo.data.models import materialize, materialize_tokenizer
 from ngrpo.errors import DataError, TrackingError
+from ngrpo.stages.declarations import STAGES as STAGES_OF_A_RUN
 from ngrpo.stages.keys import config_json
-from ngrpo.stages.registry import STAGES as STAGES_OF_A_RUN
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.digest import file_sha256, model_digest
 from ngrpo.storage.manifest import FileEntry, Manifest
 from ngrpo.storage.objects import ObjectStore
-from ngrpo.tracking.registry import CHAMPION, ModelRegistry
-from ngrpo_kfp.pipelines import cli, scheduled_run
-from ngrpo_kfp.pipelines.base_model import from_champion
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.plan import History, make_plan
-from ngrpo_kfp.pipelines.runs_of_the_day import cancel_with_related, name_of_the_day
-from ngrpo_kfp.pipelines.runtime.kubeflow import ClusterError, connect, experiment_id
-from ngrpo_kfp.pipelines.scheduled_run import EndedError, submit_and_wait
+from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, experiment_id
+from ngrpo_kfp.pipelines.kubeflow.scheduling import planning_task as scheduled_run
+from ngrpo_kfp.pipelines.kubeflow.scheduling.planning_task import EndedError, submit_and_wait
+from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import cancel_with_related, name_of_the_day
+from ngrpo_kfp.pipelines.planning.base_model import from_champion
+from ngrpo_kfp.pipelines.planning.nodes import History
+from ngrpo_kfp.pipelines.planning.plan import make_plan
 from tiny import save_tiny_model
 
 pytestmark = pytest.mark.pipeline
@@ -175,7 +177,7 @@ def monday(kubeflow, objects, pod, monkeypatch):
     def run_named(name):
         return kubeflow._create_run(V2beta1Run(display_name=name, experiment_id=experiment, pipeline_spec=EMPTY))
 
-    def submit(config, images, workspace, console, *, name):
+    def submit(config, images, console, *, cache, name):
         return run_named(name).run_id
 
     monkeypatch.setattr(scheduled_run, "submit", submit)
@@ -198,7 +200,7 @@ def given(inputs: dict[str, str]) -> dict[str, str]:
 def start(inputs: dict[str, str]) -> subprocess.Popen:
     """Start what the component starts."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "ngrpo_kfp.pipelines.scheduled_run"],
+        [sys.executable, "-m", "ngrpo_kfp.pipelines.kubeflow.scheduling.planning_task"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -249,7 +251,7 @@ def ending(kubeflow, outcome):
 COMPONENT = """
 import json, sys
 from kfp import local
-from ngrpo_kfp.components.scheduled_run.component import scheduled_run
+from ngrpo_kfp.pipelines.kubeflow.scheduling.component import scheduled_run
 local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1], raise_on_error=False)
 scheduled_run(**json.load(sys.stdin))
 """

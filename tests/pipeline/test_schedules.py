@@ -8,13 +8,13 @@ import pytest
 from commanding import IMAGES as LOCK
 from golden_ir import CLUSTER, IMAGES
 
-from ngrpo.cluster import TRAINING_TOKEN, RetryConfig
 from ngrpo.config import load_config
-from ngrpo_kfp.pipelines import cli
-from ngrpo_kfp.pipelines.cron import check_cron
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.runtime import kubernetes_api
-from ngrpo_kfp.pipelines.runtime.compilation import compile_scheduled_run, load_ir
+from ngrpo.config.cluster import TRAINING_TOKEN, RetryConfig
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow import kubernetes_api
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_scheduled_run, load_ir
+from ngrpo_kfp.pipelines.kubeflow.scheduling.cron import check_cron
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]

@@ -16,16 +16,16 @@ from golden_ir import GOLDEN, IMAGES
 from small_house import build
 from trainer_stub import serve as serve_trainer
 
-from ngrpo.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config import load_config
+from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.errors import NGRPOError, TrainJobError
-from ngrpo.stages import train_job
 from ngrpo.stages.task import Task
-from ngrpo.stages.train_job_manifest import JobSettings
 from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines import cli
-from ngrpo_kfp.pipelines.options import PRESETS
-from ngrpo_kfp.pipelines.runtime.compilation import compile_whole
+from ngrpo_kfp.components.launching import train_job
+from ngrpo_kfp.components.launching.train_job_manifest import JobSettings
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -214,7 +214,7 @@ def test_a_tracking_server_that_fails_is_told_without_credentials(told, s3_envir
 
 
 def test_a_kubeflow_or_kubernetes_that_fails_is_told_without_credentials(told, kubeflow, monkeypatch):
-    monkeypatch.setattr("ngrpo_kfp.pipelines.runtime.kubeflow.RETRIES", None)
+    monkeypatch.setattr("ngrpo_kfp.pipelines.kubeflow.client.RETRIES", None)
     assert "cannot be reached" in told("status", KF_PIPELINES_ENDPOINT=NOWHERE)
     for status in (401, 400, 500):
         with echo(status) as address:
@@ -226,7 +226,7 @@ def test_a_kubeflow_or_kubernetes_that_fails_is_told_without_credentials(told, k
         for server in (with_user(address), NOWHERE):
             tree["clusters"][0]["cluster"]["server"] = server
             kubeconfig.write_text(yaml.safe_dump(tree))
-            from ngrpo_kfp.pipelines.runtime.kubernetes_api import Kubernetes
+            from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 
             with pytest.raises(NGRPOError) as failure:
                 Kubernetes().pods("run", "prepare_data")
@@ -245,7 +245,7 @@ def test_a_hub_that_fails_is_told_without_credentials(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "ngrpo_kfp.pipelines.cli",
+        "ngrpo_kfp.pipelines.cli.app",
         "mirror",
         str(tmp_path / "copies"),
         "--preset",

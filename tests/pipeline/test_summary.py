@@ -3,7 +3,7 @@
 import pytest
 from small_house import EVALUATION
 
-from ngrpo_kfp.pipelines.summary import results_table
+from ngrpo_kfp.pipelines.planning.summary import results_table
 
 
 @pytest.mark.parametrize(

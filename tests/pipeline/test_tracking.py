@@ -30,7 +30,7 @@ from ngrpo.tracking import database as database_module
 from ngrpo.tracking.addresses import database_uri
 from ngrpo.tracking.connection import connect
 from ngrpo.tracking.database import prepare_database
-from ngrpo.tracking.runs import parent_run, stage_run
+from ngrpo.tracking.mlflow_runs import parent_run, stage_run
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -193,7 +193,7 @@ def test_a_deleted_experiment_is_reported_with_what_restores_it(database):
 def test_processes_may_open_a_new_database_at_the_same_time(tmp_path):
     code = """
 import sys
-from ngrpo.tracking.runs import parent_run, stage_run
+from ngrpo.tracking.mlflow_runs import parent_run, stage_run
 assert "torch" not in sys.modules and "transformers" not in sys.modules, "a stage pays for every import"
 with parent_run("ngrpo", sys.argv[1], {}, None) as parent, stage_run(sys.argv[1] + "-stage", parent.run_id, {}) as stage:
     for _ in range(20):

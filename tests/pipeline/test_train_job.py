@@ -12,14 +12,14 @@ from kubernetes.config import kube_config
 from small_training import CONFIG
 from trainer_stub import WORKFLOW, serve
 
-from ngrpo.cluster import ClusterConfig, GPUConfig, ResourcesConfig
+from ngrpo.config.cluster import ClusterConfig, GPUConfig, ResourcesConfig
 from ngrpo.errors import StoreError, TrainJobError
-from ngrpo.stages import train_job
 from ngrpo.stages.execution import execute
 from ngrpo.stages.task import Task
-from ngrpo.stages.train_job_manifest import JobSettings, manifest
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.components.launching import train_job
+from ngrpo_kfp.components.launching.train_job_manifest import JobSettings, manifest
 
 pytestmark = pytest.mark.pipeline
 

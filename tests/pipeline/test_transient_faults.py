@@ -11,7 +11,7 @@ import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
 from ngrpo.errors import StoreError
 from ngrpo.storage.artifacts import MANIFEST, ArtifactStore
-from ngrpo.storage.checkpoints import CheckpointStore
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.objects import ObjectStore, OutOfReachError
 

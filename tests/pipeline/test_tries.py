@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 from kfp import dsl, local
 
-from ngrpo.cluster import RetryConfig
 from ngrpo.config import load_config, select
+from ngrpo.config.cluster import RetryConfig
 from ngrpo.stages import supervision
+from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.keys import config_json
-from ngrpo.stages.registry import STAGES
 from ngrpo.stages.supervision import supervise
 from ngrpo.stages.tries import log_of, own_lines, tries_of
 from ngrpo.storage.manifest import Reference
@@ -134,7 +134,7 @@ time.sleep(60)
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from ngrpo.cluster import RetryConfig\n"
+            "import sys; from pathlib import Path; from ngrpo.config.cluster import RetryConfig\n"
             "from ngrpo.stages.supervision import supervise\n"
             f"supervise([sys.executable, '-c', {script!r}], stage='prepare_data', key='k', stdin='', retry=RetryConfig(),"
             f" store={objects.uri!r}, pipeline_run=None, scratch=Path({str(tmp_path)!r}))",

@@ -11,9 +11,9 @@ import sys
 import pytest
 from small_training import CONFIG, INPUTS, weights, write_inputs
 
-from ngrpo.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.stages.task import Task
-from ngrpo.stages.train_job_manifest import JobSettings, manifest
+from ngrpo_kfp.components.launching.train_job_manifest import JobSettings, manifest
 
 pytestmark = pytest.mark.pipeline
 

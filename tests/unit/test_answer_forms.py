@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from ngrpo.evaluation.answer_forms import canonical, several_numbers
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.answer_forms import canonical, several_numbers
+from ngrpo.grading.grader import Grader
 
 COLUMN = r"\begin{pmatrix}1\\2\end{pmatrix}"
 CASES = {

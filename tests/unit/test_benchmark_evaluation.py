@@ -23,8 +23,8 @@ from ngrpo.config import BenchmarkEvaluationConfig, InitializedModel
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, StoreError
 from ngrpo.evaluation import protocol
-from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import difference
+from ngrpo.grading.grader import Grader
 from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
 from ngrpo.rollout.transformers_engine import TransformersEngine
@@ -256,7 +256,7 @@ def test_another_grader_is_another_protocol(monkeypatch):
 
 
 def test_the_grader_of_a_protocol_is_all_that_the_grader_imports():
-    reached = {Path(file).name for file in source_files("ngrpo.evaluation.grading")} - {"__init__.py"}
+    reached = {Path(file).name for file in source_files("ngrpo.grading.grader")} - {"__init__.py"}
     assert reached == set(protocol._GRADER_SOURCES)
 
 

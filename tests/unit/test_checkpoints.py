@@ -11,8 +11,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ngrpo.environment import SAVE_MINUTES
 from ngrpo.errors import ConfigError
-from ngrpo.training import checkpoints as module
-from ngrpo.training.checkpoints import Checkpoints, checkpoints_of
+from ngrpo.training import checkpointing as module
+from ngrpo.training.checkpointing import Checkpoints, checkpoints_of
 from ngrpo.training.marker import MARKER, mark, problem
 
 

@@ -12,12 +12,12 @@ import pytest
 import sympy
 
 from different_golds import GOLDS, spellings
-from ngrpo.evaluation import comparison, expressions
-from ngrpo.evaluation.answer_forms import canonical
-from ngrpo.evaluation.comparison import respond
-from ngrpo.evaluation.expressions import nodes, read
-from ngrpo.evaluation.quantities import Quantity, quantities
-from ngrpo.evaluation.values import TooLargeError, UndefinedError, UnreadError, Valuation
+from ngrpo.grading import comparison, expressions
+from ngrpo.grading.answer_forms import canonical
+from ngrpo.grading.comparison import respond
+from ngrpo.grading.expressions import nodes, read
+from ngrpo.grading.quantities import Quantity, quantities
+from ngrpo.grading.values import TooLargeError, UndefinedError, UnreadError, Valuation
 
 NEAR = [
     json.loads(line)

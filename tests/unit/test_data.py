@@ -27,7 +27,7 @@ from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
 from ngrpo.data.word_tokenizer import word_tokenizer
 from ngrpo.errors import DataError
-from ngrpo.evaluation.grading import extract_answer
+from ngrpo.grading.grader import extract_answer
 from ngrpo.stages import prepare_data
 from ngrpo.storage.objects import ObjectStore
 

@@ -13,7 +13,7 @@ from ngrpo.config import HubModel
 from ngrpo.data.embedding import load_embedding, read_embedding
 from ngrpo.errors import DataError
 from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines import cli
+from ngrpo_kfp.pipelines.cli import app as cli
 from tiny import SPECIAL, WORDS, save_tiny_model
 
 

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from ngrpo.evaluation.figures import Curve, line_chart, ticks
+from ngrpo.report.figures import Curve, line_chart, ticks
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ngrpo.evaluation import grading_pool
-from ngrpo.evaluation.comparison import judge
-from ngrpo.evaluation.grading import _PLAIN_NUMBER, Grade, Grader, extract_answer, gold_parses
+from ngrpo.grading import pool as grading_pool
+from ngrpo.grading.comparison import judge
+from ngrpo.grading.grader import _PLAIN_NUMBER, Grade, Grader, extract_answer, gold_parses
 from ngrpo.training.rewards import CorrectnessReward
 
 ENDLESS = r"\sum_{a=1}^{9999}\sum_{b=1}^{9999}\sum_{c=1}^{9999}abc"
@@ -38,7 +38,7 @@ def workers() -> set[int]:
         if entry.name.isdigit() and running(entry):
             try:
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == os.getpid() and b"grading_worker" in (entry / "cmdline").read_bytes():
+                if parent == os.getpid() and b"ngrpo.grading.worker" in (entry / "cmdline").read_bytes():
                     found.add(int(entry.name))
             except (FileNotFoundError, ProcessLookupError):
                 continue
@@ -440,7 +440,7 @@ def test_workers_do_not_run_the_program_a_second_time(tmp_path):
     script.write_text(
         textwrap.dedent(
             r"""
-            from ngrpo.evaluation.grading import Grader
+            from ngrpo.grading.grader import Grader
             print("once", flush=True)
             assert all(grade.correct for grade in Grader().grade([(r"\boxed{\frac12}", "0.5"), (r"\boxed{\frac14}", "0.25")]))
             """
@@ -457,7 +457,7 @@ def test_workers_end_when_the_program_is_killed(tmp_path, busy):
         textwrap.dedent(
             rf"""
             import time
-            from ngrpo.evaluation.grading import Grader
+            from ngrpo.grading.grader import Grader
             grader = Grader(timeout_seconds=3.0)
             grader.grade([(r"\boxed{{\frac12}}", "0.5"), (r"\boxed{{\frac13}}", "0.5")])
             print(*[worker.process.pid for worker in grader._pool._workers], flush=True)
@@ -484,7 +484,7 @@ def test_workers_end_when_the_program_is_killed(tmp_path, busy):
 def test_importing_the_grader_loads_neither_torch_nor_math_verify():
     heavy = "{'torch', 'numpy', 'sympy', 'math_verify', 'transformers'}"
     code = (
-        "import sys; from ngrpo.evaluation.grading import Grader; "
+        "import sys; from ngrpo.grading.grader import Grader; "
         r"assert Grader().grade([(r'\boxed{4}', '4')])[0].correct; "
         f"assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     )

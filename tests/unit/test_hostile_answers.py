@@ -8,7 +8,7 @@ it could not decide, `undecided`.
 import json
 from pathlib import Path
 
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.grader import Grader
 
 ANSWERS = Path(__file__).parents[1] / "data" / "hostile_answers.jsonl"
 KINDS = [

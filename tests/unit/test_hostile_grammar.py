@@ -1,7 +1,7 @@
 """500 hostile answers: none of them runs code, opens a file or starts a process. `tests/faults` has 10,000, the bench a million."""
 
 from fuzzed_answers import faults, pair
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.grader import Grader
 
 ANSWERS = 500
 

@@ -16,11 +16,11 @@ from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problems import load_problems
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.evaluation.benchmark import read_benchmark
-from ngrpo.evaluation.grading import Grade, Grader, grade_letter
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
 from ngrpo.evaluation.verdicts import graded
+from ngrpo.grading.grader import Grade, Grader, grade_letter
 from ngrpo.stages import prepare_data
-from ngrpo_kfp.pipelines.options import PRESETS, read_config
+from ngrpo_kfp.pipelines.cli.options import PRESETS, read_config
 
 WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 SECRET = "unpublishable"

@@ -10,8 +10,8 @@ from ngrpo.config import PrepareDataConfig, RunConfig, load_config, select
 from ngrpo.errors import ConfigError
 from ngrpo.section import check_name, name_of
 from ngrpo.stages import prepare_data
-from ngrpo_kfp.pipelines.needs import downloads
-from ngrpo_kfp.pipelines.summary import results_table
+from ngrpo_kfp.pipelines.planning.needs import downloads
+from ngrpo_kfp.pipelines.planning.summary import results_table
 from page import text_of
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"

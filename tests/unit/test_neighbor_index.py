@@ -10,9 +10,9 @@ from made_up_run import PRESETS
 from ngrpo.config import MixingConfig, NeighborIndexConfig, NeighborsConfig, load_config, select
 from ngrpo.errors import DataError
 from ngrpo.mixing.neighbor_mixing import candidate_sets
-from ngrpo.neighbors.describe import describe
 from ngrpo.neighbors.index import NeighborIndex, look_up
-from ngrpo.rollout.mixers import build_mixer
+from ngrpo.report.index_facts import describe
+from ngrpo.rollout.configured_mixer import build_mixer
 from ngrpo.training.following_index import FollowingIndex
 from tiny import WORDS, save_tiny_model
 from tiny import eligible as words

@@ -13,8 +13,8 @@ import pytest
 from made_up_run import PRESETS, PROBLEMS, STAGES, N, Run, key, rollout
 from ngrpo.config import PromotionConfig, RunConfig, load_config, validate
 from ngrpo.evaluation.gate import Measured, compare
-from ngrpo.evaluation.report_lineage import settings_text
 from ngrpo.evaluation.statistics import paired_difference
+from ngrpo.report.lineage import settings_text
 from page import Page, text_of
 
 MODELS = ("base", "warm_start", "trained")
@@ -466,8 +466,6 @@ def test_settings_with_names_that_toml_must_quote():
 
 
 def test_importing_the_report_does_not_import_torch():
-    code = (
-        "import sys, ngrpo.evaluation.report; print({'torch', 'transformers', 'datasets', 'mlflow'} & set(sys.modules))"
-    )
+    code = "import sys, ngrpo.report.page; print({'torch', 'transformers', 'datasets', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -2,7 +2,7 @@ r"""The string match of the authors' release: what its rules make equal, and wha
 
 import pytest
 
-from ngrpo.evaluation.string_match import string_match
+from ngrpo.grading.string_match import string_match
 
 
 @pytest.mark.parametrize(

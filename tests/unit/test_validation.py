@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ngrpo.config import SelectionConfig
 from ngrpo.evaluation.benchmark import Benchmark
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.grader import Grader
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training import validation
 from ngrpo.training.validation import Validation

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ngrpo.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,

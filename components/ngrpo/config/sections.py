@@ -1,4 +1,4 @@
-"""The sections of a configuration, but for `resources` and `cluster` (see `ngrpo.cluster`)."""
+"""The sections of a configuration, but for `resources` and `cluster` (see `ngrpo.config.cluster`)."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ class EvaluationConfig(Section):
     confidence: Confidence = 0.95
     """Level of the intervals."""
     string_match: tuple[Spelled, ...] = ()
-    """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.evaluation.string_match`):
+    """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.grading.string_match`):
     reported beside the verdict, nothing depends on it."""
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from ngrpo.data.locations import download, explained, is_bucket, is_local, local
 from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem
 from ngrpo.errors import DataError
-from ngrpo.evaluation.grading import extract_answer
+from ngrpo.grading.grader import extract_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from ngrpo.config import EvaluationConfig
 from ngrpo.errors import DataError
-from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import grader_version, problems_digest
 from ngrpo.evaluation.results import benchmark_result
 from ngrpo.evaluation.stored_evaluation import MODEL, Answers, Evaluation, Statistics, answer_key, protocol_of
 from ngrpo.evaluation.verdicts import SAMPLES, graded
+from ngrpo.grading.grader import Grader
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ngrpo.grading
 from ngrpo.config import EvaluationConfig
 from ngrpo.errors import DataError
 
@@ -24,19 +25,7 @@ PARTS: Mapping[str, str] = {
 }
 """The parts of a protocol, in the order in which a difference explains the others, in words."""
 
-_GRADER_SOURCES = (
-    "grading.py",
-    "answer_forms.py",
-    "code_generators.py",
-    "comparison.py",
-    "expressions.py",
-    "grading_pool.py",
-    "grading_worker.py",
-    "quantities.py",
-    "sandbox.py",
-    "units.py",
-    "values.py",
-)
+_GRADERS = Path(ngrpo.grading.__file__).parent
 
 
 def benchmark_protocol(
@@ -91,14 +80,13 @@ def revisions(dataset: Path) -> dict[str, str | None]:
 
 def grader_version() -> str:
     """Return the digest of what decides on an answer: our rules and the library that compares expressions."""
-    sources = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _GRADER_SOURCES]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(_GRADERS.glob("*.py"))]
     return _digest([*sources, *(version(name) for name in ("latex2sympy2_extended", "sympy", "mpmath"))])
 
 
 def is_grader_source(path: str) -> bool:
     """Whether a source file is part of the graders; `path` is relative to the package, as in `ngrpo.stages.keys.source_files`."""
-    folder, _, name = path.rpartition("/")
-    return folder == Path(__file__).parent.name and name in _GRADER_SOURCES
+    return path.rpartition("/")[0] == _GRADERS.name
 
 
 def differ_in_graders_alone(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
-from ngrpo.evaluation.grading import Grader, grade_letter
-from ngrpo.evaluation.string_match import string_match
+from ngrpo.grading.grader import Grader, grade_letter
+from ngrpo.grading.string_match import string_match
 
 SAMPLES = pa.schema(
     [

@@ -1,4 +1,4 @@
-"""One process that does the work of a stage: a try in the pod of a step, or one of the nodes of a job (see `ngrpo.stages.train_job`).
+"""One process that does the work of a stage: a try in the pod of a step, or one of the nodes of a job.
 
 The task is its argument or, in the pod of a step, its standard input. It ends with 0; with 2 where settings are wrong, so that another try
 would end in the same way; with 75 where it was told to stop; and with 1 after any other failure.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 
 from ngrpo.environment import adopt_s3_names, redacted
 from ngrpo.errors import ConfigError, NGRPOError
@@ -17,16 +18,22 @@ from ngrpo.stages.supervision import NEVER_AGAIN, QUIET
 from ngrpo.stages.task import Task
 
 
-def _run(text: str) -> None:
+def run(text: str, elsewhere: Callable[[Task], None] | None = None) -> None:
+    """Do a task in this process, and leave the interpreter after a failure that a person can put right.
+
+    Args:
+        text: The task as JSON.
+        elsewhere: See `run_task`.
+    """
     os.environ.update(QUIET)  # a node of a job is started by no process of ours
     adopt_s3_names()
     task = Task(**json.loads(text))
     try:
-        run_task(task)
+        run_task(task, elsewhere)
     except NGRPOError as error:
         print(f"{task.stage}: {redacted(str(error))}", file=sys.stderr, flush=True)
         sys.exit(NEVER_AGAIN if isinstance(error, ConfigError) else 1)
 
 
 if __name__ == "__main__":
-    _run(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read())
+    run(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read())

@@ -16,18 +16,18 @@ from ngrpo.config import BenchmarkEvaluationConfig
 from ngrpo.data.model_directory import read_config
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.evaluation.benchmark import read_benchmarks
-from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.protocol import benchmark_protocol, revisions
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
 from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Sampler, SampleStore, parts
 from ngrpo.evaluation.stored_evaluation import answers_of, statistics_of
 from ngrpo.evaluation.verdicts import graded
+from ngrpo.grading.grader import Grader
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.rollout.configured_engine import start_engine
+from ngrpo.rollout.configured_mixer import build_mixer, end_marker_ids
 from ngrpo.rollout.engine import Sampling
-from ngrpo.rollout.engines import start_engine
 from ngrpo.rollout.loading import load_model, load_tokenizer
-from ngrpo.rollout.mixers import build_mixer, end_marker_ids
 from ngrpo.stages.keys import canonical_json, code_version, digest
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
@@ -119,7 +119,7 @@ def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) 
         None if evaluation.mixing is None else [evaluation.mixing.model_dump(mode="json"), config.neighbors.candidates]
     )
     sampling = [evaluation.temperature, evaluation.top_p, evaluation.max_tokens, evaluation.engine, config.model.dtype]
-    generator = code_version("ngrpo.rollout.engines")
+    generator = code_version("ngrpo.rollout.configured_engine")
     return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator]))
 
 

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ def execute(
     inputs: Mapping[str, str],
     output: str,
     metrics: str,
+    attempt: str = "ngrpo.stages.attempt",
 ) -> dict[str, float]:
     """Run a stage as the body of its component, and return its metrics.
 
@@ -54,6 +55,7 @@ def execute(
         inputs: By name of the input, the reference to its artifact as JSON, or the file that holds it.
         output: File to write the reference to the stage's artifact to.
         metrics: File to write the stage's metrics to, as JSON.
+        attempt: Module that is run as the process of a try in a pod; it reads the task from its standard input.
 
     Raises:
         SystemExit: In a pod: the last of its tries failed, or it was told to stop (`supervise`).
@@ -61,21 +63,21 @@ def execute(
     """
     task = Task(stage, config_json, key, code_version, dict(inputs), output, metrics)
     if os.environ.get(TRIES):
-        _supervise(task, os.environ[TRIES])
+        _supervise(task, attempt, os.environ[TRIES])
     else:
         run_task(task)
     return {name: float(value) for name, value in json.loads(Path(metrics).read_text(encoding="utf-8")).items()}
 
 
-def _supervise(task: Task, retry: str) -> None:
-    from ngrpo.cluster import RetryConfig
+def _supervise(task: Task, attempt: str, retry: str) -> None:
+    from ngrpo.config.cluster import RetryConfig
     from ngrpo.stages.supervision import supervise
 
     adopt_s3_names()
     with addresses_without_users():
         surroundings = Surroundings.from_environment()
         supervise(
-            [sys.executable, "-m", "ngrpo.stages.attempt"],
+            [sys.executable, "-m", attempt],
             stage=task.stage,
             key=task.key,
             stdin=json.dumps(asdict(task)),
@@ -87,11 +89,12 @@ def _supervise(task: Task, retry: str) -> None:
 
 
 @addresses_without_users()
-def run_task(task: Task) -> None:
+def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None) -> None:
     """Do the work of a stage in this process, unless its result is in the store already.
 
     Args:
         task: What is to be done; only the first of several nodes writes `output` and `metrics`.
+        elsewhere: Has the work done by other processes, which publish the artifact; none where this one does it.
 
     Raises:
         NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the stage
@@ -108,7 +111,7 @@ def run_task(task: Task) -> None:
         write_record(surroundings.run_directory, stage, record)
     started = time.monotonic()
     try:
-        values, reference, cached = _execute(task, surroundings)
+        values, reference, cached = _execute(task, surroundings, elsewhere)
         record["cached"] = cached
         if reference is not None:
             record |= {"artifact": reference.uri, "digest": reference.digest}
@@ -130,14 +133,16 @@ def run_task(task: Task) -> None:
             write_record(surroundings.run_directory, stage, record)
 
 
-def _execute(task: Task, surroundings: Surroundings) -> tuple[dict[str, float], Reference | None, bool]:
+def _execute(
+    task: Task, surroundings: Surroundings, elsewhere: Callable[[Task], None] | None
+) -> tuple[dict[str, float], Reference | None, bool]:
     # Imported only now, for it takes a while: the run already shows that the stage is at work.
     from ngrpo.config import validate
+    from ngrpo.stages.declarations import STAGES
     from ngrpo.stages.keys import digest
-    from ngrpo.stages.registry import STAGES
     from ngrpo.stages.soundness import read_metrics, require_finite
     from ngrpo.storage.artifacts import ArtifactStore
-    from ngrpo.storage.checkpoints import PLACE, CheckpointStore
+    from ngrpo.storage.checkpoint_store import PLACE, CheckpointStore
     from ngrpo.storage.objects import ObjectStore
 
     name, key = task.stage, task.key
@@ -149,11 +154,8 @@ def _execute(task: Task, surroundings: Surroundings) -> tuple[dict[str, float], 
     checkpoints = CheckpointStore(objects, f"checkpoints/{stage.name}/{key}", place / "downloads")
     found = store.find_sound(stage.name, key) if stage.cacheable else None
     cached = found is not None
-    if found is None and surroundings.train_job is not None:
-        from ngrpo.stages import train_job
-
-        everywhere = {source: _reference(text).to_json() for source, text in task.inputs.items()}
-        train_job.run(replace(task, inputs=everywhere), surroundings.train_job)
+    if found is None and elsewhere is not None:
+        elsewhere(replace(task, inputs={source: _reference(text).to_json() for source, text in task.inputs.items()}))
         found = store.find(stage.name, key)
         if found is None:
             raise StoreError(
@@ -173,7 +175,7 @@ def _execute(task: Task, surroundings: Surroundings) -> tuple[dict[str, float], 
     payload.mkdir(parents=True)
     work.mkdir(exist_ok=True)
 
-    from ngrpo.tracking.runs import stage_run
+    from ngrpo.tracking.mlflow_runs import stage_run
 
     tags = {"ngrpo.key": key, "ngrpo.code_version": task.code_version}
     first = surroundings.node_rank == 0

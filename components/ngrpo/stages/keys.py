@@ -23,7 +23,7 @@ PACKAGE = Path(ngrpo.__file__).parent
 # that computes: what a stage gets from it is the validated values, and those are in the key. A changed default or a new field thus
 # reruns the stages that read it, and no other. `errors` names failures, and a stage that fails leaves no result. `checkpoints` brings
 # back what a stage saved, byte for byte.
-TRANSPARENT = frozenset({"ngrpo.config", "ngrpo.errors", "ngrpo.storage.checkpoints"})
+TRANSPARENT = frozenset({"ngrpo.config", "ngrpo.errors", "ngrpo.storage.checkpoint_store"})
 
 _DOTTED = re.compile(r"ngrpo(\.\w+)+")
 

@@ -13,14 +13,14 @@ from typing_extensions import TypedDict  # pydantic refuses the one of `typing` 
 from ngrpo.config import ModelPromotionConfig, PromotionConfig, RegisteredModel
 from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import kept
-from ngrpo.evaluation.model_card import model_card
 from ngrpo.evaluation.stored_evaluation import Evaluation, parse_evaluation
+from ngrpo.report.model_card import model_card
 from ngrpo.stages.opponent import BY_HAND, Judgement, judge
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.state import read_state
+from ngrpo.tracking.model_registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION
 from ngrpo.tracking.promotions import BARRED, Promotions
 from ngrpo.tracking.reasons import checked_reason
-from ngrpo.tracking.registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION
 
 CONFIG = ModelPromotionConfig
 

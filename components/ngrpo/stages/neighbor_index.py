@@ -10,8 +10,8 @@ from pathlib import Path
 from ngrpo.config import NeighborIndexConfig
 from ngrpo.data.embedding import load_embedding
 from ngrpo.data.models import usable_tokens
-from ngrpo.neighbors.describe import describe
 from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.report.index_facts import describe
 
 CONFIG = NeighborIndexConfig
 

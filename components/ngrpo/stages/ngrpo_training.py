@@ -13,11 +13,11 @@ from transformers import set_seed
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
-from ngrpo.neighbors.describe import example_neighbors
 from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.report.index_facts import example_neighbors
+from ngrpo.report.rollout_log import RolloutLog
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.training.policy_optimization import train_policy
-from ngrpo.training.rollout_log import RolloutLog
 
 CONFIG = NGRPOTrainingConfig
 

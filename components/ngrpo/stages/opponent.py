@@ -23,7 +23,7 @@ from ngrpo.evaluation.stored_evaluation import MODEL, Evaluation, parse_evaluati
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
-from ngrpo.tracking.registry import EVALUATION, ModelRegistry, evaluation_key
+from ngrpo.tracking.model_registry import EVALUATION, ModelRegistry, evaluation_key
 
 BY_HAND = "`ngrpo promote {version} --override REASON` makes this version champion all the same"
 

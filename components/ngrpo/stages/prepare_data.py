@@ -21,7 +21,7 @@ from ngrpo.data.problems import load_problems
 from ngrpo.data.screening import Screen, fingerprint
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import BY_LETTER
-from ngrpo.evaluation.grading import gold_parses
+from ngrpo.grading.grader import gold_parses
 
 CONFIG = PrepareDataConfig
 

@@ -13,7 +13,7 @@ from transformers import set_seed
 from ngrpo.config import SFTWarmStartConfig
 from ngrpo.data.models import materialize
 from ngrpo.rollout.loading import load_model, load_tokenizer
-from ngrpo.training.checkpoints import save_model
+from ngrpo.training.checkpointing import save_model
 from ngrpo.training.warm_start import train_warm_start
 
 CONFIG = SFTWarmStartConfig

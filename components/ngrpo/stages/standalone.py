@@ -10,7 +10,7 @@ from pathlib import Path
 from ngrpo.config import load_config, select
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
-from ngrpo.stages.registry import STAGES
+from ngrpo.stages.declarations import STAGES
 
 
 class _Inputs(dict[str, Path]):

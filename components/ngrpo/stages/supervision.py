@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-from ngrpo.cluster import RetryConfig
+from ngrpo.config.cluster import RetryConfig
 from ngrpo.environment import redacted
 from ngrpo.errors import Preempted, StoreError
 from ngrpo.stages.surroundings import ERROR_FILE

@@ -19,8 +19,6 @@ PIPELINE_RUN = "NGRPO_PIPELINE_RUN"
 """Environment variable of a pod: the id of the pipeline run."""
 PROCESSES = "NGRPO_PROCESSES"
 """Environment variable of a pod: the GPUs that it has, for a stage that uses each with a process of its own."""
-TRAIN_JOB = "NGRPO_TRAIN_JOB"
-"""Environment variable of a pod whose stage works on several nodes: how its job is made, `JobSettings` as JSON."""
 TRIES = "NGRPO_TRIES"
 """Environment variable of a pod: how often a stage that failed is tried again there, `RetryConfig` as JSON."""
 ERROR_FILE = "NGRPO_ERROR_FILE"
@@ -49,8 +47,6 @@ class Surroundings:
     """Nodes that work on the stage together, each in a process like this one (`PET_NNODES`, as torchrun knows it)."""
     node_rank: int
     """Which of them this is (`PET_NODE_RANK`); only the first publishes and reports."""
-    train_job: str | None
-    """Settings of the job that does the work, on several nodes (`NGRPO_TRAIN_JOB`); none where it is done here."""
     store_is_local: bool
     """Whether checkpoints in the store would be no safer than in `work` (`NGRPO_STORE_IS_LOCAL`)."""
 
@@ -76,7 +72,6 @@ class Surroundings:
             processes=int(os.environ.get(PROCESSES, "1")),
             nodes=int(os.environ.get("PET_NNODES", "1")),
             node_rank=int(os.environ.get("PET_NODE_RANK", "0")),
-            train_job=os.environ.get(TRAIN_JOB) or None,
             store_is_local=bool(os.environ.get(STORE_IS_LOCAL)),
         )
 
@@ -90,7 +85,7 @@ class Surroundings:
         if self.run_directory is not None:
             yield parent_run_id(self.run_directory)
             return
-        from ngrpo.tracking.cluster_run import parent_on_cluster
+        from ngrpo.tracking.cluster_parent_run import parent_on_cluster
 
         with parent_on_cluster(self.pipeline_run, stage, objects) as run_id:
             yield run_id

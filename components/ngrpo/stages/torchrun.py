@@ -18,8 +18,8 @@ from ngrpo import errors
 from ngrpo.config import Section
 from ngrpo.environment import redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
+from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.disk import disk_fault
-from ngrpo.stages.registry import STAGES
 from ngrpo.storage.state import read_state, write_state
 
 _RENDEZVOUS_SECONDS = 3600

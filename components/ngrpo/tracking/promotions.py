@@ -27,8 +27,8 @@ from ngrpo.storage.conditional_writes import require_conditional_writes
 from ngrpo.storage.lease import Content, Lease, hold
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError, parse_state
+from ngrpo.tracking.model_registry import ALIASES, CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, ModelRegistry
 from ngrpo.tracking.reasons import checked_reason
-from ngrpo.tracking.registry import ALIASES, CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS_CHAMPION, ModelRegistry
 
 DECISION, REASON, COMPARISON = "ngrpo.decision", "ngrpo.reason", "ngrpo.comparison"
 """Tags of a version: the last decision on it, why, and the evidence as JSON."""

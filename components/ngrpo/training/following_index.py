@@ -12,7 +12,7 @@ from ngrpo.config import MixingConfig, NeighborsConfig
 from ngrpo.errors import DataError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
-from ngrpo.rollout.mixers import build_mixer
+from ngrpo.rollout.configured_mixer import build_mixer
 
 
 class FollowingIndex(TrainerCallback):

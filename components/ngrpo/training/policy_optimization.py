@@ -16,16 +16,16 @@ from trl import GRPOConfig
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.benchmark import Benchmark
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.grader import Grader
 from ngrpo.neighbors.index import NeighborIndex
-from ngrpo.rollout.engines import start_engine
-from ngrpo.rollout.mixers import end_marker_ids
-from ngrpo.training.checkpoints import checkpoints_of, save_model
+from ngrpo.report.progress_lines import show_progress
+from ngrpo.report.rollout_log import RolloutLog
+from ngrpo.rollout.configured_engine import start_engine
+from ngrpo.rollout.configured_mixer import end_marker_ids
+from ngrpo.training.checkpointing import checkpoints_of, save_model
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
-from ngrpo.training.progress import show_progress
 from ngrpo.training.rewards import CorrectnessReward
-from ngrpo.training.rollout_log import RolloutLog
 from ngrpo.training.validation import Validation
 from ngrpo.training.warm_start import reporters
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ngrpo.evaluation.grading import Grader
+from ngrpo.grading.grader import Grader
 
 Turns = Sequence[Mapping[str, str]]
 

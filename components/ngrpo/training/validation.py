@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import SelectionConfig
 from ngrpo.evaluation.benchmark import Benchmark
-from ngrpo.evaluation.grading import Grader
 from ngrpo.evaluation.samples import Sampler
 from ngrpo.evaluation.verdicts import graded
+from ngrpo.grading.grader import Grader
 from ngrpo.rollout.engine import RolloutEngine, Sampling
 
 

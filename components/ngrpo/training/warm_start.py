@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from ngrpo.config import SFTWarmStartConfig
-from ngrpo.training.checkpoints import checkpoints_of
+from ngrpo.report.progress_lines import show_progress
+from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.loop import SoundLoop
-from ngrpo.training.progress import show_progress
 
 _LOGS = 60
 """Points of the curves, at least about."""

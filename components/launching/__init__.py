@@ -1,0 +1,1 @@
+"""A stage on several nodes: makes and follows the TrainJob whose pods do the work."""

@@ -1,0 +1,15 @@
+"""A try in the pod of a step whose stage may work on several nodes: the step makes and follows their job, or does the work itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+
+from ngrpo.stages import attempt
+from ngrpo_kfp.components.launching import train_job
+from ngrpo_kfp.components.launching.train_job_manifest import TRAIN_JOB
+
+if __name__ == "__main__":
+    settings = os.environ.get(TRAIN_JOB)
+    attempt.run(sys.stdin.read(), partial(train_job.run, settings_json=settings) if settings else None)

@@ -1,0 +1,347 @@
+r"""Reading: from LaTeX to an expression that is not evaluated, of names, characters and kinds of node that are known here.
+
+The grammar is that of `latex2sympy2_extended`. Sets, intervals, sums and integrals become nodes of our own, which the algebra system
+has no rules for and so never evaluates; what it would compute while it reads (limits, eigenvectors, ...) is not read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import sympy
+import sympy.tensor.tensor  # sympy loads it with its first sum, when the process that grades may read no file any more
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+from latex2sympy2_extended.logic import And
+from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+from sympy.logic.boolalg import BooleanAtom
+
+from ngrpo.grading.values import _RULES, Based, Integral, Product, Sum, UnreadError
+
+_CHARACTERS = re.compile("[ -~\t\n\u0370-\u03ff×÷·±∓≤≥≠∅∖∩∪∈]*")
+"""What an answer may be written with. No control characters, and no line breaks but the usual one: code needs them, answers do not."""
+
+_NAME = re.compile(r"\\?[A-Za-z\u0370-\u03ff](?:[A-Za-z0-9\u0370-\u03ff]|[_\\ ,]|\{[A-Za-z0-9_,+ \\-]*\})*")
+_LONGEST_NAME = 100
+
+_NORMALISED = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
+_LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/(?:\d\d){1,2}|\d{4}-\d\d-\d\d")
+"""A time or a date, which is neither a quotient nor a difference."""
+
+_BASED = re.compile(r"\(?(?<![\w.])(\d+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(\d+)\s*\}?\s*\}|(\d))")
+_ORDER = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|in)(?![A-Za-z])|[≤≥≠∈]")
+_OR = re.compile(r",?\s*(?:\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
+_AND = re.compile(
+    r",?\s*(?:\\text\s*\{\s*and\s*\}|(?<![A-Za-z\\])and(?![A-Za-z])|\\land(?![A-Za-z])|\\wedge(?![A-Za-z]))"
+)
+_EQUALS = re.compile(r"(?<![\\<!>])=")
+
+_NUMBER = re.compile(r"(-?)((?=\d)\d{0,40}(?:\.\d{1,40})?)")
+_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[()\[\]{},]", re.DOTALL)
+_OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
+_BRACKETS = re.compile(r"(\\\{|[(\[])(.*)(\\\}|[)\]])", re.DOTALL)
+_OUTSIDE_LISTS = re.compile(
+    r"[;|]|\\(?:mid|begin|in|notin|l?brace|langle|cap|setminus|backslash|phantom)(?![A-Za-z])|∩|∪|∈|∖|\\\\"
+)
+"""What the grammar is to read as a whole, since commas may be something else there."""
+
+_OPERATORS = {
+    "floor",
+    "ceil",
+    "arsinh",
+    "arcosh",
+    "artanh",
+    "arcsinh",
+    "arccosh",
+    "arctanh",
+    "gcd",
+    "lcm",
+    "rank",
+    "tr",
+    "trace",
+}
+
+
+class Form(sympy.Basic):
+    """A way to write several things, which says nothing yet of what they mean."""
+
+
+class Items(Form):
+    """Things with commas between them: a set, or a tuple."""
+
+
+class Braces(Form):
+    """A set of its elements."""
+
+
+class Row(Form):
+    """A tuple, in parentheses."""
+
+
+class Span(Form):
+    """Two things in brackets or parentheses: an interval, or a pair. Left, right, whether open on the left, and on the right."""
+
+
+class Joined(Form):
+    """A union."""
+
+
+class Common(Form):
+    """An intersection."""
+
+
+class Without(Form):
+    """The first set without the second."""
+
+
+class Either(Form):
+    """Relations of which one holds."""
+
+
+class Both(Form):
+    """Relations that all hold."""
+
+
+class _Reader(_Latex2Sympy):
+    """The parser, without what it would evaluate."""
+
+    def parse_number(self, text: str) -> Any:
+        text = text.replace(",", "")
+        whole, _, places = text.partition(".")
+        if len(text) > 80 or not (whole + places).isdigit():
+            return sympy.Rational(text)
+        return sympy.Float(text, 100) if places.strip("0") else sympy.Integer(whole or "0")
+
+    def convert_atom(self, atom: Any) -> Any:
+        if atom.number_subexpr() and atom.number_subexpr().subexpr():
+            base = atom.number_subexpr().subexpr().getText().strip("_{} ")
+            return Based(sympy.Symbol(atom.number_subexpr().NUMBER().getText()), sympy.Symbol(base))
+        return super().convert_atom(atom)
+
+    def convert_interval(self, expr: Any) -> Any:
+        open_left = expr.L_PAREN() or expr.L_GROUP() or expr.L_PAREN_VISUAL()
+        open_right = expr.R_PAREN() or expr.R_GROUP() or expr.R_PAREN_VISUAL()
+        ends = [self.convert_expr(end) for end in expr.expr()]
+        return Span(*ends, *(sympy.true if side else sympy.false for side in (open_left, open_right)))
+
+    def convert_elements_to_set_or_tuple(self, elements: list[list[Any]]) -> Any:
+        if all(len(element) == 1 for element in elements):
+            return elements[0][0] if len(elements) == 1 else Items(*(element[0] for element in elements))
+        return Items(*elements[0]) if len(elements) == 1 else Items(*(Row(*element) for element in elements))
+
+    def convert_ordered_tuple(self, expr: Any) -> Any:
+        elements = [*chain.from_iterable(self.convert_semicolon_elements(expr.semicolon_elements()))]
+        return elements[0] if len(elements) == 1 else Row(*elements)
+
+    def convert_finite_set(self, expr: Any) -> Any:
+        content = self.convert_semicolon_elements(expr.semicolon_elements())
+        return (
+            self.convert_elements_to_set_or_tuple(content)
+            if expr.BOXED_CMD()
+            else Braces(*chain.from_iterable(content))
+        )
+
+    def convert_set_minus(self, expr: Any) -> Any:
+        if expr.union_expr():
+            return self.convert_set_union(expr.union_expr())
+        return Without(*map(self.convert_set_minus, expr.minus_expr()))
+
+    def convert_set_union(self, expr: Any) -> Any:
+        if expr.intersection_expr():
+            return self.convert_set_intersection(expr.intersection_expr())
+        return Joined(*map(self.convert_set_union, expr.union_expr()))
+
+    def convert_set_intersection(self, expr: Any) -> Any:
+        if expr.set_group():
+            return self.convert_set_group(expr.set_group())
+        return Common(*map(self.convert_set_intersection, expr.intersection_expr()))
+
+    def convert_set_relation(self, expr: Any) -> Any:
+        if expr.NOTIN() or expr.SUBSET() or expr.SUPSET():
+            raise UnreadError("a relation of sets")
+        return super().convert_set_relation(expr)
+
+    def convert_binom(self, binom: Any) -> Any:
+        return sympy.binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
+
+    def convert_func(self, func: Any) -> Any:
+        for call in (func.func_normal_single_arg(), func.func_normal_multi_arg()):
+            if call and call.start.text == r"\operatorname" and call.func_operator_name.getText() not in _OPERATORS:
+                raise UnreadError(f"the operator {call.func_operator_name.getText()[:20]}")
+        return super().convert_func(func)
+
+    def handle_exp(self, func: Any) -> Any:
+        exponent = func.supexpr()
+        if not exponent:
+            return sympy.S.Exp1
+        value = self.convert_expr(exponent.expr()) if exponent.expr() else self.convert_atom(exponent.atom())
+        return sympy.exp(value, evaluate=False)
+
+    def handle_sum_or_prod(self, func: Any, name: str) -> Any:
+        variable, first = map(self.convert_expr, func.subeq().equality().expr())
+        above = func.supexpr()
+        last = self.convert_expr(above.expr()) if above.expr() else self.convert_atom(above.atom())
+        if not isinstance(variable, sympy.Symbol):
+            raise UnreadError("a sum over no variable")
+        return (Sum if name == "summation" else Product)(self.convert_mp(func.mp()), variable, first, last)
+
+    def handle_integral(self, func: Any) -> Any:
+        integral = super().handle_integral(func)
+        if len(integral.limits) != 1 or len(integral.limits[0]) != 3:
+            raise UnreadError("an indefinite integral")
+        return Integral(integral.function, *integral.limits[0])
+
+    def handle_limit(self, func: Any) -> Any:
+        raise UnreadError("a limit")
+
+    def handle_gcd_lcm(self, f: str, args: list[Any]) -> Any:
+        if not all(isinstance(value, sympy.Integer) for value in args):
+            raise UnreadError("a common divisor of what are no whole numbers")
+        return sympy.Integer({"gcd": math.gcd, "lcm": math.lcm}[f](*map(int, args)))
+
+
+@lru_cache(maxsize=1024)
+def read(text: str) -> Any:
+    """Read an answer, without units and words.
+
+    Returns:
+        The expression: sympy's nodes, not evaluated, and the forms of this module.
+
+    Raises:
+        UnreadError: It has a character, a name or a kind of node that is not known.
+        Exception: The parser's, of many kinds, where the text is no formula.
+    """
+    if not _CHARACTERS.fullmatch(text):
+        raise UnreadError("a character that is not read")
+    plain = text.replace(" ", "")
+    if _LITERAL.fullmatch(plain):
+        return sympy.Symbol(
+            "_".join(part.lstrip("0") or "0" for part in re.split("[:/-]", plain)) + f" {plain.count(':')}"
+        )
+    if _ORDER.search(text):
+        for word, form in ((_OR, Either), (_AND, Both)):
+            parts = _split(text, word)
+            if len(parts) > 1:
+                return form(*map(read, parts))
+    based = _BASED.fullmatch(text.strip())
+    if based:
+        return Based(sympy.Symbol(based[1]), sympy.Symbol(based[2] or based[3]))
+    normalised = normalize_latex(text, _NORMALISED)
+    try:
+        expression = _parse(normalised)
+    except Exception:
+        # What leads to the result may have parts that are not read (`1 + 2 + \cdots + 9 = 45`), but the result must not.
+        parts = [] if re.search("[,;]", normalised) else _EQUALS.split(normalised)
+        if len(parts) < 3:
+            raise
+        expression = _parse(parts[-1])
+    _check(expression)
+    return expression
+
+
+def _parse(text: str) -> Any:
+    if re.fullmatch(r"\s*-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?\s*", text):
+        text = text.replace(",", "")
+    return _listed(text.strip())
+
+
+def _listed(text: str) -> Any:
+    """Parse what may be a union or a list, of which the grammar would try every reading: it takes ten times as long."""
+    number = _NUMBER.fullmatch(text)
+    if number:
+        value = _Reader().parse_number(number[2])
+        return -value if number[1] == "-" else value
+    if _OUTSIDE_LISTS.search(text):
+        return _Reader().parse(text)
+    sets = _pieces(text, r"\cup")
+    if len(sets) > 1:
+        return Joined(*map(_listed, sets))
+    elements = _pieces(text, ",")
+    if len(elements) > 1:
+        return Items(*_elements(elements))
+    brackets = _BRACKETS.fullmatch(text)
+    inner = _pieces(brackets[2], ",") if brackets else []
+    if brackets is None or len(inner) < 2 or (brackets[1] == r"\{") != (brackets[3] == r"\}"):
+        return _Reader().parse(text)
+    elements_ = _elements(inner)
+    if brackets[1] == r"\{":
+        return Braces(*elements_)
+    if len(elements_) == 2:
+        return Span(*elements_, *(sympy.true if side in "()" else sympy.false for side in (brackets[1], brackets[3])))
+    if (brackets[1], brackets[3]) != ("(", ")"):
+        raise UnreadError("a list in brackets")
+    return Row(*elements_)
+
+
+def _elements(texts: list[str]) -> list[Any]:
+    r"""Parse the elements of a list; `\pm 1` is two."""
+    elements: list[Any] = []
+    for text in texts:
+        element = _listed(text.strip())
+        elements += element.args if isinstance(element, Items) and r"\pm" in text else [element]
+    return elements
+
+
+def _pieces(text: str, separator: str) -> list[str]:
+    """Split at a separator that is in no brackets; one piece where the brackets do not match."""
+    pieces, depth, start = [], 0, 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in _OPENING:
+            depth += 1
+        elif token in _CLOSING:
+            depth -= 1
+            if depth < 0:
+                return [text]
+        elif token == separator and depth == 0:
+            pieces.append(text[start : match.start()])
+            start = match.end()
+    return [*pieces, text[start:]] if depth == 0 else [text]
+
+
+def _split(text: str, word: re.Pattern[str]) -> list[str]:
+    r"""Split at a word that is in no braces but those of its own \text{}."""
+    parts, start = [], 0
+    for match in word.finditer(text):
+        before = text[: match.start()]
+        if before.count("{") == before.count("}"):
+            parts.append(text[start : match.start()])
+            start = match.end()
+    return [*parts, text[start:]]
+
+
+def nodes(expression: Any) -> Iterator[Any]:
+    """Yield an expression and all its parts."""
+    waiting = [expression]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += node.flat() if isinstance(node, sympy.MatrixBase) else getattr(node, "args", ())
+
+
+def _check(expression: Any) -> None:
+    """Refuse an expression with a kind of node or a name that is not on the list."""
+    for node in nodes(expression):
+        if not isinstance(node, _ALLOWED):
+            raise UnreadError(f"{type(node).__name__[:40]} is not compared")
+        name = node.name if isinstance(node, sympy.Symbol) else None
+        if isinstance(node, AppliedUndef):
+            name = node.func.__name__
+        if name is not None and (len(name) > _LONGEST_NAME or not (name.isdigit() or _NAME.fullmatch(name))):
+            raise UnreadError("a name that is not read")
+
+
+_ALLOWED: tuple[type, ...] = (
+    *_RULES,
+    *(Form, Relational, And, BooleanAtom, sympy.Tuple, sympy.MatrixBase, sympy.MatMul, sympy.MatAdd),
+    *map(
+        type,
+        (sympy.S.Naturals, sympy.S.Integers, sympy.S.Rationals, sympy.S.Reals, sympy.S.Complexes, sympy.S.EmptySet),
+    ),
+)

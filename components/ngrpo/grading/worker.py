@@ -1,0 +1,130 @@
+r"""The process that compares answers, one request at a time, with nothing of the parent in it and nothing around it.
+
+`ngrpo.grading.pool` starts it. It loads what it needs, puts up the walls of `ngrpo.grading.sandbox`, and only then
+reads the first answer. An answer that sends the parser or the algebra into an endless loop ends the process, not the run: the
+kernel kills it when the time for one request is over.
+
+A message is JSON after its length in bytes, as four bytes, most significant first. The first one from here is the list of walls
+that are missing. A request is (nonce, gold, answer or none), its reply (nonce, verdict, error or none).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+Respond = Callable[[str, str | None], tuple[bool, str | None]]
+
+HEADER = struct.Struct(">I")
+
+LONGEST_ERROR = 300
+"""Characters of an error."""
+
+_MEMORY = 2**29
+"""Bytes of address space: an answer such as 9^{9^9} must not take the machine's memory within its time."""
+
+_LATER = ("sympy.assumptions.wrapper",)
+"""What sympy imports when an answer first needs it; behind the walls nothing can be imported any more."""
+
+
+def encode(message: object) -> bytes:
+    """Return a message as it is sent."""
+    # ASCII: a lone surrogate, which an answer may have, is no UTF-8.
+    body = json.dumps(message).encode("ascii")
+    return HEADER.pack(len(body)) + body
+
+
+def load() -> Respond:
+    """Load what judging any answer needs, and return what does it."""
+    from ngrpo.grading.comparison import respond
+
+    for name in _LATER:
+        import_module(name)
+    # Loads the grammar, which takes longer than a request and must not count as one.
+    respond("1", r"\frac{1}{2}")
+    from ngrpo.grading import code_generators
+
+    code_generators.disarm()
+    return respond
+
+
+def serve(respond: Respond, requests: int, replies: int, seconds: float) -> None:
+    """Answer requests until the other end is closed.
+
+    Args:
+        respond: Judges an answer, or, without one, says whether the gold answer can be parsed.
+        requests: Descriptor to read from.
+        replies: Descriptor to write to.
+        seconds: Wall-clock limit of one request.
+    """
+    while (message := _receive(requests)) is not None:
+        nonce, gold, answer = message
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        correct, error = respond(gold, answer)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        send(replies, [nonce, correct, error and error[:LONGEST_ERROR]])
+
+
+def send(descriptor: int, message: object) -> None:
+    """Write a whole message."""
+    rest = memoryview(encode(message))
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _receive(descriptor: int) -> Any | None:
+    """Read a whole message; none where there are no more."""
+    header = _read(descriptor, HEADER.size)
+    if header is None:
+        return None
+    body = _read(descriptor, HEADER.unpack(header)[0])
+    return None if body is None else json.loads(body)
+
+
+def _read(descriptor: int, size: int) -> bytes | None:
+    parts = []
+    while size:
+        part = os.read(descriptor, size)
+        if not part:
+            return None
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def prepare() -> None:
+    """Set up signals and memory, before anything else is loaded."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent closes the pipe
+    # The default action of an alarm ends the process even inside a C function; dispositions and masks are inherited.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
+    memory = _MEMORY if allowed == resource.RLIM_INFINITY else min(_MEMORY, allowed)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, allowed))
+    logging.disable(logging.CRITICAL)
+
+
+def main() -> None:
+    """Load, put up the walls, and serve: `python -m ngrpo.grading.worker REQUESTS REPLIES SECONDS`."""
+    prepare()
+    from ngrpo.grading import sandbox
+
+    requests, replies, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    respond = load()
+    send(replies, sandbox.seal(keep=(requests, replies)))
+    with suppress(BrokenPipeError):
+        serve(respond, requests, replies, seconds)
+    os._exit(0)  # the interpreter's own end would do what the walls forbid
+
+
+if __name__ == "__main__":
+    main()

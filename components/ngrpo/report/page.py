@@ -1,0 +1,154 @@
+"""The report of a run: one HTML page that needs nothing else, neither network nor scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ngrpo.config import RunConfig
+from ngrpo.report.failures import failure_galleries, is_confidential
+from ngrpo.report.lineage import settings_text, stage_views, table_views, timings
+from ngrpo.report.neighbors import neighbors_view
+from ngrpo.report.promotion import comparisons, promotion_sentence
+from ngrpo.report.results import STYLES, benchmark_views, headline, signed
+from ngrpo.report.rollouts import rollout_views
+from ngrpo.report.training import learning_curves, mixing_view, warm_start_curve
+from ngrpo.report.wording import describe, method_name
+
+_TEMPLATE = "page.html.j2"
+
+# Characters that HTML does not allow, and those that reorder the text around them.
+_UNPRINTABLE = dict.fromkeys(
+    [*(set(range(0x20)) - {0x09, 0x0A, 0x0D}), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
+    "\ufffd",
+)
+
+
+def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, artifacts: dict[str, Path]) -> None:
+    """Write the report of a run.
+
+    What a model or a data set says is untrusted: the template escapes it, and the page forbids scripts and requests.
+
+    Args:
+        path: File to write.
+        summary: `summary.json` of the run.
+        config: Its configuration.
+        artifacts: Directory of each stage's artifact. A stage may be missing: the page then says so where its results would stand.
+
+    Raises:
+        DataError: A benchmark of the data set is damaged.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["signed"] = signed
+    stages = stage_views(summary["stages"], {name: _manifest(directory) for name, directory in artifacts.items()})
+    page = environment.get_template(_TEMPLATE).render(
+        preset=config.preset,
+        seed=config.seed,
+        config=config,
+        method=method_name(config.mixing, config.training),
+        styles=STYLES,
+        model=describe(config.model.source.model_dump(mode="json")),
+        run_id=summary["mlflow"]["run_id"],
+        stages=stages,
+        timings=timings(stages, summary["wall_seconds"]),
+        settings=settings_text(config),
+        **_data(artifacts),
+        **_index(artifacts),
+        **_results(artifacts, config),
+        **_training(artifacts, config),
+    )
+    # Half a surrogate pair, which JSON can hold, has no UTF-8 form.
+    path.write_bytes(page.translate(_UNPRINTABLE).encode("utf-8", errors="replace"))
+
+
+def _data(artifacts: Mapping[str, Path]) -> dict[str, Any]:
+    directory = artifacts.get("prepare_data")
+    return {"tables": None if directory is None else table_views(_read_json(directory / "sources.json"))}
+
+
+def _index(artifacts: Mapping[str, Path]) -> dict[str, Any]:
+    directory = artifacts.get("neighbor_index")
+    return {"index": None if directory is None else neighbors_view(_read_json(directory / "neighbors.json"))}
+
+
+def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:
+    """Return what there is to say of evaluation and promotion."""
+    values: dict[str, Any] = dict.fromkeys(("benchmarks", "headline", "galleries", "promotion"))
+    values["comparisons"] = []
+    values["model_names"] = {
+        "base": "base model",
+        "warm_start": "warm start" if config.warm_start.steps else "base model",
+        "trained": "trained",
+    }
+    directory, data = artifacts.get("benchmark_evaluation"), artifacts.get("prepare_data")
+    promotion, champion = _promotion(artifacts.get("model_promotion"))
+    if promotion is not None:
+        values["promotion"] = promotion | {"sentence": promotion_sentence(promotion)}
+        values["model_names"]["champion"] = f"champion, version {promotion['champion_version']}"
+    if directory is not None:
+        evaluation = _read_json(directory / "evaluation.json")
+        values["benchmarks"] = benchmark_views(evaluation, config, champion)
+        if promotion is not None:
+            values["comparisons"] = comparisons(promotion, evaluation, champion)
+        values["headline"] = headline(values["benchmarks"], config)
+        if data is not None:
+            values["galleries"] = failure_galleries(
+                evaluation, directory / "samples" / "trained", data / "benchmarks", config
+            )
+    return values
+
+
+def _promotion(directory: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the decision, and the evaluation of the champion that the model met, as far as they are known."""
+    if directory is None:
+        return None, None
+    champion = directory / "champion_evaluation.json"
+    return _read_json(directory / "promotion.json"), _read_json(champion) if champion.exists() else None
+
+
+def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:
+    """Return what there is to say of the warm start and of training."""
+    values: dict[str, Any] = {
+        "curves": None,
+        "not_logged": [],
+        "selected_step": None,
+        "warm_start_curve": None,
+        "mixing": None,
+        "rollouts": None,
+        "rollouts_are_confidential": is_confidential(config.data.train),
+    }
+    if "sft_warm_start" in artifacts:
+        values["warm_start_curve"] = warm_start_curve(_read_json(artifacts["sft_warm_start"] / "log_history.json"))
+    directory = artifacts.get("ngrpo_training")
+    if directory is not None:
+        history = _read_json(directory / "log_history.json")
+        values["curves"], values["not_logged"] = learning_curves(history, config)
+        values["selected_step"] = _read_json(directory / "metrics.json").get("selected_step")
+        values["mixing"] = mixing_view(
+            history,
+            _read_json(directory / "anchor_cosine_histogram.json"),
+            _read_json(directory / "example_neighbors.json"),
+        )
+        if not values["rollouts_are_confidential"]:
+            values["rollouts"] = rollout_views(_read_json(directory / "rollout_samples.json"))
+    return values
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of an artifact; empty for one that was never published."""
+    path = directory / "manifest.json"
+    return _read_json(path) if path.exists() else {}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

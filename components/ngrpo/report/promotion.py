@@ -1,0 +1,72 @@
+"""What the report says of the promotion: what was decided, and the problems that decided it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from ngrpo.evaluation.gate import per_problem
+from ngrpo.report.figures import difference_chart
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired differences on a benchmark of the gate: how many problems each model is better on, and a chart."""
+
+    benchmark: str
+    better: int
+    worse: int
+    figure: Markup
+
+
+def promotion_sentence(promotion: Mapping[str, Any]) -> str:
+    """Return what became of the model in one sentence; `promotion` is `promotion.json` of the stage `model_promotion`."""
+    name, version, champion = promotion["model"], promotion["version"], promotion["champion_version"]
+    stays = "there is no champion" if champion is None else f"version {champion} stays the champion"
+    return {
+        "promoted": f"Promoted: version {version} of {name} is the champion.",
+        "kept": f"Not promoted: version {version} of {name} is a challenger; {stays}.",
+        "unchanged": f"Unchanged: this model is version {version} of {name}, the champion already.",
+    }[promotion["decision"]]
+
+
+def comparisons(
+    promotion: Mapping[str, Any], evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None
+) -> list[Comparison]:
+    """Return the differences that the gate looked at, benchmark by benchmark; none where it compared nothing.
+
+    Args:
+        promotion: `promotion.json` of the stage `model_promotion`.
+        evaluation: `evaluation.json` of the candidate.
+        champion: That of the champion which the candidate met, if it is at hand.
+    """
+    compared = promotion["comparison"]
+    if compared is None or (champion is None and promotion["champion_version"] is not None):
+        return []
+    theirs = evaluation["models"]["warm_start"] if champion is None else champion["models"]["trained"]
+    entries = [compared, *compared["regressions"].values()]
+    return [
+        _comparison(entry, evaluation["models"]["trained"], theirs, compared["against"])
+        for entry in {entry["benchmark"]: entry for entry in entries}.values()
+    ]
+
+
+def _comparison(
+    entry: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[str, Any], against: str
+) -> Comparison:
+    name = entry["benchmark"]
+    statistic = entry["statistic"] if entry["statistic"].startswith("pass") else entry["statistic"].partition("@")[0]
+    problems = sorted(ours[name]["per_problem"])
+    candidate, opponent = (100.0 * per_problem(statistic, results[name], problems) for results in (ours, theirs))
+    differences = (candidate - opponent).tolist()
+    figure = difference_chart(
+        differences,
+        (entry["gain"], *entry["interval"]),
+        label=f"Candidate less {against} on each problem of {name}, sorted, with the mean and its interval",
+        x_label=f"{len(problems)} problems, sorted by difference",
+    )
+    better, worse = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    return Comparison(name, better, worse, figure)

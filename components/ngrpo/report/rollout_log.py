@@ -1,0 +1,111 @@
+"""What a training run keeps of its rollouts: metrics by step, samples to read, and how far mixtures stray from their anchors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from ngrpo.evaluation.diversity import distinct_answers, distinct_ngrams
+from ngrpo.grading.grader import extract_answer
+from ngrpo.mixing.inputs import mixed_inputs
+from ngrpo.training.ngrpo_trainer import RolloutBatch
+
+_SAMPLES_PER_STEP = 4
+_NGRAM = 4
+_FILE = "rollout_log.json"
+_COSINE_EDGES = [round(0.5 + 0.01 * step, 2) for step in range(51)]
+"""Bins of the histogram of cosines between a mixed embedding and its anchor; lower values fall into the first bin."""
+
+
+class RolloutLog(TrainerCallback):
+    """Observer of a trainer: measures each rollout batch, and keeps a few rollouts of the first and of the last.
+
+    Of several processes each sees its share of a batch; what is kept is that of the first. It is saved with the checkpoints.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, group_size: int):
+        """Begin an empty log."""
+        self._tokenizer = tokenizer
+        self._group_size = group_size
+        self._kept: dict[str, Any] = {"anchor_cosine": [0] * (len(_COSINE_EDGES) - 1), "first": None, "last": None}
+
+    @torch.no_grad()
+    def __call__(self, batch: RolloutBatch) -> dict[str, float]:
+        """Measure a rollout batch; see `RolloutObserver`."""
+        responses = [rollout.token_ids for rollout in batch.rollouts]
+        texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
+        answers = [extract_answer(text) for text in texts]
+        metrics = {
+            "diversity/distinct_answers": distinct_answers(self._groups(answers)),
+            f"diversity/distinct_{_NGRAM}grams": distinct_ngrams(self._groups(responses), _NGRAM),
+        }
+        if batch.mixture is not None:
+            metrics["mixing/gate_rate"] = int(batch.mixture.mask.sum()) / sum(len(tokens) for tokens in responses)
+            cosines = anchor_cosines(batch)
+            if len(cosines):
+                metrics["mixing/anchor_cosine"] = float(cosines.mean())
+                metrics["mixing/anchor_cosine_min"] = float(cosines.min())
+                clamped = cosines.clamp(_COSINE_EDGES[0], _COSINE_EDGES[-1]).cpu()
+                histogram = torch.histogram(clamped.float(), torch.tensor(_COSINE_EDGES)).hist.int().tolist()
+                self._kept["anchor_cosine"] = [
+                    sum(pair) for pair in zip(self._kept["anchor_cosine"], histogram, strict=True)
+                ]
+        self._kept["last"] = self._samples(batch)
+        self._kept["first"] = self._kept["first"] or self._kept["last"]
+        return metrics
+
+    def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Save the log in the checkpoint just written."""
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
+            path.write_text(json.dumps(self._kept), encoding="utf-8")
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on with the log that a checkpoint was saved with."""
+        self._kept = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
+
+    def write(self, output: Path) -> None:
+        """Write `rollout_samples.json` and `anchor_cosine_histogram.json` of the whole run."""
+        samples = [*self._kept["first"], *self._kept["last"]]
+        (output / "rollout_samples.json").write_text(json.dumps(samples), encoding="utf-8")
+        histogram = {"edges": _COSINE_EDGES, "counts": self._kept["anchor_cosine"]}
+        (output / "anchor_cosine_histogram.json").write_text(json.dumps(histogram), encoding="utf-8")
+
+    def _groups(self, values: list[Any]) -> list[list[Any]]:
+        return [values[start : start + self._group_size] for start in range(0, len(values), self._group_size)]
+
+    def _samples(self, batch: RolloutBatch) -> list[dict[str, Any]]:
+        """Pick one rollout of each of the first groups."""
+        rows = range(0, len(batch.rollouts), self._group_size)
+        return [self._sample(batch, row) for row in list(rows)[:_SAMPLES_PER_STEP]]
+
+    def _sample(self, batch: RolloutBatch, row: int) -> dict[str, Any]:
+        rollout = batch.rollouts[row]
+        positions = rollout.records.positions.tolist()
+        candidates = batch.mixture.candidates[row, positions].tolist() if batch.mixture is not None else []
+        return {
+            "step": batch.step,
+            "prompt": self._tokenizer.decode(batch.prompts[row]),
+            "tokens": [self._tokenizer.decode([token]) for token in rollout.token_ids],
+            "mixed": [position in set(positions) for position in range(len(rollout.token_ids))],
+            "neighbors": [
+                [self._tokenizer.decode([token]) for token in row_candidates] for row_candidates in candidates
+            ],
+            "weights": [[round(weight, 4) for weight in weights] for weights in rollout.records.weights.tolist()],
+            "reward": batch.rewards[row],
+        }
+
+
+def anchor_cosines(batch: RolloutBatch) -> Tensor:
+    """Cosine between each mixed embedding of a batch and the embedding of its step's token; float32 `[n]`."""
+    assert batch.mixture is not None
+    mask = batch.mixture.mask
+    tokens = batch.mixture.candidates[..., 0]
+    with mixed_inputs(batch.embedding, batch.mixture):
+        mixed = batch.embedding(tokens)
+    return torch.nn.functional.cosine_similarity(mixed[mask].float(), batch.embedding(tokens[mask]).float(), dim=-1)

@@ -1,0 +1,124 @@
+"""The MLflow run of a pipeline run on a cluster: shared by its stages, since no process lives as long as all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from ngrpo.errors import TrackingError
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.state import DamagedStateError
+from ngrpo.tracking.connection import TRACKING_URI, connect, explained
+from ngrpo.tracking.mlflow_runs import RUN_ID, experiment_of_this_process
+
+PIPELINE_RUN = "ngrpo.pipeline_run"
+"""Tag of the run: the id of the pipeline run."""
+_FOLDER = "mlflow_runs"
+_RUN_ID = re.compile(rb"[0-9A-Za-z_-]{1,64}")
+
+
+@contextmanager
+def parent_on_cluster(pipeline_run: str | None, stage: str, objects: ObjectStore) -> Iterator[str | None]:
+    """Provide the run that the run of a stage is to be a child of.
+
+    How the stages of a pipeline run ended is how it ended; between two stages it counts as ended too.
+
+    Args:
+        pipeline_run: Id of the pipeline run.
+        stage: Name of the stage.
+        objects: Where the stages of a pipeline run agree on one run.
+
+    Yields:
+        The run; none where the platform has made a run for this step, which `stage_run` joins, and none where nothing can be
+        tracked, which is said on standard error.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+        StoreError: The object store cannot be reached.
+    """
+    if os.environ.get(RUN_ID):
+        yield None
+        return
+    missing = [
+        name for name, value in ((TRACKING_URI, os.environ.get(TRACKING_URI)), ("the run", pipeline_run)) if not value
+    ]
+    if pipeline_run is None or missing:
+        print(
+            f"{stage}: nothing is tracked: neither {RUN_ID} nor {' and '.join(missing)} is given",
+            file=sys.stderr,
+            flush=True,
+        )
+        yield None
+        return
+    client = connect()
+    run_id = _agreed(client, pipeline_run, objects)
+    with explained():
+        for run in _children(client, run_id):
+            # A stage is not tried twice at a time: whoever opened that run was killed before it could end it.
+            if run.info.run_name == stage and run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")
+        client.update_run(run_id, status="RUNNING")
+    try:
+        yield run_id
+    except BaseException as error:
+        try:
+            _settle(client, run_id)
+        except TrackingError as failure:
+            error.add_note(f"its MLflow run is left open: {failure}")
+        raise
+    _settle(client, run_id)
+
+
+@explained()
+def _agreed(client: MlflowClient, pipeline_run: str, objects: ObjectStore) -> str:
+    """Return the run of a pipeline run, made if missing; of several stages that start together, one makes it."""
+    key = f"{_FOLDER}/{pipeline_run}"
+    known = objects.get_bytes(key)
+    if known is not None:
+        return _run_id(known, objects, key)
+    experiment_id, _ = experiment_of_this_process(client)
+    # One that was made by a stage which was killed before it could say so.
+    found = client.search_runs([experiment_id], f"tags.`{PIPELINE_RUN}` = '{pipeline_run}'", max_results=1)
+    run = (
+        found[0]
+        if found
+        else client.create_run(experiment_id, run_name=pipeline_run, tags={PIPELINE_RUN: pipeline_run})
+    )
+    run_id: str = run.info.run_id
+    if objects.put_bytes(run_id.encode(), key, if_none_match=True):
+        return run_id
+    agreed = _run_id(objects.get_bytes(key) or b"", objects, key)
+    if agreed != run_id and not found:
+        client.delete_run(run_id)
+    return agreed
+
+
+def _run_id(data: bytes, objects: ObjectStore, key: str) -> str:
+    """Return the id of a run that the stages have agreed on."""
+    if _RUN_ID.fullmatch(data) is None:
+        raise DamagedStateError(
+            f"{objects.uri}/{key}: damaged: it is no id of an MLflow run; delete it: the stages then look for the run by its tag"
+        )
+    return data.decode()
+
+
+@explained()
+def _settle(client: MlflowClient, run_id: str) -> None:
+    """Let the run be as its stages are: what counts is the last try of each."""
+    last = {run.info.run_name: run.info.status for run in _children(client, run_id)}
+    if "RUNNING" not in last.values():
+        client.set_terminated(run_id, "FINISHED" if set(last.values()) == {"FINISHED"} else "FAILED")
+
+
+def _children(client: MlflowClient, run_id: str) -> list[Run]:
+    """Return the runs of the stages, oldest first."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    condition = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'"
+    return list(client.search_runs([experiment_id], condition, order_by=["attributes.start_time ASC"]))

@@ -1,0 +1,259 @@
+"""The model registry: versions without pickles, and the aliases that say which one is in use."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
+
+from ngrpo.environment import environment
+from ngrpo.errors import TrackingError
+from ngrpo.storage.digest import model_digest
+from ngrpo.storage.state import DamagedStateError, parse_state
+from ngrpo.tracking.connection import connect, explained
+from ngrpo.tracking.mlflow_runs import experiment_of_this_process
+
+CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "candidate", "challenger", "champion", "previous_champion"
+ALIASES = (CANDIDATE, CHALLENGER, PREVIOUS_CHAMPION, CHAMPION)
+"""`candidate` waits for its decision, `challenger` met the champion last and did not win."""
+DIGEST = "ngrpo.digest"
+"""Tag of a version: digest of the files of its model."""
+EVALUATION = "ngrpo.evaluation_key"
+"""Tag of a version: key of the evaluation used to judge it."""
+BASE_MODEL = "ngrpo.base_model"
+"""Tag of a version, and of the run that made it: the registered version that the run started from."""
+MODEL_FOLDER = "model"
+MANIFEST = "manifest.json"
+_NO_PROGRESS_BAR: Mapping[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+_EVALUATION_FILE = "evaluation.json"
+MODEL_CARD = "README.md"
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class _File(TypedDict):
+    size: Annotated[int, Field(ge=0)]
+
+
+class _Manifest(TypedDict):
+    files: dict[str, _File]
+
+
+class ModelRegistry:
+    """Versions of one registered model in the MLflow that the environment names.
+
+    A version keeps a copy of its own, for the artifact store is a cache that may be cleared: `model/` as `save_pretrained`
+    wrote it, the `manifest.json` of the artifact it comes from, `evaluations/<key>/evaluation.json` and a model card. The champion's
+    files are `mlflow.artifacts.download_artifacts("models:/<name>@champion")`. Every method raises a `TrackingError` where MLflow or its
+    object storage cannot be reached.
+    """
+
+    def __init__(self, name: str):
+        """Open the registered model `name`; it is made with its first version."""
+        self.name = name
+        self._client: MlflowClient = connect()
+
+    @explained()
+    def versions(self) -> list[ModelVersion]:
+        """Return every version, newest first."""
+        found = self._client.search_model_versions(f"name='{self.name}'")
+        return sorted(found, key=lambda version: int(version.version), reverse=True)
+
+    @explained()
+    def register(self, model: Path, manifest: Path, *, digest: str, tags: Mapping[str, str]) -> ModelVersion:
+        """Return the version of a model's files; it is added unless there is one of the same files.
+
+        What the registry holds is read back and compared with the digest, of a new version as of one that is there already.
+        The version comes last: what a broken upload leaves behind is no version.
+
+        Args:
+            model: Model directory.
+            manifest: Manifest of the artifact that the model directory is `model/` of.
+            digest: Digest of the model's files (`model_digest`).
+            tags: Tags of a new version.
+
+        Raises:
+            TrackingError: The registry gives back other bytes than it was given.
+        """
+        for version in self.versions():
+            if version.tags.get(DIGEST) == digest and self.stored_digest(version) == digest:
+                return version
+        self._ensure_model()
+        experiment_id, run_id = experiment_of_this_process(self._client)
+        logged = self._client.create_logged_model(
+            experiment_id, name=self.name, source_run_id=run_id, tags={DIGEST: digest}, model_type="transformers"
+        )
+        with environment(_NO_PROGRESS_BAR):
+            self._client.log_model_artifacts(logged.model_id, str(model), MODEL_FOLDER)
+        self._client.log_model_artifact(logged.model_id, str(manifest))
+        stored = _stored_digest(logged.artifact_location)
+        if stored != digest:
+            raise TrackingError(
+                f"model {self.name}: the weights that object storage gives back (sha256 {stored}) are not those that were "
+                f"uploaded ({digest}): see the log of the storage, then run again"
+            )
+        self._client.finalize_logged_model(logged.model_id, "READY")
+        return self._client.create_model_version(
+            self.name,
+            source=f"models:/{logged.model_id}",
+            run_id=run_id,
+            tags={**tags, DIGEST: digest},
+            model_id=logged.model_id,
+        )
+
+    @explained()
+    def version(self, number: str) -> ModelVersion | None:
+        """Return a version by its number; none if there is no such version."""
+        return next((version for version in self.versions() if str(version.version) == number), None)
+
+    @explained()
+    def stored_digest(self, version: ModelVersion) -> str | None:
+        """Download the files of a version's model and return their digest; none where there are no files."""
+        return _stored_digest(self._uri(version, "")) if dict(self._files(version, MODEL_FOLDER)) else None
+
+    @explained()
+    def location(self, version: ModelVersion) -> str:
+        """Return where the files of a version's model are, as its object storage names the place."""
+        logged = self._client.get_logged_model(_logged_model(version))
+        return f"{logged.artifact_location.rstrip('/')}/{MODEL_FOLDER}"
+
+    @explained()
+    def missing(self, version: ModelVersion) -> list[str]:
+        """Return the files of a version's model that are not in its object storage or not of the size they should have.
+
+        Of a version that was not registered here it is not known what it should have: nothing is missing. A manifest that is damaged
+        counts as missing, and is named with what is wrong.
+        """
+        if DIGEST not in version.tags:
+            return []
+        there = dict(self._files(version))
+        if MANIFEST not in there:
+            return [MANIFEST]
+        try:
+            files = parse_state(self._read(version, MANIFEST), _Manifest, where=MANIFEST, cure="restore it")["files"]
+        except DamagedStateError as error:
+            return [str(error)]
+        model = {name: entry["size"] for name, entry in files.items() if name.startswith(f"{MODEL_FOLDER}/")}
+        return sorted(name for name, size in model.items() if there.get(name) != size)
+
+    @explained()
+    def add_evaluation(self, version: ModelVersion, evaluation: Path, key: str) -> None:
+        """Keep an evaluation with a version; from now on it is the one that speaks for it.
+
+        Args:
+            version: The version.
+            evaluation: `evaluation.json`.
+            key: Key of the evaluation.
+        """
+        self._client.log_model_artifact(_logged_model(version), str(evaluation), f"evaluations/{key}")
+        self.set_tags(version, {EVALUATION: key})
+
+    @explained()
+    def evaluation(self, version: ModelVersion) -> bytes | None:
+        """Return the evaluation that speaks for a version as it is stored, or none if there is none."""
+        key = evaluation_key(version)
+        path = f"evaluations/{key}/{_EVALUATION_FILE}"
+        if key is None or path not in dict(self._files(version, f"evaluations/{key}")):
+            return None
+        return self._read(version, path)
+
+    @explained()
+    def by_alias(self, alias: str) -> ModelVersion | None:
+        """Return the version that an alias names; none if there is no such alias, or no such model yet.
+
+        Deleting a version deletes its aliases: a champion that was deleted is no champion.
+        """
+        number = self.aliases()[alias]
+        return None if number is None else self._client.get_model_version(self.name, number)
+
+    @explained()
+    def aliases(self) -> dict[str, str | None]:
+        """Return the number of the version that each of `ALIASES` names, none where it names none."""
+        # Asking for an alias that is not there is an error that looks like any wrong argument: list them instead.
+        found = self._client.get_registered_model(self.name).aliases if self._exists() else {}
+        # A database gives numbers, a server texts.
+        return {alias: str(found[alias]) if alias in found else None for alias in ALIASES}
+
+    @explained()
+    def set_alias(self, alias: str, number: str | None) -> None:
+        """Let an alias name a version, or none."""
+        if number is None:
+            self._client.delete_registered_model_alias(self.name, alias)
+        else:
+            self._client.set_registered_model_alias(self.name, alias, number)
+
+    @explained()
+    def add_card(self, version: ModelVersion, text: str) -> None:
+        """Keep a model card with a version, in place of the one it had."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / MODEL_CARD
+            path.write_text(text, encoding="utf-8")
+            self._client.log_model_artifact(_logged_model(version), str(path))
+
+    @explained()
+    def model_tag(self, name: str) -> str | None:
+        """Return a tag of the registered model; none if it has no such tag, or there is no such model."""
+        tags: Mapping[str, str] = self._client.get_registered_model(self.name).tags if self._exists() else {}
+        return tags.get(name)
+
+    @explained()
+    def set_model_tag(self, name: str, value: str) -> None:
+        """Set a tag of the registered model."""
+        self._client.set_registered_model_tag(self.name, name, value)
+
+    @explained()
+    def set_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        for name, value in tags.items():
+            self._client.set_model_version_tag(self.name, version.version, name, value)
+
+    def _exists(self) -> bool:
+        return bool(self._client.search_registered_models(f"name='{self.name}'"))
+
+    def _ensure_model(self) -> None:
+        if self._exists():
+            return
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was faster
+                raise
+
+    def _files(self, version: ModelVersion, folder: str = "") -> Iterator[tuple[str, int]]:
+        """Path and size of each file below a folder of a version; nothing where there is no such folder."""
+        for entry in mlflow.artifacts.list_artifacts(self._uri(version, folder)):
+            if entry.is_dir:
+                yield from self._files(version, entry.path)
+            else:
+                yield entry.path, entry.file_size
+
+    def _read(self, version: ModelVersion, path: str) -> bytes:
+        with tempfile.TemporaryDirectory() as directory, environment(_NO_PROGRESS_BAR):
+            file = mlflow.artifacts.download_artifacts(self._uri(version, path), dst_path=directory)
+            return Path(file).read_bytes()
+
+    def _uri(self, version: ModelVersion, path: str) -> str:
+        return f"models:/{self.name}/{version.version}/{path}".rstrip("/")
+
+
+def evaluation_key(version: ModelVersion) -> str | None:
+    """Return the key of the evaluation used to judge a version; none where its tag is missing or no key."""
+    key = version.tags.get(EVALUATION, "")
+    return key if _KEY.fullmatch(key) else None
+
+
+def _logged_model(version: ModelVersion) -> str:
+    return str(version.source).removeprefix("models:/")  # MLflow keeps it in the source alone
+
+
+def _stored_digest(uri: str) -> str:
+    with tempfile.TemporaryDirectory() as directory, environment(_NO_PROGRESS_BAR):
+        return model_digest(Path(mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=directory)))

@@ -1,0 +1,289 @@
+"""Checkpoints of a training: marked once they are whole, copied to object storage while training goes on, resumed from.
+
+One that is damaged is not resumed from: the one before it is. Training is exact, so that it comes to the same bytes.
+
+What a killed training loses is bounded by how often it saves: every `save_steps` steps, and every `NGRPO_SAVE_MINUTES` minutes where
+that is set. A save at SIGTERM comes on top of these where a process is given the time for it. A step of a Kubeflow pipeline is not: Argo
+ends it about a second after the signal.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import IntervalStrategy
+
+from ngrpo.environment import SAVE_MINUTES
+from ngrpo.errors import ConfigError, Preempted, StoreError
+from ngrpo.storage.checkpoint_store import CheckpointStore
+from ngrpo.training.marker import MARKER, mark, problem
+
+KEPT = 2
+"""Checkpoints that are kept beside the best, on disk and in object storage: while one is uploaded, only older ones are deleted."""
+_SET_ASIDE = "set_aside"
+
+
+class Checkpoints(TrainerCallback):
+    """The checkpoints of one training; add it after every callback that writes into checkpoints.
+
+    Attributes:
+        resumed_from: The checkpoint to go on from, none to start.
+        preempted: Whether training was stopped.
+    """
+
+    def __init__(
+        self, work: Path, store: CheckpointStore | None, steps: int, stride: int, minutes: float | None = None
+    ):
+        """See `checkpoints_of`; `minutes` is the time after which it saves between two `save_steps`."""
+        self.directory = work / "checkpoints"
+        self.resumed_from: str | None = None
+        self.preempted = False
+        self._aside = work / _SET_ASIDE
+        self._store = store
+        self._steps = steps
+        self._stride = stride
+        self._minutes = minutes
+        self._saved = time.monotonic()
+        self._sound: set[int] = set()
+        self._told_to_stop = False
+        self._uploads = ThreadPoolExecutor(1, initializer=_yield_to_training)
+        self._upload: Future[None] | None = None
+
+    def restore(self) -> None:
+        """Find the newest checkpoint that is whole, as is the best that it remembers; either may be in object storage.
+
+        What is damaged, unfinished or beyond it is set aside, and deleted once there is another of the same step or a later one.
+        """
+        limit = self._steps
+        while True:  # until all nodes have the same: one may have more than another
+            own = self._newest(limit) if PartialState().is_local_main_process else None
+            found = [step for step in gather_object([own]) if step is not None]
+            limit = min(found)
+            if limit == max(found):
+                break
+        if PartialState().is_local_main_process:
+            for step in self._here():
+                if step > limit:
+                    self._set_aside(
+                        step, f"training has {self._steps} steps" if step > self._steps else "not every node has it"
+                    )
+        PartialState().wait_for_everyone()
+        if limit:
+            PartialState().print(f"resuming from checkpoint-{limit}", flush=True)
+            self.resumed_from = str(self._of(limit))
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM: save and stop at the next step after which a resumed run is exact, if the process lives that long."""
+        self._told_to_stop = True
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Look for the best checkpoint where checkpoints are on this machine, and start the clock."""
+        self._saved = time.monotonic()
+        if state.best_global_step is not None:
+            state.best_model_checkpoint = str(self._of(state.best_global_step))
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Save where it is time to, save and stop if any process was told to: all of them at the same step, for they work together.
+
+        A save between two `save_steps` is there to go on from, nothing else: it is not evaluated, so it cannot be selected.
+        """
+        if state.global_step >= state.max_steps:
+            # The last checkpoint is saved wherever it falls: it is measured too where others are.
+            control.should_evaluate = args.eval_strategy != IntervalStrategy.NO
+            return
+        if state.global_step % self._stride:
+            return
+        # The clock is that of the first process, which also knows of the upload.
+        wishes = [float(self._told_to_stop), float(state.is_world_process_zero and self._due())]
+        stop, save = reduce(torch.tensor(wishes, device=PartialState().device)).tolist()
+        if stop > 0:
+            self.preempted = control.should_training_stop = True
+        if stop > 0 or save > 0:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded."""
+        PartialState().wait_for_everyone()  # every process writes files of its own
+        checkpoint = self._of(state.global_step)
+        if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of nodes
+            _gather(checkpoint)
+        if not state.is_world_process_zero:
+            return
+        mark(checkpoint)
+        self._remove_old(state.global_step, state.best_global_step)
+        if self._store is not None:
+            self.finish_upload()
+            self._upload = self._uploads.submit(
+                self._store.put, state.global_step, checkpoint, keep=KEPT, best=state.best_global_step
+            )
+        self._saved = time.monotonic()
+
+    def _due(self) -> bool:
+        """Whether the last save is too long ago. An upload that is under way is not outrun: the next save would wait for its end."""
+        if self._minutes is None or time.monotonic() < self._saved + 60 * self._minutes:
+            return False
+        return self._upload is None or self._upload.done()
+
+    def finish_upload(self) -> None:
+        """Wait for the upload in the background. Training can do without it: if it failed, that is said and no more."""
+        if self._upload is not None:
+            try:
+                self._upload.result()
+            except StoreError as error:
+                print(f"a checkpoint is not in object storage: {error}", flush=True)
+            self._upload = None
+
+    def _newest(self, limit: int) -> int:
+        """Return the newest checkpoint up to a step that can be resumed from, 0 if there is none; what is damaged is set aside."""
+        newest = next((step for step in self._here() if step <= limit and self._usable(step)), 0)
+        while self._store is not None:
+            self._store.restore(self.directory, after=newest, until=limit)
+            fetched = max((step for step in self._here() if step <= limit), default=0)
+            if fetched == newest or self._usable(fetched):
+                return fetched
+            limit = fetched - 1
+        return newest
+
+    def _usable(self, step: int) -> bool:
+        """Whether a checkpoint and the best that it remembers are whole; it is set aside if not."""
+        if not self._whole(step):
+            return False
+        best = TrainerState.load_from_json(str(self._of(step) / TRAINER_STATE_NAME)).best_global_step
+        if best is None or self._whole(best):
+            return True
+        if self._store is not None:
+            self._store.restore(self.directory, after=best - 1, until=best)
+        return self._whole(best) or self._set_aside(step, f"the best of its time, checkpoint-{best}, is lost")
+
+    def _whole(self, step: int) -> bool:
+        """Whether a checkpoint is here and whole; it is set aside if it is damaged."""
+        if step not in self._sound and self._of(step).exists():
+            damage = problem(self._of(step))
+            if damage is not None:
+                return self._set_aside(step, damage)
+            self._sound.add(step)
+        return step in self._sound
+
+    def _set_aside(self, step: int, reason: str) -> bool:
+        """Move a checkpoint out of the way of the one that will take its place; return false."""
+        print(f"checkpoint-{step} is not used: {reason}", flush=True)
+        self._move(step)
+        return False
+
+    def _move(self, step: int) -> Path:
+        """Move a checkpoint away, so that none is ever there in part."""
+        self._sound.discard(step)
+        target = self._aside / self._of(step).name
+        shutil.rmtree(target, ignore_errors=True)
+        self._aside.mkdir(exist_ok=True)
+        return self._of(step).rename(target)
+
+    def _remove_old(self, newest: int, best: int | None) -> None:
+        """Delete what the checkpoint just marked makes superfluous."""
+        kept = [step for step in self._here() if (self._of(step) / MARKER).exists()][:KEPT]
+        for step in self._here():
+            if step not in (*kept, best):
+                shutil.rmtree(self._move(step), ignore_errors=True)
+        for path in self._aside.glob("checkpoint-*"):
+            if _step(path) <= newest:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _here(self) -> list[int]:
+        """Return the steps of the checkpoints on this machine, whole or not, newest first."""
+        return sorted(map(_step, self.directory.glob("checkpoint-*")), reverse=True)
+
+    def _of(self, step: int) -> Path:
+        return self.directory / f"checkpoint-{step}"
+
+
+@contextmanager
+def checkpoints_of(work: Path, *, steps: int, stride: int = 1) -> Iterator[Checkpoints]:
+    """Provide the checkpoints of a training while it runs.
+
+    Besides every `save_steps` steps it saves as often as `NGRPO_SAVE_MINUTES` asks for, which changes nothing in the result, and at
+    SIGTERM, after which it ends. A machine or a job that is shut down in order leaves time for that; a step of a Kubeflow pipeline has
+    about one second, which is too short.
+
+    Args:
+        work: They are in its directory `checkpoints`, and in object storage where the environment says so (`NGRPO_CHECKPOINTS`).
+        steps: Steps of the training: a checkpoint beyond is not resumed from.
+        stride: A resumed run is exact if it was saved after a multiple of so many steps.
+
+    Raises:
+        ConfigError: `NGRPO_SAVE_MINUTES` is not a positive number.
+        Preempted: SIGTERM arrived, and a checkpoint was saved.
+        StoreError: Object storage holds a checkpoint that cannot be had.
+    """
+    minutes = _save_minutes()
+    kept = Checkpoints(work, CheckpointStore.from_environment(work / "downloads"), steps, stride, minutes)
+    kept.restore()
+    before = signal.signal(signal.SIGTERM, kept.stop)
+    try:
+        yield kept
+    finally:
+        kept.finish_upload()
+        signal.signal(signal.SIGTERM, before)
+    if kept.preempted:
+        raise Preempted
+
+
+def save_model(trainer: Trainer, directory: Path) -> None:
+    """Write a trainer's model and tokenizer, without the pickle of its arguments that `Trainer.save_model` adds."""
+    trainer.save_model(str(directory))  # every process takes part where the model is sharded
+    if trainer.is_world_process_zero():
+        (directory / TRAINING_ARGS_NAME).unlink()
+
+
+def _save_minutes() -> float | None:
+    """Return the longest time between two saves, in minutes; none where the environment sets none.
+
+    Raises:
+        ConfigError: It is not a positive number.
+    """
+    text = os.environ.get(SAVE_MINUTES)
+    if not text:
+        return None
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise ConfigError(
+            f"{SAVE_MINUTES}={text!r}: not a positive number of minutes; set it to 10, for example, or unset it to save every "
+            "save_steps steps only"
+        )
+    return minutes
+
+
+def _gather(checkpoint: Path) -> None:
+    """Bring to the first node what other nodes have written: the state of each process's random numbers, a few kB."""
+    own = checkpoint / f"rng_state_{PartialState().process_index}.pth"
+    for name, content in gather_object([(own.name, own.read_bytes())]):
+        if PartialState().is_main_process:
+            (checkpoint / name).write_bytes(content)
+
+
+def _yield_to_training() -> None:
+    """Give this thread, and those that it starts, only the processor time that training leaves: Linux has priorities by thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

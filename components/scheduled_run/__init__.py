@@ -1,1 +1,0 @@
-"""Component `scheduled_run`."""

@@ -1,0 +1,173 @@
+"""`ngrpo regrade | promote | rollback | history`: verdicts and decisions made again, by hand, and what was decided so far."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ngrpo.config import RunConfig
+from ngrpo.errors import TrackingError
+from ngrpo.tracking.reasons import checked_reason
+from ngrpo_kfp.pipelines.cli.options import configured, read_config
+from ngrpo_kfp.pipelines.local.services import services
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from ngrpo.tracking.promotions import Entry, Promotions
+
+# MLflow is imported when a command runs: it takes seconds.
+
+
+def add_promotion_commands(commands: Any) -> None:
+    """Add the commands to what `add_subparsers` returned."""
+    config = configured()
+    regrade = commands.add_parser("regrade", help="grade the samples of a finished run again, without generating any")
+    regrade.add_argument("--run", type=Path, metavar="DIR", help="directory of the run (default: the latest)")
+    regrade.set_defaults(command=_regrade)
+    promote = commands.add_parser("promote", parents=[config], help="put a version of the registry to the gate again")
+    promote.add_argument("version", type=int, metavar="VERSION", help="number of the version")
+    promote.add_argument("--override", metavar="REASON", help="make it the champion whatever the gate says")
+    promote.set_defaults(command=_promote)
+    rollback = commands.add_parser("rollback", parents=[config], help="undo the last promotion")
+    rollback.add_argument("reason", metavar="REASON", help="why; kept in the history")
+    rollback.set_defaults(command=_rollback)
+    history = commands.add_parser("history", parents=[config], help="list what was decided on the models")
+    history.set_defaults(command=_history)
+
+
+def _regrade(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    from ngrpo_kfp.pipelines.local.regrading import regrade_run
+
+    regrade_run(options.run or workspace.latest, workspace, console)
+
+
+def _promote(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    promote_version(read_config(options), str(options.version), options.override, workspace, console)
+
+
+def _rollback(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    roll_back(read_config(options), options.reason, workspace, console)
+
+
+def _history(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    show_history(read_config(options), workspace, console)
+
+
+def promote_version(
+    config: RunConfig, number: str, override: str | None, workspace: Workspace, console: Console
+) -> None:
+    """Put a registered version to the gate of a configuration, with the evaluation that is kept with it.
+
+    Args:
+        config: Configuration with the gate and the name of the model.
+        number: The version.
+        override: Why it becomes the champion whatever the gate says; none to ask the gate.
+        workspace: Where services and the last run are.
+        console: Where the decision is shown.
+
+    Raises:
+        ConfigError: The reason to override is empty or no plain text.
+        TrackingError: There is no such version, its weights are not those that were evaluated, or it has no evaluation.
+        DamagedStateError: Its evaluation is damaged.
+        DataError: Its evaluation lacks a benchmark of the gate.
+    """
+    if override is not None:
+        checked_reason(override, "--override")
+    with _promotions(config, workspace) as promotions:
+        from ngrpo.evaluation.stored_evaluation import parse_evaluation
+        from ngrpo.stages.model_promotion import decide_and_crown, require_benchmarks
+
+        version = _registered(promotions, number)
+        stored = promotions.registry.evaluation(version)
+        if stored is None:
+            raise TrackingError(
+                f"model {config.promotion.model_name}: version {number} has no evaluation; run the pipeline"
+            )
+        evaluation = parse_evaluation(
+            stored,
+            where=f"model {config.promotion.model_name}: the evaluation of version {number}",
+            cure="run the pipeline, which evaluates it anew",
+        )
+        require_benchmarks(config.promotion, evaluation)
+        if promotions.registry.stored_digest(version) != evaluation.get("weights", {}).get("trained"):
+            raise TrackingError(
+                f"model {config.promotion.model_name}: the weights of version {number} in the registry are not those that were "
+                "evaluated; run the pipeline, which registers them anew"
+            )
+        decision = decide_and_crown(config.promotion, promotions, version, evaluation, config.seed, override=override)
+        console.print(escape(f"{decision['decision']}: {decision['reason']}"))
+        _show_aliases(promotions, console)
+
+
+def roll_back(config: RunConfig, reason: str, workspace: Workspace, console: Console) -> None:
+    """Undo the last promotion of a configuration's model.
+
+    Raises:
+        ConfigError: The reason is empty or no plain text.
+        TrackingError: There is none in effect, or the champion before it is gone.
+        DamagedStateError: The journal, or what the history says of that promotion, is damaged.
+    """
+    checked_reason(reason, "rollback")
+    with _promotions(config, workspace) as promotions:
+        entry = promotions.rollback(reason)
+        console.print(f"rolled back: version {entry['version']}")
+        _show_aliases(promotions, console)
+
+
+def show_history(config: RunConfig, workspace: Workspace, console: Console) -> None:
+    """List every decision on a configuration's model, oldest first, and the aliases as they are."""
+    with _promotions(config, workspace) as promotions:
+        table = Table(title=f"Decisions on {config.promotion.model_name}")
+        for column in ("", "time", "version", "decision", "champion"):
+            table.add_column(column)
+        table.add_column("why", overflow="fold")
+        for entry in promotions.history():
+            table.add_row(*_cells(entry))
+        console.print(table)
+        _show_aliases(promotions, console)
+
+
+@contextmanager
+def _promotions(config: RunConfig, workspace: Workspace) -> Iterator[Promotions]:
+    with services(workspace):
+        from ngrpo.tracking.promotions import Promotions
+
+        yield Promotions.from_environment(config.promotion.model_name)
+
+
+def _registered(promotions: Promotions, number: str) -> ModelVersion:
+    version = promotions.registry.version(number)
+    if version is None:
+        known = ", ".join(str(version.version) for version in promotions.registry.versions())
+        raise TrackingError(
+            f"model {promotions.registry.name}: there is no version {number}; "
+            + (f"choose one of {known}" if known else "it has no version yet: run the pipeline")
+        )
+    return version
+
+
+def _cells(entry: Entry) -> list[str]:
+    before, after = (entry[when]["champion"] or "none" for when in ("before", "after"))
+    champion = after if before == after else f"{before} → {after}"
+    return [
+        str(entry["sequence"]),
+        escape(entry["time"]),
+        entry["version"],
+        entry["decision"],
+        champion,
+        escape(entry["reason"]),
+    ]
+
+
+def _show_aliases(promotions: Promotions, console: Console) -> None:
+    named = [f"{alias} {number}" for alias, number in promotions.registry.aliases().items() if number is not None]
+    console.print(f"{promotions.registry.name}: {', '.join(named) or 'no version has an alias'}")

@@ -1,0 +1,64 @@
+"""The Kubeflow pipeline of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+
+from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.components.benchmark_evaluation.component import benchmark_evaluation
+from ngrpo_kfp.components.model_promotion.component import model_promotion
+from ngrpo_kfp.components.neighbor_index.component import neighbor_index
+from ngrpo_kfp.components.ngrpo_training.component import ngrpo_training
+from ngrpo_kfp.components.prepare_data.component import prepare_data
+from ngrpo_kfp.components.sft_warm_start.component import sft_warm_start
+from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
+from ngrpo_kfp.pipelines.post_training import NAME, post_training
+
+COMPONENTS = {
+    "prepare_data": prepare_data,
+    "neighbor_index": neighbor_index,
+    "sft_warm_start": sft_warm_start,
+    "ngrpo_training": ngrpo_training,
+    "benchmark_evaluation": benchmark_evaluation,
+    "model_promotion": model_promotion,
+}
+
+
+def kubeflow_pipeline(
+    plan: Plan,
+    configure: Callable[[dsl.PipelineTask, PlannedStage], None] = lambda task, stage: None,
+    description: str | None = None,
+) -> Any:
+    """Build the pipeline that runs what a plan has to run.
+
+    A stage whose result is in the store is no task: whoever reads its artifact is told the reference to it. kfp's importer would do that
+    with a pod, whose launcher looks for the artifact with credentials and an address of its own.
+
+    Args:
+        plan: The plan of the run.
+        configure: Gives the task of a stage what it needs beside its inputs where it runs.
+        description: Text that goes with the pipeline.
+
+    Returns:
+        The pipeline as kfp can compile it, or run it when called.
+    """
+
+    def trace(name: str, /, **inputs: Any) -> Any:
+        stage = plan[name]
+        if stage.reference is not None:
+            return stage.reference
+        known = {f"{each}_known": made.to_json() for each, made in inputs.items() if isinstance(made, Reference)}
+        made_here = {each: made for each, made in inputs.items() if not isinstance(made, Reference)}
+        settings = {"config": stage.config, "key": stage.key, "code_version": stage.code_version}
+        task = COMPONENTS[name](**settings, **made_here, **known)
+        configure(task, stage)
+        return task.outputs["artifact"]
+
+    @dsl.pipeline(name=NAME, description=description)
+    def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
+        post_training(trace)
+
+    return pipeline

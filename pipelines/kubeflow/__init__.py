@@ -1,0 +1,1 @@
+"""A run on a cluster: client, compilation, pods, images, submission."""

@@ -1,0 +1,112 @@
+"""The pipeline of a plan as Kubeflow's intermediate representation, which a cluster runs."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import compiler, dsl
+
+from ngrpo.config import RunConfig
+from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.keys import config_json
+from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
+from ngrpo_kfp.pipelines.kubeflow.graph_check import check_graph
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod, configure_scheduled_run
+from ngrpo_kfp.pipelines.kubeflow.scheduling.component import scheduled_run
+from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage
+from ngrpo_kfp.pipelines.planning.plan import make_plan
+from ngrpo_kfp.pipelines.post_training import NAME
+
+IR = dict[str, Any]
+
+
+def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: bool) -> str:
+    """Compile what a plan has to run for a cluster, and check the result.
+
+    The text holds the configuration of the run as its description, so that a run can be planned again from what the cluster
+    knows of it (`recorded_config`).
+
+    Args:
+        config: Configuration of the run.
+        plan: The plan of the run.
+        images: Where the images of the stages are looked up.
+        caching: Whether Kubeflow may answer for a stage from its own cache. That is right for a pipeline that was compiled without
+            looking at the artifacts. A plan made for one run knows better.
+
+    Returns:
+        YAML: the pipeline, and what the platform needs to know.
+
+    Raises:
+        ConfigError: A stage asks for more than the cluster gives, or has no image.
+        GraphError: The compiled graph is broken.
+    """
+
+    def configure(task: dsl.PipelineTask, stage: PlannedStage) -> None:
+        configure_pod(task, stage.name, config, images)
+        task.set_caching_options(caching and STAGES[stage.name].cacheable)
+
+    return _compiled(kubeflow_pipeline(_keyed_by_run(plan), configure, description=config_json(config)))
+
+
+def compile_whole(config: RunConfig, images: Images) -> str:
+    """Compile the pipeline with every stage in it, without looking at what is in the store; see `compile_pipeline`.
+
+    For those who upload it themselves. Schedules have `compile_scheduled_run`.
+    """
+    plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History())
+    return compile_pipeline(config, plan, images, caching=True)
+
+
+def compile_scheduled_run(config: RunConfig, images: Images, base: str | None) -> str:
+    """Compile the pipeline of a schedule: one task, which plans and submits the run of the day; see `compile_pipeline`.
+
+    Args:
+        config: Configuration of the runs.
+        images: Where images are looked up.
+        base: `champion` for runs that start from the champion of their day.
+
+    Raises:
+        ConfigError: The run of the day would be refused, or pods are not told where Kubeflow's API is.
+        GraphError: The compiled graph is broken.
+    """
+    compile_whole(config, images)  # what the run of the day would be refused for is said now
+
+    @dsl.pipeline(name=f"{NAME}-scheduled", description=config_json(config))
+    def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
+        task = scheduled_run(
+            config=config_json(config), images=images.text, base=base or "", key=dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        )
+        configure_scheduled_run(task, config, images)
+        task.set_caching_options(False)
+
+    return _compiled(pipeline)
+
+
+def _compiled(pipeline: Any) -> str:
+    with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+        path = Path(scratch) / "pipeline.yaml"
+        compiler.Compiler().compile(pipeline, str(path))
+        text = path.read_text(encoding="utf-8")
+    check_graph(*load_ir(text))
+    return text
+
+
+def load_ir(text: str) -> tuple[IR, IR]:
+    """Return the two documents of a compiled pipeline: the pipeline, and what the platform needs to know."""
+    spec, *platform = yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return spec, platform[0] if platform else {}
+
+
+def _keyed_by_run(plan: Plan) -> Plan:
+    """Let a stage that is never cached take its key from the run: the same pipeline may be run many times."""
+    return Plan(
+        {
+            stage.name: stage if STAGES[stage.name].cacheable else replace(stage, key=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+            for stage in plan
+        }
+    )

@@ -1,0 +1,1 @@
+"""Whether a cluster can run the pipeline, and what is missing."""

@@ -1,0 +1,181 @@
+"""A pod that a command makes on the cluster, to look at what can be reached from there (`reach` beside this)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from kubernetes import client
+
+from ngrpo.config.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConfig
+from ngrpo_kfp.components.launching.pending_pods import why_pending
+from ngrpo_kfp.pipelines.kubeflow.client import namespace
+from ngrpo_kfp.pipelines.kubeflow.doctor.reach import MARK
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects, Refused
+from ngrpo_kfp.pipelines.kubeflow.preflight import Finding
+
+PATIENCE_SECONDS = 180.0
+"""Longest time until the pod has ended, the pull of its image included."""
+POLL_SECONDS = 1.0
+_NAME = "from a pod"
+_RESOURCES = {"cpu": "500m", "memory": "1Gi"}  # to import boto3 and MLflow
+_LAST_LINES = 3
+
+
+def probe(objects: Objects, cluster: ClusterConfig, image: str) -> Iterator[Finding]:
+    """Run the pod, and tell what it says. However that ends, the pod is deleted.
+
+    Args:
+        objects: The cluster.
+        cluster: How pods of stages are made.
+        image: The image for stages without GPUs.
+
+    Raises:
+        KubernetesError: The cluster refuses or cannot be reached.
+    """
+    where = namespace()
+    # One that could not be deleted afterwards is not made.
+    denied = [verb for verb in ("create", "delete") if not objects.may(verb, "pods", where)]
+    if denied:
+        yield Finding(
+            _NAME,
+            None,
+            f"not looked: this account may not {' and '.join(denied)} pods in namespace {where}",
+            "ask for that right",
+        )
+        return
+    pods, name = f"/api/v1/namespaces/{where}/pods", f"ngrpo-doctor-{secrets.token_hex(4)}"
+    try:
+        # As a list, so that the pod is gone before anything is told.
+        findings = list(_run(objects, f"{pods}/{name}", pods, manifest(name, cluster, image)))
+    except BaseException:
+        for finding in _deleted(objects, pods, name):
+            print(f"ngrpo: {finding.said}; {finding.cure}", file=sys.stderr)
+        raise
+    yield from _deleted(objects, pods, name)
+    yield from findings
+
+
+def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
+    """Return the pod: to network policies, PodDefaults, secrets and nodes it is a stage, but for the queue.
+
+    Args:
+        name: Its name.
+        cluster: How pods of stages are made.
+        image: Its image.
+    """
+    variables = [{"name": key, "value": value} for key, value in cluster.pod_environment().items()]
+    variables += [
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": value}}}
+        for secret, keys in cluster.secrets.items()
+        for key, value in keys.items()
+    ]
+    volumes: list[dict[str, Any]] = [{"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}}]
+    mounts = [{"name": "scratch", "mountPath": SCRATCH}]
+    if cluster.certificate_authority is not None:
+        volumes.append({"name": "certificates", "configMap": {"name": cluster.certificate_authority}})
+        mounts.append({"name": "certificates", "mountPath": CERTIFICATES})
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": int(PATIENCE_SECONDS),
+        "terminationGracePeriodSeconds": 0,
+        "nodeSelector": dict(cluster.node_selector),
+        "tolerations": [one.model_dump(exclude_none=True) for one in cluster.tolerations],
+        "imagePullSecrets": [{"name": one} for one in cluster.image_pull_secrets],
+        "securityContext": {
+            "runAsUser": cluster.run_as_user,
+            "runAsGroup": cluster.run_as_group,
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": volumes,
+        "containers": [
+            {
+                "name": "main",
+                "image": image,
+                "imagePullPolicy": cluster.image_pull_policy,
+                "command": ["python3", "-m", "ngrpo_kfp.pipelines.kubeflow.doctor.reach"],
+                "env": variables,
+                "resources": {"requests": _RESOURCES, "limits": _RESOURCES},
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "volumeMounts": mounts,
+            }
+        ],
+    }
+    if cluster.service_account is not None:
+        spec["serviceAccountName"] = cluster.service_account
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            # The last and the annotation are what Kubeflow Pipelines gives every step.
+            "labels": {**cluster.labels, STAGE_LABEL: "doctor", "pipelines.kubeflow.org/v2_component": "true"},
+            "annotations": {"sidecar.istio.io/inject": "false"},
+        },
+        "spec": spec,
+    }
+
+
+def _run(objects: Objects, path: str, pods: str, body: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        objects.create(pods, body)
+    except Refused as error:
+        if error.status in (403, 422):  # a quota or a policy, which would refuse a stage as well
+            cure = "let the quota or policy that it names admit stages: `cluster` says how their pods are made"
+            yield Finding(_NAME, False, error.said, cure)
+            return
+        raise
+    until = time.monotonic() + PATIENCE_SECONDS
+    pod = objects.get(path)
+    while pod is not None and _phase(pod) not in ("Succeeded", "Failed") and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+        pod = objects.get(path)
+    if pod is None:
+        yield Finding(_NAME, None, "the pod was deleted by somebody else before it was done", "run the command again")
+    elif _phase(pod) == "Pending":
+        said = why_pending(client.ApiClient().deserialize(_Answer(pod), "V1Pod")) or "Kubernetes does not say why"
+        yield Finding(_NAME, False, f"the pod has not started in {PATIENCE_SECONDS:.0f} s: {said}")
+    else:
+        yield from _told(list(objects.log_lines(body["metadata"]["name"])), _phase(pod))
+
+
+def _told(log: list[str], phase: str) -> Iterator[Finding]:
+    """Turn the lines that the pod has printed into findings."""
+    results = [json.loads(line.removeprefix(MARK)) for line in log if line.startswith(MARK)]
+    for each in results:
+        yield Finding(f"{each['name']} {_NAME}", bool(each["ok"]), str(each["said"]))
+    if phase != "Succeeded":
+        last = " / ".join(log[-_LAST_LINES:]) or "it printed nothing"
+        state = "it is not done" if phase == "Running" else "it failed"
+        yield Finding(
+            _NAME,
+            False,
+            f"after {PATIENCE_SECONDS:.0f} s at most, {state}: {last}",
+            "see that the image is that of this version",
+        )
+
+
+def _deleted(objects: Objects, pods: str, name: str) -> Iterator[Finding]:
+    """Delete the pod, which may not be there, and say so only if it may be left."""
+    try:
+        objects.delete_now(f"{pods}/{name}")
+    except KubernetesError as error:
+        cure = f"`kubectl -n {namespace()} delete pod {name}`"
+        yield Finding(_NAME, False, f"pod {name} may be left: {error}", cure)
+
+
+def _phase(pod: Any) -> str:
+    return str((pod.get("status") or {}).get("phase") or "Pending")
+
+
+class _Answer:
+    """What the Kubernetes client reads a typed object from."""
+
+    def __init__(self, item: Any):
+        self.data = json.dumps(item)

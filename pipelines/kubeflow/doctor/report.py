@@ -1,0 +1,164 @@
+"""`ngrpo doctor`: whether a cluster has what runs need, one line each, with the cure of what is wrong. It leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ngrpo.config import RunConfig
+from ngrpo.environment import environment, redacted
+from ngrpo.errors import NGRPOError
+from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, ClusterError, connect, explained, namespace
+from ngrpo_kfp.pipelines.kubeflow.doctor import installed
+from ngrpo_kfp.pipelines.kubeflow.doctor import namespace as profile
+from ngrpo_kfp.pipelines.kubeflow.doctor.probe import probe
+from ngrpo_kfp.pipelines.kubeflow.doctor.reach import CLOCK_SECONDS, reached
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects, Refused, skew
+from ngrpo_kfp.pipelines.kubeflow.preflight import Finding, checks
+
+_MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
+
+
+def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = True) -> None:
+    """Look at a cluster, and say what is found as it is found.
+
+    Args:
+        config: What is to run there: `cluster` and `resources`.
+        images: Where the image of the pod is looked up.
+        console: Where it is said.
+        pod: Whether to look from a pod too.
+
+    Raises:
+        ClusterError: Something is not as runs need it.
+    """
+    wrong = []
+    for finding in _findings(config, images, pod):
+        mark, colour = _MARKS[finding.ok]
+        cure = f"; {finding.cure}" if finding.cure else ""
+        said = redacted(" ".join(f"{finding.said}{cure}".split()))
+        console.print(Text.assemble((mark, colour), f" {finding.name}: {said}"), soft_wrap=True)
+        if finding.ok is False:
+            wrong.append(finding.name)
+    if wrong:
+        raise ClusterError(f"to be put right: {', '.join(dict.fromkeys(wrong))}: see the lines marked ✗")
+
+
+def _findings(config: RunConfig, images: Images, pod: bool) -> Iterator[Finding]:
+    yield from _pipelines()
+    yield from _kubernetes(config, images, pod)
+    yield from _here(config)
+
+
+def _pipelines() -> Iterator[Finding]:
+    try:
+        kfp = connect()
+        before = datetime.now(UTC)
+        with explained("Kubeflow Pipelines"):
+            health, _, headers = kfp._healthz_api.healthz_service_get_healthz_with_http_info()
+    except ClusterError as error:
+        yield Finding("Kubeflow Pipelines", False, str(error))
+        return
+    users = "several users" if health.multi_user else "one user"
+    yield Finding("Kubeflow Pipelines", True, f"{os.environ[ENDPOINT]} answers, for {users}")
+    if date := headers.get("Date"):
+        yield from _clock("clock of Kubeflow Pipelines", skew(date, before))
+
+
+def _kubernetes(config: RunConfig, images: Images, pod: bool) -> Iterator[Finding]:
+    cluster = config.cluster
+    try:
+        objects = Objects()
+        yield from installed.kubernetes(objects)
+    except Refused as error:
+        yield Finding("Kubernetes", False, error.said, error.cure)
+        return
+    except KubernetesError as error:
+        yield Finding("Kubernetes", False, str(error))
+        return
+    yield from _clock("clock of Kubernetes", objects.skew)
+    yield from looked_at("images", lambda: checks(config, images))
+    deployments: list[Any] = []
+    try:
+        deployments = installed.deployments_of(objects)
+    except KubernetesError as error:
+        yield _unseen("versions", error)
+    else:
+        yield from installed.versions(deployments, cluster)
+    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("Argo's retries", lambda: installed.retries_of_argo(objects, deployments)),
+        ("Kueue's integrations", lambda: installed.integrations_of_kueue(objects, cluster, deployments)),
+        ("labels", lambda: profile.labels(objects)),
+        ("cluster.queue admission", lambda: profile.queue(objects, cluster)),
+        ("rights", lambda: _rights(objects)),
+    ]
+    if pod:
+        looks.append(("from a pod", lambda: probe(objects, cluster, images.reference("cpu"))))
+    for name, look in looks:
+        yield from looked_at(name, look)
+
+
+def looked_at(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield what a look finds, and that it could not be had where Kubernetes refuses it; what else is wrong ends that look alone."""
+    try:
+        yield from look()
+    except KubernetesError as error:
+        yield _unseen(name, error)
+    except NGRPOError as error:
+        yield Finding(name, False, str(error))
+
+
+def _rights(objects: Objects) -> Iterator[Finding]:
+    """Look whether this account may see what `ngrpo status` and `ngrpo logs` show."""
+    missing = [
+        f"{verb} {what}"
+        for verb, what in (("list", "pods"), ("get", "pods/log"))
+        if not objects.may(verb, what, namespace())
+    ]
+    if missing:
+        said = f"may not {' and '.join(missing)} in namespace {namespace()}"
+        yield Finding("rights", None, said, "ask for that right: `ngrpo status` and `ngrpo logs` show less without it")
+    else:
+        yield Finding("rights", True, f"may list pods and read their logs in namespace {namespace()}")
+
+
+def _here(config: RunConfig) -> Iterator[Finding]:
+    """Look at store and MLflow from this machine, which plans, as far as its variables name them."""
+    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
+    named = {
+        "NGRPO_STORE": config.cluster.store
+        if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")
+        else None,
+        "MLFLOW_TRACKING_URI": tracking if tracking.startswith(("http://", "https://")) else None,
+        ENDPOINT: None,  # asked already
+    }
+    with environment(named):
+        for each in reached():
+            yield Finding(f"{each.name} from here", each.ok, each.said)
+    if named["NGRPO_STORE"] is None:
+        yield Finding(
+            "store from here", None, "no AWS_* variables are set", "`ngrpo submit` needs them: it plans from here"
+        )
+
+
+def _clock(name: str, ahead: float | None) -> Iterator[Finding]:
+    if ahead is None:
+        return
+    said = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+    if abs(ahead) > CLOCK_SECONDS:
+        cure = "let NTP set the clocks of the cluster's nodes, and of this machine: S3 refuses requests that are 15 minutes off"
+        yield Finding(name, False, said, cure)
+    else:
+        yield Finding(name, True, said)
+
+
+def _unseen(name: str, error: KubernetesError) -> Finding:
+    if isinstance(error, Refused):
+        return Finding(name, None, f"not looked: {error.said}", error.cure)
+    return Finding(name, None, f"not looked: {error}")

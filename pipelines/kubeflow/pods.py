@@ -1,0 +1,152 @@
+"""What the pod of a stage gets on a cluster: image, resources, placement, environment, limits and retries.
+
+A stage that fails is tried again inside its pod (`NGRPO_TRIES`). What KFP's installation makes of a retry policy is a replacement for
+lost pods only: it merges `retryPolicy: OnError` under every template, and a pipeline cannot name the policy. Retries are nested there:
+Argo repeats the stage's pod, the DAG of the stage, `root` and the whole, the latter three twice each whatever a pipeline asks for. So
+every stage must bear to be run again, also after it succeeded: artifacts are published once under their key, and a promotion is
+recorded in its journal before it is done.
+
+kfp-kubernetes 2.17 has no way to set a priority class, limits on a container's disk, or an fsGroup. The priority is therefore
+that of Kueue, which is a label; what is written below `SCRATCH` is limited by the volume. Dropped capabilities, no escalation
+of privileges and the default seccomp profile come from the backend.
+"""
+
+from __future__ import annotations
+
+from kfp import dsl, kubernetes
+
+from ngrpo.config import RunConfig
+from ngrpo.config.cluster import (
+    CERTIFICATES,
+    SCRATCH,
+    STAGE_LABEL,
+    TRAINING_TOKEN,
+    ClusterConfig,
+    ResourcesConfig,
+    Toleration,
+)
+from ngrpo.errors import ConfigError
+from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES, TRIES
+from ngrpo_kfp.components.launching.train_job_manifest import TRAIN_JOB, JobSettings
+from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, NAMESPACE
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+
+RUN_LABEL = "pipeline/runid"
+"""Label that Kubeflow gives every pod of a run: the run's id."""
+_LAUNCHER = ResourcesConfig(cpus=1, memory_gib=2)
+"""Resources of the launcher pod, which creates and watches the TrainJob."""
+_SLACK_MINUTES = 10
+"""Extra lifetime of the launcher pod, so that it can report the outcome of its TrainJob."""
+_LOST_POD_WAIT = "10s"
+_YEAR = "31536000s"
+"""For Argo a time limit of retries starts with the first pod's creation, counts queueing, and also ends the pod that replaces it."""
+
+
+def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images: Images) -> None:
+    """Give a task all that its stage's pod needs.
+
+    Args:
+        task: The task of the stage.
+        stage: Name of the stage.
+        config: Configuration of the run: `resources` and `cluster`.
+        images: Where the image is looked up: `gpu` for a stage that asks for GPUs, `cpu` for the others.
+
+    Raises:
+        ConfigError: The stage asks for more than a pod can get, or there is no such image.
+    """
+    cluster, needs = config.cluster, config.needs(stage)
+    cluster.require_room(stage, needs)
+    timeout = cluster.timeout_seconds(stage)
+    if cluster.nodes > 1 and STAGES[stage].parallel:
+        settings = JobSettings(image=images.reference(_image(needs)), needs=needs, cluster=cluster)
+        task.set_env_variable(TRAIN_JOB, settings.model_dump_json(exclude_defaults=True))
+        if cluster.training_token is not None:
+            # An account of its own a step cannot have: all pods of a run share one.
+            kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN)
+        needs = _LAUNCHER
+        # The nodes of each try may have to wait for their start.
+        timeout += int(60 * ((cluster.retry.times + 1) * cluster.nodes_start_minutes + _SLACK_MINUTES))
+    _prepare(task, stage, needs, cluster, images)
+    if needs.gpus:
+        task.set_accelerator_type(cluster.gpu.resource).set_accelerator_limit(needs.gpus)
+        _place(task, cluster.gpu.node_selector, cluster.gpu.tolerations)
+        shared = f"{cluster.gpu.shared_memory_gib}Gi"
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
+    for name, value in cluster.queue_labels().items():
+        kubernetes.add_pod_label(task, name, value)
+    if needs.gpus > 1 and STAGES[stage].parallel:
+        task.set_env_variable(PROCESSES, str(needs.gpus))
+    kubernetes.set_timeout(task, timeout)
+    task.set_env_variable(TRIES, cluster.retry.model_dump_json(exclude={"lost_pods"}))
+
+
+def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
+    """Give the task `scheduled_run` what its pod needs.
+
+    It waits for pods that may wait in the queue, so it takes no room there itself.
+
+    Raises:
+        ConfigError: There is no such image, or pods are not told where Kubeflow's API is.
+    """
+    cluster = config.cluster
+    if ENDPOINT not in cluster.environment:
+        raise ConfigError(
+            f"cluster.environment.{ENDPOINT}: missing; a schedule submits its runs from a pod: name the API as pods reach it, for "
+            "example http://ml-pipeline.kubeflow.svc:8888"
+        )
+    _prepare(task, "scheduled_run", _LAUNCHER, cluster, images)
+    task.set_env_variable(TRIES, cluster.retry.model_dump_json())
+    if NAMESPACE not in cluster.environment:
+        kubernetes.use_field_path_as_env(task, NAMESPACE, "metadata.namespace")
+    if cluster.training_token is not None:
+        # That account may list pods, and so see that an image cannot be pulled; without it the run is not watched for that.
+        kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN, optional=True)
+    kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
+
+
+def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster: ClusterConfig, images: Images) -> None:
+    task.set_container_image(images.reference(_image(needs)))
+    # Requests equal limits: a pod that is not promised its memory is the first to be evicted.
+    task.set_cpu_request(str(needs.cpus)).set_cpu_limit(str(needs.cpus))
+    task.set_memory_request(f"{needs.memory_gib}Gi").set_memory_limit(f"{needs.memory_gib}Gi")
+    _place(task, cluster.node_selector, cluster.tolerations)
+    for label, value in {**cluster.labels, STAGE_LABEL: name}.items():
+        kubernetes.add_pod_label(task, label, value)
+    _set_environment(task, cluster)
+    _restrict(task, cluster)
+    # The waits are constant: a pod that was preempted time and again would wait ever longer.
+    task.set_retry(
+        cluster.retry.lost_pods, backoff_duration=_LOST_POD_WAIT, backoff_factor=1, backoff_max_duration=_YEAR
+    )
+
+
+def _image(needs: ResourcesConfig) -> str:
+    return "gpu" if needs.gpus else "cpu"
+
+
+def _place(task: dsl.PipelineTask, labels: dict[str, str], tolerations: tuple[Toleration, ...]) -> None:
+    for key, value in labels.items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())
+
+
+def _set_environment(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
+    kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=f"{cluster.scratch_gib}Gi")
+    for name, value in cluster.pod_environment().items():
+        task.set_env_variable(name, value)
+    kubernetes.use_field_path_as_env(task, PIPELINE_RUN, f"metadata.labels['{RUN_LABEL}']")
+    if cluster.certificate_authority is not None:
+        kubernetes.use_config_map_as_volume(task, cluster.certificate_authority, CERTIFICATES)
+    for secret, variables in cluster.secrets.items():
+        kubernetes.use_secret_as_env(task, secret, {key: name for name, key in variables.items()})
+
+
+def _restrict(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
+    kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
+    if cluster.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
+    kubernetes.set_security_context(
+        task, run_as_user=cluster.run_as_user, run_as_group=cluster.run_as_group, run_as_non_root=True
+    )

@@ -1,0 +1,442 @@
+"""What a run needs on the cluster, looked up before anything is submitted: pods would wait for what is missing, for hours.
+
+Who may submit runs need not have a way to Kubernetes, or the right to read everything there. What cannot be looked up is said, and
+is no reason to refuse a run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+from kubernetes.utils import parse_quantity
+from rich.console import Console
+from rich.markup import escape
+
+from ngrpo.config import RunConfig
+from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.stages.declarations import STAGES
+from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, namespace
+from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, TRAINER, Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
+
+KUEUE_FOR_JOBS = (0, 17)
+"""First version of Kueue that keeps a TrainJob's `runtimePatches`; older ones drop them."""
+_KUEUE_IMAGE = re.compile(r":v?(\d+)\.(\d+)(?:\.\d+)?")
+_TOKEN_KEYS = ("ca.crt", "namespace", "token")
+_GPU_OVERLAY = "apply k8s/overlays/gpu, which has it"
+_PROFILE = "app.kubernetes.io/part-of"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one look at the cluster."""
+
+    name: str
+    """What was looked at: a setting (`cluster.queue`), an image (`images.gpu`) or an object (`namespace`)."""
+    ok: bool | None
+    """Whether it is as it should be; none where it could not be looked up."""
+    said: str
+    """What was seen, one line."""
+    cure: str | None = None
+    """What to do, where it is not as it should be."""
+
+
+_Look = Callable[[Kubernetes, str], Finding]
+
+
+def require(config: RunConfig, images: Images, console: Console, stages: Collection[str] = tuple(STAGES)) -> None:
+    """Refuse a run whose pods would wait for what is not there.
+
+    Args:
+        config: Configuration of the run.
+        images: Where the images of the stages are looked up.
+        console: Where it is said what could not be looked up.
+        stages: The stages that are to run.
+
+    Raises:
+        ClusterError: A line for everything that is missing or wrong, with the cure.
+    """
+    unknown: dict[str, list[str]] = {}
+    wrong = []
+    for finding in checks(config, images, stages):
+        if finding.ok is None:
+            unknown.setdefault(finding.said, []).append(finding.name)
+        elif not finding.ok:
+            wrong.append(f"{finding.name}: {finding.said}: {finding.cure}")
+    for said, names in unknown.items():
+        console.print(escape(harmless(f"not checked  {', '.join(names)}: {said}")), soft_wrap=True)
+    if wrong:
+        raise ClusterError("\n".join(wrong))
+
+
+def checks(config: RunConfig, images: Images, stages: Collection[str] = tuple(STAGES)) -> Iterator[Finding]:
+    """Look up what a run needs on the cluster.
+
+    Args:
+        config: Configuration of the run.
+        images: Where the images of the stages are looked up.
+        stages: The stages that are to run.
+
+    Yields:
+        A finding for each thing that was looked at.
+    """
+    cluster = config.cluster
+    lost: str | None = None
+    try:
+        kubernetes = Kubernetes()
+    except KubernetesError as error:
+        lost = str(error)
+    for name, look in _looks(config, stages):
+        if lost is not None:
+            yield Finding(name, None, lost)
+            continue
+        try:
+            yield look(kubernetes, name)
+        except KubernetesError as error:
+            if error.status is None:  # nobody answers: to ask again would take as long
+                lost = str(error)
+            # What Kubernetes says names each object; said so, all of them are one line.
+            yield Finding(name, None, "your account may not read them (403)" if error.status == 403 else str(error))
+    if cluster.image_pull_policy != "Never":
+        used = {"gpu" if config.needs(stage).gpus else "cpu" for stage in stages}
+        if _trains_as_job(config, stages):
+            used.add("cpu")  # of the step that makes the job and follows it
+        for name in sorted(used):
+            yield _image(f"images.{name}", images.reference(name), cluster)
+
+
+def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _Look]]:
+    """Yield the name of each thing to look up in Kubernetes, and how."""
+    cluster = config.cluster
+    job = _trains_as_job(config, stages)
+    yield "namespace", _namespace
+    if cluster.service_account is not None:
+        yield "cluster.service_account", partial(_service_account, account=cluster.service_account)
+    for secret, variables in cluster.secrets.items():
+        yield f"cluster.secrets.{secret}", partial(_secret, secret=secret, keys=sorted(set(variables.values())))
+    for secret in cluster.image_pull_secrets:
+        yield "cluster.image_pull_secrets", partial(_secret, secret=secret, keys=[".dockerconfigjson"])
+    if cluster.certificate_authority is not None:
+        yield "cluster.certificate_authority", partial(_certificates, config_map=cluster.certificate_authority)
+    if job and cluster.training_token is not None:
+        yield "cluster.training_token", partial(_secret, secret=cluster.training_token, keys=_TOKEN_KEYS)
+    if cluster.queue is not None:
+        yield "cluster.queue", partial(_queue, queue=cluster.queue)
+        yield "cluster.queue quota", partial(_queue_quota, queue=cluster.queue, asked=_largest(config, stages))
+    if cluster.priority_class is not None:
+        yield "cluster.priority_class", partial(_priority_class, priority=cluster.priority_class)
+    yield "resource quotas", partial(_resource_quotas, asked=_largest(config, stages))
+    if job:
+        yield "cluster.training_runtime", partial(_training_runtime, runtime=cluster.training_runtime)
+        yield "Kubeflow Trainer", _trainer
+        if cluster.queue is not None:
+            yield "Kueue", _kueue
+
+
+def _trains_as_job(config: RunConfig, stages: Collection[str]) -> bool:
+    return config.cluster.nodes > 1 and any(STAGES[stage].parallel for stage in stages)
+
+
+# --- what Kubernetes holds ----------------------------------------------------------------------------------------------
+
+
+def _namespace(kubernetes: Kubernetes, name: str) -> Finding:
+    """Look whether the namespace of the runs is there, and is a profile where Kubeflow has many users."""
+    found = kubernetes.get(f"/api/v1/namespaces/{namespace()}")
+    if found is None:
+        return Finding(name, False, f"there is no namespace {namespace()}", "correct KF_PIPELINES_NAMESPACE")
+    try:
+        profiles = connect().get_kfp_healthz().multi_user
+    except ClusterError as error:
+        return Finding(name, None, str(error))
+    label = (found["metadata"].get("labels") or {}).get(_PROFILE)
+    if profiles and label != "kubeflow-profile":
+        return Finding(
+            name,
+            False,
+            f"{namespace()} has {_PROFILE}={label}, and Kubeflow's network policies let only profiles in",
+            f"`kubectl label namespace {namespace()} {_PROFILE}=kubeflow-profile --overwrite`",
+        )
+    return Finding(name, True, namespace())
+
+
+def _service_account(kubernetes: Kubernetes, name: str, account: str) -> Finding:
+    if kubernetes.get(_own("serviceaccounts", account)) is None:
+        return Finding(
+            name,
+            False,
+            f"there is no service account {account} in namespace {namespace()}, and no pod would be made",
+            "apply k8s/base, which has ngrpo-stage, or correct the setting",
+        )
+    return Finding(name, True, account)
+
+
+def _secret(kubernetes: Kubernetes, name: str, secret: str, keys: Collection[str]) -> Finding:
+    found = kubernetes.get(_own("secrets", secret))
+    missing = [key for key in keys if found is None or key not in (found.get("data") or {})]
+    if not missing:
+        return Finding(name, True, secret)
+    what = f"there is no secret {secret}" if found is None else f"the secret has no key {', '.join(missing)}"
+    literals = " ".join(f"--from-literal={key}=…" for key in missing)
+    cures = {
+        "cluster.training_token": _GPU_OVERLAY,
+        "cluster.image_pull_secrets": f"`kubectl -n {namespace()} create secret docker-registry {secret} …`",
+    }
+    cure = cures.get(name, f"`kubectl -n {namespace()} create secret generic {secret} {literals}`")
+    return Finding(
+        name,
+        False,
+        f"{what} in namespace {namespace()} of the cluster that KUBECONFIG names, and pods would wait for it",
+        f"{cure}, or correct the settings",
+    )
+
+
+def _certificates(kubernetes: Kubernetes, name: str, config_map: str) -> Finding:
+    """Look whether the certificates that pods are to trust are there."""
+    found = kubernetes.get(_own("configmaps", config_map))
+    if found is not None and "ca.crt" in (found.get("data") or {}):
+        return Finding(name, True, config_map)
+    what = f"there is no ConfigMap {config_map}" if found is None else f"ConfigMap {config_map} has no key ca.crt"
+    return Finding(
+        name,
+        False,
+        f"{what} in namespace {namespace()}, and pods would wait for it",
+        f"`kubectl -n {namespace()} create configmap {config_map} --from-file=ca.crt=…`, or correct the setting",
+    )
+
+
+# --- Kueue --------------------------------------------------------------------------------------------------------------
+
+
+def _queue(kubernetes: Kubernetes, name: str, queue: str) -> Finding:
+    """Look whether the local queue is there and admits workloads."""
+    if kubernetes.get(KUEUE) is None:
+        return Finding(name, False, "the cluster has no Kueue 0.15 or newer", "install it, or leave cluster.queue out")
+    found = kubernetes.get(_own_queue(queue))
+    if found is None:
+        return Finding(
+            name,
+            False,
+            f"there is no local queue {queue} in namespace {namespace()}, and pods would wait for it",
+            "apply k8s/base, which has ngrpo, or correct the setting",
+        )
+    conditions = (found.get("status") or {}).get("conditions") or ()
+    for each in conditions:
+        if each["type"] == "Active" and each["status"] == "False":
+            said = f"local queue {queue} admits nothing ({each.get('message') or each.get('reason')})"
+            cure = f"see `kubectl describe clusterqueue {found['spec']['clusterQueue']}`"
+            return Finding(name, False, said, cure)
+    return Finding(name, True, f"{queue}, of cluster queue {found['spec']['clusterQueue']}")
+
+
+def _queue_quota(kubernetes: Kubernetes, name: str, queue: str, asked: Mapping[str, Mapping[str, Decimal]]) -> Finding:
+    """Look whether the quota of the cluster queue can ever hold each stage."""
+    local = kubernetes.get(_own_queue(queue))
+    if local is None:
+        return Finding(name, None, f"there is no local queue {queue}")
+    whole = local["spec"]["clusterQueue"]
+    found = kubernetes.get(f"{KUEUE}/clusterqueues/{whole}")
+    if found is None:
+        return Finding(
+            name,
+            False,
+            f"there is no cluster queue {whole}, which local queue {queue} names",
+            "apply k8s/cluster or k8s/overlays/gpu/cluster",
+        )
+    for stage, wanted in asked.items():
+        lacking = _lacking(found["spec"], wanted)
+        if lacking is not None:
+            return Finding(
+                name,
+                False,
+                f"{stage} can never start in cluster queue {whole}: {lacking}",
+                f"lower resources.{stage}, or raise the quota of {whole}",
+            )
+    return Finding(name, True, f"cluster queue {whole} can hold every stage")
+
+
+def _lacking(queue: Mapping[str, Any], wanted: Mapping[str, Decimal]) -> str | None:
+    """Return what of a request a cluster queue can never give, none if it can give all.
+
+    Args:
+        queue: `spec` of the cluster queue.
+        wanted: Amount by name of resource.
+    """
+    groups = queue.get("resourceGroups") or ()
+    covered = {resource for group in groups for resource in group["coveredResources"]}
+    for resource in wanted:
+        if resource not in covered:
+            return f"it has no {resource}"
+    cohort = queue.get("cohortName") or queue.get("cohort")
+    for group in groups:
+        own = {resource: amount for resource, amount in wanted.items() if resource in group["coveredResources"]}
+        most = [_most(flavor, bool(cohort)) for flavor in group["flavors"]]
+        # One flavor must have room for all of them.
+        if not any(all(amount <= flavor[resource] for resource, amount in own.items()) for flavor in most):
+            texts = [
+                f"{_text(resource, amount)} (of {_text(resource, max(each[resource] for each in most))})"
+                for resource, amount in own.items()
+            ]
+            return f"it asks for {', '.join(texts)}" + (" of one flavor" if len(most) > 1 else "")
+    return None
+
+
+def _most(flavor: Mapping[str, Any], cohort: bool) -> dict[str, Decimal]:
+    """Return by resource the most that a flavor of a queue can give, with what it may borrow from its cohort."""
+    most = {}
+    for resource in flavor["resources"]:
+        limit = resource.get("borrowingLimit")
+        amount = parse_quantity(resource["nominalQuota"])
+        if cohort:
+            amount = Decimal("Infinity") if limit is None else amount + parse_quantity(limit)
+        most[resource["name"]] = amount
+    return most
+
+
+def _priority_class(kubernetes: Kubernetes, name: str, priority: str) -> Finding:
+    if kubernetes.get(f"{KUEUE}/workloadpriorityclasses/{priority}") is None:
+        return Finding(
+            name,
+            False,
+            f"there is no WorkloadPriorityClass {priority}, and Kueue would refuse the pods",
+            "apply k8s/cluster, which has training, or correct the setting",
+        )
+    return Finding(name, True, priority)
+
+
+def _kueue(kubernetes: Kubernetes, name: str) -> Finding:
+    """Look whether Kueue keeps what a job of several nodes says of its pods."""
+    found = kubernetes.get("/apis/apps/v1/namespaces/kueue-system/deployments/kueue-controller-manager")
+    if found is None:
+        return Finding(name, None, "there is no deployment kueue-controller-manager in namespace kueue-system")
+    image = found["spec"]["template"]["spec"]["containers"][0]["image"]
+    match = _KUEUE_IMAGE.search(image)
+    if match is None:
+        return Finding(name, None, f"the image {image} does not tell its version")
+    version = f"{match[1]}.{match[2]}"
+    if (int(match[1]), int(match[2])) < KUEUE_FOR_JOBS:
+        return Finding(
+            name,
+            False,
+            f"version {version} drops the volumes, user and account of a TrainJob's pods",
+            "install Kueue 0.17 or newer, or set cluster.nodes to 1",
+        )
+    return Finding(name, True, version)
+
+
+# --- limits of the namespace, and Trainer -------------------------------------------------------------------------------
+
+
+def _resource_quotas(kubernetes: Kubernetes, name: str, asked: Mapping[str, Mapping[str, Decimal]]) -> Finding:
+    """Look whether a quota of the namespace leaves room for each stage, and lets Argo's own containers in."""
+    found = kubernetes.items(f"/api/v1/namespaces/{namespace()}/resourcequotas")
+    # One with a scope is for some pods only, those of a priority class for example.
+    quotas = [each for each in found if not each["spec"].get("scopes") and not each["spec"].get("scopeSelector")]
+    for quota in quotas:
+        hard, title = quota["spec"].get("hard") or {}, quota["metadata"]["name"]
+        for limit, most in hard.items():
+            resource = limit.removeprefix("requests.").removeprefix("limits.")
+            for stage, wanted in asked.items():
+                if resource in wanted and wanted[resource] > parse_quantity(most):
+                    return Finding(
+                        name,
+                        False,
+                        f"{stage} asks for {_text(resource, wanted[resource])}, and ResourceQuota {title} allows {most} in all",
+                        f"lower resources.{stage}, or raise the quota",
+                    )
+        limited = [limit for limit in hard if limit.rpartition(".")[2] in ("cpu", "memory")]
+        if limited and not kubernetes.items(f"/api/v1/namespaces/{namespace()}/limitranges"):
+            return Finding(
+                name,
+                False,
+                f"ResourceQuota {title} limits {', '.join(limited)}, so that every container must ask for some, and Argo's own do not",
+                "add a LimitRange with defaults to the namespace, or leave cpu and memory out of the quota",
+            )
+    titles = ", ".join(quota["metadata"]["name"] for quota in quotas)
+    return Finding(name, True, f"{titles}: room for every stage" if titles else "none")
+
+
+def _training_runtime(kubernetes: Kubernetes, name: str, runtime: str) -> Finding:
+    if kubernetes.get(TRAINER) is None:
+        cure = "install Kubeflow Trainer 2.3, or set cluster.nodes to 1"
+        return Finding(name, False, "the cluster has no Kubeflow Trainer, which trains on several nodes", cure)
+    own = kubernetes.get(f"{TRAINER}/namespaces/{namespace()}/trainingruntimes/{runtime}")
+    if own is None and kubernetes.get(f"{TRAINER}/clustertrainingruntimes/{runtime}") is None:
+        return Finding(
+            name,
+            False,
+            f"there is no runtime {runtime}, in namespace {namespace()} or for all",
+            "apply k8s/overlays/gpu, which has ngrpo-training, or correct the setting",
+        )
+    return Finding(name, True, runtime)
+
+
+def _trainer(kubernetes: Kubernetes, name: str) -> Finding:
+    """Look whether Trainer knows the field by which a TrainJob says what its pods are to be like."""
+    kind = "trainjobs.trainer.kubeflow.org"
+    found = kubernetes.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{kind}")
+    if found is None:
+        return Finding(name, None, f"there is no definition of {kind}")
+    fields = [
+        version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+        for version in found["spec"]["versions"]
+    ]
+    if not any("runtimePatches" in each for each in fields):
+        cure = "install Kubeflow Trainer 2.3, or set cluster.nodes to 1"
+        return Finding(name, False, "its TrainJob has no runtimePatches: it is older than 2.2", cure)
+    return Finding(name, True, "TrainJob has runtimePatches")
+
+
+# --- images, and what stages ask for ------------------------------------------------------------------------------------
+
+
+def _image(name: str, reference: str, cluster: ClusterConfig) -> Finding:
+    try:
+        there = is_there(reference)
+    except RegistryError as error:
+        return Finding(name, None, str(error))
+    if there:
+        return Finding(name, True, reference)
+    return Finding(
+        name,
+        False,
+        f"its registry has no {reference}",
+        "`make images` builds and pushes it; or correct images.lock, or set cluster.image_pull_policy to Never where the nodes have it",
+    )
+
+
+def _largest(config: RunConfig, stages: Collection[str]) -> dict[str, dict[str, Decimal]]:
+    """Return by stage what it asks for at once: what its pod asks for, or all nodes of its job."""
+    cluster = config.cluster
+    return {
+        stage: _amounts(config.needs(stage), cluster, cluster.nodes if STAGES[stage].parallel else 1)
+        for stage in stages
+    }
+
+
+def _amounts(needs: ResourcesConfig, cluster: ClusterConfig, pods: int) -> dict[str, Decimal]:
+    each = {
+        "cpu": Decimal(needs.cpus),
+        "memory": Decimal(needs.memory_gib) * 2**30,
+        cluster.gpu.resource: Decimal(needs.gpus),
+    }
+    return {resource: pods * amount for resource, amount in each.items() if amount}
+
+
+def _text(resource: str, amount: Decimal) -> str:
+    return f"{resource} {amount / 2**30:g}Gi" if resource == "memory" else f"{resource} {amount:g}"
+
+
+def _own(kind: str, name: str) -> str:
+    return f"/api/v1/namespaces/{namespace()}/{kind}/{name}"
+
+
+def _own_queue(name: str) -> str:
+    return f"{KUEUE}/namespaces/{namespace()}/localqueues/{name}"

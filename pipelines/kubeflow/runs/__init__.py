@@ -1,0 +1,1 @@
+"""What a run on the cluster is doing: status, logs, facts."""

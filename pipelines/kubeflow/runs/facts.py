@@ -1,0 +1,172 @@
+"""What Kubeflow, Kubernetes and the artifact store tell of a run on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from kfp import Client
+
+from ngrpo.errors import NGRPOError, StoreError
+from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.tries import Try, tries_of
+from ngrpo.storage.objects import ObjectStore
+from ngrpo_kfp.components.launching.pending_pods import why_pending
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, namespace, workflow_of
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.pods import STAGE_LABEL
+from ngrpo_kfp.pipelines.kubeflow.runs.workflows import was_cancelled
+from ngrpo_kfp.pipelines.kubeflow.submission import recorded_config
+from ngrpo_kfp.pipelines.kubeflow.submitted_runs import key_of, tasks_of
+
+_STORE_PATIENCE = 5.0
+"""Seconds: a person waits for an answer."""
+
+
+class Job(NamedTuple):
+    """A TrainJob."""
+
+    uid: str
+    pods: list[Any]
+    """`V1Pod`, oldest first."""
+
+
+class RunFacts:
+    """What Kubeflow, Kubernetes and the artifact store tell of a run: asked when needed, once."""
+
+    def __init__(self, client: Client, run: Any):
+        """Read what the pipeline of a run, a `V2beta1Run`, has in it.
+
+        Raises:
+            ClusterError: Kubeflow cannot be asked.
+        """
+        self.client, self.run, self.run_id = client, run, str(run.run_id)
+        self.tasks = tasks_of(client, self.run_id)
+        details = (run.run_details.task_details if run.run_details else None) or ()
+        # Argo repeats a whole pipeline too, where a driver was lost: the last task of a name counts.
+        self.details = {task.display_name: task for task in sorted(details, key=_started)}
+        self.over = run.state in OVER
+        self.notes: list[str] = []
+        self.plans = not any(stage in self.tasks for stage in STAGES)
+        """Whether it is the run of a schedule, whose one task is no stage: it plans and submits another run."""
+        self.stages = list(self.tasks if self.plans else STAGES)
+
+    @cached_property
+    def cancelled(self) -> bool:
+        """Whether somebody ended the run: KFP 2.17 then says CANCELING, and FAILED in the end, as of any other that did not succeed."""
+        states = [self.run.state, *(each.state for each in self.run.state_history or ())]
+        told = any(state in ("CANCELING", "CANCELED") for state in states)
+        return told or (self.run.state == "FAILED" and was_cancelled(self.workflow))
+
+    @cached_property
+    def state(self) -> str:
+        """How far the run is: Kubeflow's word in small letters, `being cancelled` or `cancelled`."""
+        if self.over:
+            return "cancelled" if self.cancelled else str(self.run.state).lower()
+        return "being cancelled" if self.cancelled else str(self.run.state or "waiting").lower()
+
+    @cached_property
+    def workflow(self) -> Mapping[str, Any]:
+        """The run's Workflow as Argo left it, empty where it is not known."""
+        try:
+            return workflow_of(self.client, self.run_id)
+        except ClusterError as error:
+            self.notes.append(f"what Argo says is not known: {error}")
+            return {}
+
+    @cached_property
+    def kubernetes(self) -> Kubernetes | None:
+        """The way to Kubernetes, none if there is none."""
+        try:
+            return Kubernetes()
+        except KubernetesError as error:
+            self.notes.append(f"pods are not looked at: {error}")
+            return None
+
+    @cached_property
+    def pods(self) -> list[Any]:
+        """The pods of all stages, `V1Pod`, oldest first, as far as they are known."""
+        try:
+            return self.kubernetes.pods(self.run_id) if self.kubernetes is not None else []
+        except KubernetesError as error:
+            self.notes.append(f"pods are not looked at: {error}")
+            return []
+
+    @cached_property
+    def objects(self) -> ObjectStore | None:
+        """The artifact store of the run, none if it is out of reach."""
+        try:
+            objects = ObjectStore(recorded_config(self.client, self.run_id).cluster.store, patience=_STORE_PATIENCE)
+            objects.check()
+        except NGRPOError as error:
+            self.notes.append(f"what stages say themselves is not known: {error}")
+            return None
+        return objects
+
+    @cached_property
+    def mlflow_run(self) -> str | None:
+        """Id of the run's MLflow run, if its stages have opened one."""
+        try:
+            data = self.objects.get_bytes(f"mlflow_runs/{self.run_id}") if self.objects is not None else None
+        except StoreError as error:
+            self.notes.append(f"the MLflow run is not known: {error}")
+            return None
+        return data.decode(errors="replace") if data is not None else None
+
+    def tries(self, stage: str) -> list[Try]:
+        """Return the tries of a stage in this run, oldest first."""
+        key = key_of(self.tasks[stage], self.run_id)
+        if key is None or self.objects is None:
+            return []
+        try:
+            found = tries_of(self.objects, stage, key)
+        except StoreError as error:
+            self.notes.append(f"the tries of {stage} are not known: {error}")
+            return []
+        # Runs with the same settings work on the same result.
+        return [one for one in found if one.pipeline_run == self.run_id]
+
+    def last_pod(self, stage: str) -> Any:
+        """Return the pod of a stage's last try, none if there is none (any more)."""
+        own = [pod for pod in self.pods if pod.metadata.labels[STAGE_LABEL] == stage]
+        return own[-1] if own else None
+
+    def why_waiting(self, pod: Any) -> str | None:
+        """Return what a pod waits for: Kueue's own words where that holds it."""
+        return self.queued(pod.metadata.uid) or why_pending(pod)
+
+    def queued(self, uid: str) -> str | None:
+        """Return why Kueue has not admitted a pod or a job, none if that is not known."""
+        try:
+            return self.kubernetes.why_queued(uid) if self.kubernetes is not None else None
+        except KubernetesError as error:
+            self.notes.append(f"Kueue's queue is not looked at: {error}")
+            return None
+
+    @cached_property
+    def jobs(self) -> Mapping[str, Job]:
+        """The TrainJobs that are there, by the stage that made them."""
+        found = {}
+        try:
+            for stage in self.tasks:
+                if self.kubernetes is not None and stage in STAGES and STAGES[stage].parallel:
+                    name = f"ngrpo-{key_of(self.tasks[stage], self.run_id)}"
+                    job = self.kubernetes.get(f"{TRAINER}/namespaces/{namespace()}/trainjobs/{name}")
+                    if job is not None:
+                        found[stage] = Job(job["metadata"]["uid"], self.kubernetes.pods_of_job(name))
+        except KubernetesError as error:
+            self.notes.append(f"jobs are not looked at: {error}")
+        return found
+
+    def job_waits(self, stage: str) -> str | None:
+        """Return what the job of a stage on several nodes waits for, none if it runs or there is none."""
+        job = self.jobs.get(stage)
+        if job is None:
+            return None
+        reasons = (why_pending(pod) for pod in job.pods)
+        return self.queued(job.uid) or next((reason for reason in reasons if reason is not None), None)
+
+
+def _started(task: Any) -> float:
+    return float(task.start_time.timestamp()) if task.start_time is not None else 0.0

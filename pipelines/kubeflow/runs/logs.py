@@ -1,0 +1,217 @@
+"""What the stages of a run on a cluster have printed: every try, while there are pods and after they are gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from kfp import Client
+from rich.console import Console
+
+from ngrpo.errors import NGRPOError
+from ngrpo.stages.tries import Try, begin_line, log_of, own_lines, tries_of
+from ngrpo.storage.objects import ObjectStore
+from ngrpo_kfp.components.launching.pending_pods import why_pending
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, connect, namespace
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
+from ngrpo_kfp.pipelines.kubeflow.submission import recorded_config
+from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run, key_of, tasks_of
+from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
+
+_STORE_PATIENCE = 5.0
+_PAUSE_SECONDS = 5.0
+
+
+def show_logs(
+    run_id: str | None,
+    stage: str,
+    console: Console,
+    *,
+    raw: bool = False,
+    follow: bool = False,
+    pause_seconds: float = _PAUSE_SECONDS,
+) -> None:
+    """Print what a stage has printed, each try under a line that says which it is.
+
+    Tries are kept beside the artifacts. The last one is read from its pod while there is one, for what is kept may be a minute old.
+
+    Args:
+        run_id: The run; none for the newest.
+        stage: Name of the stage.
+        console: Where it is printed.
+        raw: Print everything that its pods have printed, Kubeflow's launcher included.
+        follow: Go on until the stage is over.
+        pause_seconds: Time between two looks for the next pod of a stage that is followed.
+
+    Raises:
+        ClusterError: There is no such run, the stage has printed nothing, or nobody can be asked what it has printed.
+    """
+    client = connect()
+    logs = _Logs(client, find_run(client, run_id), stage)
+    if follow:
+        logs.follow(console, raw, pause_seconds)
+    elif raw:
+        logs.show_pods(console)
+    else:
+        logs.show(console)
+
+
+class _Logs:
+    """What a stage of a run has printed."""
+
+    def __init__(self, client: Client, run: Any, stage: str):
+        """Find out where it is kept.
+
+        Raises:
+            ClusterError: The run has no such task.
+        """
+        self._client, self._run_id, self._stage = client, str(run.run_id), stage
+        tasks = tasks_of(client, self._run_id)
+        if stage not in tasks:
+            days = [f"`ngrpo logs {stage} {other.run_id}`" for other in submitted_by(client, self._run_id)]
+            hint = f"; of its run of the day: {', '.join(days)}" if days else ": it was cached"
+            raise ClusterError(f"run {self._run_id} has no task {stage}{hint}")
+        self._key = key_of(tasks[stage], self._run_id)
+        self._unknown: list[str] = []
+        self._kubernetes, self._pods = self._look_for_pods()
+        self._objects, self._tries = self._look_for_tries()
+
+    def show(self, console: Console) -> None:
+        """Print every try.
+
+        Raises:
+            ClusterError: There is none.
+        """
+        if not self._tries:
+            self.show_pods(console, raw=False)
+            return
+        for attempt in self._tries:
+            _head(console, _title(attempt))
+            _print(console, self._lines(attempt))
+
+    def show_pods(self, console: Console, *, raw: bool = True) -> None:
+        """Print what the pods have printed, one after the other.
+
+        Raises:
+            ClusterError: There is no pod, or none has started.
+        """
+        started = [pod for pod in self._pods if pod.status.phase != "Pending"]
+        if self._kubernetes is None or not started:
+            raise ClusterError(f"run {self._run_id}: {self._why_nothing()}")
+        for reason in self._unknown:
+            _head(console, f"what is kept of earlier tries cannot be read: {reason}")
+        for pod in started:
+            _head(console, f"pod {pod.metadata.name}: {pod.status.phase.lower()}")
+            lines = self._kubernetes.log_lines(pod.metadata.name)
+            _print(console, lines if raw else own_lines(lines))
+
+    def follow(self, console: Console, raw: bool, pause_seconds: float) -> None:
+        """Print what the pods have printed and go on until the stage is over; pods that are gone before that are read from the store.
+
+        Raises:
+            ClusterError: Kubernetes cannot be asked, or the run is over and there is no pod.
+        """
+        kubernetes = self._kubernetes
+        if kubernetes is None:
+            raise ClusterError(f"run {self._run_id}: {self._why_nothing()}")
+        for attempt in self._tries if not raw else ():
+            if self._pod_of(attempt) is None:
+                _head(console, _title(attempt))
+                _print(console, self._lines(attempt))
+        printed: set[str] = set()
+        said = None
+        while True:
+            over = self._is_over()  # first: what a pod printed last is still to be read then
+            for pod in kubernetes.pods(self._run_id, self._stage):
+                if pod.status.phase == "Pending":
+                    why = why_pending(pod) or "it is being started"
+                    if why != said:
+                        _head(console, f"pod {pod.metadata.name} waits: {why}")
+                    said = why
+                elif pod.metadata.name not in printed:
+                    printed.add(pod.metadata.name)
+                    _head(console, f"pod {pod.metadata.name}")
+                    lines = kubernetes.log_lines(pod.metadata.name, follow=True)
+                    _print(console, lines if raw else own_lines(lines))
+            if over:
+                break
+            time.sleep(pause_seconds)
+        if not printed and not self._tries:
+            raise ClusterError(f"run {self._run_id}: {self._why_nothing()}")
+
+    def _is_over(self) -> bool:
+        """Say whether the stage, or the whole run, is over."""
+        run = find_run(self._client, self._run_id)
+        tasks = (run.run_details.task_details if run.run_details else None) or ()
+        ended = [task.display_name for task in tasks if task.state in OVER]
+        return run.state in OVER or self._stage.replace("_", "-") in ended
+
+    def _lines(self, attempt: Try) -> Iterable[str]:
+        """Return the lines of a try: of the one that runs from its pod."""
+        pod = self._pod_of(attempt)
+        if attempt.outcome == "running" and pod is not None and self._kubernetes is not None:
+            return own_lines(_since(begin_line(attempt), self._kubernetes.log_lines(pod.metadata.name)))
+        return log_of(self._objects, attempt).splitlines() if self._objects is not None else ()
+
+    def _pod_of(self, attempt: Try) -> Any:
+        """Return the pod of a try, none if it is gone."""
+        # A try knows its pod by its host name, which Kubernetes cuts off after 63 letters.
+        return next((pod for pod in reversed(self._pods) if pod.metadata.name.startswith(attempt.pod)), None)
+
+    def _look_for_pods(self) -> tuple[Kubernetes | None, Sequence[Any]]:
+        try:
+            kubernetes = Kubernetes()
+            return kubernetes, kubernetes.pods(self._run_id, self._stage)
+        except KubernetesError as error:
+            self._unknown.append(str(error))
+            return None, ()
+
+    def _look_for_tries(self) -> tuple[ObjectStore | None, Sequence[Try]]:
+        if self._key is None:
+            return None, ()
+        try:
+            store = recorded_config(self._client, self._run_id).cluster.store
+            objects = ObjectStore(store, patience=_STORE_PATIENCE)
+            tries = tries_of(objects, self._stage, self._key)
+        except NGRPOError as error:
+            self._unknown.append(str(error))
+            return None, ()
+        return objects, [one for one in tries if one.pipeline_run == self._run_id]
+
+    def _why_nothing(self) -> str:
+        """Return why there is nothing to print."""
+        if self._pods:
+            why = why_pending(self._pods[-1]) or "it is being started"
+            return f"the pod of {self._stage} has not started: {why}"
+        if self._unknown:
+            return f"what {self._stage} has printed cannot be read: {'; '.join(self._unknown)}"
+        kept = " (without --raw what is kept of it is printed)" if self._tries else ""
+        return f"no pod of {self._stage} in namespace {namespace()}: it has not started, or was cleaned away{kept}"
+
+
+def _since(first: str, lines: Iterable[str]) -> Iterator[str]:
+    """Yield a line and what comes after the last time that it was printed."""
+    found: list[str] = []
+    for line in lines:
+        if line == first:
+            found.clear()
+        if found or line == first:
+            found.append(line)
+    yield from found
+
+
+def _title(attempt: Try) -> str:
+    took = f" after {attempt.seconds:.0f} s" if attempt.seconds is not None else ""
+    why = f": {attempt.error}" if attempt.error else ""
+    return f"try {attempt.number} of {attempt.of}, pod {attempt.pod}: {attempt.outcome}{took}{why}"
+
+
+def _head(console: Console, title: str) -> None:
+    print(f"--- {harmless(title)}", file=console.file, flush=True)
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        print(harmless(line), file=console.file, flush=True)  # as it is: rich would expand tabs

@@ -1,0 +1,251 @@
+"""How far a run on a cluster is: the state of each stage, and why it failed or waits."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any
+
+from kfp import Client
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ngrpo.stages.tries import Try
+from ngrpo_kfp.components.launching.pending_pods import why_ended, why_pending
+from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, explained
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import never_pulled
+from ngrpo_kfp.pipelines.kubeflow.links import links
+from ngrpo_kfp.pipelines.kubeflow.runs.facts import RunFacts
+from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
+from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
+from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run
+from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
+
+_PAUSE_SECONDS = 15.0
+_PATIENCE_SECONDS = 3600.0
+"""How long the API may be out of reach while a run is followed."""
+
+
+@dataclass(frozen=True)
+class StageView:
+    """How far a stage of a run is."""
+
+    stage: str
+    state: str
+    """`cached`, `not run`, `waiting`, `running`, `succeeded`, `failed` or `cancelled`."""
+    time: str = ""
+    """How long it took or has taken, from the start of its first pod."""
+    tries: str = ""
+    """Which of its tries was the last: `2 of 3`."""
+    why: str = ""
+    """Why it failed, or what it waits for."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """How far a run is."""
+
+    run_id: str
+    name: str
+    state: str
+    over: bool
+    stages: Sequence[StageView]
+    why: str | None
+    """Why the run failed, where no stage did."""
+    stuck: str | None
+    """Which image cannot be pulled, so that the run can never go on."""
+    submitted: Sequence[str]
+    """Ids of the runs of the day that a scheduled run has submitted."""
+    mlflow_run: str | None
+    """Id of its MLflow run, if its stages have opened one."""
+    notes: Sequence[str]
+    """What could not be looked up, and why."""
+
+
+def look(client: Client, run_id: str | None) -> RunView:
+    """Return how far a run is.
+
+    Args:
+        client: The way to Kubeflow Pipelines.
+        run_id: The run; none for the newest.
+
+    Raises:
+        ClusterError: There is no such run, or Kubeflow cannot be asked. What else cannot be asked is told by `notes`.
+    """
+    facts = RunFacts(client, find_run(client, run_id))
+    stages = [_view(facts, stage) for stage in facts.stages]
+    failed = facts.state == "failed" and not any(view.state == "failed" for view in stages)
+    return RunView(
+        run_id=facts.run_id,
+        name=facts.run.display_name,
+        state=facts.state,
+        over=facts.over,
+        stages=stages,
+        why=(why_failed(facts.workflow) or "nobody says why") if failed else None,
+        stuck=None if facts.over else never_pulled(chain(facts.pods, *(job.pods for job in facts.jobs.values()))),
+        submitted=[str(run.run_id) for run in submitted_by(client, facts.run_id)] if facts.plans else (),
+        mlflow_run=facts.mlflow_run,
+        notes=list(dict.fromkeys(facts.notes)),
+    )
+
+
+def show_status(run_id: str | None, console: Console) -> None:
+    """Show how far a run is.
+
+    Args:
+        run_id: The run; none for the newest.
+        console: Where it is shown.
+
+    Raises:
+        ClusterError: There is no such run, or Kubeflow cannot be asked.
+    """
+    client = connect()
+    view = look(client, run_id)
+    table = Table(title=escape(harmless(f"{view.name}: {view.state}")))
+    for column in ("stage", "", "time", "tries"):
+        table.add_column(column)
+    table.add_column("why", overflow="fold")
+    for stage in view.stages:
+        table.add_row(stage.stage, stage.state, stage.time, stage.tries, escape(harmless(stage.why)))
+    console.print(table)
+    for line in _lines(view):
+        console.print(escape(harmless(line)), soft_wrap=True)
+
+
+def _lines(view: RunView) -> Iterator[str]:
+    """Yield what is said below the table of a run."""
+    if view.why is not None:
+        yield f"why  {view.why}"
+    if view.stuck is not None:
+        yield f"stuck  {view.stuck}; `ngrpo cancel {view.run_id}` ends the run"
+    yield from view.notes
+    for submitted in view.submitted:
+        yield f"run of the day  {submitted}: `ngrpo status {submitted}`"
+    yield f"run  {view.run_id}"
+    yield from links(view.run_id, view.mlflow_run)
+
+
+def follow(run_id: str, console: Console, *, pause_seconds: float = _PAUSE_SECONDS) -> bool:
+    """Follow a run to its end, and say what changes; returns whether it succeeded.
+
+    A run whose image cannot be pulled is ended: Kubeflow would wait for its pod until that pod's time is over.
+
+    Args:
+        run_id: The run.
+        console: Where changes are said. Why a run failed is said on standard error.
+        pause_seconds: Time between two looks.
+
+    Raises:
+        ClusterError: There is no such run, or Kubeflow was out of reach for an hour.
+    """
+    client = connect()
+    said: dict[str, str] = {}
+    heard = time.monotonic()
+    try:
+        while True:
+            try:
+                view = look(client, run_id)
+            except ClusterError as error:
+                if time.monotonic() - heard > _PATIENCE_SECONDS:
+                    raise
+                _say(console, said, "no news", str(error))
+                time.sleep(pause_seconds)
+                continue
+            heard = time.monotonic()
+            for stage in view.stages:
+                why = f": {stage.why}" if stage.why else ""
+                _say(console, said, stage.stage, f"{stage.state}{why}")
+            if view.stuck is not None:
+                with explained(f"run {run_id}"):
+                    client.terminate_run(run_id)
+                print(harmless(f"run {run_id} is ended: {view.stuck}"), file=sys.stderr)
+                return False
+            if view.over:
+                return _outcome(view, console)
+            time.sleep(pause_seconds)
+    except KeyboardInterrupt:
+        console.print(f"run  {run_id} goes on: `ngrpo status {run_id}`, `ngrpo cancel {run_id}`", soft_wrap=True)
+        raise
+
+
+def _say(console: Console, said: dict[str, str], what: str, text: str) -> None:
+    if said.get(what) != text:
+        said[what] = text
+        console.print(escape(harmless(f"{datetime.now():%H:%M:%S}  {what}  {text}")), soft_wrap=True)
+
+
+def _outcome(view: RunView, console: Console) -> bool:
+    if view.state == "succeeded":
+        console.print(f"run  {view.run_id} succeeded", soft_wrap=True)
+        return True
+    reasons = [f"{stage.stage}: {stage.why}" for stage in view.stages if stage.state == "failed"]
+    for reason in reasons or [view.why or "it was cancelled"]:
+        print(harmless(f"run {view.run_id} {view.state}: {reason}"), file=sys.stderr)
+    return False
+
+
+def _view(facts: RunFacts, stage: str) -> StageView:
+    if stage not in facts.tasks:
+        return StageView(stage, "cached")
+    task = facts.details.get(stage.replace("_", "-"))
+    state = str(task.state or "") if task is not None else ""
+    # A stage whose turn never came has no task, or one without a state.
+    if task is None or state in ("", "RUNTIME_STATE_UNSPECIFIED", "SKIPPED"):
+        return StageView(stage, "not run" if facts.over else "waiting")
+    tries = facts.tries(stage)
+    counted = _counted(tries)
+    if state == "SUCCEEDED":
+        return StageView(stage, "succeeded", _duration(task), counted)
+    if state == "FAILED" or facts.over:
+        failed = bool(tries) and tries[-1].outcome == "failed"
+        if facts.cancelled and not failed:
+            return StageView(stage, "cancelled", _duration(task), counted)
+        return StageView(stage, "failed", _duration(task), counted, _why_failed(facts, stage, tries))
+    state, why = _going(facts, stage, tries)
+    return StageView(stage, state, _duration(task), counted, why)
+
+
+def _going(facts: RunFacts, stage: str, tries: Sequence[Try]) -> tuple[str, str]:
+    """Return the state of a stage that is not over, and what it waits for."""
+    pod = facts.last_pod(stage)
+    if pod is not None and pod.status.phase == "Pending":
+        return "waiting", facts.why_waiting(pod) or "its pod is being started"
+    if pod is not None and pod.status.phase == "Failed":
+        return "waiting", f"its pod is gone ({why_ended(pod) or 'no reason given'}); another one follows"
+    waits = facts.job_waits(stage)
+    if waits is not None:
+        return "waiting", waits
+    failed = [one for one in tries if one.outcome == "failed"]
+    return "running", f"try {failed[-1].number} failed: {failed[-1].error}" if failed else ""
+
+
+def _why_failed(facts: RunFacts, stage: str, tries: Sequence[Try]) -> str:
+    """Return why a stage failed: its own words, else what Kubernetes or Argo say of its pod."""
+    last = tries[-1] if tries else None
+    if last is not None and last.outcome == "failed" and last.error:
+        return last.error
+    pod = facts.last_pod(stage)
+    told = (why_ended(pod) or why_pending(pod)) if pod is not None else None
+    argo = why_failed(facts.workflow, stage.replace("_", "-"))
+    reasons = "; ".join(dict.fromkeys(reason for reason in (told, argo) if reason is not None))
+    return reasons or f"nobody says why: `ngrpo logs {stage} {facts.run_id}`"
+
+
+def _counted(tries: Sequence[Try]) -> str:
+    if not tries:
+        return ""
+    last, pods = tries[-1], len({one.pod for one in tries})
+    return f"{last.number} of {last.of}" + (f", pod {pods}" if pods > 1 else "")
+
+
+def _duration(task: Any) -> str:
+    if task.start_time is None or task.start_time.timestamp() <= 0:
+        return ""
+    running = task.end_time is None or task.end_time.timestamp() <= 0
+    end = datetime.now(UTC) if running else task.end_time
+    return str(end - task.start_time).partition(".")[0]

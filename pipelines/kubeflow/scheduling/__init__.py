@@ -1,0 +1,1 @@
+"""Schedules, and the run of the day that each of their triggers plans and submits."""

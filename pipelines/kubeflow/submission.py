@@ -1,0 +1,170 @@
+"""Runs on a cluster: planned first, so that no pod starts for what the store already has."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ngrpo.config import RunConfig, validate
+from ngrpo.errors import ConfigError
+from ngrpo.stages.declarations import STAGES
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.objects import ObjectStore
+from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, experiment_id, explained
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_pipeline
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.links import links
+from ngrpo_kfp.pipelines.kubeflow.preflight import require
+from ngrpo_kfp.pipelines.planning.nodes import History, Plan
+from ngrpo_kfp.pipelines.planning.plan import make_plan
+from ngrpo_kfp.pipelines.planning.summary import plan_table
+
+if TYPE_CHECKING:
+    from kfp import Client
+
+_TOKENS = "rerun_tokens"
+
+
+def submit(
+    config: RunConfig,
+    images: Images,
+    console: Console,
+    *,
+    cache: Path,
+    name: str,
+    rerun: str | None = None,
+) -> str:
+    """Plan a run, submit what is left to do, and return the run's id.
+
+    Args:
+        config: Configuration of the run.
+        images: Where the images of the stages are looked up.
+        console: Where plan and run are shown.
+        cache: Directory of verified downloads, in which the planner keeps what it reads.
+        name: Name of the run.
+        rerun: A stage whose result is made again although the store has it.
+
+    Raises:
+        NGRPOError: What the user can put right. Then nothing was submitted, unless the message says that this is not known.
+    """
+    objects = ObjectStore(config.cluster.store)
+    objects.check()
+    store = ArtifactStore(objects, cache)
+    tokens = _rerun_tokens(objects)
+    asked: dict[str, str] = {}
+    if rerun is not None and STAGES[rerun].cacheable:
+        base_key = _plan(config, None, tokens)[rerun].base_key
+        # Names of tokens sort by time: the last one counts.
+        asked = {base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
+    plan = _plan(config, store, tokens | asked)
+    _require_possible(config, images, [stage.name for stage in plan.to_run])
+    text = compile_pipeline(config, plan, images, caching=False)
+    console.print(plan_table(plan))
+    client = connect()
+    require(config, images, console, [stage.name for stage in plan.to_run])
+    experiment = experiment_id(client)
+    with package(text) as path, explained(f"run of {config.preset}"):
+        run = client.run_pipeline(
+            experiment,
+            name,
+            str(path),
+            service_account=config.cluster.service_account,
+        )
+    # Only now: a run that was refused leaves no wish behind.
+    for base_key, token in asked.items():
+        objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
+    console.print(f"run  {run.run_id} ({run.display_name})", soft_wrap=True)
+    for line in links(run.run_id):
+        console.print(line, soft_wrap=True)
+    return str(run.run_id)
+
+
+def _require_possible(config: RunConfig, images: Images, stages: Iterable[str]) -> None:
+    """Refuse what no pod can get or what has no image, of all stages at once: a compilation ends with the first.
+
+    Raises:
+        ConfigError: A line for each.
+    """
+    problems: dict[str, None] = {}
+    for stage in stages:
+        needs = config.needs(stage)
+        looks: tuple[Callable[[], object], ...] = (
+            partial(config.cluster.require_room, stage, needs),
+            partial(images.reference, "gpu" if needs.gpus else "cpu"),
+        )
+        for look in looks:
+            try:
+                look()
+            except ConfigError as error:
+                problems[str(error)] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def recorded_config(client: Client, run_id: str) -> RunConfig:
+    """Return the configuration of a run on the cluster, which its pipeline holds.
+
+    Raises:
+        ClusterError: There is no such run, or it is not one of ours.
+        ConfigError: This version does not understand its configuration.
+    """
+    spec = pipeline_of(client, run_id)
+    try:
+        tree = json.loads(spec["pipelineInfo"]["description"])
+    except (KeyError, ValueError) as error:
+        raise ClusterError(f"run {run_id}: its pipeline holds no configuration: it was not made by ngrpo") from error
+    try:
+        return validate(RunConfig, tree)
+    except ConfigError as error:
+        raise ConfigError(
+            f"run {run_id} was made by another version of ngrpo: submit its preset anew ({error})"
+        ) from error
+
+
+def pipeline_of(client: Client, run_id: str) -> Mapping[str, Any]:
+    """Return the pipeline of a run on the cluster.
+
+    Raises:
+        ClusterError: There is no such run.
+    """
+    with explained(f"run {run_id}"):
+        run = client.get_run(run_id)
+        spec = run.pipeline_spec
+        if spec is None:  # the run of a schedule refers to a version of the pipeline
+            version = run.pipeline_version_reference
+            spec = client.get_pipeline_version(version.pipeline_id, version.pipeline_version_id).pipeline_spec
+    # With settings of the platform the API holds both documents, else the pipeline alone.
+    pipeline: Mapping[str, Any] = spec.get("pipeline_spec", spec)
+    return pipeline
+
+
+@contextmanager
+def package(text: str) -> Iterator[Path]:
+    """Provide a compiled pipeline as a file, as kfp's client wants it."""
+    with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+        path = Path(scratch) / "pipeline.yaml"
+        path.write_text(text, encoding="utf-8")
+        yield path
+
+
+def _plan(config: RunConfig, store: ArtifactStore | None, tokens: Mapping[str, str]) -> Plan:
+    return make_plan(config, run="", store=store, rerun_tokens=tokens, history=History())
+
+
+def _rerun_tokens(objects: ObjectStore) -> dict[str, str]:
+    """Return the rerun token of each result that was asked for again, by its key without one.
+
+    On a cluster they are kept beside the artifacts, where everyone who plans finds them. A token is the name of an empty
+    object: two who ask at the same time do not overwrite each other.
+    """
+    names = (key.split("/") for key in objects.list(f"{_TOKENS}/"))
+    return {base_key: token for _, base_key, token in names}

@@ -1,0 +1,112 @@
+"""Runs on a cluster: which one is meant, what belongs to it, and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kfp import Client
+from kfp.dsl import PIPELINE_JOB_ID_PLACEHOLDER
+from rich.console import Console
+from rich.markup import escape
+
+from ngrpo.errors import ConfigError
+from ngrpo.stages.declarations import STAGES
+from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, existing_experiment, explained, namespace
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, WORKFLOWS, Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.pods import RUN_LABEL
+from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import cancel_with_related
+from ngrpo_kfp.pipelines.kubeflow.submission import pipeline_of, recorded_config
+
+_NEWEST_FIRST = "created_at desc"
+
+
+def find_run(client: Client, run_id: str | None) -> Any:
+    """Return a run, a `V2beta1Run`.
+
+    Args:
+        client: The way to Kubeflow Pipelines.
+        run_id: Its id; none for the newest.
+
+    Raises:
+        ClusterError: There is no such run, or the cluster cannot be asked.
+    """
+    if run_id is None:
+        experiment = existing_experiment(client)
+        if experiment is not None:
+            with explained("runs"):
+                found = client.list_runs(experiment_id=experiment, sort_by=_NEWEST_FIRST, page_size=1).runs
+            run_id = found[0].run_id if found else None
+        if run_id is None:
+            raise ClusterError("there is no run yet: `ngrpo submit` makes one")
+    with explained(f"run {run_id}"):
+        return client.get_run(run_id)
+
+
+def tasks_of(client: Client, run_id: str) -> dict[str, Mapping[str, Any]]:
+    """Return the tasks of a run's pipeline by the name of their stage: `root.dag.tasks` of the pipeline specification."""
+    tasks = pipeline_of(client, run_id)["root"]["dag"]["tasks"]
+    return {name.replace("-", "_"): task for name, task in tasks.items()}
+
+
+def key_of(task: Mapping[str, Any], run_id: str) -> str | None:
+    """Return the key of the result that a task of a run works on, none of a task without one."""
+    parameter = task["inputs"]["parameters"].get("key")
+    if parameter is None:
+        return None
+    return str(parameter["runtimeValue"]["constant"]).replace(PIPELINE_JOB_ID_PLACEHOLDER, run_id)
+
+
+def cancel(run_id: str, console: Console) -> None:
+    """End a run, and with a scheduled run its run of the day. What its stages have published stays.
+
+    Args:
+        run_id: The run.
+        console: Where it is said what was done.
+
+    Raises:
+        ClusterError: There is no such run, it is over, or the cluster cannot be asked.
+    """
+    client = connect()
+    for ended in cancel_with_related(client, run_id):
+        console.print(f"run  {ended} is being cancelled: Kubeflow deletes its pods", soft_wrap=True)
+        try:
+            for name in _jobs_of(client, ended):
+                console.print(f"job  TrainJob {name} {_delete_job(name, ended)}", soft_wrap=True)
+        except ConfigError as error:
+            console.print(escape(f"job  not looked for: {error}"), soft_wrap=True)
+
+
+def _jobs_of(client: Client, run_id: str) -> list[str]:
+    """Return the names of the TrainJobs that a run may have made."""
+    if recorded_config(client, run_id).cluster.nodes == 1:
+        return []
+    tasks = tasks_of(client, run_id)
+    return [
+        f"ngrpo-{key_of(task, run_id)}" for stage, task in tasks.items() if stage in STAGES and STAGES[stage].parallel
+    ]
+
+
+def _delete_job(name: str, run_id: str) -> str:
+    """Delete a TrainJob of a run, and return what became of it; the step that made it may be killed before it can."""
+    path = f"{TRAINER}/namespaces/{namespace()}/trainjobs/{name}"
+    try:
+        kubernetes = Kubernetes()
+        job = kubernetes.get(path)
+        if job is None:
+            return "is not there"
+        owner = _run_of(kubernetes, job)
+        if owner not in (None, run_id):
+            return f"belongs to run {owner} and goes on"
+        return "is deleted" if kubernetes.delete(path) else "is not there"
+    except KubernetesError as error:
+        return f"goes with the run's Workflow, an hour after its end, or by `kubectl -n {namespace()} delete trainjob {name}` ({error})"
+
+
+def _run_of(kubernetes: Kubernetes, job: Mapping[str, Any]) -> str | None:
+    """Return the run whose Workflow owns a job, none if that is not known."""
+    for owner in job["metadata"].get("ownerReferences", ()):
+        if owner["kind"] == "Workflow":
+            workflow = kubernetes.get(f"{WORKFLOWS}/namespaces/{namespace()}/workflows/{owner['name']}")
+            return (workflow["metadata"].get("labels") or {}).get(RUN_LABEL) if workflow is not None else None
+    return None

@@ -1,0 +1,57 @@
+"""Grade the samples of a finished run again: verdicts are a function of stored samples and of the grader as it is now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from ngrpo.evaluation.benchmark import read_benchmarks
+from ngrpo.evaluation.verdicts import graded
+from ngrpo.grading.grader import Grader
+from ngrpo_kfp.pipelines.local.reporting import finished_run
+from ngrpo_kfp.pipelines.local.run_pipeline import run
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+
+def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> None:
+    """Show which verdicts of a run are others now; if any are, evaluate and decide again, from the samples that are kept.
+
+    Args:
+        run_directory: Directory of a finished run.
+        workspace: Where everything is kept.
+        console: Where verdicts and results are shown.
+
+    Raises:
+        NGRPOError: There is no such run, its artifacts are gone, or evaluation or promotion fail.
+    """
+    shown = Table(title="Verdicts")
+    for column in ("model", "benchmark", "samples", "now correct", "no longer correct", "mean before", "mean now"):
+        shown.add_column(column, justify="left" if column in ("model", "benchmark") else "right")
+    changed = 0
+    with finished_run(run_directory, workspace) as (_summary, config, references, store), Grader() as grader:
+        samples = store.fetch(references["benchmark_evaluation"]) / "samples"
+        for benchmark in read_benchmarks(store.fetch(references["prepare_data"]) / "benchmarks"):
+            for path in sorted(samples.glob(f"*/{benchmark.name}.parquet")):
+                before = pq.read_table(path)
+                was, now = before["correct"], graded(before, benchmark, grader)["correct"]
+                gained, lost = _count(pc.and_not(now, was)), _count(pc.and_not(was, now))
+                changed += gained + lost
+                numbers = [
+                    str(before.num_rows),
+                    str(gained),
+                    str(lost),
+                    *(f"{pc.mean(v).as_py():.2%}" for v in (was, now)),
+                ]
+                shown.add_row(path.parent.name, benchmark.name, *numbers)
+    console.print(shown)
+    if changed:
+        run(config, workspace, console, rerun="benchmark_evaluation")
+
+
+def _count(flags: pa.ChunkedArray) -> int:
+    return int(pc.sum(flags).as_py() or 0)

@@ -1,0 +1,89 @@
+"""Build the report of a run from its summary and its artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ngrpo.config import RunConfig, validate
+from ngrpo.errors import ConfigError, StoreError
+from ngrpo.report.page import write_report
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.local.services import services
+from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
+from ngrpo_kfp.pipelines.local.workspace import Workspace, written
+
+
+def build_report(
+    path: Path,
+    *,
+    summary: Mapping[str, Any],
+    config: RunConfig,
+    references: Mapping[str, Reference],
+    store: ArtifactStore,
+) -> None:
+    """Write the report of a run.
+
+    Args:
+        path: File to write.
+        summary: The run's `summary.json`.
+        config: Configuration of the run.
+        references: Artifact of each stage.
+        store: Where the artifacts are; what is read of them is verified.
+
+    Raises:
+        StoreError: An artifact is missing or does not match its manifest.
+    """
+    artifacts = {name: store.fetch(reference) for name, reference in references.items()}
+    with written(path):
+        write_report(path, summary=dict(summary), config=config, artifacts=artifacts)
+
+
+def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:
+    """Write the report of a finished run again and return its path.
+
+    Raises:
+        ConfigError: There is no such run, or it did not finish.
+        DamagedStateError: Its summary or configuration cannot be read.
+        StoreError: An artifact of the run is no longer in the store.
+    """
+    with finished_run(run_directory, workspace) as (summary, config, references, store):
+        path = run_directory / "report.html"
+        build_report(path, summary=summary, config=config, references=references, store=store)
+    return path.resolve()
+
+
+@contextmanager
+def finished_run(
+    run_directory: Path, workspace: Workspace
+) -> Iterator[tuple[dict[str, Any], RunConfig, dict[str, Reference], ArtifactStore]]:
+    """Open a finished run: its summary, its configuration, the artifact of each stage, and the store they are in.
+
+    Raises:
+        ConfigError: There is no such run, or it did not finish.
+        DamagedStateError: Its summary or configuration cannot be read.
+        StoreError: An artifact of the run is no longer in the store.
+    """
+    summary, settings = read_summary(run_directory), read_settings(run_directory)
+    if summary is None or settings is None:
+        missing = "summary.json" if summary is None else "config.json"
+        raise ConfigError(f"run {run_directory}: no {missing} there; name the directory of a run that finished")
+    try:
+        config = validate(RunConfig, settings)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{run_directory / 'config.json'}: no configuration of this version: {str(error).splitlines()[0]}; run the preset again: "
+            "its results are in the store"
+        ) from error
+    with services(workspace) as around:
+        store = around.artifact_store(workspace)
+        references = {}
+        for name, stage in summary["stages"].items():
+            found = store.find(name, stage["key"])
+            if found is None:
+                raise StoreError(f"artifact {stage['artifact']} is gone: run the preset {config.preset} again")
+            references[name] = found
+        yield summary, config, references, store

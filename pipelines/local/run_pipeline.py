@@ -1,0 +1,173 @@
+"""One run of the pipeline on this machine, from the plan to the report."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ngrpo.config import RunConfig
+from ngrpo.errors import ConfigError
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import Reference
+from ngrpo.storage.state import write_state
+from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
+from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+from ngrpo_kfp.pipelines.planning.base_model import from_champion
+from ngrpo_kfp.pipelines.planning.needs import require_gpus, show_needs
+from ngrpo_kfp.pipelines.planning.nodes import Plan
+from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
+from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
+
+if TYPE_CHECKING:
+    from ngrpo_kfp.pipelines.local.runner import Runner
+
+
+def run(
+    config: RunConfig,
+    workspace: Workspace,
+    console: Console,
+    *,
+    base: str | None = None,
+    rerun: str | None = None,
+    runner: Callable[[], Runner] | None = None,
+) -> Path:
+    """Run the pipeline and return the directory of the run.
+
+    Args:
+        config: Configuration of the run.
+        workspace: Where everything is kept.
+        console: Where progress and results are shown.
+        base: `champion` to start from the champion in place of the configuration's base model.
+        rerun: A stage whose result is made again although the store has it.
+        runner: See `run_stages`.
+
+    Raises:
+        NGRPOError: What the user can put right, of a service or of a stage.
+        Interrupted: The run was told to stop.
+    """
+    began = time.monotonic()
+    # These take seconds to import, and are needed only once the store is up and the plan is made.
+    threading.Thread(target=_import, args=("kfp.local", "ngrpo.tracking.mlflow_runs"), daemon=True).start()
+    with workspace.lock(), services(workspace) as around:
+        store = around.artifact_store(workspace)
+        config = _based(config, base)
+        if rerun is not None:
+            before = _plan(config, workspace, None)
+            workspace.set_rerun_token(before[rerun].base_key, secrets.token_hex(8))
+        name = workspace.run_name(config.preset)
+        plan = _plan(config, workspace, store, name)
+        require_gpus(config, plan)
+        directory = workspace.new_run(name)
+        write_state(directory / "config.json", config.model_dump(mode="json"))
+        write_state(directory / "plan.json", plan_record(plan))
+        console.print(plan_table(plan))
+        _run_plan(plan, config, around, store, directory, console, began, runner)
+        workspace.set_latest(directory)
+    return directory
+
+
+def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:
+    """Say what a run would do, and why; see `run`.
+
+    Raises:
+        StoreError: The object store cannot be reached.
+    """
+    with services(workspace) as around:
+        plan = _plan(_based(config, base), workspace, around.artifact_store(workspace))
+    console.print(plan_table(plan))
+
+
+def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:
+    """Say what a run would do and what it needs; see `run`. Nothing is started; a store is asked only if the environment names one.
+
+    Raises:
+        StoreError: The object store that the environment names cannot be reached.
+    """
+    if embeds_store():
+        if base is not None:
+            raise ConfigError(
+                f"--base {base}: MLflow has to be asked which it is, and --dry-run starts nothing: use `ngrpo plan`"
+            )
+        plan = _plan(config, workspace, None)
+    else:
+        with services(workspace) as around:
+            config = _based(config, base)
+            plan = _plan(config, workspace, around.artifact_store(workspace))
+    console.print(plan_table(plan))
+    show_needs(config, plan, console)
+
+
+def _based(config: RunConfig, base: str | None) -> RunConfig:
+    return config if base is None else from_champion(config)
+
+
+def _plan(config: RunConfig, workspace: Workspace, store: ArtifactStore | None, run: str = "") -> Plan:
+    return make_plan(
+        config,
+        run=run,
+        store=store,
+        rerun_tokens=workspace.rerun_tokens(),
+        history=workspace.history(config.preset),
+    )
+
+
+def _run_plan(
+    plan: Plan,
+    config: RunConfig,
+    around: Services,
+    store: ArtifactStore,
+    directory: Path,
+    console: Console,
+    began: float,
+    runner: Callable[[], Runner] | None,
+) -> None:
+    from ngrpo_kfp.pipelines.local.reporting import build_report
+    from ngrpo_kfp.pipelines.local.runner import run_stages
+
+    with pipeline_run(config, around, directory) as opening:
+        records = run_stages(plan, directory, console, runner)
+        tracked = opening.result()
+        references = {stage.name: stage.reference or _reference(records[stage.name]) for stage in plan}
+        evaluation = _read(store, references["benchmark_evaluation"], "evaluation.json")
+        promotion = _read(store, references["model_promotion"], "promotion.json")
+        summary = summarize(
+            config,
+            plan,
+            records,
+            evaluation=evaluation,
+            promotion=promotion,
+            tracking={"tracking_uri": around.tracking_uri, "run_id": tracked.run_id},
+            wall_seconds=time.monotonic() - began,
+        )
+        report = directory / "report.html"
+        build_report(report, summary=summary, config=config, references=references, store=store)
+        summary["wall_seconds"] = round(time.monotonic() - began, 3)
+        write_state(directory / "summary.json", summary)
+        for file in (report, directory / "summary.json"):
+            tracked.log_file(file)
+        tracked.set_tags({f"ngrpo.artifact.{name}": reference.uri for name, reference in references.items()})
+    console.print(results_table(evaluation, config.titles))
+    console.print(places(report, summary, promotion), soft_wrap=True)
+
+
+def _import(*modules: str) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
+def _reference(record: dict[str, Any]) -> Reference:
+    return Reference(uri=record["artifact"], key=record["key"], digest=record["digest"])
+
+
+def _read(store: ArtifactStore, reference: Reference, name: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((store.fetch(reference, only=name) / name).read_text(encoding="utf-8"))
+    return value

@@ -1,0 +1,151 @@
+"""Run the stages of a plan on this machine, through kfp.local."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp import local
+from rich.console import Console
+
+from ngrpo.environment import environment
+from ngrpo.errors import NGRPOError
+from ngrpo.stages.supervision import QUIET
+from ngrpo.storage.state import DamagedStateError
+from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
+from ngrpo_kfp.pipelines.local.lifeline import lifeline
+from ngrpo_kfp.pipelines.local.progress import StageProgress, last_line
+from ngrpo_kfp.pipelines.local.stage_records import read_record
+from ngrpo_kfp.pipelines.local.workspace import written
+from ngrpo_kfp.pipelines.planning.nodes import Plan
+
+_SECONDS_TO_DIE = 3.0
+
+
+class StageError(NGRPOError):
+    """A stage failed; the message names it, says why and where its log is."""
+
+
+Runner = local.SubprocessRunner | local.DockerRunner
+
+
+def in_processes() -> Runner:
+    """Return the runner that gives each stage a process of this machine."""
+    return local.SubprocessRunner(use_venv=False)
+
+
+def run_stages(
+    plan: Plan, run_directory: Path, console: Console, runner: Callable[[], Runner] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Run the stages of a plan that have to run, one after another.
+
+    Args:
+        plan: The plan of the run.
+        run_directory: Directory of the run; gets `logs/`, `stages/` and kfp's own outputs.
+        console: Where progress is shown.
+        runner: Makes kfp's runner, where the environment is that of the stages; by default `in_processes`.
+
+    Returns:
+        By stage that ran, its record: `key`, `cached`, `artifact`, `digest`, `seconds`.
+
+    Raises:
+        StageError: A stage failed; what earlier stages published stays.
+        Interrupted: The run was told to stop; its stage has ended.
+    """
+    with written(run_directory / "logs"):
+        (run_directory / "logs").mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
+        environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **QUIET}),
+        StageProgress(plan, run_directory, console),
+        _reaped(plan, run_directory),
+        lifeline(run_directory),
+    ):
+        failure = _run_pipeline(plan, run_directory, (runner or in_processes)())
+    records = {stage.name: read_record(run_directory, stage.name) for stage in plan.to_run}
+    culprit = first_failure(records)
+    if culprit is not None:
+        raise StageError(_describe(culprit, records[culprit], run_directory)) from failure
+    if failure is not None:
+        raise failure
+    return {name: record for name, record in records.items() if record is not None}
+
+
+def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> RuntimeError | None:
+    """Let kfp run the pipeline, its talk going to a file; return its complaint if a task failed."""
+    local.init(
+        runner=runner,
+        pipeline_root=str(run_directory / "kfp"),
+        # kfp deletes this directory at the end, with all that is in it.
+        workspace_root=str(run_directory / "kfp" / "workspace"),
+        raise_on_error=True,
+    )
+    with (
+        (run_directory / "logs" / "kfp.log").open("w", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            kubeflow_pipeline(plan)()
+        except RuntimeError as error:
+            return error
+    return None
+
+
+def first_failure(records: Mapping[str, Mapping[str, Any] | None]) -> str | None:
+    """Return the stage to blame: one that started and did not succeed, or else one that did not start; none if all did.
+
+    Args:
+        records: Record of each stage that had to run, none for one that did not start. Which of two independent stages kfp
+            starts first is not known.
+    """
+    for name, record in records.items():
+        if record is not None and ("artifact" not in record or "error" in record):
+            return name
+    return next((name for name, record in records.items() if record is None), None)
+
+
+def _describe(stage: str, record: Mapping[str, Any] | None, run_directory: Path) -> str:
+    log = run_directory / "logs" / f"{stage}.log"
+    if record is None:
+        return f"{stage}: did not start: see {log.with_name('kfp.log')}"
+    if "error" in record:
+        return f"{stage}: {record['error']} (log: {log})"
+    word = last_line(log)
+    return (
+        f"{stage}: its process was killed, perhaps for want of memory; the next run resumes it "
+        f"(last words: {word or 'none'}; log: {log})"
+    )
+
+
+@contextlib.contextmanager
+def _reaped(plan: Plan, run_directory: Path) -> Iterator[None]:
+    """Leave only when every process of a stage has ended; a stage that was killed may leave children behind."""
+    try:
+        yield
+    finally:
+        for stage in plan.to_run:
+            try:
+                record = read_record(run_directory, stage.name)
+            except DamagedStateError:  # its process ends by the lifeline; the run says so below
+                continue
+            if record is not None and "seconds" not in record:
+                _kill_group(record["pid"])
+
+
+def _kill_group(group: int) -> None:
+    deadline = time.monotonic() + _SECONDS_TO_DIE
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)

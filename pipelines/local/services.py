@@ -1,0 +1,85 @@
+"""Object storage and tracking for a run on this machine: those that the environment names, or embedded ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ngrpo.environment import environment
+from ngrpo.stages.surroundings import STORE_IS_LOCAL
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.seaweed import serve
+from ngrpo.tracking.addresses import database_uri
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+_DEFAULT_STORE = "s3://ngrpo/artifacts"
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "NGRPO_STORE")
+
+
+@dataclass(frozen=True)
+class Services:
+    """Where artifacts and records go."""
+
+    store_uri: str
+    """`s3://bucket/prefix` of the artifacts."""
+    tracking_uri: str
+    """Address of MLflow."""
+    artifact_location: str | None
+    """Where MLflow keeps artifacts; none where its server decides."""
+    owns_database: bool
+    """Whether MLflow is the database file of the workspace."""
+
+    def artifact_store(self, workspace: Workspace) -> ArtifactStore:
+        """Open the artifact store, with the workspace's cache.
+
+        Raises:
+            StoreError: The service cannot be reached or refuses the credentials, or the bucket is missing.
+        """
+        objects = ObjectStore(self.store_uri)
+        objects.check()
+        return ArtifactStore(objects, workspace.cache)
+
+
+def embeds_store() -> bool:
+    """Whether a run brings up its own object store, because the environment names none."""
+    return not any(os.environ.get(name) for name in _ENDPOINT_VARIABLES)
+
+
+@contextlib.contextmanager
+def services(workspace: Workspace) -> Iterator[Services]:
+    """Provide object storage and tracking while the context is open; this process can reach them too.
+
+    An object store is embedded unless `AWS_ENDPOINT_URL` or `NGRPO_STORE` is set: any number of processes may use it, and it lives as
+    long as one of them does. MLflow is a database file of the workspace unless `MLFLOW_TRACKING_URI` is set.
+
+    Raises:
+        ConfigError: The workspace cannot be made or used.
+        StoreError: The embedded store does not start.
+    """
+    store_uri = os.environ.get("NGRPO_STORE") or _DEFAULT_STORE
+    bucket = store_uri.removeprefix("s3://").partition("/")[0]
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    tracking_uri = given or database_uri(workspace.database)
+    variables = {
+        "NGRPO_STORE": store_uri,
+        "NGRPO_CACHE_DIR": str(workspace.cache),
+        "NGRPO_WORK_DIR": str(workspace.work),
+        STORE_IS_LOCAL: None,
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "MLFLOW_RUN_ID": None,  # a run that the shell has open is not that of our stages
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workspace.private())
+        if embeds_store():
+            variables |= stack.enter_context(serve(workspace.store)).environment() | {STORE_IS_LOCAL: "1"}
+        stack.enter_context(environment(variables))
+        yield Services(
+            store_uri=store_uri,
+            tracking_uri=tracking_uri,
+            artifact_location=None if tracking_uri.startswith("http") else f"s3://{bucket}/mlflow",
+            owns_database=given is None,
+        )

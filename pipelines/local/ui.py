@@ -1,0 +1,89 @@
+"""`ngrpo ui`: the object store and the MLflow server of a workspace, for as long as they are looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from ngrpo.errors import ConfigError, TrackingError
+from ngrpo_kfp.pipelines.local.services import Services, services
+from ngrpo_kfp.pipelines.local.workspace import Workspace, written
+
+_SECONDS_TO_START = 90.0
+_SECONDS_TO_STOP = 10.0
+
+
+def serve_ui(workspace: Workspace, port: int, console: Console) -> None:
+    """Serve until interrupted.
+
+    Where MLflow is a server of its own (`MLFLOW_TRACKING_URI`), its address is all there is to say.
+
+    Args:
+        workspace: What to show.
+        port: Port of the MLflow server on 127.0.0.1.
+        console: Where the addresses are printed.
+
+    Raises:
+        ConfigError: The port is taken.
+        TrackingError: The server does not start.
+    """
+    with services(workspace) as around:
+        if around.tracking_uri.startswith(("http://", "https://")):
+            console.print(f"MLflow: {around.tracking_uri}")
+            return
+        with _mlflow_server(around, port, workspace.root / "ui.log"):
+            console.print(f"MLflow   http://127.0.0.1:{port}")
+            console.print(f"objects  {os.environ.get('AWS_ENDPOINT_URL', 'AWS')}  {around.store_uri}")
+            console.print("Ctrl-C to stop")
+            while True:
+                time.sleep(1.0)
+
+
+@contextlib.contextmanager
+def _mlflow_server(around: Services, port: int, log: Path) -> Iterator[None]:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"--port {port}: {error.strerror}; choose another port") from error
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", around.tracking_uri]
+    command += ["--default-artifact-root", str(around.artifact_location), "--no-serve-artifacts"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with written(log):
+        output = log.open("wb")
+    with output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        _wait_until_up(server, port, log)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(_SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0).close()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+        else:
+            return
+    raise TrackingError(f"the MLflow server does not start on port {port}: see {log}")

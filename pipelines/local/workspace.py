@@ -1,0 +1,260 @@
+"""The workspace: the directory in which one machine keeps its store, its caches and its runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from ngrpo.errors import ConfigError
+from ngrpo.storage.state import DamagedStateError, read_state, write_state
+from ngrpo_kfp.pipelines.local.stage_records import read_plan, read_record
+from ngrpo_kfp.pipelines.planning.nodes import History
+
+_STAMP = "%Y%m%d-%H%M%S-%f"
+_STAMP_LENGTH = len("20260131-235959-123456")
+_LONGEST_ROOT = 400
+"""Bytes: SQLite opens no file whose path has more than 512, and the files of a run lie deep."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Layout of the directory; nothing is made before it is used."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Workspace:
+        """Return the workspace `NGRPO_HOME`, by default `outputs` in the current directory.
+
+        Raises:
+            ConfigError: No workspace can be there.
+        """
+        try:
+            root = Path(os.environ.get("NGRPO_HOME") or "outputs").absolute()
+            size = len(str(root).encode())
+        except UnicodeEncodeError as error:
+            raise ConfigError("NGRPO_HOME: the path of the workspace is not UTF-8; name another directory") from error
+        except OSError as error:
+            raise ConfigError(
+                f"NGRPO_HOME: the current directory is gone ({error.strerror}); go to another one"
+            ) from error
+        if not str(root).isprintable():
+            raise ConfigError(f"NGRPO_HOME={str(root)!r}: control characters in the path; name another directory")
+        if size > _LONGEST_ROOT:
+            raise ConfigError(
+                f"NGRPO_HOME={root}: the path has {size} bytes, and {_LONGEST_ROOT} at most leave room for the files below it; name "
+                "another directory"
+            )
+        return cls(root)
+
+    @property
+    def store(self) -> Path:
+        """Data of the embedded object store."""
+        return self.root / "store"
+
+    @property
+    def database(self) -> Path:
+        """The MLflow database."""
+        return self.root / "mlflow.db"
+
+    @property
+    def cache(self) -> Path:
+        """Verified downloads from the artifact store."""
+        return self.root / "cache"
+
+    @property
+    def work(self) -> Path:
+        """Unfinished results, `<stage>/<key>/`."""
+        return self.root / "work"
+
+    @property
+    def runs(self) -> Path:
+        """One directory a run."""
+        return self.root / "runs"
+
+    @property
+    def latest(self) -> Path:
+        """Link to the directory of the last run that finished: what it shows is whole, whatever failed since."""
+        return self.root / "latest"
+
+    @contextmanager
+    def private(self) -> Iterator[None]:
+        """Make the workspace, and let nobody else read what this process and its children write while the context is open.
+
+        Raises:
+            ConfigError: The workspace cannot be made or used.
+        """
+        with _explained(self.root):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in _OURS:
+                _close(self.root / name)
+        before = os.umask(0o077)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs out of this workspace.
+
+        Raises:
+            ConfigError: Another run holds the lock, or the workspace cannot be made.
+        """
+        with _explained(self.root):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.root / "run.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        # The kernel releases the lock when its holder ends, however it ends: there are no stale locks.
+        with open(descriptor, "r+", encoding="utf-8", errors="replace") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = "".join(filter(str.isdigit, file.read(20)))
+                raise ConfigError(
+                    f"workspace {self.root} is in use by another run (process {holder}): wait for it to end, "
+                    "or set NGRPO_HOME to another directory"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def run_name(self, preset: str) -> str:
+        """Return a new name for a run of a preset. Names of runs sort by time, also where the clock was set back in between."""
+        now = datetime.now(UTC).replace(tzinfo=None)
+        last = max(filter(None, map(_started, self.runs.glob("*"))), default=now)
+        return f"{max(now, last + timedelta(microseconds=1)):{_STAMP}}-{preset}"
+
+    def new_run(self, name: str) -> Path:
+        """Make the directory of a run.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+        directory = self.runs / name
+        with _explained(directory):
+            directory.mkdir(mode=0o700, parents=True)
+        return directory
+
+    def set_latest(self, run: Path) -> None:
+        """Let `latest` show a run.
+
+        Raises:
+            ConfigError: Something else is in the way.
+        """
+        link = self.root / "latest.new"
+        with _explained(self.latest):
+            link.unlink(missing_ok=True)
+            link.symlink_to(run.relative_to(self.root))
+            link.replace(self.latest)
+
+    def history(self, preset: str) -> History:
+        """Return what the last run of a preset recorded, whether it finished or not. It explains, no more: damage is said and ignored."""
+        runs = [run for run in self.runs.glob("*") if run.name[_STAMP_LENGTH:] == f"-{preset}"]
+        for run in sorted(runs, reverse=True):
+            try:
+                stages: Mapping[str, Any] | None = read_plan(run)
+            except DamagedStateError as error:
+                _say_ignored(error)
+                continue
+            if stages is not None:
+                finished = {name for name, stage in stages.items() if stage["cached"] or _has_finished(run, name)}
+                return History(stages, frozenset(finished))
+        return History()
+
+    def rerun_tokens(self) -> dict[str, str]:
+        """Return the rerun token of each result that was asked for again, by the key it would have without one.
+
+        Raises:
+            DamagedStateError: They cannot be read.
+        """
+        cure = "delete it: results that were asked for again are then found as they were before"
+        return read_state(self._rerun_tokens, dict[str, str], cure=cure) or {}
+
+    def set_rerun_token(self, base_key: str, token: str) -> None:
+        """Ask for a result again. The token stays, so that later runs find the new result and not the old one."""
+        write_state(self._rerun_tokens, self.rerun_tokens() | {base_key: token})
+
+    @property
+    def _rerun_tokens(self) -> Path:
+        return self.root / "rerun_tokens.json"
+
+
+_OURS = ("store", "cache", "work", "runs", "mlflow.db", "mlflow.db.lock", "rerun_tokens.json", "run.lock", "ui.log")
+"""What earlier versions made readable to others."""
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turn what the file system says while something is written into one line.
+
+    Raises:
+        ConfigError: It said no.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror or error}; {_free(path)}); make room or check its rights"
+        ) from error
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = error.filename2 or error.filename or path
+        raise ConfigError(
+            f"workspace: {what} cannot be made: {error.strerror} ({_free(path)}); move away what is there, or set NGRPO_HOME to "
+            "another directory"
+        ) from error
+
+
+def _free(path: Path) -> str:
+    """Say how much room there is for a path, which need not exist."""
+    for directory in (path, *path.parents):
+        try:
+            return f"{shutil.disk_usage(directory).free // 1024} KiB free"
+        except OSError:
+            continue
+    return "its disk is gone"
+
+
+def _close(path: Path) -> None:
+    """Take the rights of others away from what is ours."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if status.st_uid == os.geteuid() and not stat.S_ISLNK(status.st_mode) and status.st_mode & 0o077:
+        path.chmod(stat.S_IMODE(status.st_mode) & 0o700)
+
+
+def _started(run: Path) -> datetime | None:
+    """Return when a run started, by its name; none for what is no run."""
+    try:
+        return datetime.strptime(run.name[:_STAMP_LENGTH], _STAMP)
+    except ValueError:
+        return None
+
+
+def _has_finished(run: Path, stage: str) -> bool:
+    try:
+        return "artifact" in (read_record(run, stage) or {})
+    except DamagedStateError as error:
+        _say_ignored(error)
+        return False
+
+
+def _say_ignored(error: DamagedStateError) -> None:
+    print(f"ignored: {error}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What a run will do and why: nodes, keys, reasons, what it needs."""

@@ -1,0 +1,44 @@
+"""`--base champion`: a run that goes on from the champion of the day in place of the preset's base model."""
+
+from __future__ import annotations
+
+from ngrpo.config import RunConfig, validate
+from ngrpo.errors import TrackingError
+
+
+def from_champion(config: RunConfig) -> RunConfig:
+    """Return a configuration whose base model is the champion, pinned by version and digest, without a warm start: it had one.
+
+    Args:
+        config: Names the registered model in `promotion.model_name`; MLflow is the one that the environment names.
+
+    Raises:
+        TrackingError: There is no champion, its files are gone or out of the stages' reach, or MLflow cannot be used.
+    """
+    from ngrpo.tracking.model_registry import CHAMPION, DIGEST, ModelRegistry
+
+    registry = ModelRegistry(config.promotion.model_name)
+    version = registry.by_alias(CHAMPION)
+    if version is None:
+        raise TrackingError(f"model {registry.name} has no champion to start from: run once without --base champion")
+    what = f"model {registry.name}: the champion, version {version.version},"
+    missing = registry.missing(version)
+    if missing:
+        raise TrackingError(f"{what} has lost files ({missing[0]}): restore them, or `ngrpo rollback`")
+    if DIGEST not in version.tags:
+        raise TrackingError(f"{what} was not registered by a run (it has no tag {DIGEST}): name it in model.source")
+    location = registry.location(version)
+    if not location.startswith("s3://"):
+        raise TrackingError(
+            f"{what} is kept in {location}, where stages cannot read it: give MLflow an artifact root in object storage (s3://…)"
+        )
+    tree = config.model_dump(mode="json")
+    tree["model"]["source"] = {
+        "kind": "registered",
+        "name": registry.name,
+        "version": int(version.version),
+        "id": location,
+        "digest": version.tags[DIGEST],
+    }
+    tree["warm_start"]["steps"] = 0
+    return validate(RunConfig, tree)

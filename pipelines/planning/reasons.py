@@ -1,0 +1,72 @@
+"""Why a stage has to run: what is different from an earlier run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ngrpo.evaluation.protocol import is_grader_source
+from ngrpo_kfp.pipelines.planning.nodes import History, PlannedStage
+
+_LONGEST_VALUE = 40
+"""Characters of a changed setting that are shown, digests and addresses among them."""
+_MOST_CHANGES = 3
+
+
+def explain(stage: PlannedStage, history: History) -> list[str]:
+    """Say what is different from the run that the history is of."""
+    before = history.stages.get(stage.name)
+    if before is None:
+        return ["no result yet"]
+    if before["key"] == stage.key:
+        return ["its artifact is gone from the store" if stage.name in history.finished else "did not finish last time"]
+    reasons = []
+    settings = _changes(before["config"], json.loads(stage.config))
+    if settings:
+        reasons.append(f"configuration changed: {_shorten(settings)}")
+    sources = {path: sha256[:12] for path, sha256 in stage.sources.items()}
+    files = sorted({path for path, _ in before["sources"].items() ^ sources.items()})
+    if files:
+        reasons.append(f"code changed: {_shorten([f'ngrpo/{file}' for file in files])}")
+    reasons += [
+        f"input {name} changed" for name, source in stage.inputs.items() if before["inputs"].get(name) != source.key
+    ]
+    return reasons or ["rerun asked for"]
+
+
+def other_graders(stage: PlannedStage, history: History) -> list[str]:
+    """Say that graders changed since the run that the history is of, where a stage grades what was graded before."""
+    before = history.stages.get(stage.name, {}).get("sources", {})
+    now = {path: sha256[:12] for path, sha256 in stage.sources.items()}
+    if not before or not any(is_grader_source(path) for path, _ in before.items() ^ now.items()):
+        return []
+    return ["graders changed: stored samples of the champion are graded again, none is generated"]
+
+
+def _shorten(items: list[str]) -> str:
+    rest = len(items) - _MOST_CHANGES
+    return ", ".join(items[:_MOST_CHANGES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    return [
+        f"{path} {_text(old, path)} → {_text(new, path)}"
+        for path in dict.fromkeys([*new, *old])
+        if (path in old, old.get(path)) != (path in new, new.get(path))
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _text(leaves: Mapping[str, Any], path: str) -> str:
+    text = json.dumps(leaves[path], ensure_ascii=False) if path in leaves else "(none)"
+    half = _LONGEST_VALUE // 2
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}…{text[-half:]}"
