@@ -103,7 +103,7 @@ def test_a_report_of_no_run(capsys):
 
 def test_planning_imports_neither_torch_nor_kfp_nor_mlflow():
     script = (
-        "import sys\nfrom ngrpo_kfp.pipelines import cli\nimport ngrpo_kfp.pipelines.local.run_pipeline\n"
+        "import sys\nfrom ngrpo_kfp.pipelines.cli import app as cli\nimport ngrpo_kfp.pipelines.local.run_pipeline\n"
         "cli.main(['run', '--preset', 'tiny', '--dry-run'])\n"
         "print([name for name in ('torch', 'kfp', 'mlflow', 'pandas', 'transformers') if name in sys.modules])"
     )

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import pytest
 from golden_ir import WHOLE, compiled
@@ -14,7 +17,7 @@ from trainer_stub import WORKFLOW, serve
 
 from ngrpo.config.cluster import ClusterConfig, GPUConfig, ResourcesConfig
 from ngrpo.errors import StoreError, TrainJobError
-from ngrpo.stages.execution import execute
+from ngrpo.stages.execution import execute, run_task
 from ngrpo.stages.task import Task
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import Reference
@@ -351,8 +354,11 @@ def test_a_process_outside_of_a_cluster_is_told_so(tmp_path, monkeypatch):
 
 IN_STEP = """
 import sys
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from ngrpo.stages import train_job
+from pathlib import Path
+from ngrpo_kfp.components.launching import train_job
 from ngrpo.stages.task import Task
 train_job.POLL_SECONDS = 0.05
 train_job.run(Task("ngrpo_training", "{}", sys.argv[1], "c0", {}), Path(sys.argv[2]).read_text())
@@ -382,15 +388,25 @@ def step(cluster, objects, tmp_path, monkeypatch):
     for name, value in {"STORE": objects.uri, "WORK_DIR": tmp_path / "w", "CACHE_DIR": tmp_path / "c"}.items():
         monkeypatch.setenv(f"NGRPO_{name}", str(value))
     monkeypatch.setenv("NGRPO_TRAIN_JOB", settings().model_dump_json())
-    return lambda: execute(
+    task = Task(
         "ngrpo_training",
-        config_json=json.dumps(CONFIG),
-        key=KEY,
-        code_version="c0",
-        inputs={},
+        json.dumps(CONFIG),
+        KEY,
+        "c0",
+        {},
         output=str(tmp_path / "reference.json"),
         metrics=str(tmp_path / "metrics.json"),
     )
+    job = partial(train_job.run, settings_json=settings().model_dump_json())
+
+    def run(*, in_pod: bool = False) -> dict[str, float]:
+        if in_pod:
+            named = {name: value for name, value in asdict(task).items() if name != "stage"}
+            return execute(task.stage, **named, attempt="ngrpo_kfp.components.launching.attempt")
+        run_task(task, job)
+        return json.loads(Path(task.metrics).read_text())
+
+    return run
 
 
 def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, tmp_path):
@@ -409,8 +425,11 @@ def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, t
 
 FAST = """
 import sys
-if "ngrpo.stages.attempt" in sys.orig_argv:
-    from ngrpo.stages import train_job
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+if "ngrpo_kfp.components.launching.attempt" in sys.orig_argv:
+    from ngrpo_kfp.components.launching import train_job
     train_job.POLL_SECONDS = 0.05
 """
 
@@ -427,7 +446,7 @@ def test_a_lost_node_costs_a_try_and_not_the_run(step, cluster, store, objects, 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hook"), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv("NGRPO_TRIES", json.dumps({"times": 1, "backoff_seconds": 1, "backoff_factor": 1}))
-    assert step() == {"steps": 2}
+    assert step(in_pod=True) == {"steps": 2}
     assert Reference.read(tmp_path / "reference.json").key == KEY
     assert len(cluster.made) == 2
     assert cluster.jobs == {}
