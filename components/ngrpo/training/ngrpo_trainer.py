@@ -16,7 +16,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
@@ -26,6 +25,7 @@ from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
 
 _MIXTURE_KEYS = ("mix_mask", "mix_candidates", "mix_weights", "mix_seeds")
