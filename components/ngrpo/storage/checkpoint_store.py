@@ -111,7 +111,7 @@ class CheckpointStore:
                 (fetched / MANIFEST).unlink()
                 fetched.rename(target)
             except OSError as error:
-                raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory, None)})") from error
+                raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory)})") from error
             break
         shutil.rmtree(self._downloads, ignore_errors=True)
 
