@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ngrpo.errors import StoreError
-from ngrpo.storage.artifacts import MANIFEST, SUSPECT, ArtifactStore
+from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.disk import disk_trouble
-from ngrpo.storage.manifest import Reference
+from ngrpo.storage.manifest import MANIFEST, SUSPECT, Reference
 from ngrpo.storage.objects import ObjectStore
 
 PLACE = "NGRPO_CHECKPOINTS"
