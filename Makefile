@@ -53,10 +53,15 @@ test-cluster: $(VENV)/installed
 kind-cluster: $(VENV)/installed
 	k8s/kind/install.sh
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed .mypy/ngrpo_kfp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# mypy reads no editable installation: this is what `package-dir` of pyproject.toml says, in links.
+.mypy/ngrpo_kfp:
+	mkdir -p $@
+	ln -s ../../pipelines ../../components $@/
 
 lint-images: $(VENV)/image-tools
 	$(BIN)/hadolint images/*.Dockerfile

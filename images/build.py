@@ -10,6 +10,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+import tomli_w
+
 IMAGES = Path(__file__).parent
 ROOT = IMAGES.parent
 LOCK = IMAGES / "images.lock"
@@ -51,7 +53,7 @@ def main() -> None:
         inspected = subprocess.run(["docker", "image", "inspect", tag], check=True, capture_output=True, text=True)
         digests = json.loads(inspected.stdout)[0]["RepoDigests"]
         locked[name] = next(digest for digest in digests if digest.startswith(f"{options.repository}-{name}@"))
-    LOCK.write_text("".join(f'{name} = "{locked[name]}"\n' for name in sorted(locked)), encoding="utf-8")
+    LOCK.write_text(tomli_w.dumps(dict(sorted(locked.items()))), encoding="utf-8")
     print(f"{LOCK.relative_to(ROOT)}:\n{LOCK.read_text(encoding='utf-8')}", end="")
 
 

@@ -35,9 +35,11 @@ def main() -> None:
 def _options(image: str) -> list[str]:
     extras = [option for extra in EXTRAS[image] for option in ("--extra", extra)]
     index = ["--extra-index-url", TORCH_WITHOUT_CUDA] if image == "cpu" and "UV_INDEX" not in os.environ else []
+    # The CPU image has FastAPI for MLflow, which asks for no extra of it.
+    overrides = ["--overrides", str(IMAGES / "overrides.txt")] if "vllm" in EXTRAS[image] else []
     return [
-        *(str(ROOT / "pyproject.toml"), "-", *extras, "--constraints", str(LOCKS[image])),
-        *("--overrides", str(IMAGES / "overrides.txt"), "--index-strategy", "unsafe-best-match", *index),
+        *(str(ROOT / "pyproject.toml"), "-", *extras, "--constraints", str(LOCKS[image]), *overrides),
+        *("--index-strategy", "unsafe-best-match", *index),
     ]
 
 

@@ -16,12 +16,12 @@ from rich.console import Console
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.declarations import STAGES
+from ngrpo.storage.disk import explain
 from ngrpo_kfp.pipelines.cli.cluster import add_cluster_commands, rerun_on_cluster
 from ngrpo_kfp.pipelines.cli.mirror import add_mirror_command
 from ngrpo_kfp.pipelines.cli.neighbors import add_neighbors_command
 from ngrpo_kfp.pipelines.cli.options import add_images, based, configured, read_config
 from ngrpo_kfp.pipelines.cli.promotion import add_promotion_commands
-from ngrpo_kfp.pipelines.cli.system_errors import explain
 from ngrpo_kfp.pipelines.local.lifeline import Interrupted
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 

@@ -69,8 +69,8 @@ def _add_schedule_commands(
     replaced.set_defaults(command=_replace_schedule)
     for action, what in (("pause", "start no runs"), ("resume", "start runs again"), ("delete", "delete a schedule")):
         actions.add_parser(action, help=what).set_defaults(command=_change_schedule, action=action)
-    for action in actions.choices.values():
-        action.add_argument("name", metavar="NAME", help="name of the schedule")
+    for parser in actions.choices.values():
+        parser.add_argument("name", metavar="NAME", help="name of the schedule")
     actions.add_parser("list", help="list the schedules").set_defaults(command=_list_schedules)
 
 

@@ -87,7 +87,8 @@ def _token(challenge: str, credentials: tuple[str, str] | None) -> str | None:
     if not answer.ok:
         return None
     given = answer.json()
-    return given.get("token") or given.get("access_token")
+    token: str | None = given.get("token") or given.get("access_token")
+    return token
 
 
 def _credentials(host: str) -> tuple[str, str] | None:

@@ -15,10 +15,10 @@ from kubernetes import client, config
 from kubernetes.config.incluster_config import InClusterConfigLoader
 from urllib3.exceptions import HTTPError
 
-from ngrpo.config.cluster import TRAINING_TOKEN
+from ngrpo.config.cluster import STAGE_LABEL, TRAINING_TOKEN
 from ngrpo_kfp.components.launching.pending_pods import image_wait
 from ngrpo_kfp.pipelines.kubeflow.client import RETRIES, ClusterError, namespace
-from ngrpo_kfp.pipelines.kubeflow.pods import RUN_LABEL, STAGE_LABEL
+from ngrpo_kfp.pipelines.kubeflow.pods import RUN_LABEL
 
 KUEUE = "/apis/kueue.x-k8s.io/v1beta2"
 VISIBILITY = "/apis/visibility.kueue.x-k8s.io/v1beta2"
@@ -148,7 +148,7 @@ class Kubernetes:
         for workload in self.items(f"{KUEUE}/namespaces/{namespace()}/workloads"):
             if any(owner["uid"] == uid for owner in workload["metadata"].get("ownerReferences", ())):
                 conditions = (workload.get("status") or {}).get("conditions") or ()
-                reserved = next((each for each in conditions if each["type"] == "QuotaReserved"), {})
+                reserved: dict[str, Any] = next((each for each in conditions if each["type"] == "QuotaReserved"), {})
                 if reserved.get("status") == "True":
                     return None
                 queue = workload["spec"].get("queueName")

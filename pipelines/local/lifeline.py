@@ -1,4 +1,7 @@
-"""The lifeline of a run: its stages die when the run does, however it ends."""
+"""The lifeline of a run: its stages die when the run does, however it ends.
+
+The lock is fcntl's own: the stages wait for it together, with shared locks, which filelock does not know.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from kfp import local
 from rich.console import Console
@@ -33,7 +33,7 @@ class StageError(NGRPOError):
     """A stage failed; the message names it, says why and where its log is."""
 
 
-Runner = local.SubprocessRunner | local.DockerRunner
+Runner: TypeAlias = local.SubprocessRunner | local.DockerRunner
 
 
 def in_processes() -> Runner:

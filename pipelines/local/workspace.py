@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ngrpo.errors import ConfigError
 from ngrpo.storage.state import DamagedStateError, read_state, write_state
@@ -110,23 +111,24 @@ class Workspace:
         Raises:
             ConfigError: Another run holds the lock, or the workspace cannot be made.
         """
+        path = self.root / "run.lock"
+        # The kernel releases the lock when its holder ends, however it ends: there are no stale locks.
+        lock = FileLock(path, mode=0o600, blocking=False)
         with _explained(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.root / "run.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        # The kernel releases the lock when its holder ends, however it ends: there are no stale locks.
-        with open(descriptor, "r+", encoding="utf-8", errors="replace") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = "".join(filter(str.isdigit, file.read(20)))
+                lock.acquire()
+            except Timeout as error:
+                holder = "".join(filter(str.isdigit, path.read_text(encoding="utf-8", errors="replace")[:20]))
                 raise ConfigError(
                     f"workspace {self.root} is in use by another run (process {holder}): wait for it to end, "
                     "or set NGRPO_HOME to another directory"
                 ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            path.write_text(str(os.getpid()), encoding="utf-8")
+        try:
             yield
+        finally:
+            lock.release()
 
     def run_name(self, preset: str) -> str:
         """Return a new name for a run of a preset. Names of runs sort by time, also where the clock was set back in between."""

@@ -200,9 +200,9 @@ def test_what_the_system_refuses_is_one_line(capsys, monkeypatch, error, said):
 def test_a_full_disk_is_one_line_that_says_where_and_how_much_room_there_is(capsys, home, monkeypatch):
     refuse(monkeypatch, OSError(errno.ENOSPC, "No space left on device", str(home / "mlflow.db")))
     line = fails(capsys, "plan")
-    assert re.search(rf"'{home}/mlflow\.db' cannot be written: No space left on device \(\d+ bytes free for /", line)
+    assert re.search(rf"'{home}/mlflow\.db' cannot be written: No space left on device: \d+ bytes free in /", line)
     refuse(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
-    assert len(re.findall(r"\d+ bytes free for /", fails(capsys, "plan"))) == 2, "the workspace and the temporary files"
+    assert len(re.findall(r"\d+ bytes free in /", fails(capsys, "plan"))) == 2, "the workspace and the temporary files"
 
 
 def test_control_characters_do_not_reach_the_terminal(capsys, monkeypatch):

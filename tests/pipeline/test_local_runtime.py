@@ -224,8 +224,12 @@ def test_the_stage_to_blame_is_one_that_started(records, culprit):
 def test_a_full_disk_is_said_in_words(house):
     house.write_stage("benchmark_evaluation", "import errno\nraise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))")
     failed = house.ngrpo("run", code=2)
-    assert "benchmark_evaluation: a file cannot be written: No space left on device; free: " in failed.stderr
-    assert "; make room and run again" in failed.stderr
+    assert (
+        "benchmark_evaluation: a file, or the standard output, cannot be written: No space left on device: "
+        in failed.stderr
+    )
+    assert " bytes free in " in failed.stderr
+    assert "; make room, or use another place (" in failed.stderr
 
 
 def test_a_killed_stage_resumes_from_its_work_but_not_from_its_output(house):

@@ -153,6 +153,13 @@ def test_a_schedule_that_cannot_be_replaced_is_as_it_was(kubeflow, ngrpo):
         ("0 0 3 * * MOON", "day of the week 'MOON'"),
         ("0 */0 3 * * *", "minute '*/0'"),
         ("0 0 3 31 2,4 *", "no year has such a date"),
+        # What other readers of cron take, Kubeflow's own (robfig/cron 1.2) does not.
+        ("0 0 3 * * 7", "day of the week '7'"),
+        ("0 0 3 * * FRI-MON", "day of the week 'FRI-MON'"),
+        ("0 0 3 * * 1#2", "day of the week '1#2'"),
+        ("0 0 3 L * *", "day of the month 'L'"),
+        ("@reboot", "write @hourly"),
+        ("@every 12", "'@every 12h'"),
     ],
 )
 def test_a_cron_that_cannot_be_is_refused_before_anything_is_asked(kubeflow, ngrpo, cron, named):
@@ -161,7 +168,17 @@ def test_a_cron_that_cannot_be_is_refused_before_anything_is_asked(kubeflow, ngr
 
 
 @pytest.mark.parametrize(
-    "cron", ["0 0 3 * * MON", "0 0/15 1-5,7 ? JAN-MAR 1", "*/5 * * * * *", "0 0 3 31 2 FRI", "0 0 0 29 2 ?"]
+    "cron",
+    [
+        "0 0 3 * * MON",
+        "0 0/15 1-5,7 ? JAN-MAR 1",
+        "*/5 * * * * *",
+        "0 0 3 31 2 FRI",
+        "0 0 0 29 2 ?",
+        "0 0 3 1 jan sun-sat/2",
+        "@daily",
+        "@every 1h30m",
+    ],
 )
 def test_a_cron_that_can_be_is_taken_as_it_is(cron):
     assert check_cron(cron) == cron

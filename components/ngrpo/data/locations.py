@@ -9,6 +9,7 @@ from pathlib import Path
 from ngrpo.environment import redacted
 from ngrpo.errors import DataError, NGRPOError, StoreError
 from ngrpo.storage.disk import disk_trouble
+from ngrpo.storage.whole_files import written_whole
 
 
 def is_bucket(location: str) -> bool:
@@ -66,11 +67,10 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
         if not target.exists():
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f"{target.name}.partial")
-                objects.get_file(key, partial)
-                partial.replace(target)
+                with written_whole(target) as partial:
+                    objects.get_file(key, partial)
             except OSError as error:
-                raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory, None)})") from error
+                raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory)})") from error
 
 
 def reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ngrpo.config import ReasoningGymSource
 from ngrpo.data.problem import Problem, box
@@ -42,7 +43,7 @@ def load(source: ReasoningGymSource) -> list[Problem]:
     return [_problem(source, index, dataset[index]) for index in range(source.size)]
 
 
-def _problem(source: ReasoningGymSource, index: int, entry: dict) -> Problem:
+def _problem(source: ReasoningGymSource, index: int, entry: dict[str, Any]) -> Problem:
     answer = str(entry["answer"])
     work = entry["metadata"].get(_WORKED_SOLUTION)
     if work is not None:

@@ -92,7 +92,8 @@ def bootstrap_intervals(values: ArrayLike, *, confidence: float, draws: int, see
         weights = np.bincount(drawn.ravel(), minlength=size * problems).reshape(size, problems)
         means[start : start + size] = weights @ table / problems
     tail = (1.0 - confidence) / 2.0
-    return np.quantile(means, [tail, 1.0 - tail], axis=0).T
+    limits: Floats = np.quantile(means, [tail, 1.0 - tail], axis=0).T
+    return limits
 
 
 def bootstrap_interval(values: ArrayLike, *, confidence: float, draws: int, seed: int) -> tuple[float, float]:

@@ -368,11 +368,12 @@ def _same_matrices(gold: Any, answer: Any) -> bool:
 
 def _parts(node: Any) -> Sequence[Any] | None:
     """Return the parts of what may be a list or a pair, in their order."""
+    parts: Sequence[Any] | None = None
     if isinstance(node, Items | Braces | Row | sympy.Tuple):
-        return node.args
+        parts = node.args
     if isinstance(node, Span) and node.args[2] == node.args[3] == sympy.true:
-        return node.args[:2]
-    return None
+        parts = node.args[:2]
+    return parts
 
 
 def _same_sets(gold: Any, answer: Any) -> bool:

@@ -157,7 +157,7 @@ def quantities(answer: str) -> tuple[Quantity, ...]:
         pieces.append((number, ""))
     parts = tuple(_quantity(*piece) for piece in pieces)
     first_unit = parts[0].unit
-    plain = all((part.factor, part.unit, part.bound, part.words) == (1, first_unit, "", "") for part in parts)
+    plain = all((part.factor, part.unit, part.bound, part.words) == (Fraction(1), first_unit, "", "") for part in parts)
     if len(parts) > 1 and plain and first_unit:
         return (Quantity(", ".join(part.number for part in parts), Fraction(1), first_unit, "", ""),)
     return parts

@@ -105,7 +105,7 @@ def seal(keep: Collection[int]) -> list[str]:
 
 def close_descriptors(keep: Collection[int]) -> None:
     """Close all descriptors but these; what is printed goes nowhere."""
-    sys.stdin = sys.stdout = sys.stderr = None  # type: ignore[assignment]
+    sys.stdin = sys.stdout = sys.stderr = None
     # A message would read the source line that it is about from its file.
     warnings.simplefilter("ignore")
     start = 0

@@ -53,7 +53,8 @@ class Calculus(sympy.Expr):
     def free_symbols(self) -> set[sympy.Basic]:
         """Variables, without the one that it runs over."""
         term, variable, first, last = self.args
-        return (term.free_symbols - {variable}) | first.free_symbols | last.free_symbols
+        found: set[sympy.Basic] = (term.free_symbols - {variable}) | first.free_symbols | last.free_symbols
+        return found
 
 
 class Sum(Calculus):

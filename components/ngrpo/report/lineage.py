@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import tomli_w
 from markupsafe import Markup
 
 from ngrpo.config import RunConfig
@@ -99,20 +98,4 @@ def timings(stages: list[StageView], wall: float) -> Timings:
 
 def settings_text(config: RunConfig) -> str:
     """Return the settings of a run in the form of a preset, without paths of this machine; settings of value none are left out."""
-    return "\n".join(_section(public(config.model_dump(mode="json")), "")).strip()
-
-
-def _section(tree: Mapping[str, Any], path: str) -> Iterator[str]:
-    values = {name: value for name, value in tree.items() if value is not None and not isinstance(value, dict)}
-    if path and values:
-        yield f"\n[{path}]"
-    for name, value in values.items():
-        yield f"{_key(name)} = {json.dumps(value, ensure_ascii=False)}"
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _section(value, f"{path}.{_key(name)}" if path else _key(name))
-
-
-def _key(name: str) -> str:
-    """Return a TOML key, quoted where it has to be."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return tomli_w.dumps(public(config.model_dump(mode="json", exclude_none=True))).strip()

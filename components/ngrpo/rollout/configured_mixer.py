@@ -49,7 +49,7 @@ def end_marker_ids(config: MixingConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """
     if config.end_marker is None:
         return []
-    ids = tokenizer.encode(config.end_marker, add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(config.end_marker, add_special_tokens=False)
     if not ids or tokenizer.decode(ids).strip() != config.end_marker.strip():
         raise ConfigError(
             f"mixing.end_marker={config.end_marker!r} cannot be written with this tokenizer: "

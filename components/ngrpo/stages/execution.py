@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from ngrpo.environment import addresses_without_users, adopt_s3_names, environment, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
-from ngrpo.stages.disk import disk_fault
 from ngrpo.stages.process import attach, write_record
 from ngrpo.stages.surroundings import ERROR_FILE, TRIES, Surroundings
 from ngrpo.stages.task import Task
+from ngrpo.storage.disk import disk_fault
 
 if TYPE_CHECKING:
     from ngrpo.storage.manifest import Reference

@@ -19,7 +19,7 @@ from ngrpo.config import Section
 from ngrpo.environment import redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
 from ngrpo.stages.declarations import STAGES
-from ngrpo.stages.disk import disk_fault
+from ngrpo.storage.disk import disk_fault
 from ngrpo.storage.state import read_state, write_state
 
 _RENDEZVOUS_SECONDS = 3600

@@ -9,16 +9,17 @@ the service is well; where nothing is known, that is an error. A damaged artifac
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
+
+from filelock import FileLock
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.address import parse_address, path_problem
@@ -27,6 +28,7 @@ from ngrpo.storage.disk import disk_trouble
 from ngrpo.storage.manifest import MANIFEST, OWN_FILES, REFERENCE, SUSPECT, FileEntry, Manifest, Reference
 from ngrpo.storage.objects import NoSuchObjectError, ObjectStore, UnreadableError
 from ngrpo.storage.state import DamagedStateError
+from ngrpo.storage.whole_files import put_in_place
 
 T = TypeVar("T")
 
@@ -225,7 +227,8 @@ class ArtifactStore:
         directory = self._cache / place
         partial = directory.with_name(f".{directory.name}.partial")
         try:
-            with _exclusive(directory.with_name(f".{directory.name}.lock")):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(directory.with_name(f".{directory.name}.lock")):
                 shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
                 directory.mkdir(exist_ok=True)
                 if only is None:
@@ -238,7 +241,7 @@ class ArtifactStore:
         except OSError as error:
             needed = sum(files[name].size for name in wanted if not (directory / name).is_file())
             raise StoreError(
-                f"cache {self._cache}: {directory} cannot be written ({disk_trouble(error, directory, needed)}) or set "
+                f"cache {self._cache}: {directory} cannot be written ({disk_trouble(error, directory, needed=needed)}) or set "
                 "NGRPO_CACHE_DIR to another place"
             ) from error
         return directory
@@ -444,7 +447,7 @@ class ArtifactStore:
                 found, final = str(error), not isinstance(error, NoSuchObjectError)
             if found == f"sha256 {entry.sha256}":
                 path.parent.mkdir(parents=True, exist_ok=True)
-                download.replace(path)
+                put_in_place(download, path)
                 return
             if not looks:
                 self._say(place, name, f"damaged, or read wrong ({found})")
@@ -505,15 +508,6 @@ def _entry(path: Path) -> FileEntry:
     return FileEntry(file_sha256(path), path.stat().st_size)
 
 
-@contextmanager
-def _exclusive(lock: Path) -> Iterator[None]:
-    """Keep other threads and processes out. The kernel releases the lock when its holder ends, however it ends."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _remove_others(directory: Path, names: set[str]) -> None:
     """Delete files that a former artifact under the same key left in the cache."""
     for path in directory.rglob("*"):
@@ -525,4 +519,4 @@ def _write(path: Path, data: bytes, partial: Path) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     download = partial / path.name
     download.write_bytes(data)
-    download.replace(path)
+    put_in_place(download, path)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ngrpo.errors import StoreError
-from ngrpo.storage.artifacts import MANIFEST, SUSPECT, ArtifactStore
+from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.disk import disk_trouble
-from ngrpo.storage.manifest import Reference
+from ngrpo.storage.manifest import MANIFEST, SUSPECT, Reference
 from ngrpo.storage.objects import ObjectStore
 
 PLACE = "NGRPO_CHECKPOINTS"
@@ -111,7 +111,7 @@ class CheckpointStore:
                 (fetched / MANIFEST).unlink()
                 fetched.rename(target)
             except OSError as error:
-                raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory, None)})") from error
+                raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory)})") from error
             break
         shutil.rmtree(self._downloads, ignore_errors=True)
 

@@ -1,25 +1,100 @@
-"""What to say of a disk that does not take what is written to it."""
+"""What the user is told when the operating system refuses to read or write a file."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CURES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room or raise the quota",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EIO: "check the disk",
+}
+_ELSEWHERE = "or use another place (NGRPO_HOME, NGRPO_WORK_DIR, NGRPO_CACHE_DIR, TMPDIR)"
 
 
-def disk_trouble(error: OSError, directory: Path, needed: int | None) -> str:
-    """Say why something could not be written, how much room it lacks, and the cure.
+def disk_trouble(error: OSError, *places: Path, needed: int | None = None) -> str:
+    """Return what was refused, how much room there is where that is the reason, and the cure.
 
     Args:
         error: What the system said.
-        directory: Where it was to be written.
+        places: What was to be written, or directories that hold it; the nearest that is there tells the free room.
         needed: Bytes that were to be written; none if that is not known.
     """
-    why = error.strerror or str(error)
-    if error.errno not in _FULL:
-        return f"{why}; check what is there and its rights"
-    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    size = "an unknown number of" if needed is None else str(needed)
-    return f"{why}: {size} bytes needed, {shutil.disk_usage(there).free} free; make room"
+    return _trouble(_words(error), error.errno, places, needed)
+
+
+def disk_fault(error: BaseException, *places: Path) -> str | None:
+    """Return one line that names the file, what is wrong and the cure; none if it is an error of another kind.
+
+    Libraries wrap such errors in their own, which have the words of the operating system in them.
+
+    Args:
+        error: What was raised.
+        places: Directories that are written to, for the free room where no file is named.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and (cause.errno in _CURES or cause.filename is not None):
+            return _line(cause.filename, cause.filename2, _words(cause), cause.errno, places)
+        for number in _CURES:
+            if os.strerror(number) in str(cause):
+                return _line(None, None, os.strerror(number), number, places)
+    return None
+
+
+def explain(error: OSError, workspace: Path) -> str:
+    """Return one line on anything that the operating system refused to a command.
+
+    Args:
+        error: What was raised.
+        workspace: Directory in which commands write.
+    """
+    fault = disk_fault(error, workspace, Path(tempfile.gettempdir()))
+    if fault is not None:
+        return fault
+    return f"{type(error).__name__}: {_words(error)}; check disk, permissions and network, and run the command again"
+
+
+def _line(file: object, other: object, words: str, number: int | None, places: tuple[Path, ...]) -> str:
+    named = [os.fsdecode(name) for name in (file, other) if isinstance(name, str | bytes | os.PathLike)]
+    # Only what opens a file knows its name, and so do few of those that fill a disk.
+    what = " and ".join(map(repr, named)) or "a file, or the standard output,"
+    places = tuple(map(Path, named)) or places
+    elsewhere = f", {_ELSEWHERE}," if number in _FULL | {errno.EROFS} else ""
+    if number in _FULL:
+        what += " cannot be written"
+    return f"{what}: {_trouble(words, number, places, None)}{elsewhere} and run again"
+
+
+def _trouble(words: str, number: int | None, places: tuple[Path, ...], needed: int | None) -> str:
+    if number in _FULL:
+        room = [f"{shutil.disk_usage(place).free} bytes free in {place}" for place in map(_existing, places)]
+        if needed is not None:
+            room.insert(0, f"{needed} bytes needed")
+        words = ": ".join(filter(None, [words, ", ".join(room)]))
+    return f"{words}; {_CURES.get(number or 0, 'check that path and its rights')}"
+
+
+def _words(error: OSError) -> str:
+    return " ".join((error.strerror or str(error) or type(error).__name__).split())
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest directory above a path, or the path itself, that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

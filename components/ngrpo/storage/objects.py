@@ -472,7 +472,7 @@ class ObjectStore:
         head = None
         with suppress(StoreError):  # it is the disk that is told of
             head = self.head(key)
-        return disk_trouble(error, path.parent, None if head is None else head.size)
+        return disk_trouble(error, path.parent, needed=None if head is None else head.size)
 
     def _fault(self, error: Exception, key: str | None = None, *, upload: bool = False) -> StoreError:
         """Turn boto3's error into one line with the cure. Credentials are never part of it.

@@ -1,7 +1,8 @@
 """An S3 service for one machine: SeaweedFS on the loopback interface, for as long as anyone uses it.
 
 Files beside the directory with the data, here `store`: `store.lock`, on which each user holds a shared lock; `store.server/`, where the
-server runs and has its keys; `credentials.json`; `seaweed.log`.
+server runs and has its keys; `credentials.json`; `seaweed.log`. The locks of users and server are fcntl's own: filelock knows no shared
+locks, and none that a child process inherits.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from filelock import FileLock
 from typing_extensions import TypedDict  # pydantic cannot read that of typing before Python 3.12
 
 from ngrpo.errors import StoreError
@@ -186,16 +188,12 @@ class _Service:
         Yields:
             Descriptor of the lock on the directory, for the guard to inherit; none if it is served.
         """
-        mutex = os.open(self._home, os.O_RDONLY)
-        try:
-            fcntl.flock(mutex, fcntl.LOCK_EX)
+        with FileLock(self._home / "start.lock", mode=0o600):
             served = self._open_served()
             try:
                 yield served if _try_lock(served, fcntl.LOCK_EX) else None
             finally:
                 os.close(served)
-        finally:
-            os.close(mutex)
 
     def _start(self, credentials: _Credentials, lock: int) -> None:
         """Start the guard, which starts the server."""

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 import secrets
 import sys
 from pathlib import Path
 
+import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-_TOKENS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+from ngrpo.storage.whole_files import written_whole
+
+_TOKENS = ("signing", "filer_signing")
 _PARTS = ("master", "volume", "filer", "s3", "admin", "worker", "client", "mq", "msg_broker", "msg_agent")
 _VALID_FOR = datetime.timedelta(days=3650)
 
@@ -34,12 +36,18 @@ def write_keys(directory: Path) -> None:
         OSError: They cannot be written.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    lines = [f'[{name}]\nkey = "{secrets.token_hex(32)}"' for name in _TOKENS]
-    lines += ['[grpc]\nca = "certificate.pem"']
-    lines += [f'[grpc.{part}]\ncert = "certificate.pem"\nkey = "key.pem"' for part in _PARTS]
-    _write(directory / "certificate.pem", _certificate(key).public_bytes(Encoding.PEM))
-    _write(directory / "key.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    _write(directory / "security.toml", ("\n".join(lines) + "\n").encode())
+    settings = {
+        "jwt": {name: {"key": secrets.token_hex(32), "read": {"key": secrets.token_hex(32)}} for name in _TOKENS},
+        "grpc": {"ca": "certificate.pem", **{part: {"cert": "certificate.pem", "key": "key.pem"} for part in _PARTS}},
+    }
+    files = {
+        "certificate.pem": _certificate(key).public_bytes(Encoding.PEM),
+        "key.pem": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        "security.toml": tomli_w.dumps(settings).encode(),
+    }
+    for name, content in files.items():
+        with written_whole(directory / name) as partial:
+            partial.write_bytes(content)
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -61,13 +69,6 @@ def _certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
         )
         .sign(key, SHA256())
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
 
 
 if __name__ == "__main__":

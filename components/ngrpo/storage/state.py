@@ -7,14 +7,14 @@ gets one `DamagedStateError` that names the file, what is wrong and the cure.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from ngrpo.errors import StoreError
+from ngrpo.storage.disk import disk_trouble
+from ngrpo.storage.whole_files import written_whole
 
 T = TypeVar("T")
 
@@ -83,33 +83,12 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         StoreError: The file cannot be written; what was there is still there.
     """
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        partial = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync(path.parent)
+        with written_whole(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written ({error.strerror}, {len(data)} bytes); make room or check its rights"
-        ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Let what was written to a file, or the renames in a directory, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise StoreError(f"{path}: cannot be written ({disk_trouble(error, path.parent, needed=len(data))})") from error
 
 
 def _refuse(constant: str) -> None:

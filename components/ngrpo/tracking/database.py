@@ -6,7 +6,6 @@ is taken in the file itself: a new database is made, and an old one upgraded, in
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import mlflow.db
 from alembic.util.exc import CommandError
+from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.base_sql_model import Base
 from mlflow.store.db.utils import _get_latest_schema_revision
@@ -25,7 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from ngrpo.errors import TrackingError
-from ngrpo.storage.state import sync
+from ngrpo.storage.whole_files import put_in_place
 from ngrpo.tracking.addresses import database_uri
 
 _SECONDS_TO_WAIT = 20.0
@@ -132,12 +132,10 @@ def _put(partial: Path, path: Path) -> None:
     with closing(sqlite3.connect(partial, isolation_level=None)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.execute("PRAGMA journal_mode = DELETE")
-    sync(partial)
     # A journal of what was there before would be played back into the new file.
     for suffix in ("-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    partial.replace(path)
-    sync(path.parent)
+    put_in_place(partial, path)
 
 
 def _remove(path: Path) -> None:
@@ -204,16 +202,16 @@ def _free_name(path: Path) -> Path:
 @contextmanager
 def _locked(path: Path, uri: str) -> Iterator[None]:
     """Let one process at a time prepare a database; the kernel releases the lock of a process that ends."""
+    lock = FileLock(f"{path}.lock", mode=0o600)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock.acquire()
     except OSError as error:
         raise _unusable(uri, error.strerror or str(error), "name a file that can be written") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _unusable_sqlite(uri: str, path: Path, error: sqlite3.Error) -> TrackingError:

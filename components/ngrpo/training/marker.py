@@ -10,7 +10,8 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from ngrpo.storage.digest import file_sha256
-from ngrpo.storage.state import DamagedStateError, read_state, sync, write_state
+from ngrpo.storage.state import DamagedStateError, read_state, write_state
+from ngrpo.storage.whole_files import sync
 
 MARKER = "complete"
 _READERS = 4

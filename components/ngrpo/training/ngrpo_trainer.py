@@ -16,7 +16,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
@@ -26,6 +25,7 @@ from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
 
 _MIXTURE_KEYS = ("mix_mask", "mix_candidates", "mix_weights", "mix_seeds")
@@ -182,7 +182,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         metrics = {"eval_mean": sum(verdicts) / len(verdicts)}
         self.require_finite(self.state.global_step, metrics)
         self.log(dict(metrics))
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
@@ -196,7 +196,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         try:
-            output = super()._generate_and_score_completions(inputs)
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
             mixture = self._mixture
         finally:
             self._mixture = _NOT_SCORING
@@ -255,9 +255,10 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             raise RuntimeError("log-probabilities were asked for outside of a rollout batch: its records are not known")
         mixture = self._mixture
         if mixture is None:
-            return super()._get_per_token_logps_and_entropies(
+            stock: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs
             )
+            return stock
         # TRL splits the rows into chunks; the records must be split with them, so one call scores one chunk.
         embedding = self.accelerator.unwrap_model(model).get_input_embeddings()
         size = batch_size or len(input_ids)
@@ -284,7 +285,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             start = torch.zeros_like(seeds)
             self._mixture = InputMixture(mask, candidates, weights, seeds, start, self._mixer.noise_std)
         try:
-            return super()._compute_loss(model, inputs)
+            loss: Tensor = super()._compute_loss(model, inputs)
+            return loss
         finally:
             self._mixture = _NOT_SCORING
 

@@ -69,7 +69,9 @@ def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
         cluster: How pods of stages are made.
         image: Its image.
     """
-    variables = [{"name": key, "value": value} for key, value in cluster.pod_environment().items()]
+    variables: list[dict[str, Any]] = [
+        {"name": key, "value": value} for key, value in cluster.pod_environment().items()
+    ]
     variables += [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": value}}}
         for secret, keys in cluster.secrets.items()

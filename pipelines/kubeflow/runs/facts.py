@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from kfp import Client
 
+from ngrpo.config.cluster import STAGE_LABEL
 from ngrpo.errors import NGRPOError, StoreError
 from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.tries import Try, tries_of
@@ -15,7 +16,6 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.components.launching.pending_pods import why_pending
 from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, namespace, workflow_of
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, Kubernetes, KubernetesError
-from ngrpo_kfp.pipelines.kubeflow.pods import STAGE_LABEL
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import was_cancelled
 from ngrpo_kfp.pipelines.kubeflow.submission import recorded_config
 from ngrpo_kfp.pipelines.kubeflow.submitted_runs import key_of, tasks_of

@@ -1,4 +1,8 @@
-"""Cron expressions as Kubeflow reads them: six fields, seconds first (github.com/robfig/cron)."""
+"""Cron expressions as Kubeflow reads them: six fields, seconds first, or a descriptor such as `@daily` (github.com/robfig/cron 1.2).
+
+croniter reads another language. It takes 7 for Sunday, `FRI-MON`, `22-2`, `L` and `1#2`, which Kubeflow refuses, and refuses
+`@every 12h`, which Kubeflow takes. When a schedule is next due is for Kubeflow to say: only the language is checked here.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +21,28 @@ _FIELDS = (
     ("day of the week", 0, 6, _DAYS),
 )
 _LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_DESCRIPTOR = re.compile(
+    r"@(?:yearly|annually|monthly|weekly|daily|midnight|hourly|every (?:[0-9]+(?:\.[0-9]+)?(?:h|m|s))+)"
+)
 _ITEM = re.compile(r"(?:[*?]|(?P<from>\w+)(?:-(?P<to>\w+))?)(?:/(?P<step>[0-9]{1,4}))?")
 
 
 def check_cron(expression: str) -> str:
-    """Return a cron expression with six fields, if there is a time that it means.
+    """Return a cron expression as Kubeflow takes it, if there is a time that it means.
 
     Args:
-        expression: Second, minute, hour, day of the month, month, day of the week.
+        expression: Second, minute, hour, day of the month, month, day of the week; or a descriptor.
 
     Raises:
         ConfigError: It has another number of fields, a field that cannot be, or a date that no year has.
     """
     fields = expression.split()
+    if expression.startswith("@"):
+        if not _DESCRIPTOR.fullmatch(expression):
+            raise ConfigError(
+                f"--cron {expression!r}: unknown; write @hourly, @daily, @weekly, @monthly, @yearly or '@every 12h'"
+            )
+        return expression
     if len(fields) == len(_FIELDS) - 1:
         raise ConfigError(
             f"--cron {expression!r}: five fields, and Kubeflow wants seconds first: write '0 {expression}'"

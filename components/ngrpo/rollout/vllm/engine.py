@@ -231,7 +231,8 @@ class VLLMEngine:
 
     def _rpc(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every worker."""
-        return self._llm.collective_rpc(method, args=arguments)
+        answers: list[Any] = self._llm.collective_rpc(method, args=arguments)
+        return answers
 
     def _wake(self) -> None:
         if self._asleep:

@@ -56,7 +56,10 @@ class MixingSampler(Sampler):
         """See `Sampler.sample`."""
         ours = self.slot_map.host[idx_mapping_np] >= 0
         if not ours.any():
-            return super().sample(logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, *args, **kwargs)
+            sampled: tuple[Tensor, Tensor] = super().sample(
+                logits, expanded_idx_mapping, idx_mapping, idx_mapping_np, pos, *args, **kwargs
+            )
+            return sampled
         rows = self.slot_map.device[idx_mapping]
         following = pos.long() + 1  # `pos` is where the last token in stands, the next one comes after it
         tokens = self.slot_map.slots.decide(
@@ -82,7 +85,7 @@ class MixingModelState(DefaultModelState):
         self, scheduled_encoder_inputs: dict[str, list[int]], input_batch: InputBatch, req_states: RequestState
     ) -> Tensor:
         """See `DefaultModelState.prepare_inputs_embeds`."""
-        embeddings = super().prepare_inputs_embeds(scheduled_encoder_inputs, input_batch, req_states)
+        embeddings: Tensor = super().prepare_inputs_embeds(scheduled_encoder_inputs, input_batch, req_states)
         slots = self.slot_map.slots
         if not slots.mixing:
             return embeddings
