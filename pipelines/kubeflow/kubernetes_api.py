@@ -95,17 +95,17 @@ class Kubernetes:
         """
         return self._call("DELETE", path, {"propagationPolicy": "Background"}) is not None
 
-    def pods(self, run_id: str, stage: str | None = None) -> list[Any]:
-        """Return the pods of a run's stages, oldest first: `V1Pod`.
+    def pods(self, run_id: str, node: str | None = None) -> list[Any]:
+        """Return the pods of a run's nodes, oldest first: `V1Pod`.
 
         Args:
             run_id: The run.
-            stage: Name of a stage; none for those of all stages.
+            node: Name of a node; none for those of all nodes.
 
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
         """
-        return self._pods(f"{RUN_LABEL}={run_id},{STAGE_LABEL}" + ("" if stage is None else f"={stage}"))
+        return self._pods(f"{RUN_LABEL}={run_id},{STAGE_LABEL}" + ("" if node is None else f"={node}"))
 
     def pods_of_job(self, job: str) -> list[Any]:
         """Return the pods of a TrainJob, which bear no label of a run, oldest first; see `pods`."""
@@ -207,8 +207,8 @@ def never_pulled(pods: Iterable[Any]) -> str | None:
     for pod in pods:
         waits = image_wait(pod)
         if waits is not None and datetime.now(UTC) - _placed(pod) >= PATIENCE:
-            stage = pod.metadata.labels[STAGE_LABEL]
-            return f"the image of {stage} could not be pulled for {PATIENCE.seconds // 60} minutes: {waits}"
+            node = pod.metadata.labels[STAGE_LABEL]
+            return f"the image of {node} could not be pulled for {PATIENCE.seconds // 60} minutes: {waits}"
     return None
 
 
