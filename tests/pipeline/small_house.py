@@ -74,8 +74,9 @@ PROMOTION = {{"decision": "promoted", "reason": "first", "model": "ngrpo", "vers
 """
 REPORT = """
 def write_report(path, *, summary, config, artifacts):
-    assert all((directory / "payload.txt").read_text() == name for name, directory in artifacts.items())
-    path.write_text(f"<html>{summary['evaluation']}")
+    stages = {name: name.partition(".")[0] for name in artifacts}
+    assert all((directory / "payload.txt").read_text() == stages[name] for name, directory in artifacts.items())
+    path.write_text(f"<html>{summary.get('evaluation')}")
 """
 
 
@@ -163,7 +164,7 @@ def build(folder: Path) -> House:
         shutil.copytree(ROOT / "components" / stage, root / "ngrpo_kfp" / "components" / stage, ignore=ignore)
     shutil.copy(Path(__file__).with_name("small.toml"), root)
     (root / "ngrpo" / "small_shared.py").write_text(SHARED)
-    (root / "ngrpo" / "evaluation" / "report.py").write_text(REPORT)
+    (root / "ngrpo" / "report" / "page.py").write_text(REPORT)
     small = House(root, folder / "outputs")
     for stage in STAGES:
         small.write_stage(stage)

@@ -11,8 +11,8 @@ import yaml
 
 from ngrpo.config.cluster import ClusterConfig
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, namespace
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects
-from ngrpo_kfp.pipelines.kubeflow.preflight import Finding
 
 Version = tuple[int, int]
 

@@ -11,9 +11,9 @@ from kubernetes.utils import parse_quantity
 from ngrpo.config.cluster import ClusterConfig
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.doctor.installed import selects
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects
-from ngrpo_kfp.pipelines.kubeflow.preflight import Finding
 
 
 def labels(objects: Objects) -> Iterator[Finding]:

@@ -15,9 +15,9 @@ from ngrpo.config.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConf
 from ngrpo_kfp.components.launching.pending_pods import why_pending
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import MARK
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects, Refused
-from ngrpo_kfp.pipelines.kubeflow.preflight import Finding
 
 PATIENCE_SECONDS = 180.0
 """Longest time until the pod has ended, the pull of its image included."""

@@ -18,10 +18,11 @@ from ngrpo_kfp.pipelines.kubeflow.doctor import installed
 from ngrpo_kfp.pipelines.kubeflow.doctor import namespace as profile
 from ngrpo_kfp.pipelines.kubeflow.doctor.probe import probe
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import CLOCK_SECONDS, reached
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects, Refused, skew
-from ngrpo_kfp.pipelines.kubeflow.preflight import Finding, checks
+from ngrpo_kfp.pipelines.kubeflow.preflight import checks
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
