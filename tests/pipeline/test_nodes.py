@@ -13,8 +13,12 @@ from rich.console import Console
 from test_plan import Store
 
 from ngrpo.config import load_config
-from ngrpo.config.cluster import ClusterConfig
+from ngrpo.config.cluster import ClusterConfig, ResourcesConfig, RetryConfig
 from ngrpo.errors import ConfigError
+from ngrpo.stages import supervision
+from ngrpo.stages.execution import execute
+from ngrpo.stages.task import Task
+from ngrpo_kfp.components.launching.train_job_manifest import JobSettings, manifest
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_pipeline, load_ir
 from ngrpo_kfp.pipelines.kubeflow.runs import logs as run_logs
@@ -193,6 +197,29 @@ def test_a_stage_that_is_never_cached_runs_once_in_a_pipeline_of_a_cluster():
     assert len(planned(two_promotions).to_run) == 4, "on one machine each has a key of its own"
     with pytest.raises(ConfigError, match=r"nodes model_promotion\.a and model_promotion\.b: on a cluster"):
         compile_pipeline(load_config(PRESET), planned(two_promotions), IMAGES, caching=False)
+
+
+def test_a_try_and_the_machines_of_a_job_know_their_node(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(supervision, "supervise", lambda command, *, stdin, **_: given.append(json.loads(stdin)))
+    for name, value in {
+        "NGRPO_TRIES": RetryConfig().model_dump_json(),
+        "NGRPO_NODE": "ngrpo_training.long",
+        "NGRPO_STORE": "s3://b/p",
+        "NGRPO_CACHE_DIR": str(tmp_path),
+        "NGRPO_WORK_DIR": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    metrics = tmp_path / "metrics.json"
+    metrics.write_text("{}")
+    execute("ngrpo_training", config_json="{}", key="k", code_version="c", inputs={}, output="o", metrics=str(metrics))
+    task = Task(**given[0])
+    assert (task.stage, task.node_name) == ("ngrpo_training", "ngrpo_training.long")
+    settings = JobSettings(image="i", needs=ResourcesConfig(), cluster=ClusterConfig(nodes=2))
+    job = manifest("job", task, settings)
+    assert job["metadata"]["labels"]["ngrpo/stage"] == "ngrpo_training.long"
+    assert json.loads(job["spec"]["trainer"]["args"][0])["node"] == "ngrpo_training.long"
+    assert Task("prepare_data", "{}", "k", "c", {}).node_name == "prepare_data"
 
 
 @pytest.fixture
