@@ -47,7 +47,7 @@ def find_run(client: Client, run_id: str | None) -> Any:
 def tasks_of(client: Client, run_id: str) -> dict[str, Mapping[str, Any]]:
     """Return the tasks of a run's pipeline by the name of their node: `root.dag.tasks` of the pipeline specification."""
     tasks = pipeline_of(client, run_id)["root"]["dag"]["tasks"]
-    return {node_of_task(task["taskInfo"]["name"]): task for task in tasks.values()}
+    return {node_of_task(name, task["taskInfo"]["name"]): task for name, task in tasks.items()}
 
 
 def may_be_a_job(node: str) -> bool:

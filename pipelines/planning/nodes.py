@@ -137,13 +137,14 @@ def task_name(node: str) -> str:
     return node.replace("_", "-").replace(".", "-")
 
 
-def node_of_task(display_name: str) -> str:
+def node_of_task(task: str, display_name: str) -> str:
     """Return the node of a Kubeflow task.
 
     Args:
-        display_name: `taskInfo.name` of the task: the node's name, or kfp's own spelling of it where the node is called like its stage.
+        task: Name of the task.
+        display_name: `taskInfo.name` of the task: the node's name where it has labels, for a dash does not tell what it stands for.
     """
-    return display_name if "." in display_name else display_name.replace("-", "_")
+    return display_name if "." in display_name else task.replace("-", "_")
 
 
 def of_stage(stage: str, nodes: Iterable[str]) -> list[str]:

@@ -104,7 +104,7 @@ def test_a_stage_is_named_by_its_node_where_it_runs_once():
 
 def test_the_task_of_a_node_leads_back_to_it():
     for node in (*SHARED, *LONG, "ngrpo_training.grpo.seed1"):
-        assert node_of_task(node if "." in node else task_name(node)) == node
+        assert node_of_task(task_name(node), node if "." in node else task_name(node)) == node
     assert task_name("ngrpo_training.grpo.seed1") == "ngrpo-training-grpo-seed1"
 
 
