@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from kfp import dsl
 
+from ngrpo.stages.surroundings import NODE
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.components.benchmark_evaluation.component import benchmark_evaluation
 from ngrpo_kfp.components.model_promotion.component import model_promotion
@@ -14,8 +17,8 @@ from ngrpo_kfp.components.neighbor_index.component import neighbor_index
 from ngrpo_kfp.components.ngrpo_training.component import ngrpo_training
 from ngrpo_kfp.components.prepare_data.component import prepare_data
 from ngrpo_kfp.components.sft_warm_start.component import sft_warm_start
-from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
-from ngrpo_kfp.pipelines.post_training import NAME, post_training
+from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage, task_name
+from ngrpo_kfp.pipelines.post_training import NAME
 
 COMPONENTS = {
     "prepare_data": prepare_data,
@@ -29,36 +32,48 @@ COMPONENTS = {
 
 def kubeflow_pipeline(
     plan: Plan,
-    configure: Callable[[dsl.PipelineTask, PlannedStage], None] = lambda task, stage: None,
+    configure: Callable[[dsl.PipelineTask, PlannedStage], None] = lambda task, node: None,
     description: str | None = None,
 ) -> Any:
     """Build the pipeline that runs what a plan has to run.
 
-    A stage whose result is in the store is no task: whoever reads its artifact is told the reference to it. kfp's importer would do that
-    with a pod, whose launcher looks for the artifact with credentials and an address of its own.
+    A node whose result is in the store is no task: whoever reads its artifact is told the reference to it. kfp's importer would do that
+    with a pod, whose launcher looks for the artifact with credentials and an address of its own. Nor is a node that does the same work as
+    one before it: whoever reads its artifact reads the other's.
 
     Args:
         plan: The plan of the run.
-        configure: Gives the task of a stage what it needs beside its inputs where it runs.
+        configure: Gives the task of a node what it needs beside its inputs where it runs.
         description: Text that goes with the pipeline.
 
     Returns:
         The pipeline as kfp can compile it, or run it when called.
     """
 
-    def trace(name: str, /, **inputs: Any) -> Any:
-        stage = plan[name]
-        if stage.reference is not None:
-            return stage.reference
-        known = {f"{each}_known": made.to_json() for each, made in inputs.items() if isinstance(made, Reference)}
-        made_here = {each: made for each, made in inputs.items() if not isinstance(made, Reference)}
-        settings = {"config": stage.config, "key": stage.key, "code_version": stage.code_version}
-        task = COMPONENTS[name](**settings, **made_here, **known)
-        configure(task, stage)
-        return task.outputs["artifact"]
-
     @dsl.pipeline(name=NAME, description=description)
     def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
-        post_training(trace)
+        made: dict[str, Any] = {node.name: node.reference for node in plan if node.cached}
+        for node in plan.to_run:
+            task = _task(node, {name: made[source.worker.name] for name, source in node.inputs.items()})
+            configure(task, node)
+            made[node.name] = task.outputs["artifact"]
 
     return pipeline
+
+
+def _task(node: PlannedStage, inputs: Mapping[str, Any]) -> dsl.PipelineTask:
+    """Return the task of a node.
+
+    Args:
+        node: The node.
+        inputs: By name of the input, a reference or the output of another task.
+    """
+    known = {f"{name}_known": made.to_json() for name, made in inputs.items() if isinstance(made, Reference)}
+    made_here = {name: made for name, made in inputs.items() if not isinstance(made, Reference)}
+    named = node.name != node.stage
+    component = copy(COMPONENTS[node.stage])
+    if named:
+        # kfp calls a task like its component, and a second one by a number that changes with what is cached.
+        component.component_spec = replace(component.component_spec, name=task_name(node.name))
+    task = component(config=node.config, key=node.key, code_version=node.code_version, **made_here, **known)
+    return task.set_display_name(node.name).set_env_variable(NODE, node.name) if named else task

@@ -1,21 +1,29 @@
 """The pipeline: which stage follows which, and whose artifact it reads. No other module knows.
 
-The function is traced: by the planner, whose `stage` returns what is planned for a stage, and by the builder of the Kubeflow
-pipeline, whose `stage` makes a task of it.
+A function of this form is traced by the planner, and by nothing else: the plan holds all that it says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 NAME = "ngrpo-post-training"
 
 
 class StageTracer(Protocol):
-    """Called once for each stage, in order; returns a handle that later stages take as input."""
+    """Called once for each node of the pipeline, in order; returns a handle that later nodes take as input."""
 
-    def __call__(self, name: str, /, **inputs: Any) -> Any:
-        """Add the stage `name`, which reads the artifacts of the stages that its `inputs` are handles of."""
+    def __call__(self, stage: str, /, *labels: str, settings: Mapping[str, Any] | None = None, **inputs: Any) -> Any:
+        """Add a node that runs the stage `stage` and reads the artifacts of the nodes that its `inputs` are handles of.
+
+        Args:
+            stage: Name of the stage; that of the node too, where there are no labels.
+            labels: What tells this node from others of the same stage, lower-case letters and digits: `("grpo", "seed1")` makes the node
+                `<stage>.grpo.seed1`.
+            settings: Settings that the node has in place of the run's, by their path, as in `{"training.steps": 40}`.
+            inputs: By name of the input.
+        """
         ...
 
 

@@ -70,7 +70,7 @@ def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = N
     resources = {"cpu": str(needs.cpus), "memory": f"{needs.memory_gib}Gi"}
     if needs.gpus:
         resources[cluster.gpu.resource] = str(needs.gpus)
-    metadata: dict[str, Any] = {"name": name, "labels": {STAGE_LABEL: task.stage, **cluster.queue_labels()}}
+    metadata: dict[str, Any] = {"name": name, "labels": {STAGE_LABEL: task.node_name, **cluster.queue_labels()}}
     if step.owner is not None:
         metadata["ownerReferences"] = [dict(step.owner)]
     return {
@@ -93,7 +93,9 @@ def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = N
                     *({"name": name, "valueFrom": {"secretKeyRef": place}} for name, place in secrets.items()),
                 ],
             },
-            "runtimePatches": [_patch({"labels": {**cluster.labels, STAGE_LABEL: task.stage}}, _pod(cluster, needs))],
+            "runtimePatches": [
+                _patch({"labels": {**cluster.labels, STAGE_LABEL: task.node_name}}, _pod(cluster, needs))
+            ],
         },
     }
 

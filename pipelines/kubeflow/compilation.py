@@ -11,6 +11,7 @@ import yaml
 from kfp import compiler, dsl
 
 from ngrpo.config import RunConfig
+from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.keys import config_json
 from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
@@ -42,13 +43,13 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
         YAML: the pipeline, and what the platform needs to know.
 
     Raises:
-        ConfigError: A stage asks for more than the cluster gives, or has no image.
+        ConfigError: A stage asks for more than the cluster gives or has no image, or several nodes run a stage that is never cached.
         GraphError: The compiled graph is broken.
     """
 
-    def configure(task: dsl.PipelineTask, stage: PlannedStage) -> None:
-        configure_pod(task, stage.name, config, images)
-        task.set_caching_options(caching and STAGES[stage.name].cacheable)
+    def configure(task: dsl.PipelineTask, node: PlannedStage) -> None:
+        configure_pod(task, node, config, images)
+        task.set_caching_options(caching and STAGES[node.stage].cacheable)
 
     return _compiled(kubeflow_pipeline(_keyed_by_run(plan), configure, description=config_json(config)))
 
@@ -103,10 +104,21 @@ def load_ir(text: str) -> tuple[IR, IR]:
 
 
 def _keyed_by_run(plan: Plan) -> Plan:
-    """Let a stage that is never cached take its key from the run: the same pipeline may be run many times."""
-    return Plan(
-        {
-            stage.name: stage if STAGES[stage.name].cacheable else replace(stage, key=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
-            for stage in plan
-        }
-    )
+    """Let a stage that is never cached take its key from the run: the same pipeline may be run many times.
+
+    Raises:
+        ConfigError: Several nodes run such a stage: Kubeflow replaces the id of the run only where it is all that a parameter says.
+    """
+    nodes: dict[str, PlannedStage] = {}
+    keyed: dict[str, str] = {}
+    for node in plan:
+        if not STAGES[node.stage].cacheable and node.same_as is None:
+            if node.stage in keyed:
+                raise ConfigError(
+                    f"nodes {keyed[node.stage]} and {node.name}: on a cluster {node.stage} can run once in a pipeline, for the key of its "
+                    "result is the id of the run: leave one"
+                )
+            keyed[node.stage] = node.name
+            node = replace(node, key=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+        nodes[node.name] = node
+    return Plan(nodes)

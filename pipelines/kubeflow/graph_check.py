@@ -12,7 +12,7 @@ from typing import Any
 
 from ngrpo.errors import NGRPOError
 
-Node = Mapping[str, Any]
+Spec = Mapping[str, Any]
 
 _UNNAMED_OUTPUT = "Output"
 _BY_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
@@ -26,12 +26,12 @@ class GraphError(NGRPOError):
     """A compiled pipeline is broken; the message names what, one line each."""
 
 
-def check_graph(spec: Node, platform: Node) -> None:
+def check_graph(spec: Spec, platform: Spec) -> None:
     """Refuse a compiled pipeline that could not run as it is written.
 
     Every component, executor, task, parameter and artifact that is referred to must exist, what is joined must be of the same
-    type, tasks must not wait for one another in a circle, and a condition must look at an unnamed output: of a named one it is
-    silently false. Images must be named by digest, and nothing may be installed when a stage starts.
+    type, tasks must not wait for one another in a circle, no two may work on the same result, and a condition must look at an unnamed
+    output: of a named one it is silently false. Images must be named by digest, and nothing may be installed when a stage starts.
 
     Args:
         spec: The pipeline.
@@ -52,7 +52,7 @@ def check_graph(spec: Node, platform: Node) -> None:
         raise GraphError("\n".join(f"compiled pipeline: {problem}" for problem in problems))
 
 
-def _executors(executors: Node) -> Iterator[str]:
+def _executors(executors: Spec) -> Iterator[str]:
     for name, executor in executors.items():
         container = executor.get("container")
         if container is None:
@@ -63,14 +63,14 @@ def _executors(executors: Node) -> Iterator[str]:
             yield f"executor {name}: installs packages when it starts"
 
 
-def _platform(platform: Node, executors: Node) -> Iterator[str]:
+def _platform(platform: Spec, executors: Spec) -> Iterator[str]:
     for kind, settings in platform.get("platforms", {}).items():
         for name in settings.get("deploymentSpec", {}).get("executors", {}):
             if name not in executors:
                 yield f"platform {kind}: there is no executor {name!r}"
 
 
-def _dag(where: str, component: Node, components: Node) -> list[str]:
+def _dag(where: str, component: Spec, components: Spec) -> list[str]:
     """Return what is wrong with the tasks of a component."""
     tasks = component["dag"].get("tasks", {})
     problems = []
@@ -90,10 +90,10 @@ def _dag(where: str, component: Node, components: Node) -> list[str]:
             for other in task.get("dependentTasks", ())
             if other not in tasks
         ]
-    return [*problems, *_cycle(where, tasks)]
+    return [*problems, *_cycle(where, tasks), *_same_result(where, tasks)]
 
 
-def _inputs(kind: str, task: Node, called: Node, component: Node, tasks: Node, components: Node) -> Iterator[str]:
+def _inputs(kind: str, task: Spec, called: Spec, component: Spec, tasks: Spec, components: Spec) -> Iterator[str]:
     """Compare the inputs that a task is given with those that its component declares. `kind`: parameters or artifacts."""
     given = task.get("inputs", {}).get(kind, {})
     declared = called.get("inputDefinitions", {}).get(kind, {})
@@ -115,7 +115,7 @@ def _inputs(kind: str, task: Node, called: Node, component: Node, tasks: Node, c
             yield f"input {name!r} is a {wanted} but is given a {found}"
 
 
-def _source(kind: str, source: Node, component: Node, tasks: Node, components: Node) -> tuple[str | None, str | None]:
+def _source(kind: str, source: Spec, component: Spec, tasks: Spec, components: Spec) -> tuple[str | None, str | None]:
     """Return the type of what an input is given, none where that is open, or what is wrong with it."""
     singular = kind.removesuffix("s")
     title = singular.capitalize()
@@ -136,7 +136,7 @@ def _source(kind: str, source: Node, component: Node, tasks: Node, components: N
     return None, f"unknown source {sorted(source)}"
 
 
-def _type(definition: Node) -> str:
+def _type(definition: Spec) -> str:
     """Return the type of a declared parameter or artifact."""
     if "artifactType" in definition:
         artifact = definition["artifactType"]
@@ -144,7 +144,7 @@ def _type(definition: Node) -> str:
     return str(definition["parameterType"])
 
 
-def _condition(task: Node) -> Iterator[str]:
+def _condition(task: Spec) -> Iterator[str]:
     condition = task.get("triggerPolicy", {}).get("condition")
     if condition is None:
         return
@@ -158,7 +158,7 @@ def _condition(task: Node) -> Iterator[str]:
             yield f"its condition reads the named output {key!r}, which is always false: return one unnamed value"
 
 
-def _cycle(where: str, tasks: Node) -> Iterator[str]:
+def _cycle(where: str, tasks: Spec) -> Iterator[str]:
     waits = {name: {other for other in _upstream(task) if other in tasks} for name, task in tasks.items()}
     try:
         TopologicalSorter(waits).prepare()
@@ -166,7 +166,18 @@ def _cycle(where: str, tasks: Node) -> Iterator[str]:
         yield f"{where}: tasks wait for one another: {' → '.join(reversed(error.args[1]))}"
 
 
-def _upstream(task: Node) -> Iterator[str]:
+def _same_result(where: str, tasks: Spec) -> Iterator[str]:
+    """Find tasks with the same key: at the same time, they would write one artifact and resume from one checkpoint."""
+    first: dict[str, str] = {}
+    for name, task in tasks.items():
+        parameter = task.get("inputs", {}).get("parameters", {}).get("key", {})
+        key = str(parameter.get("runtimeValue", {}).get("constant", ""))
+        # The id of the run is a key of the one task of each stage that is never cached.
+        if key and not key.startswith("{{") and first.setdefault(key, name) != name:
+            yield f"{where}: task {name}: works on the result of {first[key]}: plan them as one"
+
+
+def _upstream(task: Spec) -> Iterator[str]:
     """Return the tasks that a task waits for."""
     yield from task.get("dependentTasks", ())
     for title in ("Parameter", "Artifact"):

@@ -1,13 +1,14 @@
-"""The way to Kubernetes itself, for what Kubeflow's API does not tell: pods, their logs, queues, and what a run needs there."""
+"""The way to Kubernetes itself: what Kubeflow's API does not tell of runs, what a run needs there, and what `ngrpo doctor` tries."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from kubernetes.config.incluster_config import InClusterConfigLoader
 from urllib3.exceptions import HTTPError
 
 from ngrpo.config.cluster import STAGE_LABEL, TRAINING_TOKEN
-from ngrpo_kfp.components.launching.pending_pods import image_wait
 from ngrpo_kfp.pipelines.kubeflow.client import RETRIES, ClusterError, namespace
 from ngrpo_kfp.pipelines.kubeflow.pods import RUN_LABEL
 
@@ -28,29 +28,47 @@ WORKFLOWS = "/apis/argoproj.io/v1alpha1"
 JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
 """Label of the pods of a TrainJob: its name."""
 
-PATIENCE = timedelta(minutes=10)
-"""How long an image may fail to be pulled: a registry that restarts, or a limit on pulls, may take minutes."""
-
-_CURES = dict.fromkeys((409, 412, 429, 500, 502, 503, 504), "try again in a minute")
+_AGAIN = "somebody else changes it at this moment: run the command again"
+_CURES = {
+    401: "log in to the cluster again, or correct KUBECONFIG",
+    403: "ask whoever runs the cluster for that right, or to run this command",
+    404: "see that KUBECONFIG and KF_PIPELINES_NAMESPACE name the cluster and the namespace that you mean",
+    409: _AGAIN,
+    412: _AGAIN,
+    429: "it is overloaded: run the command again in a minute",
+}
+_CURE = "see the log of its API server, and run the command again"
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 
 
 class KubernetesError(ClusterError):
     """Kubernetes cannot be asked: there is no way to it, it does not answer, or it refuses."""
 
-    def __init__(self, message: str, status: int | None = None):
-        """Say what is wrong.
+    status: int | None = None
+    """HTTP status of the refusal; none where nothing answered."""
+
+
+class Refused(KubernetesError):
+    """Kubernetes answers a request with an error."""
+
+    def __init__(self, status: int, message: str):
+        """Say what was refused.
 
         Args:
-            message: One line with the cure.
-            status: HTTP status of the refusal; none where nothing answered.
+            status: HTTP status of the answer.
+            message: What it says.
         """
-        super().__init__(message)
         self.status = status
+        self.said = f"Kubernetes refuses ({status}: {message})"
+        self.cure = _CURES.get(status, _CURE)
+        super().__init__(f"{self.said}: {self.cure}")
 
 
 class Kubernetes:
     """The cluster that `KUBECONFIG` names, or that of this pod, as the account of `cluster.training_token` if its token is there."""
+
+    skew: float | None = None
+    """Seconds by which the clock of its API was ahead of ours at the last answer; none before the first."""
 
     def __init__(self) -> None:
         """Read how to reach the cluster; asks it nothing.
@@ -80,32 +98,69 @@ class Kubernetes:
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
         """
-        return self._call("GET", path, query)
+        return self._unless_gone("GET", path, query)
 
     def items(self, path: str, **query: str) -> list[Any]:
         """Return the objects of a list by its path, none where there is no such kind; see `get`."""
         found = self.get(path, **query)
         return list(found.get("items") or ()) if found is not None else []
 
-    def delete(self, path: str) -> bool:
+    def create(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Make an object, and return it.
+
+        Args:
+            path: Path of the objects of that kind.
+            body: The object.
+
+        Raises:
+            KubernetesError: The cluster refuses or cannot be reached; in the latter case it may have been made.
+        """
+        return self._ask("POST", path, {}, body)
+
+    def delete(self, path: str, *, grace_seconds: int | None = None) -> bool:
         """Delete an object with all that it owns; returns whether it was there.
+
+        Args:
+            path: Path of the object.
+            grace_seconds: Time that a pod has to end; by default its own.
 
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
         """
-        return self._call("DELETE", path, {"propagationPolicy": "Background"}) is not None
+        query = {"propagationPolicy": "Background"}
+        if grace_seconds is not None:
+            query["gracePeriodSeconds"] = str(grace_seconds)
+        return self._unless_gone("DELETE", path, query) is not None
 
-    def pods(self, run_id: str, stage: str | None = None) -> list[Any]:
-        """Return the pods of a run's stages, oldest first: `V1Pod`.
+    def may(self, verb: str, resource: str, namespace: str) -> bool:
+        """Say whether this account may do something in a namespace, for example `create` `pods` or `get` `pods/log`.
+
+        Raises:
+            KubernetesError: The cluster refuses or cannot be reached.
+        """
+        name, _, part = resource.partition("/")
+        asked = {"namespace": namespace, "verb": verb, "resource": name, "subresource": part}
+        review = self.create(
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": asked},
+            },
+        )
+        return bool(review["status"]["allowed"])
+
+    def pods(self, run_id: str, node: str | None = None) -> list[Any]:
+        """Return the pods of a run's nodes, oldest first: `V1Pod`.
 
         Args:
             run_id: The run.
-            stage: Name of a stage; none for those of all stages.
+            node: Name of a node; none for those of all nodes.
 
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
         """
-        return self._pods(f"{RUN_LABEL}={run_id},{STAGE_LABEL}" + ("" if stage is None else f"={stage}"))
+        return self._pods(f"{RUN_LABEL}={run_id},{STAGE_LABEL}" + ("" if node is None else f"={node}"))
 
     def pods_of_job(self, job: str) -> list[Any]:
         """Return the pods of a TrainJob, which bear no label of a run, oldest first; see `pods`."""
@@ -169,55 +224,47 @@ class Kubernetes:
         places = (each["positionInClusterQueue"] for each in pending if each["metadata"]["name"] == workload)
         return next((f", place {place + 1} of its cluster queue" for place in places), "")
 
-    def _call(self, verb: str, path: str, query: Mapping[str, str]) -> Any:
+    def _unless_gone(self, verb: str, path: str, query: Mapping[str, str]) -> Any:
         try:
-            with _explained():
-                return self._client.call_api(
-                    path,
-                    verb,
-                    query_params=list(query.items()),
-                    header_params={"Accept": "application/json"},
-                    response_type="object",
-                    auth_settings=["BearerToken"],
-                    _return_http_data_only=True,
-                    _request_timeout=_TIMEOUT,
-                )
-        except KubernetesError as error:
+            return self._ask(verb, path, query)
+        except Refused as error:
             if error.status == 404:
                 return None
             raise
 
+    def _ask(self, verb: str, path: str, query: Mapping[str, str], body: Mapping[str, Any] | None = None) -> Any:
+        before = datetime.now(UTC)
+        with _explained():
+            answer, _, headers = self._client.call_api(
+                path,
+                verb,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json", "Content-Type": "application/json"},
+                body=body,
+                response_type="object",
+                auth_settings=["BearerToken"],
+                _request_timeout=_TIMEOUT,
+            )
+        if not isinstance(answer, dict):
+            raise KubernetesError("what KUBECONFIG names does not answer as the API of Kubernetes does: correct it")
+        if date := headers.get("Date"):
+            self.skew = skew(date, before)
+        return answer
 
-def unpullable(run_id: str) -> str | None:
-    """Return which image of a run cannot be pulled, as one line with the cure; none while all is well, or may still become so.
 
-    Kubernetes tries for ever to pull an image, and Kubeflow waits with it until the pod's deadline.
+def skew(date: str, before: datetime) -> float | None:
+    """Return the seconds by which a server's clock is ahead of ours; none if its header tells no time.
 
     Args:
-        run_id: The run; a pod of it that has waited for its image for `PATIENCE` counts.
-
-    Raises:
-        KubernetesError: Kubernetes cannot be asked.
+        date: The header `Date` of its answer.
+        before: Our time when it was asked.
     """
-    return never_pulled(Kubernetes().pods(run_id))
-
-
-def never_pulled(pods: Iterable[Any]) -> str | None:
-    """Return which image of some pods, `V1Pod`, cannot be pulled; see `unpullable`."""
-    for pod in pods:
-        waits = image_wait(pod)
-        if waits is not None and datetime.now(UTC) - _placed(pod) >= PATIENCE:
-            stage = pod.metadata.labels[STAGE_LABEL]
-            return f"the image of {stage} could not be pulled for {PATIENCE.seconds // 60} minutes: {waits}"
-    return None
-
-
-def _placed(pod: Any) -> datetime:
-    """Return when a pod got its node; what it waited in a queue before counts for nothing."""
-    conditions = pod.status.conditions or ()
-    placed = (each.last_transition_time for each in conditions if each.type == "PodScheduled" and each.status == "True")
-    time: datetime = next(placed, None) or pod.metadata.creation_timestamp
-    return time
+    try:
+        told = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    after = datetime.now(UTC)
+    return (told.astimezone(UTC) - before - (after - before) / 2).total_seconds()
 
 
 @contextmanager
@@ -226,14 +273,14 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except client.ApiException as error:
-        cure = _CURES.get(error.status, f"check KUBECONFIG and your rights in namespace {namespace()}")
-        raise KubernetesError(f"Kubernetes refuses ({error.status} {_message(error)}): {cure}", error.status) from error
+        raise Refused(int(error.status or 0), _message(error)) from error
     except HTTPError as error:
         raise KubernetesError(f"Kubernetes cannot be reached ({type(error).__name__}): check KUBECONFIG") from error
 
 
 def _message(error: client.ApiException) -> str:
     try:
-        return str(json.loads(error.body)["message"])
+        said = str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
-        return str(error.reason)
+        said = str(error.reason)
+    return " ".join(said.split())

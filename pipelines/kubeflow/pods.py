@@ -31,6 +31,7 @@ from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES, TRIES
 from ngrpo_kfp.components.launching.train_job_manifest import TRAIN_JOB, JobSettings
 from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, NAMESPACE
 from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.planning.nodes import PlannedStage
 
 RUN_LABEL = "pipeline/runid"
 """Label that Kubeflow gives every pod of a run: the run's id."""
@@ -43,19 +44,19 @@ _YEAR = "31536000s"
 """For Argo a time limit of retries starts with the first pod's creation, counts queueing, and also ends the pod that replaces it."""
 
 
-def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images: Images) -> None:
+def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig, images: Images) -> None:
     """Give a task all that its stage's pod needs.
 
     Args:
-        task: The task of the stage.
-        stage: Name of the stage.
+        task: The task of the node.
+        node: The node; its pod asks for what its stage does.
         config: Configuration of the run: `resources` and `cluster`.
         images: Where the image is looked up: `gpu` for a stage that asks for GPUs, `cpu` for the others.
 
     Raises:
         ConfigError: The stage asks for more than a pod can get, or there is no such image.
     """
-    cluster, needs = config.cluster, config.needs(stage)
+    stage, cluster, needs = node.stage, config.cluster, config.needs(node.stage)
     cluster.require_room(stage, needs)
     timeout = cluster.timeout_seconds(stage)
     if cluster.nodes > 1 and STAGES[stage].parallel:
@@ -67,7 +68,7 @@ def configure_pod(task: dsl.PipelineTask, stage: str, config: RunConfig, images:
         needs = _LAUNCHER
         # The nodes of each try may have to wait for their start.
         timeout += int(60 * ((cluster.retry.times + 1) * cluster.nodes_start_minutes + _SLACK_MINUTES))
-    _prepare(task, stage, needs, cluster, images)
+    _prepare(task, node.name, needs, cluster, images)
     if needs.gpus:
         task.set_accelerator_type(cluster.gpu.resource).set_accelerator_limit(needs.gpus)
         _place(task, cluster.gpu.node_selector, cluster.gpu.tolerations)

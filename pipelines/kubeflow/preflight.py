@@ -7,23 +7,21 @@ is no reason to refuse a run.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Any
 
-from kubernetes.utils import parse_quantity
 from rich.console import Console
 from rich.markup import escape
 
 from ngrpo.config import RunConfig
-from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.config.cluster import ClusterConfig
 from ngrpo.stages.declarations import STAGES
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, namespace
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, TRAINER, Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.quotas import asked_by, local_queue, queue_quota, resource_quotas
 from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
 
 KUEUE_FOR_JOBS = (0, 17)
@@ -32,20 +30,6 @@ _KUEUE_IMAGE = re.compile(r":v?(\d+)\.(\d+)(?:\.\d+)?")
 _TOKEN_KEYS = ("ca.crt", "namespace", "token")
 _GPU_OVERLAY = "apply k8s/overlays/gpu, which has it"
 _PROFILE = "app.kubernetes.io/part-of"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What became of one look at the cluster."""
-
-    name: str
-    """What was looked at: a setting (`cluster.queue`), an image (`images.gpu`) or an object (`namespace`)."""
-    ok: bool | None
-    """Whether it is as it should be; none where it could not be looked up."""
-    said: str
-    """What was seen, one line."""
-    cure: str | None = None
-    """What to do, where it is not as it should be."""
 
 
 _Look = Callable[[Kubernetes, str], Finding]
@@ -129,10 +113,10 @@ def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _L
         yield "cluster.training_token", partial(_secret, secret=cluster.training_token, keys=_TOKEN_KEYS)
     if cluster.queue is not None:
         yield "cluster.queue", partial(_queue, queue=cluster.queue)
-        yield "cluster.queue quota", partial(_queue_quota, queue=cluster.queue, asked=_largest(config, stages))
+        yield "cluster.queue quota", partial(queue_quota, queue=cluster.queue, asked=asked_by(config, stages))
     if cluster.priority_class is not None:
         yield "cluster.priority_class", partial(_priority_class, priority=cluster.priority_class)
-    yield "resource quotas", partial(_resource_quotas, asked=_largest(config, stages))
+    yield "resource quotas", partial(resource_quotas, asked=asked_by(config, stages))
     if job:
         yield "cluster.training_runtime", partial(_training_runtime, runtime=cluster.training_runtime)
         yield "Kubeflow Trainer", _trainer
@@ -212,14 +196,14 @@ def _certificates(kubernetes: Kubernetes, name: str, config_map: str) -> Finding
     )
 
 
-# --- Kueue --------------------------------------------------------------------------------------------------------------
+# --- Kueue and Trainer ----------------------------------------------------------------------------------------------------
 
 
 def _queue(kubernetes: Kubernetes, name: str, queue: str) -> Finding:
     """Look whether the local queue is there and admits workloads."""
     if kubernetes.get(KUEUE) is None:
         return Finding(name, False, "the cluster has no Kueue 0.15 or newer", "install it, or leave cluster.queue out")
-    found = kubernetes.get(_own_queue(queue))
+    found = kubernetes.get(local_queue(queue))
     if found is None:
         return Finding(
             name,
@@ -234,70 +218,6 @@ def _queue(kubernetes: Kubernetes, name: str, queue: str) -> Finding:
             cure = f"see `kubectl describe clusterqueue {found['spec']['clusterQueue']}`"
             return Finding(name, False, said, cure)
     return Finding(name, True, f"{queue}, of cluster queue {found['spec']['clusterQueue']}")
-
-
-def _queue_quota(kubernetes: Kubernetes, name: str, queue: str, asked: Mapping[str, Mapping[str, Decimal]]) -> Finding:
-    """Look whether the quota of the cluster queue can ever hold each stage."""
-    local = kubernetes.get(_own_queue(queue))
-    if local is None:
-        return Finding(name, None, f"there is no local queue {queue}")
-    whole = local["spec"]["clusterQueue"]
-    found = kubernetes.get(f"{KUEUE}/clusterqueues/{whole}")
-    if found is None:
-        return Finding(
-            name,
-            False,
-            f"there is no cluster queue {whole}, which local queue {queue} names",
-            "apply k8s/cluster or k8s/overlays/gpu/cluster",
-        )
-    for stage, wanted in asked.items():
-        lacking = _lacking(found["spec"], wanted)
-        if lacking is not None:
-            return Finding(
-                name,
-                False,
-                f"{stage} can never start in cluster queue {whole}: {lacking}",
-                f"lower resources.{stage}, or raise the quota of {whole}",
-            )
-    return Finding(name, True, f"cluster queue {whole} can hold every stage")
-
-
-def _lacking(queue: Mapping[str, Any], wanted: Mapping[str, Decimal]) -> str | None:
-    """Return what of a request a cluster queue can never give, none if it can give all.
-
-    Args:
-        queue: `spec` of the cluster queue.
-        wanted: Amount by name of resource.
-    """
-    groups = queue.get("resourceGroups") or ()
-    covered = {resource for group in groups for resource in group["coveredResources"]}
-    for resource in wanted:
-        if resource not in covered:
-            return f"it has no {resource}"
-    cohort = queue.get("cohortName") or queue.get("cohort")
-    for group in groups:
-        own = {resource: amount for resource, amount in wanted.items() if resource in group["coveredResources"]}
-        most = [_most(flavor, bool(cohort)) for flavor in group["flavors"]]
-        # One flavor must have room for all of them.
-        if not any(all(amount <= flavor[resource] for resource, amount in own.items()) for flavor in most):
-            texts = [
-                f"{_text(resource, amount)} (of {_text(resource, max(each[resource] for each in most))})"
-                for resource, amount in own.items()
-            ]
-            return f"it asks for {', '.join(texts)}" + (" of one flavor" if len(most) > 1 else "")
-    return None
-
-
-def _most(flavor: Mapping[str, Any], cohort: bool) -> dict[str, Decimal]:
-    """Return by resource the most that a flavor of a queue can give, with what it may borrow from its cohort."""
-    most = {}
-    for resource in flavor["resources"]:
-        limit = resource.get("borrowingLimit")
-        amount = parse_quantity(resource["nominalQuota"])
-        if cohort:
-            amount = Decimal("Infinity") if limit is None else amount + parse_quantity(limit)
-        most[resource["name"]] = amount
-    return most
 
 
 def _priority_class(kubernetes: Kubernetes, name: str, priority: str) -> Finding:
@@ -331,38 +251,6 @@ def _kueue(kubernetes: Kubernetes, name: str) -> Finding:
     return Finding(name, True, version)
 
 
-# --- limits of the namespace, and Trainer -------------------------------------------------------------------------------
-
-
-def _resource_quotas(kubernetes: Kubernetes, name: str, asked: Mapping[str, Mapping[str, Decimal]]) -> Finding:
-    """Look whether a quota of the namespace leaves room for each stage, and lets Argo's own containers in."""
-    found = kubernetes.items(f"/api/v1/namespaces/{namespace()}/resourcequotas")
-    # One with a scope is for some pods only, those of a priority class for example.
-    quotas = [each for each in found if not each["spec"].get("scopes") and not each["spec"].get("scopeSelector")]
-    for quota in quotas:
-        hard, title = quota["spec"].get("hard") or {}, quota["metadata"]["name"]
-        for limit, most in hard.items():
-            resource = limit.removeprefix("requests.").removeprefix("limits.")
-            for stage, wanted in asked.items():
-                if resource in wanted and wanted[resource] > parse_quantity(most):
-                    return Finding(
-                        name,
-                        False,
-                        f"{stage} asks for {_text(resource, wanted[resource])}, and ResourceQuota {title} allows {most} in all",
-                        f"lower resources.{stage}, or raise the quota",
-                    )
-        limited = [limit for limit in hard if limit.rpartition(".")[2] in ("cpu", "memory")]
-        if limited and not kubernetes.items(f"/api/v1/namespaces/{namespace()}/limitranges"):
-            return Finding(
-                name,
-                False,
-                f"ResourceQuota {title} limits {', '.join(limited)}, so that every container must ask for some, and Argo's own do not",
-                "add a LimitRange with defaults to the namespace, or leave cpu and memory out of the quota",
-            )
-    titles = ", ".join(quota["metadata"]["name"] for quota in quotas)
-    return Finding(name, True, f"{titles}: room for every stage" if titles else "none")
-
-
 def _training_runtime(kubernetes: Kubernetes, name: str, runtime: str) -> Finding:
     if kubernetes.get(TRAINER) is None:
         cure = "install Kubeflow Trainer 2.3, or set cluster.nodes to 1"
@@ -394,7 +282,7 @@ def _trainer(kubernetes: Kubernetes, name: str) -> Finding:
     return Finding(name, True, "TrainJob has runtimePatches")
 
 
-# --- images, and what stages ask for ------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------------
 
 
 def _image(name: str, reference: str, cluster: ClusterConfig) -> Finding:
@@ -412,31 +300,5 @@ def _image(name: str, reference: str, cluster: ClusterConfig) -> Finding:
     )
 
 
-def _largest(config: RunConfig, stages: Collection[str]) -> dict[str, dict[str, Decimal]]:
-    """Return by stage what it asks for at once: what its pod asks for, or all nodes of its job."""
-    cluster = config.cluster
-    return {
-        stage: _amounts(config.needs(stage), cluster, cluster.nodes if STAGES[stage].parallel else 1)
-        for stage in stages
-    }
-
-
-def _amounts(needs: ResourcesConfig, cluster: ClusterConfig, pods: int) -> dict[str, Decimal]:
-    each = {
-        "cpu": Decimal(needs.cpus),
-        "memory": Decimal(needs.memory_gib) * 2**30,
-        cluster.gpu.resource: Decimal(needs.gpus),
-    }
-    return {resource: pods * amount for resource, amount in each.items() if amount}
-
-
-def _text(resource: str, amount: Decimal) -> str:
-    return f"{resource} {amount / 2**30:g}Gi" if resource == "memory" else f"{resource} {amount:g}"
-
-
 def _own(kind: str, name: str) -> str:
     return f"/api/v1/namespaces/{namespace()}/{kind}/{name}"
-
-
-def _own_queue(name: str) -> str:
-    return f"{KUEUE}/namespaces/{namespace()}/localqueues/{name}"

@@ -51,7 +51,7 @@ def submit(
         console: Where plan and run are shown.
         cache: Directory of verified downloads, in which the planner keeps what it reads.
         name: Name of the run.
-        rerun: A stage whose result is made again although the store has it.
+        rerun: A node, or the stage of one node only, whose result is made again although the store has it.
 
     Raises:
         NGRPOError: What the user can put right. Then nothing was submitted, unless the message says that this is not known.
@@ -61,16 +61,17 @@ def submit(
     store = ArtifactStore(objects, cache)
     tokens = _rerun_tokens(objects)
     asked: dict[str, str] = {}
-    if rerun is not None and STAGES[rerun].cacheable:
-        base_key = _plan(config, None, tokens)[rerun].base_key
-        # Names of tokens sort by time: the last one counts.
-        asked = {base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
+    if rerun is not None:
+        again = _plan(config, None, tokens).find(rerun)
+        if STAGES[again.stage].cacheable:
+            # Names of tokens sort by time: the last one counts.
+            asked = {again.base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
     plan = _plan(config, store, tokens | asked)
-    _require_possible(config, images, [stage.name for stage in plan.to_run])
+    _require_possible(config, images, plan.stages_to_run)
     text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan))
     client = connect()
-    require(config, images, console, [stage.name for stage in plan.to_run])
+    require(config, images, console, plan.stages_to_run)
     experiment = experiment_id(client)
     with package(text) as path, explained(f"run of {config.preset}"):
         run = client.run_pipeline(

@@ -17,6 +17,7 @@ from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, WORKFLOWS, Kube
 from ngrpo_kfp.pipelines.kubeflow.pods import RUN_LABEL
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import cancel_with_related
 from ngrpo_kfp.pipelines.kubeflow.submission import pipeline_of, recorded_config
+from ngrpo_kfp.pipelines.planning.nodes import node_of_task, stage_of
 
 _NEWEST_FIRST = "created_at desc"
 
@@ -44,9 +45,15 @@ def find_run(client: Client, run_id: str | None) -> Any:
 
 
 def tasks_of(client: Client, run_id: str) -> dict[str, Mapping[str, Any]]:
-    """Return the tasks of a run's pipeline by the name of their stage: `root.dag.tasks` of the pipeline specification."""
+    """Return the tasks of a run's pipeline by the name of their node: `root.dag.tasks` of the pipeline specification."""
     tasks = pipeline_of(client, run_id)["root"]["dag"]["tasks"]
-    return {name.replace("-", "_"): task for name, task in tasks.items()}
+    return {node_of_task(name, task["taskInfo"]["name"]): task for name, task in tasks.items()}
+
+
+def may_be_a_job(node: str) -> bool:
+    """Say whether the stage of a node, known by its name, can work on several machines as a TrainJob."""
+    stage = STAGES.get(stage_of(node))
+    return stage is not None and stage.parallel
 
 
 def key_of(task: Mapping[str, Any], run_id: str) -> str | None:
@@ -82,9 +89,7 @@ def _jobs_of(client: Client, run_id: str) -> list[str]:
     if recorded_config(client, run_id).cluster.nodes == 1:
         return []
     tasks = tasks_of(client, run_id)
-    return [
-        f"ngrpo-{key_of(task, run_id)}" for stage, task in tasks.items() if stage in STAGES and STAGES[stage].parallel
-    ]
+    return [f"ngrpo-{key_of(task, run_id)}" for node, task in tasks.items() if may_be_a_job(node)]
 
 
 def _delete_job(name: str, run_id: str) -> str:

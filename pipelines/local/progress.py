@@ -1,10 +1,10 @@
-"""What the user sees while the stages run: a line for each, with the last word of the one at work."""
+"""What the user sees while a run goes on: a line for each node, with the last word of the one at work."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -23,15 +23,15 @@ _SYMBOLS = {"cached": "[green]✓", "done": "[green]✓", "running": "[cyan]▶"
 
 
 @dataclass(frozen=True)
-class StageState:
-    """What the files of a run say about a stage at a moment."""
+class NodeState:
+    """What the files of a run say about a node at a moment."""
 
     name: str
     state: str
     """`cached`, `waiting`, `running`, `done` or `failed`."""
     seconds: float | None = None
     word: str = ""
-    """The last line that the stage printed."""
+    """The last line that its stage printed."""
 
 
 def last_line(log: Path) -> str:
@@ -65,21 +65,24 @@ class StageProgress:
         self._closed.set()
         self._thread.join()
 
-    def states(self) -> list[StageState]:
-        """Read the state of every stage, in order."""
-        return [StageState(stage.name, "cached") if stage.cached else self._state(stage.name) for stage in self._plan]
+    def states(self) -> list[NodeState]:
+        """Read the state of every node, in order."""
+        return [
+            NodeState(node.name, "cached") if node.cached else replace(self._state(node.worker.name), name=node.name)
+            for node in self._plan
+        ]
 
-    def _state(self, name: str) -> StageState:
+    def _state(self, name: str) -> NodeState:
         try:
             record = read_record(self._run, name)
         except DamagedStateError as error:  # the run raises it once its stages have ended
-            return StageState(name, "failed", word=str(error))
+            return NodeState(name, "failed", word=str(error))
         if record is None:
-            return StageState(name, "waiting")
+            return NodeState(name, "waiting")
         if "seconds" in record:
-            return StageState(name, "failed" if "error" in record else "done", record["seconds"])
+            return NodeState(name, "failed" if "error" in record else "done", record["seconds"])
         since = (self._run / "stages" / f"{name}.json").stat().st_mtime
-        return StageState(name, "running", max(0.0, time.time() - since), last_line(self._run / "logs" / f"{name}.log"))
+        return NodeState(name, "running", max(0.0, time.time() - since), last_line(self._run / "logs" / f"{name}.log"))
 
     def _follow(self) -> None:
         if self._console.is_terminal:
@@ -89,13 +92,13 @@ class StageProgress:
                     live.update(_table(self.states()), refresh=True)
                 live.update(_table(self.states()), refresh=True)
             return
-        shown: dict[str, StageState] = {}
+        shown: dict[str, NodeState] = {}
         told = time.monotonic()
         closing = False
         while not closing:
             closing = self._closed.wait(_POLL_SECONDS)
             for state in self.states():
-                before = shown.get(state.name, StageState(state.name, "waiting"))
+                before = shown.get(state.name, NodeState(state.name, "waiting"))
                 news = state.state != before.state
                 if not news and state.word != before.word and time.monotonic() - told > _PLAIN_SECONDS:
                     news = True
@@ -105,7 +108,7 @@ class StageProgress:
                     self._console.print(_plain(state), markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(states: list[StageState]) -> Table:
+def _table(states: list[NodeState]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column()
@@ -117,6 +120,6 @@ def _table(states: list[StageState]) -> Table:
     return table
 
 
-def _plain(state: StageState) -> str:
+def _plain(state: NodeState) -> str:
     seconds = f" {state.seconds:.1f} s" if state.seconds is not None and state.state != "running" else ""
     return f"{state.name}: {state.state}{seconds}{f'  {state.word}' if state.word else ''}"

@@ -16,6 +16,7 @@ from ngrpo.grading.grader import Grader
 from ngrpo_kfp.pipelines.local.reporting import finished_run
 from ngrpo_kfp.pipelines.local.run_pipeline import run
 from ngrpo_kfp.pipelines.local.workspace import Workspace
+from ngrpo_kfp.pipelines.planning.nodes import find_node, of_stage
 
 
 def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> None:
@@ -32,25 +33,30 @@ def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> 
     shown = Table(title="Verdicts")
     for column in ("model", "benchmark", "samples", "now correct", "no longer correct", "mean before", "mean now"):
         shown.add_column(column, justify="left" if column in ("model", "benchmark") else "right")
-    changed = 0
+    changed: dict[str, None] = {}
     with finished_run(run_directory, workspace) as (_summary, config, references, store), Grader() as grader:
-        samples = store.fetch(references["benchmark_evaluation"]) / "samples"
-        for benchmark in read_benchmarks(store.fetch(references["prepare_data"]) / "benchmarks"):
-            for path in sorted(samples.glob(f"*/{benchmark.name}.parquet")):
-                before = pq.read_table(path)
-                was, now = before["correct"], graded(before, benchmark, grader)["correct"]
-                gained, lost = _count(pc.and_not(now, was)), _count(pc.and_not(was, now))
-                changed += gained + lost
-                numbers = [
-                    str(before.num_rows),
-                    str(gained),
-                    str(lost),
-                    *(f"{pc.mean(v).as_py():.2%}" for v in (was, now)),
-                ]
-                shown.add_row(path.parent.name, benchmark.name, *numbers)
+        problems = store.fetch(references[find_node("prepare_data", references)]) / "benchmarks"
+        for node in of_stage("benchmark_evaluation", references):
+            samples = store.fetch(references[node]) / "samples"
+            for benchmark in read_benchmarks(problems):
+                for path in sorted(samples.glob(f"*/{benchmark.name}.parquet")):
+                    before = pq.read_table(path)
+                    was, now = before["correct"], graded(before, benchmark, grader)["correct"]
+                    gained, lost = _count(pc.and_not(now, was)), _count(pc.and_not(was, now))
+                    if gained or lost:
+                        changed[node] = None
+                    numbers = [
+                        str(before.num_rows),
+                        str(gained),
+                        str(lost),
+                        *(f"{pc.mean(v).as_py():.2%}" for v in (was, now)),
+                    ]
+                    # A node of several says by its labels which it is.
+                    model = ".".join([*node.split(".")[1:], path.parent.name])
+                    shown.add_row(model, benchmark.name, *numbers)
     console.print(shown)
-    if changed:
-        run(config, workspace, console, rerun="benchmark_evaluation")
+    for node in changed:
+        run(config, workspace, console, rerun=node)
 
 
 def _count(flags: pa.ChunkedArray) -> int:

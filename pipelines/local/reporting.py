@@ -15,6 +15,7 @@ from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
+from ngrpo_kfp.pipelines.planning.nodes import stage_of
 
 
 def build_report(
@@ -31,7 +32,7 @@ def build_report(
         path: File to write.
         summary: The run's `summary.json`.
         config: Configuration of the run.
-        references: Artifact of each stage.
+        references: Artifact of each node.
         store: Where the artifacts are; what is read of them is verified.
 
     Raises:
@@ -60,7 +61,7 @@ def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:
 def finished_run(
     run_directory: Path, workspace: Workspace
 ) -> Iterator[tuple[dict[str, Any], RunConfig, dict[str, Reference], ArtifactStore]]:
-    """Open a finished run: its summary, its configuration, the artifact of each stage, and the store they are in.
+    """Open a finished run: its summary, its configuration, the artifact of each node, and the store they are in.
 
     Raises:
         ConfigError: There is no such run, or it did not finish.
@@ -81,9 +82,9 @@ def finished_run(
     with services(workspace) as around:
         store = around.artifact_store(workspace)
         references = {}
-        for name, stage in summary["stages"].items():
-            found = store.find(name, stage["key"])
+        for name, node in summary["stages"].items():
+            found = store.find(stage_of(name), node["key"])
             if found is None:
-                raise StoreError(f"artifact {stage['artifact']} is gone: run the preset {config.preset} again")
+                raise StoreError(f"artifact {node['artifact']} is gone: run the preset {config.preset} again")
             references[name] = found
         yield summary, config, references, store

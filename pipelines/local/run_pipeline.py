@@ -7,7 +7,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.needs import require_gpus, show_needs
-from ngrpo_kfp.pipelines.planning.nodes import Plan
+from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
 from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
 
@@ -47,7 +47,7 @@ def run(
         workspace: Where everything is kept.
         console: Where progress and results are shown.
         base: `champion` to start from the champion in place of the configuration's base model.
-        rerun: A stage whose result is made again although the store has it.
+        rerun: A node, or the stage of one node only, whose result is made again although the store has it.
         runner: See `run_stages`.
 
     Raises:
@@ -62,7 +62,7 @@ def run(
         config = _based(config, base)
         if rerun is not None:
             before = _plan(config, workspace, None)
-            workspace.set_rerun_token(before[rerun].base_key, secrets.token_hex(8))
+            workspace.set_rerun_token(before.find(rerun).base_key, secrets.token_hex(8))
         name = workspace.run_name(config.preset)
         plan = _plan(config, workspace, store, name)
         require_gpus(config, plan)
@@ -136,15 +136,15 @@ def _run_plan(
     with pipeline_run(config, around, directory) as opening:
         records = run_stages(plan, directory, console, runner)
         tracked = opening.result()
-        references = {stage.name: stage.reference or _reference(records[stage.name]) for stage in plan}
-        evaluation = _read(store, references["benchmark_evaluation"], "evaluation.json")
-        promotion = _read(store, references["model_promotion"], "promotion.json")
+        references = {node.name: node.reference or _reference(records[node.worker.name]) for node in plan}
+        evaluations = _read(store, references, "benchmark_evaluation", "evaluation.json")
+        promotions = _read(store, references, "model_promotion", "promotion.json")
         summary = summarize(
             config,
             plan,
             records,
-            evaluation=evaluation,
-            promotion=promotion,
+            evaluations=evaluations,
+            promotions=promotions,
             tracking={"tracking_uri": around.tracking_uri, "run_id": tracked.run_id},
             wall_seconds=time.monotonic() - began,
         )
@@ -155,8 +155,9 @@ def _run_plan(
         for file in (report, directory / "summary.json"):
             tracked.log_file(file)
         tracked.set_tags({f"ngrpo.artifact.{name}": reference.uri for name, reference in references.items()})
-    console.print(results_table(evaluation, config.titles))
-    console.print(places(report, summary, promotion), soft_wrap=True)
+    for name, evaluation in evaluations.items():
+        console.print(results_table(evaluation, config.titles, name if len(evaluations) > 1 else None))
+    console.print(places(report, summary, promotions), soft_wrap=True)
 
 
 def _import(*modules: str) -> None:
@@ -168,6 +169,9 @@ def _reference(record: dict[str, Any]) -> Reference:
     return Reference(uri=record["artifact"], key=record["key"], digest=record["digest"])
 
 
-def _read(store: ArtifactStore, reference: Reference, name: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((store.fetch(reference, only=name) / name).read_text(encoding="utf-8"))
-    return value
+def _read(store: ArtifactStore, references: Mapping[str, Reference], stage: str, file: str) -> dict[str, Any]:
+    """Return a file of the artifact of each node of a stage, by node."""
+    return {
+        node: json.loads((store.fetch(references[node], only=file) / file).read_text(encoding="utf-8"))
+        for node in of_stage(stage, references)
+    }

@@ -1,4 +1,4 @@
-"""Run the stages of a plan on this machine, through kfp.local."""
+"""Run the nodes of a plan on this machine, through kfp.local."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def in_processes() -> Runner:
 def run_stages(
     plan: Plan, run_directory: Path, console: Console, runner: Callable[[], Runner] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Run the stages of a plan that have to run, one after another.
+    """Run the nodes of a plan that have to run, one after another.
 
     Args:
         plan: The plan of the run.
@@ -53,7 +53,7 @@ def run_stages(
         runner: Makes kfp's runner, where the environment is that of the stages; by default `in_processes`.
 
     Returns:
-        By stage that ran, its record: `key`, `cached`, `artifact`, `digest`, `seconds`.
+        By node that ran, its record: `key`, `cached`, `artifact`, `digest`, `seconds`.
 
     Raises:
         StageError: A stage failed; what earlier stages published stays.
@@ -69,7 +69,7 @@ def run_stages(
         lifeline(run_directory),
     ):
         failure = _run_pipeline(plan, run_directory, (runner or in_processes)())
-    records = {stage.name: read_record(run_directory, stage.name) for stage in plan.to_run}
+    records = {node.name: read_record(run_directory, node.name) for node in plan.to_run}
     culprit = first_failure(records)
     if culprit is not None:
         raise StageError(_describe(culprit, records[culprit], run_directory)) from failure
@@ -101,10 +101,10 @@ def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> RuntimeErr
 
 
 def first_failure(records: Mapping[str, Mapping[str, Any] | None]) -> str | None:
-    """Return the stage to blame: one that started and did not succeed, or else one that did not start; none if all did.
+    """Return the node to blame: one that started and did not succeed, or else one that did not start; none if all did.
 
     Args:
-        records: Record of each stage that had to run, none for one that did not start. Which of two independent stages kfp
+        records: Record of each node that had to run, none for one that did not start. Which of two independent nodes kfp
             starts first is not known.
     """
     for name, record in records.items():
@@ -113,15 +113,15 @@ def first_failure(records: Mapping[str, Mapping[str, Any] | None]) -> str | None
     return next((name for name, record in records.items() if record is None), None)
 
 
-def _describe(stage: str, record: Mapping[str, Any] | None, run_directory: Path) -> str:
-    log = run_directory / "logs" / f"{stage}.log"
+def _describe(node: str, record: Mapping[str, Any] | None, run_directory: Path) -> str:
+    log = run_directory / "logs" / f"{node}.log"
     if record is None:
-        return f"{stage}: did not start: see {log.with_name('kfp.log')}"
+        return f"{node}: did not start: see {log.with_name('kfp.log')}"
     if "error" in record:
-        return f"{stage}: {record['error']} (log: {log})"
+        return f"{node}: {record['error']} (log: {log})"
     word = last_line(log)
     return (
-        f"{stage}: its process was killed, perhaps for want of memory; the next run resumes it "
+        f"{node}: its process was killed, perhaps for want of memory; the next run resumes it "
         f"(last words: {word or 'none'}; log: {log})"
     )
 
@@ -132,9 +132,9 @@ def _reaped(plan: Plan, run_directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for stage in plan.to_run:
+        for node in plan.to_run:
             try:
-                record = read_record(run_directory, stage.name)
+                record = read_record(run_directory, node.name)
             except DamagedStateError:  # its process ends by the lifeline; the run says so below
                 continue
             if record is not None and "seconds" not in record:

@@ -16,7 +16,7 @@ from ngrpo.storage.state import read_state
 
 
 class PlanRecord(TypedDict):
-    """A stage in `plan.json` (`plan_record`)."""
+    """A node in `plan.json` (`plan_record`)."""
 
     cached: bool
     key: str
@@ -26,7 +26,7 @@ class PlanRecord(TypedDict):
 
 
 class StageRecord(TypedDict):
-    """`stages/<stage>.json`: what a stage says of itself, when it starts and when it ends (`ngrpo.stages.execution`)."""
+    """`stages/<node>.json`: what a stage says of itself, when it starts and when it ends (`ngrpo.stages.execution`)."""
 
     key: str
     pid: int
@@ -60,7 +60,7 @@ class _Summary(TypedDict):
 
 
 def read_plan(run_directory: Path) -> dict[str, PlanRecord] | None:
-    """Return the plan of a run by stage; none if it was not written.
+    """Return the plan of a run by node; none if it was not written.
 
     Raises:
         DamagedStateError: It cannot be read.
@@ -70,13 +70,13 @@ def read_plan(run_directory: Path) -> dict[str, PlanRecord] | None:
     )
 
 
-def read_record(run_directory: Path, stage: str) -> dict[str, Any] | None:
-    """Return what a stage recorded of itself in a run; none if it did not start.
+def read_record(run_directory: Path, node: str) -> dict[str, Any] | None:
+    """Return what the stage of a node recorded of itself in a run; none if it did not start.
 
     Raises:
         DamagedStateError: It cannot be read.
     """
-    path = run_directory / "stages" / f"{stage}.json"
+    path = run_directory / "stages" / f"{node}.json"
     return cast("dict[str, Any] | None", read_state(path, StageRecord, cure="run again: finished stages are kept"))
 
 

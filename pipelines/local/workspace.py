@@ -164,13 +164,13 @@ class Workspace:
         runs = [run for run in self.runs.glob("*") if run.name[_STAMP_LENGTH:] == f"-{preset}"]
         for run in sorted(runs, reverse=True):
             try:
-                stages: Mapping[str, Any] | None = read_plan(run)
+                nodes: Mapping[str, Any] | None = read_plan(run)
             except DamagedStateError as error:
                 _say_ignored(error)
                 continue
-            if stages is not None:
-                finished = {name for name, stage in stages.items() if stage["cached"] or _has_finished(run, name)}
-                return History(stages, frozenset(finished))
+            if nodes is not None:
+                finished = {name for name, node in nodes.items() if node["cached"] or _has_finished(run, name)}
+                return History(nodes, frozenset(finished))
         return History()
 
     def rerun_tokens(self) -> dict[str, str]:
@@ -250,9 +250,9 @@ def _started(run: Path) -> datetime | None:
         return None
 
 
-def _has_finished(run: Path, stage: str) -> bool:
+def _has_finished(run: Path, node: str) -> bool:
     try:
-        return "artifact" in (read_record(run, stage) or {})
+        return "artifact" in (read_record(run, node) or {})
     except DamagedStateError as error:
         _say_ignored(error)
         return False

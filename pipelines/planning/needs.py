@@ -14,7 +14,7 @@ from ngrpo_kfp.pipelines.planning.nodes import Plan
 
 
 def show_needs(config: RunConfig, plan: Plan, console: Console) -> None:
-    """Print what each stage asks for and what the run would fetch from outside."""
+    """Print what each node asks for and what the run would fetch from outside."""
     console.print(_resources_table(config, plan))
     lines = downloads(config)
     console.print("Downloads:" if lines else "Downloads: none")
@@ -27,10 +27,10 @@ def _resources_table(config: RunConfig, plan: Plan) -> Table:
     table.add_column("stage")
     for column in ("GPUs", "cores", "memory"):
         table.add_column(column, justify="right")
-    for stage in plan:
-        needs = config.needs(stage.name)
+    for node in plan:
+        needs = config.needs(node.stage)
         gpus = f"{needs.gpus} x {needs.gpu_memory_gib} GiB" if needs.gpus else "-"
-        table.add_row(stage.name, gpus, str(needs.cpus), f"{needs.memory_gib} GiB")
+        table.add_row(node.name, gpus, str(needs.cpus), f"{needs.memory_gib} GiB")
     return table
 
 
@@ -56,17 +56,17 @@ def require_gpus(config: RunConfig, plan: Plan, devices: Path = Path("/dev")) ->
 
     Args:
         config: Configuration of the run.
-        plan: Only stages that have to run count.
+        plan: Only nodes that have to run count.
         devices: Where the driver lists its devices.
 
     Raises:
         ConfigError: Names the first such stage.
     """
     present = sum(device.name.removeprefix("nvidia").isdigit() for device in devices.glob("nvidia*"))
-    for stage in plan.to_run:
-        needs = config.needs(stage.name)
+    for stage in plan.stages_to_run:
+        needs = config.needs(stage)
         if needs.gpus > present:
             raise ConfigError(
-                f"resources.{stage.name}.gpus={needs.gpus} but this machine has {present}: run the preset on a machine that "
-                f"has them, or set resources.{stage.name}.gpus={present}; --dry-run shows what it needs"
+                f"resources.{stage}.gpus={needs.gpus} but this machine has {present}: run the preset on a machine that "
+                f"has them, or set resources.{stage}.gpus={present}; --dry-run shows what it needs"
             )

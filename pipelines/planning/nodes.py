@@ -1,19 +1,36 @@
-"""What is known of a run's stages before anything runs, and what an earlier run recorded of them."""
+"""The nodes of a run: what they are called, what is known of them before anything runs, and what an earlier run recorded of them.
+
+A node is a place in the pipeline: the stage that runs there, with the settings that it has there. It is called like its stage, or
+`<stage>.<label>.<label>` where the stage stands in the pipeline several times. Such a name is also that of files, of MLflow runs and the
+value of a Kubernetes label; `task_name` is the form that Kubeflow's tasks have.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ngrpo.errors import ConfigError
 from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
+
+_LABEL = re.compile(r"[a-z0-9]+")
+_DRIVER = "driver"
+"""Kubeflow puts a task `<task>-driver` before each task."""
+_LONGEST_NAME = 63
+"""Characters of the value of a Kubernetes label."""
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What is known of a stage before anything runs."""
+    """What is known of a node before anything runs: a stage, planned."""
 
     name: str
+    """Name of the node."""
+    stage: str
+    """Name of the stage that it runs."""
     key: str
     """Key of its result."""
     base_key: str
@@ -24,38 +41,54 @@ class PlannedStage:
     sources: Mapping[str, str]
     """Hash of each source file behind `code_version`."""
     inputs: Mapping[str, PlannedStage]
-    """The stages whose artifacts it reads, by the input's name."""
+    """The nodes whose artifacts it reads, by the input's name."""
     reference: Reference | None
     """Its result, if the store has a sound one."""
     damaged: Reference | None
     """Its result, if the store has one that does not match its manifest."""
     reasons: tuple[str, ...]
-    """Why it has to run; empty if it does not."""
+    """Why it has to run, or whose result it takes; empty if its own is in the store."""
+    same_as: PlannedStage | None = None
+    """The first node of the run with the same key: the work is done there, once, and this node takes the result."""
 
     @property
     def cached(self) -> bool:
         """Whether the result in the store stands for a run."""
         return self.reference is not None
 
+    @property
+    def worker(self) -> PlannedStage:
+        """The node that makes the result: this one, or the one that does the same work before it."""
+        return self.same_as or self
+
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages in order."""
+    """All nodes in order."""
 
-    stages: Mapping[str, PlannedStage]
+    nodes: Mapping[str, PlannedStage]
 
     def __iter__(self) -> Iterator[PlannedStage]:
-        """Iterate over the stages in order."""
-        return iter(self.stages.values())
+        """Iterate over the nodes in order."""
+        return iter(self.nodes.values())
 
     def __getitem__(self, name: str) -> PlannedStage:
-        """Return a stage by name."""
-        return self.stages[name]
+        """Return a node by name."""
+        return self.nodes[name]
+
+    def find(self, name: str) -> PlannedStage:
+        """Return the node that a person means; see `find_node`."""
+        return self[find_node(name, self.nodes)]
 
     @property
     def to_run(self) -> list[PlannedStage]:
-        """The stages that have to run, in order."""
-        return [stage for stage in self if not stage.cached]
+        """The nodes that have to run, in order."""
+        return [node for node in self if not node.cached and node.same_as is None]
+
+    @property
+    def stages_to_run(self) -> list[str]:
+        """The stages of those nodes, each once."""
+        return list(dict.fromkeys(node.stage for node in self.to_run))
 
 
 @dataclass(frozen=True)
@@ -63,6 +96,90 @@ class History:
     """What an earlier run recorded; an empty history explains a first run."""
 
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What `plan_record` said."""
+    """By node, what `plan_record` said."""
     finished: frozenset[str] = frozenset()
-    """Stages that had a result when the run ended."""
+    """Nodes that had a result when the run ended."""
+
+
+def node_name(stage: str, labels: Sequence[str], taken: Collection[str]) -> str:
+    """Return the name of a node.
+
+    Args:
+        stage: The stage that it runs.
+        labels: What tells it from others of that stage.
+        taken: Names of the other nodes.
+
+    Raises:
+        ConfigError: A label has characters that files, Kubernetes and Kubeflow do not all take, or the name is taken or too long.
+    """
+    name = ".".join([stage, *labels])
+    for label in labels:
+        if _LABEL.fullmatch(label) is None or label == _DRIVER:
+            raise ConfigError(
+                f"node {name}: label {label!r}: a label has lower-case letters and digits only, and is not {_DRIVER!r}, a word of "
+                "Kubeflow's: choose another"
+            )
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(f"node {name}: its name has more than {_LONGEST_NAME} characters: shorten the labels")
+    for other in taken:
+        if task_name(other) == task_name(name):
+            raise ConfigError(f"node {name}: the pipeline has a node {other} already: give one of them another label")
+    return name
+
+
+def stage_of(node: str) -> str:
+    """Return the stage that a node runs, by the node's name."""
+    return node.partition(".")[0]
+
+
+def task_name(node: str) -> str:
+    """Return what the Kubeflow task of a node is called: kfp puts a dash for every other character."""
+    return node.replace("_", "-").replace(".", "-")
+
+
+def node_of_task(task: str, display_name: str) -> str:
+    """Return the node of a Kubeflow task.
+
+    Args:
+        task: Name of the task.
+        display_name: `taskInfo.name` of the task: the node's name where it has labels, for a dash does not tell what it stands for.
+    """
+    return display_name if "." in display_name else task.replace("-", "_")
+
+
+def of_stage(stage: str, nodes: Iterable[str]) -> list[str]:
+    """Return the nodes that run a stage, of some."""
+    return [node for node in nodes if stage_of(node) == stage]
+
+
+def find_node(name: str, nodes: Collection[str]) -> str:
+    """Return the node that a person means.
+
+    Args:
+        name: Name of a node, or of a stage that only one node runs.
+        nodes: Names of all nodes.
+
+    Raises:
+        ConfigError: There is no such node, or there are several.
+    """
+    found = [name] if name in nodes else of_stage(name, nodes)
+    if not found:
+        raise ConfigError(f"{name!r} is no node of the pipeline: name one of {', '.join(nodes)}")
+    if len(found) > 1:
+        raise ConfigError(f"{name!r} runs several times: name one of {', '.join(found)}")
+    return found[0]
+
+
+def names_of(pipeline: Callable[[StageTracer], None] = post_training) -> list[str]:
+    """Return the names of the nodes of a pipeline, in order, without planning it.
+
+    Args:
+        pipeline: The pipeline to trace, as of `make_plan`.
+    """
+    names: list[str] = []
+
+    def trace(stage: str, /, *labels: str, settings: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+        names.append(node_name(stage, labels, names))
+
+    pipeline(trace)
+    return names

@@ -1,4 +1,4 @@
-"""The plan of a run: for each stage its key, whether the store has its result, and why it has to run if not."""
+"""The plan of a run: for each node its key, whether the store has its result, and why it has to run if not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from ngrpo.config import RunConfig, select
+from ngrpo.config.reading import override
+from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES, Stage
 from ngrpo.stages.keys import code_version, config_json, source_files, stage_key
 from ngrpo.storage.artifacts import ArtifactStore
-from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage
+from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage, node_name
 from ngrpo_kfp.pipelines.planning.reasons import explain, other_graders
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
 
@@ -33,31 +35,41 @@ def make_plan(
         run: Name of the run; part of the key of the stages that are never cached.
         store: Where results are looked up and verified; none to plan without looking.
         rerun_tokens: Token by base key, for the results that were asked for again.
-        history: The run to compare with when saying why a stage has to run.
+        history: The run to compare with when saying why a node has to run.
         stages: The stages by name.
         pipeline: The pipeline to trace.
 
     Raises:
+        ConfigError: A node has a name or settings that cannot be.
         StoreError: The store cannot be reached, or what it holds is not known: a fault while reading is no reason to run a stage.
     """
     planned: dict[str, PlannedStage] = {}
+    first_with: dict[str, PlannedStage] = {}
 
-    def trace(name: str, /, **inputs: PlannedStage) -> PlannedStage:
-        stage = stages[name]
-        settings = config_json(select(config, stage.config))
+    def trace(
+        stage_name: str, /, *labels: str, settings: Mapping[str, Any] | None = None, **inputs: PlannedStage
+    ) -> PlannedStage:
+        name, stage = node_name(stage_name, labels, planned), stages[stage_name]
+        own = config if settings is None else _own_config(config, name, settings, stages)
+        text = config_json(select(own, stage.config))
         code = code_version(stage.module)
         input_keys = {input_name: source.key for input_name, source in inputs.items()}
-        base_key = stage_key(name, settings, code, input_keys)
+        base_key = stage_key(stage_name, text, code, input_keys)
         token = rerun_tokens.get(base_key) if stage.cacheable else run
-        key = base_key if token is None else stage_key(name, settings, code, input_keys, token)
-        found = store.find(name, key) if store is not None and stage.cacheable else None
+        key = base_key if token is None else stage_key(stage_name, text, code, input_keys, token)
+        first = first_with.get(key)
+        if first is not None:
+            planned[name] = _same_work(first, name, inputs)
+            return planned[name]
+        found = store.find(stage_name, key) if store is not None and stage.cacheable else None
         problems = store.verify(found) if store is not None and found is not None else []
         sound = found is not None and not problems
         new = PlannedStage(
             name=name,
+            stage=stage_name,
             key=key,
             base_key=base_key,
-            config=settings,
+            config=text,
             code_version=code,
             sources=source_files(stage.module),
             inputs=inputs,
@@ -73,23 +85,45 @@ def make_plan(
             reasons = [f"artifact damaged: {problem}" for problem in problems]
         else:
             reasons = [] if sound else explain(new, history)
-        planned[name] = replace(new, reasons=tuple(reasons))
+        planned[name] = first_with[key] = replace(new, reasons=tuple(reasons))
         return planned[name]
 
     pipeline(trace)
     return Plan(planned)
 
 
+def _own_config(config: RunConfig, node: str, settings: Mapping[str, Any], stages: Mapping[str, Stage]) -> RunConfig:
+    """Return the configuration of a node with settings of its own.
+
+    Raises:
+        ConfigError: They are unknown or impossible, or no stage reads them: what a run needs of machines is the run's.
+    """
+    read = {field for stage in stages.values() for field in stage.config.model_fields}
+    try:
+        for path in settings:
+            if path.partition(".")[0] not in read:
+                raise ConfigError(f"{path}: no stage reads it, so that it is the run's: set it there")
+        return override(config, [f"{path}={json.dumps(value)}" for path, value in settings.items()])
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"node {node}: {line}" for line in str(error).splitlines())) from error
+
+
+def _same_work(first: PlannedStage, name: str, inputs: Mapping[str, PlannedStage]) -> PlannedStage:
+    """Return a node that does what another one does before it: two tasks at the same time would write one result."""
+    reasons = () if first.cached else (f"the same work as {first.name}: takes its result",)
+    return replace(first, name=name, inputs=inputs, reasons=reasons, same_as=first)
+
+
 def plan_record(plan: Plan) -> dict[str, Any]:
     """Return what a later plan compares itself with (`History.stages`)."""
     return {
-        stage.name: {
-            "cached": stage.cached,
-            "key": stage.key,
-            "base_key": stage.base_key,
-            "config": json.loads(stage.config),
-            "sources": {path: sha256[:12] for path, sha256 in stage.sources.items()},
-            "inputs": {name: source.key for name, source in stage.inputs.items()},
+        node.name: {
+            "cached": node.cached,
+            "key": node.key,
+            "base_key": node.base_key,
+            "config": json.loads(node.config),
+            "sources": {path: sha256[:12] for path, sha256 in node.sources.items()},
+            "inputs": {name: source.key for name, source in node.inputs.items()},
         }
-        for stage in plan
+        for node in plan
     }

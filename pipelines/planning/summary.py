@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import RunConfig
-from ngrpo_kfp.pipelines.planning.nodes import Plan
+from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
 
 _RESULT_FIELDS = ("mean", "mean_ci", "pass_at_k", "n_problems", "n_samples")
 
@@ -20,8 +20,8 @@ def summarize(
     plan: Plan,
     records: Mapping[str, Mapping[str, Any]],
     *,
-    evaluation: Mapping[str, Any],
-    promotion: Mapping[str, Any],
+    evaluations: Mapping[str, Any],
+    promotions: Mapping[str, Any],
     tracking: Mapping[str, str],
     wall_seconds: float,
 ) -> dict[str, Any]:
@@ -30,9 +30,9 @@ def summarize(
     Args:
         config: Configuration of the run.
         plan: The plan that was run.
-        records: Record of each stage that ran (`run_stages`).
-        evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
-        promotion: `promotion.json` of the stage `model_promotion`.
+        records: Record of each node that ran (`run_stages`).
+        evaluations: By node of the stage `benchmark_evaluation`, its `evaluation.json`.
+        promotions: By node of the stage `model_promotion`, its `promotion.json`.
         tracking: `tracking_uri` of MLflow and `run_id` of this run there.
         wall_seconds: Seconds since the run began.
     """
@@ -41,53 +41,64 @@ def summarize(
         "preset": config.preset,
         "seed": config.seed,
         "wall_seconds": round(wall_seconds, 3),
-        "stages": {stage.name: _stage_summary(stage.name, plan, records) for stage in plan},
-        "evaluation": {
-            model: {field: results[benchmark][field] for field in _RESULT_FIELDS}
-            for model, results in evaluation["models"].items()
-        },
-        "promotion": {field: promotion[field] for field in ("decision", "model", "version", "alias")},
+        "stages": {node.name: _node_summary(node, records) for node in plan},
+        **_one_or_by_node("evaluation", {node: _means(each, benchmark) for node, each in evaluations.items()}),
+        **_one_or_by_node("promotion", {node: _decision(each) for node, each in promotions.items()}),
         "mlflow": dict(tracking),
     }
 
 
-def _stage_summary(name: str, plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    planned = plan[name]
-    if planned.reference is not None:
-        return {
-            "seconds": 0.0,
-            "peak_memory_bytes": 0,
-            "cached": True,
-            "key": planned.key,
-            "artifact": planned.reference.uri,
-        }
-    record = records[name]
-    return {field: record[field] for field in ("seconds", "peak_memory_bytes", "cached", "key", "artifact")}
+def _one_or_by_node(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what there is one of under its name, and several, or none, by node under the plural."""
+    return {what: next(iter(values.values()))} if len(values) == 1 else {f"{what}s": dict(values)}
+
+
+def _means(evaluation: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
+    return {
+        model: {field: results[benchmark][field] for field in _RESULT_FIELDS}
+        for model, results in evaluation["models"].items()
+    }
+
+
+def _decision(promotion: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: promotion[field] for field in ("decision", "model", "version", "alias")}
+
+
+def _node_summary(node: PlannedStage, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    if node.reference is None and node.same_as is None:
+        record = records[node.name]
+        return {field: record[field] for field in ("seconds", "peak_memory_bytes", "cached", "key", "artifact")}
+    artifact = records[node.worker.name]["artifact"] if node.reference is None else node.reference.uri
+    return {"seconds": 0.0, "peak_memory_bytes": 0, "cached": True, "key": node.key, "artifact": artifact}
 
 
 def plan_table(plan: Plan) -> Table:
-    """Return the table of a plan: for each stage whether it runs, and why."""
+    """Return the table of a plan: for each node whether it runs, and why."""
     table = Table(title="Plan")
     for column in ("stage", "key", ""):
         table.add_column(column)
     table.add_column("why", overflow="fold")
-    for stage in plan:
-        state = "[green]cached" if stage.cached else "[yellow]to run"
-        table.add_row(stage.name, stage.key[:12], state, escape("; ".join(stage.reasons)))
+    for node in plan:
+        state = "[green]cached" if node.cached else "[yellow]to run" if node.same_as is None else "[green]shared"
+        table.add_row(node.name, node.key[:12], state, escape("; ".join(node.reasons)))
     return table
 
 
-def results_table(evaluation: Mapping[str, Any], titles: Mapping[str, str] | None = None) -> Table:
+def results_table(
+    evaluation: Mapping[str, Any], titles: Mapping[str, str] | None = None, node: str | None = None
+) -> Table:
     """Return the table of all benchmarks in percent: every model, and what the trained one gained over the one it started from.
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
         titles: How benchmarks are called that are not called by their name.
+        node: Whose results they are, where there are several.
     """
     models = evaluation["models"]
     # Without a warm start, base model and warm start are one (see `benchmark_evaluation`).
     names = {"warm_start": "warm start" if "base" in models else "base model"}
-    table = Table(title="Results (%, with the interval of the mean)")
+    whose = "" if node is None else f" of {node}"
+    table = Table(title=f"Results{whose} (%, with the interval of the mean)")
     table.add_column("benchmark")
     table.add_column("")
     for model in models:
@@ -115,23 +126,26 @@ def results_table(evaluation: Mapping[str, Any], titles: Mapping[str, str] | Non
     return table
 
 
-def places(report: Path, summary: Mapping[str, Any], promotion: Mapping[str, Any]) -> str:
-    """Return the three places to look after a run: report, MLflow, model registry.
+def places(report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the places to look after a run: report, MLflow, model registry.
 
     Args:
         report: The report that was written.
         summary: `summary.json` of the run.
-        promotion: `promotion.json` of the stage `model_promotion`.
+        promotions: By node of the stage `model_promotion`, its `promotion.json`.
     """
     tracking = summary["mlflow"]
     served = tracking["tracking_uri"] if tracking["tracking_uri"].startswith("http") else "`make ui` serves it"
-    version = promotion["version"] if promotion["alias"] == "champion" else promotion["champion_version"]
-    champion = f"models:/{promotion['model']}@champion is " + ("not set" if version is None else f"version {version}")
-    return (
-        f"report    {report}\n"
-        f"MLflow    run {tracking['run_id']} ({served})\n"
-        f"champion  {escape(champion)}; this model: {promotion['decision']}, {escape(promotion['reason'])}"
-    )
+    lines = [f"report    {report}", f"MLflow    run {tracking['run_id']} ({served})"]
+    for promotion in promotions.values():
+        version = promotion["version"] if promotion["alias"] == "champion" else promotion["champion_version"]
+        champion = f"models:/{promotion['model']}@champion is " + (
+            "not set" if version is None else f"version {version}"
+        )
+        lines.append(
+            f"champion  {escape(champion)}; this model: {promotion['decision']}, {escape(promotion['reason'])}"
+        )
+    return "\n".join(lines)
 
 
 def _percent(fraction: float) -> str:

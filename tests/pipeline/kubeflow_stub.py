@@ -24,6 +24,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from ngrpo.stages.tries import begin, keep
 from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.planning.nodes import stage_of, task_name
 
 _SERIALIZER = api.ApiClient()
 _IN_ORDER = (
@@ -178,10 +179,10 @@ class Kubeflow:
     def details(self, run):
         return (run.run_details.task_details if run.run_details else None) or []
 
-    def keep_try(self, objects, run, stage, outcome, *, error=None, number=1, log="", pod="pod-0"):
-        """Let a stage of a run have kept a try beside the artifacts."""
-        key = self.parameter(run, stage.replace("_", "-"), "key")
-        attempt = begin(stage, key, pipeline_run=run.run_id, pod=pod, number=number, of=3)
+    def keep_try(self, objects, run, node, outcome, *, error=None, number=1, log="", pod="pod-0"):
+        """Let a node of a run have kept a try beside the artifacts."""
+        key = self.parameter(run, task_name(node), "key")
+        attempt = begin(stage_of(node), key, pipeline_run=run.run_id, pod=pod, number=number, of=3)
         keep(objects, replace(attempt, outcome=outcome, error=error, seconds=12.0), log.encode())
         return attempt
 

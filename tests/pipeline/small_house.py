@@ -74,8 +74,9 @@ PROMOTION = {{"decision": "promoted", "reason": "first", "model": "ngrpo", "vers
 """
 REPORT = """
 def write_report(path, *, summary, config, artifacts):
-    assert all((directory / "payload.txt").read_text() == name for name, directory in artifacts.items())
-    path.write_text(f"<html>{summary['evaluation']}")
+    stages = {name: name.partition(".")[0] for name in artifacts}
+    assert all((directory / "payload.txt").read_text() == stages[name] for name, directory in artifacts.items())
+    path.write_text(f"<html>{summary.get('evaluation')}")
 """
 
 

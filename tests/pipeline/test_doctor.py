@@ -25,7 +25,7 @@ from ngrpo_kfp.pipelines.kubeflow.doctor import probe as cluster_probe
 from ngrpo_kfp.pipelines.kubeflow.doctor.probe import manifest, probe
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import MARK, reached
 from ngrpo_kfp.pipelines.kubeflow.doctor.report import looked_at
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects, Refused
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, Refused
 
 pytestmark = pytest.mark.pipeline
 
@@ -322,7 +322,7 @@ def test_a_refusal_has_the_cure_of_its_kind(cluster, monkeypatch, status, cure):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     cluster.faults = [("GET", f"^{DEPLOYMENTS}$", status, "not now")]
     with pytest.raises(Refused, match=rf"Kubernetes refuses \({status}: not now\).*{cure}") as caught:
-        Objects().items(DEPLOYMENTS)
+        Kubernetes().items(DEPLOYMENTS)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -351,7 +351,7 @@ def test_an_account_that_may_see_nothing(cluster, doctor):
 def test_a_pod_that_is_refused(cluster, status, mark):
     cluster.faults = [("POST", f"^{PODS}$", status, "exceeded quota: team")]
     settings = load_config(PRESETS / "paper-7b.toml", [], CLUSTER).cluster
-    (finding,) = looked_at("from a pod", lambda: probe(Objects(), settings, "image"))
+    (finding,) = looked_at("from a pod", lambda: probe(Kubernetes(), settings, "image"))
     assert finding.ok is mark
     assert f"({status}: exceeded quota: team)" in finding.said
     assert finding.cure

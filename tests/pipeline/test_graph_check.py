@@ -79,6 +79,11 @@ def circle(graph):
     tasks(graph)["prepare-data"]["dependentTasks"] = ["model-promotion"]
 
 
+def two_tasks_of_one_result(graph):
+    own, other = (tasks(graph)[name]["inputs"]["parameters"] for name in ("sft-warm-start", "neighbor-index"))
+    own["key"] = copy.deepcopy(other["key"])
+
+
 def no_dependent_task(graph):
     tasks(graph)["prepare-data"]["dependentTasks"] = ["gone"]
 
@@ -124,6 +129,7 @@ BROKEN = {
     other_artifact_type: "root: task ngrpo-training: input 'warm_start' is a system.Model but is given a system.Dataset",
     other_parameter_type: "root: task neighbor-index: input 'config' is a BOOLEAN but is given a STRING",
     circle: "root: tasks wait for one another: ",
+    two_tasks_of_one_result: "root: task sft-warm-start: works on the result of neighbor-index: plan them as one",
     no_dependent_task: "root: task prepare-data: waits for 'gone', and there is no such task",
     named_condition: "root: task sft-warm-start: its condition reads the named output 'enough', which is always false",
     condition_on_nothing: "root: task sft-warm-start: its condition reads 'gone', which it is not given",

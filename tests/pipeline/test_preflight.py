@@ -275,7 +275,9 @@ def test_an_answer_that_may_pass_says_so(whole):
     whole.fail("GET", "/workloadpriorityclasses/", 409)
     (priority,) = [one for one in found() if one.name == "cluster.priority_class"]
     assert priority.ok is None
-    assert priority.said == "Kubernetes refuses (409 it fails with 409): try again in a minute"
+    assert priority.said == (
+        "Kubernetes refuses (409: it fails with 409): somebody else changes it at this moment: run the command again"
+    )
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

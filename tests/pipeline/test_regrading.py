@@ -56,6 +56,21 @@ def test_changed_verdicts_are_shown_and_decided_on_again(finished, tmp_path, mon
     assert again == [("tiny", "benchmark_evaluation")]
 
 
+def test_each_arm_of_a_run_is_graded_again(finished, tmp_path, monkeypatch, capsys):
+    again = []
+    monkeypatch.setattr(regrading, "run", lambda *_, rerun: again.append(rerun))
+    monkeypatch.setenv("COLUMNS", "160")
+    summary = json.loads((finished / "summary.json").read_text())
+    evaluation = summary["stages"].pop("benchmark_evaluation")
+    summary["stages"] |= {f"benchmark_evaluation.{arm}": evaluation for arm in ("grpo", "ngrpo")}
+    (finished / "summary.json").write_text(json.dumps(summary))
+    regrading.regrade_run(finished, Workspace(tmp_path / "outputs"), Console(highlight=False))
+    printed = capsys.readouterr().out
+    assert "grpo.trained" in printed
+    assert "ngrpo.trained" in printed
+    assert again == ["benchmark_evaluation.grpo", "benchmark_evaluation.ngrpo"]
+
+
 def test_equal_verdicts_change_nothing(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(regrading, "run", lambda *_, **__: pytest.fail("ran"))
     monkeypatch.setattr(regrading, "graded", lambda samples, *_: samples)

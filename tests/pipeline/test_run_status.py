@@ -13,9 +13,10 @@ from ngrpo.config.cluster import ClusterConfig
 from ngrpo_kfp.components.launching.pending_pods import why_ended
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, unpullable
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.runs import status as run_status
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
+from ngrpo_kfp.pipelines.kubeflow.unpullable_images import unpullable
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]

@@ -40,7 +40,7 @@ TRAINING_TOKEN = "/var/run/secrets/ngrpo-training"
 CERTIFICATES = "/var/run/ngrpo/certificates"
 """Directory with the certificates that pods trust (`ClusterConfig.certificate_authority`)."""
 STAGE_LABEL = "ngrpo/stage"
-"""Label of a pod: the stage it runs."""
+"""Label of a pod: the node of the pipeline that it is, which is called like the stage that it runs, or `<stage>.<label>`."""
 
 _QUEUE_LABELS = "kueue.x-k8s.io/"
 # Read by boto3, by requests (MLflow, the hub) and by OpenSSL.

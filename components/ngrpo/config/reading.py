@@ -68,6 +68,18 @@ def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | Non
     return config
 
 
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return a configuration with other settings; see `load_config`.
+
+    Raises:
+        ConfigError: A setting is unknown or impossible.
+    """
+    tree = config.model_dump(mode="json")
+    for each in overrides:
+        _apply(tree, each)
+    return validate(RunConfig, tree)
+
+
 def read_toml(what: str, path: Path) -> dict[str, Any]:
     """Read a TOML file.
 

@@ -37,7 +37,8 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
         path: File to write.
         summary: `summary.json` of the run.
         config: Its configuration.
-        artifacts: Directory of each stage's artifact. A stage may be missing: the page then says so where its results would stand.
+        artifacts: Directory of each node's artifact. The node of a stage's own name may be missing: the page then says so where its results
+            would stand.
 
     Raises:
         DataError: A benchmark of the data set is damaged.

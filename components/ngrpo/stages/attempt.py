@@ -31,7 +31,7 @@ def run(text: str, elsewhere: Callable[[Task], None] | None = None) -> None:
     try:
         run_task(task, elsewhere)
     except NGRPOError as error:
-        print(f"{task.stage}: {redacted(str(error))}", file=sys.stderr, flush=True)
+        print(f"{task.node_name}: {redacted(str(error))}", file=sys.stderr, flush=True)
         sys.exit(NEVER_AGAIN if isinstance(error, ConfigError) else 1)
 
 

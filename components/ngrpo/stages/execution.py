@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ngrpo.environment import addresses_without_users, adopt_s3_names, environment, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
 from ngrpo.stages.process import attach, write_record
-from ngrpo.stages.surroundings import ERROR_FILE, TRIES, Surroundings
+from ngrpo.stages.surroundings import ERROR_FILE, NODE, TRIES, Surroundings
 from ngrpo.stages.task import Task
 from ngrpo.storage.disk import disk_fault
 
@@ -61,7 +61,7 @@ def execute(
         SystemExit: In a pod: the last of its tries failed, or it was told to stop (`supervise`).
         NGRPOError: On one machine: see `run_task`.
     """
-    task = Task(stage, config_json, key, code_version, dict(inputs), output, metrics)
+    task = Task(stage, config_json, key, code_version, dict(inputs), output, metrics, os.environ.get(NODE, ""))
     if os.environ.get(TRIES):
         _supervise(task, attempt, os.environ[TRIES])
     else:
@@ -97,18 +97,17 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None) -> Non
         elsewhere: Has the work done by other processes, which publish the artifact; none where this one does it.
 
     Raises:
-        NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the stage
+        NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the node
             says what happened, and nothing is in the store under the key.
         Preempted: The process was told to stop (SIGTERM) and had the time to save a checkpoint; a step of Kubeflow does not have it.
     """
     sys.excepthook = _print_redacted
     surroundings = Surroundings.from_environment()
-    stage = task.stage
     record: dict[str, Any] = {"key": task.key, "pid": os.getpid()}
     process = None
     if surroundings.run_directory is not None:
-        process = attach(surroundings.run_directory, stage)
-        write_record(surroundings.run_directory, stage, record)
+        process = attach(surroundings.run_directory, task.node_name)
+        write_record(surroundings.run_directory, task.node_name, record)
     started = time.monotonic()
     try:
         values, reference, cached = _execute(task, surroundings, elsewhere)
@@ -130,7 +129,7 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None) -> Non
         if surroundings.run_directory is not None:
             record["seconds"] = round(time.monotonic() - started, 3)
             record["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
-            write_record(surroundings.run_directory, stage, record)
+            write_record(surroundings.run_directory, task.node_name, record)
 
 
 def _execute(
@@ -177,11 +176,11 @@ def _execute(
 
     from ngrpo.tracking.mlflow_runs import stage_run
 
-    tags = {"ngrpo.key": key, "ngrpo.code_version": task.code_version}
+    tags = {"ngrpo.stage": name, "ngrpo.key": key, "ngrpo.code_version": task.code_version}
     first = surroundings.node_rank == 0
     with (
-        surroundings.parent_run(stage.name, objects) if first else nullcontext() as parent,
-        stage_run(stage.name, parent, tags) if first else nullcontext() as tracked,
+        surroundings.parent_run(task.node_name, objects) if first else nullcontext() as parent,
+        stage_run(task.node_name, parent, tags) if first else nullcontext() as tracked,
         environment({PLACE: None if surroundings.store_is_local else checkpoints.place}),
     ):
         if tracked is not None:

@@ -1,7 +1,7 @@
 """A stage as a process of a local run: its output goes to a log file and its life hangs on the run's.
 
-The two talk through the directory of the run: the stage writes `logs/<stage>.log` and `stages/<stage>.json`; the run holds the
-lock on `lifeline` and writes `parent_run.json`.
+The two talk through the directory of the run: the stage writes `logs/<node>.log` and `stages/<node>.json`, called like its place in the
+pipeline; the run holds the lock on `lifeline` and writes `parent_run.json`.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class StageProcess:
     """To be set once the stage is done and only the end of the process is left."""
 
 
-def attach(run_directory: Path, stage: str) -> StageProcess:
+def attach(run_directory: Path, node: str) -> StageProcess:
     """Make this process the stage of a run.
 
     Args:
         run_directory: Directory of the run; its file `lifeline` is locked for as long as the run lives.
-        stage: Name of the stage.
+        node: Name of its place in the pipeline.
     """
     process = StageProcess()
     # Registered before the libraries of the stage register theirs, and so called after them.
     atexit.register(_skip_teardown, process)
-    _write_output_to(run_directory / "logs" / f"{stage}.log")
+    _write_output_to(run_directory / "logs" / f"{node}.log")
     # The runner logs from INFO on, and boto3 has a line to say each time it finds its credentials.
     logging.getLogger("botocore").setLevel(logging.WARNING)
     # MLflow uploads from more threads than its client keeps connections, which costs a connection and nothing else.
@@ -54,9 +54,9 @@ def attach(run_directory: Path, stage: str) -> StageProcess:
     return process
 
 
-def write_record(run_directory: Path, stage: str, record: dict[str, Any]) -> None:
-    """Write `stages/<stage>.json` of a run, whole or not at all."""
-    write_state(run_directory / "stages" / f"{stage}.json", record)
+def write_record(run_directory: Path, node: str, record: dict[str, Any]) -> None:
+    """Write `stages/<node>.json` of a run, whole or not at all."""
+    write_state(run_directory / "stages" / f"{node}.json", record)
 
 
 class _ParentRun(TypedDict, total=False):

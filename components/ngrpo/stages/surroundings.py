@@ -23,6 +23,8 @@ TRIES = "NGRPO_TRIES"
 """Environment variable of a pod: how often a stage that failed is tried again there, `RetryConfig` as JSON."""
 ERROR_FILE = "NGRPO_ERROR_FILE"
 """Environment variable of a try: file to write the line of why it failed to."""
+NODE = "NGRPO_NODE"
+"""Environment variable of a step: the node of the pipeline that it is, where that is not called like its stage."""
 STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
 """Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
 
@@ -76,7 +78,7 @@ class Surroundings:
         )
 
     @contextmanager
-    def parent_run(self, stage: str, objects: ObjectStore) -> Iterator[str | None]:
+    def parent_run(self, node: str, objects: ObjectStore) -> Iterator[str | None]:
         """Provide the MLflow run of the whole pipeline run, none if there is none.
 
         Raises:
@@ -87,5 +89,5 @@ class Surroundings:
             return
         from ngrpo.tracking.cluster_parent_run import parent_on_cluster
 
-        with parent_on_cluster(self.pipeline_run, stage, objects) as run_id:
+        with parent_on_cluster(self.pipeline_run, node, objects) as run_id:
             yield run_id

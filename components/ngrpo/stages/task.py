@@ -20,3 +20,10 @@ class Task:
     """File to write the reference to the result to; none if empty."""
     metrics: str = ""
     """File to write the metrics to, as JSON; none if empty."""
+    node: str = ""
+    """Name of its place in the pipeline; empty where that is called like the stage."""
+
+    @property
+    def node_name(self) -> str:
+        """Name of its place in the pipeline: of its log, its record, its pods and its MLflow run."""
+        return self.node or self.stage

@@ -25,14 +25,14 @@ _RUN_ID = re.compile(rb"[0-9A-Za-z_-]{1,64}")
 
 
 @contextmanager
-def parent_on_cluster(pipeline_run: str | None, stage: str, objects: ObjectStore) -> Iterator[str | None]:
+def parent_on_cluster(pipeline_run: str | None, node: str, objects: ObjectStore) -> Iterator[str | None]:
     """Provide the run that the run of a stage is to be a child of.
 
     How the stages of a pipeline run ended is how it ended; between two stages it counts as ended too.
 
     Args:
         pipeline_run: Id of the pipeline run.
-        stage: Name of the stage.
+        node: Name of the stage's place in the pipeline, and of its run.
         objects: Where the stages of a pipeline run agree on one run.
 
     Yields:
@@ -51,7 +51,7 @@ def parent_on_cluster(pipeline_run: str | None, stage: str, objects: ObjectStore
     ]
     if pipeline_run is None or missing:
         print(
-            f"{stage}: nothing is tracked: neither {RUN_ID} nor {' and '.join(missing)} is given",
+            f"{node}: nothing is tracked: neither {RUN_ID} nor {' and '.join(missing)} is given",
             file=sys.stderr,
             flush=True,
         )
@@ -62,7 +62,7 @@ def parent_on_cluster(pipeline_run: str | None, stage: str, objects: ObjectStore
     with explained():
         for run in _children(client, run_id):
             # A stage is not tried twice at a time: whoever opened that run was killed before it could end it.
-            if run.info.run_name == stage and run.info.status == "RUNNING":
+            if run.info.run_name == node and run.info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, "KILLED")
         client.update_run(run_id, status="RUNNING")
     try:

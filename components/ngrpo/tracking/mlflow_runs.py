@@ -104,7 +104,7 @@ def parent_run(
 
 
 @contextmanager
-def stage_run(stage: str, parent_run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun | None]:
+def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun | None]:
     """Open the run of a stage; how the context ends is how the run ends.
 
     A run that the platform has made for this step (`MLFLOW_RUN_ID`) is joined, no second one is made, and the platform ends
@@ -112,7 +112,7 @@ def stage_run(stage: str, parent_run_id: str | None, tags: Mapping[str, str]) ->
     transformers joins it, reports to it and ends it, which is no harm, for this context ends it again, as it really ended.
 
     Args:
-        stage: Name of the stage.
+        node: Name of the stage's place in the pipeline, and of the run.
         parent_run_id: Run of the pipeline run.
         tags: Tags of the stage's run.
 
@@ -134,7 +134,7 @@ def stage_run(stage: str, parent_run_id: str | None, tags: Mapping[str, str]) ->
         else:
             experiment_id = client.get_run(str(parent_run_id)).info.experiment_id
             own = {MLFLOW_PARENT_RUN_ID: str(parent_run_id), **tags}
-            run = TrackedRun(client, client.create_run(experiment_id, run_name=stage, tags=own).info.run_id)
+            run = TrackedRun(client, client.create_run(experiment_id, run_name=node, tags=own).info.run_id)
     # A trainer that finds an experiment named would make or take that one and then refuse our run for being of another.
     with environment({RUN_ID: run.run_id, "MLFLOW_EXPERIMENT_NAME": None}), _ended(run, ours=given is None):
         yield run

@@ -11,8 +11,8 @@ import yaml
 
 from ngrpo.config.cluster import ClusterConfig
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, namespace
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects
-from ngrpo_kfp.pipelines.kubeflow.preflight import Finding
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 
 Version = tuple[int, int]
 
@@ -74,22 +74,22 @@ def find(deployments: list[Any], program: Program) -> Installed | None:
     return None
 
 
-def deployments_of(objects: Objects) -> list[Any]:
+def deployments_of(api: Kubernetes) -> list[Any]:
     """Return all deployments of the cluster.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
     """
-    return objects.items("/apis/apps/v1/deployments")
+    return api.items("/apis/apps/v1/deployments")
 
 
-def kubernetes(objects: Objects) -> Iterator[Finding]:
+def kubernetes(api: Kubernetes) -> Iterator[Finding]:
     """Look at the version of Kubernetes.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
     """
-    said = str((objects.get("/version") or {}).get("gitVersion", "of unknown version"))
+    said = str((api.get("/version") or {}).get("gitVersion", "of unknown version"))
     found = _TAG.search(f":{said}")
     if found is not None and (int(found[1]), int(found[2])) < _KUBERNETES:
         yield Finding(
@@ -141,11 +141,11 @@ def _version(
     return Finding(name, True, said)
 
 
-def retries_of_argo(objects: Objects, deployments: list[Any]) -> Iterator[Finding]:
+def retries_of_argo(api: Kubernetes, deployments: list[Any]) -> Iterator[Finding]:
     """Look at what Argo does with a pod that is lost, and for how long it keeps workflows.
 
     Args:
-        objects: The cluster.
+        api: The cluster.
         deployments: As far as they can be seen.
 
     Raises:
@@ -153,7 +153,7 @@ def retries_of_argo(objects: Objects, deployments: list[Any]) -> Iterator[Findin
     """
     where = _namespace_of(deployments, ARGO, "kubeflow")
     name = "workflow-controller-configmap"
-    found = objects.get(f"/api/v1/namespaces/{where}/configmaps/{name}")
+    found = api.get(f"/api/v1/namespaces/{where}/configmaps/{name}")
     data = (found or {}).get("data") or {}
     # All settings may also stand in one document.
     defaults = (
@@ -185,11 +185,11 @@ def retries_of_argo(objects: Objects, deployments: list[Any]) -> Iterator[Findin
     )
 
 
-def integrations_of_kueue(objects: Objects, cluster: ClusterConfig, deployments: list[Any]) -> Iterator[Finding]:
+def integrations_of_kueue(api: Kubernetes, cluster: ClusterConfig, deployments: list[Any]) -> Iterator[Finding]:
     """Look whether Kueue manages what runs put into its queue, in their namespace.
 
     Args:
-        objects: The cluster.
+        api: The cluster.
         cluster: Names the queue, if there is one, and the nodes that train together.
         deployments: As far as they can be seen.
 
@@ -200,7 +200,7 @@ def integrations_of_kueue(objects: Objects, cluster: ClusterConfig, deployments:
         return
     where = _namespace_of(deployments, KUEUE, "kueue-system")
     name = "kueue-manager-config"
-    found = objects.get(f"/api/v1/namespaces/{where}/configmaps/{name}")
+    found = api.get(f"/api/v1/namespaces/{where}/configmaps/{name}")
     if found is None:
         yield Finding("Kueue's integrations", None, f"there is no ConfigMap {name} in namespace {where}")
         return
@@ -219,7 +219,7 @@ def integrations_of_kueue(objects: Objects, cluster: ClusterConfig, deployments:
         )
     else:
         yield Finding("Kueue's integrations", True, ", ".join(needed))
-    labels = ((objects.get(f"/api/v1/namespaces/{namespace()}") or {}).get("metadata") or {}).get("labels") or {}
+    labels = ((api.get(f"/api/v1/namespaces/{namespace()}") or {}).get("metadata") or {}).get("labels") or {}
     selector = settings.get("managedJobsNamespaceSelector") or {
         "matchExpressions": [
             {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", where]}

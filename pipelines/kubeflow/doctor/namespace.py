@@ -11,25 +11,24 @@ from kubernetes.utils import parse_quantity
 from ngrpo.config.cluster import ClusterConfig
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.doctor.installed import selects
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects
-from ngrpo_kfp.pipelines.kubeflow.preflight import Finding
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, Kubernetes
 
 
-def labels(objects: Objects) -> Iterator[Finding]:
+def labels(api: Kubernetes) -> Iterator[Finding]:
     """Tell the labels of the namespace that decide about pods, and look at the sidecar that one of them brings.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
     """
-    own = labels_of(objects)
+    own = labels_of(api)
     names = (
         "app.kubernetes.io/part-of",
         "istio-injection",
         "pod-security.kubernetes.io/enforce",
     )
     yield Finding("labels", True, ", ".join(f"{name}={own.get(name, '(not set)')}" for name in names))
-    mlflow = objects.get(f"/apis/apps/v1/namespaces/{namespace()}/deployments/mlflow")
+    mlflow = api.get(f"/apis/apps/v1/namespaces/{namespace()}/deployments/mlflow")
     if own.get("istio-injection") != "enabled" or mlflow is None:
         return
     template = (mlflow["spec"]["template"].get("metadata") or {}).get("labels") or {}
@@ -44,7 +43,7 @@ def labels(objects: Objects) -> Iterator[Finding]:
         )
 
 
-def queue(objects: Objects, cluster: ClusterConfig) -> Iterator[Finding]:
+def queue(api: Kubernetes, cluster: ClusterConfig) -> Iterator[Finding]:
     """Look whether the cluster queue admits what comes from the namespace, and whether ResourceQuotas let pods get to the queue.
 
     Raises:
@@ -52,8 +51,8 @@ def queue(objects: Objects, cluster: ClusterConfig) -> Iterator[Finding]:
     """
     if cluster.queue is None:
         return
-    local = objects.get(f"{KUEUE}/namespaces/{namespace()}/localqueues/{cluster.queue}")
-    shared = local and objects.get(f"{KUEUE}/clusterqueues/{local['spec']['clusterQueue']}")
+    local = api.get(f"{KUEUE}/namespaces/{namespace()}/localqueues/{cluster.queue}")
+    shared = local and api.get(f"{KUEUE}/clusterqueues/{local['spec']['clusterQueue']}")
     if not shared:
         return  # the preflight says so
     name = shared["metadata"]["name"]
@@ -66,7 +65,7 @@ def queue(objects: Objects, cluster: ClusterConfig) -> Iterator[Finding]:
             )
             return
     selector = shared["spec"].get("namespaceSelector")
-    if selector is None or (selector and not selects(selector, labels_of(objects))):
+    if selector is None or (selector and not selects(selector, labels_of(api))):
         yield Finding(
             "cluster.queue admission",
             False,
@@ -75,27 +74,27 @@ def queue(objects: Objects, cluster: ClusterConfig) -> Iterator[Finding]:
         )
         return
     yield Finding("cluster.queue admission", True, f"cluster queue {name} takes workloads of {namespace()}")
-    yield from _quotas(objects, shared)
+    yield from _quotas(api, shared)
 
 
-def labels_of(objects: Objects) -> dict[str, str]:
+def labels_of(api: Kubernetes) -> dict[str, str]:
     """Return the labels of the namespace of the runs.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
     """
-    found = objects.get(f"/api/v1/namespaces/{namespace()}") or {}
+    found = api.get(f"/api/v1/namespaces/{namespace()}") or {}
     return dict((found.get("metadata") or {}).get("labels") or {})
 
 
-def _quotas(objects: Objects, shared: Any) -> Iterator[Finding]:
+def _quotas(api: Kubernetes, shared: Any) -> Iterator[Finding]:
     """Look for ResourceQuotas that refuse pods before Kueue can queue them: they count pods that wait."""
     queued: dict[str, Decimal] = {}
     for group in shared["spec"].get("resourceGroups") or ():
         for flavor in group["flavors"]:
             for one in flavor["resources"]:
                 queued[one["name"]] = queued.get(one["name"], Decimal(0)) + parse_quantity(one["nominalQuota"])
-    for quota in objects.items(f"/api/v1/namespaces/{namespace()}/resourcequotas"):
+    for quota in api.items(f"/api/v1/namespaces/{namespace()}/resourcequotas"):
         if quota["spec"].get("scopes") or quota["spec"].get("scopeSelector"):
             continue  # for some pods only, those of a priority class for example
         for key, most in sorted((quota["spec"].get("hard") or {}).items()):

@@ -15,9 +15,8 @@ from ngrpo.config.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConf
 from ngrpo_kfp.components.launching.pending_pods import why_pending
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import MARK
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects, Refused
-from ngrpo_kfp.pipelines.kubeflow.preflight import Finding
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError, Refused
 
 PATIENCE_SECONDS = 180.0
 """Longest time until the pod has ended, the pull of its image included."""
@@ -27,11 +26,11 @@ _RESOURCES = {"cpu": "500m", "memory": "1Gi"}  # to import boto3 and MLflow
 _LAST_LINES = 3
 
 
-def probe(objects: Objects, cluster: ClusterConfig, image: str) -> Iterator[Finding]:
+def probe(api: Kubernetes, cluster: ClusterConfig, image: str) -> Iterator[Finding]:
     """Run the pod, and tell what it says. However that ends, the pod is deleted.
 
     Args:
-        objects: The cluster.
+        api: The cluster.
         cluster: How pods of stages are made.
         image: The image for stages without GPUs.
 
@@ -40,7 +39,7 @@ def probe(objects: Objects, cluster: ClusterConfig, image: str) -> Iterator[Find
     """
     where = namespace()
     # One that could not be deleted afterwards is not made.
-    denied = [verb for verb in ("create", "delete") if not objects.may(verb, "pods", where)]
+    denied = [verb for verb in ("create", "delete") if not api.may(verb, "pods", where)]
     if denied:
         yield Finding(
             _NAME,
@@ -52,12 +51,12 @@ def probe(objects: Objects, cluster: ClusterConfig, image: str) -> Iterator[Find
     pods, name = f"/api/v1/namespaces/{where}/pods", f"ngrpo-doctor-{secrets.token_hex(4)}"
     try:
         # As a list, so that the pod is gone before anything is told.
-        findings = list(_run(objects, f"{pods}/{name}", pods, manifest(name, cluster, image)))
+        findings = list(_run(api, f"{pods}/{name}", pods, manifest(name, cluster, image)))
     except BaseException:
-        for finding in _deleted(objects, pods, name):
+        for finding in _deleted(api, pods, name):
             print(f"ngrpo: {finding.said}; {finding.cure}", file=sys.stderr)
         raise
-    yield from _deleted(objects, pods, name)
+    yield from _deleted(api, pods, name)
     yield from findings
 
 
@@ -124,9 +123,9 @@ def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
     }
 
 
-def _run(objects: Objects, path: str, pods: str, body: dict[str, Any]) -> Iterator[Finding]:
+def _run(api: Kubernetes, path: str, pods: str, body: dict[str, Any]) -> Iterator[Finding]:
     try:
-        objects.create(pods, body)
+        api.create(pods, body)
     except Refused as error:
         if error.status in (403, 422):  # a quota or a policy, which would refuse a stage as well
             cure = "let the quota or policy that it names admit stages: `cluster` says how their pods are made"
@@ -134,17 +133,17 @@ def _run(objects: Objects, path: str, pods: str, body: dict[str, Any]) -> Iterat
             return
         raise
     until = time.monotonic() + PATIENCE_SECONDS
-    pod = objects.get(path)
+    pod = api.get(path)
     while pod is not None and _phase(pod) not in ("Succeeded", "Failed") and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
-        pod = objects.get(path)
+        pod = api.get(path)
     if pod is None:
         yield Finding(_NAME, None, "the pod was deleted by somebody else before it was done", "run the command again")
     elif _phase(pod) == "Pending":
         said = why_pending(client.ApiClient().deserialize(_Answer(pod), "V1Pod")) or "Kubernetes does not say why"
         yield Finding(_NAME, False, f"the pod has not started in {PATIENCE_SECONDS:.0f} s: {said}")
     else:
-        yield from _told(list(objects.log_lines(body["metadata"]["name"])), _phase(pod))
+        yield from _told(list(api.log_lines(body["metadata"]["name"])), _phase(pod))
 
 
 def _told(log: list[str], phase: str) -> Iterator[Finding]:
@@ -163,10 +162,10 @@ def _told(log: list[str], phase: str) -> Iterator[Finding]:
         )
 
 
-def _deleted(objects: Objects, pods: str, name: str) -> Iterator[Finding]:
+def _deleted(api: Kubernetes, pods: str, name: str) -> Iterator[Finding]:
     """Delete the pod, which may not be there, and say so only if it may be left."""
     try:
-        objects.delete_now(f"{pods}/{name}")
+        api.delete(f"{pods}/{name}", grace_seconds=0)
     except KubernetesError as error:
         cure = f"`kubectl -n {namespace()} delete pod {name}`"
         yield Finding(_NAME, False, f"pod {name} may be left: {error}", cure)

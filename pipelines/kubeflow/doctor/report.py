@@ -18,10 +18,10 @@ from ngrpo_kfp.pipelines.kubeflow.doctor import installed
 from ngrpo_kfp.pipelines.kubeflow.doctor import namespace as profile
 from ngrpo_kfp.pipelines.kubeflow.doctor.probe import probe
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import CLOCK_SECONDS, reached
+from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_objects import Objects, Refused, skew
-from ngrpo_kfp.pipelines.kubeflow.preflight import Finding, checks
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError, Refused, skew
+from ngrpo_kfp.pipelines.kubeflow.preflight import checks
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
@@ -74,32 +74,32 @@ def _pipelines() -> Iterator[Finding]:
 def _kubernetes(config: RunConfig, images: Images, pod: bool) -> Iterator[Finding]:
     cluster = config.cluster
     try:
-        objects = Objects()
-        yield from installed.kubernetes(objects)
+        api = Kubernetes()
+        yield from installed.kubernetes(api)
     except Refused as error:
         yield Finding("Kubernetes", False, error.said, error.cure)
         return
     except KubernetesError as error:
         yield Finding("Kubernetes", False, str(error))
         return
-    yield from _clock("clock of Kubernetes", objects.skew)
+    yield from _clock("clock of Kubernetes", api.skew)
     yield from looked_at("images", lambda: checks(config, images))
     deployments: list[Any] = []
     try:
-        deployments = installed.deployments_of(objects)
+        deployments = installed.deployments_of(api)
     except KubernetesError as error:
         yield _unseen("versions", error)
     else:
         yield from installed.versions(deployments, cluster)
     looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
-        ("Argo's retries", lambda: installed.retries_of_argo(objects, deployments)),
-        ("Kueue's integrations", lambda: installed.integrations_of_kueue(objects, cluster, deployments)),
-        ("labels", lambda: profile.labels(objects)),
-        ("cluster.queue admission", lambda: profile.queue(objects, cluster)),
-        ("rights", lambda: _rights(objects)),
+        ("Argo's retries", lambda: installed.retries_of_argo(api, deployments)),
+        ("Kueue's integrations", lambda: installed.integrations_of_kueue(api, cluster, deployments)),
+        ("labels", lambda: profile.labels(api)),
+        ("cluster.queue admission", lambda: profile.queue(api, cluster)),
+        ("rights", lambda: _rights(api)),
     ]
     if pod:
-        looks.append(("from a pod", lambda: probe(objects, cluster, images.reference("cpu"))))
+        looks.append(("from a pod", lambda: probe(api, cluster, images.reference("cpu"))))
     for name, look in looks:
         yield from looked_at(name, look)
 
@@ -114,12 +114,12 @@ def looked_at(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Find
         yield Finding(name, False, str(error))
 
 
-def _rights(objects: Objects) -> Iterator[Finding]:
+def _rights(api: Kubernetes) -> Iterator[Finding]:
     """Look whether this account may see what `ngrpo status` and `ngrpo logs` show."""
     missing = [
         f"{verb} {what}"
         for verb, what in (("list", "pods"), ("get", "pods/log"))
-        if not objects.may(verb, what, namespace())
+        if not api.may(verb, what, namespace())
     ]
     if missing:
         said = f"may not {' and '.join(missing)} in namespace {namespace()}"

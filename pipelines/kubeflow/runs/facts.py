@@ -18,7 +18,8 @@ from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, namespace, w
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, Kubernetes, KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import was_cancelled
 from ngrpo_kfp.pipelines.kubeflow.submission import recorded_config
-from ngrpo_kfp.pipelines.kubeflow.submitted_runs import key_of, tasks_of
+from ngrpo_kfp.pipelines.kubeflow.submitted_runs import key_of, may_be_a_job, tasks_of
+from ngrpo_kfp.pipelines.planning.nodes import names_of, stage_of, task_name
 
 _STORE_PATIENCE = 5.0
 """Seconds: a person waits for an answer."""
@@ -48,9 +49,11 @@ class RunFacts:
         self.details = {task.display_name: task for task in sorted(details, key=_started)}
         self.over = run.state in OVER
         self.notes: list[str] = []
-        self.plans = not any(stage in self.tasks for stage in STAGES)
+        self.plans = not any(stage_of(node) in STAGES for node in self.tasks)
         """Whether it is the run of a schedule, whose one task is no stage: it plans and submits another run."""
-        self.stages = list(self.tasks if self.plans else STAGES)
+        known = names_of()
+        # A run's pipeline does not tell of what was cached: that is known where it is the pipeline of this version.
+        self.nodes = known if self.tasks.keys() <= set(known) else list(self.tasks)
 
     @cached_property
     def cancelled(self) -> bool:
@@ -114,22 +117,26 @@ class RunFacts:
             return None
         return data.decode(errors="replace") if data is not None else None
 
-    def tries(self, stage: str) -> list[Try]:
-        """Return the tries of a stage in this run, oldest first."""
-        key = key_of(self.tasks[stage], self.run_id)
+    def task(self, node: str) -> Any:
+        """Return how Kubeflow says that the task of a node is, a `V2beta1PipelineTaskDetail`, none before its turn."""
+        return self.details.get(task_name(node))
+
+    def tries(self, node: str) -> list[Try]:
+        """Return the tries of a node in this run, oldest first."""
+        key = key_of(self.tasks[node], self.run_id)
         if key is None or self.objects is None:
             return []
         try:
-            found = tries_of(self.objects, stage, key)
+            found = tries_of(self.objects, stage_of(node), key)
         except StoreError as error:
-            self.notes.append(f"the tries of {stage} are not known: {error}")
+            self.notes.append(f"the tries of {node} are not known: {error}")
             return []
         # Runs with the same settings work on the same result.
         return [one for one in found if one.pipeline_run == self.run_id]
 
-    def last_pod(self, stage: str) -> Any:
-        """Return the pod of a stage's last try, none if there is none (any more)."""
-        own = [pod for pod in self.pods if pod.metadata.labels[STAGE_LABEL] == stage]
+    def last_pod(self, node: str) -> Any:
+        """Return the pod of a node's last try, none if there is none (any more)."""
+        own = [pod for pod in self.pods if pod.metadata.labels[STAGE_LABEL] == node]
         return own[-1] if own else None
 
     def why_waiting(self, pod: Any) -> str | None:
@@ -146,22 +153,22 @@ class RunFacts:
 
     @cached_property
     def jobs(self) -> Mapping[str, Job]:
-        """The TrainJobs that are there, by the stage that made them."""
+        """The TrainJobs that are there, by the node that made them."""
         found = {}
         try:
-            for stage in self.tasks:
-                if self.kubernetes is not None and stage in STAGES and STAGES[stage].parallel:
-                    name = f"ngrpo-{key_of(self.tasks[stage], self.run_id)}"
+            for node in self.tasks:
+                if self.kubernetes is not None and may_be_a_job(node):
+                    name = f"ngrpo-{key_of(self.tasks[node], self.run_id)}"
                     job = self.kubernetes.get(f"{TRAINER}/namespaces/{namespace()}/trainjobs/{name}")
                     if job is not None:
-                        found[stage] = Job(job["metadata"]["uid"], self.kubernetes.pods_of_job(name))
+                        found[node] = Job(job["metadata"]["uid"], self.kubernetes.pods_of_job(name))
         except KubernetesError as error:
             self.notes.append(f"jobs are not looked at: {error}")
         return found
 
-    def job_waits(self, stage: str) -> str | None:
-        """Return what the job of a stage on several nodes waits for, none if it runs or there is none."""
-        job = self.jobs.get(stage)
+    def job_waits(self, node: str) -> str | None:
+        """Return what the job of a node waits for, none if it runs or there is none."""
+        job = self.jobs.get(node)
         if job is None:
             return None
         reasons = (why_pending(pod) for pod in job.pods)

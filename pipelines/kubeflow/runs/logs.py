@@ -1,4 +1,4 @@
-"""What the stages of a run on a cluster have printed: every try, while there are pods and after they are gone."""
+"""What the nodes of a run on a cluster have printed: every try, while there are pods and after they are gone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
 from ngrpo_kfp.pipelines.kubeflow.submission import recorded_config
 from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run, key_of, tasks_of
 from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
+from ngrpo_kfp.pipelines.planning.nodes import find_node, of_stage, stage_of, task_name
 
 _STORE_PATIENCE = 5.0
 _PAUSE_SECONDS = 5.0
@@ -26,30 +27,31 @@ _PAUSE_SECONDS = 5.0
 
 def show_logs(
     run_id: str | None,
-    stage: str,
+    node: str,
     console: Console,
     *,
     raw: bool = False,
     follow: bool = False,
     pause_seconds: float = _PAUSE_SECONDS,
 ) -> None:
-    """Print what a stage has printed, each try under a line that says which it is.
+    """Print what a node has printed, each try under a line that says which it is.
 
     Tries are kept beside the artifacts. The last one is read from its pod while there is one, for what is kept may be a minute old.
 
     Args:
         run_id: The run; none for the newest.
-        stage: Name of the stage.
+        node: Name of the node, or of the stage of one node only.
         console: Where it is printed.
         raw: Print everything that its pods have printed, Kubeflow's launcher included.
-        follow: Go on until the stage is over.
-        pause_seconds: Time between two looks for the next pod of a stage that is followed.
+        follow: Go on until the node is over.
+        pause_seconds: Time between two looks for the next pod of a node that is followed.
 
     Raises:
-        ClusterError: There is no such run, the stage has printed nothing, or nobody can be asked what it has printed.
+        ConfigError: Several nodes of the run have that stage.
+        ClusterError: There is no such run, the node has printed nothing, or nobody can be asked what it has printed.
     """
     client = connect()
-    logs = _Logs(client, find_run(client, run_id), stage)
+    logs = _Logs(client, find_run(client, run_id), node)
     if follow:
         logs.follow(console, raw, pause_seconds)
     elif raw:
@@ -59,21 +61,23 @@ def show_logs(
 
 
 class _Logs:
-    """What a stage of a run has printed."""
+    """What a node of a run has printed."""
 
-    def __init__(self, client: Client, run: Any, stage: str):
+    def __init__(self, client: Client, run: Any, name: str):
         """Find out where it is kept.
 
         Raises:
+            ConfigError: Several of its tasks run the stage of that name.
             ClusterError: The run has no such task.
         """
-        self._client, self._run_id, self._stage = client, str(run.run_id), stage
+        self._client, self._run_id = client, str(run.run_id)
         tasks = tasks_of(client, self._run_id)
-        if stage not in tasks:
-            days = [f"`ngrpo logs {stage} {other.run_id}`" for other in submitted_by(client, self._run_id)]
+        if name not in tasks and not of_stage(name, tasks):
+            days = [f"`ngrpo logs {name} {other.run_id}`" for other in submitted_by(client, self._run_id)]
             hint = f"; of its run of the day: {', '.join(days)}" if days else ": it was cached"
-            raise ClusterError(f"run {self._run_id} has no task {stage}{hint}")
-        self._key = key_of(tasks[stage], self._run_id)
+            raise ClusterError(f"run {self._run_id} has no task {name}{hint}")
+        self._node = find_node(name, tasks)
+        self._key = key_of(tasks[self._node], self._run_id)
         self._unknown: list[str] = []
         self._kubernetes, self._pods = self._look_for_pods()
         self._objects, self._tries = self._look_for_tries()
@@ -108,7 +112,7 @@ class _Logs:
             _print(console, lines if raw else own_lines(lines))
 
     def follow(self, console: Console, raw: bool, pause_seconds: float) -> None:
-        """Print what the pods have printed and go on until the stage is over; pods that are gone before that are read from the store.
+        """Print what the pods have printed and go on until the node is over; pods that are gone before that are read from the store.
 
         Raises:
             ClusterError: Kubernetes cannot be asked, or the run is over and there is no pod.
@@ -124,7 +128,7 @@ class _Logs:
         said = None
         while True:
             over = self._is_over()  # first: what a pod printed last is still to be read then
-            for pod in kubernetes.pods(self._run_id, self._stage):
+            for pod in kubernetes.pods(self._run_id, self._node):
                 if pod.status.phase == "Pending":
                     why = why_pending(pod) or "it is being started"
                     if why != said:
@@ -142,11 +146,11 @@ class _Logs:
             raise ClusterError(f"run {self._run_id}: {self._why_nothing()}")
 
     def _is_over(self) -> bool:
-        """Say whether the stage, or the whole run, is over."""
+        """Say whether the node, or the whole run, is over."""
         run = find_run(self._client, self._run_id)
         tasks = (run.run_details.task_details if run.run_details else None) or ()
         ended = [task.display_name for task in tasks if task.state in OVER]
-        return run.state in OVER or self._stage.replace("_", "-") in ended
+        return run.state in OVER or task_name(self._node) in ended
 
     def _lines(self, attempt: Try) -> Iterable[str]:
         """Return the lines of a try: of the one that runs from its pod."""
@@ -163,7 +167,7 @@ class _Logs:
     def _look_for_pods(self) -> tuple[Kubernetes | None, Sequence[Any]]:
         try:
             kubernetes = Kubernetes()
-            return kubernetes, kubernetes.pods(self._run_id, self._stage)
+            return kubernetes, kubernetes.pods(self._run_id, self._node)
         except KubernetesError as error:
             self._unknown.append(str(error))
             return None, ()
@@ -174,7 +178,7 @@ class _Logs:
         try:
             store = recorded_config(self._client, self._run_id).cluster.store
             objects = ObjectStore(store, patience=_STORE_PATIENCE)
-            tries = tries_of(objects, self._stage, self._key)
+            tries = tries_of(objects, stage_of(self._node), self._key)
         except NGRPOError as error:
             self._unknown.append(str(error))
             return None, ()
@@ -184,11 +188,11 @@ class _Logs:
         """Return why there is nothing to print."""
         if self._pods:
             why = why_pending(self._pods[-1]) or "it is being started"
-            return f"the pod of {self._stage} has not started: {why}"
+            return f"the pod of {self._node} has not started: {why}"
         if self._unknown:
-            return f"what {self._stage} has printed cannot be read: {'; '.join(self._unknown)}"
+            return f"what {self._node} has printed cannot be read: {'; '.join(self._unknown)}"
         kept = " (without --raw what is kept of it is printed)" if self._tries else ""
-        return f"no pod of {self._stage} in namespace {namespace()}: it has not started, or was cleaned away{kept}"
+        return f"no pod of {self._node} in namespace {namespace()}: it has not started, or was cleaned away{kept}"
 
 
 def _since(first: str, lines: Iterable[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How far a run on a cluster is: the state of each stage, and why it failed or waits."""
+"""How far a run on a cluster is: the state of each node, and why it failed or waits."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from rich.table import Table
 from ngrpo.stages.tries import Try
 from ngrpo_kfp.components.launching.pending_pods import why_ended, why_pending
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, explained
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import never_pulled
 from ngrpo_kfp.pipelines.kubeflow.links import links
 from ngrpo_kfp.pipelines.kubeflow.runs.facts import RunFacts
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
 from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run
 from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
+from ngrpo_kfp.pipelines.kubeflow.unpullable_images import never_pulled
+from ngrpo_kfp.pipelines.planning.nodes import task_name
 
 _PAUSE_SECONDS = 15.0
 _PATIENCE_SECONDS = 3600.0
@@ -33,9 +34,10 @@ _PATIENCE_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class StageView:
-    """How far a stage of a run is."""
+    """How far a node of a run is: a stage at its place in the pipeline."""
 
     stage: str
+    """Name of the node."""
     state: str
     """`cached`, `not run`, `waiting`, `running`, `succeeded`, `failed` or `cancelled`."""
     time: str = ""
@@ -56,7 +58,7 @@ class RunView:
     over: bool
     stages: Sequence[StageView]
     why: str | None
-    """Why the run failed, where no stage did."""
+    """Why the run failed, where no node did."""
     stuck: str | None
     """Which image cannot be pulled, so that the run can never go on."""
     submitted: Sequence[str]
@@ -78,14 +80,14 @@ def look(client: Client, run_id: str | None) -> RunView:
         ClusterError: There is no such run, or Kubeflow cannot be asked. What else cannot be asked is told by `notes`.
     """
     facts = RunFacts(client, find_run(client, run_id))
-    stages = [_view(facts, stage) for stage in facts.stages]
-    failed = facts.state == "failed" and not any(view.state == "failed" for view in stages)
+    nodes = [_view(facts, node) for node in facts.nodes]
+    failed = facts.state == "failed" and not any(view.state == "failed" for view in nodes)
     return RunView(
         run_id=facts.run_id,
         name=facts.run.display_name,
         state=facts.state,
         over=facts.over,
-        stages=stages,
+        stages=nodes,
         why=(why_failed(facts.workflow) or "nobody says why") if failed else None,
         stuck=None if facts.over else never_pulled(chain(facts.pods, *(job.pods for job in facts.jobs.values()))),
         submitted=[str(run.run_id) for run in submitted_by(client, facts.run_id)] if facts.plans else (),
@@ -110,8 +112,8 @@ def show_status(run_id: str | None, console: Console) -> None:
     for column in ("stage", "", "time", "tries"):
         table.add_column(column)
     table.add_column("why", overflow="fold")
-    for stage in view.stages:
-        table.add_row(stage.stage, stage.state, stage.time, stage.tries, escape(harmless(stage.why)))
+    for node in view.stages:
+        table.add_row(node.stage, node.state, node.time, node.tries, escape(harmless(node.why)))
     console.print(table)
     for line in _lines(view):
         console.print(escape(harmless(line)), soft_wrap=True)
@@ -183,57 +185,57 @@ def _outcome(view: RunView, console: Console) -> bool:
     if view.state == "succeeded":
         console.print(f"run  {view.run_id} succeeded", soft_wrap=True)
         return True
-    reasons = [f"{stage.stage}: {stage.why}" for stage in view.stages if stage.state == "failed"]
+    reasons = [f"{node.stage}: {node.why}" for node in view.stages if node.state == "failed"]
     for reason in reasons or [view.why or "it was cancelled"]:
         print(harmless(f"run {view.run_id} {view.state}: {reason}"), file=sys.stderr)
     return False
 
 
-def _view(facts: RunFacts, stage: str) -> StageView:
-    if stage not in facts.tasks:
-        return StageView(stage, "cached")
-    task = facts.details.get(stage.replace("_", "-"))
+def _view(facts: RunFacts, node: str) -> StageView:
+    if node not in facts.tasks:
+        return StageView(node, "cached")
+    task = facts.task(node)
     state = str(task.state or "") if task is not None else ""
-    # A stage whose turn never came has no task, or one without a state.
+    # A node whose turn never came has no task, or one without a state.
     if task is None or state in ("", "RUNTIME_STATE_UNSPECIFIED", "SKIPPED"):
-        return StageView(stage, "not run" if facts.over else "waiting")
-    tries = facts.tries(stage)
+        return StageView(node, "not run" if facts.over else "waiting")
+    tries = facts.tries(node)
     counted = _counted(tries)
     if state == "SUCCEEDED":
-        return StageView(stage, "succeeded", _duration(task), counted)
+        return StageView(node, "succeeded", _duration(task), counted)
     if state == "FAILED" or facts.over:
         failed = bool(tries) and tries[-1].outcome == "failed"
         if facts.cancelled and not failed:
-            return StageView(stage, "cancelled", _duration(task), counted)
-        return StageView(stage, "failed", _duration(task), counted, _why_failed(facts, stage, tries))
-    state, why = _going(facts, stage, tries)
-    return StageView(stage, state, _duration(task), counted, why)
+            return StageView(node, "cancelled", _duration(task), counted)
+        return StageView(node, "failed", _duration(task), counted, _why_failed(facts, node, tries))
+    state, why = _going(facts, node, tries)
+    return StageView(node, state, _duration(task), counted, why)
 
 
-def _going(facts: RunFacts, stage: str, tries: Sequence[Try]) -> tuple[str, str]:
-    """Return the state of a stage that is not over, and what it waits for."""
-    pod = facts.last_pod(stage)
+def _going(facts: RunFacts, node: str, tries: Sequence[Try]) -> tuple[str, str]:
+    """Return the state of a node that is not over, and what it waits for."""
+    pod = facts.last_pod(node)
     if pod is not None and pod.status.phase == "Pending":
         return "waiting", facts.why_waiting(pod) or "its pod is being started"
     if pod is not None and pod.status.phase == "Failed":
         return "waiting", f"its pod is gone ({why_ended(pod) or 'no reason given'}); another one follows"
-    waits = facts.job_waits(stage)
+    waits = facts.job_waits(node)
     if waits is not None:
         return "waiting", waits
     failed = [one for one in tries if one.outcome == "failed"]
     return "running", f"try {failed[-1].number} failed: {failed[-1].error}" if failed else ""
 
 
-def _why_failed(facts: RunFacts, stage: str, tries: Sequence[Try]) -> str:
-    """Return why a stage failed: its own words, else what Kubernetes or Argo say of its pod."""
+def _why_failed(facts: RunFacts, node: str, tries: Sequence[Try]) -> str:
+    """Return why a node failed: its own words, else what Kubernetes or Argo say of its pod."""
     last = tries[-1] if tries else None
     if last is not None and last.outcome == "failed" and last.error:
         return last.error
-    pod = facts.last_pod(stage)
+    pod = facts.last_pod(node)
     told = (why_ended(pod) or why_pending(pod)) if pod is not None else None
-    argo = why_failed(facts.workflow, stage.replace("_", "-"))
+    argo = why_failed(facts.workflow, task_name(node))
     reasons = "; ".join(dict.fromkeys(reason for reason in (told, argo) if reason is not None))
-    return reasons or f"nobody says why: `ngrpo logs {stage} {facts.run_id}`"
+    return reasons or f"nobody says why: `ngrpo logs {node} {facts.run_id}`"
 
 
 def _counted(tries: Sequence[Try]) -> str:

@@ -31,7 +31,7 @@ from ngrpo.stages.surroundings import ERROR_FILE
 from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, connect, explained
 from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError, unpullable
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import (
     ENDS,
     is_gone,
@@ -41,6 +41,7 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import (
     submitted_by,
 )
 from ngrpo_kfp.pipelines.kubeflow.submission import submit
+from ngrpo_kfp.pipelines.kubeflow.unpullable_images import unpullable
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 
 _PAUSE_SECONDS = 30.0
