@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ngrpo.config import RunConfig, select
 from ngrpo.stages.declarations import STAGES, Stage
 from ngrpo.stages.keys import code_version, config_json, source_files, stage_key
+from ngrpo.stages.libraries import Versions, installed, selected
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage
 from ngrpo_kfp.pipelines.planning.reasons import explain, other_graders
@@ -23,6 +25,7 @@ def make_plan(
     store: ArtifactStore | None,
     rerun_tokens: Mapping[str, str],
     history: History,
+    versions: Versions = installed,
     stages: Mapping[str, Stage] = STAGES,
     pipeline: Callable[[StageTracer], None] = post_training,
 ) -> Plan:
@@ -34,10 +37,12 @@ def make_plan(
         store: Where results are looked up and verified; none to plan without looking.
         rerun_tokens: Token by base key, for the results that were asked for again.
         history: The run to compare with when saying why a stage has to run.
+        versions: Says in which versions libraries are where the stages run.
         stages: The stages by name.
         pipeline: The pipeline to trace.
 
     Raises:
+        ConfigError: A library that a stage declares is not there.
         StoreError: The store cannot be reached, or what it holds is not known: a fault while reading is no reason to run a stage.
     """
     planned: dict[str, PlannedStage] = {}
@@ -47,9 +52,11 @@ def make_plan(
         settings = config_json(select(config, stage.config))
         code = code_version(stage.module)
         input_keys = {input_name: source.key for input_name, source in inputs.items()}
-        base_key = stage_key(name, settings, code, input_keys)
+        libraries = versions(name, selected(stage.libraries, settings))
+        parts = partial(stage_key, name, settings, code, input_keys, libraries=libraries, content={})
+        base_key = parts()
         token = rerun_tokens.get(base_key) if stage.cacheable else run
-        key = base_key if token is None else stage_key(name, settings, code, input_keys, token)
+        key = base_key if token is None else parts(token)
         found = store.find(name, key) if store is not None and stage.cacheable else None
         problems = store.verify(found) if store is not None and found is not None else []
         sound = found is not None and not problems
@@ -60,6 +67,7 @@ def make_plan(
             config=settings,
             code_version=code,
             sources=source_files(stage.module),
+            libraries=libraries,
             inputs=inputs,
             reference=found if sound else None,
             damaged=None if sound else found,
@@ -89,6 +97,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "base_key": stage.base_key,
             "config": json.loads(stage.config),
             "sources": {path: sha256[:12] for path, sha256 in stage.sources.items()},
+            "libraries": dict(stage.libraries),
             "inputs": {name: source.key for name, source in stage.inputs.items()},
         }
         for stage in plan
