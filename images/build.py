@@ -1,5 +1,7 @@
 """Build the images, push them, and write `images.lock`, which names them by digest: `make images REPOSITORY=registry.example.com/ngrpo`.
 
+Beside the digests are the versions of the libraries in each image: they are part of the keys of results.
+
 The digest of an image is known once a registry has it, so there is no lock without a push.
 """
 
@@ -7,10 +9,13 @@ import argparse
 import json
 import subprocess
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tomli_w
+
+from ngrpo_kfp.pipelines.kubeflow.images import LIBRARIES, requirements
 
 IMAGES = Path(__file__).parent
 ROOT = IMAGES.parent
@@ -46,6 +51,7 @@ def main() -> None:
     if unknown:
         parser.error(f"image {sorted(unknown)[0]!r}: choose from {', '.join(NAMES)}")
     locked = _locked()
+    libraries = locked.pop("libraries", {})
     for name in options.names or NAMES:
         tag = f"{options.repository}-{name}:{_revision()}"
         build(name, tag, [option for each in options.build_arg for option in ("--build-arg", each)])
@@ -53,11 +59,24 @@ def main() -> None:
         inspected = subprocess.run(["docker", "image", "inspect", tag], check=True, capture_output=True, text=True)
         digests = json.loads(inspected.stdout)[0]["RepoDigests"]
         locked[name] = next(digest for digest in digests if digest.startswith(f"{options.repository}-{name}@"))
-    LOCK.write_text(tomli_w.dumps(dict(sorted(locked.items()))), encoding="utf-8")
+        libraries[name] = requirements(IMAGES, name)
+    LOCK.write_text(lock_text(locked, libraries), encoding="utf-8")
     print(f"{LOCK.relative_to(ROOT)}:\n{LOCK.read_text(encoding='utf-8')}", end="")
 
 
-def _locked() -> dict[str, str]:
+def lock_text(locked: Mapping[str, str], libraries: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the text of `images.lock`.
+
+    Args:
+        locked: Address with digest of each image.
+        libraries: Of each image, the version of each library that stages declare.
+    """
+    return tomli_w.dumps(
+        {**dict(sorted(locked.items())), LIBRARIES: {name: libraries[name] for name in sorted(libraries)}}
+    )
+
+
+def _locked() -> dict[str, Any]:
     return tomllib.loads(LOCK.read_text(encoding="utf-8")) if LOCK.exists() else {}
 
 

@@ -59,7 +59,7 @@ def compile_whole(config: RunConfig, images: Images) -> str:
 
     For those who upload it themselves. Schedules have `compile_scheduled_run`.
     """
-    plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History())
+    plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History(), versions=images.versions(config))
     return compile_pipeline(config, plan, images, caching=True)
 
 

@@ -1,19 +1,31 @@
-"""The container images of a release: `images.lock` names each by the digest of its content."""
+"""The container images of a release: `images.lock` names each by the digest of its content, and says which libraries it holds."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import tomli_w
+
+from ngrpo.config import RunConfig
 from ngrpo.config.reading import parse_toml, read_text
 from ngrpo.errors import ConfigError
+from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.libraries import Versions, canonical, installed, public
 
 _BY_DIGEST = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]{0,500}@sha256:[0-9a-f]{64}")
+_PINNED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
+LIBRARIES = "libraries"
+_NAMES = ("cpu", "gpu")
 
 
 class Images:
-    """The images of a lock file, which is TOML: `name = "repository@sha256:digest"`."""
+    """The images of a lock file, which is TOML: `name = "repository@sha256:digest"`, and a table `libraries.name` of versions.
+
+    Where there is no such table, as in locks of earlier releases, the versions are those of the requirements beside the lock file,
+    `name.txt`, that the image is built with.
+    """
 
     def __init__(self, path: Path):
         """Read a lock file.
@@ -22,9 +34,17 @@ class Images:
             ConfigError: The file cannot be read, or is not TOML.
         """
         self._path = path
-        self.text = read_text("images.lock", path)
-        """The lock file, to be read somewhere else."""
-        self._images: Mapping[str, object] = parse_toml("images.lock", path, self.text)
+        self._text = read_text("images.lock", path)
+        self._images: Mapping[str, object] = parse_toml("images.lock", path, self._text)
+
+    @property
+    def text(self) -> str:
+        """The lock file, with the versions of libraries, to be read somewhere else."""
+        tables = self._images.get(LIBRARIES)
+        known = tables if isinstance(tables, dict) else {}
+        beside = {name: requirements(self._path.parent, name) for name in _NAMES if name not in known}
+        held = {name: dict(versions) for name, versions in beside.items() if versions}
+        return f"{self._text}\n{tomli_w.dumps({LIBRARIES: held})}" if held else self._text
 
     def reference(self, name: str) -> str:
         """Return the address of an image, with its digest.
@@ -34,13 +54,60 @@ class Images:
         """
         address = self._images.get(name)
         if address is None:
-            known = ", ".join(sorted(self._images)) or "none"
+            known = ", ".join(sorted(set(self._images) - {LIBRARIES})) or "none"
             raise ConfigError(f"image {name!r} is not in {self._path} (it has: {known}): build it, or add its digest")
         if not isinstance(address, str) or not _BY_DIGEST.fullmatch(address):
             raise ConfigError(
                 f"{self._path}: {name} = {address!r} is no digest, and a tag may move: write repository@sha256:<64 hex digits>"
             )
         return address
+
+    def libraries(self, name: str) -> Mapping[str, str]:
+        """Return the versions of the libraries in an image, by canonical name.
+
+        Raises:
+            ConfigError: Neither the lock nor a file beside it says which they are, or the lock has no such image.
+        """
+        tables = self._images.get(LIBRARIES)
+        table = tables.get(name) if isinstance(tables, dict) else None
+        if table is None:
+            beside = requirements(self._path.parent, name)
+            if beside:
+                return beside
+            self.reference(name)  # what is wrong with the image itself is said first
+            raise ConfigError(
+                f"{self._path} does not say which libraries image {name!r} holds, and there is no {name}.txt beside it: "
+                "build it again with `make images`, or copy images/*.txt of its release there"
+            )
+        if not isinstance(table, dict) or not all(isinstance(version, str) for version in table.values()):
+            raise ConfigError(
+                f'{self._path}: {LIBRARIES}.{name} is no table of versions: write torch = "2.13.0" and so on, a line each'
+            )
+        return {canonical(library): public(version) for library, version in table.items()}
+
+    def versions(self, config: RunConfig) -> Versions:
+        """Return what says in which versions libraries are in the image of a stage.
+
+        Args:
+            config: Says which stages have GPUs, and with that the image `gpu`.
+        """
+
+        def of(stage: str, names: Iterable[str]) -> Mapping[str, str]:
+            return self._versions(stage, image_name(config, stage), names)
+
+        return of
+
+    def _versions(self, stage: str, image: str, names: Iterable[str]) -> Mapping[str, str]:
+        held = self.libraries(image)
+        wanted = tuple(names)
+        missing = [name for name in wanted if name not in held]
+        if missing:
+            other = f"; resources.{stage}.gpus=1 gives it the image with vLLM" if missing == ["vllm"] else ""
+            raise ConfigError(
+                f"{stage}: image {image!r} has no library {missing[0]}, which its settings call for: add it to the image, or choose "
+                f"settings that do without it{other}"
+            )
+        return {name: held[name] for name in wanted}
 
 
 class PlaceholderImages(Images):
@@ -61,7 +128,7 @@ class PlaceholderImages(Images):
         if required or path.exists():
             super().__init__(path)
         else:
-            self._path, self.text, self._images = path, "", {}
+            self._path, self._text, self._images = path, "", {}
 
     def reference(self, name: str) -> str:
         """Return the address of an image, with its digest or one of zeros.
@@ -73,3 +140,39 @@ class PlaceholderImages(Images):
             return super().reference(name)
         self.placeholders.add(name)
         return f"ngrpo-{name}@sha256:{'0' * 64}"
+
+    def _versions(self, stage: str, image: str, names: Iterable[str]) -> Mapping[str, str]:
+        """Return the versions in an image, those installed here for one that there is not and of which nothing is known."""
+        if image in self._images or self._images.get(LIBRARIES) or requirements(self._path.parent, image):
+            return super()._versions(stage, image, names)
+        return installed(stage, names)
+
+
+def image_name(config: RunConfig, stage: str) -> str:
+    """Return which image a stage runs in: `gpu` if it asks for GPUs, else `cpu`."""
+    return "gpu" if config.needs(stage).gpus else "cpu"
+
+
+def requirements(directory: Path, image: str) -> dict[str, str]:
+    """Return the versions that an image is built with of the libraries that stages declare; nothing without the image's files.
+
+    The files are `cpu.txt` and, for packages that carry weights, `weights.txt`; or `gpu.txt`.
+
+    Args:
+        directory: `images` of a checkout.
+        image: `cpu` or `gpu`.
+
+    Raises:
+        ConfigError: A file cannot be read.
+    """
+    declared = {canonical(name) for stage in STAGES.values() for name in stage.libraries}
+    held = _pinned(directory / f"{image}.txt")
+    weights = _pinned(directory / "weights.txt") if image == "cpu" and held else {}
+    return {name: version for name, version in held.items() if name in declared} | weights
+
+
+def _pinned(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    text = read_text("requirements of an image", path)
+    return {canonical(name): public(version) for name, version in _PINNED.findall(text)}

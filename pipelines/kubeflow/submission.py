@@ -62,11 +62,11 @@ def submit(
     tokens = _rerun_tokens(objects)
     asked: dict[str, str] = {}
     if rerun is not None:
-        again = _plan(config, None, tokens).find(rerun)
+        again = _plan(config, images, None, tokens).find(rerun)
         if STAGES[again.stage].cacheable:
             # Names of tokens sort by time: the last one counts.
             asked = {again.base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
-    plan = _plan(config, store, tokens | asked)
+    plan = _plan(config, images, store, tokens | asked)
     _require_possible(config, images, plan.stages_to_run)
     text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan))
@@ -157,8 +157,10 @@ def package(text: str) -> Iterator[Path]:
         yield path
 
 
-def _plan(config: RunConfig, store: ArtifactStore | None, tokens: Mapping[str, str]) -> Plan:
-    return make_plan(config, run="", store=store, rerun_tokens=tokens, history=History())
+def _plan(config: RunConfig, images: Images, store: ArtifactStore | None, tokens: Mapping[str, str]) -> Plan:
+    return make_plan(
+        config, run="", store=store, rerun_tokens=tokens, history=History(), versions=images.versions(config)
+    )
 
 
 def _rerun_tokens(objects: ObjectStore) -> dict[str, str]:

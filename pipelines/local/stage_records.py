@@ -22,6 +22,7 @@ class PlanRecord(TypedDict):
     key: str
     config: dict[str, Any]
     sources: dict[str, str]
+    libraries: NotRequired[dict[str, str]]
     inputs: dict[str, str]
 
 

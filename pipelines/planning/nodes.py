@@ -40,6 +40,8 @@ class PlannedStage:
     code_version: str
     sources: Mapping[str, str]
     """Hash of each source file behind `code_version`."""
+    libraries: Mapping[str, str]
+    """Version of each library that decides its result (`ngrpo.stages.libraries`)."""
     inputs: Mapping[str, PlannedStage]
     """The nodes whose artifacts it reads, by the input's name."""
     reference: Reference | None

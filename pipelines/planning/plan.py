@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ngrpo.config import RunConfig, select
@@ -12,6 +13,7 @@ from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES, Stage
 from ngrpo.stages.keys import code_version, config_json, source_files, stage_key
+from ngrpo.stages.libraries import Versions, installed, selected
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage, node_name
 from ngrpo_kfp.pipelines.planning.reasons import explain, other_graders
@@ -25,6 +27,7 @@ def make_plan(
     store: ArtifactStore | None,
     rerun_tokens: Mapping[str, str],
     history: History,
+    versions: Versions = installed,
     stages: Mapping[str, Stage] = STAGES,
     pipeline: Callable[[StageTracer], None] = post_training,
 ) -> Plan:
@@ -36,11 +39,12 @@ def make_plan(
         store: Where results are looked up and verified; none to plan without looking.
         rerun_tokens: Token by base key, for the results that were asked for again.
         history: The run to compare with when saying why a node has to run.
+        versions: Says in which versions libraries are where the stages run.
         stages: The stages by name.
         pipeline: The pipeline to trace.
 
     Raises:
-        ConfigError: A node has a name or settings that cannot be.
+        ConfigError: A node has a name or settings that cannot be, or a library that a stage declares is not there.
         StoreError: The store cannot be reached, or what it holds is not known: a fault while reading is no reason to run a stage.
     """
     planned: dict[str, PlannedStage] = {}
@@ -54,9 +58,11 @@ def make_plan(
         text = config_json(select(own, stage.config))
         code = code_version(stage.module)
         input_keys = {input_name: source.key for input_name, source in inputs.items()}
-        base_key = stage_key(stage_name, text, code, input_keys)
+        libraries = versions(stage_name, selected(stage.libraries, text))
+        parts = partial(stage_key, stage_name, text, code, input_keys, libraries=libraries, content={})
+        base_key = parts()
         token = rerun_tokens.get(base_key) if stage.cacheable else run
-        key = base_key if token is None else stage_key(stage_name, text, code, input_keys, token)
+        key = base_key if token is None else parts(token)
         first = first_with.get(key)
         if first is not None:
             planned[name] = _same_work(first, name, inputs)
@@ -72,6 +78,7 @@ def make_plan(
             config=text,
             code_version=code,
             sources=source_files(stage.module),
+            libraries=libraries,
             inputs=inputs,
             reference=found if sound else None,
             damaged=None if sound else found,
@@ -123,6 +130,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "base_key": node.base_key,
             "config": json.loads(node.config),
             "sources": {path: sha256[:12] for path, sha256 in node.sources.items()},
+            "libraries": dict(node.libraries),
             "inputs": {name: source.key for name, source in node.inputs.items()},
         }
         for node in plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ngrpo.evaluation.protocol import is_grader_source
@@ -29,6 +29,10 @@ def explain(stage: PlannedStage, history: History) -> list[str]:
     files = sorted({path for path, _ in before["sources"].items() ^ sources.items()})
     if files:
         reasons.append(f"code changed: {_shorten([f'ngrpo/{file}' for file in files])}")
+    if "libraries" not in before:
+        reasons.append("its key now covers the versions of libraries")
+    elif changes := _changes(before["libraries"], stage.libraries, str):
+        reasons.append(f"library {_shorten(changes)}")
     reasons += [
         f"input {name} changed" for name, source in stage.inputs.items() if before["inputs"].get(name) != source.key
     ]
@@ -44,15 +48,19 @@ def other_graders(stage: PlannedStage, history: History) -> list[str]:
     return ["graders changed: stored samples of the champion are graded again, none is generated"]
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _shorten(items: list[str]) -> str:
     rest = len(items) - _MOST_CHANGES
     return ", ".join(items[:_MOST_CHANGES]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], write: Callable[[Any], str] = _json) -> list[str]:
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return [
-        f"{path} {_text(old, path)} → {_text(new, path)}"
+        f"{path} {_text(old, path, write)} → {_text(new, path, write)}"
         for path in dict.fromkeys([*new, *old])
         if (path in old, old.get(path)) != (path in new, new.get(path))
     ]
@@ -66,7 +74,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _text(leaves: Mapping[str, Any], path: str) -> str:
-    text = json.dumps(leaves[path], ensure_ascii=False) if path in leaves else "(none)"
+def _text(leaves: Mapping[str, Any], path: str, write: Callable[[Any], str]) -> str:
+    text = write(leaves[path]) if path in leaves else "(none)"
     half = _LONGEST_VALUE // 2
     return text if len(text) <= _LONGEST_VALUE else f"{text[:half]}…{text[-half:]}"

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.stages.keys import source_files
 from ngrpo.stages.supervision import QUIET
 from tiny import eligible, save_tiny_model
 
@@ -66,3 +67,10 @@ def test_rollouts_replay_on_the_weights_that_are_trained(tmp_path):
     assert all(entry["mixing/gate_rate"] > 0 for entry in history)
     trained = load_file(tmp_path / "output" / "model" / "model.safetensors")["model.embed_tokens.weight"]
     assert (trained - embedding).abs().max() > 1e-3, "the weights must have moved for this to show anything"
+    # What vLLM loads by name is in the stage's key.
+    loaded = [name for name in json.loads((tmp_path / "modules.json").read_text()) if name.startswith("ngrpo.rollout.")]
+    assert {f"ngrpo.rollout.vllm.{name}" for name in ("worker", "scheduler", "runner_v1")} <= set(loaded)
+    covered = source_files("ngrpo.stages.ngrpo_training")
+    for name in loaded:
+        path = name.removeprefix("ngrpo.").replace(".", "/")
+        assert f"{path}.py" in covered or f"{path}/__init__.py" in covered, name

@@ -38,6 +38,7 @@ def main() -> None:
     (root / "output").mkdir()
     ngrpo_training.run(config, inputs, root / "output", root / "work")
     (root / "errors.json").write_text(json.dumps(ERRORS))
+    (root / "modules.json").write_text(json.dumps(sorted(sys.modules)))
 
 
 if __name__ == "__main__":

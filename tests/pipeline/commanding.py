@@ -8,6 +8,8 @@ from kubeflow_stub import serve
 from ngrpo_kfp.pipelines.cli import app as cli
 
 IMAGES = ["--images", str(GOLDEN / "images.lock")]
+LIBRARIES = "\n[libraries" + (GOLDEN / "images.lock").read_text().partition("\n[libraries")[2]
+"""What a lock file says of the libraries in the images."""
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from commanding import IMAGES
+from commanding import IMAGES, LIBRARIES
 from golden_ir import CLUSTER
 from kubeflow_stub import cluster
 
@@ -188,7 +188,7 @@ def test_three_wrong_settings_are_one_refusal(kubeflow, ngrpo, tmp_path, capsys)
 
 def test_what_no_pod_can_get_and_what_has_no_image_are_one_refusal(kubeflow, objects, tmp_path, capsys):
     lock = tmp_path / "images.lock"
-    lock.write_text(f'cpu = "registry.example/ngrpo-cpu@sha256:{64 * "c"}"\n')
+    lock.write_text(f'cpu = "registry.example/ngrpo-cpu@sha256:{64 * "c"}"\n{LIBRARIES}')
     overrides = {
         "cluster.store": objects.uri,
         "resources.prepare_data.cpus": 100,

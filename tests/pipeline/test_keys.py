@@ -2,12 +2,19 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
+import keys_table
 from ngrpo.config import MixingConfig, NeighborsConfig
 from ngrpo.stages import keys
 from ngrpo.stages.declarations import STAGES
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -21,7 +28,11 @@ def package(tmp_path):
         "unused.py": "",
         "late.py": "",
         "named.py": "class Worker: ...",
-        "script.py": "",
+        "pathed/__init__.py": "",
+        "pathed/worker.py": "from ngrpo.pathed import helper\nclass Worker: ...",
+        "pathed/helper.py": "",
+        "report.py": "import ngrpo.drawn",
+        "drawn.py": "",
         "mixing/__init__.py": "from .gate import gate",
         "mixing/gate.py": "from ngrpo.config import STEPS\nfrom ngrpo.config.sections import STEPS\nfrom .. import deep",
         "mixing/unused.py": "",
@@ -31,8 +42,8 @@ def package(tmp_path):
         "stages/one.py": (
             "import ngrpo.mixing\n"
             "WORKER = 'ngrpo.named:Worker'\n"
-            "def run():\n    from ngrpo import late\n"
-            "if __name__ == '__main__':\n    from ngrpo import script\n"
+            "OTHER = 'ngrpo.pathed.worker.Worker.start'\n"
+            "def run():\n    from ngrpo import late, report\n"
         ),
         "stages/two.py": "import json",
     }
@@ -59,13 +70,27 @@ def test_source_closure_holds_what_a_stage_can_reach_and_nothing_else(package):
         "mixing/__init__.py",
         "mixing/gate.py",
         "named.py",
+        "pathed/__init__.py",
+        "pathed/helper.py",
+        "pathed/worker.py",
         "stages/__init__.py",
         "stages/one.py",
     }
     assert set(keys.source_files("ngrpo.stages.two", package)) == {"__init__.py", "stages/__init__.py", "stages/two.py"}
 
 
-@pytest.mark.parametrize("file", ["stages/one.py", "mixing/gate.py", "late.py", "named.py", "deeper/__init__.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "stages/one.py",
+        "mixing/gate.py",
+        "late.py",
+        "named.py",
+        "pathed/worker.py",
+        "pathed/helper.py",
+        "deeper/__init__.py",
+    ],
+)
 def test_a_changed_line_changes_the_code_version_of_the_stages_that_reach_it(package, file):
     before = {stage: version(f"ngrpo.stages.{stage}", package) for stage in ("one", "two")}
     with (package / file).open("a") as source:
@@ -75,7 +100,9 @@ def test_a_changed_line_changes_the_code_version_of_the_stages_that_reach_it(pac
     assert after["two"] == before["two"]
 
 
-@pytest.mark.parametrize("file", ["config/sections.py", "errors.py", "unused.py", "mixing/unused.py", "script.py"])
+@pytest.mark.parametrize(
+    "file", ["config/sections.py", "errors.py", "unused.py", "mixing/unused.py", "report.py", "drawn.py"]
+)
 def test_source_that_no_result_depends_on_does_not_change_it(package, file):
     before = version("ngrpo.stages.one", package)
     (package / file).write_text("CHANGED = True")
@@ -104,10 +131,13 @@ def test_key_depends_on_each_of_its_parts_and_on_no_order():
         "code_version": "c0",
         "inputs": {"dataset": "d0", "index": "i0"},
         "rerun_token": None,
+        "libraries": {"torch": "2.13.0", "trl": "1.16.0"},
+        "content": {"data.train": "t0"},
     }
     key = keys.stage_key(**parts)
     assert len(key) == 32
     assert keys.stage_key(**parts | {"inputs": {"index": "i0", "dataset": "d0"}}) == key
+    assert keys.stage_key(**parts | {"libraries": {"trl": "1.16.0", "torch": "2.13.0"}}) == key
     changed = [
         {"stage": "two"},
         {"config": keys.config_json(NeighborsConfig(candidates=8))},
@@ -115,6 +145,11 @@ def test_key_depends_on_each_of_its_parts_and_on_no_order():
         {"inputs": {"dataset": "d1", "index": "i0"}},
         {"inputs": {"data": "d0", "index": "i0"}},
         {"rerun_token": "again"},
+        {"libraries": {"torch": "2.13.1", "trl": "1.16.0"}},
+        {"libraries": {"torch": "2.13.0"}},
+        {"content": {"data.train": "t1"}},
+        {"content": {"data.warm_start": "t0"}},
+        {"content": {}},
     ]
     assert len({key, *(keys.stage_key(**parts | change) for change in changed)}) == 1 + len(changed)
 
@@ -138,8 +173,67 @@ def test_real_stages_reach_what_they_work_with_and_not_what_others_do(stage, rea
     assert not {"errors.py", "stages/execution.py", "stages/declarations.py"} & set(files)
 
 
+@pytest.mark.parametrize("name", ["worker", "runner_v1", "runner_v2", "scheduler", "rows", "compatibility", "engine"])
+def test_what_vllm_loads_by_name_decides_training_evaluation_and_samples(name):
+    file = f"rollout/vllm/{name}.py"
+    assert keys.moved_by(file) == ("ngrpo_training", "benchmark_evaluation")
+    assert file in keys.source_files("ngrpo.rollout.configured_engine"), "of which samples know the code version"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "storage/objects.py",
+        "report/rollout_log.py",
+        "report/progress_lines.py",
+        "report/model_card.py",
+        "environment.py",
+    ],
+)
+def test_what_only_moves_or_says_things_moves_no_key(file):
+    assert (keys.PACKAGE / file).exists()
+    assert keys.moved_by(file) == ()
+
+
+def test_the_documentation_says_which_file_moves_which_key():
+    assert keys_table.table() in keys_table.DOCUMENT.read_text(), "python tests/keys_table.py writes it anew"
+
+
+def test_the_digests_that_are_in_results_are_no_mere_transfer():
+    assert "benchmark_evaluation" in keys.moved_by("storage/digest.py")
+
+
+def test_every_transparent_module_is_there_and_says_why():
+    for module, reason in keys.TRANSPARENT.items():
+        assert keys._path(module, keys.PACKAGE) is not None, module
+        assert len(reason) > 20
+
+
 def test_the_closure_is_found_from_the_files_not_from_what_is_installed(package, tmp_path):
     copy = tmp_path / "elsewhere" / "ngrpo"
     shutil.copytree(package, copy)
     os.utime(copy / "deep.py", (0, 0))
     assert version("ngrpo.stages.one", copy) == version("ngrpo.stages.one", package)
+
+
+def test_two_clones_and_a_wheel_have_the_same_keys(tmp_path):
+    """The wheel is built from one clone and unpacked; nothing of it is installed."""
+    ours = [
+        path
+        for path in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+        if (ROOT / path).is_file()
+    ]
+    clones = [tmp_path / "one", tmp_path / "elsewhere" / "two"]
+    for clone in clones:
+        for path in ours:
+            if path.startswith(("components/", "pipelines/")) or "/" not in path:
+                (clone / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / path, clone / path)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=clones[1], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "wheel")
+    roots = [*(clone / "components" / "ngrpo" for clone in clones), tmp_path / "wheel" / "ngrpo"]
+    for stage in STAGES.values():
+        assert {keys.code_version(stage.module, root) for root in roots} == {keys.code_version(stage.module)}

@@ -1,5 +1,6 @@
 """The plan: keys along the pipeline, what is found in the store, and the reasons given."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 
 from ngrpo.config import load_config
 from ngrpo.errors import StoreError
+from ngrpo.stages import keys
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.planning import plan as planning
 from ngrpo_kfp.pipelines.planning.nodes import History
@@ -45,11 +47,21 @@ def sources(monkeypatch):
 @pytest.fixture
 def plan(sources):
     """Plan with a store and a history that the test may change."""
-    given = SimpleNamespace(store=Store(), tokens={}, history=History())
+    given = SimpleNamespace(store=Store(), tokens={}, history=History(), libraries={})
+
+    def versions(stage, names):
+        return {name: given.libraries.get(name, "1.0") for name in names}
 
     def make(*overrides, run="r1"):
         config = load_config(PRESET, overrides)
-        return make_plan(config, run=run, store=given.store, rerun_tokens=given.tokens, history=given.history)
+        return make_plan(
+            config,
+            run=run,
+            store=given.store,
+            rerun_tokens=given.tokens,
+            history=given.history,
+            versions=versions,
+        )
 
     def finish(planned):
         given.store.hold(planned)
@@ -123,6 +135,66 @@ def test_reasons_name_the_code_that_changed(plan, sources):
     assert why["ngrpo_training"] == "code changed: ngrpo/new.py, ngrpo/shared.py"
     assert why["benchmark_evaluation"] == "code changed: ngrpo/shared.py; input trained changed"
     assert why["sft_warm_start"] == ""
+
+
+def test_a_librarys_version_reruns_the_stages_that_declare_it_and_the_plan_says_which(plan):
+    plan.finish(plan.make())
+    plan.libraries["trl"] = "1.17.0"
+    again = plan.make()
+    assert to_run(again) == BASE[2:]
+    assert reasons(again)["sft_warm_start"] == "library trl 1.0 → 1.17.0"
+    assert reasons(again)["ngrpo_training"] == "library trl 1.0 → 1.17.0; input warm_start changed"
+    assert reasons(again)["benchmark_evaluation"] == "input warm_start changed; input trained changed"
+
+
+def test_of_the_engines_only_the_selected_ones_version_counts(plan):
+    plan.finish(plan.make())
+    plan.libraries["vllm"] = "0.33.0"
+    assert to_run(plan.make()) == BASE[5:]
+    with_vllm = plan.make("rollout.engine=vllm")
+    assert "library vllm (none) → 0.33.0" in reasons(with_vllm)["ngrpo_training"]
+    plan.finish(with_vllm)
+    plan.libraries["vllm"] = "0.34.0"
+    again = plan.make("rollout.engine=vllm")
+    assert to_run(again) == BASE[3:]
+    assert reasons(again)["ngrpo_training"] == "library vllm 0.33.0 → 0.34.0"
+
+
+def test_a_history_without_versions_is_of_before_they_counted(plan):
+    first = plan.make()
+    record = {name: {**stage, "key": "old"} for name, stage in plan_record(first).items()}
+    del record["prepare_data"]["libraries"]
+    plan.history = History(record, frozenset(BASE))
+    assert reasons(plan.make())["prepare_data"] == "its key now covers the versions of libraries"
+
+
+@pytest.mark.parametrize(
+    ("file", "reruns"),
+    [
+        ("rollout/vllm/worker.py", BASE[3:]),
+        ("training/warm_start.py", BASE[2:]),
+        ("report/progress_lines.py", BASE[5:]),
+        ("storage/objects.py", BASE[5:]),
+    ],
+)
+def test_an_edit_reruns_the_stages_that_reach_the_file_and_the_plan_names_it(tmp_path, monkeypatch, file, reruns):
+    package = tmp_path / "ngrpo"
+    shutil.copytree(keys.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def planned(root, store, history):
+        monkeypatch.setattr(planning, "source_files", lambda module: keys.source_files(module, root))
+        monkeypatch.setattr(planning, "code_version", lambda module: keys.code_version(module, root))
+        return make_plan(load_config(PRESET), run="r", store=store, rerun_tokens={}, history=history)
+
+    store = Store()
+    first = planned(keys.PACKAGE, store, History())
+    store.hold(first)
+    with (package / file).open("a") as source:
+        source.write("# edited\n")
+    again = planned(package, store, History(plan_record(first), frozenset(BASE)))
+    assert to_run(again) == reruns
+    if len(reruns) > 1:
+        assert reasons(again)[reruns[0]] == f"code changed: ngrpo/{file}"
 
 
 def test_the_plan_says_that_a_change_of_graders_grades_the_champion_again(plan, sources):

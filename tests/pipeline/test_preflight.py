@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commanding import IMAGES as LOCK
+from commanding import LIBRARIES
 from golden_ir import CLUSTER, IMAGES
 
 from ngrpo.config import load_config
@@ -352,7 +353,7 @@ def test_an_image_that_is_not_in_its_registry_is_refused_and_one_that_cannot_be_
 ):
     lock = tmp_path / "images.lock"
     with registry(set()) as host:
-        lock.write_text(f'cpu = "{host}/team/ngrpo-cpu@{DIGEST}"\n')
+        lock.write_text(f'cpu = "{host}/team/ngrpo-cpu@{DIGEST}"\n{LIBRARIES}')
         error = ngrpo("submit", "--set", "seed=1", "--images", str(lock), code=2)
         assert f"images.cpu: its registry has no {host}/team/ngrpo-cpu@{DIGEST}: `make images`" in error
         assert kubeflow.runs == {}

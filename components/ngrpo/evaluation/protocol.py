@@ -25,6 +25,9 @@ PARTS: Mapping[str, str] = {
 }
 """The parts of a protocol, in the order in which a difference explains the others, in words."""
 
+GRADER_LIBRARIES = ("latex2sympy2_extended", "sympy", "mpmath")
+"""The libraries that compare expressions; the keys of the stages that grade cover their versions too."""
+
 _GRADERS = Path(ngrpo.grading.__file__).parent
 
 
@@ -81,7 +84,7 @@ def revisions(dataset: Path) -> dict[str, str | None]:
 def grader_version() -> str:
     """Return the digest of what decides on an answer: our rules and the library that compares expressions."""
     sources = [path.read_text(encoding="utf-8") for path in sorted(_GRADERS.glob("*.py"))]
-    return _digest([*sources, *(version(name) for name in ("latex2sympy2_extended", "sympy", "mpmath"))])
+    return _digest([*sources, *(version(name) for name in GRADER_LIBRARIES)])
 
 
 def is_grader_source(path: str) -> bool:

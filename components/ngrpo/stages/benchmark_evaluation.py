@@ -29,6 +29,7 @@ from ngrpo.rollout.configured_mixer import build_mixer, end_marker_ids
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.keys import canonical_json, code_version, digest
+from ngrpo.stages.libraries import GENERATING, installed, selected
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
 
@@ -120,7 +121,8 @@ def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) 
     )
     sampling = [evaluation.temperature, evaluation.top_p, evaluation.max_tokens, evaluation.engine, config.model.dtype]
     generator = code_version("ngrpo.rollout.configured_engine")
-    return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator]))
+    libraries = installed("benchmark_evaluation", selected(GENERATING, canonical_json({"engine": evaluation.engine})))
+    return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator, libraries]))
 
 
 def _say(model: str, benchmark: str, result: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ngrpo.config import (
     Section,
     SFTWarmStartConfig,
 )
+from ngrpo.evaluation.protocol import GRADER_LIBRARIES
 
 StageFunction = Callable[[Section, Mapping[str, Path], Path, Path], None]
 
@@ -35,6 +36,8 @@ class Stage:
     """Whether a result found in the store may stand for a run; not for a stage with effects outside the store."""
     parallel: bool = False
     """Whether it works as several processes, one a GPU, where its pod has several."""
+    libraries: tuple[str, ...] = ()
+    """Names of the distributions whose versions decide its result; see `ngrpo.stages.libraries` for those that settings select."""
 
     @property
     def module(self) -> str:
@@ -47,15 +50,33 @@ class Stage:
         return run
 
 
+_MODELS = ("jinja2", "safetensors", "tokenizers", "torch", "transformers")
+_TRAINING = ("accelerate", "datasets", "pyarrow", "trl")
+
 STAGES: Mapping[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("prepare_data", PrepareDataConfig),
-        Stage("neighbor_index", NeighborIndexConfig),
-        Stage("sft_warm_start", SFTWarmStartConfig),
-        Stage("ngrpo_training", NGRPOTrainingConfig, parallel=True),
-        Stage("benchmark_evaluation", BenchmarkEvaluationConfig),
+        Stage(
+            "prepare_data",
+            PrepareDataConfig,
+            libraries=(*_MODELS, *GRADER_LIBRARIES, "datasets", "gguf", "pyarrow", "reasoning-gym"),
+        ),
+        Stage("neighbor_index", NeighborIndexConfig, libraries=(*_MODELS, "gguf")),
+        Stage("sft_warm_start", SFTWarmStartConfig, libraries=(*_MODELS, *_TRAINING, "gguf")),
+        Stage(
+            "ngrpo_training",
+            NGRPOTrainingConfig,
+            parallel=True,
+            libraries=(*_MODELS, *_TRAINING, *GRADER_LIBRARIES, "numpy", "vllm"),
+        ),
+        Stage(
+            "benchmark_evaluation",
+            BenchmarkEvaluationConfig,
+            libraries=(*_MODELS, *GRADER_LIBRARIES, "gguf", "numpy", "pyarrow", "vllm"),
+        ),
         # The champion moves between two runs: a decision is made anew every time.
-        Stage("model_promotion", ModelPromotionConfig, cacheable=False),
+        Stage(
+            "model_promotion", ModelPromotionConfig, cacheable=False, libraries=(*GRADER_LIBRARIES, "numpy", "pyarrow")
+        ),
     )
 }

@@ -1,7 +1,8 @@
 """Keys of results: what a stage's result depends on, as one hash that is known before anything runs.
 
-Results are input-addressed. The key of a stage covers its settings, the source code it can reach, the keys of its inputs
-and, where a rerun was asked for, a token. Pinned data revisions are part of the settings.
+Results are input-addressed. The key of a stage covers its settings, the source code it can reach, the versions of the libraries that
+it declares, the content of what is local, the keys of its inputs and, where a rerun was asked for, a token. Pinned data revisions are
+part of the settings. `docs/keys.md` has the rules at more length, and which file moves which key.
 """
 
 from __future__ import annotations
@@ -19,11 +20,55 @@ from ngrpo.config import Section
 
 PACKAGE = Path(ngrpo.__file__).parent
 
-# Their source, and that of modules below them, is not part of a code version. `config` holds settings and their validation, nothing
-# that computes: what a stage gets from it is the validated values, and those are in the key. A changed default or a new field thus
-# reruns the stages that read it, and no other. `errors` names failures, and a stage that fails leaves no result. `checkpoints` brings
-# back what a stage saved, byte for byte.
-TRANSPARENT = frozenset({"ngrpo.config", "ngrpo.errors", "ngrpo.storage.checkpoint_store"})
+_FRAME = "Runs a stage, or says where and how often: what the stage computes with is its settings and inputs, and those are in the key."
+_TRANSFER = "Brings bytes from one place to another as they are, checked on the way, or fails."
+
+TRANSPARENT: Mapping[str, str] = {
+    "ngrpo.config": (
+        "Holds settings and their validation, nothing that computes: what a stage gets from it is the validated values, and those are "
+        "in the key. A changed default or a new field reruns the stages that read it, and no other."
+    ),
+    "ngrpo.section": "What settings are made of; see `ngrpo.config`.",
+    "ngrpo.errors": "Names failures, and a stage that fails leaves no result.",
+    "ngrpo.environment": (
+        "Sets the variables that its callers name, and their source is in the key; takes credentials out of what is said."
+    ),
+    "ngrpo.report": (
+        "Words and draws results, and writes the files of an artifact that only describe it; no stage reads those, and none computes "
+        "with what is said."
+    ),
+    "ngrpo.tracking": (
+        "Copies to MLflow what a stage has done. The only stage that reads it back is `model_promotion`, which is never cached."
+    ),
+    "ngrpo.storage.address": "Takes an address apart; the address is a setting or says where, never what.",
+    "ngrpo.storage.artifacts": _TRANSFER,
+    "ngrpo.storage.checkpoint_store": "Brings back what a stage saved, byte for byte.",
+    "ngrpo.storage.conditional_writes": "Asks whether a service can hold a lock.",
+    "ngrpo.storage.disk": "Words what is wrong with a disk; the write has failed.",
+    "ngrpo.storage.lease": "Says whose turn it is.",
+    "ngrpo.storage.manifest": "Says of a result which files it has; the files are as they were written, or are refused.",
+    "ngrpo.storage.objects": _TRANSFER,
+    "ngrpo.storage.state": "Writes what it is given, whole or not at all, and gives back what was written, or fails.",
+    # Other hashes are other keys: what was made under the old ones is found by none of the new ones.
+    "ngrpo.stages.keys": "Makes keys: if they change, they say so themselves.",
+    "ngrpo.stages.libraries": "Makes parts of keys; see `ngrpo.stages.keys`.",
+    "ngrpo.stages.attempt": _FRAME,
+    "ngrpo.stages.declarations": _FRAME,
+    "ngrpo.stages.disk": _FRAME,
+    "ngrpo.stages.execution": _FRAME,
+    "ngrpo.stages.process": _FRAME,
+    "ngrpo.stages.soundness": "Refuses results with numbers that are not finite, and what is refused is no result.",
+    "ngrpo.stages.standalone": _FRAME,
+    "ngrpo.stages.supervision": _FRAME,
+    "ngrpo.stages.surroundings": _FRAME,
+    "ngrpo.stages.task": _FRAME,
+    "ngrpo.stages.torchrun": _FRAME,
+    "ngrpo.stages.torchrun_agent": _FRAME,
+    "ngrpo.stages.tries": _FRAME,
+}
+"""Modules whose source, and that of modules below them, is not part of a code version, each with the reason why it cannot change what
+later stages read. What only they reach is not part of it either. `ngrpo.storage.digest` is none of them: its digests are in results.
+"""
 
 _DOTTED = re.compile(r"ngrpo(\.\w+)+")
 
@@ -44,7 +89,14 @@ def digest(text: str) -> str:
 
 
 def stage_key(
-    stage: str, config: str, code_version: str, inputs: Mapping[str, str], rerun_token: str | None = None
+    stage: str,
+    config: str,
+    code_version: str,
+    inputs: Mapping[str, str],
+    rerun_token: str | None = None,
+    *,
+    libraries: Mapping[str, str],
+    content: Mapping[str, str],
 ) -> str:
     """Return the key of a stage's result, 32 hexadecimal digits.
 
@@ -54,8 +106,12 @@ def stage_key(
         code_version: Hash of its source (`code_version`).
         inputs: Key of each input by the input's name.
         rerun_token: Any text that makes this result another one than that of the same inputs without it.
+        libraries: Version of each library that decides the result (`ngrpo.stages.libraries`).
+        content: Digest of each local file, directory or prefix that its settings name, by the setting.
     """
-    return digest(canonical_json([stage, config, code_version, dict(inputs), rerun_token]))
+    return digest(
+        canonical_json([stage, config, code_version, dict(inputs), rerun_token, dict(libraries), dict(content)])
+    )
 
 
 def code_version(module: str, root: Path = PACKAGE) -> str:
@@ -73,8 +129,8 @@ def source_files(module: str, root: Path = PACKAGE) -> Mapping[str, str]:
     """Return the sha256 of each source file that a module can reach inside the package, by path relative to `root`.
 
     Reached is what is imported anywhere in a reached file, inside functions too, with the `__init__.py` of every package on
-    the way, and what a text names in full (`"ngrpo.rollout.worker:Worker"`: a library loads it by that name). The block
-    under `if __name__ == "__main__":` is left out, for it does not run in a pipeline.
+    the way, and what a text names in full: a library loads `"ngrpo.rollout.worker:Worker"` or `"ngrpo.rollout.worker.Worker"` by
+    that name. A name that is put together at run time is not seen; `tests/pipeline/test_closure.py` allows none.
 
     Raises:
         ModuleNotFoundError: The package has no such module.
@@ -90,12 +146,24 @@ def source_files(module: str, root: Path = PACKAGE) -> Mapping[str, str]:
             continue
         seen.add(name)
         path = _path(name, root)
-        if path is None:
-            continue
-        found[str(path.relative_to(root))], reached = _scan(path, name)
-        waiting += reached
+        if path is not None:
+            found[path.relative_to(root).as_posix()], reached = _scan(path, name)
+            waiting += reached
+        # The packages that a module is in run before it; of what is no module, a class for example, its module is reached.
         waiting += [name.rpartition(".")[0]] if "." in name else []
     return dict(sorted(found.items()))
+
+
+def moved_by(file: str, root: Path = PACKAGE) -> tuple[str, ...]:
+    """Return the stages whose keys an edit of a source file moves, in their order, not counting those that only read their results.
+
+    Args:
+        file: Path relative to `root`.
+        root: Folder of the package `ngrpo`.
+    """
+    from ngrpo.stages.declarations import STAGES
+
+    return tuple(name for name, stage in STAGES.items() if file in source_files(stage.module, root))
 
 
 def _is_transparent(module: str) -> bool:
@@ -113,16 +181,8 @@ def _scan(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
     """Return the sha256 of a source file and the dotted names of ours that it mentions, modules or not."""
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    names = {name for node in _nodes(ast.parse(source, str(path))) for name in _mentions(node, package)}
+    names = {name for node in ast.walk(ast.parse(source, str(path))) for name in _mentions(node, package)}
     return hashlib.sha256(source).hexdigest(), tuple(sorted(name for name in names if _DOTTED.fullmatch(name)))
-
-
-def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walk a syntax tree without the block that runs only as a script."""
-    for child in ast.iter_child_nodes(tree):
-        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "__name__ == '__main__'"):
-            yield child
-            yield from _nodes(child)
 
 
 def _mentions(node: ast.AST, package: str) -> Iterator[str]:

