@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.planning.content import StageSettings
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class PlannedStage:
     base_key: str
     """The key it would have without a rerun token."""
     config: str
-    """Its settings as canonical JSON."""
+    """Its settings as canonical JSON, as it gets them."""
+    settings: StageSettings
+    """Its settings, as it gets them and as they are in its key, and the content of the copies that it reads."""
     code_version: str
     sources: Mapping[str, str]
     """Hash of each source file behind `code_version`."""

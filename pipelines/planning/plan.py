@@ -9,8 +9,9 @@ from typing import Any
 
 from ngrpo.config import RunConfig, select
 from ngrpo.stages.declarations import STAGES, Stage
-from ngrpo.stages.keys import code_version, config_json, source_files, stage_key
+from ngrpo.stages.keys import code_version, source_files, stage_key
 from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo_kfp.pipelines.planning.content import Content, read_contents, stage_settings
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage
 from ngrpo_kfp.pipelines.planning.reasons import explain, other_graders
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
@@ -25,6 +26,7 @@ def make_plan(
     history: History,
     stages: Mapping[str, Stage] = STAGES,
     pipeline: Callable[[StageTracer], None] = post_training,
+    contents: Mapping[str, Content] | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -36,20 +38,24 @@ def make_plan(
         history: The run to compare with when saying why a stage has to run.
         stages: The stages by name.
         pipeline: The pipeline to trace.
+        contents: The copies that the run reads (`read_contents`); read by default.
 
     Raises:
+        DataError: A copy that the run reads is not there.
         StoreError: The store cannot be reached, or what it holds is not known: a fault while reading is no reason to run a stage.
     """
     planned: dict[str, PlannedStage] = {}
+    read = read_contents(config) if contents is None else contents
 
     def trace(name: str, /, **inputs: PlannedStage) -> PlannedStage:
         stage = stages[name]
-        settings = config_json(select(config, stage.config))
+        settings = stage_settings(select(config, stage.config), read)
+        content = {setting: each.digest for setting, each in settings.content.items()}
         code = code_version(stage.module)
         input_keys = {input_name: source.key for input_name, source in inputs.items()}
-        base_key = stage_key(name, settings, code, input_keys)
+        base_key = stage_key(name, settings.keyed, code, input_keys, content=content)
         token = rerun_tokens.get(base_key) if stage.cacheable else run
-        key = base_key if token is None else stage_key(name, settings, code, input_keys, token)
+        key = base_key if token is None else stage_key(name, settings.keyed, code, input_keys, token, content=content)
         found = store.find(name, key) if store is not None and stage.cacheable else None
         problems = store.verify(found) if store is not None and found is not None else []
         sound = found is not None and not problems
@@ -57,7 +63,8 @@ def make_plan(
             name=name,
             key=key,
             base_key=base_key,
-            config=settings,
+            config=settings.given,
+            settings=settings,
             code_version=code,
             sources=source_files(stage.module),
             inputs=inputs,
@@ -87,7 +94,8 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "cached": stage.cached,
             "key": stage.key,
             "base_key": stage.base_key,
-            "config": json.loads(stage.config),
+            "config": json.loads(stage.settings.keyed),
+            "content": {setting: content.record() for setting, content in stage.settings.content.items()},
             "sources": {path: sha256[:12] for path, sha256 in stage.sources.items()},
             "inputs": {name: source.key for name, source in stage.inputs.items()},
         }

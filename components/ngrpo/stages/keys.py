@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import ngrpo
 from ngrpo.config import Section
@@ -44,7 +45,13 @@ def digest(text: str) -> str:
 
 
 def stage_key(
-    stage: str, config: str, code_version: str, inputs: Mapping[str, str], rerun_token: str | None = None
+    stage: str,
+    config: str,
+    code_version: str,
+    inputs: Mapping[str, str],
+    rerun_token: str | None = None,
+    *,
+    content: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the key of a stage's result, 32 hexadecimal digits.
 
@@ -54,8 +61,9 @@ def stage_key(
         code_version: Hash of its source (`code_version`).
         inputs: Key of each input by the input's name.
         rerun_token: Any text that makes this result another one than that of the same inputs without it.
+        content: Digest of each copy that it reads, by the setting that names it.
     """
-    return digest(canonical_json([stage, config, code_version, dict(inputs), rerun_token]))
+    return digest(canonical_json([stage, config, code_version, dict(inputs), rerun_token, dict(content)]))
 
 
 def code_version(module: str, root: Path = PACKAGE) -> str:
