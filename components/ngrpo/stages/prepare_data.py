@@ -48,7 +48,8 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, wor
             nothing is left of a source.
         StoreError: The object store that holds a copy of a source cannot be reached or refuses the credentials.
     """
-    stage = _Tables(config, ChatLengths(materialize_tokenizer(config.model.source, work / "tokenizer")), output)
+    tokenizer = materialize_tokenizer(config.model.source, work / "tokenizer", config.model.template_date)
+    stage = _Tables(config, ChatLengths(tokenizer), output)
     (output / "benchmarks").mkdir()
     for name, source in sorted(config.data.benchmarks.items()):
         stage.write_benchmark(name, source)
