@@ -18,7 +18,7 @@ from pydantic import Field
 from ngrpo.config import HubModel, HubSource, RunConfig, Section
 from ngrpo.data.content import files_of, identity, is_copy
 from ngrpo.data.locations import is_bucket
-from ngrpo.errors import ConfigError, DataError
+from ngrpo.errors import ConfigError, DataError, StoreError
 from ngrpo.stages.keys import canonical_json
 from ngrpo.storage.content import content_digest
 from ngrpo.storage.digest import file_sha256
@@ -86,8 +86,8 @@ def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool
         buckets: Whether object storage can be asked; else the digests of what lies there are empty, and keys are not those of a run.
 
     Raises:
-        DataError: A copy cannot be read; the message begins with the setting.
-        StoreError: Object storage cannot be reached, or `known` cannot be written.
+        DataError: A copy cannot be read. As below, the message begins with the setting and names the way out.
+        StoreError: Object storage cannot be reached; or `known` cannot be written.
     """
     digests = _Digests(known)
     contents = {}
@@ -98,9 +98,9 @@ def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool
             continue
         try:
             files = files_of(source, digests.sha256)
-        except DataError as error:
-            raise DataError(
-                f"{setting}: {error}; of a directory that only pods have, name the content in {setting}.digest"
+        except (DataError, StoreError) as error:
+            raise type(error)(
+                f"{setting}: {error}; of a place that only the stages can read, name the content in {setting}.digest"
             ) from error
         rows = {name: digests.rows(Path(source.id).expanduser() / name) for name in files}
         planned = {name: PlannedFile(file.size, file.digest, rows[name]) for name, file in files.items()}
@@ -153,7 +153,8 @@ def difference(before: Mapping[str, Any] | None, now: Content) -> str | None:
     said = []
     rows = [sum(file[1] or 0 for file in files.values()) for files in (old, new)]
     if rows[0] != rows[1]:
-        said.append(f"{abs(rows[1] - rows[0])} rows {'more' if rows[1] > rows[0] else 'fewer'}")
+        count = abs(rows[1] - rows[0])
+        said.append(f"{count} row{'s' * (count > 1)} {'more' if rows[1] > rows[0] else 'fewer'}")
     changes = {
         "changed": [name for name in new if name in old and new[name][0] != old[name][0]],
         "added": [name for name in new if name not in old],

@@ -185,6 +185,20 @@ def test_a_copy_in_object_storage_is_known_by_a_listing(objects, place, planner,
     assert why["prepare_data"] == "data.train: 1 file changed (train.jsonl)"
 
 
+def test_links_are_followed_but_not_round_in_a_circle_and_what_is_no_file_is_passed_over(place, planner, tmp_path):
+    write(tmp_path / "elsewhere" / "train-2.jsonl", rows(3))
+    (place / "math" / "more").symlink_to(tmp_path / "elsewhere")
+    (place / "math" / "round").symlink_to(place / "math")
+    (place / "math" / "gone.jsonl").symlink_to(place / "nowhere")
+    os.mkfifo(place / "math" / "pipe.jsonl")
+    planner.plan(*settings(place))
+    write(tmp_path / "elsewhere" / "train-2.jsonl", rows(2))
+    assert (
+        planner.again(*settings(place))["prepare_data"]
+        == "data.train: 1 row fewer, 1 file changed (more/train-2.jsonl)"
+    )
+
+
 # --- digests that are remembered --------------------------------------------------------------------------------------
 
 

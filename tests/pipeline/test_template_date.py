@@ -9,6 +9,7 @@ import pytest
 
 from ngrpo.config import load_config, select
 from ngrpo.data.models import materialize
+from ngrpo.data.template_clock import TemplateClock
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.rollout.loading import load_tokenizer
 from ngrpo.stages.declarations import STAGES
@@ -80,17 +81,27 @@ def timeless(tree):
 
 def settings(model, *more):
     source = json.dumps({"kind": "hub", "id": str(model)})
-    short = ["data.max_prompt_tokens=40", "training.steps=2", "mixing.end_marker=null", "rollout.max_tokens=3"]
+    short = ["data.max_prompt_tokens=40", "training.steps=1", "mixing.end_marker=null", "rollout.max_tokens=3"]
     return load_config(PRESET, [f"model.source={source}", *short, *more])
 
 
-def test_a_run_across_midnight_is_byte_equal(model, clock, tmp_path):
-    config = settings(model)
+def test_a_run_across_midnight_is_byte_equal_and_every_stage_writes_the_day_of_the_settings(
+    model, clock, tmp_path, monkeypatch
+):
+    config = settings(model, "model.template_date=2025-12-03")
+    asked, call = set(), TemplateClock.__call__
+
+    def recorded(self, form):
+        asked.add((stage, self._now.date()))
+        return call(self, form)
+
+    monkeypatch.setattr(TemplateClock, "__call__", recorded)
     for root, moves in ((tmp_path / "one day", 0), (tmp_path / "many days", 1)):
         clock.day = 1
         for stage in INPUTS:
             clock.day += 5 * moves
             run(stage, root, config)
+    assert asked == {(stage, real.date(2025, 12, 3)) for stage in INPUTS if stage != "neighbor_index"}
     for stage in INPUTS:
         one, many = (results(tmp_path / name, stage) for name in ("one day", "many days"))
         assert one.keys() == many.keys()

@@ -45,6 +45,7 @@ def directory_files(
     return {
         name: File((directory / name).stat().st_size, sha256(directory / name))
         for name in sorted(filter(wanted, _names(directory)))
+        if (directory / name).is_file()  # reading a named pipe would not end
     }
 
 
