@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -101,6 +103,16 @@ def check_store(uri: str) -> str:
     return uri
 
 
+def _check_day(value: Any) -> Any:
+    """Take a day of TOML, or one written as text; nothing else that pydantic would take for one, like a number of seconds."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value) and value >= "1000":
+        with suppress(ValueError):
+            return date.fromisoformat(value)
+    if type(value) is not date:
+        raise ValueError("a day is written YYYY-MM-DD, for example 2024-07-26")
+    return value
+
+
 def _check_temperature(value: float) -> float:
     if value < 1e-3:
         raise ValueError("a temperature is at least 0.001: scores divided by less overflow")
@@ -128,6 +140,8 @@ Coefficient = Annotated[float, number(least=0.0, most=100.0)]
 Points = Annotated[float, number(least=0.0, most=100.0)]
 """Points of percent."""
 Confidence = Annotated[float, number(above=0.5, below=1.0)]
+
+Day = Annotated[date, BeforeValidator(_check_day)]
 
 Name = Annotated[str, AfterValidator(check_name)]
 """What becomes part of a path, of a key or of the name of a metric or a model."""

@@ -19,6 +19,7 @@ from ngrpo_kfp.pipelines.kubeflow.graph_check import check_graph
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod, configure_scheduled_run
 from ngrpo_kfp.pipelines.kubeflow.scheduling.component import scheduled_run
+from ngrpo_kfp.pipelines.planning.content import require_in_pods
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage
 from ngrpo_kfp.pipelines.planning.plan import make_plan
 from ngrpo_kfp.pipelines.post_training import NAME
@@ -59,6 +60,7 @@ def compile_whole(config: RunConfig, images: Images) -> str:
 
     For those who upload it themselves. Schedules have `compile_scheduled_run`.
     """
+    require_in_pods(config)
     plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History(), versions=images.versions(config))
     return compile_pipeline(config, plan, images, caching=True)
 

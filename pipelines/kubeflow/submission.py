@@ -24,6 +24,7 @@ from ngrpo_kfp.pipelines.kubeflow.compilation import compile_pipeline
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.links import links
 from ngrpo_kfp.pipelines.kubeflow.preflight import require
+from ngrpo_kfp.pipelines.planning.content import require_in_pods
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
 from ngrpo_kfp.pipelines.planning.plan import make_plan
 from ngrpo_kfp.pipelines.planning.summary import plan_table
@@ -56,6 +57,7 @@ def submit(
     Raises:
         NGRPOError: What the user can put right. Then nothing was submitted, unless the message says that this is not known.
     """
+    require_in_pods(config)
     objects = ObjectStore(config.cluster.store)
     objects.check()
     store = ArtifactStore(objects, cache)

@@ -22,6 +22,7 @@ from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
 from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
+from ngrpo_kfp.pipelines.planning.content import read_contents
 from ngrpo_kfp.pipelines.planning.needs import require_gpus, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
@@ -97,7 +98,7 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
             raise ConfigError(
                 f"--base {base}: MLflow has to be asked which it is, and --dry-run starts nothing: use `ngrpo plan`"
             )
-        plan = _plan(config, workspace, None)
+        plan = _plan(config, workspace, None, buckets=False)
     else:
         with services(workspace) as around:
             config = _based(config, base)
@@ -110,13 +111,16 @@ def _based(config: RunConfig, base: str | None) -> RunConfig:
     return config if base is None else from_champion(config)
 
 
-def _plan(config: RunConfig, workspace: Workspace, store: ArtifactStore | None, run: str = "") -> Plan:
+def _plan(
+    config: RunConfig, workspace: Workspace, store: ArtifactStore | None, run: str = "", *, buckets: bool = True
+) -> Plan:
     return make_plan(
         config,
         run=run,
         store=store,
         rerun_tokens=workspace.rerun_tokens(),
         history=workspace.history(config.preset),
+        contents=read_contents(config, workspace.digests, buckets=buckets),
     )
 
 

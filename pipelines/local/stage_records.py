@@ -15,12 +15,20 @@ from typing_extensions import TypedDict
 from ngrpo.storage.state import read_state
 
 
+class ContentRecord(TypedDict):
+    """A copy that a stage reads, in `plan.json` (`Content.record`)."""
+
+    digest: str
+    files: dict[str, tuple[str, int | None]]
+
+
 class PlanRecord(TypedDict):
     """A node in `plan.json` (`plan_record`)."""
 
     cached: bool
     key: str
     config: dict[str, Any]
+    content: NotRequired[dict[str, ContentRecord]]
     sources: dict[str, str]
     libraries: NotRequired[dict[str, str]]
     inputs: dict[str, str]

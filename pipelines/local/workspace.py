@@ -73,6 +73,11 @@ class Workspace:
         return self.root / "cache"
 
     @property
+    def digests(self) -> Path:
+        """Digests of local files that were read (`ngrpo_kfp.pipelines.planning.content`)."""
+        return self.root / "digests.json"
+
+    @property
     def work(self) -> Path:
         """Unfinished results, `<stage>/<key>/`."""
         return self.root / "work"

@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import HubModel, HubSource, RunConfig, Source
+from ngrpo.data.content import is_copy
+from ngrpo.data.locations import is_local
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.planning.nodes import Plan
 
@@ -37,18 +39,22 @@ def _resources_table(config: RunConfig, plan: Plan) -> Table:
 def downloads(config: RunConfig) -> list[str]:
     """Return what a run would fetch from outside, a line each."""
     lines = []
-    if isinstance(config.model.source, HubModel):
-        lines.append(f"model {config.model.source.id} at {config.model.source.revision}")
+    if isinstance(config.model.source, HubModel) and not is_local(config.model.source.id):
+        lines.append(f"model {config.model.source.id}{_at(config.model.source)}")
     sources: dict[str, Source | None] = {
         "train": config.data.train,
         "warm_start": config.data.warm_start,
         **{f"benchmark {config.title(name)}": source for name, source in config.data.benchmarks.items()},
     }
     for name, source in sources.items():
-        if isinstance(source, HubSource):
+        if isinstance(source, HubSource) and not is_local(source.id):
             subset = f", {source.subset}" if source.subset else ""
-            lines.append(f"data set {source.id}{subset} ({name}, split {source.split}) at {source.revision}")
+            lines.append(f"data set {source.id}{subset} ({name}, split {source.split}){_at(source)}")
     return lines
+
+
+def _at(source: HubModel | HubSource) -> str:
+    return "" if is_copy(source) else f" at {source.revision}"
 
 
 def require_gpus(config: RunConfig, plan: Plan, devices: Path = Path("/dev")) -> None:

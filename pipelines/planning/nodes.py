@@ -14,6 +14,7 @@ from typing import Any
 
 from ngrpo.errors import ConfigError
 from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.planning.content import StageSettings
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
 
 _LABEL = re.compile(r"[a-z0-9]+")
@@ -36,7 +37,9 @@ class PlannedStage:
     base_key: str
     """The key it would have without a rerun token."""
     config: str
-    """Its settings as canonical JSON."""
+    """Its settings as canonical JSON, as it gets them."""
+    settings: StageSettings
+    """Its settings, as it gets them and as they are in its key, and the content of the copies that it reads."""
     code_version: str
     sources: Mapping[str, str]
     """Hash of each source file behind `code_version`."""

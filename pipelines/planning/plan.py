@@ -12,9 +12,10 @@ from ngrpo.config import RunConfig, select
 from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES, Stage
-from ngrpo.stages.keys import code_version, config_json, source_files, stage_key
+from ngrpo.stages.keys import code_version, source_files, stage_key
 from ngrpo.stages.libraries import Versions, installed, selected
 from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo_kfp.pipelines.planning.content import Content, read_contents, stage_settings
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage, node_name
 from ngrpo_kfp.pipelines.planning.reasons import explain, other_graders
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
@@ -30,6 +31,7 @@ def make_plan(
     versions: Versions = installed,
     stages: Mapping[str, Stage] = STAGES,
     pipeline: Callable[[StageTracer], None] = post_training,
+    contents: Mapping[str, Content] | None = None,
 ) -> Plan:
     """Plan a run.
 
@@ -42,24 +44,28 @@ def make_plan(
         versions: Says in which versions libraries are where the stages run.
         stages: The stages by name.
         pipeline: The pipeline to trace.
+        contents: The copies that the run reads (`read_contents`); read by default.
 
     Raises:
         ConfigError: A node has a name or settings that cannot be, or a library that a stage declares is not there.
+        DataError: A copy that the run reads is not there.
         StoreError: The store cannot be reached, or what it holds is not known: a fault while reading is no reason to run a stage.
     """
     planned: dict[str, PlannedStage] = {}
     first_with: dict[str, PlannedStage] = {}
+    read = read_contents(config) if contents is None else contents
 
     def trace(
         stage_name: str, /, *labels: str, settings: Mapping[str, Any] | None = None, **inputs: PlannedStage
     ) -> PlannedStage:
         name, stage = node_name(stage_name, labels, planned), stages[stage_name]
         own = config if settings is None else _own_config(config, name, settings, stages)
-        text = config_json(select(own, stage.config))
+        chosen = stage_settings(select(own, stage.config), read if settings is None else read_contents(own))
+        content = {setting: each.digest for setting, each in chosen.content.items()}
         code = code_version(stage.module)
         input_keys = {input_name: source.key for input_name, source in inputs.items()}
-        libraries = versions(stage_name, selected(stage.libraries, text))
-        parts = partial(stage_key, stage_name, text, code, input_keys, libraries=libraries, content={})
+        libraries = versions(stage_name, selected(stage.libraries, chosen.keyed))
+        parts = partial(stage_key, stage_name, chosen.keyed, code, input_keys, libraries=libraries, content=content)
         base_key = parts()
         token = rerun_tokens.get(base_key) if stage.cacheable else run
         key = base_key if token is None else parts(token)
@@ -75,7 +81,8 @@ def make_plan(
             stage=stage_name,
             key=key,
             base_key=base_key,
-            config=text,
+            config=chosen.given,
+            settings=chosen,
             code_version=code,
             sources=source_files(stage.module),
             libraries=libraries,
@@ -128,7 +135,8 @@ def plan_record(plan: Plan) -> dict[str, Any]:
             "cached": node.cached,
             "key": node.key,
             "base_key": node.base_key,
-            "config": json.loads(node.config),
+            "config": json.loads(node.settings.keyed),
+            "content": {setting: content.record() for setting, content in node.settings.content.items()},
             "sources": {path: sha256[:12] for path, sha256 in node.sources.items()},
             "libraries": dict(node.libraries),
             "inputs": {name: source.key for name, source in node.inputs.items()},

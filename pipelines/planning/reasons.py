@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ngrpo.evaluation.protocol import is_grader_source
+from ngrpo_kfp.pipelines.planning.content import difference
 from ngrpo_kfp.pipelines.planning.nodes import History, PlannedStage
 
 _LONGEST_VALUE = 40
@@ -22,9 +23,12 @@ def explain(stage: PlannedStage, history: History) -> list[str]:
     if before["key"] == stage.key:
         return ["its artifact is gone from the store" if stage.name in history.finished else "did not finish last time"]
     reasons = []
-    settings = _changes(before["config"], json.loads(stage.config))
+    settings = _changes(before["config"], json.loads(stage.settings.keyed))
     if settings:
         reasons.append(f"configuration changed: {_shorten(settings)}")
+    for setting, content in stage.settings.content.items():
+        told = difference(before.get("content", {}).get(setting), content)
+        reasons += [f"{setting}: {told}"] if told else []
     sources = {path: sha256[:12] for path, sha256 in stage.sources.items()}
     files = sorted({path for path, _ in before["sources"].items() ^ sources.items()})
     if files:

@@ -8,6 +8,7 @@ from ngrpo.config import (
     PrepareDataConfig,
     RunConfig,
     load_config,
+    reading,
     select,
 )
 from ngrpo.errors import ConfigError
@@ -115,6 +116,22 @@ def test_every_faulty_setting_gets_its_line() -> None:
     with pytest.raises(ConfigError) as failure:
         load_config(TINY, ["mixing.k=0", "rollout.temperature=0"])
     assert [line.split(":")[0] for line in str(failure.value).splitlines()] == ["mixing.k", "rollout.temperature"]
+
+
+def test_a_renamed_setting_is_named_as_it_is_called_now(tmp_path: Path) -> None:
+    preset = tmp_path / "previous.toml"
+    preset.write_text(TINY.read_text(encoding="utf-8").replace("[rollout]", "[rollout]\nnum_generations = 8"))
+    with pytest.raises(ConfigError) as failure:
+        load_config(preset)
+    assert str(failure.value) == "rollout.num_generations: unknown setting (value 8); it is called rollout.group_size"
+
+
+def test_every_renamed_setting_has_a_name_now() -> None:
+    for old, new in reading._RENAMED.items():
+        (old_section, old_name), (section, name) = old.split("."), new.split(".")
+        fields = {each: RunConfig.model_fields[each].annotation.model_fields for each in (old_section, section)}
+        assert old_name not in fields[old_section]
+        assert name in fields[section]
 
 
 def test_a_missing_setting_is_named(tmp_path: Path) -> None:

@@ -132,10 +132,15 @@ def test_placeholders_and_holes_of_a_vocabulary_may_not_be_mixed() -> None:
 # --- a copy of a model, and the hub -----------------------------------------------------------------------------------
 
 
-def test_a_local_directory_is_used_where_it_is(tiny: Path, tmp_path: Path) -> None:
-    assert materialize(hub(tiny), tmp_path / "unused") == tiny
-    assert len(materialize_tokenizer(hub(tiny), tmp_path / "unused")) == len(VOCABULARY) + 7
-    assert not (tmp_path / "unused").exists()
+def test_a_local_directory_is_used_where_it_is_without_what_is_no_part_of_a_model(copy: Path, tmp_path: Path) -> None:
+    names = {path.name for path in copy.iterdir()}
+    (copy / "README.md").write_text("notes")
+    (copy / ".git").mkdir()
+    shown = materialize(hub(copy), tmp_path / "shown")
+    assert {path.name for path in shown.iterdir()} == names
+    assert {path.resolve().parent for path in shown.iterdir()} == {copy}
+    assert len(materialize_tokenizer(hub(copy), tmp_path / "shown")) == len(VOCABULARY) + 7
+    assert {path.name for path in shown.iterdir()} == names - {"model.safetensors"}
 
 
 def test_a_model_in_shards_is_complete_only_with_every_shard(copy: Path, tmp_path: Path) -> None:

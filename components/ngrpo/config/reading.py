@@ -28,6 +28,20 @@ _OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
 _SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)")
 """Settings whose values are not shown: somebody may have put a credential there."""
 
+_RENAMED: Mapping[str, str] = {
+    "data.max_prompt_length": "data.max_prompt_tokens",
+    "mixing.rho": "mixing.rate",
+    "rollout.max_completion_length": "rollout.max_tokens",
+    "rollout.num_generations": "rollout.group_size",
+    "training.beta": "training.kl_coefficient",
+    "training.epsilon": "training.clip_epsilon",
+    "training.lr_scheduler_type": "training.lr_scheduler",
+    "training.max_steps": "training.steps",
+    "warm_start.max_length": "warm_start.max_tokens",
+    "warm_start.max_steps": "warm_start.steps",
+}
+"""Settings by names that they no longer have, or that TRL and the paper have for them. Whoever renames a setting adds its old name."""
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 120
 
@@ -197,6 +211,8 @@ def _explain(item: Any) -> list[str]:
     path = re.sub(r"^(data\.(?:train|warm_start|benchmarks\.[^.]+)|(?:model\.)?source)\.[a-z_]+", r"\1", path)
     secret = _SECRET.match(path) or CREDENTIAL.search(path)
     value = "" if secret else f" (value {_show(item['input'])})"
+    if item["type"] == "extra_forbidden" and path in _RENAMED:
+        return [f"{path}: unknown setting{value}; it is called {_RENAMED[path]}"]
     if item["type"] == "extra_forbidden":
         return [f"{path}: unknown setting{value}; see the fields of its section"]
     if item["type"] == "missing":

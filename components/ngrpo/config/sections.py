@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -10,6 +11,7 @@ from ngrpo.config.sources import BaseModelSource, Source
 from ngrpo.section import (
     Coefficient,
     Confidence,
+    Day,
     Flag,
     LearningRate,
     Name,
@@ -30,6 +32,8 @@ from ngrpo.section import (
     number,
     refuse,
 )
+
+TEMPLATE_DATE = date(2024, 7, 26)
 
 
 class DataConfig(Section):
@@ -66,6 +70,10 @@ class ModelConfig(Section):
     """Where weights and tokenizer come from."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in training and evaluation."""
+    template_date: Day = TEMPLATE_DATE
+    """Day that a chat template is told when it asks for the date (`strftime_now`, as in Llama 3.2 and SmolLM3), in training and
+    evaluation: `YYYY-MM-DD`. The clock is never asked: prompts of tomorrow would be others. The default is the day that Llama's
+    templates write where they cannot ask."""
 
 
 class NeighborsConfig(Section):

@@ -44,6 +44,17 @@ def _check_inside(path: str) -> str:
 
 Option = Annotated[int | float | str | bool, BeforeValidator(_check_option)]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def is_bucket(location: str) -> bool:
+    """Say whether a source's id names a place in object storage."""
+    return location.startswith("s3://")
+
+
+def is_path(location: str) -> bool:
+    """Say whether a source's id is written as the path of a directory, and not as `org/name`."""
+    return location.startswith(("/", "./", "../", "~"))
 
 
 class ArithmeticSource(Section):
@@ -82,14 +93,30 @@ class ReasoningGymSource(Section):
     """Further settings of the generator."""
 
 
-class HubSource(Section):
-    """A data set of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
+class HubFiles(Section):
+    """Files of the Hugging Face hub, which their commit pins, or a copy of the same layout, which is known by its content."""
 
     kind: Literal["hub"]
     id: Line
-    """Hub id (`org/name`), a local directory or an `s3://` prefix."""
-    revision: Revision
-    """Commit of the data set; a branch name is refused because it moves. For a copy, the commit it was made from."""
+    """Hub id (`org/name`), a local directory (written as a path, `./name`) or an `s3://` prefix."""
+    revision: Revision | None = None
+    """Commit on the hub; a branch name is refused because it moves. A copy needs none, and no key depends on what is named for one."""
+    digest: Digest | None = None
+    """Digest of a copy's content; a stage refuses other content. The planner finds it out by itself. Name it for a directory that only
+    the pods of a cluster have: then the planner does not look."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if self.revision is None and self.digest is None and not is_bucket(self.id) and not is_path(self.id):
+            raise ValueError(
+                f"revision is missing: name the commit of {self.id!r} on the hub; a local directory is written as a path, ./{self.id}"
+            )
+        return self
+
+
+class HubSource(HubFiles):
+    """A data set of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
+
     split: Line
     """Split to read."""
     subset: Line | None = None
@@ -165,14 +192,8 @@ class PackagedModel(Section):
     """Path of the GGUF file inside the package."""
 
 
-class HubModel(Section):
+class HubModel(HubFiles):
     """A model of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
-
-    kind: Literal["hub"]
-    id: Line
-    """Hub id (`org/name`), a local directory or an `s3://` prefix."""
-    revision: Revision
-    """Commit of the model; a branch name is refused because it moves. For a copy, the commit it was made from."""
 
 
 class RegisteredModel(Section):
@@ -185,7 +206,7 @@ class RegisteredModel(Section):
     """Number of the version."""
     id: StoreURI
     """Where the registry keeps its files."""
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    digest: Digest
     """Digest of the files, tag `ngrpo.digest` of the version; other files are refused."""
 
     @property

@@ -19,17 +19,26 @@ from ngrpo.config.sections import (
     WarmStartConfig,
 )
 from ngrpo.config.sources import BaseModelSource
-from ngrpo.section import Section, Seed, StepsOrNone, Tokens
+from ngrpo.section import Day, Section, Seed, StepsOrNone, Tokens
 
 S = TypeVar("S", bound=Section)
 
 
-class TokenizerConfig(Section):
-    """What of `ModelConfig` decides the tokenizer."""
+class ModelFiles(Section):
+    """What of `ModelConfig` decides the files of the base model."""
 
     model_config = ConfigDict(from_attributes=True)
 
     source: BaseModelSource
+
+
+class TokenizerConfig(Section):
+    """What of `ModelConfig` decides what the tokenizer makes of a chat."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    source: BaseModelSource
+    template_date: Day
 
 
 class ExampleLimits(Section):
@@ -59,7 +68,7 @@ class PrepareDataConfig(Section):
 class NeighborIndexConfig(Section):
     """Settings of the stage `neighbor_index`."""
 
-    model: ModelConfig
+    model: ModelFiles
     neighbors: NeighborsConfig
 
 

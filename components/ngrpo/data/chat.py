@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import date
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
+from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data.template_trial import CPU_SECONDS
 from ngrpo.errors import DataError
 
@@ -36,12 +38,13 @@ def user_turn(problem: str, suffix: str) -> Turns:
     return [{"role": "user", "content": f"{problem}{separator}{suffix}"}]
 
 
-def require_template(tokenizer: PreTrainedTokenizerBase, label: str) -> None:
+def require_template(tokenizer: PreTrainedTokenizerBase, label: str, day: date = TEMPLATE_DATE) -> None:
     """Refuse a tokenizer whose chat template cannot be used, in bounded time: it is tried once, in a process of its own.
 
     Args:
         tokenizer: The tokenizer.
         label: What it is called in the error, for example `model 'org/name'`.
+        day: The day that it is told.
 
     Raises:
         DataError: There is no template, or it is no text, does not end, raises, writes too much, or leaves out what is asked.
@@ -55,13 +58,13 @@ def require_template(tokenizer: PreTrainedTokenizerBase, label: str) -> None:
     if not isinstance(template, str):
         raise _unusable(label, f"it is no text but of type {type(template).__name__}")
     special = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    problem = _tried(template, json.dumps(special, sort_keys=True))
+    problem = _tried(template, json.dumps(special, sort_keys=True), day)
     if problem is not None:
         raise _unusable(label, problem)
 
 
 @lru_cache(maxsize=16)
-def _tried(template: str, special: str) -> str | None:
+def _tried(template: str, special: str, day: date) -> str | None:
     """Return what is wrong with a template; none if it can be used. `special` are the special tokens as JSON."""
     conversations = [
         {**json.loads(special), "messages": turns, "add_generation_prompt": follows, "tools": None, "documents": None}
@@ -70,7 +73,7 @@ def _tried(template: str, special: str) -> str | None:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "ngrpo.data.template_trial"],
-            input=json.dumps({"template": template, "conversations": conversations}),
+            input=json.dumps({"template": template, "conversations": conversations, "day": day.isoformat()}),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             encoding="utf-8",

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import BaseModelSource, HubModel, RegisteredModel
+from ngrpo.data.content import require_planned
 from ngrpo.data.locations import is_bucket
 from ngrpo.data.model_directory import SHARDS, WEIGHTS, read_bare_tokenizer, shards
 from ngrpo.data.models import materialize, materialize_tokenizer
@@ -51,6 +52,8 @@ def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, Pr
 
     tokenizer = materialize_tokenizer(source, directory)
     embedding = _read(source.id, ObjectStore(source.id).get_range)
+    if isinstance(source, HubModel):
+        require_planned(source)
     if len(tokenizer) > len(embedding):
         raise DataError(
             f"model {source.id!r}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {len(embedding)} rows; "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ngrpo.config import HubSource, RunConfig, validate
-from ngrpo.data.locations import is_bucket, is_local
+from ngrpo.data.content import is_copy
 
 
 def gated_benchmarks(config: RunConfig) -> list[str]:
@@ -16,7 +16,7 @@ def gated_benchmarks(config: RunConfig) -> list[str]:
     return [
         name
         for name, source in config.data.benchmarks.items()
-        if isinstance(source, HubSource) and source.gated and not (is_local(source.id) or is_bucket(source.id))
+        if isinstance(source, HubSource) and source.gated and not is_copy(source)
     ]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import HubSource
-from ngrpo.data.locations import download, explained, is_bucket, is_local, local_directory
+from ngrpo.data.content import is_copy, is_read, last_part, planned
+from ngrpo.data.locations import download, explained, is_bucket, local_directory
 from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem
 from ngrpo.errors import DataError
@@ -26,19 +27,20 @@ def load(source: HubSource) -> list[Problem]:
     A problem or an answer that is missing in single rows comes as an empty text: the caller decides what that means.
 
     Raises:
-        DataError: The data set cannot be reached, is empty, lacks a column, or has a column without any value.
+        DataError: The data set cannot be reached, is empty, lacks a column, has a column without any value, or is a copy with other
+            content than the run was planned with.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, planned(source):
         return _problems(source, _read(source, Path(scratch)))
 
 
 def _read(source: HubSource, scratch: Path) -> Dataset:
     """Load the wanted split. A copy has the layout of the repository on the hub, so `datasets` reads it in the same way."""
     if is_bucket(source.id):
-        download(source.id, scratch / "copy")
+        download(source.id, scratch / "copy", is_read(source))
         return _load(source, str(scratch / "copy"), cache_dir=str(scratch / "cache"))
-    if is_local(source.id):
+    if is_copy(source):
         return _load(source, str(local_directory(source.id)), cache_dir=str(scratch / "cache"))
     return _load(source, source.id, revision=source.revision)
 
@@ -48,7 +50,8 @@ def _load(source: HubSource, path: str, **options: Any) -> Dataset:
     from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    where = f"data set {source.id!r} (revision {source.revision}, subset {source.subset}, split {source.split!r})"
+    pinned = f"revision {source.revision}, " if "revision" in options else ""
+    where = f"data set {source.id!r} ({pinned}subset {source.subset}, split {source.split!r})"
     if "revision" in options:
         cure = "check id, revision, subset and split, or set id to a local copy or an s3:// copy if the hub is out of reach"
     else:
@@ -101,8 +104,7 @@ def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
                 f"rows; its columns are {', '.join(rows.column_names)}"
             )
     solutions = [""] * len(rows) if source.solution_column is None else _texts(source, rows, source.solution_column)
-    name = source.id.rstrip("/").rpartition("/")[2]
-    ids = [f"{name}-{index}" for index in range(len(rows))]
+    ids = [f"{last_part(source)}-{index}" for index in range(len(rows))]
     if source.wrong_answer_columns:
         wrong = zip(*(_texts(source, rows, column) for column in source.wrong_answer_columns), strict=True)
         questions = zip(ids, problems, answers, wrong, strict=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
 from ngrpo.config import HubModel
-from ngrpo.data.locations import download, explained, is_bucket, is_local, local_directory
-
-_DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
-_WEIGHTS = ("*.safetensors",)
+from ngrpo.data.content import DESCRIPTION, WEIGHTS, is_copy, is_read, planned, require_planned
+from ngrpo.data.locations import download, explained, is_bucket, local_directory
+from ngrpo.data.model_directory import require_no_code
+from ngrpo.errors import DataError
 
 
 def fetch(source: HubModel, directory: Path, *, weights: bool) -> Path:
@@ -19,23 +19,45 @@ def fetch(source: HubModel, directory: Path, *, weights: bool) -> Path:
 
     Args:
         source: The model.
-        directory: Where a copy from object storage is written.
+        directory: Where a copy from object storage is written, or the files of a local directory are linked.
         weights: Fetch the weights as well as configuration and tokenizer.
 
     Raises:
-        DataError: The model cannot be reached.
+        DataError: The model cannot be reached, or is a copy with other content than the run was planned with.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    patterns = _DESCRIPTION + (_WEIGHTS if weights else ())
     if is_bucket(source.id):
-        download(
-            source.id, directory, lambda key: "/" not in key and any(fnmatch(key, pattern) for pattern in patterns)
-        )
+        try:
+            with planned(source):
+                download(source.id, directory, is_read(source, weights=weights))
+        except DataError:
+            _remove(directory, is_read(source))  # the next try would keep what was downloaded
+            raise
         return directory
-    if is_local(source.id):
-        return local_directory(source.id)
+    if is_copy(source):
+        require_planned(source)
+        place = local_directory(source.id)
+        require_no_code(place, f"model {source.id!r}")
+        _link(place, directory, is_read(source, weights=weights))
+        return directory
     with explained(
         f"model {source.id!r} (revision {source.revision}) cannot be fetched",
         "check id and revision, or set id to a local copy or an s3:// copy if the hub is out of reach",
     ):
+        patterns = DESCRIPTION + (WEIGHTS if weights else ())
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=list(patterns)))
+
+
+def _link(place: Path, directory: Path, wanted: Callable[[str], bool]) -> None:
+    """Show in a directory those files of a local copy that are wanted: what is not part of its content is not read either."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove(directory, lambda name: (directory / name).is_symlink())
+    for path in sorted(place.iterdir()):
+        if wanted(path.name) and path.is_file():
+            (directory / path.name).symlink_to(path.absolute())
+
+
+def _remove(directory: Path, unwanted: Callable[[str], bool]) -> None:
+    for path in [*directory.iterdir()] if directory.is_dir() else []:
+        if unwanted(path.name):
+            path.unlink()

@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ngrpo.config.sources import is_bucket, is_path
 from ngrpo.environment import redacted
 from ngrpo.errors import DataError, NGRPOError, StoreError
 from ngrpo.storage.disk import disk_trouble
 from ngrpo.storage.whole_files import written_whole
 
-
-def is_bucket(location: str) -> bool:
-    """Say whether a source's id names a place in object storage."""
-    return location.startswith("s3://")
+__all__ = ["download", "explained", "is_bucket", "is_local", "local_directory", "reason"]
 
 
 def is_local(location: str) -> bool:
     """Say whether a source's id names a local directory: it exists, or is written as a path and not as `org/name`."""
-    return location.startswith(("/", "./", "../", "~")) or Path(location).is_dir()
+    return is_path(location) or Path(location).is_dir()
 
 
 def local_directory(location: str) -> Path:

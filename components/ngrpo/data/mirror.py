@@ -11,7 +11,9 @@ from huggingface_hub import snapshot_download
 
 from ngrpo.config import HubModel, HubSource, RunConfig
 from ngrpo.data import hub_model
-from ngrpo.data.locations import download, explained, is_bucket, is_local, local_directory
+from ngrpo.data.content import files_of, is_copy, is_read, last_part
+from ngrpo.data.locations import download, explained, is_bucket, local_directory
+from ngrpo.storage.content import content_digest
 from ngrpo.storage.objects import ObjectStore
 
 
@@ -27,7 +29,7 @@ def hub_sources(config: RunConfig) -> Mapping[str, HubSource | HubModel]:
 
 
 def mirror(source: HubSource | HubModel, target: str) -> str:
-    """Copy a data set or a model at its pinned revision; a copy that was broken off is completed by the next one.
+    """Copy a data set or a model at its pinned revision, or as a copy is now; a copy that was broken off is completed by the next one.
 
     Args:
         source: What to copy; itself from the hub, from a local directory or from object storage.
@@ -41,7 +43,8 @@ def mirror(source: HubSource | HubModel, target: str) -> str:
         StoreError: An object store cannot be reached or refuses the credentials.
     """
     # The last part is that of the source: it is in the ids of the problems, which are to stay the same.
-    place = f"{target.rstrip('/')}/{source.revision[:12]}/{source.id.rstrip('/').rpartition('/')[2]}"
+    version = source.revision or content_digest(files_of(source))
+    place = f"{target.rstrip('/')}/{version[:12]}/{last_part(source)}"
     with tempfile.TemporaryDirectory() as scratch:
         directory = _files_of(source, Path(scratch))
         if is_bucket(place):
@@ -61,9 +64,9 @@ def _files_of(source: HubSource | HubModel, scratch: Path) -> Path:
     if isinstance(source, HubModel):
         return hub_model.fetch(source, scratch, weights=True)
     if is_bucket(source.id):
-        download(source.id, scratch)
+        download(source.id, scratch, is_read(source))
         return scratch
-    if is_local(source.id):
+    if is_copy(source):
         return local_directory(source.id)
     with explained(
         f"data set {source.id!r} (revision {source.revision}) cannot be copied",

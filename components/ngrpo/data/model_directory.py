@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data.chat import require_template
 from ngrpo.data.locations import explained
+from ngrpo.data.template_clock import stop_clock
 from ngrpo.data.weights import weights_problem
 from ngrpo.errors import DataError
 
@@ -78,19 +81,21 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
     return config
 
 
-def read_tokenizer(directory: Path, label: str, **options: Any) -> PreTrainedTokenizerBase:
+def read_tokenizer(directory: Path, label: str, day: date = TEMPLATE_DATE, **options: Any) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model, with a chat template that can be used.
 
     Args:
         directory: Directory of the model.
         label: What it is called in the error.
+        day: The day that its template is told.
         options: Options of `from_pretrained`.
 
     Raises:
         DataError: It is missing or damaged, brings code, or its chat template cannot be used.
     """
     tokenizer = read_bare_tokenizer(directory, label, **options)
-    require_template(tokenizer, label)
+    require_template(tokenizer, label, day)
+    stop_clock(tokenizer, day)
     return tokenizer
 
 

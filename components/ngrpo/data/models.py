@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from datetime import date
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import BaseModelSource, HubModel, InitializedModel, PackagedModel, RegisteredModel
+from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data import hub_model, initialized, packaged, registered
 from ngrpo.data.model_directory import read_config, read_tokenizer, require_weights
 from ngrpo.errors import DataError
@@ -48,18 +50,21 @@ def materialize(source: BaseModelSource, directory: Path) -> Path:
     return path
 
 
-def materialize_tokenizer(source: BaseModelSource, directory: Path) -> PreTrainedTokenizerBase:
+def materialize_tokenizer(
+    source: BaseModelSource, directory: Path, day: date = TEMPLATE_DATE
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a base model, without its weights.
 
     Args:
         source: Where the model comes from.
         directory: Where to write the tokenizer; what is there is replaced.
+        day: The day that its chat template is told (`model.template_date`).
 
     Raises:
         DataError: The model cannot be reached, brings code, or has no tokenizer or no chat template that can be used.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    return read_tokenizer(_provide(source, directory, weights=False), _label(source))
+    return read_tokenizer(_provide(source, directory, weights=False), _label(source), day)
 
 
 def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:

@@ -34,12 +34,12 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _render(template: str, variables: dict[str, Any]) -> str:
+def _render(template: str, variables: dict[str, Any], now: datetime) -> str:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": now.strftime}
     length, pieces = 0, []
     for piece in environment.from_string(template).generate(variables):
         length += len(piece)
@@ -64,15 +64,16 @@ def _limit(what: int, most: int) -> None:
 
 
 def _main() -> None:
-    """Read `{"template", "conversations": [variables]}` and write the list of what became of each: `{"text"}` or `{"error"}`."""
+    """Read `{"template", "conversations": [variables], "day"}` and write the list of what became of each: `{"text"}` or `{"error"}`."""
     _limit(resource.RLIMIT_CPU, CPU_SECONDS)
     if sys.platform == "linux":  # elsewhere the kernel refuses or ignores it
         _limit(resource.RLIMIT_AS, _MEMORY)
     task = json.load(sys.stdin)
+    now = datetime.fromisoformat(task["day"])
     results = []
     for variables in task["conversations"]:
         try:
-            results.append({"text": _render(task["template"], variables)})
+            results.append({"text": _render(task["template"], variables, now)})
         except Exception as error:  # a template can raise whatever Python can
             results.append({"error": f"{type(error).__name__}: {error}"[:200]})
     json.dump(results, sys.stdout)

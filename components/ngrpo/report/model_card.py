@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ngrpo.config import HubModel, HubSource, ModelPromotionConfig
-from ngrpo.data.locations import is_bucket, is_local
+from ngrpo.config import HubModel, HubSource, ModelPromotionConfig, Source
+from ngrpo.data.content import is_copy
 from ngrpo.report.wording import describe, method_name
 
 
@@ -72,8 +72,8 @@ def model_card(
 
 def _metadata(config: ModelPromotionConfig, trained: Mapping[str, Mapping[str, Any]]) -> str:
     source, train = config.model.source, config.data.train
-    on_hub = isinstance(source, HubModel) and not (is_local(source.id) or is_bucket(source.id))
-    data_on_hub = isinstance(train, HubSource) and not (is_local(train.id) or is_bucket(train.id))
+    on_hub = isinstance(source, HubModel) and not is_copy(source)
+    data_on_hub = isinstance(train, HubSource) and not is_copy(train)
     return ModelCardData(
         base_model=source.id if on_hub and isinstance(source, HubModel) else None,
         datasets=[train.id] if data_on_hub and isinstance(train, HubSource) else None,
@@ -85,7 +85,7 @@ def _metadata(config: ModelPromotionConfig, trained: Mapping[str, Mapping[str, A
                 task_type="text-generation",
                 dataset_type=name,
                 dataset_name=name,
-                dataset_revision=getattr(config.data.benchmarks.get(name), "revision", None),
+                dataset_revision=_revision(config.data.benchmarks.get(name)),
                 metric_type="accuracy",
                 metric_name=f"mean@{result['n_samples']}",
                 metric_value=round(100 * result["mean"], 2),
@@ -93,6 +93,11 @@ def _metadata(config: ModelPromotionConfig, trained: Mapping[str, Mapping[str, A
             for name, result in trained.items()
         ],
     ).to_yaml()
+
+
+def _revision(source: Source | None) -> str | None:
+    """Return the commit of a data set on the hub; what is named for a copy, nobody has checked."""
+    return source.revision if isinstance(source, HubSource) and not is_copy(source) else None
 
 
 def _items(values: Mapping[str, str]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data.model_directory import read_model, read_tokenizer
 from ngrpo.errors import DataError
 
@@ -27,18 +29,19 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     return read_model(directory, f"model directory {directory}", dtype).to(device)
 
 
-def load_tokenizer(directory: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path, vocabulary: int, day: date = TEMPLATE_DATE) -> PreTrainedTokenizerBase:
     """Load a tokenizer that can write chats, padded on the left.
 
     Args:
         directory: What `save_pretrained` wrote.
         vocabulary: Rows of the model's embedding matrix.
+        day: The day that its chat template is told (`model.template_date`).
 
     Raises:
         DataError: The tokenizer is missing or damaged, brings code, has no chat template that can be used, or knows tokens the
             model has no row for.
     """
-    tokenizer = read_tokenizer(directory, f"model directory {directory}", padding_side="left")
+    tokenizer = read_tokenizer(directory, f"model directory {directory}", day, padding_side="left")
     if len(tokenizer) > vocabulary:
         raise DataError(
             f"tokenizer in {directory}: {len(tokenizer)} tokens but the model has {vocabulary} embedding rows; "

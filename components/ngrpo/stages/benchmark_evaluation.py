@@ -68,7 +68,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
         for name, directory in _models(config, inputs, work).items():
             weights[name] = model_digest(directory)
             config_of_model = read_config(directory, f"model directory {directory}")
-            tokenizer = load_tokenizer(directory, config_of_model.get_text_config().vocab_size)
+            vocabulary = config_of_model.get_text_config().vocab_size
+            tokenizer = load_tokenizer(directory, vocabulary, config.model.template_date)
             protocols: dict[str, object] = {}
             results: dict[str, object] = {}
             kept = []
@@ -152,7 +153,7 @@ def _generate(config: BenchmarkEvaluationConfig, name: str, model: Path, kept: S
 
 def _sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any]) -> Sampler:
     model = load_model(directory, config.model.dtype)
-    tokenizer = load_tokenizer(directory, model.get_input_embeddings().num_embeddings)
+    tokenizer = load_tokenizer(directory, model.get_input_embeddings().num_embeddings, config.model.template_date)
     return Sampler(
         engine=start_engine(
             config.evaluation,

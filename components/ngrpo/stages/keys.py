@@ -107,7 +107,7 @@ def stage_key(
         inputs: Key of each input by the input's name.
         rerun_token: Any text that makes this result another one than that of the same inputs without it.
         libraries: Version of each library that decides the result (`ngrpo.stages.libraries`).
-        content: Digest of each local file, directory or prefix that its settings name, by the setting.
+        content: Digest of each copy that it reads, by the setting that names it.
     """
     return digest(
         canonical_json([stage, config, code_version, dict(inputs), rerun_token, dict(libraries), dict(content)])

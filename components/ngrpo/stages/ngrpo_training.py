@@ -39,7 +39,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
     start = inputs["warm_start"] / "model"
     # Weights stay in float32 whatever the arithmetic: a learning rate of 1e-6 is below bfloat16's resolution.
     model = load_model(start, "float32")
-    tokenizer = load_tokenizer(start, model.get_input_embeddings().num_embeddings)
+    tokenizer = load_tokenizer(start, model.get_input_embeddings().num_embeddings, config.model.template_date)
     dataset = Dataset.from_parquet(str(inputs["dataset"] / "train.parquet"), cache_dir=str(work / "datasets"))
     if len(dataset) < config.training.prompts_per_batch:
         raise DataError(

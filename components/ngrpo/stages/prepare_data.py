@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from ngrpo.config import HubSource, PrepareDataConfig, Source
 from ngrpo.data.chat import ChatLengths, Turns, user_turn
 from ngrpo.data.contamination import BenchmarkProblems
+from ngrpo.data.content import identity
 from ngrpo.data.models import materialize_tokenizer
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
@@ -47,7 +48,8 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, wor
             nothing is left of a source.
         StoreError: The object store that holds a copy of a source cannot be reached or refuses the credentials.
     """
-    stage = _Tables(config, ChatLengths(materialize_tokenizer(config.model.source, work / "tokenizer")), output)
+    tokenizer = materialize_tokenizer(config.model.source, work / "tokenizer", config.model.template_date)
+    stage = _Tables(config, ChatLengths(tokenizer), output)
     (output / "benchmarks").mkdir()
     for name, source in sorted(config.data.benchmarks.items()):
         stage.write_benchmark(name, source)
@@ -150,7 +152,8 @@ class _Tables:
         path = self.output / name
         pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.tables[name] = {"source": source.model_dump(mode="json"), "rows": len(rows), "sha256": sha256}
+        made_of = identity(source) | ({"digest": source.digest} if isinstance(source, HubSource) else {})
+        self.tables[name] = {"source": made_of, "rows": len(rows), "sha256": sha256}
         table = name.removesuffix(".parquet")
         self.metrics[f"{table}/kept"] = len(rows)
         self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in screen.dropped.items()}

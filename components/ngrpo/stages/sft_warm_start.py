@@ -40,7 +40,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
         return
     set_seed(config.seed)
     model = load_model(base, "float32")
-    tokenizer = load_tokenizer(base, model.get_input_embeddings().num_embeddings)
+    tokenizer = load_tokenizer(base, model.get_input_embeddings().num_embeddings, config.model.template_date)
     dataset = Dataset.from_parquet(
         str(inputs["dataset"] / "warm_start.parquet"),
         columns=["prompt", "completion"],

@@ -350,14 +350,18 @@ class ObjectStore:
 
     def list(self, prefix: str = "") -> list[str]:
         """Return the keys below the store's prefix that start with `prefix`, in order."""
+        return [*self.tags(prefix)]
+
+    def tags(self, prefix: str = "") -> dict[str, tuple[str, int]]:
+        """Return the ETag and the size of each object that `list` names; nothing is downloaded."""
         start = self._key(prefix) if prefix else f"{self._prefix}/" if self._prefix else ""
 
-        def read() -> list[str]:
+        def read() -> dict[str, tuple[str, int]]:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
-            return [item["Key"] for page in pages for item in page.get("Contents", ())]
+            return {item["Key"]: (item["ETag"], item["Size"]) for page in pages for item in page.get("Contents", ())}
 
-        keys = self._patiently(read)
-        return [key[len(self._prefix) + 1 :] if self._prefix else key for key in keys]
+        found = self._patiently(read)
+        return {key[len(self._prefix) + 1 :] if self._prefix else key: tag for key, tag in found.items()}
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""

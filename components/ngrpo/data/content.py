@@ -1,0 +1,108 @@
+"""Copies of data sets and models, known by their content: which files count, and whether they are those that a run was planned with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ngrpo.config import HubModel, HubSource
+from ngrpo.data.locations import is_bucket, is_local, local_directory
+from ngrpo.errors import DataError
+from ngrpo.section import Section
+from ngrpo.storage.content import File, content_digest, directory_files, prefix_files
+from ngrpo.storage.digest import file_sha256
+
+DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+WEIGHTS = ("*.safetensors",)
+
+
+def is_copy(source: HubSource | HubModel) -> bool:
+    """Say whether a source is a copy, in a directory or in object storage, and not on the hub."""
+    return source.digest is not None or is_bucket(source.id) or is_local(source.id)
+
+
+def last_part(source: HubSource | HubModel) -> str:
+    """Return the last part of a source's id, which is in the ids of a data set's problems."""
+    return source.id.rstrip("/").rpartition("/")[2]
+
+
+def is_read(source: HubSource | HubModel, *, weights: bool = True) -> Callable[[str], bool]:
+    """Return which files of a source are read, by relative path.
+
+    Of a data set all that are not hidden. Of a model settings, tokenizer and weights, which lie side by side.
+
+    Args:
+        source: The source.
+        weights: Whether the weights of a model are.
+    """
+    if isinstance(source, HubSource):
+        return lambda name: not any(part.startswith(".") for part in PurePosixPath(name).parts)
+    patterns = DESCRIPTION + (WEIGHTS if weights else ())
+    return lambda name: "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def files_of(source: HubSource | HubModel, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
+    """Return the files of a copy that are read, by relative path.
+
+    Args:
+        source: The copy.
+        sha256: Returns the sha256 of a file's content.
+
+    Raises:
+        DataError: There are none, or they cannot be read.
+        StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
+    """
+    if is_bucket(source.id):
+        from ngrpo.storage.objects import ObjectStore
+
+        files = prefix_files(ObjectStore(source.id), is_read(source))
+    else:
+        try:
+            files = directory_files(local_directory(source.id), is_read(source), sha256)
+        except OSError as error:
+            raise DataError(
+                f"id={source.id!r}: {error.filename} cannot be read ({error.strerror}); check its rights and the disk"
+            ) from error
+    if not files:
+        raise DataError(f"id={source.id!r}: nothing to read there; copy the data set's or model's files to this place")
+    return files
+
+
+def require_planned(source: HubSource | HubModel) -> None:
+    """Refuse a copy whose content is not what the run was planned with: the result would stand under the key of the other content.
+
+    Raises:
+        DataError: It is not.
+        StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
+    """
+    if source.digest is None:  # of the hub, or read outside a run
+        return
+    found = content_digest(files_of(source))
+    if found != source.digest:
+        raise DataError(
+            f"id={source.id!r}: its content is not what the run was planned with (digest {found}, not {source.digest}): plan and "
+            "run again, or correct `digest` where the settings name one"
+        )
+
+
+@contextmanager
+def planned(source: HubSource | HubModel) -> Iterator[None]:
+    """Read a copy that is what the run was planned with, and still is when it was read; see `require_planned`."""
+    require_planned(source)
+    yield
+    require_planned(source)
+
+
+def identity(source: Section) -> dict[str, Any]:
+    """Return what of a source's settings decides what is read, besides the content of a copy: not where it lies.
+
+    Of the place of a copied data set only the name is left, which is in the ids of the problems.
+    """
+    tree = source.model_dump(mode="json")
+    if not isinstance(source, HubSource | HubModel) or not is_copy(source):
+        return tree
+    settings = {name: value for name, value in tree.items() if name not in ("id", "revision", "digest")}
+    return settings | {"kind": "copy"} | ({"name": last_part(source)} if isinstance(source, HubSource) else {})

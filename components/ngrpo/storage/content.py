@@ -1,0 +1,79 @@
+"""What a directory or a prefix of object storage holds: the same files have the same digest, wherever they lie, however old they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ngrpo.storage.digest import digest_of, file_sha256
+
+if TYPE_CHECKING:
+    from ngrpo.storage.objects import ObjectStore  # boto3, which local files do without
+
+
+@dataclass(frozen=True)
+class File:
+    """One file."""
+
+    size: int
+    """Bytes."""
+    digest: str
+    """sha256 of its bytes; in object storage the ETag, and the size behind a dash."""
+
+
+def content_digest(files: Mapping[str, File]) -> str:
+    """Return the digest of files by relative path, 64 hexadecimal digits."""
+    return digest_of({name: file.digest for name, file in files.items()})
+
+
+def directory_files(
+    directory: Path, wanted: Callable[[str], bool], sha256: Callable[[Path], str] = file_sha256
+) -> dict[str, File]:
+    """Return the files below a directory by relative path, in order.
+
+    Args:
+        directory: The directory; links are followed.
+        wanted: Which relative paths count.
+        sha256: Returns the sha256 of a file's content.
+
+    Raises:
+        OSError: A file or a directory cannot be read.
+    """
+    return {
+        name: File((directory / name).stat().st_size, sha256(directory / name))
+        for name in sorted(filter(wanted, _names(directory)))
+        if (directory / name).is_file()  # reading a named pipe would not end
+    }
+
+
+def prefix_files(objects: ObjectStore, wanted: Callable[[str], bool]) -> dict[str, File]:
+    """Return the objects below a store's prefix by relative key, in order. They are listed, none is downloaded.
+
+    Args:
+        objects: The store.
+        wanted: Which relative keys count.
+
+    Raises:
+        StoreError: The object store cannot be reached or refuses the credentials.
+    """
+    # A key that ends with a slash is the marker of a folder.
+    tags = {key: tag for key, tag in objects.tags().items() if not key.endswith("/") and wanted(key)}
+    return {key: File(size, f"{etag.strip(chr(34))}-{size}") for key, (etag, size) in sorted(tags.items())}
+
+
+def _names(directory: Path) -> Iterator[str]:
+    seen = set()  # a link to a directory further up would lead round in a circle
+    for root, folders, names in os.walk(directory, followlinks=True, onerror=_raise):
+        where = os.stat(root)
+        if (where.st_dev, where.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((where.st_dev, where.st_ino))
+        yield from (Path(root, name).relative_to(directory).as_posix() for name in names)
+
+
+def _raise(error: OSError) -> None:
+    raise error
