@@ -16,7 +16,7 @@ from tiny import mixer_for
 ERRORS = []
 
 
-def watched(*, model, config, **arguments):
+def watched(*, model, config, observers, **arguments):
     def replay(batch: RolloutBatch) -> dict[str, float]:
         version = batch.rollouts[0].records.index_version
         # An index of the weights as they are now: it is what the trainer's must be at every batch.
@@ -26,7 +26,7 @@ def watched(*, model, config, **arguments):
         model.train()
         return {}
 
-    return train_policy(model=model, config=config, observers=[replay], **arguments)
+    return train_policy(model=model, config=config, observers=[*observers, replay], **arguments)
 
 
 def main() -> None:

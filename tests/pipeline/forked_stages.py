@@ -204,6 +204,7 @@ def _import_everything() -> None:
         importlib.import_module(stage.module)
     for name in (
         "ngrpo.stages.execution",
+        "ngrpo.stages.step",
         "ngrpo.tracking.cluster_parent_run",
         "ngrpo.tracking.database",
         "mlflow.store.model_registry.sqlalchemy_store",
@@ -229,8 +230,8 @@ def _fork(job: dict) -> None:
         _watch(writes)
         from ngrpo.config import load_config, select
         from ngrpo.stages.declarations import STAGES
-        from ngrpo.stages.execution import execute
         from ngrpo.stages.keys import config_json
+        from ngrpo.stages.step import execute
 
         section = select(load_config(PRESET, job["settings"]), STAGES[job["stage"]].config)
         execute(

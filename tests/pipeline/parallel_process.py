@@ -49,7 +49,7 @@ def main() -> None:
     whole = AutoModelForCausalLM.from_pretrained(root / "warm_start" / "model")
     trainers = []
 
-    def watched(*, config, **arguments):
+    def watched(*, config, observers, **arguments):
         def replay(batch: RolloutBatch) -> dict[str, float]:
             model = trainers[0].accelerator.unwrap_model(trainers[0].model)
             for (_, mine), (_, theirs) in zip(whole.named_parameters(), _whole_parameters(model), strict=True):
@@ -62,7 +62,7 @@ def main() -> None:
             seen["sharded"].append(isinstance(model, FSDPModule))
             return {}
 
-        return train(config=config, observers=[replay], **arguments)
+        return train(config=config, observers=[*observers, replay], **arguments)
 
     train, initialize = ngrpo_training.train_policy, NGRPOTrainer.__init__
     ngrpo_training.train_policy = watched

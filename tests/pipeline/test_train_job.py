@@ -14,7 +14,7 @@ from trainer_stub import WORKFLOW, serve
 
 from ngrpo.config.cluster import ClusterConfig, GPUConfig, ResourcesConfig
 from ngrpo.errors import StoreError, TrainJobError
-from ngrpo.stages.execution import execute
+from ngrpo.stages.step import execute
 from ngrpo.stages.task import Task
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import Reference

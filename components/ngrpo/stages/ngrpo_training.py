@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.report.index_facts import example_neighbors
+from ngrpo.report.progress_lines import show_progress
 from ngrpo.report.rollout_log import RolloutLog
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.training.policy_optimization import train_policy
 
 CONFIG = NGRPOTrainingConfig
+
+_SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
+"""Metrics of a line of progress, and what they are called there."""
 
 
 def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
@@ -57,7 +62,9 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
         config=config,
         work=work,
         output=output / "model",
-        log=rollout_log,
+        callbacks=[rollout_log],
+        observers=[rollout_log],
+        watch=partial(show_progress, metrics=_SHOWN),
     )
     if not trained.trainer.is_world_process_zero():
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
@@ -12,11 +13,15 @@ from transformers import set_seed
 
 from ngrpo.config import SFTWarmStartConfig
 from ngrpo.data.models import materialize
+from ngrpo.report.progress_lines import show_progress
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.training.checkpointing import save_model
 from ngrpo.training.warm_start import train_warm_start
 
 CONFIG = SFTWarmStartConfig
+
+_SHOWN = {"loss": "loss", "mean_token_accuracy": "accuracy"}
+"""Metrics of a line of progress, and what they are called there."""
 
 
 def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
@@ -46,7 +51,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
         columns=["prompt", "completion"],
         cache_dir=str(work / "datasets"),
     )
-    trainer = train_warm_start(model, tokenizer, dataset, config, work)
+    trainer = train_warm_start(model, tokenizer, dataset, config, work, watch=partial(show_progress, metrics=_SHOWN))
     save_model(trainer, output / "model")
     # Its last entry tells of time; `num_tokens` is counted by TRL from the last resume on.
     history = [

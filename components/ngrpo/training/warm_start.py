@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from ngrpo.config import SFTWarmStartConfig
-from ngrpo.report.progress_lines import show_progress
 from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.loop import SoundLoop
 
@@ -33,6 +33,8 @@ def train_warm_start(
     dataset: Dataset,
     config: SFTWarmStartConfig,
     work: Path,
+    *,
+    watch: Callable[[Trainer], None] = lambda trainer: None,
 ) -> WarmStartTrainer:
     """Fine-tune a model on worked solutions, resuming from the last whole checkpoint.
 
@@ -42,6 +44,7 @@ def train_warm_start(
         dataset: Columns `prompt` and `completion`, both chats; the loss is on the completion alone.
         config: Settings.
         work: Where checkpoints go.
+        watch: Called with the trainer before it starts, to show what it does.
 
     Returns:
         The trainer after training.
@@ -59,7 +62,7 @@ def train_warm_start(
             processing_class=tokenizer,
             callbacks=[checkpoints],
         )
-        show_progress(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
+        watch(trainer)
         trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
     return trainer
 
