@@ -12,30 +12,9 @@ from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.results import benchmark_result
 from ngrpo.evaluation.verdicts import SAMPLES
 from ngrpo.report.page import write_report
+from ngrpo.stages.declarations import STAGES
 
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
-STAGES = (
-    "prepare_data",
-    "neighbor_index",
-    "sft_warm_start",
-    "ngrpo_training",
-    "benchmark_evaluation",
-    "model_promotion",
-)
-INPUTS = {
-    "sft_warm_start": {"dataset": "prepare_data"},
-    "ngrpo_training": {
-        "dataset": "prepare_data",
-        "neighbor_index": "neighbor_index",
-        "warm_start": "sft_warm_start",
-    },
-    "benchmark_evaluation": {
-        "dataset": "prepare_data",
-        "warm_start": "sft_warm_start",
-        "trained": "ngrpo_training",
-    },
-    "model_promotion": {"trained": "ngrpo_training", "evaluation": "benchmark_evaluation"},
-}
 N = 16
 PROBLEMS = 120
 
@@ -49,7 +28,7 @@ class Run:
         self.artifacts = {name: directory / name for name in STAGES}
         for name, path in self.artifacts.items():
             path.mkdir()
-            inputs = {source: key(stage) for source, stage in INPUTS.get(name, {}).items()}
+            inputs = {source: key(stage) for source, stage in STAGES[name].inputs.items()}
             self.write(name, "manifest.json", {"stage": name, "code_version": "c0de" * 16, "inputs": inputs})
         seconds = {name: float(10 * index) for index, name in enumerate(STAGES, start=1)}
         self.summary = {

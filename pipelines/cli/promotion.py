@@ -138,10 +138,10 @@ def show_history(config: RunConfig, workspace: Workspace, console: Console) -> N
 
 @contextmanager
 def _promotions(config: RunConfig, workspace: Workspace) -> Iterator[Promotions]:
-    with services(workspace):
+    with services(workspace) as around:
         from ngrpo.tracking.promotions import Promotions
 
-        yield Promotions.from_environment(config.promotion.model_name)
+        yield Promotions.in_store(around.store_uri, config.promotion.model_name)
 
 
 def _registered(promotions: Promotions, number: str) -> ModelVersion:

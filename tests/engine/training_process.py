@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.stages import ngrpo_training
+from ngrpo.stages.context import Context
 from ngrpo.training import policy_optimization
 from ngrpo.training.ngrpo_trainer import RolloutBatch
 from ngrpo.training.policy_optimization import train_policy
@@ -36,7 +37,7 @@ def main() -> None:
     config = NGRPOTrainingConfig.model_validate_json((root / "config.json").read_text())
     inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}
     (root / "output").mkdir()
-    ngrpo_training.run(config, inputs, root / "output", root / "work")
+    ngrpo_training.run(config, inputs, root / "output", Context(root / "work"))
     (root / "errors.json").write_text(json.dumps(ERRORS))
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.stages import ngrpo_training
+from ngrpo.stages.context import Context
 from ngrpo.stages.torchrun import join
 from ngrpo.training import policy_optimization
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutBatch, _whole_parameters
@@ -85,7 +86,7 @@ def main() -> None:
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})
     inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}
     (output / "artifact").mkdir(exist_ok=True)
-    ngrpo_training.run(config, inputs, output / "artifact", output / "work")
+    ngrpo_training.run(config, inputs, output / "artifact", Context(output / "work"))
     (output / f"seen-{rank}.json").write_text(json.dumps(seen))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

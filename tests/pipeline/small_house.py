@@ -14,16 +14,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ngrpo.stages.declarations import STAGES as DECLARED
+
 ROOT = Path(__file__).parents[2]
-STAGES = (
-    "prepare_data",
-    "neighbor_index",
-    "sft_warm_start",
-    "ngrpo_training",
-    "benchmark_evaluation",
-    "model_promotion",
-)
-CACHEABLE = STAGES[:-1]
+STAGES = tuple(DECLARED)
+CACHEABLE = tuple(name for name, stage in DECLARED.items() if stage.cacheable)
 
 STAGE = """
 import json
@@ -163,7 +158,7 @@ def build(folder: Path) -> House:
         shutil.copytree(ROOT / "components" / stage, root / "ngrpo_kfp" / "components" / stage, ignore=ignore)
     shutil.copy(Path(__file__).with_name("small.toml"), root)
     (root / "ngrpo" / "small_shared.py").write_text(SHARED)
-    (root / "ngrpo" / "evaluation" / "report.py").write_text(REPORT)
+    (root / "ngrpo" / "report" / "page.py").write_text(REPORT)
     small = House(root, folder / "outputs")
     for stage in STAGES:
         small.write_stage(stage)

@@ -27,7 +27,7 @@ pytest_plugins = ["mlflow_database"]
 def promotions(database, objects, tmp_path, monkeypatch):
     monkeypatch.setenv("NGRPO_STORE", objects.uri)
     MlflowClient().create_experiment("ngrpo", str(tmp_path / "artifacts"))
-    return Promotions.from_environment(NAME)
+    return Promotions.in_store(objects.uri, NAME)
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """The architecture that the folders show is the one that the imports have: see `tests/architecture.py` for what counts as an arrow."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from architecture import Architecture, circles, report
+from architecture import Architecture, circles, report, room
 from ngrpo.stages.declarations import STAGES
 
 # From the ground up. A room imports rooms of lines above its own; rooms on one line know nothing of each other.
@@ -115,3 +116,42 @@ def test_the_figures(ours):
     told = report(ours)
     assert re.match(rf"{len(ours.rooms)} rooms, \d+ modules, \d+ arrows between rooms", told), told
     print(told)
+
+
+# --- what a stage takes from outside arrives as an argument (`ngrpo.stages.context`) ------------------------------------
+
+# Who reads the environment below the stages, and why it is not an argument. Nothing else may.
+READERS = {
+    "ngrpo.environment": "takes passwords out of addresses and of what is shown: any variable may hold one",
+    "ngrpo.storage.objects": "names, in an error, the endpoint that boto3 reads",
+    "ngrpo.storage.seaweed": "keeps requests to the embedded store from the proxy that boto3 and requests read",
+    "ngrpo.tracking.connection": "MLflow's own address and credentials, which its client reads too",
+    "ngrpo.tracking.mlflow_runs": "MLflow's own name of the open run, which its client and the platform share",
+    "ngrpo.tracking.cluster_parent_run": "the same, and the address of MLflow",
+    "ngrpo.rollout.vllm.engine": "sets defaults that vLLM reads when it is imported",
+}
+
+
+def reads_environment(path: Path) -> bool:
+    """Whether a file names what holds the environment, by whatever way."""
+    return any(
+        (isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT)
+        or (isinstance(node, ast.Name) and node.id in ENVIRONMENT)
+        or (isinstance(node, ast.ImportFrom) and any(alias.name in ENVIRONMENT for alias in node.names))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
+
+
+def test_nothing_below_the_stages_reads_the_environment(ours):
+    below = {
+        name: path for name, path in ours.modules.items() if 0 <= HEIGHT.get(room(name), -1) < HEIGHT["ngrpo.stages"]
+    }
+    assert {name for name, path in below.items() if reads_environment(path)} == set(READERS)
+
+
+def test_a_stage_reads_no_environment(ours):
+    stages = {name: ours.modules[stage.module] for name, stage in STAGES.items()}
+    assert [name for name, path in stages.items() if reads_environment(path)] == []

@@ -29,6 +29,7 @@ from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.stages import benchmark_evaluation
+from ngrpo.stages.context import Context
 from ngrpo.stages.keys import source_files
 from ngrpo.storage.digest import model_digest
 
@@ -150,11 +151,12 @@ def engines(monkeypatch):
     return made_and_limits
 
 
-def evaluate(config, inputs, tmp_path, name="output", work="work") -> Path:
+def evaluate(config, inputs, tmp_path, name="output", work="work", store=None) -> Path:
     output = tmp_path / name
     output.mkdir()
     (tmp_path / work).mkdir(exist_ok=True)
-    benchmark_evaluation.run(config, inputs, output, tmp_path / work)
+    context = Context(tmp_path / work, store=None if store is None else store.uri)
+    benchmark_evaluation.run(config, inputs, output, context)
     return output
 
 
@@ -389,14 +391,13 @@ def test_more_samples_reuse_those_that_exist(inputs, engines, tmp_path):
     assert not engines.made
 
 
-def test_with_an_object_store_another_machine_goes_on(inputs, engines, tmp_path, objects, monkeypatch):
+def test_with_an_object_store_another_machine_goes_on(inputs, engines, tmp_path, objects):
     whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
-    monkeypatch.setenv("NGRPO_STORE", objects.uri)
     engines.limits.append(20)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(settings(), inputs, tmp_path, "killed", "one machine")
+        evaluate(settings(), inputs, tmp_path, "killed", "one machine", store=objects)
     engines.made.clear()
-    assert contents(evaluate(settings(), inputs, tmp_path, "resumed", "another machine")) == whole
+    assert contents(evaluate(settings(), inputs, tmp_path, "resumed", "another machine", store=objects)) == whole
     assert sum(len(engine.requests) for engine in engines.made) == 2 * 68 - 16
     assert {key.partition("/")[0] for key in objects.list()} == {"samples"}
 
@@ -475,13 +476,12 @@ def test_samples_that_were_moved_to_another_model_are_not_used(inputs, engines, 
     assert contents(evaluate(settings(), inputs, tmp_path, "second")) == whole
 
 
-def test_damaged_samples_in_an_object_store_are_generated_again(inputs, engines, tmp_path, objects, monkeypatch):
-    monkeypatch.setenv("NGRPO_STORE", objects.uri)
-    whole = contents(evaluate(settings(), inputs, tmp_path, "first"))
+def test_damaged_samples_in_an_object_store_are_generated_again(inputs, engines, tmp_path, objects):
+    whole = contents(evaluate(settings(), inputs, tmp_path, "first", store=objects))
     keys = objects.list("samples/")
     objects.put_bytes(b"", keys[0])
     objects.put_bytes(objects.get_bytes(keys[1]), keys[-1])
-    assert contents(evaluate(settings(), inputs, tmp_path, "second")) == whole
+    assert contents(evaluate(settings(), inputs, tmp_path, "second", store=objects)) == whole
     assert objects.list("samples/") == keys, "each is as it was"
 
 

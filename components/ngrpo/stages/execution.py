@@ -19,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ngrpo.environment import addresses_without_users, environment, redacted
+from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
+from ngrpo.stages.context import Context
 from ngrpo.stages.disk import disk_fault
 from ngrpo.stages.process import attach, write_record
 from ngrpo.stages.surroundings import ERROR_FILE, Surroundings
@@ -86,7 +87,7 @@ def _execute(
     from ngrpo.stages.keys import digest
     from ngrpo.stages.soundness import read_metrics, require_finite
     from ngrpo.storage.artifacts import ArtifactStore
-    from ngrpo.storage.checkpoint_store import PLACE, CheckpointStore
+    from ngrpo.storage.checkpoint_store import CheckpointStore
     from ngrpo.storage.objects import ObjectStore
 
     name, key = task.stage, task.key
@@ -126,19 +127,25 @@ def _execute(
     with (
         surroundings.parent_run(stage.name, objects) if first else nullcontext() as parent,
         stage_run(stage.name, parent, tags) if first else nullcontext() as tracked,
-        environment({PLACE: None if surroundings.store_is_local else checkpoints.place}),
     ):
         if tracked is not None:
             tracked.log_settings(config.model_dump(mode="json"))
             for source, reference in references.items():
                 tracked.log_input(source, reference.uri, reference.digest)
         directories = {source: store.fetch(reference) for source, reference in references.items()}
+        context = Context(
+            work=work,
+            store=surroundings.store,
+            checkpoints=None if surroundings.store_is_local else checkpoints.place,
+            save_minutes=surroundings.save_minutes,
+            reporters=() if tracked is None else ("mlflow",),
+        )
         if stage.parallel and surroundings.processes * surroundings.nodes > 1:
             from ngrpo.stages import torchrun
 
-            torchrun.run(stage.name, config, directories, payload, work, processes=surroundings.processes)
+            torchrun.run(stage.name, config, directories, payload, context, processes=surroundings.processes)
         else:
-            stage.function()(config, directories, payload, work)
+            stage.function()(config, directories, payload, context)
         if not first:
             return {}, None, False
         require_finite(name, payload)

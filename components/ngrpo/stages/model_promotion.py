@@ -15,14 +15,13 @@ from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import kept
 from ngrpo.evaluation.stored_evaluation import Evaluation, parse_evaluation
 from ngrpo.report.model_card import model_card
+from ngrpo.stages.context import Context
 from ngrpo.stages.opponent import BY_HAND, Judgement, judge
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.state import read_state
 from ngrpo.tracking.model_registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION
 from ngrpo.tracking.promotions import BARRED, Promotions
 from ngrpo.tracking.reasons import checked_reason
-
-CONFIG = ModelPromotionConfig
 
 
 class _Origin(TypedDict):
@@ -33,7 +32,7 @@ class _Origin(TypedDict):
     inputs: dict[str, str]
 
 
-def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `promotion.json`, `model_card.md` and `metrics.json`; set the aliases of the model registry.
 
     Where the candidate met a champion whose evaluation is known, `champion_evaluation.json` is that evaluation as it was compared.
@@ -42,7 +41,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         config: Settings of the stage.
         inputs: `trained` and `evaluation`, each with its `manifest.json`.
         output: Empty directory for the artifact.
-        work: Not used: a decision is short.
+        context: Its store holds the lock of promotions and the samples of evaluations.
 
     Raises:
         DataError: An input has no manifest, or the evaluation is of other weights or not on a benchmark of the gate.
@@ -67,7 +66,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
             f"{trained['key']} ({weights}): evaluate again, with `ngrpo rerun benchmark_evaluation`"
         )
 
-    promotions = Promotions.from_environment(config.promotion.model_name)
+    promotions = Promotions.in_store(context.store, config.promotion.model_name)
     registry = promotions.registry
     lineage = {f"ngrpo.input.{name}": key for name, key in trained["inputs"].items()}
     if isinstance(config.model.source, RegisteredModel):
@@ -80,7 +79,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     )
     registry.add_evaluation(version, inputs["evaluation"] / "evaluation.json", evaluated["key"])
     decision, champion = _decide(config.promotion, promotions, version, evaluation, config.seed, None)
-    print(f"{decision['decision']}: {decision['reason']}", flush=True)
+    context.progress(f"{decision['decision']}: {decision['reason']}")
     card = model_card(
         config,
         version=decision["version"],

@@ -19,22 +19,21 @@ from ngrpo.report.index_facts import example_neighbors
 from ngrpo.report.progress_lines import show_progress
 from ngrpo.report.rollout_log import RolloutLog
 from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.stages.context import Context
 from ngrpo.training.policy_optimization import train_policy
-
-CONFIG = NGRPOTrainingConfig
 
 _SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
 """Metrics of a line of progress, and what they are called there."""
 
 
-def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write the trained `model/`, its learning curves, sample rollouts and `metrics.json`.
 
     Args:
         config: Settings of the stage.
         inputs: `dataset`, `neighbor_index`, `warm_start`.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try: training resumes from the checkpoints in it.
+        context: Where training keeps checkpoints, which it resumes from, and whom it tells.
 
     Raises:
         DataError: The data set is too small for one batch, or the model or its tokenizer cannot be used.
@@ -45,7 +44,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
     # Weights stay in float32 whatever the arithmetic: a learning rate of 1e-6 is below bfloat16's resolution.
     model = load_model(start, "float32")
     tokenizer = load_tokenizer(start, model.get_input_embeddings().num_embeddings)
-    dataset = Dataset.from_parquet(str(inputs["dataset"] / "train.parquet"), cache_dir=str(work / "datasets"))
+    dataset = Dataset.from_parquet(str(inputs["dataset"] / "train.parquet"), cache_dir=str(context.work / "datasets"))
     if len(dataset) < config.training.prompts_per_batch:
         raise DataError(
             f"data.train has {len(dataset)} problems but training.prompts_per_batch={config.training.prompts_per_batch}: "
@@ -60,11 +59,14 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
         validation=_validation_problems(config, inputs["dataset"] / "benchmarks"),
         index=NeighborIndex.load(inputs["neighbor_index"]),
         config=config,
-        work=work,
+        work=context.work,
         output=output / "model",
+        store=context.checkpoint_store(),
+        save_minutes=context.save_minutes,
+        reporters=context.reporters,
         callbacks=[rollout_log],
         observers=[rollout_log],
-        watch=partial(show_progress, metrics=_SHOWN),
+        watch=partial(show_progress, metrics=_SHOWN, say=context.progress),
     )
     if not trained.trainer.is_world_process_zero():
         return

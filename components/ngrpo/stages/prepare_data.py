@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,14 @@ from ngrpo.data.screening import Screen, fingerprint
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import BY_LETTER
 from ngrpo.grading.grader import gold_parses
-
-CONFIG = PrepareDataConfig
+from ngrpo.stages.context import Context
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PROBLEMS = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("answer", pa.string())])
 _EXAMPLES = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("completion", _TURNS)])
 
 
-def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `train.parquet`, `warm_start.parquet`, `benchmarks/<name>.parquet`, `sources.json`, `contamination.json` and `metrics.json`.
 
     The same settings give the same bytes. What is dropped is counted in `metrics.json` by reason; training problems that a benchmark
@@ -40,14 +39,19 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, wor
         config: Settings of the stage.
         inputs: None are read.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try.
+        context: What it takes from outside.
 
     Raises:
         DataError: A source or the tokenizer cannot be used, ids repeat, a benchmark has a problem without text or answer, or
             nothing is left of a source.
         StoreError: The object store that holds a copy of a source cannot be reached or refuses the credentials.
     """
-    stage = _Tables(config, ChatLengths(materialize_tokenizer(config.model.source, work / "tokenizer")), output)
+    stage = _Tables(
+        config,
+        ChatLengths(materialize_tokenizer(config.model.source, context.work / "tokenizer")),
+        output,
+        context.progress,
+    )
     (output / "benchmarks").mkdir()
     for name, source in sorted(config.data.benchmarks.items()):
         stage.write_benchmark(name, source)
@@ -60,10 +64,13 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, wor
 class _Tables:
     """The tables of one run, written one after the other; benchmarks first, for training problems must not overlap them."""
 
-    def __init__(self, config: PrepareDataConfig, lengths: ChatLengths, output: Path) -> None:
+    def __init__(
+        self, config: PrepareDataConfig, lengths: ChatLengths, output: Path, progress: Callable[[str], None]
+    ) -> None:
         self.config = config
         self.lengths = lengths
         self.output = output
+        self.progress = progress
         self.measured = BenchmarkProblems(config.data.overlap_words)
         self.contamination: list[dict[str, str]] = []
         self.metrics: dict[str, int] = {}
@@ -154,7 +161,7 @@ class _Tables:
         table = name.removesuffix(".parquet")
         self.metrics[f"{table}/kept"] = len(rows)
         self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in screen.dropped.items()}
-        print(f"{table}: {len(rows)} kept, {sum(screen.dropped.values())} dropped {screen.dropped or ''}", flush=True)
+        self.progress(f"{table}: {len(rows)} kept, {sum(screen.dropped.values())} dropped {screen.dropped or ''}")
 
 
 def _load(label: str, source: Source) -> list[Problem]:

@@ -15,29 +15,28 @@ from ngrpo.config import SFTWarmStartConfig
 from ngrpo.data.models import materialize
 from ngrpo.report.progress_lines import show_progress
 from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.stages.context import Context
 from ngrpo.training.checkpointing import save_model
 from ngrpo.training.warm_start import train_warm_start
-
-CONFIG = SFTWarmStartConfig
 
 _SHOWN = {"loss": "loss", "mean_token_accuracy": "accuracy"}
 """Metrics of a line of progress, and what they are called there."""
 
 
-def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `model/`, `log_history.json` and `metrics.json`.
 
     Args:
         config: Settings of the stage; with `warm_start.steps = 0` the base model is copied.
         inputs: `dataset`.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try.
+        context: What it takes from outside.
 
     Raises:
         DataError: The base model or its tokenizer cannot be used.
         TrainingError: Training diverged.
     """
-    base = materialize(config.model.source, work / "base_model")
+    base = materialize(config.model.source, context.work / "base_model")
     if config.warm_start.steps == 0:
         shutil.copytree(base, output / "model")
         (output / "log_history.json").write_text("[]", encoding="utf-8")
@@ -49,9 +48,19 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
     dataset = Dataset.from_parquet(
         str(inputs["dataset"] / "warm_start.parquet"),
         columns=["prompt", "completion"],
-        cache_dir=str(work / "datasets"),
+        cache_dir=str(context.work / "datasets"),
     )
-    trainer = train_warm_start(model, tokenizer, dataset, config, work, watch=partial(show_progress, metrics=_SHOWN))
+    trainer = train_warm_start(
+        model,
+        tokenizer,
+        dataset,
+        config,
+        context.work,
+        store=context.checkpoint_store(),
+        save_minutes=context.save_minutes,
+        reporters=context.reporters,
+        watch=partial(show_progress, metrics=_SHOWN, say=context.progress),
+    )
     save_model(trainer, output / "model")
     # Its last entry tells of time; `num_tokens` is counted by TRL from the last resume on.
     history = [

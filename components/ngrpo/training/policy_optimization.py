@@ -20,12 +20,12 @@ from ngrpo.grading.grader import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import end_marker_ids
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of, save_model
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.rewards import CorrectnessReward
 from ngrpo.training.validation import Validation
-from ngrpo.training.warm_start import reporters
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ def train_policy(
     config: NGRPOTrainingConfig,
     work: Path,
     output: Path,
+    store: CheckpointStore | None = None,
+    save_minutes: float | None = None,
+    reporters: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
     observers: Sequence[RolloutObserver] = (),
     watch: Callable[[Trainer], None] = lambda trainer: None,
@@ -63,6 +66,9 @@ def train_policy(
         config: Settings.
         work: Where checkpoints go.
         output: Where the trained model is saved.
+        store: Where checkpoints are kept too.
+        save_minutes: See `checkpoints_of`.
+        reporters: Trackers of the trainer.
         callbacks: Callbacks of the trainer; what they write into a checkpoint is part of it.
         observers: Called after each rollout batch.
         watch: Called with the trainer before it starts, to show what it does.
@@ -83,14 +89,16 @@ def train_policy(
     settings = config.training
     with (
         Grader() as grader,
-        checkpoints_of(work, steps=settings.steps, stride=settings.updates_per_batch) as checkpoints,
+        checkpoints_of(
+            work, steps=settings.steps, stride=settings.updates_per_batch, store=store, minutes=save_minutes
+        ) as checkpoints,
     ):
         if checkpoints.resumed_from is not None:
             following.resume(Path(checkpoints.resumed_from))
         trainer = NGRPOTrainer(
             model=model,
             reward_funcs=[CorrectnessReward(grader)],
-            args=grpo_arguments(config, checkpoints.directory),
+            args=grpo_arguments(config, checkpoints.directory, reporters),
             train_dataset=dataset,
             eval_dataset=None
             if validation is None
@@ -118,7 +126,7 @@ def train_policy(
     return TrainedPolicy(trainer, following.index)
 
 
-def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig:
+def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Sequence[str] = ()) -> GRPOConfig:
     """Translate the configuration into TRL's arguments.
 
     One rollout batch holds `prompts_per_batch * group_size` sequences and is used for `updates_per_batch` optimizer steps; several
@@ -177,7 +185,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig
         save_steps=settings.save_steps,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=reporters(),
+        report_to=list(reporters),
         disable_tqdm=True,
         dataloader_pin_memory=False,
         fsdp=processes > 1,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from ngrpo.config import SFTWarmStartConfig
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.loop import SoundLoop
 
@@ -34,6 +34,9 @@ def train_warm_start(
     config: SFTWarmStartConfig,
     work: Path,
     *,
+    store: CheckpointStore | None = None,
+    save_minutes: float | None = None,
+    reporters: Sequence[str] = (),
     watch: Callable[[Trainer], None] = lambda trainer: None,
 ) -> WarmStartTrainer:
     """Fine-tune a model on worked solutions, resuming from the last whole checkpoint.
@@ -44,6 +47,9 @@ def train_warm_start(
         dataset: Columns `prompt` and `completion`, both chats; the loss is on the completion alone.
         config: Settings.
         work: Where checkpoints go.
+        store: Where checkpoints are kept too.
+        save_minutes: See `checkpoints_of`.
+        reporters: Trackers of the trainer.
         watch: Called with the trainer before it starts, to show what it does.
 
     Returns:
@@ -53,8 +59,10 @@ def train_warm_start(
         Preempted: The process was told to stop; see `checkpoints_of`.
         TrainingError: It diverged.
     """
-    arguments = sft_arguments(config, work)
-    with checkpoints_of(work, steps=arguments.max_steps, stride=int(arguments.logging_steps)) as checkpoints:
+    arguments = sft_arguments(config, work, reporters)
+    with checkpoints_of(
+        work, steps=arguments.max_steps, stride=int(arguments.logging_steps), store=store, minutes=save_minutes
+    ) as checkpoints:
         trainer = WarmStartTrainer(
             model=model,
             args=arguments,
@@ -67,12 +75,13 @@ def train_warm_start(
     return trainer
 
 
-def sft_arguments(config: SFTWarmStartConfig, work: Path) -> SFTConfig:
+def sft_arguments(config: SFTWarmStartConfig, work: Path, reporters: Sequence[str] = ()) -> SFTConfig:
     """Translate the configuration into TRL's arguments.
 
     Args:
         config: Settings.
         work: Where checkpoints go.
+        reporters: Trackers of the trainer.
     """
     settings = config.warm_start
     # What is logged is a mean over the steps since the last log, which no checkpoint remembers: logs fall on every save.
@@ -93,12 +102,7 @@ def sft_arguments(config: SFTWarmStartConfig, work: Path) -> SFTConfig:
         save_steps=settings.save_steps,
         logging_steps=logging_steps,
         logging_nan_inf_filter=False,
-        report_to=reporters(),
+        report_to=list(reporters),
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-
-
-def reporters() -> list[str]:
-    """Trackers for a trainer: MLflow where a run is open, else none."""
-    return ["mlflow"] if os.environ.get("MLFLOW_RUN_ID") else []
