@@ -47,7 +47,7 @@ class Run:
             },
             "mlflow": {"tracking_uri": "sqlite:////home/somebody/outputs/mlflow.db", "run_id": "1234abcd"},
         }
-        self.evaluation = {"models": {"base": {}, "warm_start": {}, "trained": {}}}
+        self.evaluation = {"layout": 1, "models": {"base": {}, "warm_start": {}, "trained": {}}}
         self.write_sources()
         self.write_index()
         self.write_training()
@@ -60,7 +60,7 @@ class Run:
     def write_sources(self) -> None:
         source = {"kind": "arithmetic", "fold": "train", "size": 2000}
         tables = {"train.parquet": {"source": source, "rows": 2000, "sha256": "5a" * 32}}
-        self.write("prepare_data", "sources.json", {"tables": tables})
+        self.write("prepare_data", "sources.json", {"layout": 1, "tables": tables})
 
     def write_index(self, token: str = " then", **changes: object) -> None:
         """An index of 54 tokens; all its tokens but one digit are `token`."""
@@ -190,6 +190,7 @@ class Run:
 
     def write_promotion(self, **changes: object) -> None:
         promotion = {
+            "layout": 1,
             "decision": "promoted",
             "reason": "there is no champion yet",
             "model": "ngrpo-tiny",

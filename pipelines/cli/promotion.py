@@ -83,7 +83,7 @@ def promote_version(
     if override is not None:
         checked_reason(override, "--override")
     with _promotions(config, workspace) as promotions:
-        from ngrpo.evaluation.stored_evaluation import parse_evaluation
+        from ngrpo.contracts.evaluation import parse_evaluation
         from ngrpo.stages.model_promotion import decide_and_crown, require_benchmarks
 
         version = _registered(promotions, number)

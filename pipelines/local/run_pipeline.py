@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import secrets
 import threading
 import time
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ngrpo.config import RunConfig
+from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
+from ngrpo.contracts.promotion import PROMOTION, read_promotion
 from ngrpo.errors import ConfigError
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
@@ -29,6 +30,8 @@ from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_tab
 
 if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runner import Runner
+
+_CURE = "run the preset again"
 
 
 def run(
@@ -137,8 +140,10 @@ def _run_plan(
         records = run_stages(plan, directory, console, runner)
         tracked = opening.result()
         references = {stage.name: stage.reference or _reference(records[stage.name]) for stage in plan}
-        evaluation = _read(store, references["benchmark_evaluation"], "evaluation.json")
-        promotion = _read(store, references["model_promotion"], "promotion.json")
+        evaluation = read_evaluation(
+            store.fetch(references["benchmark_evaluation"], only=EVALUATION) / EVALUATION, _CURE
+        )
+        promotion = read_promotion(store.fetch(references["model_promotion"], only=PROMOTION), _CURE)
         summary = summarize(
             config,
             plan,
@@ -166,8 +171,3 @@ def _import(*modules: str) -> None:
 
 def _reference(record: dict[str, Any]) -> Reference:
     return Reference(uri=record["artifact"], key=record["key"], digest=record["digest"])
-
-
-def _read(store: ArtifactStore, reference: Reference, name: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((store.fetch(reference, only=name) / name).read_text(encoding="utf-8"))
-    return value

@@ -49,7 +49,8 @@ EVALUATION = {
     "ungraded_rate": 0.0,
     "grader_errors": 0,
     "distinct_answers": 0.25,
-    "per_problem": {},
+    "per_problem": {"p0": 0, "p1": 1, "p2": 1, "p3": 2},
+    "per_problem_maj": {"p0": 0.0, "p1": 0.0, "p2": 0.0, "p3": 1.0},
 }
 BODIES = {
     "benchmark_evaluation": "(output / 'evaluation.json').write_text(json.dumps(small_shared.EVALUATION))",
@@ -63,8 +64,8 @@ PRODUCERS = {{
     "trained": "ngrpo_training",
     "evaluation": "benchmark_evaluation",
 }}
-EVALUATION = {{"models": {{"warm_start": {{"arithmetic": {EVALUATION}}}, "trained": {{"arithmetic": {EVALUATION}}}}}}}
-PROMOTION = {{"decision": "promoted", "reason": "first", "model": "ngrpo", "version": 1, "alias": "champion",
+EVALUATION = {{"layout": 1, "models": {{"warm_start": {{"arithmetic": {EVALUATION}}}, "trained": {{"arithmetic": {EVALUATION}}}}}}}
+PROMOTION = {{"layout": 1, "decision": "promoted", "reason": "first", "model": "ngrpo", "version": 1, "alias": "champion",
              "champion_version": None, "comparison": None}}
 """
 REPORT = """

@@ -92,7 +92,7 @@ def write_benchmark(dataset: Path, name: str, rows) -> None:
     schema = pa.schema([("id", pa.string()), ("prompt", turns), ("answer", pa.string())])
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), dataset / "benchmarks" / f"{name}.parquet")
     tables = {"benchmarks/addition.parquet": {"source": {"kind": "hub", "revision": "a" * 40}}}
-    (dataset / "sources.json").write_text(json.dumps({"tables": tables}))
+    (dataset / "sources.json").write_text(json.dumps({"layout": 1, "tables": tables}))
 
 
 def settings(*, warm_start_steps: int = 0, **evaluation) -> BenchmarkEvaluationConfig:
@@ -225,7 +225,10 @@ def test_the_base_model_is_measured_where_the_warm_start_is_another(inputs, engi
             lambda inputs: write_benchmark(inputs["dataset"], "addition", [problem("p0", "0+0", 1)]),
             "problems or gold answers",
         ),
-        (lambda inputs: (inputs["dataset"] / "sources.json").write_text('{"tables": {}}'), "data revision"),
+        (
+            lambda inputs: (inputs["dataset"] / "sources.json").write_text('{"layout": 1, "tables": {}}'),
+            "data revision",
+        ),
         (lambda inputs: write_benchmark(inputs["dataset"], "addition", [problem("p0", "0 + 0", 0)]), "prompts"),
         (lambda inputs: None, None),
     ],
@@ -259,7 +262,7 @@ def test_another_grader_is_another_protocol(monkeypatch):
 
 def test_the_grader_of_a_protocol_is_all_that_the_grader_imports():
     reached = {Path(file).name for file in source_files("ngrpo.grading.grader")} - {"__init__.py"}
-    assert reached == set(protocol._GRADER_SOURCES)
+    assert reached == {path.name for path in protocol._GRADERS.glob("*.py")} - {"__init__.py"}
 
 
 def test_both_models_get_the_same_prompts_and_seeds(inputs, engines, tmp_path):

@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 
 from ngrpo import errors
 from ngrpo.config import NeighborIndexConfig, Section
+from ngrpo.contracts.metrics import read_metrics
 from ngrpo.errors import ConfigError, DataError, NGRPOError, Preempted, StoreError, TrainingError
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.stages import torchrun
 from ngrpo.stages.context import Context
 from ngrpo.stages.disk import disk_fault
 from ngrpo.stages.process import PARENT_RUN, parent_run_id
-from ngrpo.stages.soundness import read_metrics
 
 DAMAGES = {
     "empty": b"",

@@ -10,6 +10,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ngrpo.config import RunConfig
+from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
+from ngrpo.contracts.history import read_history
+from ngrpo.contracts.metrics import read_metrics
+from ngrpo.contracts.promotion import Promotion, read_promotion
+from ngrpo.contracts.sources import read_sources
 from ngrpo.report.failures import failure_galleries, is_confidential
 from ngrpo.report.lineage import settings_text, stage_views, table_views, timings
 from ngrpo.report.neighbors import neighbors_view
@@ -20,6 +25,7 @@ from ngrpo.report.training import learning_curves, mixing_view, warm_start_curve
 from ngrpo.report.wording import describe, method_name
 
 _TEMPLATE = "page.html.j2"
+_CURE = "run the preset again"
 
 # Characters that HTML does not allow, and those that reorder the text around them.
 _UNPRINTABLE = dict.fromkeys(
@@ -41,6 +47,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
 
     Raises:
         DataError: A benchmark of the data set is damaged.
+        StoreError: A file of an artifact is missing, damaged or of another layout.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -73,7 +80,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
 
 def _data(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     directory = artifacts.get("prepare_data")
-    return {"tables": None if directory is None else table_views(_read_json(directory / "sources.json"))}
+    return {"tables": None if directory is None else table_views(read_sources(directory, _CURE))}
 
 
 def _index(artifacts: Mapping[str, Path]) -> dict[str, Any]:
@@ -93,10 +100,10 @@ def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]
     directory, data = artifacts.get("benchmark_evaluation"), artifacts.get("prepare_data")
     promotion, champion = _promotion(artifacts.get("model_promotion"))
     if promotion is not None:
-        values["promotion"] = promotion | {"sentence": promotion_sentence(promotion)}
+        values["promotion"] = dict(promotion) | {"sentence": promotion_sentence(promotion)}
         values["model_names"]["champion"] = f"champion, version {promotion['champion_version']}"
     if directory is not None:
-        evaluation = _read_json(directory / "evaluation.json")
+        evaluation = read_evaluation(directory / EVALUATION, _CURE)
         values["benchmarks"] = benchmark_views(evaluation, config, champion)
         if promotion is not None:
             values["comparisons"] = comparisons(promotion, evaluation, champion)
@@ -108,12 +115,12 @@ def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]
     return values
 
 
-def _promotion(directory: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def _promotion(directory: Path | None) -> tuple[Promotion | None, Evaluation | None]:
     """Return the decision, and the evaluation of the champion that the model met, as far as they are known."""
     if directory is None:
         return None, None
     champion = directory / "champion_evaluation.json"
-    return _read_json(directory / "promotion.json"), _read_json(champion) if champion.exists() else None
+    return read_promotion(directory, _CURE), read_evaluation(champion, _CURE) if champion.exists() else None
 
 
 def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:
@@ -128,12 +135,12 @@ def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any
         "rollouts_are_confidential": is_confidential(config.data.train),
     }
     if "sft_warm_start" in artifacts:
-        values["warm_start_curve"] = warm_start_curve(_read_json(artifacts["sft_warm_start"] / "log_history.json"))
+        values["warm_start_curve"] = warm_start_curve(read_history(artifacts["sft_warm_start"], _CURE))
     directory = artifacts.get("ngrpo_training")
     if directory is not None:
-        history = _read_json(directory / "log_history.json")
+        history = read_history(directory, _CURE)
         values["curves"], values["not_logged"] = learning_curves(history, config)
-        values["selected_step"] = _read_json(directory / "metrics.json").get("selected_step")
+        values["selected_step"] = read_metrics(directory, _CURE).get("selected_step")
         values["mixing"] = mixing_view(
             history,
             _read_json(directory / "anchor_cosine_histogram.json"),

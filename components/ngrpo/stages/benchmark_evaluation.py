@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,9 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import BenchmarkEvaluationConfig
+from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Protocol, Result, write_evaluation
+from ngrpo.contracts.layout import LAYOUT
+from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.model_directory import read_config
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.evaluation.benchmark import read_benchmarks
@@ -58,7 +60,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks")
     data_revisions = revisions(inputs["dataset"])
     store = _sample_store(context)
-    evaluation: dict[str, Any] = {"models": {}, "protocols": {}}
+    all_results: dict[str, dict[str, Result]] = {}
+    all_protocols: dict[str, dict[str, Protocol]] = {}
     weights: dict[str, str] = {}
     metrics: dict[str, float] = {}
     with Grader() as grader:
@@ -66,8 +69,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
             weights[name] = model_digest(directory)
             config_of_model = read_config(directory, f"model directory {directory}")
             tokenizer = load_tokenizer(directory, config_of_model.get_text_config().vocab_size)
-            protocols: dict[str, object] = {}
-            results: dict[str, object] = {}
+            protocols = all_protocols[name] = {}
+            results = all_results[name] = {}
             kept = []
             for benchmark in benchmarks:
                 prompts = tokenizer.apply_chat_template(benchmark.prompts, add_generation_prompt=True, tokenize=False)
@@ -87,14 +90,16 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                 results[benchmark.name] = result
                 metrics |= flat_metrics(result, f"{name}/{benchmark.name}")
                 context.progress(_line(name, benchmark.name, result))
-            evaluation["models"][name], evaluation["protocols"][name] = results, protocols
-    evaluation |= {
+    evaluation: Evaluation = {
+        "layout": LAYOUT,
+        "models": all_results,
+        "protocols": all_protocols,
         "weights": weights,
         "answers": answers_of(benchmarks),
         "statistics": statistics_of(config.evaluation, config.seed),
     }
-    (output / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
-    (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_evaluation(output / EVALUATION, evaluation)
+    write_metrics(output, metrics)
 
 
 def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work: Path) -> dict[str, Path]:
@@ -122,7 +127,7 @@ def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) 
     return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator]))
 
 
-def _line(model: str, benchmark: str, result: Mapping[str, Any]) -> str:
+def _line(model: str, benchmark: str, result: Result) -> str:
     low, high = result["mean_ci"]
     return (
         f"{model} {benchmark}: mean@{result['n_samples']} {result['mean']:.1%} [{low:.1%}, {high:.1%}], "

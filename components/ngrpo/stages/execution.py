@@ -83,9 +83,10 @@ def _execute(
 ) -> tuple[dict[str, float], Reference | None, bool]:
     # Imported only now, for it takes a while: the run already shows that the stage is at work.
     from ngrpo.config import validate
+    from ngrpo.contracts.metrics import read_metrics
     from ngrpo.stages.declarations import STAGES
     from ngrpo.stages.keys import digest
-    from ngrpo.stages.soundness import read_metrics, require_finite
+    from ngrpo.stages.soundness import require_finite
     from ngrpo.storage.artifacts import ArtifactStore
     from ngrpo.storage.checkpoint_store import CheckpointStore
     from ngrpo.storage.objects import ObjectStore

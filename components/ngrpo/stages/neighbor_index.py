@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ngrpo.config import NeighborIndexConfig
+from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.embedding import load_embedding
 from ngrpo.data.models import usable_tokens
 from ngrpo.neighbors.index import NeighborIndex
@@ -50,7 +51,7 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, c
         "uncertified_rows": index.statistics["uncertified"],
         "build_seconds": round(seconds, 3),
     }
-    (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_metrics(output, metrics)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.contracts.history import write_history
+from ngrpo.contracts.metrics import write_metrics
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
 from ngrpo.neighbors.index import NeighborIndex
@@ -71,14 +73,14 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     if not trained.trainer.is_world_process_zero():
         return
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
-    (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
+    write_history(output, history)
     rollout_log.write(output)
     examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
     summary = _summary(history, config.training.steps)
     if config.training.selection is not None:
         summary["selected_step"] = trained.trainer.state.best_global_step
-    (output / "metrics.json").write_text(json.dumps(summary), encoding="utf-8")
+    write_metrics(output, summary)
 
 
 def _validation_problems(config: NGRPOTrainingConfig, benchmarks: Path) -> Benchmark | None:

@@ -13,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ngrpo.config import HubSource, PrepareDataConfig, Source
+from ngrpo.contracts.layout import LAYOUT
+from ngrpo.contracts.metrics import write_metrics
+from ngrpo.contracts.sources import SOURCES, Sources, Table
 from ngrpo.data.chat import ChatLengths, Turns, user_turn
 from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.models import materialize_tokenizer
@@ -73,8 +76,8 @@ class _Tables:
         self.progress = progress
         self.measured = BenchmarkProblems(config.data.overlap_words)
         self.contamination: list[dict[str, str]] = []
-        self.metrics: dict[str, int] = {}
-        self.tables: dict[str, dict[str, object]] = {}
+        self.metrics: dict[str, float] = {}
+        self.tables: dict[str, Table] = {}
 
     def write_benchmark(self, name: str, source: Source) -> None:
         label = f"data.benchmarks.{name}"
@@ -123,9 +126,10 @@ class _Tables:
         self._write("warm_start.parquet", _EXAMPLES, rows, source, screen)
 
     def close(self) -> None:
-        _write_json(self.output / "sources.json", {"tables": self.tables})
+        sources: Sources = {"layout": LAYOUT, "tables": self.tables}
+        _write_json(self.output / SOURCES, sources)
         _write_json(self.output / "contamination.json", self.contamination)
-        _write_json(self.output / "metrics.json", self.metrics)
+        write_metrics(self.output, self.metrics)
 
     def _unseen(self, label: str, source: Source) -> tuple[Screen, list[Problem]]:
         """Load problems to learn from, without empty or repeated ones and without those of a benchmark."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -12,6 +11,8 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ngrpo.config import SFTWarmStartConfig
+from ngrpo.contracts.history import write_history
+from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.models import materialize
 from ngrpo.report.progress_lines import show_progress
 from ngrpo.rollout.loading import load_model, load_tokenizer
@@ -39,8 +40,8 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
     base = materialize(config.model.source, context.work / "base_model")
     if config.warm_start.steps == 0:
         shutil.copytree(base, output / "model")
-        (output / "log_history.json").write_text("[]", encoding="utf-8")
-        (output / "metrics.json").write_text(json.dumps({"steps": 0}), encoding="utf-8")
+        write_history(output, [])
+        write_metrics(output, {"steps": 0})
         return
     set_seed(config.seed)
     model = load_model(base, "float32")
@@ -68,10 +69,9 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
         for entry in trainer.state.log_history
         if "train_runtime" not in entry
     ]
-    (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
+    write_history(output, history)
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    metrics = {"steps": config.warm_start.steps, "final_loss": losses[-1], "examples": len(dataset)}
-    (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_metrics(output, {"steps": config.warm_start.steps, "final_loss": losses[-1], "examples": len(dataset)})
 
 
 if __name__ == "__main__":
