@@ -13,7 +13,8 @@ from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
 from ngrpo_kfp.pipelines.post_training import NAME, post_training
 
-COMPONENTS = {name: getattr(importlib.import_module(stage.component), name) for name, stage in STAGES.items()}
+COMPONENTS = {name: getattr(importlib.import_module(f"ngrpo_kfp.components.{name}.component"), name) for name in STAGES}
+"""The component of each stage: the function that is called like it, in its folder."""
 
 
 def kubeflow_pipeline(

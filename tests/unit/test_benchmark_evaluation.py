@@ -91,7 +91,9 @@ def write_benchmark(dataset: Path, name: str, rows) -> None:
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     schema = pa.schema([("id", pa.string()), ("prompt", turns), ("answer", pa.string())])
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), dataset / "benchmarks" / f"{name}.parquet")
-    tables = {"benchmarks/addition.parquet": {"source": {"kind": "hub", "revision": "a" * 40}}}
+    tables = {
+        "benchmarks/addition.parquet": {"source": {"kind": "hub", "revision": "a" * 40}, "rows": 12, "sha256": "0"}
+    }
     (dataset / "sources.json").write_text(json.dumps({"layout": 1, "tables": tables}))
 
 
@@ -263,6 +265,17 @@ def test_another_grader_is_another_protocol(monkeypatch):
 def test_the_grader_of_a_protocol_is_all_that_the_grader_imports():
     reached = {Path(file).name for file in source_files("ngrpo.grading.grader")} - {"__init__.py"}
     assert reached == {path.name for path in protocol._GRADERS.glob("*.py")} - {"__init__.py"}
+
+
+def test_progress_goes_to_whom_the_context_names(inputs, engines, tmp_path, capsys):
+    lines = []
+    (tmp_path / "output").mkdir()
+    context = Context(tmp_path / "work", progress=lines.append)
+    benchmark_evaluation.run(settings(), inputs, tmp_path / "output", context)
+    assert [line.partition(":")[0] for line in lines if "mean@4" in line] == [
+        f"{model} {benchmark}" for model in ("warm_start", "trained") for benchmark in ("addition", "words")
+    ]
+    assert capsys.readouterr().out == ""
 
 
 def test_both_models_get_the_same_prompts_and_seeds(inputs, engines, tmp_path):

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ngrpo.config import RunConfig
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
 from ngrpo.contracts.history import read_history
+from ngrpo.contracts.layout import read_bytes
 from ngrpo.contracts.metrics import read_metrics
 from ngrpo.contracts.promotion import Promotion, read_promotion
 from ngrpo.contracts.sources import read_sources
@@ -23,6 +24,7 @@ from ngrpo.report.results import STYLES, benchmark_views, headline, signed
 from ngrpo.report.rollouts import rollout_views
 from ngrpo.report.training import learning_curves, mixing_view, warm_start_curve
 from ngrpo.report.wording import describe, method_name
+from ngrpo.storage.state import DamagedStateError
 
 _TEMPLATE = "page.html.j2"
 _CURE = "run the preset again"
@@ -158,4 +160,7 @@ def _manifest(directory: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(read_bytes(path, _CURE))
+    except ValueError as error:
+        raise DamagedStateError(f"{path}: damaged: it is no JSON ({error}); {_CURE}") from error

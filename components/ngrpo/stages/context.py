@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ngrpo.storage.checkpoint_store import CheckpointStore
 
 
 def say(line: str) -> None:
@@ -32,12 +28,3 @@ class Context:
     """Trackers that a trainer reports its curves to, as transformers calls them."""
     progress: Callable[[str], None] = say
     """Is told what the stage is doing, line by line."""
-
-    def checkpoint_store(self) -> CheckpointStore | None:
-        """Return the place for checkpoints in object storage; none where they stay in `work`."""
-        if self.store is None or self.checkpoints is None:
-            return None
-        from ngrpo.storage.checkpoint_store import CheckpointStore
-        from ngrpo.storage.objects import ObjectStore
-
-        return CheckpointStore(ObjectStore(self.store, proven=True), self.checkpoints, self.work / "downloads")

@@ -44,11 +44,6 @@ class Stage:
     """Whether it works as several processes, one a GPU, where its pod has several."""
 
     @property
-    def component(self) -> str:
-        """Dotted name of the module with its Kubeflow component, a function that is called like the stage."""
-        return f"ngrpo_kfp.components.{self.name}.component"
-
-    @property
     def module(self) -> str:
         """Dotted name of the module that does the work."""
         return f"ngrpo.stages.{self.name}"

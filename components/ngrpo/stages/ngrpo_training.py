@@ -22,6 +22,7 @@ from ngrpo.report.progress_lines import show_progress
 from ngrpo.report.rollout_log import RolloutLog
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.context import Context
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.policy_optimization import train_policy
 
 _SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
@@ -63,7 +64,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
         config=config,
         work=context.work,
         output=output / "model",
-        store=context.checkpoint_store(),
+        store=CheckpointStore.open(context.store, context.checkpoints, context.work / "downloads"),
         save_minutes=context.save_minutes,
         reporters=context.reporters,
         callbacks=[rollout_log],

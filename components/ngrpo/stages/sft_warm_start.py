@@ -17,6 +17,7 @@ from ngrpo.data.models import materialize
 from ngrpo.report.progress_lines import show_progress
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.context import Context
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import save_model
 from ngrpo.training.warm_start import train_warm_start
 
@@ -57,7 +58,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
         dataset,
         config,
         context.work,
-        store=context.checkpoint_store(),
+        store=CheckpointStore.open(context.store, context.checkpoints, context.work / "downloads"),
         save_minutes=context.save_minutes,
         reporters=context.reporters,
         watch=partial(show_progress, metrics=_SHOWN, say=context.progress),

@@ -40,6 +40,11 @@ class CheckpointStore:
         self._downloads = downloads
         self._artifacts = ArtifactStore(objects, downloads, waits=waits)
 
+    @classmethod
+    def open(cls, store: str | None, place: str | None, downloads: Path) -> CheckpointStore | None:
+        """Return the checkpoints at a place below a store; none where there is no store or no place. See `__init__`."""
+        return None if store is None or place is None else cls(ObjectStore(store, proven=True), place, downloads)
+
     def put(self, step: int, directory: Path, *, keep: int, best: int | None) -> None:
         """Upload a checkpoint; once it is whole, delete all but the newest and the best.
 
