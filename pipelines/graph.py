@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
@@ -9,25 +10,14 @@ from typing import Any
 
 from kfp import dsl
 
+from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.surroundings import NODE
 from ngrpo.storage.manifest import Reference
-from ngrpo_kfp.components.benchmark_evaluation.component import benchmark_evaluation
-from ngrpo_kfp.components.model_promotion.component import model_promotion
-from ngrpo_kfp.components.neighbor_index.component import neighbor_index
-from ngrpo_kfp.components.ngrpo_training.component import ngrpo_training
-from ngrpo_kfp.components.prepare_data.component import prepare_data
-from ngrpo_kfp.components.sft_warm_start.component import sft_warm_start
 from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage, task_name
 from ngrpo_kfp.pipelines.post_training import NAME
 
-COMPONENTS = {
-    "prepare_data": prepare_data,
-    "neighbor_index": neighbor_index,
-    "sft_warm_start": sft_warm_start,
-    "ngrpo_training": ngrpo_training,
-    "benchmark_evaluation": benchmark_evaluation,
-    "model_promotion": model_promotion,
-}
+COMPONENTS = {name: getattr(importlib.import_module(f"ngrpo_kfp.components.{name}.component"), name) for name in STAGES}
+"""The component of each stage: the function that is called like it, in its folder."""
 
 
 def kubeflow_pipeline(

@@ -12,30 +12,9 @@ from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.results import benchmark_result
 from ngrpo.evaluation.verdicts import SAMPLES
 from ngrpo.report.page import write_report
+from ngrpo.stages.declarations import STAGES
 
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
-STAGES = (
-    "prepare_data",
-    "neighbor_index",
-    "sft_warm_start",
-    "ngrpo_training",
-    "benchmark_evaluation",
-    "model_promotion",
-)
-INPUTS = {
-    "sft_warm_start": {"dataset": "prepare_data"},
-    "ngrpo_training": {
-        "dataset": "prepare_data",
-        "neighbor_index": "neighbor_index",
-        "warm_start": "sft_warm_start",
-    },
-    "benchmark_evaluation": {
-        "dataset": "prepare_data",
-        "warm_start": "sft_warm_start",
-        "trained": "ngrpo_training",
-    },
-    "model_promotion": {"trained": "ngrpo_training", "evaluation": "benchmark_evaluation"},
-}
 N = 16
 PROBLEMS = 120
 
@@ -49,7 +28,7 @@ class Run:
         self.artifacts = {name: directory / name for name in STAGES}
         for name, path in self.artifacts.items():
             path.mkdir()
-            inputs = {source: key(stage) for source, stage in INPUTS.get(name, {}).items()}
+            inputs = {source: key(stage) for source, stage in STAGES[name].inputs.items()}
             self.write(name, "manifest.json", {"stage": name, "code_version": "c0de" * 16, "inputs": inputs})
         seconds = {name: float(10 * index) for index, name in enumerate(STAGES, start=1)}
         self.summary = {
@@ -68,7 +47,7 @@ class Run:
             },
             "mlflow": {"tracking_uri": "sqlite:////home/somebody/outputs/mlflow.db", "run_id": "1234abcd"},
         }
-        self.evaluation = {"models": {"base": {}, "warm_start": {}, "trained": {}}}
+        self.evaluation = {"layout": 1, "models": {"base": {}, "warm_start": {}, "trained": {}}}
         self.write_sources()
         self.write_index()
         self.write_training()
@@ -81,7 +60,7 @@ class Run:
     def write_sources(self) -> None:
         source = {"kind": "arithmetic", "fold": "train", "size": 2000}
         tables = {"train.parquet": {"source": source, "rows": 2000, "sha256": "5a" * 32}}
-        self.write("prepare_data", "sources.json", {"tables": tables})
+        self.write("prepare_data", "sources.json", {"layout": 1, "tables": tables})
 
     def write_index(self, token: str = " then", **changes: object) -> None:
         """An index of 54 tokens; all its tokens but one digit are `token`."""
@@ -211,6 +190,7 @@ class Run:
 
     def write_promotion(self, **changes: object) -> None:
         promotion = {
+            "layout": 1,
             "decision": "promoted",
             "reason": "there is no champion yet",
             "model": "ngrpo-tiny",

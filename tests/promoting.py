@@ -11,6 +11,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from ngrpo.config import ModelPromotionConfig, PromotionConfig, load_config, select
+from ngrpo.stages.context import Context
 from ngrpo.stages.model_promotion import decide_and_crown, run
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.lease import LeaseLostError
@@ -119,7 +120,7 @@ def candidate(directory: Path, name: str, counts: list[int], *, weights=None, of
 def decide(inputs, output: Path, **gate) -> dict:
     """Run the stage."""
     output.mkdir(exist_ok=True)
-    run(settings(**gate), inputs, output, output)
+    run(settings(**gate), inputs, output, Context(output, store=os.environ.get("NGRPO_STORE")))
     return json.loads((output / "promotion.json").read_text())
 
 

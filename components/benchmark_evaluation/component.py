@@ -32,7 +32,7 @@ def benchmark_evaluation(
         trained: Reference to the artifact of `ngrpo_training`.
         trained_known: The same as JSON, where it was known before the run: then nothing makes it.
     """
-    from ngrpo.stages.execution import execute
+    from ngrpo.stages.step import execute
 
     values = execute(
         "benchmark_evaluation",

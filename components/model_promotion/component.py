@@ -28,7 +28,7 @@ def model_promotion(
         evaluation: Reference to the artifact of `benchmark_evaluation`.
         evaluation_known: The same as JSON, where it was known before the run: then nothing makes it.
     """
-    from ngrpo.stages.execution import execute
+    from ngrpo.stages.step import execute
 
     values = execute(
         "model_promotion",

@@ -20,7 +20,7 @@ def neighbor_index(
         artifact: Reference to the neighbor index.
         metrics: Metrics of the stage.
     """
-    from ngrpo.stages.execution import execute
+    from ngrpo.stages.step import execute
 
     values = execute(
         "neighbor_index",

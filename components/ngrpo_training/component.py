@@ -32,7 +32,7 @@ def ngrpo_training(
         warm_start: Reference to the artifact of `sft_warm_start`.
         warm_start_known: The same as JSON, where it was known before the run: then nothing makes it.
     """
-    from ngrpo.stages.execution import execute
+    from ngrpo.stages.step import execute
 
     values = execute(
         "ngrpo_training",

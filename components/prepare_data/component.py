@@ -20,7 +20,7 @@ def prepare_data(
         artifact: Reference to the tables and their sources.
         metrics: Metrics of the stage.
     """
-    from ngrpo.stages.execution import execute
+    from ngrpo.stages.step import execute
 
     values = execute(
         "prepare_data",

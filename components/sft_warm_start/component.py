@@ -24,7 +24,7 @@ def sft_warm_start(
         dataset: Reference to the artifact of `prepare_data`.
         dataset_known: The same as JSON, where it was known before the run: then nothing makes it.
     """
-    from ngrpo.stages.execution import execute
+    from ngrpo.stages.step import execute
 
     values = execute(
         "sft_warm_start",

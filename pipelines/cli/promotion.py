@@ -83,7 +83,7 @@ def promote_version(
     if override is not None:
         checked_reason(override, "--override")
     with _promotions(config, workspace) as promotions:
-        from ngrpo.evaluation.stored_evaluation import parse_evaluation
+        from ngrpo.contracts.evaluation import parse_evaluation
         from ngrpo.stages.model_promotion import decide_and_crown, require_benchmarks
 
         version = _registered(promotions, number)
@@ -138,10 +138,10 @@ def show_history(config: RunConfig, workspace: Workspace, console: Console) -> N
 
 @contextmanager
 def _promotions(config: RunConfig, workspace: Workspace) -> Iterator[Promotions]:
-    with services(workspace):
+    with services(workspace) as around:
         from ngrpo.tracking.promotions import Promotions
 
-        yield Promotions.from_environment(config.promotion.model_name)
+        yield Promotions.in_store(around.store_uri, config.promotion.model_name)
 
 
 def _registered(promotions: Promotions, number: str) -> ModelVersion:

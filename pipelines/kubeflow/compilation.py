@@ -17,12 +17,10 @@ from ngrpo.stages.keys import config_json
 from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
 from ngrpo_kfp.pipelines.kubeflow.graph_check import check_graph
 from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod, configure_scheduled_run
-from ngrpo_kfp.pipelines.kubeflow.scheduling.component import scheduled_run
+from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod
 from ngrpo_kfp.pipelines.planning.content import require_in_pods
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage
 from ngrpo_kfp.pipelines.planning.plan import make_plan
-from ngrpo_kfp.pipelines.post_training import NAME
 
 IR = dict[str, Any]
 
@@ -52,45 +50,25 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
         configure_pod(task, node, config, images)
         task.set_caching_options(caching and STAGES[node.stage].cacheable)
 
-    return _compiled(kubeflow_pipeline(_keyed_by_run(plan), configure, description=config_json(config)))
+    return compiled(kubeflow_pipeline(_keyed_by_run(plan), configure, description=config_json(config)))
 
 
 def compile_whole(config: RunConfig, images: Images) -> str:
     """Compile the pipeline with every stage in it, without looking at what is in the store; see `compile_pipeline`.
 
-    For those who upload it themselves. Schedules have `compile_scheduled_run`.
+    For those who upload it themselves. Schedules have `ngrpo_kfp.pipelines.kubeflow.scheduling.compilation`.
     """
     require_in_pods(config)
     plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History(), versions=images.versions(config))
     return compile_pipeline(config, plan, images, caching=True)
 
 
-def compile_scheduled_run(config: RunConfig, images: Images, base: str | None) -> str:
-    """Compile the pipeline of a schedule: one task, which plans and submits the run of the day; see `compile_pipeline`.
-
-    Args:
-        config: Configuration of the runs.
-        images: Where images are looked up.
-        base: `champion` for runs that start from the champion of their day.
+def compiled(pipeline: Any) -> str:
+    """Compile what `dsl.pipeline` made, and check the result; see `compile_pipeline`.
 
     Raises:
-        ConfigError: The run of the day would be refused, or pods are not told where Kubeflow's API is.
         GraphError: The compiled graph is broken.
     """
-    compile_whole(config, images)  # what the run of the day would be refused for is said now
-
-    @dsl.pipeline(name=f"{NAME}-scheduled", description=config_json(config))
-    def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
-        task = scheduled_run(
-            config=config_json(config), images=images.text, base=base or "", key=dsl.PIPELINE_JOB_ID_PLACEHOLDER
-        )
-        configure_scheduled_run(task, config, images)
-        task.set_caching_options(False)
-
-    return _compiled(pipeline)
-
-
-def _compiled(pipeline: Any) -> str:
     with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
         path = Path(scratch) / "pipeline.yaml"
         compiler.Compiler().compile(pipeline, str(path))

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from ngrpo.config.cluster import STAGE_LABEL
 from ngrpo_kfp.components.launching.pending_pods import image_wait
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
-from ngrpo_kfp.pipelines.kubeflow.pods import STAGE_LABEL
 
 PATIENCE = timedelta(minutes=10)
 """How long an image may fail to be pulled: a registry that restarts, or a limit on pulls, may take minutes."""

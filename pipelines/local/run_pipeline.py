@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from ngrpo.config import RunConfig
+from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
+from ngrpo.contracts.promotion import PROMOTION, read_promotion
 from ngrpo.errors import ConfigError
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
@@ -30,6 +31,8 @@ from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_tab
 
 if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runner import Runner
+
+_CURE = "run the preset again"
 
 
 def run(
@@ -141,8 +144,14 @@ def _run_plan(
         records = run_stages(plan, directory, console, runner)
         tracked = opening.result()
         references = {node.name: node.reference or _reference(records[node.worker.name]) for node in plan}
-        evaluations = _read(store, references, "benchmark_evaluation", "evaluation.json")
-        promotions = _read(store, references, "model_promotion", "promotion.json")
+        evaluations = {
+            node: read_evaluation(store.fetch(references[node], only=EVALUATION) / EVALUATION, _CURE)
+            for node in of_stage("benchmark_evaluation", references)
+        }
+        promotions = {
+            node: read_promotion(store.fetch(references[node], only=PROMOTION), _CURE)
+            for node in of_stage("model_promotion", references)
+        }
         summary = summarize(
             config,
             plan,
@@ -171,11 +180,3 @@ def _import(*modules: str) -> None:
 
 def _reference(record: dict[str, Any]) -> Reference:
     return Reference(uri=record["artifact"], key=record["key"], digest=record["digest"])
-
-
-def _read(store: ArtifactStore, references: Mapping[str, Reference], stage: str, file: str) -> dict[str, Any]:
-    """Return a file of the artifact of each node of a stage, by node."""
-    return {
-        node: json.loads((store.fetch(references[node], only=file) / file).read_text(encoding="utf-8"))
-        for node in of_stage(stage, references)
-    }

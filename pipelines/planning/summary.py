@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import RunConfig
+from ngrpo.contracts.evaluation import Evaluation
+from ngrpo.contracts.promotion import Promotion
 from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
 
 _RESULT_FIELDS = ("mean", "mean_ci", "pass_at_k", "n_problems", "n_samples")
@@ -20,8 +22,8 @@ def summarize(
     plan: Plan,
     records: Mapping[str, Mapping[str, Any]],
     *,
-    evaluations: Mapping[str, Any],
-    promotions: Mapping[str, Any],
+    evaluations: Mapping[str, Evaluation],
+    promotions: Mapping[str, Promotion],
     tracking: Mapping[str, str],
     wall_seconds: float,
 ) -> dict[str, Any]:
@@ -84,9 +86,7 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def results_table(
-    evaluation: Mapping[str, Any], titles: Mapping[str, str] | None = None, node: str | None = None
-) -> Table:
+def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = None, node: str | None = None) -> Table:
     """Return the table of all benchmarks in percent: every model, and what the trained one gained over the one it started from.
 
     Args:
@@ -126,7 +126,7 @@ def results_table(
     return table
 
 
-def places(report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Mapping[str, Any]]) -> str:
+def places(report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Promotion]) -> str:
     """Return the places to look after a run: report, MLflow, model registry.
 
     Args:

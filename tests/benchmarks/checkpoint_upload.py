@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from ngrpo.config import WarmStartConfig, load_config
 from ngrpo.environment import environment
-from ngrpo.storage import checkpoint_store as checkpoints
 from ngrpo.storage.checkpoint_store import CheckpointStore
+from ngrpo.storage.objects import ObjectStore
 from ngrpo.training.checkpointing import KEPT, checkpoints_of
 
 # Of SmolLM2-135M: its config.json.
@@ -64,10 +64,11 @@ def run() -> list[dict]:
         uploads: list[float] = []
 
         def measure(place: str | None) -> float:
-            with environment({**store, "NGRPO_STORE": "s3://ngrpo", checkpoints.PLACE: place}):
-                seconds = _steps(work, Path(directory) / "model", settings)
-                if place is not None:
-                    uploads.append(_processor_time(work))
+            with environment(store):
+                kept = None if place is None else CheckpointStore(ObjectStore("s3://ngrpo"), place, work / "downloads")
+                seconds = _steps(work, Path(directory) / "model", settings, kept)
+                if kept is not None:
+                    uploads.append(_processor_time(work, kept))
             shutil.rmtree(work)
             return seconds
 
@@ -96,21 +97,20 @@ def run() -> list[dict]:
     ]
 
 
-def _processor_time(work: Path) -> float:
+def _processor_time(work: Path, store: CheckpointStore) -> float:
     """Return the seconds of processor time that the upload of the checkpoint takes."""
     (checkpoint,) = (work / "checkpoints").glob("checkpoint-*")
-    store = CheckpointStore.from_environment(work / "downloads")
     started = time.process_time()
     store.put(1, checkpoint, keep=KEPT, best=None)
     return time.process_time() - started
 
 
-def _steps(work: Path, model: Path, settings: WarmStartConfig) -> float:
+def _steps(work: Path, model: Path, settings: WarmStartConfig, store: CheckpointStore | None) -> float:
     """Return the seconds of the steps after the first, which is saved."""
     clock = _Clock()
     steps = 1 + settings.save_steps
     rows = torch.randint(0, SMOLLM2["vocab_size"], (settings.batch_size * steps, TOKENS)).tolist()
-    with checkpoints_of(work, steps=steps) as kept:
+    with checkpoints_of(work, steps=steps, store=store) as kept:
         trainer = Trainer(
             model=LlamaForCausalLM.from_pretrained(model),
             args=TrainingArguments(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.stages import ngrpo_training
+from ngrpo.stages.context import Context
 from ngrpo.training import policy_optimization
 from ngrpo.training.ngrpo_trainer import RolloutBatch
 from ngrpo.training.policy_optimization import train_policy
@@ -16,7 +17,7 @@ from tiny import mixer_for
 ERRORS = []
 
 
-def watched(*, model, config, **arguments):
+def watched(*, model, config, observers, **arguments):
     def replay(batch: RolloutBatch) -> dict[str, float]:
         version = batch.rollouts[0].records.index_version
         # An index of the weights as they are now: it is what the trainer's must be at every batch.
@@ -26,7 +27,7 @@ def watched(*, model, config, **arguments):
         model.train()
         return {}
 
-    return train_policy(model=model, config=config, observers=[replay], **arguments)
+    return train_policy(model=model, config=config, observers=[*observers, replay], **arguments)
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     config = NGRPOTrainingConfig.model_validate_json((root / "config.json").read_text())
     inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}
     (root / "output").mkdir()
-    ngrpo_training.run(config, inputs, root / "output", root / "work")
+    ngrpo_training.run(config, inputs, root / "output", Context(root / "work"))
     (root / "errors.json").write_text(json.dumps(ERRORS))
     (root / "modules.json").write_text(json.dumps(sorted(sys.modules)))
 

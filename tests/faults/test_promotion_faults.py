@@ -29,7 +29,7 @@ def promotions(database, objects, store, tmp_path, monkeypatch):
     MlflowClient().create_experiment("ngrpo", str(tmp_path / "artifacts"))
     decide(measured(tmp_path, store, "first", 1, 2, grader=OLD), tmp_path / "output")
     decide(measured(tmp_path, store, "second", 4), tmp_path / "output", min_gain=90.0)
-    return Promotions.from_environment(NAME)
+    return Promotions.in_store(objects.uri, NAME)
 
 
 def put_to_the_gate(killed_before: int | None) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.supervision import QUIET
 
 TESTS = Path(__file__).parents[1]
@@ -31,22 +32,7 @@ SETTINGS = (
     "warm_start.batch_size=4",
     "warm_start.micro_batch_size=4",
 )
-INPUTS = {
-    "prepare_data": {},
-    "neighbor_index": {},
-    "sft_warm_start": {"dataset": "prepare_data"},
-    "ngrpo_training": {
-        "dataset": "prepare_data",
-        "neighbor_index": "neighbor_index",
-        "warm_start": "sft_warm_start",
-    },
-    "benchmark_evaluation": {
-        "dataset": "prepare_data",
-        "warm_start": "sft_warm_start",
-        "trained": "ngrpo_training",
-    },
-    "model_promotion": {"trained": "ngrpo_training", "evaluation": "benchmark_evaluation"},
-}
+INPUTS = {name: stage.inputs for name, stage in STAGES.items()}
 SELECTION = (
     "training.selection.benchmark=validation",
     "training.selection.samples=2",
@@ -196,7 +182,6 @@ def _serve() -> None:
 def _import_everything() -> None:
     import importlib
 
-    from ngrpo.stages.declarations import STAGES
     from ngrpo.training import policy_optimization
     from rewards import LengthReward
 
@@ -204,6 +189,7 @@ def _import_everything() -> None:
         importlib.import_module(stage.module)
     for name in (
         "ngrpo.stages.execution",
+        "ngrpo.stages.step",
         "ngrpo.tracking.cluster_parent_run",
         "ngrpo.tracking.database",
         "mlflow.store.model_registry.sqlalchemy_store",
@@ -228,9 +214,8 @@ def _fork(job: dict) -> None:
         writes = _Writes(job["kill_at"])
         _watch(writes)
         from ngrpo.config import load_config, select
-        from ngrpo.stages.declarations import STAGES
-        from ngrpo.stages.execution import execute
         from ngrpo.stages.keys import config_json
+        from ngrpo.stages.step import execute
 
         section = select(load_config(PRESET, job["settings"]), STAGES[job["stage"]].config)
         execute(

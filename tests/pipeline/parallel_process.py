@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.stages import ngrpo_training
+from ngrpo.stages.context import Context
 from ngrpo.stages.torchrun import join
 from ngrpo.training import policy_optimization
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutBatch, _whole_parameters
@@ -49,7 +50,7 @@ def main() -> None:
     whole = AutoModelForCausalLM.from_pretrained(root / "warm_start" / "model")
     trainers = []
 
-    def watched(*, config, **arguments):
+    def watched(*, config, observers, **arguments):
         def replay(batch: RolloutBatch) -> dict[str, float]:
             model = trainers[0].accelerator.unwrap_model(trainers[0].model)
             for (_, mine), (_, theirs) in zip(whole.named_parameters(), _whole_parameters(model), strict=True):
@@ -62,7 +63,7 @@ def main() -> None:
             seen["sharded"].append(isinstance(model, FSDPModule))
             return {}
 
-        return train(config=config, observers=[replay], **arguments)
+        return train(config=config, observers=[*observers, replay], **arguments)
 
     train, initialize = ngrpo_training.train_policy, NGRPOTrainer.__init__
     ngrpo_training.train_policy = watched
@@ -85,7 +86,7 @@ def main() -> None:
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})
     inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}
     (output / "artifact").mkdir(exist_ok=True)
-    ngrpo_training.run(config, inputs, output / "artifact", output / "work")
+    ngrpo_training.run(config, inputs, output / "artifact", Context(output / "work"))
     (output / f"seen-{rank}.json").write_text(json.dumps(seen))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -14,16 +14,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ngrpo.stages.declarations import STAGES as DECLARED
+
 ROOT = Path(__file__).parents[2]
-STAGES = (
-    "prepare_data",
-    "neighbor_index",
-    "sft_warm_start",
-    "ngrpo_training",
-    "benchmark_evaluation",
-    "model_promotion",
-)
-CACHEABLE = STAGES[:-1]
+STAGES = tuple(DECLARED)
+CACHEABLE = tuple(name for name, stage in DECLARED.items() if stage.cacheable)
 
 STAGE = """
 import json
@@ -54,7 +49,8 @@ EVALUATION = {
     "ungraded_rate": 0.0,
     "grader_errors": 0,
     "distinct_answers": 0.25,
-    "per_problem": {},
+    "per_problem": {"p0": 0, "p1": 1, "p2": 1, "p3": 2},
+    "per_problem_maj": {"p0": 0.0, "p1": 0.0, "p2": 0.0, "p3": 1.0},
 }
 BODIES = {
     "benchmark_evaluation": "(output / 'evaluation.json').write_text(json.dumps(small_shared.EVALUATION))",
@@ -68,8 +64,8 @@ PRODUCERS = {{
     "trained": "ngrpo_training",
     "evaluation": "benchmark_evaluation",
 }}
-EVALUATION = {{"models": {{"warm_start": {{"arithmetic": {EVALUATION}}}, "trained": {{"arithmetic": {EVALUATION}}}}}}}
-PROMOTION = {{"decision": "promoted", "reason": "first", "model": "ngrpo", "version": 1, "alias": "champion",
+EVALUATION = {{"layout": 1, "models": {{"warm_start": {{"arithmetic": {EVALUATION}}}, "trained": {{"arithmetic": {EVALUATION}}}}}}}
+PROMOTION = {{"layout": 1, "decision": "promoted", "reason": "first", "model": "ngrpo", "version": 1, "alias": "champion",
              "champion_version": None, "comparison": None}}
 """
 REPORT = """

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from ngrpo.stages import declarations
-from ngrpo.stages.execution import execute
+from ngrpo.stages.step import execute
 from ngrpo.tracking.cluster_parent_run import parent_on_cluster
 from ngrpo.tracking.mlflow_runs import stage_run
 from promoting import settings

@@ -1,23 +1,33 @@
-"""The components: conventions of kubeflow/pipelines-components, and agreement with the stages and with the pipeline."""
+"""A stage is declared once (`ngrpo.stages.declarations`); all else that knows of it is held to that here.
+
+And the components keep the conventions of kubeflow/pipelines-components.
+"""
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
+from ngrpo.section import StageName
 from ngrpo.stages.declarations import STAGES
 from ngrpo_kfp.pipelines.graph import COMPONENTS
 from ngrpo_kfp.pipelines.post_training import post_training
 
-COMPONENT_FOLDERS = Path(__file__).parents[2] / "components"
-REFERENCE_PARAMETERS = {"config", "key", "code_version"}
+ROOT = Path(__file__).parents[2]
+PARAMETERS = ("config", "key", "code_version")
 
 
-def pipeline_inputs():
+def text(*path: str) -> str:
+    return ROOT.joinpath("components", *path).read_text(encoding="utf-8")
+
+
+def pipeline_inputs() -> dict[str, dict[str, str]]:
     """Trace the pipeline: by stage, the stage that each of its inputs comes from."""
-    inputs = {}
+    inputs: dict[str, dict[str, str]] = {}
 
     def trace(name, /, **sources):
         inputs[name] = sources
@@ -27,47 +37,91 @@ def pipeline_inputs():
     return inputs
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_metadata_has_the_fields_of_the_ecosystem(stage):
-    metadata = yaml.safe_load((COMPONENT_FOLDERS / stage / "metadata.yaml").read_text())
+def call_of_execute(stage: str) -> dict[str, ast.expr]:
+    """The call in a component's body: its first argument as `stage`, the others by name."""
+    (call,) = [
+        node
+        for node in ast.walk(ast.parse(text(stage, "component.py")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "execute"
+    ]
+    return {"stage": call.args[0]} | {keyword.arg: keyword.value for keyword in call.keywords}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=list(STAGES))
+def test_all_that_knows_of_a_stage_follows_from_its_declaration(stage):
+    # Its module: what it takes, read from the source, for importing a stage imports all that it works with.
+    (run,) = [
+        node
+        for node in ast.parse(text("ngrpo", "stages", f"{stage.name}.py")).body
+        if isinstance(node, ast.FunctionDef) and node.name == "run"
+    ]
+    taken = [(argument.arg, ast.unparse(argument.annotation)) for argument in run.args.args]
+    assert taken == [
+        ("config", stage.config.__name__),
+        ("inputs", "Mapping[str, Path]"),
+        ("output", "Path"),
+        ("context", "Context"),
+    ]
+
+    # The face of its component.
+    face = COMPONENTS[stage.name].component_spec
+    assert face.name == stage.name.replace("_", "-")
+    assert list(face.inputs) == [*PARAMETERS, *(each for name in stage.inputs for each in (name, f"{name}_known"))]
+    for name, source in stage.inputs.items():
+        assert face.inputs[name].type == f"system.{STAGES[source].artifact}@0.0.1"
+        assert face.inputs[name].optional
+        assert face.inputs[f"{name}_known"].default == ""
+    assert {name: output.type for name, output in face.outputs.items()} == {
+        "artifact": f"system.{stage.artifact}@0.0.1",
+        "metrics": "system.Metrics@0.0.1",
+    }
+
+    # The body of its component.
+    call = call_of_execute(stage.name)
+    assert ast.literal_eval(call["stage"]) == stage.name
+    inputs = dict(zip(map(ast.literal_eval, call["inputs"].keys), map(ast.unparse, call["inputs"].values), strict=True))
+    assert inputs == {name: f"{name}_known or {name}.path" for name in stage.inputs}
+    assert ("attempt" in call) == stage.parallel, "one that works as several processes may work on several nodes"
+
+    # What is written of it.
+    metadata = yaml.safe_load(text(stage.name, "metadata.yaml"))
     assert list(metadata) == ["name", "stability", "dependencies", "tags", "lastVerified"]
-    assert metadata["name"] == stage
+    assert metadata["name"] == stage.name
     assert metadata["dependencies"]["kubeflow"][0]["name"] == "Pipelines"
     assert metadata["lastVerified"].tzinfo is not None
-    assert (COMPONENT_FOLDERS / stage / "README.md").read_text().startswith(f"# {stage}\n")
+    readme = text(stage.name, "README.md")
+    assert readme.startswith(f"# {stage.name}\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines() if line.startswith("| ")]
+    assert [(kind, name.strip("`")) for kind, name, _ in rows[1:]] == [
+        *(("parameter", name) for name in PARAMETERS),
+        *(("input", name) for name in stage.inputs),
+        *(("output", name) for name in face.outputs),
+    ]
+    assert f"`{stage.config.__name__}`" in readme
+    told = "".join(f" --input {name}=DIR" for name in stage.inputs)
+    assert f"python -m {stage.module} --preset pipelines/presets/tiny.toml{told} --output DIR\n" in readme
+
+
+def test_the_stages_are_the_same_everywhere():
+    assert pipeline_inputs() == {name: dict(stage.inputs) for name, stage in STAGES.items()}
+    assert set(get_args(StageName)) == set(STAGES)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = [path.parent.relative_to(ROOT).parts for path in ROOT.glob("components/**/__init__.py")]
+    packages = {".".join(parts[1:] if parts[1] == "ngrpo" else ("ngrpo_kfp", *parts)) for parts in folders}
+    packages |= {
+        ".".join(("ngrpo_kfp", *path.parent.relative_to(ROOT).parts)) for path in ROOT.glob("pipelines/**/__init__.py")
+    }
+    no_code = {"ngrpo_kfp.components", "ngrpo_kfp.pipelines.presets"}
+    assert set(project["packages"]) - no_code == packages
+    assert {f"ngrpo_kfp.components.{name}" for name in STAGES} <= packages
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_component_imports_only_kfp_and_the_standard_library_at_its_top(stage):
-    tree = ast.parse((COMPONENT_FOLDERS / stage / "component.py").read_text())
     modules = [
         name
-        for node in tree.body
+        for node in ast.parse(text(stage, "component.py")).body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     ]
     assert all(name.split(".")[0] in {"kfp", *sys.stdlib_module_names} for name in modules)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_component_takes_what_the_pipeline_gives_it(stage):
-    component = COMPONENTS[stage].component_spec
-    inputs = pipeline_inputs()[stage]
-    assert set(component.inputs) == REFERENCE_PARAMETERS | set(inputs) | {f"{name}_known" for name in inputs}
-    for name, source in inputs.items():
-        assert component.inputs[name].type == COMPONENTS[source].component_spec.outputs["artifact"].type
-        assert component.inputs[name].optional
-        assert component.inputs[f"{name}_known"].default == ""
-    assert set(component.outputs) == {"artifact", "metrics"}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_registry_knows_the_settings_of_each_stage(stage):
-    """Read from the source, for importing a stage imports all that it works with."""
-    tree = ast.parse((COMPONENT_FOLDERS / "ngrpo" / "stages" / f"{stage}.py").read_text())
-    (config,) = [
-        node.value.id
-        for node in tree.body
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["CONFIG"]
-    ]
-    assert STAGES[stage].config.__name__ == config

@@ -15,6 +15,7 @@ from ngrpo.data import initialized
 from ngrpo.data.models import materialize
 from ngrpo.errors import DataError, TrainingError
 from ngrpo.stages import ngrpo_training, soundness
+from ngrpo.stages.context import Context
 from ngrpo.training import policy_optimization
 from ngrpo.training.marker import problem
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
@@ -74,7 +75,7 @@ def train(inputs: Path, root: Path, *, learning_rate: float | None = None, **cha
         )
     for name in ("output", "work"):
         (root / name).mkdir(exist_ok=True)
-    ngrpo_training.run(config, {name: inputs / name for name in INPUTS}, root / "output", root / "work")
+    ngrpo_training.run(config, {name: inputs / name for name in INPUTS}, root / "output", Context(root / "work"))
 
 
 def spoil_loss(monkeypatch, trainer: type, step: int, value: float) -> None:

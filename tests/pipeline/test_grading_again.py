@@ -26,7 +26,7 @@ pytest_plugins = ["mlflow_database"]
 def promotions(database, objects, tmp_path, monkeypatch):
     monkeypatch.setenv("NGRPO_STORE", objects.uri)
     MlflowClient().create_experiment("ngrpo", str(tmp_path / "artifacts"))
-    return Promotions.from_environment(NAME)
+    return Promotions.in_store(objects.uri, NAME)
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_champion_that_was_made_while_another_was_graded_is_met_instead(promot
     def slowly(evaluation, *arguments, **options):
         met.append(evaluation["models"]["trained"]["arithmetic"]["mean"])
         if len(met) == 1:
-            by_hand(Promotions.from_environment(NAME), "2", override="it was faster")
+            by_hand(Promotions.in_store(promotions.artifacts, NAME), "2", override="it was faster")
         return grade(evaluation, *arguments, **options)
 
     monkeypatch.setattr(opponent, "grade_again", slowly)

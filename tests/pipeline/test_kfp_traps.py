@@ -225,4 +225,4 @@ def test_7_every_refresh_of_a_progress_bar_is_a_line(stock, house):
 
 def test_components_install_nothing_at_run_time(compiled):
     assert "pip install" not in compiled
-    assert "ngrpo.stages.execution" in compiled
+    assert "ngrpo.stages.step" in compiled

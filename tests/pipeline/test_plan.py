@@ -9,13 +9,14 @@ import pytest
 from ngrpo.config import load_config
 from ngrpo.errors import StoreError
 from ngrpo.stages import keys
+from ngrpo.stages.declarations import STAGES
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.planning import plan as planning
 from ngrpo_kfp.pipelines.planning.nodes import History
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
 
 PRESET = Path(__file__).with_name("small.toml")
-BASE = ["prepare_data", "neighbor_index", "sft_warm_start", "ngrpo_training", "benchmark_evaluation", "model_promotion"]
+BASE = list(STAGES)
 
 
 class Store:

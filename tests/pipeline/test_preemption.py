@@ -23,7 +23,7 @@ pytestmark = pytest.mark.pipeline
 KILLS = int(os.environ.get("NGRPO_TEST_KILLS", "1"))
 PLACE = "checkpoints/stage/key"
 IN_POD = """
-from ngrpo.stages.execution import execute
+from ngrpo.stages.step import execute
 names = ("dataset", "neighbor_index", "warm_start")
 execute(
     "ngrpo_training",

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ngrpo.errors import DataError, StoreError, TrackingError
+from ngrpo.stages.context import Context
 from ngrpo.stages.model_promotion import run
 from ngrpo.storage.digest import model_digest
 from ngrpo.tracking.mlflow_runs import parent_run, stage_run
@@ -27,7 +28,7 @@ pytest_plugins = ["mlflow_database"]
 def promotions(database, objects, tmp_path, monkeypatch):
     monkeypatch.setenv("NGRPO_STORE", objects.uri)
     MlflowClient().create_experiment("ngrpo", str(tmp_path / "artifacts"))
-    return Promotions.from_environment(NAME)
+    return Promotions.in_store(objects.uri, NAME)
 
 
 @pytest.fixture
@@ -67,12 +68,17 @@ def test_the_first_candidate_becomes_champion_if_it_beats_what_it_started_from(r
     assert tags["ngrpo.decision"] == "promoted"
 
 
-def test_a_version_names_the_version_that_its_run_started_from(registry, tmp_path):
+def test_a_version_names_the_version_that_its_run_started_from(registry, objects, tmp_path):
     source = {"kind": "registered", "name": NAME, "version": 7, "id": "s3://bucket/models/m-7", "digest": "0" * 64}
     config = settings()
     config = config.model_copy(update={"model": config.model.model_validate({"source": source})})
     (tmp_path / "output").mkdir()
-    run(config, candidate(tmp_path / "inputs", "first", MIDDLE), tmp_path / "output", tmp_path)
+    run(
+        config,
+        candidate(tmp_path / "inputs", "first", MIDDLE),
+        tmp_path / "output",
+        Context(tmp_path, store=objects.uri),
+    )
     assert registry.by_alias(CHAMPION).tags["ngrpo.base_model"] == f"models:/{NAME}/7"
 
 

@@ -30,7 +30,7 @@ def promotions(database, objects, tmp_path, monkeypatch):
     MlflowClient().create_experiment("ngrpo", str(tmp_path / "artifacts"))
     decide(candidate(tmp_path / "inputs", "first", MIDDLE), tmp_path / "output")
     decide(candidate(tmp_path / "inputs", "second", BETTER), tmp_path / "output", min_gain=90.0)
-    return Promotions.from_environment(NAME)
+    return Promotions.in_store(objects.uri, NAME)
 
 
 @pytest.fixture

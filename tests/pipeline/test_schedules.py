@@ -13,7 +13,8 @@ from ngrpo.config.cluster import TRAINING_TOKEN, RetryConfig
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow import kubernetes_api
-from ngrpo_kfp.pipelines.kubeflow.compilation import compile_scheduled_run, load_ir
+from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
+from ngrpo_kfp.pipelines.kubeflow.scheduling.compilation import compile_scheduled_run
 from ngrpo_kfp.pipelines.kubeflow.scheduling.cron import check_cron
 
 pytestmark = pytest.mark.pipeline

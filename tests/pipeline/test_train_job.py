@@ -17,7 +17,8 @@ from trainer_stub import WORKFLOW, serve
 
 from ngrpo.config.cluster import ClusterConfig, GPUConfig, ResourcesConfig
 from ngrpo.errors import StoreError, TrainJobError
-from ngrpo.stages.execution import execute, run_task
+from ngrpo.stages.execution import run_task
+from ngrpo.stages.step import execute
 from ngrpo.stages.task import Task
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import Reference

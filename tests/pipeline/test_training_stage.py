@@ -14,6 +14,7 @@ from small_training import CONFIG, INPUTS, SCORED, SELECTION, start, wait_for, w
 
 from ngrpo.config import NGRPOTrainingConfig, validate
 from ngrpo.errors import DataError
+from ngrpo.stages.context import Context
 from ngrpo.stages.ngrpo_training import run
 from tiny import save_tiny_model
 
@@ -22,10 +23,12 @@ pytestmark = pytest.mark.pipeline
 STAGE = """
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.stages import ngrpo_training
+from ngrpo.stages.context import Context
 config = NGRPOTrainingConfig.model_validate_json((root / "config.json").read_text())
 inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}
 (root / "output").mkdir(exist_ok=True)
-ngrpo_training.run(config, inputs, root / "output", root / "work")
+context = Context(root / "work", reporters=("mlflow",) if "MLFLOW_RUN_ID" in os.environ else ())
+ngrpo_training.run(config, inputs, root / "output", context)
 """
 
 
@@ -119,11 +122,11 @@ def test_impossible_inputs_are_one_clear_error(inputs, tmp_path):
     named = {name: root / name for name in INPUTS}
     large = config.model_copy(update={"training": config.training.model_copy(update={"prompts_per_batch": 64})})
     with pytest.raises(DataError, match=r"data.train has 36 problems but training\.prompts_per_batch=64"):
-        run(large, named, root / "output", root / "work")
+        run(large, named, root / "output", Context(root / "work"))
     empty = tmp_path / "empty" / "model"
     empty.mkdir(parents=True)
     with pytest.raises(DataError, match=r"no weights: model.safetensors missing"):
-        run(config, named | {"warm_start": empty.parent}, root / "output", root / "work")
+        run(config, named | {"warm_start": empty.parent}, root / "output", Context(root / "work"))
     save_tiny_model(tmp_path / "small" / "model")
     path = tmp_path / "small" / "model" / "model.safetensors"
     tensors = load_file(path)
@@ -131,4 +134,4 @@ def test_impossible_inputs_are_one_clear_error(inputs, tmp_path):
     settings = tmp_path / "small" / "model" / "config.json"
     settings.write_text(settings.read_text().replace('"vocab_size": 48', '"vocab_size": 20'))
     with pytest.raises(DataError, match="48 tokens but the model has 20 embedding rows"):
-        run(config, named | {"warm_start": tmp_path / "small"}, root / "output", root / "work")
+        run(config, named | {"warm_start": tmp_path / "small"}, root / "output", Context(root / "work"))

@@ -29,6 +29,7 @@ from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.stages import benchmark_evaluation
+from ngrpo.stages.context import Context
 from ngrpo.stages.keys import source_files
 from ngrpo.storage.digest import model_digest
 
@@ -90,8 +91,10 @@ def write_benchmark(dataset: Path, name: str, rows) -> None:
     turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     schema = pa.schema([("id", pa.string()), ("prompt", turns), ("answer", pa.string())])
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), dataset / "benchmarks" / f"{name}.parquet")
-    tables = {"benchmarks/addition.parquet": {"source": {"kind": "hub", "revision": "a" * 40}}}
-    (dataset / "sources.json").write_text(json.dumps({"tables": tables}))
+    tables = {
+        "benchmarks/addition.parquet": {"source": {"kind": "hub", "revision": "a" * 40}, "rows": 12, "sha256": "0"}
+    }
+    (dataset / "sources.json").write_text(json.dumps({"layout": 1, "tables": tables}))
 
 
 def settings(*, warm_start_steps: int = 0, **evaluation) -> BenchmarkEvaluationConfig:
@@ -150,11 +153,12 @@ def engines(monkeypatch):
     return made_and_limits
 
 
-def evaluate(config, inputs, tmp_path, name="output", work="work") -> Path:
+def evaluate(config, inputs, tmp_path, name="output", work="work", store=None) -> Path:
     output = tmp_path / name
     output.mkdir()
     (tmp_path / work).mkdir(exist_ok=True)
-    benchmark_evaluation.run(config, inputs, output, tmp_path / work)
+    context = Context(tmp_path / work, store=None if store is None else store.uri)
+    benchmark_evaluation.run(config, inputs, output, context)
     return output
 
 
@@ -223,7 +227,10 @@ def test_the_base_model_is_measured_where_the_warm_start_is_another(inputs, engi
             lambda inputs: write_benchmark(inputs["dataset"], "addition", [problem("p0", "0+0", 1)]),
             "problems or gold answers",
         ),
-        (lambda inputs: (inputs["dataset"] / "sources.json").write_text('{"tables": {}}'), "data revision"),
+        (
+            lambda inputs: (inputs["dataset"] / "sources.json").write_text('{"layout": 1, "tables": {}}'),
+            "data revision",
+        ),
         (lambda inputs: write_benchmark(inputs["dataset"], "addition", [problem("p0", "0 + 0", 0)]), "prompts"),
         (lambda inputs: None, None),
     ],
@@ -272,6 +279,17 @@ def test_samples_have_another_key_with_another_version_of_what_generates_them(mo
     assert key("transformers") == key("transformers", vllm="2", trl="2", sympy="2")
     assert key("transformers") != key("transformers", torch="2")
     assert key("vllm") != key("vllm", vllm="2")
+
+
+def test_progress_goes_to_whom_the_context_names(inputs, engines, tmp_path, capsys):
+    lines = []
+    (tmp_path / "output").mkdir()
+    context = Context(tmp_path / "work", progress=lines.append)
+    benchmark_evaluation.run(settings(), inputs, tmp_path / "output", context)
+    assert [line.partition(":")[0] for line in lines if "mean@4" in line] == [
+        f"{model} {benchmark}" for model in ("warm_start", "trained") for benchmark in ("addition", "words")
+    ]
+    assert capsys.readouterr().out == ""
 
 
 def test_both_models_get_the_same_prompts_and_seeds(inputs, engines, tmp_path):
@@ -403,14 +421,13 @@ def test_more_samples_reuse_those_that_exist(inputs, engines, tmp_path):
     assert not engines.made
 
 
-def test_with_an_object_store_another_machine_goes_on(inputs, engines, tmp_path, objects, monkeypatch):
+def test_with_an_object_store_another_machine_goes_on(inputs, engines, tmp_path, objects):
     whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
-    monkeypatch.setenv("NGRPO_STORE", objects.uri)
     engines.limits.append(20)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(settings(), inputs, tmp_path, "killed", "one machine")
+        evaluate(settings(), inputs, tmp_path, "killed", "one machine", store=objects)
     engines.made.clear()
-    assert contents(evaluate(settings(), inputs, tmp_path, "resumed", "another machine")) == whole
+    assert contents(evaluate(settings(), inputs, tmp_path, "resumed", "another machine", store=objects)) == whole
     assert sum(len(engine.requests) for engine in engines.made) == 2 * 68 - 16
     assert {key.partition("/")[0] for key in objects.list()} == {"samples"}
 
@@ -489,13 +506,12 @@ def test_samples_that_were_moved_to_another_model_are_not_used(inputs, engines, 
     assert contents(evaluate(settings(), inputs, tmp_path, "second")) == whole
 
 
-def test_damaged_samples_in_an_object_store_are_generated_again(inputs, engines, tmp_path, objects, monkeypatch):
-    monkeypatch.setenv("NGRPO_STORE", objects.uri)
-    whole = contents(evaluate(settings(), inputs, tmp_path, "first"))
+def test_damaged_samples_in_an_object_store_are_generated_again(inputs, engines, tmp_path, objects):
+    whole = contents(evaluate(settings(), inputs, tmp_path, "first", store=objects))
     keys = objects.list("samples/")
     objects.put_bytes(b"", keys[0])
     objects.put_bytes(objects.get_bytes(keys[1]), keys[-1])
-    assert contents(evaluate(settings(), inputs, tmp_path, "second")) == whole
+    assert contents(evaluate(settings(), inputs, tmp_path, "second", store=objects)) == whole
     assert objects.list("samples/") == keys, "each is as it was"
 
 

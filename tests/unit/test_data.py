@@ -29,6 +29,7 @@ from ngrpo.data.word_tokenizer import word_tokenizer
 from ngrpo.errors import DataError
 from ngrpo.grading.grader import extract_answer
 from ngrpo.stages import prepare_data
+from ngrpo.stages.context import Context
 from ngrpo.storage.objects import ObjectStore
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -349,7 +350,7 @@ def stage_config(
 def prepare(config: PrepareDataConfig, tmp_path: Path, name: str = "output") -> Path:
     output = tmp_path / name
     output.mkdir()
-    prepare_data.run(config, {}, output, tmp_path / "work")
+    prepare_data.run(config, {}, output, Context(tmp_path / "work"))
     return output
 
 

@@ -20,6 +20,7 @@ from ngrpo.evaluation.results import benchmark_result, flat_metrics
 from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.grader import Grade, Grader, grade_letter
 from ngrpo.stages import prepare_data
+from ngrpo.stages.context import Context
 from ngrpo_kfp.pipelines.cli.options import PRESETS, read_config
 
 WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -145,7 +146,7 @@ def prepared(tmp_path, monkeypatch):
     def prepare() -> Path:
         output = tmp_path / "output"
         output.mkdir()
-        prepare_data.run(config, {}, output, tmp_path / "work")
+        prepare_data.run(config, {}, output, Context(tmp_path / "work"))
         return output
 
     return prepare

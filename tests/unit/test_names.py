@@ -10,6 +10,7 @@ from ngrpo.config import PrepareDataConfig, RunConfig, load_config, select
 from ngrpo.errors import ConfigError
 from ngrpo.section import check_name, name_of
 from ngrpo.stages import prepare_data
+from ngrpo.stages.context import Context
 from ngrpo_kfp.pipelines.planning.needs import downloads
 from ngrpo_kfp.pipelines.planning.summary import results_table
 from page import text_of
@@ -144,7 +145,7 @@ def test_prepared_data_stays_where_it_belongs(tmp_path):
     config = load_config(TINY, [*overrides, f"data.benchmarks={json.dumps(names)}"])
     output = tmp_path / "output"
     output.mkdir()
-    prepare_data.run(select(config, PrepareDataConfig), {}, output, tmp_path / "work")
+    prepare_data.run(select(config, PrepareDataConfig), {}, output, Context(tmp_path / "work"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output", "work"]
     written = sorted(path.name for path in (output / "benchmarks").iterdir())
     assert written == ["AIME-2024.parquet", "a-b.parquet"]

@@ -237,7 +237,7 @@ def test_neither_paths_nor_addresses_of_services_are_shown(run):
     local = HUB | {"id": str(run.directory / "mirror" / "physics")}
     run.add_source("physics", local)
     table = {"source": local, "rows": 3, "sha256": "5a" * 32}
-    run.write("prepare_data", "sources.json", {"tables": {"train.parquet": table}})
+    run.write("prepare_data", "sources.json", {"layout": 1, "tables": {"train.parquet": table}})
     run.summary["mlflow"]["tracking_uri"] = "https://user:hunter2@mlflow.example"
     page = run.report()
     assert str(run.directory) not in page

@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 
 from ngrpo import errors
 from ngrpo.config import NeighborIndexConfig, Section
+from ngrpo.contracts.metrics import read_metrics
 from ngrpo.errors import ConfigError, DataError, NGRPOError, Preempted, StoreError, TrainingError
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.stages import torchrun
+from ngrpo.stages.context import Context
 from ngrpo.stages.process import PARENT_RUN, parent_run_id
-from ngrpo.stages.soundness import read_metrics
 from ngrpo.storage.disk import disk_fault
 
 DAMAGES = {
@@ -103,7 +104,7 @@ def test_what_a_process_of_a_group_leaves_is_what_is_raised(tmp_path, monkeypatc
     assert hasattr(errors, "os"), "a name that is no error"
     config: Section = NeighborIndexConfig.model_construct()
     with pytest.raises(raised, match=said):
-        torchrun.run("neighbor_index", config, {}, tmp_path, tmp_path, processes=2)
+        torchrun.run("neighbor_index", config, {}, tmp_path, Context(tmp_path), processes=2)
 
 
 LOST = RuntimeError("Connection closed by peer")
@@ -148,11 +149,11 @@ def test_a_process_of_a_group_that_was_killed_is_said_before_what_follows_from_i
     monkeypatch.setattr(Group, "code", 128 + signal.SIGKILL)
     config: Section = NeighborIndexConfig.model_construct()
     with pytest.raises(RuntimeError, match="one of its 2 processes was killed by SIGKILL, for want of memory perhaps"):
-        torchrun.run("neighbor_index", config, {}, tmp_path, tmp_path, processes=2)
+        torchrun.run("neighbor_index", config, {}, tmp_path, Context(tmp_path), processes=2)
     monkeypatch.setattr(Group, "left", None)
     monkeypatch.setattr(Group, "code", os.EX_TEMPFAIL)
     with pytest.raises(Preempted):
-        torchrun.run("neighbor_index", config, {}, tmp_path, tmp_path, processes=2)
+        torchrun.run("neighbor_index", config, {}, tmp_path, Context(tmp_path), processes=2)
 
 
 @pytest.mark.parametrize(

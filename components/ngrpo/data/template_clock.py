@@ -25,4 +25,4 @@ def stop_clock(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
     What `apply_chat_template` does not know itself goes to the template, where it stands before what transformers provides.
     """
     write = partial(tokenizer.apply_chat_template, strftime_now=TemplateClock(day))
-    tokenizer.apply_chat_template = write  # type: ignore[method-assign]
+    tokenizer.apply_chat_template = write

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from ngrpo.config import PromotionConfig
+from ngrpo.contracts.evaluation import Evaluation, Result
+from ngrpo.contracts.promotion import Comparison, Evidence, Verdict
 from ngrpo.evaluation.protocol import difference
 from ngrpo.evaluation.statistics import Floats, mean_at_n, paired_difference, pass_at_k, sign_flip_p_value
 
@@ -26,16 +28,16 @@ class Measured:
     """
 
     name: str
-    results: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, Result]
     protocols: Mapping[str, Mapping[str, Any]]
 
     @classmethod
-    def of(cls, evaluation: Mapping[str, Any], model: str, name: str) -> Measured:
+    def of(cls, evaluation: Evaluation, model: str, name: str) -> Measured:
         """Return one model of an `evaluation.json`."""
         return cls(name, evaluation["models"][model], evaluation.get("protocols", {}).get(model, {}))
 
 
-def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, seed: int) -> dict[str, Any]:
+def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, seed: int) -> Verdict:
     """Apply the gate to two models.
 
     The candidate is promoted when the one-sided lower bound of its gain, the paired difference of the statistic in points of
@@ -70,12 +72,12 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
     )
     for name, entry in lost.items():
         reason += f"; on {name} it may have lost up to {-entry['interval'][0]:.2f} points, more than the {entry['tolerated']:.2f} tolerated"
-    comparison = first | {"min_gain": config.min_gain, "against": opponent.name, "regressions": regressions}
-    decision = "promoted" if gained and not lost else "kept"
-    return {"decision": decision, "reason": reason, "comparison": comparison}
+    evidence = {**first, "min_gain": config.min_gain, "against": opponent.name, "regressions": regressions}
+    decision: Literal["promoted", "kept"] = "promoted" if gained and not lost else "kept"
+    return {"decision": decision, "reason": reason, "comparison": cast(Evidence, evidence)}
 
 
-def kept(reason: str) -> dict[str, Any]:
+def kept(reason: str) -> Verdict:
     """Return the decision on a candidate that was not compared: it is kept."""
     return {"decision": "kept", "reason": reason, "comparison": None}
 
@@ -94,9 +96,7 @@ def _obstacle(name: str, candidate: Measured, opponent: Measured) -> str | None:
     return None
 
 
-def _comparison(
-    config: PromotionConfig, name: str, candidate: Measured, opponent: Measured, seed: int
-) -> dict[str, Any]:
+def _comparison(config: PromotionConfig, name: str, candidate: Measured, opponent: Measured, seed: int) -> Comparison:
     problems = sorted(candidate.results[name]["per_problem"])
     n = candidate.results[name]["n_samples"]
     ours, theirs = (
@@ -104,7 +104,7 @@ def _comparison(
     )
     # The lower end of a two-sided interval of level 2c - 1 is that of a one-sided one of level c.
     gain, low, high = paired_difference(ours, theirs, confidence=2 * config.confidence - 1, draws=_DRAWS, seed=seed)
-    return {
+    comparison: Comparison = {
         "benchmark": name,
         "statistic": config.statistic if config.statistic.startswith("pass") else f"{config.statistic}@{n}",
         "candidate": float(ours.mean()),
@@ -115,11 +115,13 @@ def _comparison(
         "confidence": config.confidence,
         "n_problems": len(problems),
         "n_samples": n,
-        **({"tolerated": config.tolerated_regression[name]} if name in config.tolerated_regression else {}),
     }
+    if name in config.tolerated_regression:
+        comparison["tolerated"] = config.tolerated_regression[name]
+    return comparison
 
 
-def per_problem(statistic: str, result: Mapping[str, Any], problems: list[str]) -> Floats:
+def per_problem(statistic: str, result: Result, problems: list[str]) -> Floats:
     """Return a statistic of each problem as a fraction.
 
     Args:

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ngrpo.config import EvaluationConfig
+from ngrpo.contracts.evaluation import Answers, Evaluation, Statistics
 from ngrpo.errors import DataError
 from ngrpo.evaluation.protocol import grader_version, problems_digest
 from ngrpo.evaluation.results import benchmark_result
-from ngrpo.evaluation.stored_evaluation import MODEL, Answers, Evaluation, Statistics, answer_key, protocol_of
+from ngrpo.evaluation.stored_evaluation import MODEL, answer_key, protocol_of
 from ngrpo.evaluation.verdicts import SAMPLES, graded
 from ngrpo.grading.grader import Grader
 
@@ -72,7 +73,7 @@ def grade_again(
             changed += pc.sum(pc.xor(table["correct"], now["correct"])).as_py()
             settings = EvaluationConfig.model_validate(_settings(statistics, result["n_samples"]))
             seed = 0 if statistics is None else statistics["seed"]
-            new["models"]["trained"][name] = benchmark_result(now, settings, seed)  # type: ignore[assignment]
+            new["models"]["trained"][name] = benchmark_result(now, settings, seed)
             new["protocols"][MODEL][name]["grader"] = grader_version()
     return GradedAgain(new, total, changed)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import ngrpo.grading
 from ngrpo.config import EvaluationConfig
+from ngrpo.contracts.sources import SOURCES, read_sources
 from ngrpo.errors import DataError
 
 if TYPE_CHECKING:
@@ -67,13 +68,13 @@ def revisions(dataset: Path) -> dict[str, str | None]:
 
     Raises:
         DataError: The artifact does not say where its tables come from.
+        StoreError: What it says is damaged or of another layout.
     """
-    path = dataset / "sources.json"
-    if not path.is_file():
+    if not (dataset / SOURCES).is_file():
         raise DataError(
             f"{dataset}: no sources.json, so it is not known where its problems come from: prepare the data again"
         )
-    tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
+    tables = read_sources(dataset, "prepare the data again")["tables"]
     return {
         name.removeprefix("benchmarks/").removesuffix(".parquet"): table["source"].get("revision")
         for name, table in tables.items()

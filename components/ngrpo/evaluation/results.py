@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ngrpo.config import EvaluationConfig
+from ngrpo.contracts.evaluation import Result
 from ngrpo.evaluation.diversity import distinct_answers
 from ngrpo.evaluation.statistics import bootstrap_intervals, maj_at_n, mean_at_n, pass_at_k
 
 
-def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> dict[str, Any]:
+def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> Result:
     """Return the statistics of one model on one benchmark.
 
     Args:
@@ -50,7 +49,7 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
     ).tolist()
     names = [str(k) for k in config.pass_at]
     problems = by_problem["problem_id"].to_pylist()
-    result = {
+    result: Result = {
         "mean": means[0],
         "mean_ci": intervals[0],
         "maj": means[1],
@@ -68,15 +67,13 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
         "per_problem_maj": dict(zip(problems, majority.tolist(), strict=True)),
     }
     if matched:
-        result |= {
-            "string_match": means[-1],
-            "string_match_ci": intervals[-1],
-            "per_problem_string_match": dict(zip(problems, matches.tolist(), strict=True)),
-        }
+        result["string_match"] = means[-1]
+        result["string_match_ci"] = intervals[-1]
+        result["per_problem_string_match"] = dict(zip(problems, matches.tolist(), strict=True))
     return result
 
 
-def flat_metrics(result: dict[str, Any], prefix: str) -> dict[str, float]:
+def flat_metrics(result: Result, prefix: str) -> dict[str, float]:
     """Return the numbers of a result by name, for `metrics.json`."""
     values = {name: value for name, value in result.items() if isinstance(value, int | float)}
     values |= {f"pass_at_{k}": value for k, value in result["pass_at_k"].items()}

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ngrpo.config import HubSource, RunConfig, Source
+from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmarks
 from ngrpo.report.rollouts import shorten
 
@@ -64,7 +65,7 @@ def is_confidential(source: Source, name: str = "") -> bool:
 
 
 def failure_galleries(
-    evaluation: Mapping[str, Any], samples: Path, benchmarks: Path, config: RunConfig
+    evaluation: Evaluation, samples: Path, benchmarks: Path, config: RunConfig
 ) -> list[FailureGallery]:
     """Return the failures on each benchmark, the one that decides on promotion first.
 

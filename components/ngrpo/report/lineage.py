@@ -10,6 +10,7 @@ import tomli_w
 from markupsafe import Markup
 
 from ngrpo.config import RunConfig
+from ngrpo.contracts.sources import Sources
 from ngrpo.report.figures import Bar, bar_chart
 from ngrpo.report.wording import describe, public
 
@@ -70,7 +71,7 @@ def stage_views(stages: Mapping[str, Any], manifests: Mapping[str, Mapping[str, 
     ]
 
 
-def table_views(sources: Mapping[str, Any]) -> list[TableView]:
+def table_views(sources: Sources) -> list[TableView]:
     """Return the tables of the data set; `sources` is `sources.json` of the stage `prepare_data`."""
     return [
         TableView(name.removesuffix(".parquet"), table["rows"], table["sha256"], describe(table["source"]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from ngrpo.config import HubModel, HubSource, ModelPromotionConfig, Source
+from ngrpo.contracts.evaluation import Evaluation, Result
+from ngrpo.contracts.promotion import Promotion
 from ngrpo.data.content import is_copy
 from ngrpo.report.wording import describe, method_name
 
@@ -16,8 +17,8 @@ def model_card(
     config: ModelPromotionConfig,
     *,
     version: int,
-    evaluation: Mapping[str, Any],
-    decision: Mapping[str, Any],
+    evaluation: Evaluation,
+    decision: Promotion,
     lineage: Mapping[str, str],
 ) -> str:
     r"""Return the card in the form of the Hugging Face hub: metadata in YAML, then Markdown.
@@ -70,7 +71,7 @@ def model_card(
     )
 
 
-def _metadata(config: ModelPromotionConfig, trained: Mapping[str, Mapping[str, Any]]) -> str:
+def _metadata(config: ModelPromotionConfig, trained: Mapping[str, Result]) -> str:
     source, train = config.model.source, config.data.train
     on_hub = isinstance(source, HubModel) and not is_copy(source)
     data_on_hub = isinstance(train, HubSource) and not is_copy(train)
@@ -104,10 +105,10 @@ def _items(values: Mapping[str, str]) -> list[str]:
     return [f"- {name}: `{value}`" for name, value in values.items()]
 
 
-def _percent(value: float, interval: tuple[float, float]) -> str:
+def _percent(value: float, interval: Sequence[float]) -> str:
     low, high = interval
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _pass_at(result: Mapping[str, Any]) -> str:
+def _pass_at(result: Result) -> str:
     return ", ".join(f"@{k} {100 * value:.1f}" for k, value in result["pass_at_k"].items())

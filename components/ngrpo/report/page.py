@@ -10,6 +10,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ngrpo.config import RunConfig
+from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
+from ngrpo.contracts.history import read_history
+from ngrpo.contracts.layout import read_bytes
+from ngrpo.contracts.metrics import read_metrics
+from ngrpo.contracts.promotion import Promotion, read_promotion
+from ngrpo.contracts.sources import read_sources
 from ngrpo.report.failures import failure_galleries, is_confidential
 from ngrpo.report.lineage import settings_text, stage_views, table_views, timings
 from ngrpo.report.neighbors import neighbors_view
@@ -18,8 +24,10 @@ from ngrpo.report.results import STYLES, benchmark_views, headline, signed
 from ngrpo.report.rollouts import rollout_views
 from ngrpo.report.training import learning_curves, mixing_view, warm_start_curve
 from ngrpo.report.wording import describe, method_name
+from ngrpo.storage.state import DamagedStateError
 
 _TEMPLATE = "page.html.j2"
+_CURE = "run the preset again"
 
 # Characters that HTML does not allow, and those that reorder the text around them.
 _UNPRINTABLE = dict.fromkeys(
@@ -42,6 +50,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
 
     Raises:
         DataError: A benchmark of the data set is damaged.
+        StoreError: A file of an artifact is missing, damaged or of another layout.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -74,7 +83,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
 
 def _data(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     directory = artifacts.get("prepare_data")
-    return {"tables": None if directory is None else table_views(_read_json(directory / "sources.json"))}
+    return {"tables": None if directory is None else table_views(read_sources(directory, _CURE))}
 
 
 def _index(artifacts: Mapping[str, Path]) -> dict[str, Any]:
@@ -94,10 +103,10 @@ def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]
     directory, data = artifacts.get("benchmark_evaluation"), artifacts.get("prepare_data")
     promotion, champion = _promotion(artifacts.get("model_promotion"))
     if promotion is not None:
-        values["promotion"] = promotion | {"sentence": promotion_sentence(promotion)}
+        values["promotion"] = dict(promotion) | {"sentence": promotion_sentence(promotion)}
         values["model_names"]["champion"] = f"champion, version {promotion['champion_version']}"
     if directory is not None:
-        evaluation = _read_json(directory / "evaluation.json")
+        evaluation = read_evaluation(directory / EVALUATION, _CURE)
         values["benchmarks"] = benchmark_views(evaluation, config, champion)
         if promotion is not None:
             values["comparisons"] = comparisons(promotion, evaluation, champion)
@@ -109,12 +118,12 @@ def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]
     return values
 
 
-def _promotion(directory: Path | None) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def _promotion(directory: Path | None) -> tuple[Promotion | None, Evaluation | None]:
     """Return the decision, and the evaluation of the champion that the model met, as far as they are known."""
     if directory is None:
         return None, None
     champion = directory / "champion_evaluation.json"
-    return _read_json(directory / "promotion.json"), _read_json(champion) if champion.exists() else None
+    return read_promotion(directory, _CURE), read_evaluation(champion, _CURE) if champion.exists() else None
 
 
 def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]:
@@ -129,12 +138,12 @@ def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any
         "rollouts_are_confidential": is_confidential(config.data.train),
     }
     if "sft_warm_start" in artifacts:
-        values["warm_start_curve"] = warm_start_curve(_read_json(artifacts["sft_warm_start"] / "log_history.json"))
+        values["warm_start_curve"] = warm_start_curve(read_history(artifacts["sft_warm_start"], _CURE))
     directory = artifacts.get("ngrpo_training")
     if directory is not None:
-        history = _read_json(directory / "log_history.json")
+        history = read_history(directory, _CURE)
         values["curves"], values["not_logged"] = learning_curves(history, config)
-        values["selected_step"] = _read_json(directory / "metrics.json").get("selected_step")
+        values["selected_step"] = read_metrics(directory, _CURE).get("selected_step")
         values["mixing"] = mixing_view(
             history,
             _read_json(directory / "anchor_cosine_histogram.json"),
@@ -152,4 +161,7 @@ def _manifest(directory: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(read_bytes(path, _CURE))
+    except ValueError as error:
+        raise DamagedStateError(f"{path}: damaged: it is no JSON ({error}); {_CURE}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import MLflowCallback
@@ -11,14 +12,15 @@ _LINES = 20
 
 
 class PrintProgress(TrainerCallback):
-    """Prints about twenty lines over a run, with the metrics that were named."""
+    """Says about twenty lines over a run, with the metrics that were named."""
 
-    def __init__(self, metrics: dict[str, str]):
-        """Choose what is printed: metric name to label."""
+    def __init__(self, metrics: Mapping[str, str], say: Callable[[str], None]):
+        """Choose what is said, metric name to label, and who is told."""
         self._metrics = metrics
+        self._say = say
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Print a line when it is time for one."""
+        """Say a line when it is time for one."""
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         every = max(1, state.max_steps // _LINES)
@@ -27,7 +29,7 @@ class PrintProgress(TrainerCallback):
         values = " ".join(
             f"{label} {float(logs[name]):.3g}" for name, label in self._metrics.items() if logs.get(name) is not None
         )
-        print(f"step {state.global_step}/{state.max_steps} {values}", flush=True)
+        self._say(f"step {state.global_step}/{state.max_steps} {values}")
 
 
 class RepeatCurves(TrainerCallback):
@@ -46,10 +48,10 @@ class RepeatCurves(TrainerCallback):
             self._reporter.on_log(args, past, control, logs=logs)
 
 
-def show_progress(trainer: Trainer, metrics: dict[str, str]) -> None:
-    """Let a trainer print progress lines in place of every log as a dictionary, and its tracker have whole curves."""
+def show_progress(trainer: Trainer, metrics: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Let a trainer say progress lines in place of every log as a dictionary, and its tracker have whole curves."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(PrintProgress(metrics))
+    trainer.add_callback(PrintProgress(metrics, say))
     for callback in list(trainer.callback_handler.callbacks):
         if isinstance(callback, MLflowCallback):
             trainer.add_callback(RepeatCurves(callback))

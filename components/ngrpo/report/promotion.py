@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
+from ngrpo.contracts import promotion as contract
+from ngrpo.contracts.evaluation import Evaluation, Result
+from ngrpo.contracts.promotion import Promotion
 from ngrpo.evaluation.gate import per_problem
 from ngrpo.report.figures import difference_chart
 
@@ -22,7 +24,7 @@ class Comparison:
     figure: Markup
 
 
-def promotion_sentence(promotion: Mapping[str, Any]) -> str:
+def promotion_sentence(promotion: Promotion) -> str:
     """Return what became of the model in one sentence; `promotion` is `promotion.json` of the stage `model_promotion`."""
     name, version, champion = promotion["model"], promotion["version"], promotion["champion_version"]
     stays = "there is no champion" if champion is None else f"version {champion} stays the champion"
@@ -33,9 +35,7 @@ def promotion_sentence(promotion: Mapping[str, Any]) -> str:
     }[promotion["decision"]]
 
 
-def comparisons(
-    promotion: Mapping[str, Any], evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None
-) -> list[Comparison]:
+def comparisons(promotion: Promotion, evaluation: Evaluation, champion: Evaluation | None) -> list[Comparison]:
     """Return the differences that the gate looked at, benchmark by benchmark; none where it compared nothing.
 
     Args:
@@ -47,7 +47,7 @@ def comparisons(
     if compared is None or (champion is None and promotion["champion_version"] is not None):
         return []
     theirs = evaluation["models"]["warm_start"] if champion is None else champion["models"]["trained"]
-    entries = [compared, *compared["regressions"].values()]
+    entries: list[contract.Comparison] = [compared, *compared["regressions"].values()]
     return [
         _comparison(entry, evaluation["models"]["trained"], theirs, compared["against"])
         for entry in {entry["benchmark"]: entry for entry in entries}.values()
@@ -55,7 +55,7 @@ def comparisons(
 
 
 def _comparison(
-    entry: Mapping[str, Any], ours: Mapping[str, Any], theirs: Mapping[str, Any], against: str
+    entry: contract.Comparison, ours: Mapping[str, Result], theirs: Mapping[str, Result], against: str
 ) -> Comparison:
     name = entry["benchmark"]
     statistic = entry["statistic"] if entry["statistic"].startswith("pass") else entry["statistic"].partition("@")[0]
@@ -64,7 +64,7 @@ def _comparison(
     differences = (candidate - opponent).tolist()
     figure = difference_chart(
         differences,
-        (entry["gain"], *entry["interval"]),
+        (entry["gain"], entry["interval"][0], entry["interval"][1]),
         label=f"Candidate less {against} on each problem of {name}, sorted, with the mean and its interval",
         x_label=f"{len(problems)} problems, sorted by difference",
     )

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ngrpo.config import RunConfig
+from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.evaluation.protocol import difference
 from ngrpo.evaluation.statistics import Floats, bootstrap_intervals, mean_at_n, paired_difference, pass_at_k
 from ngrpo.report.figures import Curve, line_chart
@@ -22,7 +23,7 @@ Counts = NDArray[np.int64]
 """Correct samples of each problem."""
 
 Result = Mapping[str, Any]
-"""What `ngrpo.evaluation.results.benchmark_result` returns."""
+"""`ngrpo.contracts.evaluation.Result`, whose statistics are looked up by name here."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class BenchmarkView:
 
 
 def benchmark_views(
-    evaluation: Mapping[str, Any], config: RunConfig, champion: Mapping[str, Any] | None = None
+    evaluation: Evaluation, config: RunConfig, champion: Evaluation | None = None
 ) -> list[BenchmarkView]:
     """Return every benchmark, the one that decides on promotion first.
 
@@ -89,9 +90,7 @@ def headline(benchmarks: list[BenchmarkView], config: RunConfig) -> str:
     )
 
 
-def _champion(
-    name: str, evaluation: Mapping[str, Any], champion: Mapping[str, Any] | None
-) -> tuple[Result | None, str | None]:
+def _champion(name: str, evaluation: Evaluation, champion: Evaluation | None) -> tuple[Result | None, str | None]:
     """Return the champion's result on a benchmark if it was measured alike; if not, why not."""
     if champion is None:
         return None, None

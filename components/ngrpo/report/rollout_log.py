@@ -59,15 +59,17 @@ class RolloutLog(TrainerCallback):
         self._kept["first"] = self._kept["first"] or self._kept["last"]
         return metrics
 
+    def on_train_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Go on with the log that the checkpoint was saved with, where training resumes from one."""
+        if state.global_step:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
+            self._kept = json.loads(path.read_text(encoding="utf-8"))
+
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Save the log in the checkpoint just written."""
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _FILE
             path.write_text(json.dumps(self._kept), encoding="utf-8")
-
-    def resume(self, checkpoint: Path) -> None:
-        """Go on with the log that a checkpoint was saved with."""
-        self._kept = json.loads((checkpoint / _FILE).read_text(encoding="utf-8"))
 
     def write(self, output: Path) -> None:
         """Write `rollout_samples.json` and `anchor_cosine_histogram.json` of the whole run."""

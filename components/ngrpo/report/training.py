@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ngrpo.config import RunConfig
+from ngrpo.contracts.history import Entry
 from ngrpo.report.figures import Curve, histogram, line_chart
 from ngrpo.report.neighbors import quoted_examples
 
@@ -72,7 +73,7 @@ class MixingView:
     neighbors: list[tuple[str, list[tuple[str, float]]]]
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], config: RunConfig) -> tuple[list[Panel], list[str]]:
+def learning_curves(history: Sequence[Entry], config: RunConfig) -> tuple[list[Panel], list[str]]:
     """Return the learning curves of N-GRPO, and the titles of those of which nothing was logged.
 
     Args:
@@ -92,13 +93,13 @@ def learning_curves(history: Sequence[Mapping[str, Any]], config: RunConfig) -> 
     return panels, missing
 
 
-def warm_start_curve(history: Sequence[Mapping[str, Any]]) -> Panel | None:
+def warm_start_curve(history: Sequence[Entry]) -> Panel | None:
     """Return the loss of the warm start, or none if there was none; `history` is its `log_history.json`."""
     return _panel(history, "loss", "Warm start: loss", style="first")
 
 
 def mixing_view(
-    history: Sequence[Mapping[str, Any]], cosines: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
+    history: Sequence[Entry], cosines: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
 ) -> MixingView:
     """Return how the mixed steps behaved.
 
@@ -130,7 +131,7 @@ def mixing_view(
 
 
 def _panel(
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Entry],
     name: str,
     title: str,
     *,
@@ -152,7 +153,13 @@ def _panel(
     return Panel(title, figure, merged)
 
 
-def _logged(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+def _logged(history: Sequence[Entry], name: str) -> tuple[list[float], list[float]]:
     """Return the steps at which a metric was logged as a number, and its values."""
-    entries = [entry for entry in history if name in entry and math.isfinite(entry[name])]
-    return [entry["step"] for entry in entries], [entry[name] for entry in entries]
+    logged = [
+        (step, value)
+        for entry in history
+        if isinstance(step := entry["step"], int | float)
+        and isinstance(value := entry.get(name), int | float)
+        and math.isfinite(value)
+    ]
+    return [step for step, _ in logged], [value for _, value in logged]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,9 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import BenchmarkEvaluationConfig
+from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Protocol, Result, write_evaluation
+from ngrpo.contracts.layout import LAYOUT
+from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.model_directory import read_config
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.evaluation.benchmark import read_benchmarks
@@ -28,15 +29,14 @@ from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import build_mixer, end_marker_ids
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.stages.context import Context
 from ngrpo.stages.keys import canonical_json, code_version, digest
 from ngrpo.stages.libraries import GENERATING, installed, selected
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
 
-CONFIG = BenchmarkEvaluationConfig
 
-
-def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `samples/<model>/<benchmark>.parquet`, `evaluation.json` and `metrics.json`.
 
     The models are `base`, `warm_start` and `trained`; without a warm start the second is the first and stands for both.
@@ -51,7 +51,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
         config: Settings of the stage.
         inputs: `dataset`, `warm_start`, `trained`.
         output: Empty directory for the artifact.
-        work: Keeps the samples where there is no object store.
+        context: Keeps the samples: in its store, or in its work directory.
 
     Raises:
         DataError: A benchmark is damaged, empty or repeats ids, or a model or its tokenizer cannot be used.
@@ -60,18 +60,19 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     """
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks")
     data_revisions = revisions(inputs["dataset"])
-    store = _sample_store(work)
-    evaluation: dict[str, Any] = {"models": {}, "protocols": {}}
+    store = _sample_store(context)
+    all_results: dict[str, dict[str, Result]] = {}
+    all_protocols: dict[str, dict[str, Protocol]] = {}
     weights: dict[str, str] = {}
     metrics: dict[str, float] = {}
     with Grader() as grader:
-        for name, directory in _models(config, inputs, work).items():
+        for name, directory in _models(config, inputs, context.work).items():
             weights[name] = model_digest(directory)
             config_of_model = read_config(directory, f"model directory {directory}")
             vocabulary = config_of_model.get_text_config().vocab_size
             tokenizer = load_tokenizer(directory, vocabulary, config.model.template_date)
-            protocols: dict[str, object] = {}
-            results: dict[str, object] = {}
+            protocols = all_protocols[name] = {}
+            results = all_results[name] = {}
             kept = []
             for benchmark in benchmarks:
                 prompts = tokenizer.apply_chat_template(benchmark.prompts, add_generation_prompt=True, tokenize=False)
@@ -79,7 +80,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                 key = _samples_key(config, weights[name], protocol["prompts"])
                 protocols[benchmark.name] = protocol
                 kept.append(KeptSamples(store, key, benchmark, config.evaluation.samples))
-            _generate(config, name, directory, kept)
+            _generate(config, name, directory, kept, context.progress)
             for samples in kept:
                 benchmark = samples.benchmark
                 by_string = benchmark.name in config.evaluation.string_match
@@ -90,15 +91,17 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                 result = benchmark_result(table, config.evaluation, config.seed)
                 results[benchmark.name] = result
                 metrics |= flat_metrics(result, f"{name}/{benchmark.name}")
-                _say(name, benchmark.name, result)
-            evaluation["models"][name], evaluation["protocols"][name] = results, protocols
-    evaluation |= {
+                context.progress(_line(name, benchmark.name, result))
+    evaluation: Evaluation = {
+        "layout": LAYOUT,
+        "models": all_results,
+        "protocols": all_protocols,
         "weights": weights,
         "answers": answers_of(benchmarks),
         "statistics": statistics_of(config.evaluation, config.seed),
     }
-    (output / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
-    (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_evaluation(output / EVALUATION, evaluation)
+    write_metrics(output, metrics)
 
 
 def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work: Path) -> dict[str, Path]:
@@ -109,9 +112,10 @@ def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work:
     )
 
 
-def _sample_store(work: Path) -> SampleStore:
-    store = os.environ.get("NGRPO_STORE")
-    return ObjectStore(f"{store.rstrip('/')}/samples") if store else LocalSamples(work / "samples")
+def _sample_store(context: Context) -> SampleStore:
+    if context.store is None:
+        return LocalSamples(context.work / "samples")
+    return ObjectStore(f"{context.store.rstrip('/')}/samples")
 
 
 def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) -> str:
@@ -126,16 +130,21 @@ def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) 
     return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator, libraries]))
 
 
-def _say(model: str, benchmark: str, result: Mapping[str, Any]) -> None:
+def _line(model: str, benchmark: str, result: Result) -> str:
     low, high = result["mean_ci"]
-    print(
+    return (
         f"{model} {benchmark}: mean@{result['n_samples']} {result['mean']:.1%} [{low:.1%}, {high:.1%}], "
-        + ", ".join(f"pass@{k} {value:.1%}" for k, value in result["pass_at_k"].items()),
-        flush=True,
+        + ", ".join(f"pass@{k} {value:.1%}" for k, value in result["pass_at_k"].items())
     )
 
 
-def _generate(config: BenchmarkEvaluationConfig, name: str, model: Path, kept: Sequence[KeptSamples]) -> None:
+def _generate(
+    config: BenchmarkEvaluationConfig,
+    name: str,
+    model: Path,
+    kept: Sequence[KeptSamples],
+    progress: Callable[[str], None],
+) -> None:
     """Generate the samples that are missing; with none, the model is not even loaded."""
     if not any(samples.missing for samples in kept):
         return
@@ -148,7 +157,7 @@ def _generate(config: BenchmarkEvaluationConfig, name: str, model: Path, kept: S
             for part in parts(requests, config.evaluation.batch_size):
                 samples.add(sampler.generate(samples.benchmark, part))
                 done += len(part)
-                print(f"{name} {samples.benchmark.name}: {done}/{total} samples", flush=True)
+                progress(f"{name} {samples.benchmark.name}: {done}/{total} samples")
 
 
 def _sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any]) -> Sampler:

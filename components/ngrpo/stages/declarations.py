@@ -1,14 +1,15 @@
-"""The stages by name: their settings and the module that does the work.
+"""The stages, each declared once: what is here is known nowhere else, or is held to this by `tests/pipeline/test_components.py`.
 
-The order of the stages and who reads whose artifact is not known here: see `pipelines/post_training.py`.
+The order of the stages is not known here: see `pipelines/post_training.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from ngrpo.config import (
     BenchmarkEvaluationConfig,
@@ -20,8 +21,10 @@ from ngrpo.config import (
     SFTWarmStartConfig,
 )
 from ngrpo.evaluation.protocol import GRADER_LIBRARIES
+from ngrpo.stages.context import Context
 
-StageFunction = Callable[[Section, Mapping[str, Path], Path, Path], None]
+StageFunction = Callable[[Any, Mapping[str, Path], Path, Context], None]
+"""Does the work of a stage: settings, the directory of each input, an empty directory for the artifact, and what is outside."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,11 @@ class Stage:
     name: str
     """Name of the stage, of its module in `ngrpo.stages` and of its folder in the artifact store."""
     config: type[Section]
-    """The part of a run's configuration that the stage reads; the module's `CONFIG`."""
+    """The part of a run's configuration that the stage reads."""
+    artifact: Literal["Artifact", "Dataset", "Model"] = "Artifact"
+    """What kfp calls its artifact."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """By name of an input, the stage whose artifact it is."""
     cacheable: bool = True
     """Whether a result found in the store may stand for a run; not for a stage with effects outside the store."""
     parallel: bool = False
@@ -59,24 +66,38 @@ STAGES: Mapping[str, Stage] = {
         Stage(
             "prepare_data",
             PrepareDataConfig,
+            "Dataset",
             libraries=(*_MODELS, *GRADER_LIBRARIES, "datasets", "gguf", "pyarrow", "reasoning-gym"),
         ),
         Stage("neighbor_index", NeighborIndexConfig, libraries=(*_MODELS, "gguf")),
-        Stage("sft_warm_start", SFTWarmStartConfig, libraries=(*_MODELS, *_TRAINING, "gguf")),
+        Stage(
+            "sft_warm_start",
+            SFTWarmStartConfig,
+            "Model",
+            {"dataset": "prepare_data"},
+            libraries=(*_MODELS, *_TRAINING, "gguf"),
+        ),
         Stage(
             "ngrpo_training",
             NGRPOTrainingConfig,
+            "Model",
+            {"dataset": "prepare_data", "neighbor_index": "neighbor_index", "warm_start": "sft_warm_start"},
             parallel=True,
             libraries=(*_MODELS, *_TRAINING, *GRADER_LIBRARIES, "numpy", "vllm"),
         ),
         Stage(
             "benchmark_evaluation",
             BenchmarkEvaluationConfig,
+            inputs={"dataset": "prepare_data", "warm_start": "sft_warm_start", "trained": "ngrpo_training"},
             libraries=(*_MODELS, *GRADER_LIBRARIES, "gguf", "numpy", "pyarrow", "vllm"),
         ),
         # The champion moves between two runs: a decision is made anew every time.
         Stage(
-            "model_promotion", ModelPromotionConfig, cacheable=False, libraries=(*GRADER_LIBRARIES, "numpy", "pyarrow")
+            "model_promotion",
+            ModelPromotionConfig,
+            inputs={"trained": "ngrpo_training", "evaluation": "benchmark_evaluation"},
+            cacheable=False,
+            libraries=(*GRADER_LIBRARIES, "numpy", "pyarrow"),
         ),
     )
 }

@@ -1,8 +1,6 @@
 """Run one stage for real: fetch its inputs, do the work, publish the artifact, report to MLflow.
 
-This is the whole body of a pipeline component. Nothing here depends on where the component runs; that is told by the
-environment (`ngrpo.stages.surroundings`). In a pod of a cluster the work is done by a child process, which is started again after a
-failure (`ngrpo.stages.supervision`).
+Nothing here depends on where the stage runs; that is told by the environment (`ngrpo.stages.surroundings`).
 """
 
 from __future__ import annotations
@@ -14,17 +12,18 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ngrpo.environment import addresses_without_users, adopt_s3_names, environment, redacted
+from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
+from ngrpo.stages.context import Context
 from ngrpo.stages.process import attach, write_record
-from ngrpo.stages.surroundings import ERROR_FILE, NODE, TRIES, Surroundings
+from ngrpo.stages.surroundings import ERROR_FILE, Surroundings
 from ngrpo.stages.task import Task
 from ngrpo.storage.disk import disk_fault
 
@@ -32,60 +31,6 @@ if TYPE_CHECKING:
     from ngrpo.storage.manifest import Reference
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
-
-
-def execute(
-    stage: str,
-    *,
-    config_json: str,
-    key: str,
-    code_version: str,
-    inputs: Mapping[str, str],
-    output: str,
-    metrics: str,
-    attempt: str = "ngrpo.stages.attempt",
-) -> dict[str, float]:
-    """Run a stage as the body of its component, and return its metrics.
-
-    Args:
-        stage: Name of the stage.
-        config_json: Settings of the stage as JSON.
-        key: Key of the result.
-        code_version: Hash of the stage's source, as it is in the key.
-        inputs: By name of the input, the reference to its artifact as JSON, or the file that holds it.
-        output: File to write the reference to the stage's artifact to.
-        metrics: File to write the stage's metrics to, as JSON.
-        attempt: Module that is run as the process of a try in a pod; it reads the task from its standard input.
-
-    Raises:
-        SystemExit: In a pod: the last of its tries failed, or it was told to stop (`supervise`).
-        NGRPOError: On one machine: see `run_task`.
-    """
-    task = Task(stage, config_json, key, code_version, dict(inputs), output, metrics, os.environ.get(NODE, ""))
-    if os.environ.get(TRIES):
-        _supervise(task, attempt, os.environ[TRIES])
-    else:
-        run_task(task)
-    return {name: float(value) for name, value in json.loads(Path(metrics).read_text(encoding="utf-8")).items()}
-
-
-def _supervise(task: Task, attempt: str, retry: str) -> None:
-    from ngrpo.config.cluster import RetryConfig
-    from ngrpo.stages.supervision import supervise
-
-    adopt_s3_names()
-    with addresses_without_users():
-        surroundings = Surroundings.from_environment()
-        supervise(
-            [sys.executable, "-m", attempt],
-            stage=task.stage,
-            key=task.key,
-            stdin=json.dumps(asdict(task)),
-            retry=RetryConfig.model_validate_json(retry),
-            store=surroundings.store,
-            pipeline_run=surroundings.pipeline_run,
-            scratch=surroundings.work,
-        )
 
 
 @addresses_without_users()
@@ -137,11 +82,12 @@ def _execute(
 ) -> tuple[dict[str, float], Reference | None, bool]:
     # Imported only now, for it takes a while: the run already shows that the stage is at work.
     from ngrpo.config import validate
+    from ngrpo.contracts.metrics import read_metrics
     from ngrpo.stages.declarations import STAGES
     from ngrpo.stages.keys import digest
-    from ngrpo.stages.soundness import read_metrics, require_finite
+    from ngrpo.stages.soundness import require_finite
     from ngrpo.storage.artifacts import ArtifactStore
-    from ngrpo.storage.checkpoint_store import PLACE, CheckpointStore
+    from ngrpo.storage.checkpoint_store import CheckpointStore
     from ngrpo.storage.objects import ObjectStore
 
     name, key = task.stage, task.key
@@ -181,19 +127,25 @@ def _execute(
     with (
         surroundings.parent_run(task.node_name, objects) if first else nullcontext() as parent,
         stage_run(task.node_name, parent, tags) if first else nullcontext() as tracked,
-        environment({PLACE: None if surroundings.store_is_local else checkpoints.place}),
     ):
         if tracked is not None:
             tracked.log_settings(config.model_dump(mode="json"))
             for source, reference in references.items():
                 tracked.log_input(source, reference.uri, reference.digest)
         directories = {source: store.fetch(reference) for source, reference in references.items()}
+        context = Context(
+            work=work,
+            store=surroundings.store,
+            checkpoints=None if surroundings.store_is_local else checkpoints.place,
+            save_minutes=surroundings.save_minutes,
+            reporters=() if tracked is None else ("mlflow",),
+        )
         if stage.parallel and surroundings.processes * surroundings.nodes > 1:
             from ngrpo.stages import torchrun
 
-            torchrun.run(stage.name, config, directories, payload, work, processes=surroundings.processes)
+            torchrun.run(stage.name, config, directories, payload, context, processes=surroundings.processes)
         else:
-            stage.function()(config, directories, payload, work)
+            stage.function()(config, directories, payload, context)
         if not first:
             return {}, None, False
         require_finite(name, payload)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from mlflow.entities.model_registry import ModelVersion
 from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
 
 from ngrpo.config import ModelPromotionConfig, PromotionConfig, RegisteredModel
+from ngrpo.contracts.evaluation import EVALUATION as EVALUATION_FILE
+from ngrpo.contracts.evaluation import Evaluation, parse_evaluation, write_evaluation
+from ngrpo.contracts.layout import LAYOUT
+from ngrpo.contracts.metrics import write_metrics
+from ngrpo.contracts.promotion import Promotion, Verdict, write_promotion
 from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import kept
-from ngrpo.evaluation.stored_evaluation import Evaluation, parse_evaluation
 from ngrpo.report.model_card import model_card
+from ngrpo.stages.context import Context
 from ngrpo.stages.opponent import BY_HAND, Judgement, judge
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.state import read_state
 from ngrpo.tracking.model_registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION
 from ngrpo.tracking.promotions import BARRED, Promotions
 from ngrpo.tracking.reasons import checked_reason
-
-CONFIG = ModelPromotionConfig
 
 
 class _Origin(TypedDict):
@@ -33,7 +35,7 @@ class _Origin(TypedDict):
     inputs: dict[str, str]
 
 
-def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `promotion.json`, `model_card.md` and `metrics.json`; set the aliases of the model registry.
 
     Where the candidate met a champion whose evaluation is known, `champion_evaluation.json` is that evaluation as it was compared.
@@ -42,7 +44,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         config: Settings of the stage.
         inputs: `trained` and `evaluation`, each with its `manifest.json`.
         output: Empty directory for the artifact.
-        work: Not used: a decision is short.
+        context: Its store holds the lock of promotions and the samples of evaluations.
 
     Raises:
         DataError: An input has no manifest, or the evaluation is of other weights or not on a benchmark of the gate.
@@ -56,7 +58,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
             f"the evaluation {evaluated['key']} is of the model {evaluated['inputs'].get('trained')}, not of "
             f"{trained['key']}: name the evaluation of this model"
         )
-    evaluation = _evaluation(inputs["evaluation"] / "evaluation.json")
+    evaluation = _evaluation(inputs["evaluation"] / EVALUATION_FILE)
     require_benchmarks(config.promotion, evaluation)
     # The same key may have been trained twice: what counts is which bytes were evaluated.
     weights = model_digest(inputs["trained"] / "model")
@@ -67,7 +69,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
             f"{trained['key']} ({weights}): evaluate again, with `ngrpo rerun benchmark_evaluation`"
         )
 
-    promotions = Promotions.from_environment(config.promotion.model_name)
+    promotions = Promotions.in_store(context.store, config.promotion.model_name)
     registry = promotions.registry
     lineage = {f"ngrpo.input.{name}": key for name, key in trained["inputs"].items()}
     if isinstance(config.model.source, RegisteredModel):
@@ -78,9 +80,9 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         digest=weights,
         tags={"ngrpo.key": trained["key"], "ngrpo.code_version": trained["code_version"], **lineage},
     )
-    registry.add_evaluation(version, inputs["evaluation"] / "evaluation.json", evaluated["key"])
+    registry.add_evaluation(version, inputs["evaluation"] / EVALUATION_FILE, evaluated["key"])
     decision, champion = _decide(config.promotion, promotions, version, evaluation, config.seed, None)
-    print(f"{decision['decision']}: {decision['reason']}", flush=True)
+    context.progress(f"{decision['decision']}: {decision['reason']}")
     card = model_card(
         config,
         version=decision["version"],
@@ -95,10 +97,10 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     )
     registry.add_card(version, card)
     if champion is not None:
-        (output / "champion_evaluation.json").write_text(json.dumps(champion, allow_nan=False), encoding="utf-8")
+        write_evaluation(output / "champion_evaluation.json", champion)
     (output / "model_card.md").write_text(card, encoding="utf-8")
-    (output / "promotion.json").write_text(json.dumps(decision), encoding="utf-8")
-    (output / "metrics.json").write_text(json.dumps(_metrics(decision)), encoding="utf-8")
+    write_promotion(output, decision)
+    write_metrics(output, _metrics(decision))
 
 
 def require_benchmarks(config: PromotionConfig, evaluation: Evaluation) -> None:
@@ -123,7 +125,7 @@ def decide_and_crown(
     seed: int,
     *,
     override: str | None = None,
-) -> dict[str, Any]:
+) -> Promotion:
     """Put a candidate to the gate, set the aliases and the candidate's tags, and return the decision.
 
     To compare two models may take minutes, so it is done before this process has its turn: where another champion was made in the
@@ -156,7 +158,7 @@ def _decide(
     evaluation: Evaluation,
     seed: int,
     override: str | None,
-) -> tuple[dict[str, Any], Evaluation | None]:
+) -> tuple[Promotion, Evaluation | None]:
     """Return the decision (see `decide_and_crown`), and the evaluation of the champion that the candidate met."""
     registry = promotions.registry
     reason = None if override is None else checked_reason(override, "--override")
@@ -164,9 +166,9 @@ def _decide(
         champion = registry.by_alias(CHAMPION)
         is_champion = champion is not None and champion.version == candidate.version
         if is_champion:
-            judgement = Judgement(kept("it is the champion already") | {"decision": "unchanged"})
+            judgement = Judgement(_without_comparison("unchanged", "it is the champion already"))
         elif reason is not None:
-            judgement = Judgement(kept(f"by hand: {reason}") | {"decision": "promoted"})
+            judgement = Judgement(_without_comparison("promoted", f"by hand: {reason}"))
         else:
             judgement = judge(config, registry, promotions.artifacts, candidate, evaluation, champion, seed)
         with promotions.turn() as turn:
@@ -180,7 +182,9 @@ def _decide(
                     number = candidate.version
                     verdict = kept(f"version {number} was rolled back; {BY_HAND.format(version=number)}")
                 (turn.promote if verdict["decision"] == "promoted" else turn.challenge)(candidate, verdict)
-        return verdict | {
+        return {
+            **verdict,
+            "layout": LAYOUT,
             "model": config.model_name,
             "version": int(candidate.version),
             "alias": CHALLENGER if verdict["decision"] == "kept" else CHAMPION,
@@ -193,7 +197,11 @@ def _identity(version: ModelVersion | None) -> tuple[str, str | None] | None:
     return None if version is None else (str(version.version), version.tags.get(EVALUATION))
 
 
-def _metrics(decision: Mapping[str, Any]) -> dict[str, float]:
+def _without_comparison(decision: Literal["promoted", "unchanged"], reason: str) -> Verdict:
+    return {"decision": decision, "reason": reason, "comparison": None}
+
+
+def _metrics(decision: Promotion) -> dict[str, float]:
     metrics = {"promoted": float(decision["decision"] == "promoted"), "version": float(decision["version"])}
     if decision["comparison"] is not None:
         metrics |= {"gain": decision["comparison"]["gain"], "gain_lower_bound": decision["comparison"]["interval"][0]}

@@ -8,29 +8,29 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ngrpo.config import NeighborIndexConfig
+from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.embedding import load_embedding
 from ngrpo.data.models import usable_tokens
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.report.index_facts import describe
+from ngrpo.stages.context import Context
 
-CONFIG = NeighborIndexConfig
 
-
-def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `index.safetensors`, `index.json`, `neighbors.json` for the report, and `metrics.json`.
 
     Args:
         config: Settings of the stage.
         inputs: None are read: the base model comes from its own source.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try.
+        context: What it takes from outside.
 
     Raises:
         DataError: The model has no usable embedding matrix, or too few tokens for `neighbors.candidates`.
     """
-    embedding, tokenizer = load_embedding(config.model.source, work / "base_model")
+    embedding, tokenizer = load_embedding(config.model.source, context.work / "base_model")
     eligible = usable_tokens(tokenizer, len(embedding))
-    print(f"embedding matrix {tuple(embedding.shape)}, {int(eligible.sum())} tokens may be mixed", flush=True)
+    context.progress(f"embedding matrix {tuple(embedding.shape)}, {int(eligible.sum())} tokens may be mixed")
     started = time.perf_counter()
     index = NeighborIndex.build(
         embedding,
@@ -38,7 +38,7 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, w
         candidates=config.neighbors.candidates,
         block_rows=config.neighbors.block_rows,
         metric=config.neighbors.metric,
-        progress=_print_progress,
+        progress=lambda done, total: context.progress(f"neighbor index: {100 * done // total} % of the tiles"),
     )
     seconds = time.perf_counter() - started
     index.save(output)
@@ -51,11 +51,7 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, w
         "uncertified_rows": index.statistics["uncertified"],
         "build_seconds": round(seconds, 3),
     }
-    (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-
-
-def _print_progress(done: int, total: int) -> None:
-    print(f"neighbor index: {100 * done // total} % of the tiles", flush=True)
+    write_metrics(output, metrics)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,31 @@ from datasets import Dataset
 from transformers import set_seed
 
 from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.contracts.history import write_history
+from ngrpo.contracts.metrics import write_metrics
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.report.index_facts import example_neighbors
+from ngrpo.report.progress_lines import show_progress
 from ngrpo.report.rollout_log import RolloutLog
 from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.stages.context import Context
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.policy_optimization import train_policy
 
-CONFIG = NGRPOTrainingConfig
+_SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
+"""Metrics of a line of progress, and what they are called there."""
 
 
-def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write the trained `model/`, its learning curves, sample rollouts and `metrics.json`.
 
     Args:
         config: Settings of the stage.
         inputs: `dataset`, `neighbor_index`, `warm_start`.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try: training resumes from the checkpoints in it.
+        context: Where training keeps checkpoints, which it resumes from, and whom it tells.
 
     Raises:
         DataError: The data set is too small for one batch, or the model or its tokenizer cannot be used.
@@ -40,7 +47,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
     # Weights stay in float32 whatever the arithmetic: a learning rate of 1e-6 is below bfloat16's resolution.
     model = load_model(start, "float32")
     tokenizer = load_tokenizer(start, model.get_input_embeddings().num_embeddings, config.model.template_date)
-    dataset = Dataset.from_parquet(str(inputs["dataset"] / "train.parquet"), cache_dir=str(work / "datasets"))
+    dataset = Dataset.from_parquet(str(inputs["dataset"] / "train.parquet"), cache_dir=str(context.work / "datasets"))
     if len(dataset) < config.training.prompts_per_batch:
         raise DataError(
             f"data.train has {len(dataset)} problems but training.prompts_per_batch={config.training.prompts_per_batch}: "
@@ -55,21 +62,26 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, w
         validation=_validation_problems(config, inputs["dataset"] / "benchmarks"),
         index=NeighborIndex.load(inputs["neighbor_index"]),
         config=config,
-        work=work,
+        work=context.work,
         output=output / "model",
-        log=rollout_log,
+        store=CheckpointStore.open(context.store, context.checkpoints, context.work / "downloads"),
+        save_minutes=context.save_minutes,
+        reporters=context.reporters,
+        callbacks=[rollout_log],
+        observers=[rollout_log],
+        watch=partial(show_progress, metrics=_SHOWN, say=context.progress),
     )
     if not trained.trainer.is_world_process_zero():
         return
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
-    (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
+    write_history(output, history)
     rollout_log.write(output)
     examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
     summary = _summary(history, config.training.steps)
     if config.training.selection is not None:
         summary["selected_step"] = trained.trainer.state.best_global_step
-    (output / "metrics.json").write_text(json.dumps(summary), encoding="utf-8")
+    write_metrics(output, summary)
 
 
 def _validation_problems(config: NGRPOTrainingConfig, benchmarks: Path) -> Benchmark | None:

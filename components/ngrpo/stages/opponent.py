@@ -10,16 +10,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 
 from ngrpo.config import PromotionConfig
+from ngrpo.contracts.evaluation import Evaluation, parse_evaluation
+from ngrpo.contracts.promotion import Verdict
 from ngrpo.errors import DataError, StoreError
 from ngrpo.evaluation.gate import Measured, compare, kept
 from ngrpo.evaluation.grading_again import GradedAgain, grade_again
 from ngrpo.evaluation.protocol import differ_in_graders_alone, grader_version
-from ngrpo.evaluation.stored_evaluation import MODEL, Evaluation, parse_evaluation, protocol_of
+from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
@@ -37,7 +38,7 @@ class Judgement:
         champion: The champion's evaluation as it was compared; none where it is not known.
     """
 
-    verdict: dict[str, Any]
+    verdict: Verdict
     champion: Evaluation | None = None
 
 
@@ -100,8 +101,9 @@ def judge(
             f"{graded.changed:,} verdicts changed"
         )
     if again and verdict["comparison"] is not None:
-        counts = {name: {"samples": graded.samples, "changed": graded.changed} for name, graded in again.items()}
-        verdict["comparison"]["graded_again"] = counts
+        verdict["comparison"]["graded_again"] = {
+            name: {"samples": graded.samples, "changed": graded.changed} for name, graded in again.items()
+        }
     return Judgement(verdict, theirs)
 
 

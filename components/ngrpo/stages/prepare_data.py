@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ngrpo.config import HubSource, PrepareDataConfig, Source
+from ngrpo.contracts.layout import LAYOUT
+from ngrpo.contracts.metrics import write_metrics
+from ngrpo.contracts.sources import SOURCES, Sources, Table
 from ngrpo.data.chat import ChatLengths, Turns, user_turn
 from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.content import identity
@@ -23,15 +26,14 @@ from ngrpo.data.screening import Screen, fingerprint
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import BY_LETTER
 from ngrpo.grading.grader import gold_parses
-
-CONFIG = PrepareDataConfig
+from ngrpo.stages.context import Context
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PROBLEMS = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("answer", pa.string())])
 _EXAMPLES = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("completion", _TURNS)])
 
 
-def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `train.parquet`, `warm_start.parquet`, `benchmarks/<name>.parquet`, `sources.json`, `contamination.json` and `metrics.json`.
 
     The same settings give the same bytes. What is dropped is counted in `metrics.json` by reason; training problems that a benchmark
@@ -41,15 +43,15 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, wor
         config: Settings of the stage.
         inputs: None are read.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try.
+        context: What it takes from outside.
 
     Raises:
         DataError: A source or the tokenizer cannot be used, ids repeat, a benchmark has a problem without text or answer, or
             nothing is left of a source.
         StoreError: The object store that holds a copy of a source cannot be reached or refuses the credentials.
     """
-    tokenizer = materialize_tokenizer(config.model.source, work / "tokenizer", config.model.template_date)
-    stage = _Tables(config, ChatLengths(tokenizer), output)
+    tokenizer = materialize_tokenizer(config.model.source, context.work / "tokenizer", config.model.template_date)
+    stage = _Tables(config, ChatLengths(tokenizer), output, context.progress)
     (output / "benchmarks").mkdir()
     for name, source in sorted(config.data.benchmarks.items()):
         stage.write_benchmark(name, source)
@@ -62,14 +64,17 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, wor
 class _Tables:
     """The tables of one run, written one after the other; benchmarks first, for training problems must not overlap them."""
 
-    def __init__(self, config: PrepareDataConfig, lengths: ChatLengths, output: Path) -> None:
+    def __init__(
+        self, config: PrepareDataConfig, lengths: ChatLengths, output: Path, progress: Callable[[str], None]
+    ) -> None:
         self.config = config
         self.lengths = lengths
         self.output = output
+        self.progress = progress
         self.measured = BenchmarkProblems(config.data.overlap_words)
         self.contamination: list[dict[str, str]] = []
-        self.metrics: dict[str, int] = {}
-        self.tables: dict[str, dict[str, object]] = {}
+        self.metrics: dict[str, float] = {}
+        self.tables: dict[str, Table] = {}
 
     def write_benchmark(self, name: str, source: Source) -> None:
         label = f"data.benchmarks.{name}"
@@ -118,9 +123,10 @@ class _Tables:
         self._write("warm_start.parquet", _EXAMPLES, rows, source, screen)
 
     def close(self) -> None:
-        _write_json(self.output / "sources.json", {"tables": self.tables})
+        sources: Sources = {"layout": LAYOUT, "tables": self.tables}
+        _write_json(self.output / SOURCES, sources)
         _write_json(self.output / "contamination.json", self.contamination)
-        _write_json(self.output / "metrics.json", self.metrics)
+        write_metrics(self.output, self.metrics)
 
     def _unseen(self, label: str, source: Source) -> tuple[Screen, list[Problem]]:
         """Load problems to learn from, without empty or repeated ones and without those of a benchmark."""
@@ -157,7 +163,7 @@ class _Tables:
         table = name.removesuffix(".parquet")
         self.metrics[f"{table}/kept"] = len(rows)
         self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in screen.dropped.items()}
-        print(f"{table}: {len(rows)} kept, {sum(screen.dropped.values())} dropped {screen.dropped or ''}", flush=True)
+        self.progress(f"{table}: {len(rows)} kept, {sum(screen.dropped.values())} dropped {screen.dropped or ''}")
 
 
 def _load(label: str, source: Source) -> list[Problem]:

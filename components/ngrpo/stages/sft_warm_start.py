@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import set_seed
 
 from ngrpo.config import SFTWarmStartConfig
+from ngrpo.contracts.history import write_history
+from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.models import materialize
+from ngrpo.report.progress_lines import show_progress
 from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.stages.context import Context
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import save_model
 from ngrpo.training.warm_start import train_warm_start
 
-CONFIG = SFTWarmStartConfig
+_SHOWN = {"loss": "loss", "mean_token_accuracy": "accuracy"}
+"""Metrics of a line of progress, and what they are called there."""
 
 
-def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, work: Path) -> None:
+def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `model/`, `log_history.json` and `metrics.json`.
 
     Args:
         config: Settings of the stage; with `warm_start.steps = 0` the base model is copied.
         inputs: `dataset`.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try.
+        context: What it takes from outside.
 
     Raises:
         DataError: The base model or its tokenizer cannot be used.
         TrainingError: Training diverged.
     """
-    base = materialize(config.model.source, work / "base_model")
+    base = materialize(config.model.source, context.work / "base_model")
     if config.warm_start.steps == 0:
         shutil.copytree(base, output / "model")
-        (output / "log_history.json").write_text("[]", encoding="utf-8")
-        (output / "metrics.json").write_text(json.dumps({"steps": 0}), encoding="utf-8")
+        write_history(output, [])
+        write_metrics(output, {"steps": 0})
         return
     set_seed(config.seed)
     model = load_model(base, "float32")
@@ -44,9 +50,19 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
     dataset = Dataset.from_parquet(
         str(inputs["dataset"] / "warm_start.parquet"),
         columns=["prompt", "completion"],
-        cache_dir=str(work / "datasets"),
+        cache_dir=str(context.work / "datasets"),
     )
-    trainer = train_warm_start(model, tokenizer, dataset, config, work)
+    trainer = train_warm_start(
+        model,
+        tokenizer,
+        dataset,
+        config,
+        context.work,
+        store=CheckpointStore.open(context.store, context.checkpoints, context.work / "downloads"),
+        save_minutes=context.save_minutes,
+        reporters=context.reporters,
+        watch=partial(show_progress, metrics=_SHOWN, say=context.progress),
+    )
     save_model(trainer, output / "model")
     # Its last entry tells of time; `num_tokens` is counted by TRL from the last resume on.
     history = [
@@ -54,10 +70,9 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, wo
         for entry in trainer.state.log_history
         if "train_runtime" not in entry
     ]
-    (output / "log_history.json").write_text(json.dumps(history), encoding="utf-8")
+    write_history(output, history)
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    metrics = {"steps": config.warm_start.steps, "final_loss": losses[-1], "examples": len(dataset)}
-    (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    write_metrics(output, {"steps": config.warm_start.steps, "final_loss": losses[-1], "examples": len(dataset)})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from ngrpo.errors import StoreError, TrainingError
-from ngrpo.storage.state import read_state
+from ngrpo.errors import TrainingError
 
 
 def require_finite(stage: str, payload: Path) -> None:
@@ -30,16 +29,3 @@ def require_finite(stage: str, payload: Path) -> None:
         problem = weights_problem(payload / "model")
         if problem is not None:
             raise TrainingError(f"{stage}: not published: the model is not sound: {problem}; {cure}")
-
-
-def read_metrics(directory: Path) -> dict[str, float]:
-    """Return the metrics of an artifact.
-
-    Raises:
-        StoreError: There are none, or the file is damaged.
-    """
-    path, cure = directory / "metrics.json", "run the pipeline again"
-    metrics = read_state(path, dict[str, float], cure=cure)
-    if metrics is None:
-        raise StoreError(f"{path}: missing; {cure}")
-    return metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 from ngrpo.config import load_config, select
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.stages.context import Context
 from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.surroundings import save_minutes
 
 
 class _Inputs(dict[str, Path]):
@@ -55,4 +58,10 @@ def _run(stage: str, options: argparse.Namespace) -> None:
     work: Path = options.work or output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     config = select(load_config(options.preset, options.set), STAGES[stage].config)
-    STAGES[stage].function()(config, inputs, output, work)
+    context = Context(
+        work=work,
+        store=os.environ.get("NGRPO_STORE") or None,
+        save_minutes=save_minutes(),
+        reporters=("mlflow",) if os.environ.get("MLFLOW_RUN_ID") else (),
+    )
+    STAGES[stage].function()(config, inputs, output, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ngrpo.environment import SAVE_MINUTES
 from ngrpo.errors import ConfigError
 from ngrpo.stages.process import parent_run_id
 
@@ -51,13 +53,15 @@ class Surroundings:
     """Which of them this is (`PET_NODE_RANK`); only the first publishes and reports."""
     store_is_local: bool
     """Whether checkpoints in the store would be no safer than in `work` (`NGRPO_STORE_IS_LOCAL`)."""
+    save_minutes: float | None
+    """Longest time between two checkpoints of a training (`NGRPO_SAVE_MINUTES`)."""
 
     @classmethod
     def from_environment(cls) -> Surroundings:
         """Read the environment.
 
         Raises:
-            ConfigError: A variable that has no default is not set.
+            ConfigError: A variable that has no default is not set, or `NGRPO_SAVE_MINUTES` is not a positive number.
         """
         for name in ("NGRPO_STORE", "NGRPO_CACHE_DIR", "NGRPO_WORK_DIR"):
             if not os.environ.get(name):
@@ -75,6 +79,7 @@ class Surroundings:
             nodes=int(os.environ.get("PET_NNODES", "1")),
             node_rank=int(os.environ.get("PET_NODE_RANK", "0")),
             store_is_local=bool(os.environ.get(STORE_IS_LOCAL)),
+            save_minutes=save_minutes(),
         )
 
     @contextmanager
@@ -91,3 +96,24 @@ class Surroundings:
 
         with parent_on_cluster(self.pipeline_run, node, objects) as run_id:
             yield run_id
+
+
+def save_minutes() -> float | None:
+    """Return the longest time between two checkpoints, in minutes (`NGRPO_SAVE_MINUTES`); none where the environment sets none.
+
+    Raises:
+        ConfigError: It is not a positive number.
+    """
+    text = os.environ.get(SAVE_MINUTES)
+    if not text:
+        return None
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise ConfigError(
+            f"{SAVE_MINUTES}={text!r}: not a positive number of minutes; set it to 10, for example, or unset it to save every "
+            "save_steps steps only"
+        )
+    return minutes

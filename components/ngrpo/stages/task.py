@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """See `ngrpo.stages.execution.execute`; it is done by `run_task` there."""
+    """See `ngrpo.stages.step.execute`; it is done by `ngrpo.stages.execution.run_task`."""
 
     stage: str
     config_json: str

@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from ngrpo import errors
 from ngrpo.config import Section
 from ngrpo.environment import redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
+from ngrpo.stages.context import Context
 from ngrpo.stages.declarations import STAGES
 from ngrpo.storage.disk import disk_fault
 from ngrpo.storage.state import read_state, write_state
@@ -35,7 +37,7 @@ class _Task(TypedDict):
     config: str
     inputs: dict[str, str]
     output: str
-    work: str
+    context: Context
 
 
 class _Failure(TypedDict):
@@ -45,7 +47,9 @@ class _Failure(TypedDict):
     message: str
 
 
-def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, work: Path, *, processes: int) -> None:
+def run(
+    stage: str, config: Section, inputs: Mapping[str, Path], output: Path, context: Context, *, processes: int
+) -> None:
     """Run a stage as several processes and wait for them; SIGTERM is passed on.
 
     Where the environment names nodes (`PET_NNODES`, `PET_NODE_RANK`, `PET_MASTER_ADDR`, `PET_MASTER_PORT`, as Kubeflow Trainer's
@@ -56,7 +60,7 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
         config: Its settings.
         inputs: Its inputs.
         output: Empty directory for the artifact.
-        work: Directory that survives a killed try.
+        context: What it takes from outside; its processes print their progress.
         processes: How many, on this machine.
 
     Raises:
@@ -64,13 +68,12 @@ def run(stage: str, config: Section, inputs: Mapping[str, Path], output: Path, w
         NGRPOError: As the stage raised it.
         RuntimeError: A process failed in any other way; its traceback is in the log.
     """
-    error = work / _ERROR
+    error = context.work / _ERROR
     error.unlink(missing_ok=True)
-    task = work / "task.json"
+    task = context.work / "task.json"
     named = {name: str(path) for name, path in inputs.items()}
-    write_state(
-        task, _Task(stage=stage, config=config.model_dump_json(), inputs=named, output=str(output), work=str(work))
-    )
+    told = _Task(stage=stage, config=config.model_dump_json(), inputs=named, output=str(output), context=context)
+    write_state(task, TypeAdapter(_Task).dump_python(told, mode="json", exclude={"context": {"progress"}}))
     # torchrun reads `PET_*` itself. Nodes may be ready at very different times: images and inputs are large.
     together = f"--rdzv-conf=timeout={_RENDEZVOUS_SECONDS}" if "PET_NNODES" in os.environ else "--standalone"
     launcher = [sys.executable, "-m", "ngrpo.stages.torchrun_agent", together, f"--nproc-per-node={processes}"]
@@ -120,10 +123,10 @@ def _work(task: Path) -> None:
     said = read_state(task, _Task, cure="run again")
     if said is None:
         raise StoreError(f"{task}: missing; run again")
-    stage, work = STAGES[said["stage"]], Path(said["work"])
+    stage = STAGES[said["stage"]]
     config = stage.config.model_validate_json(said["config"])
     inputs = {name: Path(path) for name, path in said["inputs"].items()}
-    stage.function()(config, inputs, Path(said["output"]), work)
+    stage.function()(config, inputs, Path(said["output"]), said["context"])
 
 
 def _leave_word(work: Path, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

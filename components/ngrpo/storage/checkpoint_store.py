@@ -8,7 +8,6 @@ and still runs somewhere can write over nothing.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import uuid
@@ -21,8 +20,6 @@ from ngrpo.storage.disk import disk_trouble
 from ngrpo.storage.manifest import MANIFEST, SUSPECT, Reference
 from ngrpo.storage.objects import ObjectStore
 
-PLACE = "NGRPO_CHECKPOINTS"
-"""Environment variable of a stage: where below `NGRPO_STORE` its checkpoints are, `checkpoints/<stage>/<key>`."""
 _NAME = re.compile(r"\d{9}-[0-9a-f]+")
 
 
@@ -44,10 +41,9 @@ class CheckpointStore:
         self._artifacts = ArtifactStore(objects, downloads, waits=waits)
 
     @classmethod
-    def from_environment(cls, downloads: Path) -> CheckpointStore | None:
-        """Return the checkpoints that the environment names; none where it names none."""
-        place = os.environ.get(PLACE)
-        return cls(ObjectStore(os.environ["NGRPO_STORE"], proven=True), place, downloads) if place else None
+    def open(cls, store: str | None, place: str | None, downloads: Path) -> CheckpointStore | None:
+        """Return the checkpoints at a place below a store; none where there is no store or no place. See `__init__`."""
+        return None if store is None or place is None else cls(ObjectStore(store, proven=True), place, downloads)
 
     def put(self, step: int, directory: Path, *, keep: int, best: int | None) -> None:
         """Upload a checkpoint; once it is whole, delete all but the newest and the best.

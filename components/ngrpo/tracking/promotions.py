@@ -9,7 +9,6 @@ what a killed process left. `history/` beside it holds every decision that was c
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import uuid
@@ -102,13 +101,16 @@ class Promotions:
         self._conditions_hold = False
 
     @classmethod
-    def from_environment(cls, model_name: str) -> Self:
-        """Return the promotions of a model in the MLflow and the object store (`NGRPO_STORE`) that the environment names.
+    def in_store(cls, store: str | None, model_name: str) -> Self:
+        """Return the promotions of a model whose lock is in the artifact store, in the MLflow that the environment names.
+
+        Args:
+            store: `s3://bucket/prefix` of the artifact store; none where the environment names none.
+            model_name: The registered model.
 
         Raises:
-            StoreError: `NGRPO_STORE` is not set.
+            StoreError: There is no store.
         """
-        store = os.environ.get("NGRPO_STORE")
         if not store:
             raise StoreError(
                 "NGRPO_STORE is not set: the lock of promotions is kept there; set it to s3://bucket/prefix"

@@ -2,14 +2,13 @@
 
 One that is damaged is not resumed from: the one before it is. Training is exact, so that it comes to the same bytes.
 
-What a killed training loses is bounded by how often it saves: every `save_steps` steps, and every `NGRPO_SAVE_MINUTES` minutes where
-that is set. A save at SIGTERM comes on top of these where a process is given the time for it. A step of a Kubeflow pipeline is not: Argo
-ends it about a second after the signal.
+What a killed training loses is bounded by how often it saves: every `save_steps` steps, and every so many minutes where it is told to.
+A save at SIGTERM comes on top of these where a process is given the time for it. A step of a Kubeflow pipeline is not: Argo ends it about
+a second after the signal.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
@@ -29,8 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import IntervalStrategy
 
-from ngrpo.environment import SAVE_MINUTES
-from ngrpo.errors import ConfigError, Preempted, StoreError
+from ngrpo.errors import Preempted, StoreError
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.marker import MARKER, mark, problem
 
@@ -121,7 +119,7 @@ class Checkpoints(TrainerCallback):
         """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded."""
         PartialState().wait_for_everyone()  # every process writes files of its own
         checkpoint = self._of(state.global_step)
-        if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's number of nodes
+        if sum(gather_object([PartialState().is_local_main_process])) > 1:  # one such process a node
             _gather(checkpoint)
         if not state.is_world_process_zero:
             return
@@ -213,25 +211,32 @@ class Checkpoints(TrainerCallback):
 
 
 @contextmanager
-def checkpoints_of(work: Path, *, steps: int, stride: int = 1) -> Iterator[Checkpoints]:
+def checkpoints_of(
+    work: Path,
+    *,
+    steps: int,
+    stride: int = 1,
+    store: CheckpointStore | None = None,
+    minutes: float | None = None,
+) -> Iterator[Checkpoints]:
     """Provide the checkpoints of a training while it runs.
 
-    Besides every `save_steps` steps it saves as often as `NGRPO_SAVE_MINUTES` asks for, which changes nothing in the result, and at
-    SIGTERM, after which it ends. A machine or a job that is shut down in order leaves time for that; a step of a Kubeflow pipeline has
-    about one second, which is too short.
+    Besides every `save_steps` steps it saves as often as `minutes` asks for, which changes nothing in the result, and at SIGTERM, after
+    which it ends. A machine or a job that is shut down in order leaves time for that; a step of a Kubeflow pipeline has about one second,
+    which is too short.
 
     Args:
-        work: They are in its directory `checkpoints`, and in object storage where the environment says so (`NGRPO_CHECKPOINTS`).
+        work: They are in its directory `checkpoints`.
         steps: Steps of the training: a checkpoint beyond is not resumed from.
         stride: A resumed run is exact if it was saved after a multiple of so many steps.
+        store: Where they are kept too; none to keep them in `work` alone.
+        minutes: Longest time between two of them; none for no limit besides `save_steps`.
 
     Raises:
-        ConfigError: `NGRPO_SAVE_MINUTES` is not a positive number.
         Preempted: SIGTERM arrived, and a checkpoint was saved.
         StoreError: Object storage holds a checkpoint that cannot be had.
     """
-    minutes = _save_minutes()
-    kept = Checkpoints(work, CheckpointStore.from_environment(work / "downloads"), steps, stride, minutes)
+    kept = Checkpoints(work, store, steps, stride, minutes)
     kept.restore()
     before = signal.signal(signal.SIGTERM, kept.stop)
     try:
@@ -248,27 +253,6 @@ def save_model(trainer: Trainer, directory: Path) -> None:
     trainer.save_model(str(directory))  # every process takes part where the model is sharded
     if trainer.is_world_process_zero():
         (directory / TRAINING_ARGS_NAME).unlink()
-
-
-def _save_minutes() -> float | None:
-    """Return the longest time between two saves, in minutes; none where the environment sets none.
-
-    Raises:
-        ConfigError: It is not a positive number.
-    """
-    text = os.environ.get(SAVE_MINUTES)
-    if not text:
-        return None
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise ConfigError(
-            f"{SAVE_MINUTES}={text!r}: not a positive number of minutes; set it to 10, for example, or unset it to save every "
-            "save_steps steps only"
-        )
-    return minutes
 
 
 def _gather(checkpoint: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import GRPOConfig
 
 from ngrpo.config import NGRPOTrainingConfig
@@ -18,16 +18,14 @@ from ngrpo.errors import ConfigError
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.grading.grader import Grader
 from ngrpo.neighbors.index import NeighborIndex
-from ngrpo.report.progress_lines import show_progress
-from ngrpo.report.rollout_log import RolloutLog
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import end_marker_ids
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of, save_model
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.rewards import CorrectnessReward
 from ngrpo.training.validation import Validation
-from ngrpo.training.warm_start import reporters
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,12 @@ def train_policy(
     config: NGRPOTrainingConfig,
     work: Path,
     output: Path,
-    log: RolloutLog,
+    store: CheckpointStore | None = None,
+    save_minutes: float | None = None,
+    reporters: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     observers: Sequence[RolloutObserver] = (),
+    watch: Callable[[Trainer], None] = lambda trainer: None,
 ) -> TrainedPolicy:
     """Train a policy, resuming from the last whole checkpoint.
 
@@ -64,8 +66,12 @@ def train_policy(
         config: Settings.
         work: Where checkpoints go.
         output: Where the trained model is saved.
-        log: Observes the rollouts of all steps, those before a resume included.
-        observers: Called after each rollout batch too.
+        store: Where checkpoints are kept too.
+        save_minutes: See `checkpoints_of`.
+        reporters: Trackers of the trainer.
+        callbacks: Callbacks of the trainer; what they write into a checkpoint is part of it.
+        observers: Called after each rollout batch.
+        watch: Called with the trainer before it starts, to show what it does.
 
     Returns:
         The trainer and the index after training.
@@ -83,21 +89,22 @@ def train_policy(
     settings = config.training
     with (
         Grader() as grader,
-        checkpoints_of(work, steps=settings.steps, stride=settings.updates_per_batch) as checkpoints,
+        checkpoints_of(
+            work, steps=settings.steps, stride=settings.updates_per_batch, store=store, minutes=save_minutes
+        ) as checkpoints,
     ):
         if checkpoints.resumed_from is not None:
             following.resume(Path(checkpoints.resumed_from))
-            log.resume(Path(checkpoints.resumed_from))
         trainer = NGRPOTrainer(
             model=model,
             reward_funcs=[CorrectnessReward(grader)],
-            args=grpo_arguments(config, checkpoints.directory),
+            args=grpo_arguments(config, checkpoints.directory, reporters),
             train_dataset=dataset,
             eval_dataset=None
             if validation is None
             else dataset,  # `Trainer` wants one; what is measured is `validation`
             processing_class=tokenizer,
-            callbacks=[following, log, checkpoints],
+            callbacks=[following, *callbacks, checkpoints],
             make_engine=lambda policy: start_engine(
                 config.rollout,
                 model=policy,
@@ -108,11 +115,10 @@ def train_policy(
             ),
             current_mixer=following.mixer,
             mask_mixed_positions=config.training.mask_mixed_positions,
-            observers=[log, *observers],
+            observers=observers,
             validation=_validation(config, validation, tokenizer, grader),
         )
-        shown = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
-        show_progress(trainer, shown)
+        watch(trainer)
         with closing(trainer):
             trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
             if not checkpoints.preempted:
@@ -120,7 +126,7 @@ def train_policy(
     return TrainedPolicy(trainer, following.index)
 
 
-def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig:
+def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Sequence[str] = ()) -> GRPOConfig:
     """Translate the configuration into TRL's arguments.
 
     One rollout batch holds `prompts_per_batch * group_size` sequences and is used for `updates_per_batch` optimizer steps; several
@@ -179,7 +185,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path) -> GRPOConfig
         save_steps=settings.save_steps,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=reporters(),
+        report_to=list(reporters),
         disable_tqdm=True,
         dataloader_pin_memory=False,
         fsdp=processes > 1,

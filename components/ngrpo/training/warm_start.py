@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from ngrpo.config import SFTWarmStartConfig
-from ngrpo.report.progress_lines import show_progress
+from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.loop import SoundLoop
 
@@ -33,6 +33,11 @@ def train_warm_start(
     dataset: Dataset,
     config: SFTWarmStartConfig,
     work: Path,
+    *,
+    store: CheckpointStore | None = None,
+    save_minutes: float | None = None,
+    reporters: Sequence[str] = (),
+    watch: Callable[[Trainer], None] = lambda trainer: None,
 ) -> WarmStartTrainer:
     """Fine-tune a model on worked solutions, resuming from the last whole checkpoint.
 
@@ -42,6 +47,10 @@ def train_warm_start(
         dataset: Columns `prompt` and `completion`, both chats; the loss is on the completion alone.
         config: Settings.
         work: Where checkpoints go.
+        store: Where checkpoints are kept too.
+        save_minutes: See `checkpoints_of`.
+        reporters: Trackers of the trainer.
+        watch: Called with the trainer before it starts, to show what it does.
 
     Returns:
         The trainer after training.
@@ -50,10 +59,34 @@ def train_warm_start(
         Preempted: The process was told to stop; see `checkpoints_of`.
         TrainingError: It diverged.
     """
+    arguments = sft_arguments(config, work, reporters)
+    with checkpoints_of(
+        work, steps=arguments.max_steps, stride=int(arguments.logging_steps), store=store, minutes=save_minutes
+    ) as checkpoints:
+        trainer = WarmStartTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[checkpoints],
+        )
+        watch(trainer)
+        trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
+    return trainer
+
+
+def sft_arguments(config: SFTWarmStartConfig, work: Path, reporters: Sequence[str] = ()) -> SFTConfig:
+    """Translate the configuration into TRL's arguments.
+
+    Args:
+        config: Settings.
+        work: Where checkpoints go.
+        reporters: Trackers of the trainer.
+    """
     settings = config.warm_start
     # What is logged is a mean over the steps since the last log, which no checkpoint remembers: logs fall on every save.
     logging_steps = math.gcd(settings.save_steps, max(1, min(_LONGEST_WINDOW, settings.steps // _LOGS)))
-    arguments = SFTConfig(
+    return SFTConfig(
         output_dir=str(work / "checkpoints"),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch_size,
@@ -69,23 +102,7 @@ def train_warm_start(
         save_steps=settings.save_steps,
         logging_steps=logging_steps,
         logging_nan_inf_filter=False,
-        report_to=reporters(),
+        report_to=list(reporters),
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    with checkpoints_of(work, steps=settings.steps, stride=logging_steps) as checkpoints:
-        trainer = WarmStartTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            callbacks=[checkpoints],
-        )
-        show_progress(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
-        trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
-    return trainer
-
-
-def reporters() -> list[str]:
-    """Trackers for a trainer: MLflow where a run is open, else none."""
-    return ["mlflow"] if os.environ.get("MLFLOW_RUN_ID") else []

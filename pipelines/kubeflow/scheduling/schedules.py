@@ -30,9 +30,9 @@ from ngrpo_kfp.pipelines.kubeflow.client import (
     experiment_id,
     explained,
 )
-from ngrpo_kfp.pipelines.kubeflow.compilation import compile_scheduled_run
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.preflight import require
+from ngrpo_kfp.pipelines.kubeflow.scheduling.compilation import compile_scheduled_run
 from ngrpo_kfp.pipelines.kubeflow.scheduling.cron import check_cron
 from ngrpo_kfp.pipelines.kubeflow.submission import package
 from ngrpo_kfp.pipelines.post_training import NAME

@@ -1,0 +1,30 @@
+"""What a stage takes from outside, besides its settings, its inputs and the place for its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage works, what it may use there, and whom it tells. Nothing in it changes a result."""
+
+    work: Path
+    """Directory that survives a killed try: a stage that takes long resumes from what it left there."""
+    store: str | None = None
+    """`s3://bucket/prefix` for what outlives the machine: samples, the lock of promotions; none to keep samples in `work`."""
+    checkpoints: str | None = None
+    """Where below `store` the checkpoints of a training are kept; none to keep them in `work` alone."""
+    save_minutes: float | None = None
+    """Longest time between two checkpoints, in minutes; none for no limit besides `save_steps`."""
+    reporters: tuple[str, ...] = ()
+    """Trackers that a trainer reports its curves to, as transformers calls them."""
+    progress: Callable[[str], None] = say
+    """Is told what the stage is doing, line by line."""

@@ -1,0 +1,38 @@
+"""The pipeline of a schedule as Kubeflow's intermediate representation."""
+
+from __future__ import annotations
+
+from kfp import dsl
+
+from ngrpo.config import RunConfig
+from ngrpo.stages.keys import config_json
+from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole, compiled
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.pods import configure_scheduled_run
+from ngrpo_kfp.pipelines.kubeflow.scheduling.component import scheduled_run
+from ngrpo_kfp.pipelines.post_training import NAME
+
+
+def compile_scheduled_run(config: RunConfig, images: Images, base: str | None) -> str:
+    """Compile the pipeline of a schedule: one task, which plans and submits the run of the day.
+
+    Args:
+        config: Configuration of the runs.
+        images: Where images are looked up.
+        base: `champion` for runs that start from the champion of their day.
+
+    Raises:
+        ConfigError: The run of the day would be refused, or pods are not told where Kubeflow's API is.
+        GraphError: The compiled graph is broken.
+    """
+    compile_whole(config, images)  # what the run of the day would be refused for is said now
+
+    @dsl.pipeline(name=f"{NAME}-scheduled", description=config_json(config))
+    def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
+        task = scheduled_run(
+            config=config_json(config), images=images.text, base=base or "", key=dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        )
+        configure_scheduled_run(task, config, images)
+        task.set_caching_options(False)
+
+    return compiled(pipeline)
