@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ngrpo.errors import ConfigError
+from ngrpo.storage.disk import disk_trouble
 from ngrpo.storage.state import DamagedStateError, read_state, write_state
 from ngrpo_kfp.pipelines.local.stage_records import read_plan, read_record
 from ngrpo_kfp.pipelines.planning.nodes import History
@@ -210,9 +210,7 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be written ({error.strerror or error}; {_free(path)}); make room or check its rights"
-        ) from error
+        raise ConfigError(f"{path}: cannot be written ({disk_trouble(error, path)})") from error
 
 
 @contextmanager
@@ -222,19 +220,9 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         what = error.filename2 or error.filename or path
         raise ConfigError(
-            f"workspace: {what} cannot be made: {error.strerror} ({_free(path)}); move away what is there, or set NGRPO_HOME to "
-            "another directory"
+            f"workspace: {what} cannot be made: {disk_trouble(error, path)}; move away what is there, or set NGRPO_HOME to another "
+            "directory"
         ) from error
-
-
-def _free(path: Path) -> str:
-    """Say how much room there is for a path, which need not exist."""
-    for directory in (path, *path.parents):
-        try:
-            return f"{shutil.disk_usage(directory).free // 1024} KiB free"
-        except OSError:
-            continue
-    return "its disk is gone"
 
 
 def _close(path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import NotRequired
 import pytest
 from typing_extensions import TypedDict
 
+from ngrpo.data.locations import download
 from ngrpo.errors import StoreError
 from ngrpo.storage.state import DamagedStateError, parse_state, read_state, write_state
 from ngrpo.storage.whole_files import written_whole
@@ -79,18 +80,43 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
 
 
-def test_a_file_takes_its_place_once_it_is_on_disk(tmp_path, monkeypatch):
-    path, synced, fsync = tmp_path / "data", [], os.fsync
-    path.write_text("old")
+@pytest.fixture
+def synced(monkeypatch, tmp_path) -> list[tuple[int, dict[str, str]]]:
+    """What is brought to the disk, by inode, and the files of the directory at that time."""
+    seen, fsync = [], os.fsync
 
     def watched(descriptor):
-        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), path.read_text()))
+        files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+        seen.append((os.fstat(descriptor).st_ino, files))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watched)
+    return seen
+
+
+def test_a_file_takes_its_place_once_it_is_on_disk(tmp_path, synced):
+    path = tmp_path / "data"
+    path.write_text("old")
     with written_whole(path) as partial:
         partial.write_text("new")
-    assert synced == [(str(partial), "old"), (str(tmp_path), "new")]
+    file, directory = (path.stat().st_ino, tmp_path.stat().st_ino)
+    assert synced == [(file, {"data": "old", partial.name: "new"}), (directory, {"data": "new"})]
+
+
+def test_a_download_takes_its_place_once_it_is_on_disk(tmp_path, monkeypatch, synced):
+    class Store:
+        def __init__(self, uri):
+            pass
+
+        def list(self, prefix=""):
+            return ["train.jsonl"]
+
+        def get_file(self, name, path):
+            path.write_text("{}")
+
+    monkeypatch.setattr("ngrpo.storage.objects.ObjectStore", Store)
+    download("s3://bucket/math", tmp_path)
+    assert [files for _, files in synced] == [{"train.jsonl.partial": "{}"}, {"train.jsonl": "{}"}]
 
 
 def test_a_file_that_is_not_finished_does_not_take_its_place(tmp_path):

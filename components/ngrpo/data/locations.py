@@ -10,7 +10,7 @@ from ngrpo.config.sources import is_bucket, is_path
 from ngrpo.environment import redacted
 from ngrpo.errors import DataError, NGRPOError, StoreError
 from ngrpo.storage.disk import disk_trouble
-from ngrpo.storage.whole_files import written_whole
+from ngrpo.storage.whole_files import put_in_place
 
 __all__ = ["download", "explained", "is_bucket", "is_local", "local_directory", "reason"]
 
@@ -37,7 +37,7 @@ def local_directory(location: str) -> Path:
 def download(location: str, directory: Path, wanted: Callable[[str], bool] = lambda key: True) -> None:
     """Copy what lies under an `s3://bucket/prefix` into a directory, keeping relative paths.
 
-    A file that is already there is kept: it was renamed into place when its download was complete.
+    A file that is already there is kept: it was renamed into place when all of it was on disk.
 
     Args:
         location: Place in object storage.
@@ -65,8 +65,9 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
         if not target.exists():
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with written_whole(target) as partial:
-                    objects.get_file(key, partial)
+                partial = target.with_name(f"{target.name}.partial")  # a try that was killed leaves it to the next
+                objects.get_file(key, partial)
+                put_in_place(partial, target)
             except OSError as error:
                 raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory)})") from error
 
