@@ -50,10 +50,31 @@ def train_warm_start(
         Preempted: The process was told to stop; see `checkpoints_of`.
         TrainingError: It diverged.
     """
+    arguments = sft_arguments(config, work)
+    with checkpoints_of(work, steps=arguments.max_steps, stride=int(arguments.logging_steps)) as checkpoints:
+        trainer = WarmStartTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[checkpoints],
+        )
+        show_progress(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
+        trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
+    return trainer
+
+
+def sft_arguments(config: SFTWarmStartConfig, work: Path) -> SFTConfig:
+    """Translate the configuration into TRL's arguments.
+
+    Args:
+        config: Settings.
+        work: Where checkpoints go.
+    """
     settings = config.warm_start
     # What is logged is a mean over the steps since the last log, which no checkpoint remembers: logs fall on every save.
     logging_steps = math.gcd(settings.save_steps, max(1, min(_LONGEST_WINDOW, settings.steps // _LOGS)))
-    arguments = SFTConfig(
+    return SFTConfig(
         output_dir=str(work / "checkpoints"),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch_size,
@@ -73,17 +94,6 @@ def train_warm_start(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    with checkpoints_of(work, steps=settings.steps, stride=logging_steps) as checkpoints:
-        trainer = WarmStartTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            callbacks=[checkpoints],
-        )
-        show_progress(trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
-        trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
-    return trainer
 
 
 def reporters() -> list[str]:
