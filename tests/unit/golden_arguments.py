@@ -24,7 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, TrainingArguments, training_args
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, training_args
 from trl import GRPOConfig, SFTConfig
 
 from ngrpo.config import (
@@ -204,10 +204,9 @@ def engines(gpu: bool, processes: int = 1) -> Iterator[None]:
 
 def rollouts(config: NGRPOTrainingConfig, gpus: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what an engine is made with in training and what it is asked for, and what it is asked for by validation."""
-    directory, model = _model()
+    directory, model = tiny_model()
     tokenizer = load_tokenizer(directory, model.config.vocab_size)
-    usable = usable_tokens(tokenizer, model.config.vocab_size)
-    index = NeighborIndex.build(model.get_input_embeddings().weight, usable, candidates=4, block_rows=64)
+    index = index_of(model, tokenizer)
     trl = grpo(config)
     with engines(gpus > 0, max(gpus, 1)), Grader() as grader:
         engine = start_engine(
@@ -234,7 +233,7 @@ def rollouts(config: NGRPOTrainingConfig, gpus: int = 0) -> tuple[dict[str, Any]
 
 def evaluation(config: BenchmarkEvaluationConfig, gpus: int = 0) -> dict[str, Any]:
     """Return what an engine is made with in evaluation, and what it is asked for."""
-    directory, model = _model()
+    directory, model = tiny_model()
     dtypes = []
 
     def load(_: Path, dtype: str) -> PreTrainedModel:
@@ -247,8 +246,14 @@ def evaluation(config: BenchmarkEvaluationConfig, gpus: int = 0) -> dict[str, An
     return {"samples": config.evaluation.samples, "weights": dtypes[0]} | _seen(sampler.engine)
 
 
+def index_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> NeighborIndex:
+    """Return the neighbor index of a model."""
+    embedding = model.get_input_embeddings().weight
+    return NeighborIndex.build(embedding, usable_tokens(tokenizer, len(embedding)), candidates=4, block_rows=64)
+
+
 @cache
-def _model() -> tuple[Path, PreTrainedModel]:
+def tiny_model() -> tuple[Path, PreTrainedModel]:
     """Return a tiny model and its directory: what it is does not matter here."""
     root = Path(tempfile.mkdtemp(prefix="golden-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)

@@ -1,13 +1,34 @@
 """The translation of a configuration into the arguments of TRL, of vLLM and of generation."""
 
+import copy
 import difflib
 from typing import Any
+from unittest.mock import patch
 
 import pytest
-from golden_arguments import GOLDEN, NAMES, PRESETS, evaluation, golden_path, golden_text, grpo, rollouts, sft
+import torch
+from datasets import Dataset
+from golden_arguments import (
+    CHAT,
+    GOLDEN,
+    NAMES,
+    PRESETS,
+    evaluation,
+    golden_path,
+    golden_text,
+    grpo,
+    index_of,
+    machine,
+    rollouts,
+    sft,
+    tiny_model,
+)
 
 from ngrpo.config import BenchmarkEvaluationConfig, NGRPOTrainingConfig, SFTWarmStartConfig, load_config, select
 from ngrpo.config.sections import RolloutConfig, TrainingConfig, WarmStartConfig
+from ngrpo.report.rollout_log import RolloutLog
+from ngrpo.rollout.loading import load_tokenizer
+from ngrpo.training import policy_optimization
 
 # By setting: another value than that of `tiny` with small micro batches, and all the arguments that it changes. A setting that no
 # preset changes is in no golden file: only this proves that it is passed on.
@@ -111,6 +132,57 @@ def test_no_setting_is_forgotten():
     sections = {"training": TrainingConfig, "rollout": RolloutConfig, "warm_start": WarmStartConfig}
     settings = {f"{name}.{field}" for name, section in sections.items() for field in section.model_fields}
     assert settings == {setting for setting in {*GRPO, *SFT} if "." in setting and "model" not in setting} | ELSEWHERE
+
+
+# --- the trainer ---------------------------------------------------------------------------------------------------------
+
+
+class Built(Exception):
+    """Ends a training where its trainer would be built, with what it would be built with."""
+
+
+def built(tmp_path, *overrides: str) -> dict[str, Any]:
+    directory, model = tiny_model()
+    tokenizer = load_tokenizer(directory, model.config.vocab_size)
+
+    def build(**arguments: Any) -> None:
+        raise Built(arguments)
+
+    with (
+        machine(),
+        patch.object(policy_optimization, "NGRPOTrainer", build),
+        pytest.raises(Built) as caught,
+    ):
+        policy_optimization.train_policy(
+            model=model,
+            start=directory,
+            tokenizer=tokenizer,
+            dataset=Dataset.from_list([{"prompt": CHAT, "answer": "2"}]),
+            validation=None,
+            index=index_of(model, tokenizer),
+            config=read(NGRPOTrainingConfig, *overrides),
+            work=tmp_path,
+            output=tmp_path / "model",
+            log=RolloutLog(tokenizer, group_size=8),
+        )
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_mixed_positions_are_left_out_of_the_loss_where_it_is_asked_for(tmp_path, masked):
+    arguments = built(tmp_path, f"training.mask_mixed_positions={str(masked).lower()}")
+    assert arguments["mask_mixed_positions"] is masked
+
+
+@pytest.mark.parametrize(("refresh", "versions"), [("at_start", [0, 0]), ("every_batch", [0, 1])])
+def test_the_index_follows_the_weights_as_often_as_it_is_asked_to(tmp_path, refresh, versions):
+    mixer_of = built(tmp_path, f"training.index_refresh={refresh}")["current_mixer"]
+    model = copy.deepcopy(tiny_model()[1])
+    seen = [mixer_of(model).index_version]
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.5)
+    seen.append(mixer_of(model).index_version)
+    assert seen == versions
 
 
 # --- engines ------------------------------------------------------------------------------------------------------------
