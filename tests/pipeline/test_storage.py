@@ -1,5 +1,6 @@
 """Artifacts on a real S3 server: whole or absent, verified at every use, and errors that name the cure."""
 
+import hashlib
 import json
 import os
 import signal
@@ -177,6 +178,18 @@ def test_damage_in_the_store_is_seen_and_never_used(store, objects, payload, tmp
     store.discard(reference)
     assert store.find("training", KEY) is None
     assert objects.list() == []
+
+
+def test_a_large_file_that_is_another_is_seen_without_reading_it(store, objects, payload, large, monkeypatch):
+    reference = publish(store, payload)
+    monkeypatch.setattr(ObjectStore, "sha256", lambda *_: pytest.fail("read"))
+    other = changed(payload)
+    objects.put_file(other, WEIGHTS, metadata={"sha256": hashlib.sha256(other.read_bytes()).hexdigest()})
+    assert store.verify(reference) == ["model/weights.bin: its content was changed"]
+    right = (payload / "model" / "weights.bin").read_bytes()
+    other.write_bytes(right[:-1])
+    objects.put_file(other, WEIGHTS, metadata={"sha256": hashlib.sha256(right).hexdigest()})
+    assert store.verify(reference) == ["model/weights.bin: 299999 bytes instead of 300000"]
 
 
 def test_decay_of_a_large_artifact_is_found_when_it_is_fetched_and_remembered(store, objects, payload, large):

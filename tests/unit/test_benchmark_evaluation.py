@@ -443,6 +443,35 @@ def test_samples_of_other_settings_are_not_reused(inputs, engines, tmp_path, cha
     assert sum(len(engine.requests) for engine in engines.made) == 2 * 4 * (12 + 5)
 
 
+@pytest.mark.parametrize(
+    "change", [{"model": {"dtype": "bfloat16"}}, {"evaluation": {"engine": "vllm"}}, {"neighbors": {"candidates": 5}}]
+)
+def test_samples_that_are_generated_in_another_way_are_not_reused(inputs, engines, tmp_path, change):
+    before = settings(mixing={"rate": 0.5}).model_dump()
+    after = before | {section: before[section] | values for section, values in change.items()}
+    for name, config in (("first", before), ("second", after)):
+        engines.made.clear()
+        evaluate(BenchmarkEvaluationConfig.model_validate(config), inputs, tmp_path, name)
+    assert sum(len(engine.requests) for engine in engines.made) == 2 * 4 * (12 + 5)
+
+
+def test_samples_of_another_generator_are_not_reused(inputs, engines, tmp_path, monkeypatch):
+    evaluate(settings(), inputs, tmp_path, "first")
+    engines.made.clear()
+    monkeypatch.setattr(benchmark_evaluation, "code_version", lambda module: f"another version of {module}")
+    evaluate(settings(), inputs, tmp_path, "second")
+    assert sum(len(engine.requests) for engine in engines.made) == 2 * 4 * (12 + 5)
+
+
+def test_samples_of_other_prompts_are_not_reused(inputs, engines, tmp_path):
+    """The same problems by id, asked in other words: another suffix of prompts, or another chat template."""
+    evaluate(settings(), inputs, tmp_path, "first")
+    engines.made.clear()
+    write_benchmark(inputs["dataset"], "words", [problem(f"p{i}", f"{i} plus {i % 3}", i % 10) for i in range(5)])
+    evaluate(settings(), inputs, tmp_path, "second")
+    assert [len(engine.requests) for engine in engines.made] == [4 * 5, 4 * 5], "one benchmark of two has changed"
+
+
 def test_another_gold_answer_needs_no_generation(inputs, engines, tmp_path):
     """Verdicts are a function of what is kept and of the gold answers."""
     first = evaluate(settings(), inputs, tmp_path, "first") / "samples/trained/words.parquet"

@@ -10,6 +10,7 @@ from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.problem import Problem
 
 WORDS = 13
+FULL_WIDTH = {code: code + 0xFEE0 for code in range(ord("!"), ord("~") + 1)}
 
 # By language: a problem of a benchmark, the same problem told again, and another problem that begins or ends alike.
 TOLD_AGAIN = {
@@ -86,10 +87,27 @@ def test_the_form_of_the_characters_and_the_spaces_between_them_do_not_matter(la
 
 def test_half_and_full_width_are_one():
     problem = "ある店でリンゴを5個とミカンを12個買ったとき、代金の合計は1500円であった。リンゴの値段を求めよ。"
-    wide = problem.translate({ord(digit): ord(digit) - ord("0") + ord("0") for digit in "0123456789"})
-    half = problem.replace("リンゴ", "リンゴ").replace("ミカン", "ミカン")
+    wide = problem.translate(FULL_WIDTH)
+    # Written as numbers: an editor that composes characters would make these the usual ones.
+    half = problem.replace("リンゴ", "\uff98\uff9d\uff7a\uff9e").replace("ミカン", "\uff90\uff76\uff9d")
     for text in (wide, half):
+        assert text != problem
         assert measured(problem).match(f"問い{text}ただし税を除く") is not None
+        assert measured(text).match(f"問い{problem}ただし税を除く") is not None
+
+
+def test_half_and_full_width_are_one_where_the_whole_text_is_compared():
+    problem = "Find 3 of 8."
+    wide = problem.translate(FULL_WIDTH)
+    assert wide != problem
+    assert measured(problem).match(wide).how == measured(wide).match(problem).how == "text"
+
+
+def test_a_run_that_a_problem_holds_twice_is_its_own():
+    phrase = "a train leaves the old station at nine and reaches the coast by noon"
+    found = measured(f"When {phrase}, how far is it? When {phrase}, how fast is it?")
+    assert len(phrase.split()) > WORDS
+    assert found.match(f"Suppose that {phrase} on Monday.") is not None
 
 
 def test_a_phrase_that_several_problems_share_proves_nothing():

@@ -54,6 +54,17 @@ def test_equations_match_an_independent_reference(temperature):
         np.testing.assert_allclose(mixture[row].numpy(), expected[2], atol=1e-5)
 
 
+def test_the_arithmetic_is_that_of_float32_whatever_the_model_computes_in():
+    generator = torch.Generator().manual_seed(3)
+    logits = (torch.randn(5, VOCABULARY, generator=generator) * 9).bfloat16()
+    assert torch.equal(scale_logits(logits, 0.7), logits.float() / 0.7)
+    embeddings = torch.randn(5, K, 256, generator=generator).bfloat16()
+    weights = torch.rand(5, K, generator=generator).softmax(dim=1)
+    mixture = mix(embeddings, weights)
+    assert mixture.dtype == torch.bfloat16
+    assert torch.equal(mixture, torch.einsum("nkd,nk->nd", embeddings.double(), weights.double()).bfloat16())
+
+
 def test_one_candidate_is_the_anchor_alone():
     embedding = torch.randn(VOCABULARY, WIDTH)
     anchor = torch.tensor([3, 7])
@@ -90,6 +101,14 @@ def test_gate_is_independent_across_positions_seeds_and_streams():
     counts = torch.histc(flat, bins=20, min=0, max=1)
     expected = flat.numel() / 20
     assert ((counts - expected) ** 2 / expected).sum().item() < 50  # chi-square, 19 degrees of freedom: p about 1e-4
+
+
+def test_whether_a_step_is_mixed_says_nothing_of_the_token_that_would_be_drawn():
+    seeds, positions = torch.arange(20_000) + 2**33, torch.arange(20_000) % 50
+    gated = gate(seeds, positions, 0.3)
+    assert torch.equal(gated, uniform(seeds, positions, GATE) < 0.3)
+    draws = uniform(seeds, positions, TOKEN)
+    assert abs(draws[gated].mean() - draws[~gated].mean()) < 0.02
 
 
 def test_high_bits_of_the_seed_matter():
@@ -138,6 +157,19 @@ def test_gaussian_steps_keep_the_sampled_token():
     )
     assert step.tokens.tolist() == sampled.tolist()
     assert step.candidates.tolist() == [[4], [11], [2]]
+
+
+def test_noise_is_not_added_to_a_token_that_may_not_be_mixed():
+    eligible = torch.ones(VOCABULARY, dtype=torch.bool)
+    eligible[11] = False
+    step = mixer(strategy="gaussian", k=1, noise_std=0.2, eligible=eligible).step(
+        torch.randn(3, VOCABULARY),
+        torch.tensor([4, 11, 2]),
+        torch.arange(3),
+        torch.zeros(3).long(),
+        torch.ones(3).bool(),
+    )
+    assert (step.rows.tolist(), step.tokens.tolist()) == ([0, 2], [4, 2])
 
 
 def test_the_marker_may_be_several_tokens():

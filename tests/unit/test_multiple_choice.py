@@ -83,6 +83,9 @@ def test_a_question_with_a_part_missing_is_none(missing):
         ("<think>Answer: A</think>\nAnswer: C", "C"),
         ("<think>Answer: C\n</think>\nA", None),
         ("<think>\nAnswer: C\n", "C"),
+        ("<think>\nAnswer: C\n</think>\nI cannot tell.", None),
+        ("<think>\nAnswer: C\n</think>\nAnswer: A", "A"),
+        ("Answer: A</think>\nAnswer: C\n</think>", None),
         ("answer: C", None),
         ("Answer: c", None),
         ("Answer:C", None),
@@ -98,7 +101,7 @@ def test_a_question_with_a_part_missing_is_none(missing):
         ("Answer: A\n" * 100_000 + "Answer: C", "C"),
         (" " * 1_000_000 + "Answer: C", "C"),
     ],
-    ids=range(22),
+    ids=range(25),
 )
 def test_a_letter_stands_on_a_line_of_its_own(text, letter):
     assert grade_letter(text, "C") == Grade(letter == "C", letter, None)

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
 from tiny import EOS, PAD, mixer_for, save_tiny_model
@@ -178,6 +179,58 @@ def test_the_embedding_gradient_matches_an_independent_forward(directory):
     objective = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
     (-(objective * batch["completion_mask"]).sum() / (SEQUENCES * 16)).backward()
     torch.testing.assert_close(learner.model.get_input_embeddings().weight.grad, matrix.grad, atol=1e-5, rtol=1e-4)
+
+
+class Listening(TransformersEngine):
+    """Keeps what it was asked for."""
+
+    def __init__(self, model):
+        super().__init__(model, [EOS], PAD, 64)
+        self.seeds: list[list[int]] = []
+        self.samplings: list[Sampling] = []
+
+    def generate(self, prompts, seeds, sampling, mixer=None):
+        self.seeds.append(list(seeds))
+        self.samplings.append(sampling)
+        return super().generate(prompts, seeds, sampling, mixer)
+
+
+def asked(directory, **changes) -> Listening:
+    """Generate a rollout batch before the first step and after the second; return the engine."""
+    learner = trainer(directory, "token", **changes)
+    learner._engine = Listening(learner.model)
+    for step in (0, 2):
+        learner.state.global_step = step
+        rollout_batch(learner)
+    return learner._engine
+
+
+def test_every_rollout_has_a_seed_of_its_own(directory):
+    first, second = asked(directory, seed=3).seeds
+    assert len({*first, *second}) == len(first) + len(second) == 2 * SEQUENCES
+    assert asked(directory, seed=3).seeds == [first, second], "as a run that was resumed draws them"
+    assert not {*first, *second} & {seed for batch in asked(directory, seed=4).seeds for seed in batch}
+
+
+def test_rollouts_are_asked_for_with_the_settings_of_training(directory):
+    engine = asked(directory, temperature=0.9, top_p=0.8, max_completion_length=7)
+    assert engine.samplings == [Sampling(7, 0.9, 0.8)] * 2
+
+
+def test_every_epoch_has_an_order_of_its_own(directory):
+    def order(epoch: float, **changes) -> list[int]:
+        learner = trainer(directory, "token", **changes)
+        sampler = learner._get_train_sampler(learner.train_dataset)
+        learner.state.epoch = epoch
+        return list(dict.fromkeys(sampler))
+
+    rows = len(problems())
+    first, second = order(0.0), order(1.0)
+    assert len(first) == len(second) == rows // (SEQUENCES // GROUP) * (SEQUENCES // GROUP)
+    assert first != sorted(first)
+    assert first != second
+    assert order(1.5) == second, "as a run that is resumed within an epoch sees it"
+    assert order(0.0, seed=1) != first
 
 
 def test_scoring_without_records_is_an_error(directory):

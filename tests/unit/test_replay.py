@@ -89,6 +89,11 @@ def test_the_nucleus_leaves_out_the_tail(model):
     assert len(nucleus) < len(probabilities)
 
 
+def test_log_probabilities_are_those_before_the_nucleus(model):
+    rollouts = engine(model).generate(prompts(6), range(6), Sampling(20, TEMPERATURE, top_p=0.5))
+    assert replay_error(model, prompts(6), rollouts, None, TEMPERATURE) <= 1e-4
+
+
 def test_ends_and_training_mode(model):
     model.train()
     rollouts = engine(model).generate(prompts(48), range(48), Sampling(40, TEMPERATURE))

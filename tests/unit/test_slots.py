@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ngrpo.mixing.counter import GATE, uniform
+from ngrpo.mixing.neighbor_mixing import add_noise
 from ngrpo.rollout.slots import MixingSlots, RequestSettings
 
 VOCABULARY = 12
@@ -60,6 +61,40 @@ def test_a_finished_request_frees_its_slot_and_keeps_its_record(slots):
         slots.take(["a"])
 
 
+def test_a_slot_that_is_given_again_has_forgotten_its_former_owner(slots):
+    first = slots.add("a", settings("a", rate=1.0, k=3))
+    decide(slots, [first], [0], [MARKER[0]])
+    decide(slots, [first], [1], [MARKER[1]])
+    slots.take(["a"])
+    assert slots.add("b", settings("b", rate=1.0, k=3)) == first
+    decide(slots, [first], [0], [3])
+    (record,) = slots.take(["b"])
+    assert record.mixed.tolist() == [True] + [False] * 5, "the former owner's end of mixing, or what it mixed, shows"
+    # Nothing is written for a request that does not mix while no other does either.
+    assert slots.add("c", settings("c")) == first
+    decide(slots, [first], [0], [3])
+    embeddings = torch.randn(1, 4)
+    same = slots.mix(
+        lambda ids: torch.zeros(len(ids), 4), embeddings, torch.tensor([3]), torch.tensor([first]), torch.tensor([0])
+    )
+    assert torch.equal(same, embeddings)
+    (record,) = slots.take(["c"])
+    assert not record.mixed.any()
+
+
+def test_a_narrower_index_finds_nothing_of_the_wider_one(slots):
+    slots.add("a", settings("a", rate=1.0, k=5))
+    decide(slots, [slots.slot("a")], [0], [3])
+    slots.set_index((torch.arange(VOCABULARY)[:, None] + 1) % VOCABULARY, torch.ones(VOCABULARY).bool(), ())
+    row = slots.add("b", settings("b", rate=1.0, k=2))
+    decide(slots, [row], [0], [3])
+    wide, narrow = slots.take(["a", "b"])
+    assert (wide.weights.shape, narrow.weights.shape) == ((6, 5), (6, 2))
+    assert wide.mixed[0]
+    assert narrow.mixed[0]
+    torch.testing.assert_close(narrow.weights[0].sum(), torch.tensor(1.0))
+
+
 def test_a_request_that_comes_back_keeps_what_it_has(slots):
     row = slots.add("a", settings("a", rate=1.0, k=3))
     decide(slots, [row], [0], [3])
@@ -68,6 +103,53 @@ def test_a_request_that_comes_back_keeps_what_it_has(slots):
     (record,) = slots.take(["a"])
     assert record.mixed[0]
     assert record.logprobs[0] > -0.01, "the token of the first time stays"
+
+
+def test_what_is_computed_in_the_middle_of_a_prompt_or_again_is_not_remembered(slots):
+    row = slots.add("a", settings("a", rate=1.0, k=3))
+    decide(slots, [row], [0], [3])
+    even = slots.decide(torch.zeros(1, VOCABULARY), torch.tensor([row]), torch.tensor([0]), torch.tensor([False]))
+    assert even.shape == (1,)
+    (record,) = slots.take(["a"])
+    assert record.logprobs[0] > -0.01
+
+
+def test_the_marker_does_not_begin_before_the_response(slots):
+    slots.set_index(slots._neighbors, slots._eligible, (7, 7))
+    row = slots.add("a", settings("a", rate=1.0, k=2))
+    for position, token in enumerate((7, 3, 7, 7, 3)):
+        decide(slots, [row], [position], [token])
+    (record,) = slots.take(["a"])
+    assert record.mixed.tolist() == [True, True, True, True, False, False]
+
+
+def test_the_nucleus_is_the_requests_own(slots):
+    rows = [slots.add(name, settings(name, top_p=top_p, max_tokens=60)) for name, top_p in (("a", 1.0), ("b", 0.5))]
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, 3] = 1.8  # at a temperature of 0.7 it has just more than half of the probability
+    drawn = [slots.decide(logits, torch.tensor(rows), torch.full((2,), at), torch.ones(2).bool()) for at in range(60)]
+    whole, nucleus = torch.stack(drawn).T
+    assert (nucleus == 3).all()
+    assert 10 < (whole == 3).sum() < 50
+    (record,) = slots.take(["b"])
+    expected = (logits[0] / 0.7).log_softmax(0)[3].expand(60)
+    torch.testing.assert_close(record.logprobs, expected, msg="log-probabilities are those before the nucleus")
+
+
+def test_noise_is_that_of_the_request_and_goes_to_the_token_that_was_drawn(slots):
+    plain, noisy = slots.add("a", settings("a", rate=1.0, k=1)), slots.add("b", settings("b", rate=1.0, noise_std=0.5))
+    rows, table = torch.tensor([plain, noisy]), torch.randn(VOCABULARY, 64)
+    tokens = torch.stack(
+        [slots.decide(torch.zeros(2, VOCABULARY), rows, torch.full((2,), at), torch.ones(2).bool()) for at in range(6)]
+    )
+    assert (tokens[:, 0] == 0).any(), "an even distribution's most likely token"
+    assert len(set(tokens[:, 1].tolist())) > 1, "drawn, not the most likely"
+    token, start = torch.full((2,), int(tokens[1, 1])), torch.ones(2, dtype=torch.long)
+    mixed = slots.mix(lambda ids: table[ids], table[token], token, rows, start)
+    expected = add_noise(table[token[:1]], torch.tensor([1]), start[:1], 0.5)
+    torch.testing.assert_close(mixed[1:], expected)
+    assert not torch.equal(mixed[1], table[token[0]])
+    assert torch.equal(mixed[0], table[token[0]])
 
 
 def test_mixing_follows_gate_marker_and_eligibility(slots):

@@ -1,0 +1,715 @@
+"""Mutants: faults put into the code on purpose, and the tests that must see each of them (`make mutants`).
+
+    python tests/mutants.py            all of them
+    python tests/mutants.py seeds keys those whose name holds one of the words
+
+Each is applied in a temporary copy of the checkout, never in the checkout itself, and only its own tests run. It is killed where one
+of them fails. The tests of all that are chosen run first on the code as it is: there they must pass.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = (".git", ".venv", "outputs", "__pycache__", ".*_cache", "*.egg-info")
+LIMIT_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault.
+
+    Attributes:
+        name: What is wrong.
+        file: File of the checkout.
+        text: What it holds exactly once.
+        replacement: What stands there instead.
+        tests: Ids of the tests that must see it.
+    """
+
+    name: str
+    file: str
+    text: str
+    replacement: str
+    tests: tuple[str, ...]
+
+
+ARGUMENTS = "tests/unit/test_trainer_arguments.py"
+TRAINER = "tests/unit/test_ngrpo_trainer.py"
+SEEDS = f"{TRAINER}::test_every_rollout_has_a_seed_of_its_own"
+ASKED = f"{TRAINER}::test_rollouts_are_asked_for_with_the_settings_of_training"
+ORDER = f"{TRAINER}::test_every_epoch_has_an_order_of_its_own"
+PASSES = f"{TRAINER}::test_every_pass_sees_the_recorded_inputs"
+MASK = f"{TRAINER}::test_mixed_positions_can_be_left_out_of_the_loss"
+MEASURING = "tests/unit/test_benchmark_evaluation.py"
+WAYS = f"{MEASURING}::test_samples_that_are_generated_in_another_way_are_not_reused"
+SETTINGS = f"{MEASURING}::test_samples_of_other_settings_are_not_reused"
+GATE = "tests/unit/test_gate.py"
+LETTERS = "tests/unit/test_multiple_choice.py"
+STORAGE = "tests/pipeline/test_storage.py"
+DAMAGE = f"{STORAGE}::test_damage_in_the_store_is_seen_and_never_used"
+LARGE = f"{STORAGE}::test_a_large_file_that_is_another_is_seen_without_reading_it"
+CONTAMINATION = "tests/unit/test_contamination.py"
+SLOTS = "tests/unit/test_slots.py"
+EQUATIONS = "tests/unit/test_mixing.py"
+REPLAY = "tests/unit/test_replay.py"
+KEYS = "tests/pipeline/test_keys.py"
+
+_GRPO = "components/ngrpo/training/policy_optimization.py"
+_SFT = "components/ngrpo/training/warm_start.py"
+_TRAINER = "components/ngrpo/training/ngrpo_trainer.py"
+_MEASURING = "components/ngrpo/stages/benchmark_evaluation.py"
+_GATE = "components/ngrpo/evaluation/gate.py"
+_PROTOCOL = "components/ngrpo/evaluation/protocol.py"
+_SLOTS = "components/ngrpo/rollout/slots.py"
+_ENGINE = "components/ngrpo/rollout/transformers_engine.py"
+_EQUATIONS = "components/ngrpo/mixing/neighbor_mixing.py"
+_MIXER = "components/ngrpo/mixing/mixer.py"
+_INPUTS = "components/ngrpo/mixing/inputs.py"
+_RECORDS = "components/ngrpo/mixing/records.py"
+_CONTAMINATION = "components/ngrpo/data/contamination.py"
+_KEYS = "components/ngrpo/stages/keys.py"
+
+_TEN = """        top_p=rollout.top_p,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler,
+        adam_beta2=settings.adam_beta2,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        beta=settings.kl_coefficient,
+        epsilon=settings.clip_epsilon,
+        loss_type=settings.loss_type,
+        importance_sampling_level=settings.importance_sampling_level,
+"""
+
+
+def _dropped(file: str, line: str) -> Mutant:
+    """A setting that no longer reaches TRL."""
+    return Mutant(
+        f"argument {line.partition('=')[0]} of {Path(file).stem}", file, f"        {line},\n", "", (ARGUMENTS,)
+    )
+
+
+MUTANTS = (
+    # The translation.
+    Mutant("arguments: ten settings of training at once", _GRPO, _TEN, "", (ARGUMENTS,)),
+    *(
+        _dropped(_GRPO, line)
+        for line in (
+            "weight_decay=settings.weight_decay",
+            "max_grad_norm=settings.max_grad_norm",
+            "epsilon=settings.clip_epsilon",
+            "importance_sampling_level=settings.importance_sampling_level",
+            "seed=config.seed",
+            "disable_dropout=True",
+            "logging_nan_inf_filter=False",
+            'bf16=config.model.dtype == "bfloat16"',
+        )
+    ),
+    *(
+        _dropped(_SFT, line)
+        for line in (
+            "weight_decay=settings.weight_decay",
+            "warmup_steps=round(settings.warmup_ratio * settings.steps)",
+            "max_length=settings.max_tokens",
+        )
+    ),
+    Mutant(
+        "arguments: memory of vLLM",
+        "components/ngrpo/rollout/configured_engine.py",
+        "gpu_memory_utilization=config.vllm.gpu_memory_utilization",
+        "gpu_memory_utilization=0.4",
+        (ARGUMENTS,),
+    ),
+    Mutant(
+        "arguments: nucleus of validation",
+        "components/ngrpo/training/validation.py",
+        "self.config.temperature, self.config.top_p)",
+        "self.config.temperature)",
+        (ARGUMENTS,),
+    ),
+    Mutant(
+        "arguments: loss of mixed positions",
+        _GRPO,
+        "mask_mixed_positions=config.training.mask_mixed_positions",
+        "mask_mixed_positions=False",
+        (ARGUMENTS,),
+    ),
+    Mutant(
+        "arguments: refresh of the index",
+        _GRPO,
+        'every_batch=config.training.index_refresh == "every_batch"',
+        "every_batch=False",
+        (ARGUMENTS,),
+    ),
+    Mutant(
+        "arguments: nucleus of evaluation",
+        _MEASURING,
+        "config.evaluation.temperature, config.evaluation.top_p)",
+        "config.evaluation.temperature)",
+        (ARGUMENTS,),
+    ),
+    Mutant(
+        "arguments: nucleus of a rollout",
+        _TRAINER,
+        "Sampling(self.max_completion_length, self.temperature, self.top_p)",
+        "Sampling(self.max_completion_length, self.temperature)",
+        (ASKED,),
+    ),
+    Mutant(
+        "arguments: temperature of a rollout",
+        _TRAINER,
+        "Sampling(self.max_completion_length, self.temperature, self.top_p)",
+        "Sampling(self.max_completion_length, 1.0, self.top_p)",
+        (ASKED,),
+    ),
+    # Randomness of training.
+    Mutant(
+        "seeds without the step",
+        _TRAINER,
+        "request_seed(self.args.seed, step, 0, first + row)",
+        "request_seed(self.args.seed, 0, 0, first + row)",
+        (SEEDS,),
+    ),
+    Mutant(
+        "seeds without the row",
+        _TRAINER,
+        "request_seed(self.args.seed, step, 0, first + row)",
+        "request_seed(self.args.seed, step, 0, first)",
+        (SEEDS,),
+    ),
+    Mutant(
+        "seeds without the run's seed",
+        _TRAINER,
+        "request_seed(self.args.seed, step, 0, first + row)",
+        "request_seed(0, step, 0, first + row)",
+        (SEEDS,),
+    ),
+    Mutant(
+        "order of every epoch the same",
+        _TRAINER,
+        "request_seed(self.seed, self._epoch())",
+        "request_seed(self.seed, 0)",
+        (ORDER,),
+    ),
+    Mutant("order knows no epoch", _TRAINER, "lambda: int(self.state.epoch or 0),", "lambda: 0,", (ORDER,)),
+    Mutant(
+        "order is not shuffled",
+        _TRAINER,
+        "            shuffle=stock.shuffle,\n",
+        "            shuffle=False,\n",
+        (ORDER,),
+    ),
+    Mutant(
+        "order without the run's seed",
+        _TRAINER,
+        "request_seed(self.seed, self._epoch())",
+        "request_seed(0, self._epoch())",
+        (ORDER,),
+    ),
+    # Keys of samples.
+    *(
+        Mutant(f"samples' key without {name}", _MEASURING, text, replacement, (test,))
+        for name, test, text, replacement in (
+            (
+                "prompts",
+                f"{MEASURING}::test_samples_of_other_prompts_are_not_reused",
+                "[weights, prompts, config.seed,",
+                "[weights, config.seed,",
+            ),
+            ("engine", WAYS, "evaluation.max_tokens, evaluation.engine, config", "evaluation.max_tokens, config"),
+            ("dtype", WAYS, "evaluation.engine, config.model.dtype]", "evaluation.engine]"),
+            (
+                "generator",
+                f"{MEASURING}::test_samples_of_another_generator_are_not_reused",
+                "sampling, mixing, generator]",
+                "sampling, mixing]",
+            ),
+            (
+                "weights",
+                f"{MEASURING}::test_both_models_get_the_same_prompts_and_seeds",
+                "[weights, prompts, config.seed,",
+                "[prompts, config.seed,",
+            ),
+            ("seed", SETTINGS, "[weights, prompts, config.seed,", "[weights, prompts,"),
+            ("mixing", SETTINGS, "sampling, mixing, generator]", "sampling, generator]"),
+            (
+                "candidates",
+                WAYS,
+                '[evaluation.mixing.model_dump(mode="json"), config.neighbors.candidates]',
+                '[evaluation.mixing.model_dump(mode="json")]',
+            ),
+            ("temperature", SETTINGS, "sampling = [evaluation.temperature, ", "sampling = ["),
+        )
+    ),
+    # The gate of promotion.
+    Mutant(
+        "gate: protocol of a tolerated benchmark",
+        _GATE,
+        "    for name in names:\n",
+        "    for name in [config.benchmark]:\n",
+        (GATE,),
+    ),
+    Mutant(
+        "gate: loss at the tolerated limit",
+        _GATE,
+        'entry["interval"][0] < -entry["tolerated"]',
+        'entry["interval"][0] <= -entry["tolerated"]',
+        (GATE,),
+    ),
+    Mutant("gate: any loss is tolerated", _GATE, "if gained and not lost", "if gained", (GATE,)),
+    Mutant("gate: gain at the limit", _GATE, "low > config.min_gain", "low >= config.min_gain", (GATE,)),
+    Mutant(
+        "gate: two-sided bound",
+        _GATE,
+        "confidence=2 * config.confidence - 1",
+        "confidence=config.confidence",
+        (GATE,),
+    ),
+    Mutant(
+        "gate: other problems",
+        _GATE,
+        'if set(candidate.results[name]["per_problem"]) != set(opponent.results[name]["per_problem"]):',
+        "if False:",
+        (GATE,),
+    ),
+    Mutant(
+        "gate: gain over the wrong one",
+        _GATE,
+        "paired_difference(ours, theirs,",
+        "paired_difference(theirs, ours,",
+        (GATE,),
+    ),
+    Mutant(
+        "gate: a benchmark the opponent lacks",
+        _GATE,
+        "    if name not in opponent.results:\n",
+        "    if False:\n",
+        (GATE,),
+    ),
+    Mutant(
+        "gate: unpaired problems",
+        _GATE,
+        'problems = sorted(candidate.results[name]["per_problem"])',
+        'problems = list(candidate.results[name]["per_problem"])',
+        (GATE,),
+    ),
+    *(
+        Mutant(f"protocol without {part}", _PROTOCOL, f'    "{part}": "{words}",\n', "", (GATE,))
+        for part, words in (
+            ("revision", "data revision"),
+            ("prompts", "prompts"),
+            ("sampling", "sampling settings"),
+            ("grader", "graders"),
+        )
+    ),
+    # Verdicts.
+    Mutant(
+        "letter inside the thought",
+        "components/ngrpo/grading/grader.py",
+        "_LETTER.findall(text.rpartition(_END_OF_THOUGHT)[2])",
+        "_LETTER.findall(text)",
+        (LETTERS,),
+    ),
+    Mutant(
+        "letter: the first one counts",
+        "components/ngrpo/grading/grader.py",
+        "Grade(lines[-1] == gold, lines[-1], None)",
+        "Grade(lines[0] == gold, lines[0], None)",
+        (LETTERS,),
+    ),
+    Mutant(
+        "box inside the thought",
+        "components/ngrpo/grading/grader.py",
+        "    text = text.rpartition(_END_OF_THOUGHT)[2]\n",
+        "",
+        ("tests/unit/test_grading.py",),
+    ),
+    # Artifacts.
+    Mutant(
+        "verify: a changed stored hash",
+        "components/ngrpo/storage/artifacts.py",
+        "if stored is not None and stored != entry.sha256:",
+        "if False:",
+        (LARGE,),
+    ),
+    Mutant(
+        "verify: a changed size",
+        "components/ngrpo/storage/artifacts.py",
+        "if head.size != entry.size:",
+        "if False:",
+        (LARGE,),
+    ),
+    Mutant(
+        "verify: a hash that is not stored",
+        "components/ngrpo/storage/artifacts.py",
+        "if stored is not None and not read:",
+        "if not read:",
+        (DAMAGE,),
+    ),
+    Mutant(
+        "verify: a small artifact is not read",
+        "components/ngrpo/storage/artifacts.py",
+        "read = suspect or manifest.size <= _READ_TO_VERIFY",
+        "read = suspect",
+        (f"{STORAGE}::test_a_byte_flipped_on_the_servers_disk_is_seen_and_never_used",),
+    ),
+    Mutant(
+        "verify: a changed manifest",
+        "components/ngrpo/storage/artifacts.py",
+        "if found is None or found.digest != reference.digest:\n            return [",
+        "if found is None:\n            return [",
+        (f"{STORAGE}::test_a_manifest_that_was_changed_is_refused",),
+    ),
+    # Contamination.
+    Mutant(
+        "contamination without NFKC",
+        _CONTAMINATION,
+        'unicodedata.normalize("NFKC", _COMMAND.sub(" ", text)).casefold()',
+        '_COMMAND.sub(" ", text).casefold()',
+        (CONTAMINATION,),
+    ),
+    Mutant(
+        "contamination without NFKC of a whole text",
+        "components/ngrpo/data/screening.py",
+        'unicodedata.normalize("NFKC", text).casefold()',
+        "text.casefold()",
+        (CONTAMINATION,),
+    ),
+    Mutant(
+        "contamination without a set per problem",
+        _CONTAMINATION,
+        "for run in set(self._of(problem.problem)):",
+        "for run in self._of(problem.problem):",
+        (CONTAMINATION,),
+    ),
+    Mutant(
+        "contamination: a shared phrase is a match",
+        _CONTAMINATION,
+        "runs[run] = None if run in runs else Match(",
+        "runs[run] = Match(",
+        (CONTAMINATION,),
+    ),
+    Mutant(
+        "contamination: case",
+        _CONTAMINATION,
+        '_COMMAND.sub(" ", text)).casefold()',
+        '_COMMAND.sub(" ", text))',
+        (CONTAMINATION,),
+    ),
+    # Slots of a serving engine.
+    Mutant("slot keeps `ended`", _SLOTS, "        tables.ended[slot] = False\n", "", (SLOTS,)),
+    Mutant("slot keeps `mixed`", _SLOTS, "        tables.mixed[slot] = False\n", "", (SLOTS,)),
+    Mutant(
+        "slot: index keeps the old tables",
+        _SLOTS,
+        "        self._tables = _Tables.empty(self._tables.slots, 1, 1, device)\n",
+        "",
+        (SLOTS,),
+    ),
+    Mutant("slot is not freed", _SLOTS, "            self._free.append(slot)\n", "", (SLOTS,)),
+    Mutant(
+        "slot: the marker of another row",
+        _SLOTS,
+        "self._eligible[anchor_ids] & ~tables.ended[rows] & emits",
+        "self._eligible[anchor_ids] & emits",
+        (SLOTS,),
+    ),
+    Mutant(
+        "slot: a prompt's middle is remembered",
+        _SLOTS,
+        "emits = emits & (slots >= 0)",
+        "emits = (slots >= 0)",
+        (SLOTS,),
+    ),
+    Mutant("slot: marker across the start", _SLOTS, "== marker) & (recent >= 0)", "== marker)", (SLOTS,)),
+    Mutant(
+        "slot: nucleus of nobody",
+        _SLOTS,
+        "settings.top_p < 1 for settings",
+        "settings.top_p > 1 for settings",
+        (SLOTS,),
+    ),
+    Mutant(
+        "slot: noise of another slot",
+        _SLOTS,
+        "noisy = tables.noise_std[slots] > 0",
+        "noisy = tables.noise_std[slots] > 9",
+        (SLOTS,),
+    ),
+    Mutant("slot: noise is not added", _SLOTS, "        if self._noisy:\n", "        if False:\n", (SLOTS,)),
+    Mutant(
+        "slot: log-probabilities after the nucleus",
+        _SLOTS,
+        "token_logprobs(scaled_logits, tokens)",
+        "token_logprobs(nucleus, tokens)",
+        (SLOTS,),
+    ),
+    # Equations of mixing.
+    Mutant(
+        "mixing: gate the wrong way",
+        _EQUATIONS,
+        "uniform(seeds, positions, GATE) < rate",
+        "uniform(seeds, positions, GATE) > rate",
+        (EQUATIONS,),
+    ),
+    Mutant(
+        "mixing: gate of the token's stream",
+        _EQUATIONS,
+        "uniform(seeds, positions, GATE) < rate",
+        "uniform(seeds, positions, 1) < rate",
+        (EQUATIONS, REPLAY),
+    ),
+    Mutant("mixing: k neighbors beside the anchor", _EQUATIONS, ": k - 1].long()", ": k].long()", (EQUATIONS,)),
+    Mutant(
+        "mixing: weights over the vocabulary",
+        _EQUATIONS,
+        "    logits = scaled_logits.gather(-1, candidates)\n",
+        "    return scaled_logits.softmax(-1).gather(-1, candidates)\n    logits = scaled_logits.gather(-1, candidates)\n",
+        (EQUATIONS,),
+    ),
+    Mutant(
+        "mixing: equal weights",
+        _EQUATIONS,
+        "    return logits.softmax(dim=-1)\n",
+        "    return torch.full_like(logits, 1 / logits.shape[-1])\n",
+        (EQUATIONS,),
+    ),
+    Mutant("mixing: no temperature", _EQUATIONS, "logits.float() / temperature", "logits.float()", (EQUATIONS,)),
+    Mutant(
+        "mixing: weights in the embedding's precision",
+        _EQUATIONS,
+        "(embeddings.float() * weights.float()[..., None])",
+        "(embeddings * weights.to(embeddings.dtype)[..., None])",
+        (EQUATIONS,),
+    ),
+    Mutant(
+        "mixing: logits in their own precision",
+        _EQUATIONS,
+        "logits.float() / temperature",
+        "logits / temperature",
+        (EQUATIONS,),
+    ),
+    Mutant("mixing: sizes do not count", _EQUATIONS, "    if sizes is not None:\n", "    if False:\n", (SLOTS,)),
+    Mutant(
+        "mixing: noise of the first position",
+        _INPUTS,
+        "mixture.positions[rows] + columns, mixture.noise_std",
+        "mixture.positions[rows], mixture.noise_std",
+        (EQUATIONS, REPLAY, TRAINER),
+    ),
+    Mutant(
+        "mixing: anchors that may not be",
+        _MIXER,
+        "        keep = self.eligible[tokens]\n        rows, tokens, logits",
+        "        keep = torch.ones_like(self.eligible[tokens])\n        rows, tokens, logits",
+        (EQUATIONS,),
+    ),
+    Mutant(
+        "mixing: past the marker",
+        _MIXER,
+        "(gate(seeds, positions, self.rate) & active)",
+        "gate(seeds, positions, self.rate)",
+        (EQUATIONS,),
+    ),
+    Mutant(
+        "mixing: noise on tokens that may not be",
+        _MIXER,
+        "            keep = self.eligible[tokens]\n",
+        "            keep = torch.ones_like(self.eligible[tokens])\n",
+        (EQUATIONS, REPLAY),
+    ),
+    # Replay.
+    Mutant(
+        "replay: chunks with the records of the first",
+        _TRAINER,
+        "mixed_inputs(embedding, mixture.select(rows))",
+        "mixed_inputs(embedding, mixture.select(slice(0, size)))",
+        (PASSES,),
+    ),
+    Mutant(
+        "replay: the loss without records",
+        _TRAINER,
+        "        if self._mixer is not None:\n            mask, candidates",
+        "        if False:\n            mask, candidates",
+        (PASSES,),
+    ),
+    Mutant(
+        "replay: noise is left out of the loss",
+        _TRAINER,
+        "InputMixture(mask, candidates, weights, seeds, start, self._mixer.noise_std)",
+        "InputMixture(mask, candidates, weights, seeds, start, 0.0)",
+        (PASSES,),
+    ),
+    Mutant(
+        "replay: neighbors of another width",
+        _RECORDS,
+        "neighbors[anchor_ids.to(neighbors.device), : k - 1]",
+        "neighbors[anchor_ids.to(neighbors.device), 1:k]",
+        (EQUATIONS,),
+    ),
+    Mutant(
+        "replay: index version is not checked",
+        _RECORDS,
+        "if record.index_version != index_version:",
+        "if False:",
+        (EQUATIONS,),
+    ),
+    Mutant(
+        "replay: seeds of the first rollout",
+        _RECORDS,
+        "[record.seed for record in records]",
+        "[records[0].seed for record in records]",
+        (EQUATIONS, TRAINER),
+    ),
+    Mutant(
+        "replay: rows that left keep their marker",
+        _ENGINE,
+        "self.alive, self.active = self.alive[kept], self.active[kept]",
+        "self.alive, self.active = self.alive[kept], self.active[: len(kept)]",
+        (REPLAY,),
+    ),
+    Mutant(
+        "replay: log-probabilities after the nucleus",
+        _ENGINE,
+        "token_logprobs(scaled, tokens)[self.alive]",
+        "token_logprobs(nucleus, tokens)[self.alive]",
+        (REPLAY,),
+    ),
+    Mutant("replay: mixed positions stay in the loss", _TRAINER, "int(position not in mixed)", "1", (MASK,)),
+    # Keys of stages.
+    *(
+        Mutant(
+            f"stage's key without {name}",
+            _KEYS,
+            "[stage, config, code_version, dict(inputs), rerun_token]",
+            f"[{', '.join(part for part in parts if part != left_out)}]",
+            (KEYS,),
+        )
+        for parts in [("stage", "config", "code_version", "dict(inputs)", "rerun_token")]
+        for name, left_out in (
+            ("stage", "stage"),
+            ("settings", "config"),
+            ("code", "code_version"),
+            ("inputs", "dict(inputs)"),
+            ("token", "rerun_token"),
+        )
+    ),
+)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the mutants whose name holds one of the words, all of them without words; returns 0 if all were killed."""
+    chosen = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    if not chosen:
+        print(f"no mutant's name holds {' or '.join(words)}")
+        return 2
+    stale = [mutant for mutant in chosen if (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.text) != 1]
+    for mutant in stale:
+        print(f"{mutant.name}: {mutant.file} does not hold its text exactly once: bring the mutant up to date")
+    if stale:
+        return 2
+    _import_once()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
+        copy = _copied(Path(directory))
+        if _run(copy, list(dict.fromkeys(test for mutant in chosen for test in mutant.tests))) != "survived":
+            print((copy / "output").read_text(encoding="utf-8", errors="replace"))
+            print("the tests must pass before any mutant is looked at")
+            return 2
+        outcomes = {}
+        for mutant in chosen:
+            outcomes[mutant.name] = outcome, seconds = _outcome(copy, mutant)
+            print(f"{outcome:<9} {seconds:5.0f} s  {mutant.name}", flush=True)
+    killed = sum(outcome == "killed" for outcome, _ in outcomes.values())
+    print(f"{killed} of {len(chosen)} killed")
+    return 0 if killed == len(chosen) else 1
+
+
+def _copied(directory: Path) -> Path:
+    """Copy the checkout, with the names that its packages have once they are installed."""
+    copy = directory / "checkout"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    namespace = directory / "names" / "ngrpo_kfp"
+    namespace.mkdir(parents=True)
+    for name in ("components", "pipelines"):
+        (namespace / name).symlink_to(copy / name)
+    return copy
+
+
+def _outcome(copy: Path, mutant: Mutant) -> tuple[str, float]:
+    """Apply a mutant, run its tests, take it back."""
+    path = copy / mutant.file
+    original = path.read_text(encoding="utf-8")
+    began = time.monotonic()
+    path.write_text(original.replace(mutant.text, mutant.replacement), encoding="utf-8")
+    try:
+        return _run(copy, mutant.tests), time.monotonic() - began
+    finally:
+        path.write_text(original, encoding="utf-8")
+
+
+def _import_once() -> None:
+    """Import what takes seconds and is none of ours; every run is a fork of this process."""
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a mutant may have the size and the second of its original
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.dont_write_bytecode = True
+    import datasets  # noqa: F401
+    import mlflow  # noqa: F401
+    import pytest  # noqa: F401
+    import sympy  # noqa: F401
+    import transformers.models.llama.modeling_llama
+    import transformers.trainer  # noqa: F401
+
+
+def _run(copy: Path, tests: Sequence[str]) -> str:
+    """Run tests on the copy in a process of its own; returns `survived`, `killed` or `error`."""
+    child = os.fork()
+    if child == 0:
+        _test(copy, tests)
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return {0: "survived", 1: "killed"}.get(os.waitstatus_to_exitcode(status), "error")
+        if time.monotonic() > deadline:
+            os.killpg(child, 9)
+            os.waitpid(child, 0)
+            return "killed"
+        time.sleep(0.05)
+
+
+def _test(copy: Path, tests: Sequence[str]) -> None:
+    """Be the process that tests: only the copy is imported, here and in the processes that tests start."""
+    import pytest
+
+    os.setsid()
+    os.chdir(copy)
+    log = os.open(copy / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    own = [str(copy / "components"), str(copy.parent / "names")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(own)
+    sys.path[:1] = own  # in the place of the folder of this script
+    import ngrpo
+    import ngrpo_kfp.pipelines
+
+    code = 3
+    try:
+        for module in (ngrpo, ngrpo_kfp.pipelines):
+            assert Path(module.__file__).resolve().is_relative_to(copy.resolve()), f"{module.__file__} is not the copy"
+        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,256 @@
+"""The translation of a configuration into the arguments of TRL, of vLLM and of generation."""
+
+import copy
+import difflib
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from datasets import Dataset
+from golden_arguments import (
+    CHAT,
+    GOLDEN,
+    NAMES,
+    PRESETS,
+    evaluation,
+    golden_path,
+    golden_text,
+    grpo,
+    index_of,
+    machine,
+    rollouts,
+    sft,
+    tiny_model,
+)
+
+from ngrpo.config import BenchmarkEvaluationConfig, NGRPOTrainingConfig, SFTWarmStartConfig, load_config, select
+from ngrpo.config.sections import RolloutConfig, TrainingConfig, WarmStartConfig
+from ngrpo.report.rollout_log import RolloutLog
+from ngrpo.rollout.loading import load_tokenizer
+from ngrpo.training import policy_optimization
+
+# By setting: another value than that of `tiny` with small micro batches, and all the arguments that it changes. A setting that no
+# preset changes is in no golden file: only this proves that it is passed on.
+SMALL = ("training.micro_batch_size=16", "warm_start.micro_batch_size=16")
+GRPO: dict[str, tuple[object, dict[str, object]]] = {
+    "seed": (3, {"seed": 3}),
+    "model.dtype": ("bfloat16", {"bf16": True}),
+    "rollout.group_size": (
+        4,
+        {
+            "num_generations": 4,
+            "generation_batch_size": 128,
+            "steps_per_generation": 8,
+            "gradient_accumulation_steps": 8,
+        },
+    ),
+    "rollout.temperature": (0.9, {"temperature": 0.9}),
+    "rollout.max_tokens": (20, {"max_completion_length": 20}),
+    "training.steps": (40, {"max_steps": 40}),
+    "training.prompts_per_batch": (
+        64,
+        {"generation_batch_size": 512, "steps_per_generation": 32, "gradient_accumulation_steps": 32},
+    ),
+    "training.updates_per_batch": (2, {"gradient_accumulation_steps": 8}),
+    "training.micro_batch_size": (
+        32,
+        {"per_device_train_batch_size": 32, "steps_per_generation": 8, "gradient_accumulation_steps": 8},
+    ),
+    "training.learning_rate": (3e-4, {"learning_rate": 3e-4}),
+    "training.lr_scheduler": ("cosine", {"lr_scheduler_type": "cosine"}),
+    "training.adam_beta2": (0.9, {"adam_beta2": 0.9}),
+    "training.weight_decay": (0.1, {"weight_decay": 0.1}),
+    "training.max_grad_norm": (0.5, {"max_grad_norm": 0.5}),
+    "training.kl_coefficient": (0.2, {"beta": 0.2}),
+    "training.clip_epsilon": (0.3, {"epsilon": 0.3}),
+    "training.loss_type": ("dr_grpo", {"loss_type": "dr_grpo"}),
+    "training.importance_sampling_level": ("sequence", {"importance_sampling_level": "sequence"}),
+    "training.gradient_checkpointing": ("true", {"gradient_checkpointing": True}),
+    "training.save_steps": (6, {"save_steps": 6, "eval_steps": 6}),
+    "training.selection": (
+        "null",
+        {
+            "do_eval": False,
+            "eval_strategy": "no",
+            "eval_steps": None,
+            "num_generations_eval": None,
+            "load_best_model_at_end": False,
+            "metric_for_best_model": None,
+            "greater_is_better": None,
+        },
+    ),
+}
+SFT: dict[str, tuple[object, dict[str, object]]] = {
+    "seed": (3, {"seed": 3}),
+    "model.dtype": ("bfloat16", {"bf16": True}),
+    "warm_start.steps": (1200, {"max_steps": 1200, "warmup_steps": 36, "logging_steps": 10}),
+    "warm_start.batch_size": (128, {"gradient_accumulation_steps": 8}),
+    "warm_start.micro_batch_size": (32, {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2}),
+    "warm_start.learning_rate": (1e-3, {"learning_rate": 1e-3}),
+    "warm_start.warmup_ratio": (0.1, {"warmup_steps": 40}),
+    "warm_start.weight_decay": (0.1, {"weight_decay": 0.1}),
+    "warm_start.max_tokens": (48, {"max_length": 48}),
+    "warm_start.save_steps": (45, {"save_steps": 45, "logging_steps": 3}),
+}
+ELSEWHERE = {
+    "rollout.engine",
+    "rollout.vllm",
+    "rollout.batch_size",
+    "rollout.top_p",  # must be 1
+    "training.mask_mixed_positions",
+    "training.index_refresh",
+}
+"""Settings that are none of TRL's."""
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_a_preset_leads_to_the_arguments_that_are_stored(preset):
+    stored, now = golden_path(preset).read_text(encoding="utf-8"), golden_text(preset)
+    changed = "\n".join(difflib.unified_diff(stored.splitlines(), now.splitlines(), "stored", "now", lineterm="", n=2))
+    assert not changed, f"{changed}\nif this is meant, `make golden` stores it"
+
+
+def test_every_preset_is_stored_and_nothing_else():
+    assert {path.name for path in GOLDEN.iterdir()} == {f"{name}.json" for name in NAMES}
+
+
+@pytest.mark.parametrize("setting", GRPO)
+def test_a_setting_of_training_changes_these_arguments_and_no_other(setting):
+    value, expected = GRPO[setting]
+    assert changes(lambda *overrides: grpo(read(NGRPOTrainingConfig, *overrides)), setting, value) == expected
+
+
+@pytest.mark.parametrize("setting", SFT)
+def test_a_setting_of_the_warm_start_changes_these_arguments_and_no_other(setting):
+    value, expected = SFT[setting]
+    assert changes(lambda *overrides: sft(read(SFTWarmStartConfig, *overrides)), setting, value) == expected
+
+
+def test_no_setting_is_forgotten():
+    """A new setting belongs into one of the tables above, or among those of which TRL knows nothing."""
+    sections = {"training": TrainingConfig, "rollout": RolloutConfig, "warm_start": WarmStartConfig}
+    settings = {f"{name}.{field}" for name, section in sections.items() for field in section.model_fields}
+    assert settings == {setting for setting in {*GRPO, *SFT} if "." in setting and "model" not in setting} | ELSEWHERE
+
+
+# --- the trainer ---------------------------------------------------------------------------------------------------------
+
+
+class Built(Exception):
+    """Ends a training where its trainer would be built, with what it would be built with."""
+
+
+def built(tmp_path, *overrides: str) -> dict[str, Any]:
+    directory, model = tiny_model()
+    tokenizer = load_tokenizer(directory, model.config.vocab_size)
+
+    def build(**arguments: Any) -> None:
+        raise Built(arguments)
+
+    with (
+        machine(),
+        patch.object(policy_optimization, "NGRPOTrainer", build),
+        pytest.raises(Built) as caught,
+    ):
+        policy_optimization.train_policy(
+            model=model,
+            start=directory,
+            tokenizer=tokenizer,
+            dataset=Dataset.from_list([{"prompt": CHAT, "answer": "2"}]),
+            validation=None,
+            index=index_of(model, tokenizer),
+            config=read(NGRPOTrainingConfig, *overrides),
+            work=tmp_path,
+            output=tmp_path / "model",
+            log=RolloutLog(tokenizer, group_size=8),
+        )
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_mixed_positions_are_left_out_of_the_loss_where_it_is_asked_for(tmp_path, masked):
+    arguments = built(tmp_path, f"training.mask_mixed_positions={str(masked).lower()}")
+    assert arguments["mask_mixed_positions"] is masked
+
+
+@pytest.mark.parametrize(("refresh", "versions"), [("at_start", [0, 0]), ("every_batch", [0, 1])])
+def test_the_index_follows_the_weights_as_often_as_it_is_asked_to(tmp_path, refresh, versions):
+    mixer_of = built(tmp_path, f"training.index_refresh={refresh}")["current_mixer"]
+    model = copy.deepcopy(tiny_model()[1])
+    seen = [mixer_of(model).index_version]
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.5)
+    seen.append(mixer_of(model).index_version)
+    assert seen == versions
+
+
+# --- engines ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "argument"),
+    [
+        ("rollout.batch_size", 7, "max_num_seqs"),
+        ("rollout.vllm.tensor_parallel_size", 2, "tensor_parallel_size"),
+        ("rollout.vllm.gpu_memory_utilization", 0.7, "gpu_memory_utilization"),
+        ("model.dtype", "bfloat16", "dtype"),
+    ],
+)
+def test_vllm_is_made_with_the_settings_of_rollouts(setting, value, argument):
+    asked, _ = rollouts(read(NGRPOTrainingConfig, "rollout.engine=vllm", f"{setting}={value}"))
+    assert asked["made with"][argument] == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "argument"),
+    [
+        ("evaluation.batch_size", 7, "max_num_seqs"),
+        ("evaluation.vllm.tensor_parallel_size", 2, "tensor_parallel_size"),
+        ("evaluation.vllm.gpu_memory_utilization", 0.7, "gpu_memory_utilization"),
+        ("model.dtype", "bfloat16", "dtype"),
+    ],
+)
+def test_vllm_is_made_with_the_settings_of_evaluation(setting, value, argument):
+    measured = evaluation(read(BenchmarkEvaluationConfig, "evaluation.engine=vllm", f"{setting}={value}"))
+    assert measured["made with"][argument] == value
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_either_engine_is_asked_for_the_same(engine):
+    overrides = (
+        f"rollout.engine={engine}",
+        f"evaluation.engine={engine}",
+        *(f"rollout.{setting}" for setting in ("temperature=0.9", "max_tokens=20")),
+        *(f"mixing.{setting}" for setting in ("strategy=gaussian", "rate=0.3", "noise_std=0.4")),
+        *(f"training.selection.{setting}" for setting in ("samples=3", "temperature=0.5", "top_p=0.8")),
+        *(f"evaluation.{setting}" for setting in ("temperature=0.4", "top_p=0.7", "max_tokens=21")),
+        'evaluation.mixing={"rate": 0.2, "k": 2}',
+    )
+    asked, validation = rollouts(read(NGRPOTrainingConfig, *overrides))
+    measured = evaluation(read(BenchmarkEvaluationConfig, *overrides))
+    assert request(asked["asked for"]) == (0.9, 1.0, 20, 0.3, 1, 0.4)
+    assert (validation["samples"], request(validation)) == (3, (0.5, 0.8, 20, 0.0, 1, 0.0))
+    assert request(measured["asked for"]) == (0.4, 0.7, 21, 0.2, 2, 0.0)
+
+
+def request(asked: dict[str, Any]) -> tuple[object, ...]:
+    """Return temperature, nucleus, length, and rate, candidates and noise of mixing, whichever engine was asked."""
+    own = asked["extra_args"]["ngrpo"] if "extra_args" in asked else asked
+    mixing = asked.get("mixing", own) or {"rate": 0.0, "k": 1, "noise_std": 0.0}
+    if "extra_args" in asked:
+        assert (asked["temperature"], asked["max_tokens"]) == (own["temperature"], own["max_tokens"])
+    return (
+        *(own[name] for name in ("temperature", "top_p", "max_tokens")),
+        *(mixing[name] for name in ("rate", "k", "noise_std")),
+    )
+
+
+def read(section: type[Any], *overrides: str) -> Any:
+    return select(load_config(PRESETS / "tiny.toml", overrides), section)
+
+
+def changes(translate: Any, setting: str, value: object) -> dict[str, object]:
+    """Return the arguments that a setting changes, as they are with it."""
+    before, after = (translate(*SMALL, *more).to_dict() for more in ((), (f"{setting}={value}",)))
+    return {name: after[name] for name in after if after[name] != before[name]}
