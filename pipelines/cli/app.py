@@ -101,7 +101,7 @@ def _main(arguments: list[str]) -> int:
 
 def _misused(error: typer.TyperException) -> str:
     """Return in one line what is wrong with a command line, and which help has more."""
-    said = " ".join(error.format_message().split()).rstrip(".")
+    said = " ".join(error.format_message().split()).replace(": Value error, ", ": ").rstrip(".")  # as pydantic says it
     context = getattr(error, "ctx", None)  # of the command that could not read its arguments
     return f"{said[:1].lower()}{said[1:]} (`{'ngrpo' if context is None else context.command_path} --help`)"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
 from typer.core import TyperGroup
 
 RUN_HERE = "Run here"
@@ -19,7 +18,7 @@ _WHOLE = 1000
 class Sections(TyperGroup):
     """A group whose help lists its commands by their section, `rich_help_panel`, which typer shows in rich's boxes only."""
 
-    def format_commands(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands, a list a section, in the order in which they were declared."""
         widest = max(map(len, self.commands))
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -160,7 +160,10 @@ def test_every_command_has_help(capsys, command):
             "no such option: --sede (Possible options: --base, --seed, --set) (`ngrpo plan --help`)",
         ),
         (["plan", "--seed", "x"], "invalid value for '--seed': "),
-        (["plan", "--base", "nobody"], "invalid value for '--base': "),
+        (
+            ["plan", "--base", "nobody"],
+            "invalid value for '--base': 'nobody' is not one of 'champion' (`ngrpo plan --help`)",
+        ),
         (["plan", "--seed"], "option '--seed' requires an argument (`ngrpo --help`)"),
         (["run", "--dry-run=3"], "option '--dry-run' does not take a value (`ngrpo --help`)"),
         (["plan", "x\x1b[31m"], r"got unexpected extra argument(s) (x\x1b[31m) (`ngrpo plan --help`)"),
