@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from ngrpo.config import RunConfig
 from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError
 from ngrpo.section import check_store
-from ngrpo_kfp.pipelines.cli.options import configured, read_config
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 
-def add_mirror_command(commands: Any) -> None:
-    """Add the command to what `add_subparsers` returned."""
-    mirror = commands.add_parser(
-        "mirror", parents=[configured()], help="copy data sets and model of a configuration, to be read without the hub"
-    )
-    mirror.add_argument(
-        "target", metavar="TARGET", help="directory or s3:// prefix for the copies; keep gated sets private"
-    )
-    mirror.set_defaults(command=_mirror)
+def copy_sources(config: RunConfig, target: str, workspace: Workspace, console: Console) -> None:
+    """Copy what a configuration reads from the hub, and print the settings that read the copies.
 
+    Args:
+        config: The configuration.
+        target: Directory or `s3://` prefix of the copies.
+        workspace: Where the embedded object store is, if it is one.
+        console: Where the settings are printed.
 
-def _mirror(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    Raises:
+        ConfigError: It reads nothing from the hub, or the target cannot hold copies.
+        NGRPOError: A source cannot be read, or its copy cannot be written.
+    """
     from ngrpo.data.mirror import hub_sources, mirror
 
-    config = read_config(options)
-    _check_target(options.target)
+    _check_target(target)
     sources = hub_sources(config)
     if not sources:
         raise ConfigError(
@@ -39,7 +37,7 @@ def _mirror(options: argparse.Namespace, workspace: Workspace, console: Console)
         )
     with services(workspace):
         for setting, source in sources.items():
-            console.print(f"--set {setting}.id={mirror(source, options.target)}", soft_wrap=True)
+            console.print(f"--set {setting}.id={mirror(source, target)}", soft_wrap=True)
 
 
 def _check_target(target: str) -> None:

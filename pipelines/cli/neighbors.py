@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,36 +14,38 @@ from rich.table import Table
 from ngrpo.config import NeighborsConfig, validate
 from ngrpo.errors import ConfigError, DataError
 from ngrpo_kfp.pipelines.cli.options import read_config
-from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
-def add_neighbors_command(commands: Any) -> None:
-    """Add the command to what `add_subparsers` returned."""
-    neighbors = commands.add_parser("neighbors", help="show the nearest neighbors of tokens in a model's embeddings")
-    neighbors.add_argument("model", metavar="MODEL", help="directory of a model, or a preset, for its base model")
-    neighbors.add_argument("tokens", nargs="+", metavar="TOKEN", help="text of one token; mind a leading space")
-    neighbors.add_argument("--count", type=int, default=8, metavar="N", help="neighbors to show (default: %(default)s)")
-    neighbors.add_argument("--metric", default="cosine", help="cosine, dot, l2 or l1 (default: %(default)s)")
-    neighbors.set_defaults(command=_neighbors)
+def show_neighbors(model: str, words: Sequence[str], console: Console, *, count: int, metric: str) -> None:
+    """Show the nearest neighbors of tokens in the embeddings of a model.
 
+    Args:
+        model: Directory of a model, or a preset, for its base model.
+        words: The tokens as text.
+        console: Where they are shown.
+        count: Neighbors of each.
+        metric: How similarity is measured.
 
-def _neighbors(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
+    Raises:
+        ConfigError: There is no such model or metric, or the count is impossible.
+        DataError: A text is not one token, or a token has no neighbors.
+    """
     from ngrpo.data.models import usable_tokens
     from ngrpo.neighbors.index import look_up
 
     try:
-        settings = validate(NeighborsConfig, {"candidates": options.count, "metric": options.metric})
+        settings = validate(NeighborsConfig, {"candidates": count, "metric": metric})
     except ConfigError as error:
         raise ConfigError(str(error).replace("candidates:", "--count:").replace("metric:", "--metric:")) from error
     with tempfile.TemporaryDirectory() as directory:
-        embedding, tokenizer = _load(options.model, Path(directory))
+        embedding, tokenizer = _load(model, Path(directory))
         eligible = usable_tokens(tokenizer, len(embedding))
-        tokens = [_token_id(text, tokenizer) for text in options.tokens]
-        for text, token in zip(options.tokens, tokens, strict=True):
+        tokens = [_token_id(text, tokenizer) for text in words]
+        for text, token in zip(words, tokens, strict=True):
             if not eligible[token]:
                 raise DataError(f"token {text!r}: special, added and unused tokens have no neighbors; name another")
         found, similarities = look_up(
@@ -71,7 +73,7 @@ def _load(model: str, directory: Path) -> tuple[Tensor, PreTrainedTokenizerBase]
     if Path(model).is_dir():
         return read_embedding(Path(model)), read_bare_tokenizer(Path(model), f"model {model}")
     try:
-        config = read_config(argparse.Namespace(preset=model, set=[], seed=None))
+        config = read_config(model)
     except ConfigError as error:
         raise ConfigError(f"MODEL {model}: no such directory, and no preset either ({error})") from error
     return load_embedding(config.model.source, directory)

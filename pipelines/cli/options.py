@@ -1,15 +1,20 @@
-"""Options that several commands share: the configuration of a run."""
+"""Options and arguments that several commands share, and the configuration that they name."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from ngrpo.config import RunConfig, load_config
-from ngrpo.data.gated import gated_benchmarks, without_benchmarks
+import typer
+
 from ngrpo.errors import ConfigError
-from ngrpo.section import check_name
+
+if TYPE_CHECKING:
+    from ngrpo.config import RunConfig
+
+# Imported when a command needs it, for it takes a while: the configuration.
 
 PRESETS = Path(__file__).parent.parent / "presets"
 IMAGES = Path("images/images.lock")
@@ -17,72 +22,115 @@ IMAGES = Path("images/images.lock")
 _DEFAULT_PRESET = "tiny"
 
 
-def configured() -> argparse.ArgumentParser:
-    """Return a parent parser with the options that name a configuration."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--preset", help=f"name of a preset, or a TOML file (default: {_DEFAULT_PRESET})")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override a setting; repeatable"
-    )
-    parser.add_argument("--seed", type=int, help="seed of the run; short for --set seed=N")
-    return parser
+def _presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def based() -> argparse.ArgumentParser:
-    """Return a parent parser with the option that says what a run starts from."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument(
-        "--base", choices=["champion"], help="start from the champion in place of the base model and its warm start"
-    )
-    return parser
+def _stages() -> list[str]:
+    from ngrpo.stages.declarations import STAGES
+
+    return list(STAGES)
 
 
-def on_cluster() -> argparse.ArgumentParser:
-    """Return a parent parser with the options that say how a configuration runs on a cluster."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--cluster", type=Path, metavar="FILE", help="TOML file with the settings of `cluster`")
-    add_images(parser)
-    return parser
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="PRESET",
+        help=f"name of a preset, or a TOML file (default: {_DEFAULT_PRESET})",
+        autocompletion=_presets,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="override a setting; repeatable"),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="SEED", help="seed of the run; short for --set seed=N"),
+]
+Base = Annotated[
+    Literal["champion"] | None,
+    typer.Option(
+        "--base", metavar="champion", help="start from the champion in place of the base model and its warm start"
+    ),
+]
+Cluster = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="FILE", help="TOML file with the settings of `cluster`"),
+]
+ImagesFile = Annotated[
+    Path,
+    typer.Option("--images", metavar="FILE", help="images by digest"),
+]
+Wait = Annotated[
+    bool | None,
+    typer.Option(
+        "--wait/--no-wait",
+        help="follow the run to its end (exit code 1 if it does not succeed), or return as soon as it is submitted; else the command "
+        "stays until the run has started or waits for a place",
+        show_default=False,
+    ),
+]
+RunDirectory = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="DIR", help="directory of the run (default: the latest)"),
+]
+RunId = Annotated[
+    str | None,
+    typer.Argument(metavar="RUN", help="id of the run (default: the newest)"),
+]
+StageName = Annotated[
+    str,
+    typer.Argument(metavar="STAGE", help="a stage; `ngrpo plan` lists them", autocompletion=_stages),
+]
+ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="name of the schedule")]
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names the images."""
-    parser.add_argument(
-        "--images",
-        type=Path,
-        default=IMAGES,
-        metavar="FILE",
-        help="images by digest (default: %(default)s)",
-    )
+def read_config(preset: str | None = None, settings: Sequence[str] | None = None, seed: int | None = None) -> RunConfig:
+    """Return the configuration of a run on this machine, without gated benchmarks where no token is there.
 
-
-def read_config(options: argparse.Namespace) -> RunConfig:
-    """Return the configuration that the options name, without gated benchmarks where no token is there.
+    Args:
+        preset: Name of a preset, or a TOML file; by default `tiny`.
+        settings: Settings that override it, `section.field=value`.
+        seed: Seed of the run.
 
     Raises:
         ConfigError: There is no such preset, or a setting is unknown or impossible.
     """
-    preset = _DEFAULT_PRESET if options.preset is None else options.preset
-    path = Path(preset)
-    if path.suffix != ".toml":
-        checked("--preset", preset)
-        path = PRESETS / f"{preset}.toml"
-        if not path.exists():
-            known = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.toml")))
-            raise ConfigError(f"--preset {preset}: unknown; choose one of {known}, or name a .toml file")
-    seed = [] if options.seed is None else [f"seed={options.seed}"]
-    config = load_config(path, [*options.set, *seed], getattr(options, "cluster", None))
+    from ngrpo.data.gated import gated_benchmarks
+
+    config = _load(preset, settings, seed)
     gated = gated_benchmarks(config)
-    if not gated or _token_for(options, config):
-        return config
-    for name in gated:
-        where = "a secret of cluster.secrets" if hasattr(options, "cluster") else "the environment"
-        print(
-            f"left out: data.benchmarks.{name}, which is gated: accept its terms on the hub and put HF_TOKEN into {where}, or set its "
-            "id to a copy (ngrpo mirror)",
-            file=sys.stderr,
-        )
-    return without_benchmarks(config, gated)
+    if gated:
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            return _left_out(config, gated, "the environment")
+    return config
+
+
+def read_cluster_config(
+    preset: str | None, settings: Sequence[str] | None, seed: int | None, cluster: Path | None
+) -> RunConfig:
+    """Return the configuration of a run on a cluster, without gated benchmarks where its pods will have no token; see `read_config`.
+
+    Args:
+        preset: Name of a preset, or a TOML file.
+        settings: Settings that override it.
+        seed: Seed of the run.
+        cluster: TOML file with the settings of `cluster`.
+
+    Raises:
+        ConfigError: There is no such preset or file, or a setting is unknown or impossible.
+    """
+    from ngrpo.data.gated import gated_benchmarks
+
+    config = _load(preset, settings, seed, cluster)
+    gated = gated_benchmarks(config)
+    if gated and not any("HF_TOKEN" in variables for variables in config.cluster.secrets.values()):
+        return _left_out(config, gated, "a secret of cluster.secrets")
+    return config
 
 
 def checked(what: str, name: str) -> str:
@@ -95,16 +143,64 @@ def checked(what: str, name: str) -> str:
     Raises:
         ConfigError: It cannot be a name.
     """
+    from ngrpo.section import check_name
+
     try:
         return check_name(name)
     except ValueError as error:
         raise ConfigError(f"{what} {name!r}: {error}") from error
 
 
-def _token_for(options: argparse.Namespace, config: RunConfig) -> bool:
-    """Say whether the stages of a configuration will have a token of the hub."""
-    if hasattr(options, "cluster"):
-        return any("HF_TOKEN" in variables for variables in config.cluster.secrets.values())
-    from huggingface_hub import get_token
+def checked_run(run: str | None) -> str | None:
+    """Return what must be the id of a run, or none for the newest.
 
-    return get_token() is not None
+    Raises:
+        ConfigError: It cannot be one.
+    """
+    return None if run is None else checked("RUN", run)
+
+
+def checked_stage(name: str, *tasks: str) -> str:
+    """Return what must be the name of a stage.
+
+    Args:
+        name: What the user wrote.
+        *tasks: Other tasks that may be named too.
+
+    Raises:
+        ConfigError: There is no such stage.
+    """
+    known = [*_stages(), *tasks]
+    if name not in known:
+        raise ConfigError(f"STAGE {name!r}: unknown; choose one of {', '.join(known)}")
+    return name
+
+
+def _load(
+    preset: str | None, settings: Sequence[str] | None, seed: int | None, cluster: Path | None = None
+) -> RunConfig:
+    from ngrpo.config import load_config
+
+    preset = _DEFAULT_PRESET if preset is None else preset
+    path = Path(preset)
+    if path.suffix != ".toml":
+        checked("--preset", preset)
+        path = PRESETS / f"{preset}.toml"
+        if not path.exists():
+            raise ConfigError(
+                f"--preset {preset}: unknown; choose one of {', '.join(_presets())}, or name a .toml file"
+            )
+    return load_config(path, [*(settings or ()), *([] if seed is None else [f"seed={seed}"])], cluster)
+
+
+def _left_out(config: RunConfig, gated: Sequence[str], where: str) -> RunConfig:
+    """Leave out benchmarks for which no token is there, and say so."""
+    from ngrpo.data.gated import without_benchmarks
+
+    for name in gated:
+        print(
+            f"left out: data.benchmarks.{name}, which is gated: accept its terms on the hub and put HF_TOKEN into {where}, or set its "
+            "id to a copy (ngrpo mirror)",
+            file=sys.stderr,
+        )
+    return without_benchmarks(config, gated)

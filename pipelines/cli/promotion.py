@@ -1,12 +1,10 @@
-"""`ngrpo regrade | promote | rollback | history`: verdicts and decisions made again, by hand, and what was decided so far."""
+"""`ngrpo promote | rollback | history`: decisions on models made again, by hand, and what was decided so far."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +13,6 @@ from rich.table import Table
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
 from ngrpo.tracking.reasons import checked_reason
-from ngrpo_kfp.pipelines.cli.options import configured, read_config
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -23,43 +20,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from ngrpo.tracking.promotions import Entry, Promotions
-
-# MLflow is imported when a command runs: it takes seconds.
-
-
-def add_promotion_commands(commands: Any) -> None:
-    """Add the commands to what `add_subparsers` returned."""
-    config = configured()
-    regrade = commands.add_parser("regrade", help="grade the samples of a finished run again, without generating any")
-    regrade.add_argument("--run", type=Path, metavar="DIR", help="directory of the run (default: the latest)")
-    regrade.set_defaults(command=_regrade)
-    promote = commands.add_parser("promote", parents=[config], help="put a version of the registry to the gate again")
-    promote.add_argument("version", type=int, metavar="VERSION", help="number of the version")
-    promote.add_argument("--override", metavar="REASON", help="make it the champion whatever the gate says")
-    promote.set_defaults(command=_promote)
-    rollback = commands.add_parser("rollback", parents=[config], help="undo the last promotion")
-    rollback.add_argument("reason", metavar="REASON", help="why; kept in the history")
-    rollback.set_defaults(command=_rollback)
-    history = commands.add_parser("history", parents=[config], help="list what was decided on the models")
-    history.set_defaults(command=_history)
-
-
-def _regrade(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
-    from ngrpo_kfp.pipelines.local.regrading import regrade_run
-
-    regrade_run(options.run or workspace.latest, workspace, console)
-
-
-def _promote(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
-    promote_version(read_config(options), str(options.version), options.override, workspace, console)
-
-
-def _rollback(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
-    roll_back(read_config(options), options.reason, workspace, console)
-
-
-def _history(options: argparse.Namespace, workspace: Workspace, console: Console) -> None:
-    show_history(read_config(options), workspace, console)
 
 
 def promote_version(

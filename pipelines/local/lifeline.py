@@ -14,16 +14,9 @@ from pathlib import Path
 from types import FrameType
 
 from ngrpo.stages.process import LIFELINE
+from ngrpo_kfp.pipelines.local.interrupted import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was told to stop."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 @contextmanager

@@ -92,11 +92,11 @@ class Session:
 
     def submit(self, *settings: str) -> str:
         """Submit a run with settings beside those of `tiny`, and return its id."""
-        return _run_id(self.ngrpo("submit", *self.described(*settings)))
+        return _run_id(self.ngrpo("submit", "--no-wait", *self.described(*settings)))
 
     def rerun(self, stage: str, run: str) -> str:
         """Run a stage of a run again, and return the id of the new run."""
-        return _run_id(self.ngrpo("rerun", stage, "--from", run, "--images", str(self.place.images)))
+        return _run_id(self.ngrpo("rerun", stage, "--from", run, "--no-wait", "--images", str(self.place.images)))
 
     def _environment(self, variables: Mapping[str, str | None]) -> dict[str, str]:
         merged = {

@@ -37,9 +37,11 @@ def kubeflow(monkeypatch, tmp_path):
 
 @pytest.fixture
 def ngrpo(kubeflow, objects, capsys):
-    """Run a command; returns what it printed."""
+    """Run a command; returns what it printed. A run that it submits is left alone, unless `stay` says otherwise."""
 
-    def command(*arguments, code=0):
+    def command(*arguments, code=0, stay=False):
+        if (arguments[0] == "submit" or "--from" in arguments) and "--wait" not in arguments and not stay:
+            arguments = (*arguments, "--no-wait")
         if arguments[0] == "submit" or arguments[:2] in (("schedule", "create"), ("schedule", "replace")):
             images = () if "--images" in arguments else IMAGES
             arguments = (*arguments, *images, "--set", f"cluster.store={objects.uri}")

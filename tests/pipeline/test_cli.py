@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from small_house import STAGES
@@ -16,6 +17,7 @@ from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli import options
 
+NGRPO = [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app"]
 PRESETS = sorted(path.stem for path in options.PRESETS.glob("*.toml"))
 
 
@@ -101,6 +103,139 @@ def test_a_report_of_no_run(capsys):
     assert "no summary.json" in fails(capsys, "report")
 
 
+# --- help, usage, completion ----------------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "Run here": ["plan", "run", "rerun"],
+    "Run on a cluster": ["compile", "submit", "cancel", "doctor", "schedule"],
+    "Models": ["regrade", "promote", "rollback", "history", "mirror"],
+    "Look": ["status", "logs", "report", "ui", "neighbors"],
+}
+
+
+def sections(told):
+    """The first words of the lines below each heading of a help text."""
+    found, listed = {}, []
+    for line in told.splitlines():
+        if re.match(r"\S.*:$", line):
+            found[line.rstrip(":")] = listed = []
+        elif re.match(r"  \w", line):
+            listed.append(line.split()[0])
+    return found
+
+
+def test_help_lists_the_commands_by_section_with_an_example_of_each(capsys):
+    assert cli.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    found = sections(told.partition("Examples:")[0])
+    assert {title: found[title] for title in COMMANDS} == COMMANDS
+    used = re.findall(r"^    ngrpo (\w+) ", told, re.MULTILINE)
+    assert [title for title, names in COMMANDS.items() for name in used if name in names] == list(COMMANDS)
+
+
+def test_without_a_command_help_is_shown_and_the_exit_code_is_2(capsys):
+    assert cli.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert set(COMMANDS) <= set(sections(captured.err))
+
+
+@pytest.mark.parametrize("command", [name for names in COMMANDS.values() for name in names])
+def test_every_command_has_help(capsys, command):
+    for word in ("--help", "-h"):
+        assert cli.main([command, word]) == 0
+        told = capsys.readouterr().out
+        assert told.startswith(f"Usage: ngrpo {command} ")
+        assert "─" not in told, "no panels"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stauts"], "no such command 'stauts'. Did you mean 'status'? (`ngrpo --help`)"),
+        (["schedule", "lsit"], "no such command 'lsit'. Did you mean 'list'? (`ngrpo schedule --help`)"),
+        (["schedule"], "missing command (`ngrpo schedule --help`)"),
+        (
+            ["plan", "--sede", "3"],
+            "no such option: --sede (Possible options: --base, --seed, --set) (`ngrpo plan --help`)",
+        ),
+        (["plan", "--seed", "x"], "invalid value for '--seed': "),
+        (
+            ["plan", "--base", "nobody"],
+            "invalid value for '--base': 'nobody' is not one of 'champion' (`ngrpo plan --help`)",
+        ),
+        (["plan", "--seed"], "option '--seed' requires an argument (`ngrpo --help`)"),
+        (["run", "--dry-run=3"], "option '--dry-run' does not take a value (`ngrpo --help`)"),
+        (["plan", "x\x1b[31m"], r"got unexpected extra argument(s) (x\x1b[31m) (`ngrpo plan --help`)"),
+        (["promote"], "missing argument 'VERSION' (`ngrpo promote --help`)"),
+        (["rerun", "training"], "STAGE 'training': unknown; choose one of prepare_data, "),
+    ],
+)
+def test_what_is_no_command_line_is_one_line(capsys, home, arguments, said):
+    assert fails(capsys, *arguments).startswith(f"ngrpo: {said}")
+    assert not home.exists()
+
+
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ngrpo {metadata.version('ngrpo')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("ngrpo pl", "plan"), ("ngrpo rerun ngrpo_t", "ngrpo_training"), ("ngrpo plan --preset smol", "smollm2")],
+)
+def test_a_shell_completes_commands_stages_and_presets(words, completed):
+    asked = {"_NGRPO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = subprocess.run(NGRPO, env=os.environ | asked, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == [completed]
+
+
+def test_a_shell_gets_its_script():
+    done = subprocess.run(
+        NGRPO,
+        env=os.environ | {"_NGRPO_COMPLETE": "source_bash"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "complete -o default -F _ngrpo_completion ngrpo" in done.stdout
+
+
+@pytest.mark.parametrize("columns", [30, 60])
+def test_a_narrow_terminal_cuts_no_table(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert cli.main(["run", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "…" not in told
+    assert max(map(len, told.splitlines())) <= columns
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in told.splitlines() if line.startswith("│")]
+    first = "".join(row[0] for row in rows)
+    assert first == "".join(STAGES) * 2, "in the plan and in the needs"
+
+
+def test_no_color_is_obeyed(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    colour = re.compile(r"\x1b\[[\d;]*3\d")
+    assert cli.main(["run", "--dry-run"]) == 0
+    assert colour.search(capsys.readouterr().out)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli.main(["run", "--dry-run"]) == 0
+    assert not colour.search(capsys.readouterr().out)
+
+
+def test_help_is_there_at_once():
+    """What takes long to import is imported by the commands that need it."""
+    script = (
+        "import sys\nfrom ngrpo_kfp.pipelines.cli import app as cli\ncli.main(['--help'])\n"
+        "print([name for name in ('torch', 'kfp', 'mlflow', 'boto3', 'pydantic', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_planning_imports_neither_torch_nor_kfp_nor_mlflow():
     script = (
         "import sys\nfrom ngrpo_kfp.pipelines.cli import app as cli\nimport ngrpo_kfp.pipelines.local.run_pipeline\n"
@@ -121,7 +256,7 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     def defect(*arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "read_config", defect)
+    monkeypatch.setattr("ngrpo_kfp.pipelines.cli.local.read_config", defect)
     with pytest.raises(ZeroDivisionError):
         cli.main(["plan"])
 
@@ -220,7 +355,7 @@ def test_output_that_the_terminal_has_no_characters_for(monkeypatch):
     assert written.getvalue() == b"\\u2192 \\xe9 \\udcff\n"
 
 
-DRY_RUN = [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", "run", "--dry-run"]
+DRY_RUN = [*NGRPO, "run", "--dry-run"]
 
 
 def test_who_has_seen_enough_is_told_nothing():

@@ -69,10 +69,7 @@ def no_nonsense_begins(count: int, begun: list[str], capsys: pytest.CaptureFixtu
     wrong = []
     for arguments, nonsense in command_lines(count, folder, seed=17):
         begun.clear()
-        try:
-            code = cli.main(arguments)
-        except SystemExit as refusal:  # argparse
-            code = refusal.code
+        code = cli.main(arguments)
         said = capsys.readouterr().err
         begins = not nonsense
         if code != 2 or bool(begun) != begins or ("begun" in said) != begins or "Traceback" in said:

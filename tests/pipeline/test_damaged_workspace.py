@@ -64,7 +64,7 @@ def workspace(tmp_path, s3_environment, database, monkeypatch):
     monkeypatch.setenv("NGRPO_HOME", str(home.root))
     monkeypatch.setenv("NGRPO_STORE", f"s3://ngrpo/{tmp_path.name}")
     monkeypatch.chdir(tmp_path)
-    config = read_config(cli._parser().parse_args(["plan"]))
+    config = read_config()
     plan = make_plan(config, run="x", store=None, rerun_tokens={}, history=History())
     run = home.root / RUN
     write_state(run / "plan.json", plan_record(plan))

@@ -1,12 +1,14 @@
-"""`ngrpo status`, `submit --wait` and `cancel`: what a person is told of a run, and why a stage failed or waits."""
+"""`ngrpo status`, `submit` that stays or waits, and `cancel`: what a person is told of a run, and why a stage failed or waits."""
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
 import pytest
 from golden_ir import IMAGES
+from rich.console import Console
 
 from ngrpo.config import load_config
 from ngrpo.config.cluster import ClusterConfig
@@ -14,7 +16,7 @@ from ngrpo_kfp.components.launching.pending_pods import why_ended
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
-from ngrpo_kfp.pipelines.kubeflow.runs import status as run_status
+from ngrpo_kfp.pipelines.kubeflow.runs import following
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
 from ngrpo_kfp.pipelines.kubeflow.unpullable_images import unpullable
 
@@ -360,7 +362,7 @@ def test_a_run_that_is_waited_for_ends_with_it(kubeflow, ngrpo, finish, monkeypa
         else:
             finish()
 
-    monkeypatch.setattr(run_status.time, "sleep", pause)
+    monkeypatch.setattr(following.time, "sleep", pause)
     told = ngrpo("submit", "--wait")
     said = [line.split("  ")[1:] for line in told.splitlines() if re.match(r"\d\d:\d\d:\d\d  ", line)]
     assert [rest for what, *rest in said if what == "prepare_data"] == [["waiting"], ["running"], ["succeeded"]]
@@ -368,30 +370,172 @@ def test_a_run_that_is_waited_for_ends_with_it(kubeflow, ngrpo, finish, monkeypa
     assert f"run  {kubeflow.run().run_id} succeeded" in told
 
 
-def test_a_run_that_is_waited_for_and_fails_says_why_and_ends_with_1(kubeflow, ngrpo, objects, monkeypatch, capsys):
+def test_a_run_that_is_waited_for_and_fails_says_why_and_ends_with_1(kubeflow, ngrpo, objects, monkeypatch):
     def pause(seconds):
         run = kubeflow.run()
         kubeflow.keep_try(objects, run, "prepare_data", "failed", error="data.train: no such file")
         kubeflow.detail(run, "prepare-data", "FAILED")
         run.state = "FAILED"
 
-    monkeypatch.setattr(run_status.time, "sleep", pause)
-    with pytest.raises(SystemExit) as ended:
-        ngrpo("submit", "--wait")
-    assert ended.value.code == 1
-    assert f"run {kubeflow.run().run_id} failed: prepare_data: data.train: no such file" in capsys.readouterr().err
+    monkeypatch.setattr(following.time, "sleep", pause)
+    told = ngrpo("submit", "--wait", code=1)
+    assert f"run {kubeflow.run().run_id} failed: prepare_data: data.train: no such file" in told
 
 
-def test_a_run_whose_image_cannot_be_pulled_is_ended(kubeflow, ngrpo, monkeypatch, capsys):
+@pytest.mark.parametrize("waits", [["--wait"], []])
+def test_a_run_whose_image_cannot_be_pulled_is_ended(kubeflow, ngrpo, monkeypatch, waits):
     def pause(seconds):
         kubeflow.detail(kubeflow.run(), "prepare-data", "RUNNING")
         pod(kubeflow, "prepare_data", unpulled(11))
 
-    monkeypatch.setattr(run_status.time, "sleep", pause)
-    with pytest.raises(SystemExit):
-        ngrpo("submit", "--wait")
-    assert "is ended: the image of prepare_data could not be pulled for 10 minutes" in capsys.readouterr().err
+    monkeypatch.setattr(following.time, "sleep", pause)
+    told = ngrpo("submit", *waits, code=1, stay=True)
+    assert "is ended: the image of prepare_data could not be pulled for 10 minutes" in told
     assert kubeflow.run().state == "CANCELING"
+
+
+@pytest.fixture
+def minutes(monkeypatch):
+    """Let time go on in steps, at each of which something may happen: `minutes(step, *happenings)`; the last one again and again."""
+    real, passed = time.monotonic, [0.0]
+    monkeypatch.setattr(following.time, "monotonic", lambda: real() + passed[0])
+
+    def go(step, *happenings):
+        left = list(happenings)
+
+        def pause(seconds):
+            passed[0] += 60 * step
+            (left.pop(0) if len(left) > 1 else left[0])()
+
+        monkeypatch.setattr(following.time, "sleep", pause)
+        return passed
+
+    return go
+
+
+def starting(kubeflow, status=None):
+    """Let the first stage of the newest run have one pod, in a state."""
+
+    def happen():
+        kubeflow.detail(kubeflow.run(), "prepare-data", "RUNNING")
+        if status is not None:
+            kubeflow.pods[:] = []
+            pod(kubeflow, "prepare_data", status)
+
+    return happen
+
+
+PULLING = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": datetime.now(UTC).isoformat()}],
+    "containerStatuses": [waiting("ContainerCreating")],
+}
+GATED = unscheduled("SchedulingGated", "blocked due to non-empty scheduling gates")
+
+
+def test_submit_stays_until_the_first_container_runs(kubeflow, ngrpo, minutes):
+    states = (None, unscheduled("Unschedulable", NO_ROOM), PULLING, unpulled(9), {"phase": "Running"})
+    passed = minutes(0.5, *(starting(kubeflow, state) for state in states))
+    told = ngrpo("submit", stay=True)
+    assert passed == [150.0], "it looked five times more"
+    said = [line.split("  ", 2)[2] for line in told.splitlines() if re.match(r"\d\d:\d\d:\d\d  prepare_data  ", line)]
+    assert [line.split(":")[0] for line in said] == ["waiting", "running", "waiting", "waiting", "waiting", "running"]
+    assert f"run  {kubeflow.run().run_id} has started: `ngrpo status {kubeflow.run().run_id}`" in told
+    assert kubeflow.run().state == "RUNNING"
+
+
+def test_a_rerun_on_the_cluster_stays_too(kubeflow, ngrpo, minutes, finish):
+    ngrpo("submit")
+    finish()
+    first = kubeflow.run().run_id
+
+    def start():
+        kubeflow.detail(kubeflow.run(), "prepare-data", "RUNNING")
+        pod(kubeflow, "prepare_data")
+
+    passed = minutes(1, start)
+    told = ngrpo("rerun", "prepare_data", "--from", first, stay=True)
+    assert passed == [60.0]
+    assert f"run  {kubeflow.run().run_id} has started" in told
+    assert "--no-wait are for a run on the cluster" in ngrpo("rerun", "prepare_data", "--no-wait", code=2)
+
+
+@pytest.fixture
+def stay(run, capsys):
+    """Wait for the start of a run; returns whether it may still succeed, and what was said."""
+
+    def wait():
+        going = following.follow_start(run.run_id, Console(soft_wrap=True, width=200))
+        printed = capsys.readouterr()
+        return going, printed.out + printed.err
+
+    return wait
+
+
+@pytest.mark.parametrize("status", [GATED, unscheduled("Unschedulable", NO_ROOM)])
+def test_a_run_that_waits_for_a_place_for_a_minute_is_left(kubeflow, run, stay, minutes, status):
+    passed = minutes(0.4, starting(kubeflow, status))
+    going, told = stay()
+    assert going
+    assert passed == [4 * 24.0], "seen without a node at 24 s, and a minute later"
+    assert f"run  {run.run_id} waits for a place, and goes on by itself: `ngrpo status" in told
+    assert status["conditions"][0]["reason"] in told
+    assert run.state == "RUNNING"
+
+
+def test_a_place_that_is_lost_again_is_waited_for_anew(kubeflow, stay, minutes):
+    states = (GATED, PULLING, GATED, GATED, GATED)
+    passed = minutes(0.5, *(starting(kubeflow, state) for state in states))
+    assert stay()[0]
+    assert passed == [150.0]
+
+
+@pytest.mark.parametrize(("status", "missing"), [(None, "a pod"), (PULLING, "its first container")])
+def test_no_start_is_waited_for_for_ever(kubeflow, run, stay, minutes, status, missing):
+    passed = minutes(10, starting(kubeflow, status))
+    going, told = stay()
+    assert going
+    assert passed == [1800.0 if status is None else 2400.0], "half an hour since it began, or since it got its node"
+    assert f"run  {run.run_id} waits for {missing}, and goes on by itself: `ngrpo status" in told
+
+
+def test_a_run_that_fails_before_it_starts_says_why(kubeflow, run, stay, minutes):
+    def fail():
+        kubeflow.node(run, "root-driver(0)", "pods are forbidden", phase="Error")
+        run.state = "FAILED"
+
+    minutes(1, fail)
+    going, told = stay()
+    assert not going
+    assert f"run {run.run_id} failed: pods are forbidden" in told
+
+
+def test_who_may_not_look_at_pods_does_not_wait_for_a_start(kubeflow, run, stay, monkeypatch):
+    monkeypatch.setattr(following.time, "sleep", lambda seconds: pytest.fail("it stays"))
+    kubeflow.fail("GET", "/pods", 403)
+    assert stay()[0]
+
+
+def test_without_a_way_to_kubernetes_submit_says_so_and_returns(kubeflow, ngrpo, monkeypatch):
+    monkeypatch.setattr(following.time, "sleep", lambda seconds: pytest.fail("it stays"))
+    (Path.home() / ".kube" / "config").unlink()
+    (line,) = [line for line in ngrpo("submit", stay=True).splitlines() if "is not followed" in line]
+    run = kubeflow.run().run_id
+    assert line.startswith(
+        f"run  {run} is not followed, for its pods cannot be looked at: there is no way to Kubernetes"
+    )
+    assert f"`ngrpo status {run}`" in line
+
+
+def test_ctrl_c_leaves_the_run_going(run, stay, monkeypatch, capsys):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(following.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        stay()
+    assert f"run  {run.run_id} goes on: `ngrpo status {run.run_id}`" in capsys.readouterr().out
+    assert run.state == "RUNNING"
 
 
 def test_status_says_that_a_run_is_stuck(kubeflow, ngrpo, run):

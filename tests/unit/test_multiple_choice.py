@@ -1,6 +1,5 @@
 """Multiple-choice benchmarks such as GPQA: options, letters, what is gated, and text that must stay where it is."""
 
-import argparse
 import csv
 import json
 from collections import Counter
@@ -21,7 +20,7 @@ from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.grader import Grade, Grader, grade_letter
 from ngrpo.stages import prepare_data
 from ngrpo.stages.context import Context
-from ngrpo_kfp.pipelines.cli.options import PRESETS, read_config
+from ngrpo_kfp.pipelines.cli.options import PRESETS, read_cluster_config, read_config
 
 WRONG = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 SECRET = "unpublishable"
@@ -206,10 +205,6 @@ def test_a_question_without_an_option_is_refused(tmp_path):
 # --- gated --------------------------------------------------------------------------------------------------------------
 
 
-def options(preset: str, *overrides: str, **more: object) -> argparse.Namespace:
-    return argparse.Namespace(preset=preset, set=list(overrides), seed=None, **more)
-
-
 @pytest.fixture
 def token(monkeypatch):
     """Set what the hub's client takes for the user's token; at first there is none."""
@@ -222,34 +217,34 @@ def token(monkeypatch):
 
 
 def test_without_a_token_a_gated_benchmark_is_left_out_with_a_line(token, capsys):
-    assert "gpqa_diamond" not in read_config(options("paper-1.5b")).data.benchmarks
+    assert "gpqa_diamond" not in read_config("paper-1.5b").data.benchmarks
     line = capsys.readouterr().err
     assert line.startswith("left out: data.benchmarks.gpqa_diamond, which is gated: ")
     assert "HF_TOKEN into the environment" in line
     assert line.count("\n") == 1
     token("hf_x")
-    assert "gpqa_diamond" in read_config(options("paper-1.5b")).data.benchmarks
+    assert "gpqa_diamond" in read_config("paper-1.5b").data.benchmarks
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("copy", ["/mirror/gpqa", "s3://bucket/gpqa"])
 def test_a_copy_needs_no_token(token, copy, capsys):
-    config = read_config(options("paper-1.5b", f"data.benchmarks.gpqa_diamond.id={copy}"))
+    config = read_config("paper-1.5b", [f"data.benchmarks.gpqa_diamond.id={copy}"])
     assert config.data.benchmarks["gpqa_diamond"].id == copy
     assert capsys.readouterr().err == ""
 
 
 def test_on_a_cluster_the_pods_need_the_token(token, tmp_path, capsys):
     token("hf_x")  # that of this machine is no help there
-    assert "gpqa_diamond" not in read_config(options("paper-7b", cluster=None)).data.benchmarks
+    assert "gpqa_diamond" not in read_cluster_config("paper-7b", None, None, None).data.benchmarks
     assert "HF_TOKEN into a secret of cluster.secrets" in capsys.readouterr().err
     example = PRESETS.parent / "cluster.example.toml"
-    assert "gpqa_diamond" in read_config(options("paper-7b", cluster=example)).data.benchmarks
+    assert "gpqa_diamond" in read_cluster_config("paper-7b", None, None, example).data.benchmarks
 
 
 def test_a_gate_does_not_stand_on_what_is_left_out(token):
     with pytest.raises(ConfigError, match=r"promotion\.benchmark='gpqa_diamond' is not one of data\.benchmarks"):
-        read_config(options("paper-1.5b", "promotion.benchmark=gpqa_diamond"))
+        read_config("paper-1.5b", ["promotion.benchmark=gpqa_diamond"])
 
 
 @pytest.mark.parametrize(

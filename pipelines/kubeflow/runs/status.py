@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +15,7 @@ from rich.table import Table
 
 from ngrpo.stages.tries import Try
 from ngrpo_kfp.components.launching.pending_pods import why_ended, why_pending
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, explained
+from ngrpo_kfp.pipelines.kubeflow.client import connect
 from ngrpo_kfp.pipelines.kubeflow.links import links
 from ngrpo_kfp.pipelines.kubeflow.runs.facts import RunFacts
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
@@ -26,10 +24,6 @@ from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run
 from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
 from ngrpo_kfp.pipelines.kubeflow.unpullable_images import never_pulled
 from ngrpo_kfp.pipelines.planning.nodes import task_name
-
-_PAUSE_SECONDS = 15.0
-_PATIENCE_SECONDS = 3600.0
-"""How long the API may be out of reach while a run is followed."""
 
 
 @dataclass(frozen=True)
@@ -130,65 +124,6 @@ def _lines(view: RunView) -> Iterator[str]:
         yield f"run of the day  {submitted}: `ngrpo status {submitted}`"
     yield f"run  {view.run_id}"
     yield from links(view.run_id, view.mlflow_run)
-
-
-def follow(run_id: str, console: Console, *, pause_seconds: float = _PAUSE_SECONDS) -> bool:
-    """Follow a run to its end, and say what changes; returns whether it succeeded.
-
-    A run whose image cannot be pulled is ended: Kubeflow would wait for its pod until that pod's time is over.
-
-    Args:
-        run_id: The run.
-        console: Where changes are said. Why a run failed is said on standard error.
-        pause_seconds: Time between two looks.
-
-    Raises:
-        ClusterError: There is no such run, or Kubeflow was out of reach for an hour.
-    """
-    client = connect()
-    said: dict[str, str] = {}
-    heard = time.monotonic()
-    try:
-        while True:
-            try:
-                view = look(client, run_id)
-            except ClusterError as error:
-                if time.monotonic() - heard > _PATIENCE_SECONDS:
-                    raise
-                _say(console, said, "no news", str(error))
-                time.sleep(pause_seconds)
-                continue
-            heard = time.monotonic()
-            for stage in view.stages:
-                why = f": {stage.why}" if stage.why else ""
-                _say(console, said, stage.stage, f"{stage.state}{why}")
-            if view.stuck is not None:
-                with explained(f"run {run_id}"):
-                    client.terminate_run(run_id)
-                print(harmless(f"run {run_id} is ended: {view.stuck}"), file=sys.stderr)
-                return False
-            if view.over:
-                return _outcome(view, console)
-            time.sleep(pause_seconds)
-    except KeyboardInterrupt:
-        console.print(f"run  {run_id} goes on: `ngrpo status {run_id}`, `ngrpo cancel {run_id}`", soft_wrap=True)
-        raise
-
-
-def _say(console: Console, said: dict[str, str], what: str, text: str) -> None:
-    if said.get(what) != text:
-        said[what] = text
-        console.print(escape(harmless(f"{datetime.now():%H:%M:%S}  {what}  {text}")), soft_wrap=True)
-
-
-def _outcome(view: RunView, console: Console) -> bool:
-    if view.state == "succeeded":
-        console.print(f"run  {view.run_id} succeeded", soft_wrap=True)
-        return True
-    reasons = [f"{node.stage}: {node.why}" for node in view.stages if node.state == "failed"]
-    for reason in reasons or [view.why or "it was cancelled"]:
-        print(harmless(f"run {view.run_id} {view.state}: {reason}"), file=sys.stderr)
-    return False
 
 
 def _view(facts: RunFacts, node: str) -> StageView:

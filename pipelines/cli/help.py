@@ -1,0 +1,35 @@
+"""How the command line shows its help: in plain text, the commands by section."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperGroup
+
+RUN_HERE = "Run here"
+ON_CLUSTER = "Run on a cluster"
+MODELS = "Models"
+LOOK = "Look"
+
+_WHOLE = 1000
+"""More characters than any line of help has: nothing is cut, long lines are wrapped."""
+
+
+class Sections(TyperGroup):
+    """A group whose help lists its commands by their section, `rich_help_panel`, which typer shows in rich's boxes only."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, a list a section, in the order in which they were declared."""
+        widest = max(map(len, self.commands))
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            section = getattr(command, "rich_help_panel", None) or "Commands"
+            sections.setdefault(section, []).append((name.ljust(widest), command.get_short_help_str(_WHOLE)))
+        for section, rows in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a help text that shows command lines as they are typed."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)  # \b: not to be wrapped

@@ -1,0 +1,28 @@
+"""Where a command works: the terminal it prints to, and the workspace of this machine. Both are imported when a command asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+
+def terminal() -> Console:
+    """Return the console of the standard output as it is now."""
+    from ngrpo_kfp.pipelines.cli.terminal import Terminal
+
+    return Terminal()
+
+
+def workspace() -> Workspace:
+    """Return the workspace that `NGRPO_HOME` names.
+
+    Raises:
+        ConfigError: No workspace can be there.
+    """
+    from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+    return Workspace.from_environment()

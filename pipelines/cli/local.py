@@ -1,0 +1,84 @@
+"""The commands of a run on this machine: `ngrpo plan | run | rerun`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ngrpo.errors import ConfigError
+from ngrpo_kfp.pipelines.cli.help import RUN_HERE
+from ngrpo_kfp.pipelines.cli.here import terminal, workspace
+from ngrpo_kfp.pipelines.cli.options import (
+    IMAGES,
+    Base,
+    ImagesFile,
+    Preset,
+    Seed,
+    Settings,
+    StageName,
+    Wait,
+    checked_stage,
+    read_config,
+)
+
+# The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=RUN_HERE)
+def plan(preset: Preset = None, settings: Settings = None, seed: Seed = None, base: Base = None) -> None:
+    """Say what a run would do, and why."""
+    from ngrpo_kfp.pipelines.local.run_pipeline import show_plan
+
+    show_plan(read_config(preset, settings, seed), workspace(), terminal(), base=base)
+
+
+@app.command(rich_help_panel=RUN_HERE)
+def run(
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    base: Base = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what would run and what it needs; contacts nothing")
+    ] = False,
+) -> None:
+    """Run the pipeline on this machine."""
+    from ngrpo_kfp.pipelines.local import run_pipeline
+
+    config = read_config(preset, settings, seed)
+    (run_pipeline.dry_run if dry_run else run_pipeline.run)(config, workspace(), terminal(), base=base)
+
+
+@app.command(rich_help_panel=RUN_HERE)
+def rerun(
+    stage: StageName,
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    base: Base = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="a run on the cluster: its configuration, run there"),
+    ] = None,
+    images: ImagesFile = IMAGES,
+    wait: Wait = None,
+) -> None:
+    """Run a stage again, and what depends on it."""
+    checked_stage(stage)
+    if run is not None:
+        if preset is not None or settings or seed is not None or base is not None:
+            raise ConfigError(
+                "--from takes the configuration of that run: leave out --preset, --set, --seed and --base, or submit anew"
+            )
+        from ngrpo_kfp.pipelines.cli.cluster import rerun_on_cluster
+
+        rerun_on_cluster(stage, run, images, wait)
+        return
+    if wait is not None:
+        raise ConfigError("--wait and --no-wait are for a run on the cluster: name one by --from, or leave them out")
+    from ngrpo_kfp.pipelines.local import run_pipeline
+
+    run_pipeline.run(read_config(preset, settings, seed), workspace(), terminal(), base=base, rerun=stage)

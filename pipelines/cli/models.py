@@ -1,0 +1,78 @@
+"""The commands of models and what was decided on them: `ngrpo regrade | promote | rollback | history | mirror`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ngrpo_kfp.pipelines.cli.help import MODELS
+from ngrpo_kfp.pipelines.cli.here import terminal, workspace
+from ngrpo_kfp.pipelines.cli.options import Preset, RunDirectory, Seed, Settings, read_config
+
+# The commands import what they need when they run: MLflow takes seconds.
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=MODELS)
+def regrade(run: RunDirectory = None) -> None:
+    """Grade the samples of a finished run again, without generating any."""
+    from ngrpo_kfp.pipelines.local.regrading import regrade_run
+
+    home = workspace()
+    regrade_run(run or home.latest, home, terminal())
+
+
+@app.command(rich_help_panel=MODELS)
+def promote(
+    version: Annotated[int, typer.Argument(metavar="VERSION", help="number of the version")],
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    override: Annotated[
+        str | None,
+        typer.Option("--override", metavar="REASON", help="make it the champion whatever the gate says"),
+    ] = None,
+) -> None:
+    """Put a version of the registry to the gate again."""
+    from ngrpo_kfp.pipelines.cli import promotion
+
+    promotion.promote_version(read_config(preset, settings, seed), str(version), override, workspace(), terminal())
+
+
+@app.command(rich_help_panel=MODELS)
+def rollback(
+    reason: Annotated[str, typer.Argument(metavar="REASON", help="why; kept in the history")],
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+) -> None:
+    """Undo the last promotion."""
+    from ngrpo_kfp.pipelines.cli import promotion
+
+    promotion.roll_back(read_config(preset, settings, seed), reason, workspace(), terminal())
+
+
+@app.command(rich_help_panel=MODELS)
+def history(preset: Preset = None, settings: Settings = None, seed: Seed = None) -> None:
+    """List what was decided on the models."""
+    from ngrpo_kfp.pipelines.cli import promotion
+
+    promotion.show_history(read_config(preset, settings, seed), workspace(), terminal())
+
+
+@app.command(rich_help_panel=MODELS)
+def mirror(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="directory or s3:// prefix for the copies; keep gated sets private"),
+    ],
+    preset: Preset = None,
+    settings: Settings = None,
+    seed: Seed = None,
+) -> None:
+    """Copy data sets and model of a configuration, to be read without the hub."""
+    from ngrpo_kfp.pipelines.cli.mirror import copy_sources
+
+    copy_sources(read_config(preset, settings, seed), target, workspace(), terminal())

@@ -1,0 +1,24 @@
+"""The terminal that commands print to."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Terminal(Console):
+    """The standard output, which cuts nothing: what does not fit into a column of a table goes on in the next line."""
+
+    def __init__(self) -> None:
+        super().__init__(file=sys.stdout, highlight=False)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print as rich does, but tables with all that is in them."""
+        for shown in objects:
+            if isinstance(shown, Table):
+                for column in shown.columns:
+                    column.overflow = "fold"
+        super().print(*objects, **settings)

@@ -1,0 +1,11 @@
+"""That a command was told to stop by a signal."""
+
+import signal
+
+
+class Interrupted(KeyboardInterrupt):
+    """The command was told to stop."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
