@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from small_training import CONFIG, INPUTS, SCORED, SELECTION, start, weights, write_inputs
 
+from forks import Script
 from ngrpo.errors import StoreError
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.storage.manifest import Reference
@@ -46,7 +46,7 @@ class Pods:
         self._script = script
         self._count = 0
 
-    def start(self, key: str, slow: float = 0.0, **variables: str) -> tuple[subprocess.Popen, Path]:
+    def start(self, key: str, slow: float = 0.0, **variables: str) -> tuple[Script, Path]:
         self._count += 1
         pod = self._root / f"pod-{self._count}"
         variables |= {"NGRPO_STORE": self._store, "KEY": key}
@@ -56,7 +56,7 @@ class Pods:
 
 
 def stop(
-    process: subprocess.Popen, number: signal.Signals, after: int, once: Callable[[], bool] = lambda: True
+    process: Script, number: signal.Signals, after: int, once: Callable[[], bool] = lambda: True
 ) -> tuple[int, int]:
     """Send a signal some steps after the first, once something is so; return how many steps were resumed from, and made in the end."""
     resumed, made, first = 0, 0, None
