@@ -163,7 +163,7 @@ def build(folder: Path) -> House:
         shutil.copytree(ROOT / "components" / stage, root / "ngrpo_kfp" / "components" / stage, ignore=ignore)
     shutil.copy(Path(__file__).with_name("small.toml"), root)
     (root / "ngrpo" / "small_shared.py").write_text(SHARED)
-    (root / "ngrpo" / "evaluation" / "report.py").write_text(REPORT)
+    (root / "ngrpo" / "report" / "page.py").write_text(REPORT)
     small = House(root, folder / "outputs")
     for stage in STAGES:
         small.write_stage(stage)
