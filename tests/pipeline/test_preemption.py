@@ -139,6 +139,8 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objec
     assert objects.list("checkpoints/") == [], "a finished stage leaves no checkpoint behind"
 
 
+# `make test` has two nodes that are stopped together and go on (test_two_nodes.py).
+@pytest.mark.long
 def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, objects, store, tmp_path):
     pods = pods(14, save_steps=14)
     # By their own clocks they would save at different steps, and wait for each other for ever.
@@ -164,6 +166,8 @@ def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, o
     assert objects.list("checkpoints/") == []
 
 
+# `make test` has the same of processes that import nothing (test_stage_faults.py).
+@pytest.mark.long
 def test_what_a_process_of_a_pod_cannot_do_is_one_clear_line(pods, tmp_path):
     pods = pods(24)
     config = json.loads((tmp_path / "config.json").read_text())

