@@ -35,7 +35,7 @@ run: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# What takes long and `make test` leaves out: traps of kfp's own runner, further ways to run vLLM.
+# What takes long and `make test` leaves out: traps of kfp's own runner, further ways to run vLLM and several processes, a real model.
 test-long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long $(ARGS)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from forks import fork
 from ngrpo.config import ModelPromotionConfig, PromotionConfig, load_config, select
 from ngrpo.stages.context import Context
 from ngrpo.stages.model_promotion import decide_and_crown, run
@@ -44,12 +44,6 @@ WRITES = (
     ),
 )
 """Every call by which a promotion changes anything."""
-IMPORTED_ONCE = [
-    "ngrpo.stages.model_promotion",
-    "ngrpo.tracking.database",
-    "mlflow.store.model_registry.sqlalchemy_store",
-    "mlflow.store.tracking.sqlalchemy_store",
-]
 
 
 def settings(**gate) -> ModelPromotionConfig:
@@ -131,24 +125,9 @@ def state(registry: ModelRegistry) -> dict[str, str]:
 
 def in_process(function, *arguments) -> int:
     """Run a function in a process of its own and return its exit code, -9 where it was killed."""
-    process = start(function, *arguments)
+    process = fork(function, *arguments)
     process.join(120)
     return process.exitcode
-
-
-def start(function, *arguments) -> multiprocessing.Process:
-    # Forked from a server that has imported everything and opened nothing: importing MLflow takes seconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED_ONCE)
-    process = context.Process(target=_with_environment, args=(dict(os.environ), function, arguments))
-    process.start()
-    return process
-
-
-def _with_environment(environment, function, arguments) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    function(*arguments)
 
 
 TOO_SLOW = 75  # exit code of a promotion that held the lock for too long

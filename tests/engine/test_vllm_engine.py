@@ -24,7 +24,7 @@ CHUNKED = {"max_num_batched_tokens": 16}
 
 def configuration(runner, cases, *, in_process=True, async_scheduling=False, **options):
     # The interpreter under Model Runner V2 takes a third of a second a step: what need not wait for room is decoded at once.
-    size = (24, 40) if runner == "v1" else (12 if "num_gpu_blocks_override" in options else 8, 24)
+    size = (24, 40) if runner == "v1" else (12, 24) if "num_gpu_blocks_override" in options else (8, 16)
     return {
         "runner": runner,
         "in_process": in_process,
@@ -68,8 +68,8 @@ CONFIGURATIONS = {
     ),
     "v2-two-ranks": configuration("v2", ["rollouts"], in_process=False, tensor_parallel_size=2),
 }
-LONG = ("v1-preempted", "v1-async-processes-chunked-preempted")
-"""What V2, the runner of GPUs, is tried with too."""
+LONG = ("v1-preempted", "v1-async-processes-chunked-preempted", "v2-preempted", "v2-two-ranks")
+"""Of each, `make test` has what it is made of: V2 with few blocks in processes, V1 on two ranks."""
 AT_A_TIME = 2
 """Engines that run side by side: each uses little more than one core."""
 

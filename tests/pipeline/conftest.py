@@ -1,9 +1,11 @@
 """Fixtures of the tests that run the pipeline."""
 
 import inspect
+import os
 import sys
 
 import pytest
+from filelock import FileLock
 from small_house import House, build
 
 
@@ -17,18 +19,27 @@ def stack(context: int = 1) -> list[inspect.FrameInfo]:
     return frames
 
 
-@pytest.fixture(autouse=True)
-def _quick_stacks(monkeypatch):
-    """kfp asks for the name of its caller often, and gets every frame's source with it: under pytest, that is half of a compilation."""
-    monkeypatch.setattr(inspect, "stack", stack)
+@pytest.fixture(scope="session", autouse=True)
+def _quick_stacks():
+    """kfp asks for the name of its caller often, and gets every frame's source with it: under pytest, that is most of a compilation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", stack)
+        yield
 
 
 @pytest.fixture(scope="session")
 def finished_house(tmp_path_factory) -> House:
-    """A house in which one run has finished; to look at and to copy, not to change."""
-    house = build(tmp_path_factory.mktemp("finished"))
-    house.ngrpo("run")
-    return house
+    """A house in which one run has finished; to look at and to copy, not to change. All workers of a session share it."""
+    workers = tmp_path_factory.getbasetemp()
+    shared = workers.parent if "PYTEST_XDIST_WORKER" in os.environ else workers
+    finished, done = shared / "finished", shared / "finished" / "done"
+    with FileLock(shared / "finished.lock"):
+        if not done.exists():
+            finished.mkdir()
+            house = build(finished)
+            house.ngrpo("run")
+            done.touch()
+    return House(finished / "house", finished / "outputs")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """One process of a training that several share: writes the replay error of its rollouts, their lengths, and the weights it ends with.
 
-Arguments: directory of the inputs, directory for what is written, the engine, and `sharded` or `copied`.
+Arguments, in `sys.argv`: directory of the inputs, directory for what is written, the engine, and `sharded` or `copied`.
 """
 
 import json
@@ -90,7 +90,3 @@ def main() -> None:
     (output / f"seen-{rank}.json").write_text(json.dumps(seen))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
+from forks import Script
 from ngrpo.neighbors.index import NeighborIndex
 from tiny import eligible, save_tiny_model
 
@@ -92,15 +91,12 @@ def write_inputs(root: Path, hidden_size: int = 64) -> None:
     index.save(root / "neighbor_index")
 
 
-def start(script: str, root: Path, slow: float = 0.0, errors: Path | None = None, **variables: str) -> subprocess.Popen:
-    """Start a script on a directory; where its errors go to a file, what it prints can be read."""
+def start(script: str, root: Path, slow: float = 0.0, errors: Path | None = None, **variables: str) -> Script:
+    """Start a script on a directory; its errors go to a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_RUN_ID", None)
-    command = [sys.executable, "-c", PREPARE + script, str(root), str(slow)]
-    if errors is None:
-        return subprocess.Popen(command, env=environment | variables)
-    with errors.open("w") as stderr:
-        return subprocess.Popen(command, env=environment | variables, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    errors = errors or root / "errors.log"
+    return Script(PREPARE + script, [str(root), str(slow)], environment | variables, str(errors))
 
 
 def weights(artifact: Path) -> str:

@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from small_training import CONFIG, weights, write_inputs
 
+from forks import Script
+
 pytestmark = pytest.mark.pipeline
 
-TESTS = Path(__file__).parents[1]
-PROCESS = Path(__file__).with_name("parallel_process.py")
 STEPS = 4
 # Sums in another order: relative to the value, after four optimizer steps.
 TOLERANCE = 1e-4
@@ -38,14 +37,22 @@ def root(tmp_path_factory) -> Path:
 def train(root: Path, output: Path, processes: int, way: str = "copied", engine: str = "transformers") -> Path:
     (output / "work").mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment.pop("MLFLOW_RUN_ID", None)
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, str(PROCESS), str(root), str(output), engine, way]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    group: list[dict[str, str]] = [{}]
+    if processes > 1:  # as torchrun tells them
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        group = [place | size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    logs = [output / f"errors-{rank}.log" for rank in range(processes)]
+    arguments = [str(root), str(output), engine, way]
+    started = [
+        Script("from parallel_process import main\nmain()", arguments, environment | told, str(log))
+        for told, log in zip(group, logs, strict=True)
+    ]
+    codes = [process.wait() for process in started]
+    assert codes == [0] * processes, "".join(log.read_text()[-6000:] for log in logs)
     return output
 
 

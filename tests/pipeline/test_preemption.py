@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from small_training import CONFIG, INPUTS, SCORED, SELECTION, start, weights, write_inputs
 
+from forks import Script
 from ngrpo.errors import StoreError
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.storage.manifest import Reference
@@ -46,7 +46,7 @@ class Pods:
         self._script = script
         self._count = 0
 
-    def start(self, key: str, slow: float = 0.0, **variables: str) -> tuple[subprocess.Popen, Path]:
+    def start(self, key: str, slow: float = 0.0, **variables: str) -> tuple[Script, Path]:
         self._count += 1
         pod = self._root / f"pod-{self._count}"
         variables |= {"NGRPO_STORE": self._store, "KEY": key}
@@ -56,7 +56,7 @@ class Pods:
 
 
 def stop(
-    process: subprocess.Popen, number: signal.Signals, after: int, once: Callable[[], bool] = lambda: True
+    process: Script, number: signal.Signals, after: int, once: Callable[[], bool] = lambda: True
 ) -> tuple[int, int]:
     """Send a signal some steps after the first, once something is so; return how many steps were resumed from, and made in the end."""
     resumed, made, first = 0, 0, None
@@ -139,6 +139,8 @@ def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objec
     assert objects.list("checkpoints/") == [], "a finished stage leaves no checkpoint behind"
 
 
+# `make test` has two nodes that are stopped together and go on (test_two_nodes.py).
+@pytest.mark.long
 def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, objects, store, tmp_path):
     pods = pods(14, save_steps=14)
     # By their own clocks they would save at different steps, and wait for each other for ever.
@@ -164,6 +166,8 @@ def test_the_processes_of_a_pod_are_stopped_together_and_go_on_elsewhere(pods, o
     assert objects.list("checkpoints/") == []
 
 
+# `make test` has the same of processes that import nothing (test_stage_faults.py).
+@pytest.mark.long
 def test_what_a_process_of_a_pod_cannot_do_is_one_clear_line(pods, tmp_path):
     pods = pods(24)
     config = json.loads((tmp_path / "config.json").read_text())

