@@ -27,7 +27,7 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-long test-faults test-container test-cluster kind-cluster lint lint-images bench golden ui images lock lock-images clean
+.PHONY: run test test-long test-faults test-container test-cluster kind-cluster lint lint-images bench golden mutants ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -69,9 +69,14 @@ lint-images: $(VENV)/image-tools
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# After a change that is meant to change what a cluster runs; the difference is for the reviewer.
+# After a change that is meant to change what a cluster runs, or what TRL and vLLM are told; the difference is for the reviewer.
 golden: $(VENV)/installed
 	$(BIN)/python tests/pipeline/golden_ir.py
+	$(BIN)/python tests/unit/golden_arguments.py
+
+# Faults put into the code on purpose; the tests beside them must see each.
+mutants: $(VENV)/installed
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 ui: $(VENV)/installed
 	$(BIN)/ngrpo ui $(ARGS)
