@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from golden_ir import WHOLE, compiled
@@ -14,6 +15,7 @@ from trainer_stub import WORKFLOW, serve
 
 from ngrpo.config.cluster import ClusterConfig, GPUConfig, ResourcesConfig
 from ngrpo.errors import StoreError, TrainJobError
+from ngrpo.stages.execution import run_task
 from ngrpo.stages.step import execute
 from ngrpo.stages.task import Task
 from ngrpo.stages.tries import tries_of
@@ -349,10 +351,12 @@ def test_a_process_outside_of_a_cluster_is_told_so(tmp_path, monkeypatch):
     assert "no way to the API of Kubernetes" in refused()
 
 
+ATTEMPT = "ngrpo_kfp.components.launching.attempt"
+
 IN_STEP = """
 import sys
 from pathlib import Path
-from ngrpo.stages import train_job
+from ngrpo_kfp.components.launching import train_job
 from ngrpo.stages.task import Task
 train_job.POLL_SECONDS = 0.05
 train_job.run(Task("ngrpo_training", "{}", sys.argv[1], "c0", {}), Path(sys.argv[2]).read_text())
@@ -382,15 +386,24 @@ def step(cluster, objects, tmp_path, monkeypatch):
     for name, value in {"STORE": objects.uri, "WORK_DIR": tmp_path / "w", "CACHE_DIR": tmp_path / "c"}.items():
         monkeypatch.setenv(f"NGRPO_{name}", str(value))
     monkeypatch.setenv("NGRPO_TRAIN_JOB", settings().model_dump_json())
-    return lambda: execute(
+    task = Task(
         "ngrpo_training",
-        config_json=json.dumps(CONFIG),
-        key=KEY,
-        code_version="c0",
-        inputs={},
+        json.dumps(CONFIG),
+        KEY,
+        "c0",
+        {},
         output=str(tmp_path / "reference.json"),
         metrics=str(tmp_path / "metrics.json"),
     )
+
+    def work() -> dict[str, float]:
+        if "NGRPO_TRIES" in os.environ:
+            given = {"code_version": task.code_version, "inputs": {}, "output": task.output, "metrics": task.metrics}
+            return execute(task.stage, config_json=task.config_json, key=KEY, attempt=ATTEMPT, **given)
+        run_task(task, partial(train_job.run, settings_json=os.environ["NGRPO_TRAIN_JOB"]))  # as `ATTEMPT` does
+        return json.loads((tmp_path / "metrics.json").read_text())
+
+    return work
 
 
 def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, tmp_path):
@@ -409,8 +422,8 @@ def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, t
 
 FAST = """
 import sys
-if "ngrpo.stages.attempt" in sys.orig_argv:
-    from ngrpo.stages import train_job
+if "ngrpo_kfp.components.launching.attempt" in sys.orig_argv:
+    from ngrpo_kfp.components.launching import train_job
     train_job.POLL_SECONDS = 0.05
 """
 
