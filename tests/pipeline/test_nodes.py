@@ -16,7 +16,7 @@ from ngrpo.config import load_config
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig, RetryConfig
 from ngrpo.errors import ConfigError
 from ngrpo.stages import supervision
-from ngrpo.stages.execution import execute
+from ngrpo.stages.step import execute
 from ngrpo.stages.task import Task
 from ngrpo_kfp.components.launching.train_job_manifest import JobSettings, manifest
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError

@@ -5,9 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import pytest
 from golden_ir import WHOLE, compiled
@@ -353,11 +351,10 @@ def test_a_process_outside_of_a_cluster_is_told_so(tmp_path, monkeypatch):
     assert "no way to the API of Kubernetes" in refused()
 
 
+ATTEMPT = "ngrpo_kfp.components.launching.attempt"
+
 IN_STEP = """
 import sys
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from pathlib import Path
 from ngrpo_kfp.components.launching import train_job
 from ngrpo.stages.task import Task
@@ -398,16 +395,15 @@ def step(cluster, objects, tmp_path, monkeypatch):
         output=str(tmp_path / "reference.json"),
         metrics=str(tmp_path / "metrics.json"),
     )
-    job = partial(train_job.run, settings_json=settings().model_dump_json())
 
-    def run(*, in_pod: bool = False) -> dict[str, float]:
-        if in_pod:
-            named = {name: value for name, value in asdict(task).items() if name != "stage"}
-            return execute(task.stage, **named, attempt="ngrpo_kfp.components.launching.attempt")
-        run_task(task, job)
-        return json.loads(Path(task.metrics).read_text())
+    def work() -> dict[str, float]:
+        if "NGRPO_TRIES" in os.environ:
+            given = {"code_version": task.code_version, "inputs": {}, "output": task.output, "metrics": task.metrics}
+            return execute(task.stage, config_json=task.config_json, key=KEY, attempt=ATTEMPT, **given)
+        run_task(task, partial(train_job.run, settings_json=os.environ["NGRPO_TRAIN_JOB"]))  # as `ATTEMPT` does
+        return json.loads((tmp_path / "metrics.json").read_text())
 
-    return run
+    return work
 
 
 def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, tmp_path):
@@ -426,9 +422,6 @@ def test_the_step_hands_on_what_the_nodes_have_published(step, cluster, store, t
 
 FAST = """
 import sys
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 if "ngrpo_kfp.components.launching.attempt" in sys.orig_argv:
     from ngrpo_kfp.components.launching import train_job
     train_job.POLL_SECONDS = 0.05
@@ -447,7 +440,7 @@ def test_a_lost_node_costs_a_try_and_not_the_run(step, cluster, store, objects, 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hook"), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv("NGRPO_TRIES", json.dumps({"times": 1, "backoff_seconds": 1, "backoff_factor": 1}))
-    assert step(in_pod=True) == {"steps": 2}
+    assert step() == {"steps": 2}
     assert Reference.read(tmp_path / "reference.json").key == KEY
     assert len(cluster.made) == 2
     assert cluster.jobs == {}
