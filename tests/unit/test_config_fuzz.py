@@ -13,7 +13,7 @@ from ngrpo.errors import ConfigError
 from nonsense import BASES, PRESETS, base, put, wrong_settings
 
 TINY = PRESETS / "tiny.toml"
-SETTINGS = 2000
+SETTINGS = 5000
 
 
 def refused(path: Path, *overrides: str, cluster: Path | None = None) -> str:
@@ -75,7 +75,7 @@ def test_a_bound_is_named(override, bound):
     assert "(value " in message
 
 
-def test_settings_at_random():
+def test_five_thousand_settings_at_random():
     """Wrong values of fields, and characters at random in the place of a field or below one."""
     chance = random.Random(17)
     wrong = [(path, value) for path, value in wrong_settings("tiny") if not any(part.isdigit() for part in path)]
