@@ -71,9 +71,8 @@ def lock_text(locked: Mapping[str, str], libraries: Mapping[str, Mapping[str, st
         locked: Address with digest of each image.
         libraries: Of each image, the version of each library that stages declare.
     """
-    return tomli_w.dumps(
-        {**dict(sorted(locked.items())), LIBRARIES: {name: libraries[name] for name in sorted(libraries)}}
-    )
+    held = {name: libraries[name] for name in sorted(libraries)}
+    return tomli_w.dumps({**dict(sorted(locked.items())), **({LIBRARIES: held} if held else {})})
 
 
 def _locked() -> dict[str, Any]:

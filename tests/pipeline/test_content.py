@@ -17,6 +17,7 @@ from ngrpo.data.models import materialize_tokenizer
 from ngrpo.data.word_tokenizer import word_tokenizer
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.stages import prepare_data
+from ngrpo.stages.context import Context
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.local.run_pipeline import dry_run
@@ -243,7 +244,7 @@ def test_the_stage_refuses_data_that_are_not_those_of_the_plan(place, planner, t
     config = validate(PrepareDataConfig, given(planner, place, "prepare_data"))
     output = tmp_path / "output"
     output.mkdir()
-    prepare_data.run(config, {}, output, tmp_path / "work")
+    prepare_data.run(config, {}, output, Context(tmp_path / "work"))
     written = (output / "sources.json").read_text()
     assert str(place) not in written, "the same key has the same bytes, wherever the copy lies"
     assert config.data.train.digest in written
@@ -253,7 +254,7 @@ def test_the_stage_refuses_data_that_are_not_those_of_the_plan(place, planner, t
     with pytest.raises(
         DataError, match=r"^data\.train: id='.*math': its content is not what the run was planned with"
     ) as e:
-        prepare_data.run(config, {}, output, tmp_path / "work")
+        prepare_data.run(config, {}, output, Context(tmp_path / "work"))
     assert "\n" not in str(e.value)
 
 

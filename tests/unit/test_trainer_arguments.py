@@ -26,7 +26,6 @@ from golden_arguments import (
 
 from ngrpo.config import BenchmarkEvaluationConfig, NGRPOTrainingConfig, SFTWarmStartConfig, load_config, select
 from ngrpo.config.sections import RolloutConfig, TrainingConfig, WarmStartConfig
-from ngrpo.report.rollout_log import RolloutLog
 from ngrpo.rollout.loading import load_tokenizer
 from ngrpo.training import policy_optimization
 
@@ -163,7 +162,6 @@ def built(tmp_path, *overrides: str) -> dict[str, Any]:
             config=read(NGRPOTrainingConfig, *overrides),
             work=tmp_path,
             output=tmp_path / "model",
-            log=RolloutLog(tokenizer, group_size=8),
         )
     return caught.value.args[0]
 
