@@ -161,7 +161,7 @@ def checked_run(run: str | None) -> str | None:
 
 
 def checked_stage(name: str, *tasks: str) -> str:
-    """Return what must be the name of a stage.
+    """Return what must be the name of a stage, or of one of its nodes (`ngrpo_training.grpo`; whether a run has it is looked up later).
 
     Args:
         name: What the user wrote.
@@ -171,7 +171,7 @@ def checked_stage(name: str, *tasks: str) -> str:
         ConfigError: There is no such stage.
     """
     known = [*_stages(), *tasks]
-    if name not in known:
+    if name.partition(".")[0] not in known:
         raise ConfigError(f"STAGE {name!r}: unknown; choose one of {', '.join(known)}")
     return name
 
