@@ -27,7 +27,8 @@ import os
 from ngrpo import small_shared
 
 
-def run(config, inputs, output, work):
+def run(config, inputs, output, context):
+    work = context.work
     with open(os.environ["RAN"], "a") as log:
         log.write("{name}\\n")
     for name, directory in inputs.items():

@@ -20,6 +20,7 @@ from ngrpo.errors import ConfigError, DataError, NGRPOError, Preempted, StoreErr
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.stages import torchrun
 from ngrpo.stages.context import Context
+from ngrpo.stages.declarations import Stage
 from ngrpo.stages.process import PARENT_RUN, parent_run_id
 from ngrpo.storage.disk import disk_fault
 
@@ -105,6 +106,23 @@ def test_what_a_process_of_a_group_leaves_is_what_is_raised(tmp_path, monkeypatc
     config: Section = NeighborIndexConfig.model_construct()
     with pytest.raises(raised, match=said):
         torchrun.run("neighbor_index", config, {}, tmp_path, Context(tmp_path), processes=2)
+
+
+def test_the_processes_of_a_group_get_what_the_stage_got(tmp_path, monkeypatch):
+    got = []
+
+    class Working(Group):
+        def __init__(self, command):
+            torchrun._work(Path(command[-1]))
+
+    monkeypatch.setattr(subprocess, "Popen", Working)
+    monkeypatch.setattr(Working, "code", 0)
+    monkeypatch.setattr(torchrun, "join", lambda: None)
+    monkeypatch.setattr(Stage, "function", lambda self: lambda *arguments: got.append(arguments))
+    settings = NeighborIndexConfig.model_validate({"model": {"source": {"kind": "initialized"}}, "neighbors": {}})
+    context = Context(tmp_path, "s3://bucket/prefix", "checkpoints/stage/key", save_minutes=2.5, reporters=("mlflow",))
+    torchrun.run("neighbor_index", settings, {"dataset": tmp_path}, tmp_path / "output", context, processes=2)
+    assert got == [(settings, {"dataset": tmp_path}, tmp_path / "output", context)]
 
 
 LOST = RuntimeError("Connection closed by peer")
