@@ -225,13 +225,12 @@ MUTANTS = (
                 "[weights, prompts, config.seed,",
                 "[weights, config.seed,",
             ),
-            ("engine", WAYS, "evaluation.max_tokens, evaluation.engine, config", "evaluation.max_tokens, config"),
             ("dtype", WAYS, "evaluation.engine, config.model.dtype]", "evaluation.engine]"),
             (
                 "generator",
                 f"{MEASURING}::test_samples_of_another_generator_are_not_reused",
-                "sampling, mixing, generator]",
-                "sampling, mixing]",
+                "sampling, mixing, generator, libraries]",
+                "sampling, mixing, libraries]",
             ),
             (
                 "weights",
@@ -240,7 +239,13 @@ MUTANTS = (
                 "[prompts, config.seed,",
             ),
             ("seed", SETTINGS, "[weights, prompts, config.seed,", "[weights, prompts,"),
-            ("mixing", SETTINGS, "sampling, mixing, generator]", "sampling, generator]"),
+            ("mixing", SETTINGS, "sampling, mixing, generator, libraries]", "sampling, generator, libraries]"),
+            (
+                "libraries",
+                f"{MEASURING}::test_samples_have_another_key_with_another_version_of_what_generates_them",
+                "sampling, mixing, generator, libraries]",
+                "sampling, mixing, generator]",
+            ),
             (
                 "candidates",
                 WAYS,
@@ -590,17 +595,21 @@ MUTANTS = (
         Mutant(
             f"stage's key without {name}",
             _KEYS,
-            "[stage, config, code_version, dict(inputs), rerun_token]",
+            "[stage, config, code_version, dict(inputs), rerun_token, dict(libraries), dict(content)]",
             f"[{', '.join(part for part in parts if part != left_out)}]",
             (KEYS,),
         )
-        for parts in [("stage", "config", "code_version", "dict(inputs)", "rerun_token")]
+        for parts in [
+            ("stage", "config", "code_version", "dict(inputs)", "rerun_token", "dict(libraries)", "dict(content)")
+        ]
         for name, left_out in (
             ("stage", "stage"),
             ("settings", "config"),
             ("code", "code_version"),
             ("inputs", "dict(inputs)"),
             ("token", "rerun_token"),
+            ("libraries", "dict(libraries)"),
+            ("content", "dict(content)"),
         )
     ),
 )
