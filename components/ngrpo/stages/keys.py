@@ -48,6 +48,7 @@ TRANSPARENT: Mapping[str, str] = {
     "ngrpo.storage.lease": "Says whose turn it is.",
     "ngrpo.storage.manifest": "Says of a result which files it has; the files are as they were written, or are refused.",
     "ngrpo.storage.objects": _TRANSFER,
+    "ngrpo.storage.whole_files": "Puts a file in its place whole or not at all.",
     "ngrpo.storage.state": "Writes what it is given, whole or not at all, and gives back what was written, or fails.",
     # Other hashes are other keys: what was made under the old ones is found by none of the new ones.
     "ngrpo.stages.keys": "Makes keys: if they change, they say so themselves.",
