@@ -39,8 +39,8 @@ from replay import replay_error
 from tiny import EOS, MARKER, PAD, mixer_for
 
 TEMPERATURE = 0.7
-PROMPTS = [[2, 5, 9, 3], [2, 11, 3], [2, 5, 44, 17, 44, 20, 3] * 6]
-"""The last one is longer than a cache block of 32 tokens, and than a chunk of a chunked prefill."""
+PROMPTS = [[2, 5, 9, 3], [2, 11, 3], [2, 5, 44, 17, 44, 20, 3] * 7]
+"""The last one is longer than a cache block of 32 tokens, and than a chunk of a chunked prefill; with 16 tokens more it fills another."""
 
 
 class Cases:

@@ -24,7 +24,7 @@ CHUNKED = {"max_num_batched_tokens": 16}
 
 def configuration(runner, cases, *, in_process=True, async_scheduling=False, **options):
     # The interpreter under Model Runner V2 takes a third of a second a step: what need not wait for room is decoded at once.
-    size = (24, 40) if runner == "v1" else (12 if "num_gpu_blocks_override" in options else 8, 24)
+    size = (24, 40) if runner == "v1" else (12, 24) if "num_gpu_blocks_override" in options else (8, 16)
     return {
         "runner": runner,
         "in_process": in_process,
