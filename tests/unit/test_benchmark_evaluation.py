@@ -389,7 +389,7 @@ def test_a_kill_while_samples_are_written_leaves_none(inputs, engines, tmp_path,
     whole = contents(evaluate(settings(), inputs, tmp_path, "whole", "work-whole"))
 
     def cut_short(descriptor):
-        os.ftruncate(descriptor, 4)
+        os.truncate(f"/proc/self/fd/{descriptor}", 4)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -341,7 +341,7 @@ def stage_config(
         **data,
     }
     return PrepareDataConfig(
-        model=TokenizerConfig(source=InitializedModel(kind="initialized")),
+        model=TokenizerConfig(source=InitializedModel(kind="initialized"), template_date="2024-07-26"),
         data=DataConfig(**settings),
         warm_start=ExampleLimits(max_tokens=max_tokens),
     )
