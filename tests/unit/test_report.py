@@ -252,8 +252,8 @@ def test_a_missing_stage_leaves_a_note(run, stage):
     whole, partial = run.report(), run.report(stage)
     Page(partial)
     shown = stage != "sft_warm_start"
-    assert (f"no artifact of the stage <code>{stage}</code>" in partial) == shown
-    assert "no artifact of the stage" not in whole
+    assert (f"no node <code>{stage}</code>" in partial) == shown
+    assert "no node <code>" not in whole
     assert partial != whole
 
 
