@@ -43,7 +43,7 @@ def compiled(finished_house, tmp_path):
         from kfp import compiler
         from ngrpo.config import load_config
         from ngrpo_kfp.pipelines.planning.nodes import History
-from ngrpo_kfp.pipelines.planning.plan import make_plan
+        from ngrpo_kfp.pipelines.planning.plan import make_plan
         from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
         config = load_config(Path(sys.argv[1]))
         plan = make_plan(config, run="r", store=None, rerun_tokens={}, history=History())
