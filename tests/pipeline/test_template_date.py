@@ -12,6 +12,7 @@ from ngrpo.data.models import materialize
 from ngrpo.data.template_clock import TemplateClock
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.rollout.loading import load_tokenizer
+from ngrpo.stages.context import Context
 from ngrpo.stages.declarations import STAGES
 
 PRESET = Path(__file__).with_name("small.toml")
@@ -58,7 +59,7 @@ def run(stage: str, root: Path, config) -> None:
     for folder in (root / stage, root / "work" / stage):
         folder.mkdir(parents=True)
     inputs = {name: root / source for name, source in INPUTS[stage].items()}
-    STAGES[stage].function()(select(config, STAGES[stage].config), inputs, root / stage, root / "work" / stage)
+    STAGES[stage].function()(select(config, STAGES[stage].config), inputs, root / stage, Context(root / "work" / stage))
 
 
 def results(root: Path, stage: str) -> dict[str, object]:
