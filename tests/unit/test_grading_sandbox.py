@@ -291,3 +291,17 @@ def test_the_graders_version_covers_all_that_decides():
     }
     assert beside == {"ngrpo.grading"}, "the package itself, and nothing that decides"
     assert len(names) > 8
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        (r"\det\left(\begin{pmatrix} exec & 1 \\ 0 & 2 \end{pmatrix}\right)", "(1, 5)"),
+        (r"\int_0^1 \log_{2} \int_0^1 x \, dx \, dx", r"\frac{1}{3}"),
+    ],
+)
+def test_what_sympy_imports_only_for_some_answers_is_there_behind_the_walls(answer, gold):
+    with Grader(workers=1) as grader:
+        (grade,) = grader.grade([(rf"\boxed{{{answer}}}", gold)])
+    assert not grade.correct
+    assert "No module named" not in (grade.error or "")
