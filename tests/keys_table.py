@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ngrpo.stages.declarations import STAGES
-from ngrpo.stages.keys import PACKAGE, TRANSPARENT, moved_by
+from ngrpo.stages.keys import PACKAGE, TRANSPARENT, source_files
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "keys.md"
 BEGIN, END = "<!-- table: python tests/keys_table.py -->\n", "<!-- end of table -->\n"
@@ -22,6 +22,15 @@ def table() -> str:
         for moves, files in rows.items():
             lines.append(f"| `{name}` | {' '.join(f'`{file}`' for file in files)} | {moves} |")
     return "\n".join(lines) + "\n"
+
+
+def moved_by(file: str) -> tuple[str, ...]:
+    """Return the stages whose keys an edit of a source file moves, in their order, not counting those that only read their results.
+
+    Args:
+        file: Path relative to the package.
+    """
+    return tuple(name for name, stage in STAGES.items() if file in source_files(stage.module))
 
 
 def _moves(file: str) -> str:

@@ -11,7 +11,7 @@ import typer
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli import schedule
 from ngrpo_kfp.pipelines.cli.help import ON_CLUSTER
-from ngrpo_kfp.pipelines.cli.here import terminal, workspace
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import (
     IMAGES,
     Base,
@@ -103,7 +103,7 @@ def doctor(
     no_pod: Annotated[bool, typer.Option("--no-pod", help="make no pod there to see what stages can reach")] = False,
 ) -> None:
     """Look whether a cluster has what runs need."""
-    from ngrpo_kfp.pipelines.kubeflow.doctor.report import examine
+    from ngrpo_kfp.pipelines.kubeflow.doctor.examination import examine
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
     examine(read_cluster_config(preset, settings, seed, cluster), Images(images), terminal(), pod=not no_pod)

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 RUN_HERE = "Run here"
 ON_CLUSTER = "Run on a cluster"
 MODELS = "Models"
-LOOK = "Look"
+INSPECT = "Inspect"
 
 _WHOLE = 1000
 """More characters than any line of help has: nothing is cut, long lines are wrapped."""

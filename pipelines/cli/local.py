@@ -8,7 +8,7 @@ import typer
 
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.help import RUN_HERE
-from ngrpo_kfp.pipelines.cli.here import terminal, workspace
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import (
     IMAGES,
     Base,

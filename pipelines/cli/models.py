@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ngrpo_kfp.pipelines.cli.help import MODELS
-from ngrpo_kfp.pipelines.cli.here import terminal, workspace
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import Preset, RunDirectory, Seed, Settings, read_config
 
 # The commands import what they need when they run: MLflow takes seconds.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
-from ngrpo_kfp.pipelines.cli.here import terminal
+from ngrpo_kfp.pipelines.cli.lazy import terminal
 from ngrpo_kfp.pipelines.cli.options import (
     IMAGES,
     Base,

@@ -18,11 +18,11 @@ from ngrpo.config.cluster import ClusterConfig
 from ngrpo.stages.declarations import STAGES
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, namespace
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
+from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, TRAINER, Kubernetes, KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.quotas import asked_by, local_queue, queue_quota, resource_quotas
-from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
 
 KUEUE_FOR_JOBS = (0, 17)
 """First version of Kueue that keeps a TrainJob's `runtimePatches`; older ones drop them."""

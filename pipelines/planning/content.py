@@ -16,12 +16,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ngrpo.config import HubModel, HubSource, RunConfig, Section
-from ngrpo.data.content import files_of, identity, is_copy
+from ngrpo.data.copies import files_of, identity, is_copy
 from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError, DataError, StoreError
 from ngrpo.stages.keys import canonical_json
-from ngrpo.storage.content import content_digest
 from ngrpo.storage.digest import file_sha256
+from ngrpo.storage.listing import content_digest
 from ngrpo.storage.state import DamagedStateError, read_state, write_state
 
 _FRESH_NANOSECONDS = 2_000_000_000

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import HubModel, HubSource, RunConfig, Source
-from ngrpo.data.content import is_copy
+from ngrpo.data.copies import is_copy
 from ngrpo.data.locations import is_local
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.planning.nodes import Plan

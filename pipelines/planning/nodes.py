@@ -36,8 +36,6 @@ class PlannedStage:
     """Key of its result."""
     base_key: str
     """The key it would have without a rerun token."""
-    config: str
-    """Its settings as canonical JSON, as it gets them."""
     settings: StageSettings
     """Its settings, as it gets them and as they are in its key, and the content of the copies that it reads."""
     code_version: str
@@ -55,6 +53,11 @@ class PlannedStage:
     """Why it has to run, or whose result it takes; empty if its own is in the store."""
     same_as: PlannedStage | None = None
     """The first node of the run with the same key: the work is done there, once, and this node takes the result."""
+
+    @property
+    def config(self) -> str:
+        """Its settings as canonical JSON, as it gets them."""
+        return self.settings.given
 
     @property
     def cached(self) -> bool:

@@ -81,7 +81,6 @@ def make_plan(
             stage=stage_name,
             key=key,
             base_key=base_key,
-            config=chosen.given,
             settings=chosen,
             code_version=code,
             sources=source_files(stage.module),

@@ -109,7 +109,7 @@ COMMANDS = {
     "Run here": ["plan", "run", "rerun"],
     "Run on a cluster": ["compile", "submit", "cancel", "doctor", "schedule"],
     "Models": ["regrade", "promote", "rollback", "history", "mirror"],
-    "Look": ["status", "logs", "report", "ui", "neighbors"],
+    "Inspect": ["status", "logs", "report", "ui", "neighbors"],
 }
 
 

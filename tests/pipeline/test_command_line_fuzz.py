@@ -21,7 +21,7 @@ BEGINNINGS = (
     "kubeflow.submitted_runs.connect",
     "kubeflow.runs.status.connect",
     "kubeflow.runs.logs.connect",
-    "kubeflow.doctor.report.examine",
+    "kubeflow.doctor.examination.examine",
     "kubeflow.scheduling.schedules.compile_scheduled_run",
     "planning.base_model.from_champion",
     "cli.promotion.promote_version",

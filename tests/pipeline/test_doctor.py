@@ -22,9 +22,9 @@ from ngrpo.environment import environment
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.doctor import probe as cluster_probe
+from ngrpo_kfp.pipelines.kubeflow.doctor.examination import looked_at
 from ngrpo_kfp.pipelines.kubeflow.doctor.probe import manifest, probe
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import MARK, reached
-from ngrpo_kfp.pipelines.kubeflow.doctor.report import looked_at
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, Refused
 
 pytestmark = pytest.mark.pipeline

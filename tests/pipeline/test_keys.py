@@ -176,7 +176,7 @@ def test_real_stages_reach_what_they_work_with_and_not_what_others_do(stage, rea
 @pytest.mark.parametrize("name", ["worker", "runner_v1", "runner_v2", "scheduler", "rows", "compatibility", "engine"])
 def test_what_vllm_loads_by_name_decides_training_evaluation_and_samples(name):
     file = f"rollout/vllm/{name}.py"
-    assert keys.moved_by(file) == ("ngrpo_training", "benchmark_evaluation")
+    assert keys_table.moved_by(file) == ("ngrpo_training", "benchmark_evaluation")
     assert file in keys.source_files("ngrpo.rollout.configured_engine"), "of which samples know the code version"
 
 
@@ -192,7 +192,7 @@ def test_what_vllm_loads_by_name_decides_training_evaluation_and_samples(name):
 )
 def test_what_only_moves_or_says_things_moves_no_key(file):
     assert (keys.PACKAGE / file).exists()
-    assert keys.moved_by(file) == ()
+    assert keys_table.moved_by(file) == ()
 
 
 def test_the_documentation_says_which_file_moves_which_key():
@@ -200,7 +200,7 @@ def test_the_documentation_says_which_file_moves_which_key():
 
 
 def test_the_digests_that_are_in_results_are_no_mere_transfer():
-    assert "benchmark_evaluation" in keys.moved_by("storage/digest.py")
+    assert "benchmark_evaluation" in keys_table.moved_by("storage/digest.py")
 
 
 def test_every_transparent_module_is_there_and_says_why():

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import BaseModelSource, HubModel, RegisteredModel
-from ngrpo.data.content import require_planned
+from ngrpo.data.copies import require_planned
 from ngrpo.data.locations import is_bucket
 from ngrpo.data.model_directory import SHARDS, WEIGHTS, read_bare_tokenizer, shards
 from ngrpo.data.models import materialize, materialize_tokenizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ngrpo.config import HubSource, RunConfig, validate
-from ngrpo.data.content import is_copy
+from ngrpo.data.copies import is_copy
 
 
 def gated_benchmarks(config: RunConfig) -> list[str]:

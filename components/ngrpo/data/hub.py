@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import HubSource
-from ngrpo.data.content import is_copy, is_read, last_part, planned
+from ngrpo.data.copies import is_copy, is_read, last_part, planned
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
 from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from ngrpo.config import HubModel
-from ngrpo.data.content import DESCRIPTION, WEIGHTS, is_copy, is_read, planned, require_planned
+from ngrpo.data.copies import DESCRIPTION, WEIGHTS, is_copy, is_read, planned, require_planned
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
 from ngrpo.data.model_directory import require_no_code
 from ngrpo.errors import DataError

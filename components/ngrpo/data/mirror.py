@@ -11,9 +11,9 @@ from huggingface_hub import snapshot_download
 
 from ngrpo.config import HubModel, HubSource, RunConfig
 from ngrpo.data import hub_model
-from ngrpo.data.content import files_of, is_copy, is_read, last_part
+from ngrpo.data.copies import files_of, is_copy, is_read, last_part
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
-from ngrpo.storage.content import content_digest
+from ngrpo.storage.listing import content_digest
 from ngrpo.storage.objects import ObjectStore
 
 

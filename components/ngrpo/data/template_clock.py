@@ -20,9 +20,9 @@ class TemplateClock:
 
 
 def stop_clock(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
-    """Let everything that a tokenizer writes as a chat, also for TRL, be of one day; what is saved of it stays as it was.
+    """Make a tokenizer render chats with a fixed date, in our calls and in TRL's; the tokenizer that is saved is unchanged.
 
-    What `apply_chat_template` does not know itself goes to the template, where it stands before what transformers provides.
+    `apply_chat_template` hands keyword arguments that it does not know to the template, where they win over what transformers provides.
     """
     write = partial(tokenizer.apply_chat_template, strftime_now=TemplateClock(day))
     tokenizer.apply_chat_template = write

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ngrpo.config import HubModel, HubSource, ModelPromotionConfig, Source
 from ngrpo.contracts.evaluation import Evaluation, Result
 from ngrpo.contracts.promotion import Promotion
-from ngrpo.data.content import is_copy
+from ngrpo.data.copies import is_copy
 from ngrpo.report.wording import describe, method_name
 
 

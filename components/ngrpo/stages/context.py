@@ -14,7 +14,7 @@ def say(line: str) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """Where a stage works, what it may use there, and whom it tells. Nothing in it changes a result."""
+    """Work directory, object store, trackers and progress of a stage. Nothing in it changes a result."""
 
     work: Path
     """Directory that survives a killed try: a stage that takes long resumes from what it left there."""
@@ -27,4 +27,4 @@ class Context:
     reporters: tuple[str, ...] = ()
     """Trackers that a trainer reports its curves to, as transformers calls them."""
     progress: Callable[[str], None] = say
-    """Is told what the stage is doing, line by line."""
+    """Receives lines of progress."""

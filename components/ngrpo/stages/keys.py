@@ -156,18 +156,6 @@ def source_files(module: str, root: Path = PACKAGE) -> Mapping[str, str]:
     return dict(sorted(found.items()))
 
 
-def moved_by(file: str, root: Path = PACKAGE) -> tuple[str, ...]:
-    """Return the stages whose keys an edit of a source file moves, in their order, not counting those that only read their results.
-
-    Args:
-        file: Path relative to `root`.
-        root: Folder of the package `ngrpo`.
-    """
-    from ngrpo.stages.declarations import STAGES
-
-    return tuple(name for name, stage in STAGES.items() if file in source_files(stage.module, root))
-
-
 def _is_transparent(module: str) -> bool:
     return any(f"{module}.".startswith(f"{name}.") for name in TRANSPARENT)
 

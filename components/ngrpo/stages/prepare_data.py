@@ -18,7 +18,7 @@ from ngrpo.contracts.metrics import write_metrics
 from ngrpo.contracts.sources import SOURCES, Sources, Table
 from ngrpo.data.chat import ChatLengths, Turns, user_turn
 from ngrpo.data.contamination import BenchmarkProblems
-from ngrpo.data.content import identity
+from ngrpo.data.copies import identity
 from ngrpo.data.models import materialize_tokenizer
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems

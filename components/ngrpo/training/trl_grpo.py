@@ -1,7 +1,7 @@
 """TRL's GRPO trainer, imported without vLLM.
 
 Rollouts come from our engines. Where vLLM is installed, the import of the trainer would import it for rollouts of its own: seconds, and
-160 MB of every process. TRL is told that there is none for this import alone; who asks it later is told the truth.
+160 MB of every process. TRL is told that there is none for this import alone; later calls get the real answer.
 """
 
 from trl import import_utils

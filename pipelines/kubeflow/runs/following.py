@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, explained
+from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.runs.status import RunView, look
-from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
 
 _PAUSE_SECONDS = 15.0
 _PATIENCE_SECONDS = 3600.0

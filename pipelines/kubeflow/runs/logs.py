@@ -14,11 +14,11 @@ from ngrpo.stages.tries import Try, begin_line, log_of, own_lines, tries_of
 from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.components.launching.pending_pods import why_pending
 from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, connect, namespace
+from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
 from ngrpo_kfp.pipelines.kubeflow.submission import recorded_config
 from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run, key_of, tasks_of
-from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
 from ngrpo_kfp.pipelines.planning.nodes import find_node, of_stage, stage_of, task_name
 
 _STORE_PATIENCE = 5.0

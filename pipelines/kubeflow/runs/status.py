@@ -16,12 +16,12 @@ from rich.table import Table
 from ngrpo.stages.tries import Try
 from ngrpo_kfp.components.launching.pending_pods import why_ended, why_pending
 from ngrpo_kfp.pipelines.kubeflow.client import connect
+from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.links import links
 from ngrpo_kfp.pipelines.kubeflow.runs.facts import RunFacts
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
 from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run
-from ngrpo_kfp.pipelines.kubeflow.terminal import harmless
 from ngrpo_kfp.pipelines.kubeflow.unpullable_images import never_pulled
 from ngrpo_kfp.pipelines.planning.nodes import task_name
 

@@ -1,4 +1,4 @@
-"""Where a command works: the terminal it prints to, and the workspace of this machine. Both are imported when a command asks."""
+"""The terminal and the workspace of a command, imported when it asks for them, for that takes a while."""
 
 from __future__ import annotations
 

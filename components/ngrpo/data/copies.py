@@ -12,8 +12,8 @@ from ngrpo.config import HubModel, HubSource
 from ngrpo.data.locations import is_bucket, is_local, local_directory
 from ngrpo.errors import DataError
 from ngrpo.section import Section
-from ngrpo.storage.content import File, content_digest, directory_files, prefix_files
 from ngrpo.storage.digest import file_sha256
+from ngrpo.storage.listing import File, content_digest, directory_files, prefix_files
 
 DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 WEIGHTS = ("*.safetensors",)

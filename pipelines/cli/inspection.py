@@ -1,4 +1,4 @@
-"""The commands that look at runs and results: `ngrpo status | logs | report | ui | neighbors`."""
+"""The commands that inspect runs and results: `ngrpo status | logs | report | ui | neighbors`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from ngrpo.errors import ConfigError
-from ngrpo_kfp.pipelines.cli.help import LOOK
-from ngrpo_kfp.pipelines.cli.here import terminal, workspace
+from ngrpo_kfp.pipelines.cli.help import INSPECT
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import RunDirectory, RunId, StageName, checked_run, checked_stage
 
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
@@ -19,7 +19,7 @@ _PLANNERS = ("scheduled_run", "champion_run")
 app = typer.Typer()
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def status(run: RunId = None) -> None:
     """Show how far a run on the cluster is."""
     from ngrpo_kfp.pipelines.kubeflow.runs.status import show_status
@@ -27,7 +27,7 @@ def status(run: RunId = None) -> None:
     show_status(checked_run(run), terminal())
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def logs(
     stage: StageName,
     run: RunId = None,
@@ -43,7 +43,7 @@ def logs(
     show_logs(checked_run(run), stage, terminal(), raw=raw, follow=follow)
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def report(run: RunDirectory = None) -> None:
     """Write the report of a finished run again."""
     from ngrpo_kfp.pipelines.local.reporting import rebuild_report
@@ -52,7 +52,7 @@ def report(run: RunDirectory = None) -> None:
     terminal().print(f"report  {rebuild_report(run or home.latest, home)}")
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def ui(
     port: Annotated[int, typer.Option("--port", metavar="PORT", help="port of MLflow on 127.0.0.1")] = 5000,
 ) -> None:
@@ -64,7 +64,7 @@ def ui(
     serve_ui(workspace(), port, terminal())
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=INSPECT)
 def neighbors(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="directory of a model, or a preset, for its base model")
