@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ngrpo.config.located import locate
 from ngrpo.config.run import DISAGREEMENT, RunConfig
 from ngrpo.environment import CREDENTIAL, redacted
 from ngrpo.errors import ConfigError
@@ -63,7 +64,7 @@ def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | Non
         check_name(preset.stem)
     except ValueError as error:
         raise ConfigError(f"preset {str(preset)!r}: {error}; rename the file") from error
-    tree = read_toml("preset", preset)
+    tree = locate(read_toml("preset", preset), preset.parent)
     tree["preset"] = preset.stem
     if cluster is not None:
         tree["cluster"] = read_toml("cluster", cluster)

@@ -1,0 +1,44 @@
+"""Texts of a preset that name a file: relative to the preset, wherever the command is run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from ngrpo.section import Line
+
+
+class Located(str):
+    """A text of a file, which knows the directory of the file."""
+
+    directory: Path
+
+
+def locate(tree: Any, directory: Path) -> Any:
+    """Return settings with every text as a `Located` one of `directory`; names of settings stay as they are."""
+    if isinstance(tree, dict):
+        return {name: locate(value, directory) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [locate(value, directory) for value in tree]
+    if type(tree) is str:
+        text = Located(tree)
+        text.directory = directory
+        return text
+    return tree
+
+
+def absolute(text: str) -> str:
+    """Return a path as an absolute one: relative to the file that it stands in, or else to the current directory."""
+    directory = text.directory if isinstance(text, Located) else Path()
+    return os.path.abspath(directory / Path(text).expanduser())
+
+
+def _from_its_file(value: Any) -> Any:
+    return absolute(value) if isinstance(value, str) and value and "\0" not in value else value
+
+
+PathFromFile = Annotated[Line, BeforeValidator(_from_its_file)]
+"""A path of this machine. Where it is relative, it is so to the file that it stands in, on the command line to the current directory."""
