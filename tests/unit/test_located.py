@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from ngrpo.config import validate
 from ngrpo.config.located import PathFromFile, locate
 from ngrpo.errors import ConfigError
