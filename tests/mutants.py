@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -646,6 +647,8 @@ def _copied(directory: Path) -> Path:
     """Copy the checkout, with the names that its packages have once they are installed."""
     copy = directory / "checkout"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    for command in (["init", "-q"], ["add", "-A"]):  # some tests ask git which files are the project's
+        subprocess.run(["git", *command], cwd=copy, check=True)
     namespace = directory / "names" / "ngrpo_kfp"
     namespace.mkdir(parents=True)
     for name in ("components", "pipelines"):
