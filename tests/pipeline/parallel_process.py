@@ -46,7 +46,7 @@ def main() -> None:
     if "LOCAL_RANK" in os.environ:
         join()
     policy_optimization.CorrectnessReward = LengthReward
-    seen: dict[str, list] = {"errors": [], "longest": [], "sharded": []}
+    seen: dict[str, list] = {"errors": [], "errors_without_records": [], "longest": [], "sharded": []}
     whole = AutoModelForCausalLM.from_pretrained(root / "warm_start" / "model")
     trainers = []
 
@@ -57,8 +57,11 @@ def main() -> None:
                 mine.data.copy_(theirs)
             version = batch.rollouts[0].records.index_version
             mixer = mixer_for(whole, "neighbor", config.mixing.rate, version=version)
-            error = replay_error(whole, batch.prompts, batch.rollouts, mixer, config.rollout.temperature)
-            seen["errors"].append(error)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
+                for name, replayed in (("errors", mixer), ("errors_without_records", None)):
+                    seen[name].append(
+                        replay_error(whole, batch.prompts, batch.rollouts, replayed, config.rollout.temperature)
+                    )
             seen["longest"].append(max(len(rollout.token_ids) for rollout in batch.rollouts))
             seen["sharded"].append(isinstance(model, FSDPModule))
             return {}

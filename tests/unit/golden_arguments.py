@@ -122,6 +122,7 @@ def _own(arguments: TrainingArguments, processes: int = 1) -> dict[str, Any]:
     """Return the arguments that are not TRL's defaults."""
     with machine(processes):
         default = type(arguments)(output_dir=arguments.output_dir).to_dict()
+    default["use_cpu"] = arguments.use_cpu  # says where the test runs
     return {name: value for name, value in sorted(arguments.to_dict().items()) if value != default[name]}
 
 
@@ -134,8 +135,8 @@ class _Engine:
 
 
 class _Transformers(_Engine):
-    def __init__(self, model: Any, ends: Any, padding: int, batch_size: int):
-        super().__init__(batch_size=batch_size)
+    def __init__(self, model: Any, ends: Any, padding: int, batch_size: int, *, dtype: str):
+        super().__init__(batch_size=batch_size, dtype=dtype)
 
     def generate(self, prompts: Any, seeds: Any, sampling: Sampling, mixer: Mixer | None = None) -> list[Any]:
         mixing = None

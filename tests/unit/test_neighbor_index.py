@@ -1,6 +1,7 @@
 """The neighbor index against brute force in float64, on friendly and on hostile matrices: built, refreshed, saved, loaded."""
 
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -368,3 +369,42 @@ def test_the_index_of_another_model_is_refused():
     follower = following(NeighborIndex.build(base, everything(base), candidates=COUNT, block_rows=64), every_batch=True)
     with pytest.raises(DataError, match=r"index has 300 rows but the policy's embedding matrix 299: .* another model"):
         follower.mixer(Policy(base[:-1]))
+
+
+@contextmanager
+def faster(how):
+    """What a training in bfloat16 or TF32 sets around the index."""
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+            if how == "bfloat16 kernels":
+                matmul.fp32_precision = "bf16"
+            yield
+            assert matmul.fp32_precision == ("bf16" if how == "bfloat16 kernels" else before)
+            assert torch.is_autocast_enabled("cpu") == (how == "autocast")
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("how", ["autocast", "bfloat16 kernels"])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_an_index_is_the_same_where_a_training_computes_in_less_than_float32(how, metric):
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(300, 64, generator=generator)
+    after = before + 0.02 * torch.randn(300, 64, generator=generator)
+    everything = torch.ones(300, dtype=torch.bool)
+    settings = {"candidates": 8, "block_rows": 128, "metric": metric}
+    plain = NeighborIndex.build(before, everything, **settings)
+    moved = plain.refresh(before, after, block_rows=128)
+    with faster(how):
+        rounded = before @ before.T
+        index = NeighborIndex.build(before, everything, **settings)
+        refreshed = index.refresh(before, after, block_rows=128)
+        found, _ = look_up(before, everything, [3, 7], count=8, block_rows=128, metric=metric)
+    assert not torch.equal(rounded.float(), before @ before.T), "else nothing was rounded"
+    for one, other in ((index, plain), (refreshed, moved)):
+        assert torch.equal(one.neighbors, other.neighbors)
+        assert torch.equal(one.bound, other.bound)
+        assert torch.equal(one.similarity, other.similarity)
+    assert torch.equal(found, plain.neighbors[[3, 7]].long())

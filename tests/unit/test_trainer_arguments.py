@@ -252,3 +252,16 @@ def changes(translate: Any, setting: str, value: object) -> dict[str, object]:
     """Return the arguments that a setting changes, as they are with it."""
     before, after = (translate(*SMALL, *more).to_dict() for more in ((), (f"{setting}={value}",)))
     return {name: after[name] for name in after if after[name] != before[name]}
+
+
+def test_processes_that_shard_a_bfloat16_model_sum_gradients_and_hand_out_logits_in_float32():
+    config = load_config(PRESETS / "paper-1.5b.toml")
+    arguments = grpo(select(config, NGRPOTrainingConfig), processes=8)
+    policy = arguments.fsdp_plugin_args["mixed_precision_policy"]
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
+    alone = grpo(select(load_config(PRESETS / "tiny.toml"), NGRPOTrainingConfig))
+    assert alone.fsdp_plugin_args is None

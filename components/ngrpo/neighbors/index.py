@@ -15,6 +15,7 @@ from torch import Tensor
 from ngrpo.errors import DataError
 from ngrpo.neighbors import files
 from ngrpo.neighbors.metrics import Rows
+from ngrpo.neighbors.precision import ieee_float32
 from ngrpo.neighbors.refresh import refreshed
 from ngrpo.neighbors.search import Found, nearest_neighbors
 
@@ -52,6 +53,7 @@ class NeighborIndex:
     statistics: dict[str, int] = field(default_factory=dict)
 
     @classmethod
+    @ieee_float32()
     def build(
         cls,
         embedding: Tensor,
@@ -90,6 +92,7 @@ class NeighborIndex:
             statistics={"searched": len(rows), "uncertified": found.uncertified},
         )
 
+    @ieee_float32()
     def refresh(self, before: Tensor, embedding: Tensor, *, block_rows: int) -> NeighborIndex:
         """Return the index of a matrix that has moved, the next version: the neighbors are those that `build` finds.
 
@@ -180,6 +183,7 @@ def fingerprint(embedding: Tensor, eligible: Tensor) -> str:
     return digest.hexdigest()
 
 
+@ieee_float32()
 def look_up(
     embedding: Tensor, eligible: Tensor, tokens: list[int], *, count: int, block_rows: int, metric: str
 ) -> tuple[Tensor, Tensor]:

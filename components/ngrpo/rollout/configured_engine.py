@@ -33,7 +33,7 @@ def start_engine(
         directory: What the model was loaded from.
         tokenizer: Its tokenizer.
         chats: Every prompt that may be asked, as a chat: vLLM makes room for the longest.
-        dtype: Name of the torch type that vLLM computes in.
+        dtype: Name of the torch type to compute in.
 
     Raises:
         EngineError: vLLM is asked for and not installed.
@@ -45,7 +45,7 @@ def start_engine(
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
         # Every forward of a sharded model gathers weights: processes would have to decode in step.
         whole = load_model(directory, "float32") if isinstance(model, FSDPModule) else model
-        return TransformersEngine(whole, ends, padding, config.batch_size)
+        return TransformersEngine(whole, ends, padding, config.batch_size, dtype=dtype)
     from ngrpo.rollout.vllm.engine import VLLMEngine
 
     prompts = tokenizer.apply_chat_template(list(chats), add_generation_prompt=True, tokenize=True, return_dict=False)

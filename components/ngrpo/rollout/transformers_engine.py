@@ -24,7 +24,15 @@ _COMPACT_BELOW = 0.875
 class TransformersEngine:
     """Generates with a `PreTrainedModel` that may be in training: see `RolloutEngine`."""
 
-    def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int], pad_token_id: int, batch_size: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_token_ids: Sequence[int],
+        pad_token_id: int,
+        batch_size: int,
+        *,
+        dtype: str = "float32",
+    ):
         """Wrap a model.
 
         Args:
@@ -32,8 +40,11 @@ class TransformersEngine:
             eos_token_ids: Tokens that end a response.
             pad_token_id: Token that fills short prompts.
             batch_size: Sequences decoded together.
+            dtype: Name of the torch type to compute in. Weights in training are float32 whatever it is: they are cast as in training.
         """
         self.model = model
+        cast = dtype == "bfloat16" and model.dtype == torch.float32
+        self._arithmetic = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=cast)
         self.batch_size = batch_size
         self._eos = torch.tensor(sorted(set(eos_token_ids)), device=model.device)
         self._pad_token_id = pad_token_id
@@ -87,7 +98,7 @@ class TransformersEngine:
                 cache.batch_select_indices(kept)
             width = prompt_width + position + 1
             mask = attention_mask[:, :width]
-            with mixed_inputs(embedding, mixture):
+            with self._arithmetic, mixed_inputs(embedding, mixture):
                 output = self.model(
                     input_ids=tokens[:, None],
                     attention_mask=mask,
@@ -111,14 +122,15 @@ class TransformersEngine:
             mask[row, width - len(prompt) :] = 1
         ids, mask = ids.to(device), mask.to(device)
         cache = DynamicCache(config=self.model.config)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        with self._arithmetic:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         rows = torch.tensor([order[tuple(prompt)] for prompt in prompts], device=device)
         cache.batch_select_indices(rows)
         room = torch.ones(len(rows), max_tokens, dtype=torch.long, device=device)

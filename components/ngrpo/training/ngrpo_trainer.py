@@ -154,7 +154,6 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
-            self.accelerator.autocast(),
         ):
             if self._engine is None:
                 self._engine = self._make_engine(model)

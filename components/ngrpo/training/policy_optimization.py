@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import GRPOConfig
 
@@ -159,7 +161,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
             "metric_for_best_model": "eval_mean",
             "greater_is_better": True,
         }
-    return GRPOConfig(
+    arguments = GRPOConfig(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.micro_batch_size,
@@ -189,8 +191,15 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         disable_tqdm=True,
         dataloader_pin_memory=False,
         fsdp=processes > 1,
+        use_cpu=not torch.cuda.is_available(),
         **selecting,
     )
+    if arguments.bf16 and arguments.fsdp_plugin_args is not None:
+        # accelerate's own policy would sum gradients, and hand out the logits, in bfloat16.
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
+    return arguments
 
 
 def _validation(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import SFTConfig, SFTTrainer
@@ -105,4 +106,5 @@ def sft_arguments(config: SFTWarmStartConfig, work: Path, reporters: Sequence[st
         report_to=list(reporters),
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
     )
