@@ -27,6 +27,10 @@ class EngineError(NGRPOError):
     """The rollout engine cannot be started, or died while it generated."""
 
 
+class GradingError(NGRPOError):
+    """The processes that compare answers do not start."""
+
+
 class TrainingError(NGRPOError):
     """Training has diverged: a loss, a gradient or a result is not finite."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ngrpo.errors import GradingError
 from ngrpo.grading import pool as grading_pool
 from ngrpo.grading.comparison import judge
 from ngrpo.grading.grader import _PLAIN_NUMBER, Grade, Grader, extract_answer, gold_parses
@@ -399,8 +400,25 @@ def test_a_stopped_worker_does_not_stop_the_run(monkeypatch):
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setattr(grading_pool, "_WORKER", "ngrpo.nowhere")
-    with Grader() as grader, pytest.raises(RuntimeError, match="before it was ready"):
+    with Grader() as grader, pytest.raises(GradingError, match="3 grading workers in a row"):
         grader.grade([(r"\boxed{\frac12}", "0.5")])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_killed_before_it_is_ready_is_replaced(monkeypatch, workers):
+    start, killed = grading_pool._Worker.__init__, []
+
+    def short_lived(self, seconds):
+        start(self, seconds)
+        if len(killed) < 2:
+            killed.append(self.process.pid)
+            self.process.kill()
+
+    monkeypatch.setattr(grading_pool._Worker, "__init__", short_lived)
+    with Grader(workers=workers) as grader:
+        grades = grader.grade([(r"\boxed{\frac12}", "0.5"), (r"\boxed{\frac13}", "0.5")])
+    assert [grade.correct for grade in grades] == [True, False]
+    assert len(killed) == 2
 
 
 def test_an_interrupted_call_leaves_no_answer_behind(monkeypatch):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ngrpo
+from ngrpo.errors import GradingError
 from ngrpo.grading import sandbox
 from ngrpo.grading.worker import HEADER, LONGEST_ERROR, encode
 
@@ -28,6 +29,9 @@ _WORKER = "ngrpo.grading.worker"
 
 _PATIENCE = 60.0
 """Seconds beyond the limit of a request after which a silent worker is killed from here: it is stopped, or cannot start."""
+
+_STARTS = 3
+"""Workers in a row that may end before they are ready: a machine that is short of time or memory for a while costs no result."""
 
 _LONGEST_MESSAGE = 4096
 """Bytes of what a worker sends: an error, each character at worst as twelve bytes, and little else."""
@@ -56,12 +60,13 @@ class GradingPool:
         self._seconds = timeout_seconds
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
+        self._ended_early = 0
 
     def run(self, requests: Sequence[Request]) -> list[Response]:
         """Answer requests, in their order.
 
         Raises:
-            RuntimeError: A worker does not start.
+            GradingError: Workers do not start.
         """
         with self._lock:
             try:
@@ -78,6 +83,7 @@ class GradingPool:
     def _run(self, requests: Sequence[Request]) -> list[Response]:
         responses: dict[int, Response] = {}
         waiting = deque(range(len(requests)))
+        self._ended_early = 0
         while len(responses) < len(requests):
             for worker in [worker for worker in self._workers if worker.idle and not worker.usable()]:
                 self._end(worker)
@@ -105,13 +111,20 @@ class GradingPool:
             if task is None:
                 for missing in _missing_walls(_decode(message)):
                     _say(missing)
+                self._ended_early = 0
             else:
                 responses[task] = _response(_decode(message), worker.nonce)
             worker.rest()
         except (EOFError, ValueError) as error:
             status = self._end(worker)
             if task is None:
-                raise RuntimeError(f"a grading worker ended with status {status} before it was ready") from None
+                self._ended_early += 1
+                if self._ended_early < _STARTS:
+                    return
+                raise GradingError(
+                    f"{_STARTS} grading workers in a row ended before they were ready, the last with status {status} (-9: killed for lack "
+                    f"of memory, or after {_PATIENCE:.0f} s): give the machine less to do at a time, or more memory, and run again"
+                ) from None
             # One that sent nonsense was killed for it, so its status says nothing.
             responses[task] = (False, self._death(status) if isinstance(error, EOFError) else str(error))
 
