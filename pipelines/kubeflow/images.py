@@ -9,7 +9,8 @@ from pathlib import Path
 import tomli_w
 
 from ngrpo.config import RunConfig
-from ngrpo.config.reading import parse_toml, read_text
+from ngrpo.config.reading import parse_toml
+from ngrpo.config.text_files import read_text
 from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.libraries import Versions, canonical, installed, public
