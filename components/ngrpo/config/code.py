@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from ngrpo.config.located import absolute
+from ngrpo.config.located import Located, absolute, locate
 from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE, defined, parse, read_code
 from ngrpo.errors import ConfigError
 from ngrpo.section import Line, Section
@@ -51,16 +51,14 @@ class UserCode(Section):
         """Read the file, unless the settings have its text already: then they were loaded before, perhaps on another machine."""
         function = tree.get("function") if isinstance(tree, dict) else None
         match = _IN_FILE.fullmatch(function) if isinstance(function, str) else None
-        if match is None:
+        if not isinstance(function, str) or match is None:
             return tree
         code = tree.get("code")
         if not isinstance(code, dict | None) or (code and match["file"] in code):
             return tree
-        # The directory of the preset is known to the whole text only.
-        written = type(function)(match["file"])
-        if hasattr(function, "directory"):
-            written.directory = function.directory
-        file = Path(absolute(written)) if "\0" not in written else Path(written)
+        # The whole text knows the directory of the preset, and its parts do not.
+        named = locate(match["file"], function.directory) if isinstance(function, Located) else match["file"]
+        file = Path(absolute(named))
         try:
             if _STEM.fullmatch(file.stem) is None:
                 raise ValueError("the name of a file has only letters, digits, '_' and '-' before .py: rename it")
