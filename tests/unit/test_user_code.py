@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ngrpo.config import validate
-from ngrpo.config.code import UserCode, without_sources
+from ngrpo.config.code import UserCode, with_digests, without_code
 from ngrpo.config.located import locate
 from ngrpo.errors import ConfigError, UserCodeError
 from ngrpo.user_code import load
@@ -203,8 +203,9 @@ def test_a_function_of_a_package(tmp_path):
 
 
 def test_sources_are_not_shown(tmp_path):
-    tree = {"rewards": {"a": reference(write(tmp_path, a="f = 'a secret'"), "a.py:f").model_dump()}, "list": [1]}
-    short = without_sources(tree)
+    tree = {"rewards": {"a": reference(write(tmp_path, a="f = 'a secret'"), "a.py:f").model_dump()}, "code": [1]}
+    assert without_code(tree) == {"rewards": {"a": {"function": "a.py:f"}}, "code": [1]}
+    short = with_digests(tree)
     assert "secret" not in str(short)
     assert short["rewards"]["a"]["code"]["a.py"].startswith("sha256:")
-    assert short["list"] == [1]
+    assert short["code"] == [1]

