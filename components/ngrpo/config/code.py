@@ -17,7 +17,8 @@ from ngrpo.errors import ConfigError
 from ngrpo.section import Line, Section
 
 _IN_FILE = re.compile(r"(?P<file>.*\.py):(?P<name>[^\W\d]\w*)", re.DOTALL)
-_IN_PACKAGE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
+IN_PACKAGE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
+"""A function of an installed package."""
 _STEM = re.compile(r"[\w-]+")
 _FORMS = "write file.py:NAME for a function of a file beside the preset, or package.module:NAME for one of an installed package"
 
@@ -42,7 +43,7 @@ class UserCode(Section):
     @property
     def in_package(self) -> tuple[str, str] | None:
         """The module and the name of the function in it; none where it is in no package."""
-        match = _IN_PACKAGE.fullmatch(self.function)
+        match = IN_PACKAGE.fullmatch(self.function)
         return None if match is None or self.in_file else (match["module"], match["name"])
 
     @model_validator(mode="before")
