@@ -1,5 +1,6 @@
 """Runs in a real MLflow database: one parent, one child a stage, and trainers that report into the child."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -75,7 +76,8 @@ class Trainer:
 
 def test_a_stage_is_a_child_and_its_trainer_reports_to_it(database, tmp_path):
     with whole_run({"preset": "tiny"}) as parent, stage_run("training", parent.run_id, {"ngrpo.key": "k"}) as stage:
-        stage.log_settings({"seed": 3, "training": {"steps": 3, "betas": [0.9, 0.99]}})
+        reward = {"function": "a.py:f", "code": {"a.py": "f = 1"}}
+        stage.log_settings({"seed": 3, "training": {"steps": 3, "betas": [0.9, 0.99], "rewards": {"mine": reward}}})
         Trainer(tmp_path).train(steps=3)
         stage.log_metrics({"final/pass@8": 0.3})
         stage.log_input("dataset", "s3://ngrpo/prepare_data/k0/", "d" * 64)
@@ -90,6 +92,8 @@ def test_a_stage_is_a_child_and_its_trainer_reports_to_it(database, tmp_path):
     assert [(entry.step, entry.value) for entry in history] == [(1, 0.1), (2, 0.2), (3, 0.3)]
     expected = {"config.seed": "3", "config.training.steps": "3", "config.training.betas": "[0.9, 0.99]", "seed": "11"}
     assert expected.items() <= child.data.params.items()
+    digest = hashlib.sha256(b"f = 1").hexdigest()[:12]
+    assert child.data.params["config.training.rewards.mine.code.a.py"] == f"sha256:{digest}"
     (entry,) = child.inputs.dataset_inputs
     assert (entry.dataset.name, entry.dataset.digest) == ("dataset", "d" * 36)
     assert {tag.key: tag.value for tag in entry.tags} == {"mlflow.data.context": "input", "ngrpo.digest": "d" * 64}

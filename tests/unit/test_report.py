@@ -15,6 +15,8 @@ from ngrpo.config import PromotionConfig, RunConfig, load_config, validate
 from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.statistics import paired_difference
 from ngrpo.report.lineage import settings_text
+from ngrpo.report.rollouts import rollout_views
+from ngrpo.report.training import learning_curves
 from page import Page, text_of
 
 MODELS = ("base", "warm_start", "trained")
@@ -456,6 +458,27 @@ def test_the_method_is_named_by_what_the_settings_make(run, overrides, name):
 def test_the_settings_are_whole(preset):
     config = load_config(preset)
     assert validate(RunConfig, tomllib.loads(settings_text(config))) == config
+
+
+def test_settings_show_no_code(tmp_path):
+    (tmp_path / "rewards.py").write_text("def f(completions, **kwargs): return 'hidden text'")
+    table = "[training.rewards.mine]\nfunction = 'rewards.py:f'"
+    (tmp_path / "mine.toml").write_text(f"{(PRESETS / 'tiny.toml').read_text()}\n{table}")
+    text = settings_text(load_config(tmp_path / "mine.toml"))
+    assert 'function = "rewards.py:f"' in text
+    assert "hidden text" not in text
+
+
+def test_each_reward_has_a_curve_and_a_rollout_that_all_leave_out_has_none():
+    config = load_config(PRESETS / "tiny.toml", ['training.rewards={"letter": {}, "format": {}}'])
+    history = [
+        {"step": step, "reward": 1.0, "rewards/letter/mean": 0.5, "rewards/format/mean": None} for step in (1, 2)
+    ]
+    panels, missing = learning_curves(history, config)
+    assert [panel.title for panel in panels][:2] == ["Reward, mean", "Reward letter, mean"]
+    assert "Reward format, mean" in missing
+    sample = {"step": 0, "reward": None, "prompt": "p", "tokens": [], "mixed": [], "neighbors": [], "weights": []}
+    assert rollout_views([sample])[0].reward is None
 
 
 def test_settings_with_names_that_toml_must_quote():
