@@ -22,6 +22,10 @@ def cell_text(cell: Any) -> str:
     if cell is None:
         return ""
     if isinstance(cell, str):
+        if not cell.isascii() and any("\ud800" <= character <= "\udfff" for character in cell):
+            raise ValueError(
+                "half of a character (a surrogate without its other half), no text: correct the file's encoding"
+            )
         return cell.strip()
     if isinstance(cell, bool):
         raise ValueError(f"{str(cell).lower()}, no text: write the word that a response is to have")
