@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 
 from ngrpo.config.run import RunConfig
 from ngrpo.config.sections import (
+    ChatFormat,
     DataConfig,
     EvaluationConfig,
     MixingConfig,
@@ -32,7 +33,7 @@ class ModelFiles(Section):
     source: BaseModelSource
 
 
-class TokenizerConfig(Section):
+class TokenizerConfig(ChatFormat):
     """What of `ModelConfig` decides what the tokenizer makes of a chat."""
 
     model_config = ConfigDict(from_attributes=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ngrpo.config import ArithmeticSource, ReasoningGymSource, Source
-from ngrpo.data import arithmetic, hub, reasoning_gym
+from ngrpo.config import ArithmeticSource, FilesSource, ReasoningGymSource, Source
+from ngrpo.data import arithmetic, files, hub, reasoning_gym
 from ngrpo.data.problem import Problem
 
 
@@ -17,4 +17,6 @@ def load_problems(source: Source) -> list[Problem]:
         return arithmetic.load(source)
     if isinstance(source, ReasoningGymSource):
         return reasoning_gym.load(source)
+    if isinstance(source, FilesSource):
+        return files.load(source)
     return hub.load(source)
