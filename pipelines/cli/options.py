@@ -203,7 +203,7 @@ def _load(
         path = PRESETS / f"{preset}.toml"
         if not path.exists():
             raise ConfigError(f"preset {preset}: unknown; choose one of {', '.join(_presets())}, or name a .toml file")
-    return load_config(path, [*(settings or ()), *([] if seed is None else [f"seed={seed}"])], cluster)
+    return load_config(path, [*(settings or ()), *([] if seed is None else [f"seed={seed}"])], cluster, PRESETS)
 
 
 def _left_out(config: RunConfig, gated: Sequence[str], where: str) -> RunConfig:
