@@ -75,6 +75,20 @@ IMPOSSIBLE = {
     "data.benchmarks={}": ("data.benchmarks", "at least 1 item", "{}"),
     "model.source.heads=5": ("model.source", "hidden_size=64", "heads=5"),
     "model.source.kv_heads=3": ("model.source", "kv_heads=3", "divide heads=4"),
+    "training.loss_type=cispo": ("training: loss_type='cispo' needs epsilon_high", "set it, for example to 5"),
+    "training.loss_type=luspo": ("training: loss_type='luspo'", "importance_sampling_level to 'sequence'"),
+    "training.delta=1.1": ("training: delta=1.1 must be above 1 + 0.2", "raise it"),
+    "training.delta=1": ("training.delta", "greater than 1", "1"),
+    "training.epsilon_high=0": ("training.epsilon_high", "greater than 0", "0"),
+    "training.num_iterations=3": (
+        "training: save_steps=10 must be a multiple of updates_per_batch=1 x num_iterations=3, 3",
+    ),
+    "training.num_iterations=0": ("training.num_iterations", "greater than or equal to 1", "0"),
+    "training.scale_rewards=true": ("training.scale_rewards", "'group', 'batch' or 'none'", "True"),
+    "training.cast_lm_head_to_fp32=true": (
+        "training.cast_lm_head_to_fp32=true has no effect",
+        "set model.dtype to 'bfloat16'",
+    ),
     "mixing.rat=0.2": ("mixing.rat", "unknown setting", "0.2"),
     "seeds=1": ("seeds", "unknown setting", "1"),
 }
@@ -104,6 +118,37 @@ def test_a_checkpoint_or_an_end_off_a_rollout_boundary_is_refused(updates, save_
     ]
     with pytest.raises(ConfigError, match=rf"{named} must be a multiple of updates_per_batch=4"):
         load_config(TINY, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("loss_type=sapo", "epsilon_high=0.3"),
+            "epsilon_high=0.3 has no effect with loss_type='sapo', which does not clip: leave it out",
+        ),
+        (
+            ("loss_type=cispo", "epsilon_high=5", "delta=9"),
+            "delta=9 has no effect with loss_type='cispo': leave it out",
+        ),
+        (
+            ("delta=1.5", "epsilon_high=0.6"),
+            "delta=1.5 must be above 1 + 0.6, where the ratio is clipped already: raise it",
+        ),
+        (
+            ("loss_type=vespo", "importance_sampling_level=sequence"),
+            "loss_type='vespo' has weights of sequences of its own: leave importance_sampling_level at 'token'",
+        ),
+        (
+            ("use_bias_correction_kl=false", "kl_coefficient=0"),
+            "use_bias_correction_kl=false has no effect with kl_coefficient=0: leave it out",
+        ),
+    ],
+)
+def test_settings_of_the_objective_without_effect_are_refused(overrides, said) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_config(TINY, [*PINNED, *(f"training.{override}" for override in overrides)])
+    assert str(failure.value) == f"training: {said}"
 
 
 @pytest.mark.parametrize("revision", ["main", "ad9f0ae", "AD9F0AE0864D7FBCD1CD905E3C6C5B069CC8B562"])

@@ -88,6 +88,7 @@ def _get(tree: Any, name: str) -> Any:
 
 def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
     """Yield what sections do not agree on, as far as they are there; each line names its settings in full."""
+    model: ModelConfig | None = sections.get("model")
     data: DataConfig | None = sections.get("data")
     neighbors: NeighborsConfig | None = sections.get("neighbors")
     warm_start: WarmStartConfig | None = sections.get("warm_start")
@@ -102,6 +103,10 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"mixing.k={mixing.k} exceeds neighbors.candidates={neighbors.candidates} plus the anchor: "
             f"raise neighbors.candidates to at least {mixing.k - 1} or lower mixing.k"
+        )
+    if training and model and training.cast_lm_head_to_fp32 and model.dtype == "float32":
+        yield (
+            "training.cast_lm_head_to_fp32=true has no effect with model.dtype='float32': leave it out, or set model.dtype to 'bfloat16'"
         )
     if training and rollout:
         yield from _unequal_shares(training, rollout, cluster, resources)
