@@ -19,6 +19,10 @@ DIGEST = "0123456789abcdef" * 4
 BASES = {
     "tiny": [
         'resources.prepare_data={"gpus": 0}',
+        'training.trl={"adam_epsilon": 1e-7}',
+        'warm_start.trl={"adam_epsilon": 1e-7}',
+        "training.epsilon_high=0.28",
+        "training.delta=2.0",
         'evaluation.mixing={"strategy": "token"}',
         'evaluation.string_match=["arithmetic"]',
         'promotion.tolerated_regression={"arithmetic": 1.0}',
@@ -93,8 +97,8 @@ _WRONG: dict[str, tuple[Any, ...]] = {
     "object": (3, True, 1.5, "a", "", [], [1], {"\0": 1}, {"a": None}, {"a": [[]]}, {"": ""}, {"../../a": {}}),
 }
 # Texts that may be empty; everything else must say something.
-_MAY_BE_EMPTY = {"prompt_suffix", "value", "environment", "labels", "node_selector", "options"}
-_MAY_BE_NEGATIVE = {"min_gain", "options"}
+_MAY_BE_EMPTY = {"prompt_suffix", "value", "environment", "labels", "node_selector", "options", "trl"}
+_MAY_BE_NEGATIVE = {"min_gain", "options", "trl"}
 
 
 def base(name: str) -> dict[str, Any]:

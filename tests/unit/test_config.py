@@ -1,3 +1,4 @@
+import re
 import tomllib
 from pathlib import Path
 
@@ -7,10 +8,11 @@ from ngrpo.config import (
     NeighborIndexConfig,
     PrepareDataConfig,
     RunConfig,
+    foreign_names,
     load_config,
-    reading,
     select,
 )
+from ngrpo.config.listing import Table, tables
 from ngrpo.errors import ConfigError
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
@@ -168,15 +170,60 @@ def test_a_renamed_setting_is_named_as_it_is_called_now(tmp_path: Path) -> None:
     preset.write_text(TINY.read_text(encoding="utf-8").replace("[rollout]", "[rollout]\nnum_generations = 8"))
     with pytest.raises(ConfigError) as failure:
         load_config(preset)
-    assert str(failure.value) == "rollout.num_generations: unknown setting (value 8); it is called rollout.group_size"
+    assert str(failure.value) == "rollout.num_generations: unknown setting (value 8); here: rollout.group_size"
 
 
-def test_every_renamed_setting_has_a_name_now() -> None:
-    for old, new in reading._RENAMED.items():
-        (old_section, old_name), (section, name) = old.split("."), new.split(".")
-        fields = {each: RunConfig.model_fields[each].annotation.model_fields for each in (old_section, section)}
-        assert old_name not in fields[old_section]
-        assert name in fields[section]
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainin.steps=3", "did you mean training?"),
+        ("training.stesp=3", "did you mean training.steps?"),
+        ("training.group_size=3", "did you mean rollout.group_size?"),
+        ("data.train.foldd=train", "did you mean data.train.fold?"),
+        ("data.benchmarks.arithmetic.sze=3", "did you mean data.benchmarks.arithmetic.size?"),
+        ("cluster.gpu.memory=80", "did you mean cluster.gpu.memory_gib?"),
+        ("training.selection.sample=3", "did you mean training.selection.samples?"),
+        ("sed=3", "did you mean seed?"),
+        ("training.xyzzy=3", "`ngrpo config training` lists what there is"),
+        ("xyzzy=3", "`ngrpo config` lists what there is"),
+        ("training.beta=0", "here: training.kl_coefficient"),
+        ("training.num_generations=8", "here: rollout.group_size"),
+        ("num_generations=8", "here: rollout.group_size"),
+        ("warm_start.max_length=8", "here: warm_start.max_tokens"),
+        ("warm_start.per_device_train_batch_size=8", "here: warm_start.micro_batch_size"),
+        ("rollout.n=8", "here: rollout.group_size"),
+        ("training.kl_loss_coef=0", "here: training.kl_coefficient"),
+        ("training.ppo_mini_batch_size=8", "here: training.updates_per_batch"),
+        ("training.clip_ratio_high=0.28", "here: training.epsilon_high"),
+        ("actor_rollout_ref.rollout.n=8", "here: rollout.group_size"),
+        ("data.train_batch_size=8", "here: training.prompts_per_batch"),
+        ("trainer.nnodes=2", "here: cluster.nodes"),
+        ("mixing.rho=0.1", "here: mixing.rate"),
+    ],
+)
+def test_an_unknown_setting_is_told_from_one_that_is_misspelled_or_called_otherwise_elsewhere(override, said) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_config(TINY, [*PINNED, override])
+    (line,) = str(failure.value).splitlines()
+    assert "unknown setting" in line
+    assert line.endswith(f"; {said}")
+
+
+def test_what_things_are_called_elsewhere_names_settings_that_are_there() -> None:
+    there = {path for table in tables(RunConfig) for place in table.paths for path in _paths(place, table)}
+    for names in (
+        foreign_names.OURS_OF_GRPO,
+        foreign_names.OURS_OF_SFT,
+        foreign_names._VERL,
+        foreign_names._RENAMED,
+    ):
+        for theirs, ours in names.items():
+            for path in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)+", ours) or [ours]:
+                assert path in there | {"training.rewards"}, (theirs, path)
+
+
+def _paths(place: str, table: Table) -> list[str]:
+    return [re.sub("NAME", "ngrpo_training", f"{place}.{setting.name}".lstrip(".")) for setting in table.settings]
 
 
 def test_a_missing_setting_is_named(tmp_path: Path) -> None:

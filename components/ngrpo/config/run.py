@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.config.passed_on import GRPO, SFT, VLLM
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -80,6 +81,19 @@ class RunConfig(Section):
         if problems:
             raise PydanticCustomError(DISAGREEMENT, "{lines}", {"lines": "\n".join(problems)})
         return titles
+
+
+def unchecked(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the tables for a library that is not installed here, where nobody can look up its fields, each with the library's name."""
+    tables = {
+        "warm_start.trl": (config.warm_start.trl, SFT),
+        "training.trl": (config.training.trl, GRPO),
+        "rollout.vllm.options": (config.rollout.vllm.options, VLLM),
+        "evaluation.vllm.options": (config.evaluation.vllm.options, VLLM),
+    }
+    return [
+        (setting, library.package) for setting, (table, library) in tables.items() if table and not library.installed
+    ]
 
 
 def _get(tree: Any, name: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ngrpo.config.passed_on import GRPOOptions, SFTOptions, VLLMOptions
 from ngrpo.config.sources import BaseModelSource, Source
 from ngrpo.section import (
     Coefficient,
@@ -108,6 +109,8 @@ class WarmStartConfig(Section):
     """Longer examples are refused by the data stage."""
     save_steps: Steps = 100
     """Steps between two checkpoints."""
+    trl: SFTOptions = {}
+    """Further arguments of TRL's `SFTConfig`."""
 
     @model_validator(mode="after")
     def _micro_batches(self) -> Self:
@@ -143,6 +146,8 @@ class VLLMConfig(Section):
     """Devices that share the model."""
     gpu_memory_utilization: Annotated[float, number(above=0.0, below=1.0)] = 0.4
     """Share of a GPU's memory for weights, keys and values; training needs the rest."""
+    options: VLLMOptions = {}
+    """Further arguments of vLLM, as its `EngineArgs` name them."""
 
 
 class RolloutConfig(Section):
@@ -151,6 +156,7 @@ class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the rollouts."""
     vllm: VLLMConfig = VLLMConfig()
+    """How vLLM is started, where it is the engine."""
     group_size: Annotated[int, count(2, 100_000)] = 4
     """Rollouts of one prompt, G."""
     temperature: Temperature = 0.7
@@ -246,6 +252,8 @@ class TrainingConfig(Section):
     """Optimizer steps between two checkpoints; a multiple of the steps of a rollout batch, so that a resumed run is exact."""
     selection: SelectionConfig | None = None
     """Measures the policy at every checkpoint; the result is the best of them. Without, it is the last."""
+    trl: GRPOOptions = {}
+    """Further arguments of TRL's `GRPOConfig`."""
 
     @property
     def steps_per_batch(self) -> int:
@@ -294,6 +302,7 @@ class EvaluationConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the answers."""
     vllm: VLLMConfig = VLLMConfig()
+    """How vLLM is started, where it is the engine."""
     samples: Samples = 32
     """Answers for each problem."""
     pass_at: tuple[Samples, ...] = (1, 16, 32)

@@ -25,6 +25,7 @@ from ngrpo.training.checkpointing import checkpoints_of, save_model
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.rewards import CorrectnessReward
+from ngrpo.training.trl_arguments import built
 from ngrpo.training.validation import Validation
 
 
@@ -134,7 +135,8 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
     accelerate gives each a copy.
 
     Raises:
-        ConfigError: The processes cannot share a batch evenly, or an engine would take more than the GPU of its process.
+        ConfigError: The processes cannot share a batch evenly, an engine would take more than the GPU of its process, or TRL refuses
+            the arguments of `training.trl`.
     """
     settings, rollout = config.training, config.rollout
     sequences = settings.prompts_per_batch * rollout.group_size
@@ -160,48 +162,52 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
             "metric_for_best_model": "eval_mean",
             "greater_is_better": True,
         }
-    return GRPOConfig(
-        output_dir=str(checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=sequences // settings.updates_per_batch // settings.micro_batch_size // processes,
-        steps_per_generation=sequences // settings.micro_batch_size // processes,
-        num_iterations=settings.num_iterations,
-        num_generations=rollout.group_size,
-        max_completion_length=rollout.max_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=_schedule(settings),
-        warmup_steps=round(settings.warmup_ratio * settings.steps),
-        adam_beta2=settings.adam_beta2,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        beta=settings.kl_coefficient,
-        use_bias_correction_kl=settings.use_bias_correction_kl,
-        epsilon=settings.clip_epsilon,
-        epsilon_high=settings.epsilon_high,
-        delta=settings.delta,
-        loss_type=settings.loss_type,
-        scale_rewards=settings.scale_rewards,
-        mask_truncated_completions=settings.mask_truncated_completions,
-        top_entropy_quantile=settings.top_entropy_quantile,
-        entropy_coef=settings.entropy_coefficient,
-        importance_sampling_level=settings.importance_sampling_level,
-        disable_dropout=True,
-        bf16=config.model.dtype == "bfloat16",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        cast_lm_head_to_fp32=settings.cast_lm_head_to_fp32,
-        seed=config.seed,
-        save_steps=settings.save_steps,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=list(reporters),
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        fsdp=processes > 1,
+    arguments: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": sequences
+        // settings.updates_per_batch
+        // settings.micro_batch_size
+        // processes,
+        "steps_per_generation": sequences // settings.micro_batch_size // processes,
+        "num_iterations": settings.num_iterations,
+        "num_generations": rollout.group_size,
+        "max_completion_length": rollout.max_tokens,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": _schedule(settings),
+        "warmup_steps": round(settings.warmup_ratio * settings.steps),
+        "adam_beta2": settings.adam_beta2,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "beta": settings.kl_coefficient,
+        "use_bias_correction_kl": settings.use_bias_correction_kl,
+        "epsilon": settings.clip_epsilon,
+        "epsilon_high": settings.epsilon_high,
+        "delta": settings.delta,
+        "loss_type": settings.loss_type,
+        "scale_rewards": settings.scale_rewards,
+        "mask_truncated_completions": settings.mask_truncated_completions,
+        "top_entropy_quantile": settings.top_entropy_quantile,
+        "entropy_coef": settings.entropy_coefficient,
+        "importance_sampling_level": settings.importance_sampling_level,
+        "disable_dropout": True,
+        "bf16": config.model.dtype == "bfloat16",
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "cast_lm_head_to_fp32": settings.cast_lm_head_to_fp32,
+        "seed": config.seed,
+        "save_steps": settings.save_steps,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": list(reporters),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "fsdp": processes > 1,
         **selecting,
-    )
+    }
+    return built(GRPOConfig, arguments | settings.trl, "training.trl")
 
 
 def _schedule(settings: TrainingConfig) -> str:
