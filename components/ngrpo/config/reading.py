@@ -10,6 +10,7 @@ import reprlib
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,22 +62,24 @@ def load_config(
     except ValueError as error:
         raise ConfigError(f"preset {str(preset)!r}: {error}; rename the file") from error
     chain = _read_chain(preset, presets)
-    tree: dict[str, Any] = {}
-    for _, settings in reversed(chain):
-        tree = merge(tree, settings)
-    tree["preset"] = preset.stem
+    inherits = len(chain) > 1
+    tree = reduce(merge, (settings for _, settings in reversed(chain))) | {"preset": preset.stem}
     if cluster is not None:
         tree["cluster"] = read_toml("cluster", cluster)
+        chain.insert(0, (cluster, {"cluster": tree["cluster"]}))
     problems = []
+    given: dict[str, Any] = {}
     for override in overrides:
         try:
             _apply(tree, override)
+            _apply(given, override)
         except ConfigError as error:
             problems.append(str(error))
     try:
         config = validate(RunConfig, tree)
     except ConfigError as error:
-        problems += [_with_origin(line, preset, chain) for line in str(error).splitlines()]
+        origins = [(preset, given), *chain] if inherits else []
+        problems += [_with_origin(line, preset, origins) for line in str(error).splitlines()]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
@@ -114,9 +117,9 @@ def _extended(path: Path, extends: Any, presets: Path | None) -> Path:
     return presets / f"{extends}.toml"
 
 
-def _with_origin(line: str, preset: Path, chain: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
-    """Return a line of an error with the file that it is about, where that is not the preset."""
-    file = origin(line, chain)
+def _with_origin(line: str, preset: Path, origins: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """Return a line of an error with the file that it is about, where that is not the preset; overrides count as in the preset."""
+    file = origin(line, origins)
     return line if file is None or file == preset else f"{line} [in {file}]"
 
 

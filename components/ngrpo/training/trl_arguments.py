@@ -24,8 +24,9 @@ def built(kind: type[A], arguments: Mapping[str, Any], setting: str) -> A:
         ConfigError: They contradict each other.
     """
     try:
-        return kind(**arguments)
+        result: A = kind(**arguments)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{setting}: {' '.join(str(error).split())} (so says {kind.__name__} of TRL); correct the table"
         ) from error
+    return result
