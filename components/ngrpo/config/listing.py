@@ -68,7 +68,7 @@ def tables(section: type[Section]) -> list[Table]:
 def fields_at(section: type[Section], path: Sequence[str]) -> list[str]:
     """Return the names of the settings of the table at a path; a `kind` may be part of it, as pydantic's errors have it."""
     schema = _schema(section)
-    nodes = [schema]
+    nodes: list[Mapping[str, Any]] = [schema]
     for part in path:
         nodes = [below for node in nodes for below in _below(node, part, schema.get("$defs", {}))]
     return list(dict.fromkeys(name for node in nodes for name in node.get("properties", {})))
