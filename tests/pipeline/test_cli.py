@@ -78,6 +78,27 @@ def test_a_preset_is_an_argument_or_an_option(capsys, tmp_path):
     assert capsys.readouterr().out != told[0]
 
 
+def test_a_preset_of_ones_own_extends_one_of_ours_by_name(capsys, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "tiny"\ntraining.steps = 20\n')
+    assert cli.main(["plan", str(mine), "--set", "training.steps=30"]) == 0
+    same = capsys.readouterr().out
+    cli.main(["plan"])
+    keys = [re.findall(r"[0-9a-f]{12,}", text) for text in (same, capsys.readouterr().out)]
+    assert keys[0] == keys[1]
+    mine.write_text('extends = "tinny"')
+    assert "extends='tinny': unknown; name a TOML file, relative to this one, or one of authors-" in fails(
+        capsys, "submit", str(mine)
+    )
+
+
+def test_settings_of_a_library_that_is_not_here_are_said_to_be_unchecked(capsys, monkeypatch):
+    monkeypatch.setattr("ngrpo.config.passed_on._package", lambda name: None)
+    assert cli.main(["run", "--dry-run", "--set", 'rollout.vllm.options={"block_size": 16}']) == 0
+    said = "rollout.vllm.options: not checked here, where vllm is not installed; the stage checks it\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize(
     "command",
     [

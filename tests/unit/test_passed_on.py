@@ -91,6 +91,8 @@ def test_what_is_passed_on_to_vllm_arrives():
     [
         ("training.trl", {"num_generations": 8}, "num_generations is set by rollout.group_size here: leave it out"),
         ("training.trl", {"vllm_mode": "server"}, "vllm_mode cannot be set: rollouts come from our engines, with the settings"),
+        ("training.trl", {"neftune_noise_alpha": 5}, "neftune_noise_alpha cannot be set: with noise in the embeddings, the scores"),
+        ("training.trl", {"torch_compile": True}, "torch_compile cannot be set: mixing changes the forward pass"),
         ("training.trl", {"sync_ref_model": True}, "sync_ref_model cannot be set: a run resumed from a checkpoint would not"),
         ("training.trl", {"sapo_temperature": 1}, "sapo_temperature is no field of TRL's GRPOConfig; did you mean sapo_temperature_"),
         ("training.trl", {"xyzzy": 1}, "xyzzy is no field of TRL's GRPOConfig: leave it out"),

@@ -172,6 +172,12 @@ _UNUSED: Mapping[str, str] = {
 }
 UNUSED_OF_GRPO: Mapping[str, str] = {
     **_UNUSED,
+    "neftune_noise_alpha": "with noise in the embeddings, the scores of a rollout would not be those that it was sampled with",
+    "label_smoothing_factor": "GRPO has no use for it",
+    **dict.fromkeys(
+        ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        "mixing changes the forward pass from batch to batch",
+    ),
     "disable_dropout": "with dropout, the scores of a rollout would not be those that it was sampled with",
     **dict.fromkeys(
         (
