@@ -109,6 +109,8 @@ ELSEWHERE = {
     "training.cast_lm_head_to_fp32",  # needs another `model.dtype`: see below
     "training.mask_mixed_positions",
     "training.index_refresh",
+    "training.trl",  # see `test_passed_on`
+    "warm_start.trl",
 }
 """Settings that are none of TRL's."""
 

@@ -348,6 +348,7 @@ _VERL: Mapping[str, str] = {
 _RENAMED: Mapping[str, str] = {
     "data.max_prompt_length": "data.max_prompt_tokens",
     "mixing.rho": "mixing.rate",
+    "training.reward_funcs": "training.rewards",
     "warm_start.max_length": "warm_start.max_tokens",
     "warm_start.max_steps": "warm_start.steps",
 }

@@ -102,7 +102,9 @@ def _find(
             below = next((table for table, suffix, *_ in _tables_in(schema, defs) if not suffix), {})
             default = "required" if name in required else _default(schema.get("default"), a_table=bool(below))
             meaning = schema.get("description") or below.get("description", "")
-            found[key].settings.append(Setting(name, _type(schema, defs), default, _line(meaning or _MEANINGS[name])))
+            found[key].settings.append(
+                Setting(name, _type(schema, defs), default, _line(meaning or _MEANINGS.get(name, "")))
+            )
     for name, schema in node["properties"].items():
         for below, suffix, kind_below, reference in _tables_in(schema, defs):
             _find(below, f"{path}.{name}{suffix}".lstrip("."), kind_below, defs, found, reference)
@@ -170,7 +172,7 @@ def _type(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_type(option, defs) for option in options))
     if "enum" in schema or "const" in schema:
         return " | ".join(json.dumps(value) for value in schema.get("enum", [schema.get("const")]))
-    kind = schema["type"]
+    kind = schema.get("type", "value")
     if kind == "object":
         values = next(_values(schema), None)
         inner = "" if values is None else _type(values, defs)
@@ -186,7 +188,7 @@ def _type(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         return f"list of {inner}"
     if kind == "string":
         return "day" if schema.get("format") == "date" else "text"
-    words = {"integer": "integer", "number": "number", "boolean": "true | false"}[kind]
+    words = {"integer": "integer", "number": "number", "boolean": "true | false"}.get(kind, kind)
     return f"{words} {_range(schema)}".strip()
 
 
