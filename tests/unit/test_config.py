@@ -185,6 +185,7 @@ def test_a_renamed_setting_is_named_as_it_is_called_now(tmp_path: Path) -> None:
         ("training.selection.sample=3", "did you mean training.selection.samples?"),
         ("sed=3", "did you mean seed?"),
         ("training.xyzzy=3", "`ngrpo config training` lists what there is"),
+        ("extends=tiny", "only a file has it, at its top"),
         ("xyzzy=3", "`ngrpo config` lists what there is"),
         ("training.beta=0", "here: training.kl_coefficient"),
         ("training.num_generations=8", "here: rollout.group_size"),

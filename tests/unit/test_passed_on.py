@@ -41,6 +41,7 @@ def test_the_fields_are_those_of_the_class(library, kind):
     assert library.fields().keys() == {field.name for field in dataclasses.fields(kind)}
 
 
+@pytest.mark.long
 @needs_vllm
 def test_the_fields_of_vllm_are_those_of_the_class():
     from vllm.engine.arg_utils import EngineArgs

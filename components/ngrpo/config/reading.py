@@ -266,6 +266,8 @@ def _explain(item: Any, section: type[Section]) -> list[str]:
 
 def _instead(path: str, location: tuple[str | int, ...], section: type[Section]) -> str:
     """Return what somebody may have meant by a setting that there is not."""
+    if path == "extends":
+        return "only a file has it, at its top"
     name = called_here(path)
     if name is not None:
         return f"here: {name}"
