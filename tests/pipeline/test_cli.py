@@ -59,10 +59,70 @@ def test_dry_run_names_what_would_be_downloaded_with_its_revision(capsys):
     assert "Downloads: none" in capsys.readouterr().out
 
 
-def test_unknown_preset(capsys):
-    line = fails(capsys, "plan", "--preset", "huge")
-    assert line.startswith("ngrpo: --preset huge: unknown; choose one of ")
+@pytest.mark.parametrize("named", [("--preset", "huge"), ("huge",)])
+def test_unknown_preset(capsys, named):
+    line = fails(capsys, "plan", *named)
+    assert line.startswith("ngrpo: preset huge: unknown; choose one of ")
     assert "tiny" in line
+
+
+def test_a_preset_is_an_argument_or_an_option(capsys, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text((options.PRESETS / "tiny.toml").read_text().replace("candidates = 32", "candidates = 31"))
+    told = []
+    for named in ((str(mine),), ("--preset", str(mine))):
+        assert cli.main(["run", *named, "--dry-run"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    cli.main(["run", "--dry-run"])
+    assert capsys.readouterr().out != told[0]
+
+
+def test_a_preset_of_ones_own_extends_one_of_ours_by_name(capsys, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "tiny"\ntraining.steps = 20\n')
+    assert cli.main(["plan", str(mine), "--set", "training.steps=30"]) == 0
+    same = capsys.readouterr().out
+    cli.main(["plan"])
+    keys = [re.findall(r"[0-9a-f]{12,}", text) for text in (same, capsys.readouterr().out)]
+    assert keys[0] == keys[1]
+    mine.write_text('extends = "tinny"')
+    assert "extends='tinny': unknown; name a TOML file, relative to this one, or one of authors-" in fails(
+        capsys, "submit", str(mine)
+    )
+
+
+def test_settings_of_a_library_that_is_not_here_are_said_to_be_unchecked(capsys, monkeypatch):
+    monkeypatch.setattr("ngrpo.config.passed_on._package", lambda name: None)
+    assert cli.main(["run", "--dry-run", "--set", 'rollout.vllm.options={"block_size": 16}']) == 0
+    said = "rollout.vllm.options: not checked here, where vllm is not installed; the stage checks it\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("plan",),
+        ("run",),
+        ("rerun", "prepare_data"),
+        ("rerun", "prepare_data", "--from", "r"),
+        ("compile",),
+        ("submit",),
+        ("doctor",),
+        ("schedule", "create", "weekly", "--cron", "0 0 3 * * MON"),
+        ("schedule", "replace", "weekly"),
+        ("promote", "1"),
+        ("rollback", "why"),
+        ("history",),
+        ("mirror", "hub"),
+    ],
+)
+def test_every_command_takes_a_preset_as_its_last_argument_but_not_twice(capsys, home, command):
+    line = fails(capsys, *command, "huge", "--preset", "tiny")
+    assert line == "ngrpo: PRESET 'huge': --preset tiny names another; leave one of them out"
+    if "--from" not in command:
+        assert fails(capsys, *command, "huge").startswith("ngrpo: preset huge: unknown; choose one of ")
+    assert not home.exists()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +226,7 @@ def test_every_command_has_help(capsys, command):
         ),
         (["plan", "--seed"], "option '--seed' requires an argument (`ngrpo --help`)"),
         (["run", "--dry-run=3"], "option '--dry-run' does not take a value (`ngrpo --help`)"),
-        (["plan", "x\x1b[31m"], r"got unexpected extra argument(s) (x\x1b[31m) (`ngrpo plan --help`)"),
+        (["plan", "tiny", "x\x1b[31m"], r"got unexpected extra argument(s) (x\x1b[31m) (`ngrpo plan --help`)"),
         (["promote"], "missing argument 'VERSION' (`ngrpo promote --help`)"),
         (["rerun", "training"], "STAGE 'training': unknown; choose one of prepare_data, "),
     ],
@@ -183,7 +243,12 @@ def test_the_version(capsys):
 
 @pytest.mark.parametrize(
     ("words", "completed"),
-    [("ngrpo pl", "plan"), ("ngrpo rerun ngrpo_t", "ngrpo_training"), ("ngrpo plan --preset smol", "smollm2")],
+    [
+        ("ngrpo pl", "plan"),
+        ("ngrpo rerun ngrpo_t", "ngrpo_training"),
+        ("ngrpo plan --preset smol", "smollm2"),
+        ("ngrpo run smol", "smollm2"),
+    ],
 )
 def test_a_shell_completes_commands_stages_and_presets(words, completed):
     asked = {"_NGRPO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
@@ -262,7 +327,9 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
 
 
 def test_a_mirror_of_what_is_not_on_the_hub(capsys, tmp_path):
-    assert "preset tiny: reads nothing from the hub and no files of this machine" in fails(capsys, "mirror", str(tmp_path))
+    assert "preset tiny: reads nothing from the hub and no files of this machine" in fails(
+        capsys, "mirror", str(tmp_path)
+    )
 
 
 def test_a_mirror_prints_the_settings_that_read_it(capsys, tmp_path, monkeypatch):
@@ -286,7 +353,7 @@ def test_what_is_no_port(capsys, home, port):
 @pytest.mark.parametrize("preset", ["", "../presets/tiny", "my preset!", "x" * 300, "a\nb"])
 def test_what_is_no_name_of_a_preset(capsys, preset):
     line = fails(capsys, "plan", "--preset", preset)
-    assert line.startswith(f"ngrpo: --preset {preset!r}: a name consists of ")
+    assert line.startswith(f"ngrpo: preset {preset!r}: a name consists of ")
 
 
 @pytest.mark.parametrize("argument", ["a\udcff", "a\0b"])

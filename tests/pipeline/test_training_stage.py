@@ -48,11 +48,15 @@ def directory(inputs: Path, tmp_path: Path, **training) -> Path:
     return tmp_path
 
 
+# Whose batches and whose state of the objective a checkpoint must remember.
+STATEFUL = {"num_iterations": 2, "warmup_ratio": 0.5, "trl": {"use_adaptive_entropy": True, "entropy_target": 3.0}}
+
+
 def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
-    whole = directory(inputs, tmp_path / "whole")
+    whole = directory(inputs, tmp_path / "whole", **STATEFUL)
     assert start(STAGE, whole).wait() == 0
 
-    killed = directory(inputs, tmp_path / "killed")
+    killed = directory(inputs, tmp_path / "killed", **STATEFUL)
     for checkpoint in (4, 8):
         process = start(STAGE, killed, slow=0.15)
         wait_for((killed / "work" / "checkpoints" / f"checkpoint-{checkpoint}" / "complete").exists)
@@ -67,8 +71,9 @@ def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
     assert weights(killed / "output") == weights(whole / "output") != weights(whole / "warm_start")
     history = [json.loads((root / "output" / "log_history.json").read_text()) for root in (whole, killed)]
     assert [entry["step"] for entry in history[1]] == list(range(1, 13))
-    for name in ("loss", "reward", "kl", "mixing/gate_rate", "diversity/distinct_answers"):
+    for name in ("loss", "reward", "kl", "entropy_coef", "mixing/gate_rate", "diversity/distinct_answers"):
         assert [entry.get(name) for entry in history[0]] == [entry.get(name) for entry in history[1]]
+    assert len({entry["entropy_coef"] for entry in history[0]}) > 1
     curve = client.get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in curve] == [(entry["step"], entry["loss"]) for entry in history[0]]
     samples = [(root / "output" / "rollout_samples.json").read_text() for root in (whole, killed)]

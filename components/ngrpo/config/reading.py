@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import reprlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ngrpo.config.foreign_names import called_here
+from ngrpo.config.inheritance import key_of, merge, origin
+from ngrpo.config.listing import elsewhere, fields_at
 from ngrpo.config.located import locate
 from ngrpo.config.run import DISAGREEMENT, RunConfig
 from ngrpo.config.sources import ONE, SEVERAL
 from ngrpo.config.text_files import read_text
 from ngrpo.environment import CREDENTIAL, redacted
 from ngrpo.errors import ConfigError
-from ngrpo.section import Section, check_name, name_of
+from ngrpo.section import Section, check_name
 
 S = TypeVar("S", bound=Section)
 
@@ -27,60 +32,93 @@ _OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
 _SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)")
 """Settings whose values are not shown: somebody may have put a credential there."""
 
-_RENAMED: Mapping[str, str] = {
-    "data.max_prompt_length": "data.max_prompt_tokens",
-    "mixing.rho": "mixing.rate",
-    "rollout.max_completion_length": "rollout.max_tokens",
-    "rollout.num_generations": "rollout.group_size",
-    "training.beta": "training.kl_coefficient",
-    "training.epsilon": "training.clip_epsilon",
-    "training.lr_scheduler_type": "training.lr_scheduler",
-    "training.max_steps": "training.steps",
-    "training.reward_funcs": "training.rewards",
-    "training.reward_weights": "training.rewards",
-    "warm_start.max_length": "warm_start.max_tokens",
-    "warm_start.max_steps": "warm_start.steps",
-}
-"""Settings by names that they no longer have, or that TRL and the paper have for them. Whoever renames a setting adds its old name."""
+_NOT_A_TABLE = ("model_type", "model_attributes_type", "dict_type")
+"""Types of pydantic's errors where a table was expected."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 120
 
 
-def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | None = None) -> RunConfig:
+def load_config(
+    preset: Path, overrides: Sequence[str] = (), cluster: Path | None = None, presets: Path | None = None
+) -> RunConfig:
     """Read a preset and apply overrides.
 
     Args:
-        preset: TOML file; its stem, a name, becomes `preset` of the configuration.
-        cluster: TOML file with the section `cluster`, in place of the preset's.
+        preset: TOML file; its stem, a name, becomes `preset` of the configuration. With `extends` it builds on another: see `merge`.
         overrides: Settings of the form `section.field=value`, the last of one field counts. A value is read as JSON where it is JSON,
             else as text; a part of the field with other characters than letters, digits, `_` and `-` stands in double quotes.
+        cluster: TOML file with the section `cluster`, in place of the preset's.
+        presets: Directory of the presets that `extends` may name.
 
     Raises:
         ConfigError: A file cannot be read or is not TOML, or settings are unknown or impossible. The message has a line for each: the
-            field, the value and what is allowed.
+            field, the value and what is allowed, and the file where it is not `preset`.
     """
     try:
         check_name(preset.stem)
     except ValueError as error:
         raise ConfigError(f"preset {str(preset)!r}: {error}; rename the file") from error
-    tree = locate(read_toml("preset", preset), preset.parent)
-    tree["preset"] = preset.stem
+    chain = _read_chain(preset, presets)
+    inherits = len(chain) > 1
+    tree = reduce(merge, (settings for _, settings in reversed(chain))) | {"preset": preset.stem}
     if cluster is not None:
         tree["cluster"] = read_toml("cluster", cluster)
+        chain.insert(0, (cluster, {"cluster": tree["cluster"]}))
     problems = []
+    given: dict[str, Any] = {}
     for override in overrides:
         try:
             _apply(tree, override)
+            _apply(given, override)
         except ConfigError as error:
             problems.append(str(error))
     try:
         config = validate(RunConfig, tree)
     except ConfigError as error:
-        problems.append(str(error))
+        origins = [(preset, given), *chain] if inherits else []
+        problems += [_with_origin(line, preset, origins) for line in str(error).splitlines()]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _read_chain(preset: Path, presets: Path | None) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the settings of a preset and of those that it builds on, the preset first; paths in them know their file.
+
+    Raises:
+        ConfigError: A file cannot be read or is not TOML, or extends what is not there or extends it.
+    """
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    path, what = preset, "preset"
+    while True:
+        tree = locate(read_toml(what, path), path.parent)
+        if any(path.resolve() == seen.resolve() for seen, _ in chain):
+            names = " -> ".join(each.name for each in (*(seen for seen, _ in chain), path))
+            raise ConfigError(f"{what} {str(path)!r}: a circle, {names}: leave out one of them")
+        extends = tree.pop("extends", None)
+        chain.append((path, tree))
+        if extends is None:
+            return chain
+        what = f"preset {str(path)!r}: extends"
+        path = _extended(path, extends, presets)
+
+
+def _extended(path: Path, extends: Any, presets: Path | None) -> Path:
+    """Return the file that a preset extends."""
+    known = sorted(each.stem for each in presets.glob("*.toml")) if presets is not None else []
+    allowed = "name a TOML file, relative to this one" + (f", or one of {', '.join(known)}" if known else "")
+    if isinstance(extends, str) and extends.endswith(".toml"):
+        return path.parent / Path(extends).expanduser()
+    if not isinstance(extends, str) or presets is None or extends not in known:
+        raise ConfigError(f"preset {str(path)!r}: extends={_show(extends)}: unknown; {allowed}")
+    return presets / f"{extends}.toml"
+
+
+def _with_origin(line: str, preset: Path, origins: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """Return a line of an error with the file that it is about, where that is not the preset; overrides count as in the preset."""
+    file = origin(line, origins)
+    return line if file is None or file == preset else f"{line} [in {file}]"
 
 
 def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -127,7 +165,7 @@ def validate(section: type[S], tree: Mapping[str, Any]) -> S:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        lines = [line for item in error.errors(include_url=False) for line in _explain(item)]
+        lines = [line for item in error.errors(include_url=False) for line in _explain(item, section)]
         # What several sections hold to be wrong in the same words is one fault.
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
@@ -140,7 +178,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = (part.strip('"') for part in re.findall(_PART, match[1]))
     node = tree
     for name in parents:
-        node = node.setdefault(_key(node, name), {})
+        node = node.setdefault(key_of(node, name), {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {shown}: {name!r} is a value, not a section")
     try:
@@ -150,12 +188,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"override {shown}: the value cannot be: {what}") from error
-    node[_key(node, leaf)] = value
-
-
-def _key(node: Mapping[str, Any], name: str) -> str:
-    """Return the key of a table that is spelled like a name, or is another spelling of it."""
-    return name if name in node else next((key for key in node if name_of(key) == name_of(name)), name)
+    node[key_of(node, leaf)] = value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,7 +204,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _explain(item: Any) -> list[str]:
+def _explain(item: Any, section: type[Section]) -> list[str]:
     """Return the lines that say what is wrong; several where a section says so of itself."""
     message: str = item["msg"].removeprefix("Value error, ")
     if item["type"] == DISAGREEMENT:
@@ -185,15 +218,48 @@ def _explain(item: Any) -> list[str]:
     ).replace(f".{SEVERAL}", "")
     secret = _SECRET.match(path) or CREDENTIAL.search(path)
     value = "" if secret else f" (value {_show(item['input'])})"
-    if item["type"] == "extra_forbidden" and path in _RENAMED:
-        return [f"{path}: unknown setting{value}; it is called {_RENAMED[path]}"]
+    if item["type"] == "extra_forbidden" and isinstance(item["input"], dict):
+        known = [(leaf, called_here(leaf)) for leaf in _leaves(path, item["input"])]
+        if any(name is not None for _, name in known):  # a table of another project
+            return [f"{leaf}: unknown setting; here: {name}" for leaf, name in known if name is not None]
     if item["type"] == "extra_forbidden":
-        return [f"{path}: unknown setting{value}; see the fields of its section"]
+        return [f"{path}: unknown setting{value}; {_instead(path, item['loc'], section)}"]
+    if item["input"] is False and item["type"] in _NOT_A_TABLE:
+        return [
+            f"{path}: false removes a table that the preset inherits, and it inherits none of this name; leave it out"
+        ]
     if item["type"] == "missing":
         return [f"{path}: missing; this setting has no default"]
     if item["type"] == "value_error" and not isinstance(item["input"], str | int | float):
         return [f"{path}: {line}" for line in message.splitlines()]
     return [f"{path}: {message}{value}"]
+
+
+def _instead(path: str, location: tuple[str | int, ...], section: type[Section]) -> str:
+    """Return what somebody may have meant by a setting that there is not."""
+    if path == "extends":
+        return "only a file has it, at its top"
+    name = called_here(path)
+    if name is not None:
+        return f"here: {name}"
+    *parents, last = (str(part) for part in location)
+    around = path.rpartition(".")[0]
+    close = [
+        f"{around}.{field}" if around else field
+        for field in difflib.get_close_matches(last, fields_at(section, parents), n=1)
+    ] or elsewhere(section, last)
+    return (
+        f"did you mean {close[0]}?"
+        if len(close) == 1
+        else f"`ngrpo config{f' {around}' if around else ''}` lists what there is"
+    )
+
+
+def _leaves(path: str, table: Mapping[str, Any], levels: int = 4) -> Iterator[str]:
+    """Yield the paths of the values in a table, as far down as settings of other projects are."""
+    for name, value in table.items():
+        below = f"{path}.{_part(name)}"
+        yield from _leaves(below, value, levels - 1) if isinstance(value, dict) and levels else [below]
 
 
 def _part(part: str | int) -> str:

@@ -48,6 +48,7 @@ def start_engine(
         return TransformersEngine(whole, ends, padding, config.batch_size, dtype=dtype)
     from ngrpo.rollout.vllm.engine import VLLMEngine
 
+    options: dict[str, Any] = dict(config.vllm.options)
     prompts = tokenizer.apply_chat_template(list(chats), add_generation_prompt=True, tokenize=True, return_dict=False)
     return VLLMEngine(
         directory,
@@ -57,4 +58,5 @@ def start_engine(
         dtype=dtype,
         tensor_parallel_size=config.vllm.tensor_parallel_size,
         gpu_memory_utilization=config.vllm.gpu_memory_utilization,
+        **options,
     )
