@@ -10,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from ngrpo.config.sections import TEMPLATE_DATE
+from ngrpo.data.chat import end_of_turn
 from ngrpo.data.model_directory import read_model, read_tokenizer
-from ngrpo.errors import DataError
+from ngrpo.data.token_rows import require_rows
 
 
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
@@ -42,16 +43,23 @@ def load_tokenizer(directory: Path, vocabulary: int, day: date = TEMPLATE_DATE) 
             model has no row for.
     """
     tokenizer = read_tokenizer(directory, f"model directory {directory}", day, padding_side="left")
-    if len(tokenizer) > vocabulary:
-        raise DataError(
-            f"tokenizer in {directory}: {len(tokenizer)} tokens but the model has {vocabulary} embedding rows; "
-            "use the tokenizer that belongs to the model"
-        )
+    require_rows(tokenizer, vocabulary, f"model directory {directory}")
     return tokenizer
 
 
 def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every token that ends a response: the tokenizer's, and those the model's generation settings name."""
+    """Return every token that ends a response.
+
+    These are the tokenizer's, those that the model's generation settings name, and the one that the chat template ends a turn with: a
+    base model with the template of its chat model declares none for turns.
+    """
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = declared if isinstance(declared, list) else [declared]
-    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
+    return sorted({token for token in [*ids, tokenizer.eos_token_id, end_of_turn(tokenizer)] if token is not None})
+
+
+def declare_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write into a model's generation settings every token that ends a response, so that whoever serves the model stops there too."""
+    ids = end_of_sequence_ids(model, tokenizer)
+    if len(ids) > 1:
+        model.generation_config.eos_token_id = ids

@@ -14,6 +14,7 @@ from ngrpo.config import SFTWarmStartConfig
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.model_traits import name_backbone
 
 _LOGS = 60
 """Points of the curves, at least about."""
@@ -70,6 +71,7 @@ def train_warm_start(
             processing_class=tokenizer,
             callbacks=[checkpoints],
         )
+        name_backbone(trainer.model)
         watch(trainer)
         trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
     return trainer
