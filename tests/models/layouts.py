@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
-from tiny import EOS, PAD, save_tiny_model
+from tiny import EOS, PAD
 
 VOCABULARY = 48
 _SIZES = {

@@ -17,8 +17,8 @@ from ngrpo.config import (
     HubSource,
     InitializedModel,
     PrepareDataConfig,
-    ResponseLimit,
     ReasoningGymSource,
+    ResponseLimit,
     TokenizerConfig,
 )
 from ngrpo.data import mirror as mirrors
