@@ -106,7 +106,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "gemma3_multimodal": Layout(
         "Gemma3Config",
-        {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32},
+        {"tie_word_embeddings": False, "head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32},
         {
             "vision_config": _VISION,
             "mm_tokens_per_image": 1,
@@ -177,12 +177,24 @@ LAYOUTS: dict[str, Layout] = {
             "initializer_range": 0.1,
         },
     ),
-    "rwkv": Layout("RwkvConfig", {"attention_hidden_size": 128}),
-    "xlstm": Layout("xLSTMConfig", {"num_heads": 4, "num_blocks": 2}),
-    "recurrent_gemma": Layout(
-        "RecurrentGemmaConfig",
-        {"block_types": ["recurrent", "attention"], "lru_width": 128, "attention_window_size": 16, "head_dim": 32},
-    ),
-    "t5": Layout("T5Config", {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}),
-    "bert": Layout("BertConfig", {}),
 }
+"""These train in the transformers engine."""
+
+REFUSED: dict[str, tuple[Layout, str]] = {
+    "rwkv": (Layout("RwkvConfig", {"attention_hidden_size": 128}), "keeps its state in a form of its own"),
+    "xlstm": (Layout("xLSTMConfig", {"num_heads": 4, "num_blocks": 2}), "keeps its state in a form of its own"),
+    "recurrent_gemma": (
+        Layout("RecurrentGemmaConfig", {"block_types": ["recurrent", "attention"], "lru_width": 128, "head_dim": 32}),
+        "keeps its state in a form of its own",
+    ),
+    "t5": (
+        Layout("T5Config", {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}),
+        "has an encoder",
+    ),
+    "bert": (Layout("BertConfig", {}), "is an encoder"),
+    "vit": (Layout("ViTConfig", {}), "is no language model"),
+}
+"""These are refused, with these words."""
+
+WITH_VLLM = ("llama", "olmo2", "gpt_neox", "gemma3_multimodal", "qwen3_moe", "gpt2")
+"""Of those that train, some that vLLM serves in each of its ways: by a class of its own, and by its Transformers backend."""

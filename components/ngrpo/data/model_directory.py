@@ -127,6 +127,9 @@ def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
     require_weights(directory, label)
     config = read_config(directory, label)
     loader = auto_class(config, label)
+    if hasattr(config.get_text_config(), "output_router_logits"):
+        # Trainers ask for them where they need them; a model that always gives them cannot decode with a cache.
+        config.get_text_config().output_router_logits = False
     with explained(f"{label}: its weights in {directory} cannot be used", _COPY_AGAIN):
         model: PreTrainedModel = loader.from_pretrained(
             directory, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **_CLOSED

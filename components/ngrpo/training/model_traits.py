@@ -17,6 +17,11 @@ def name_backbone(model: PreTrainedModel) -> None:
         model.base_model_prefix = next(name for name, child in model.named_children() if tokens in child.modules())
 
 
+def can_balance_experts(model: PreTrainedModel) -> bool:
+    """Whether TRL can add a loss that balances a model's experts: it counts them by a setting that Llama 4 has under another name."""
+    return hasattr(model.config.get_text_config(), "num_experts")
+
+
 def silence_dropout(model: nn.Module) -> None:
     """Switch off the dropout that is no module of its own, which TRL's `disable_dropout` leaves on: OPT's, for example."""
     for module in model.modules():

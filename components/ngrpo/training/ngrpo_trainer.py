@@ -25,7 +25,13 @@ from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.training.loop import SoundLoop
-from ngrpo.training.model_traits import counts_from_the_padding, name_backbone, positions_of_text, silence_dropout
+from ngrpo.training.model_traits import (
+    can_balance_experts,
+    counts_from_the_padding,
+    name_backbone,
+    positions_of_text,
+    silence_dropout,
+)
 from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
 
@@ -96,8 +102,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             name_backbone(model)
         if self.args.disable_dropout:
             silence_dropout(self.model)
-        # TRL balances experts by settings that Llama 4 has under another name.
-        self.aux_loss_enabled &= hasattr(self.model.config.get_text_config(), "num_experts")
+        self.aux_loss_enabled &= can_balance_experts(self.model)
         self._padding_counts = counts_from_the_padding(self.model)
         self._make_engine = make_engine
         self._engine: RolloutEngine | None = None
