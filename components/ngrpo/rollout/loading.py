@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.logging import disable_progress_bar
 
 from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data.chat import end_of_turn
 from ngrpo.data.model_directory import read_model, read_tokenizer
 from ngrpo.data.token_rows import require_rows
+
+_LAYER = re.compile(r"(?:.*?\.\d+\.)?")
+"""The part of a parameter's name that says which layer it is in."""
 
 
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
@@ -63,3 +70,18 @@ def declare_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     ids = end_of_sequence_ids(model, tokenizer)
     if len(ids) > 1:
         model.generation_config.eos_token_id = ids
+
+
+def weights_as_saved(
+    model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights of a model as `save_pretrained` writes them, layer by layer.
+
+    In memory, experts are stacked, and parts of a larger model have other prefixes.
+
+    Args:
+        model: The model.
+        weights: Its named parameters, in order.
+    """
+    for _, layer in groupby(weights, key=lambda item: _LAYER.match(item[0])[0]):
+        yield from revert_weight_conversion(model, dict(layer)).items()
