@@ -196,5 +196,5 @@ REFUSED: dict[str, tuple[Layout, str]] = {
 }
 """These are refused, with these words."""
 
-WITH_VLLM = ("llama", "olmo2", "gpt_neox", "gemma3_multimodal", "qwen3_moe", "gpt2")
+WITH_VLLM = ("llama", "olmo2", "gpt_neox", "gpt2")
 """Of those that train, some that vLLM serves in each of its ways: by a class of its own, and by its Transformers backend."""

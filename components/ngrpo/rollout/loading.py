@@ -18,7 +18,7 @@ from ngrpo.data.chat import end_of_turn
 from ngrpo.data.model_directory import read_model, read_tokenizer
 from ngrpo.data.token_rows import require_rows
 
-_LAYER = re.compile(r"(?:.*?\.\d+\.)?")
+_LAYER = re.compile(r"^((?:.*?\.\d+\.)?).*$")
 """The part of a parameter's name that says which layer it is in."""
 
 
@@ -83,5 +83,5 @@ def weights_as_saved(
         model: The model.
         weights: Its named parameters, in order.
     """
-    for _, layer in groupby(weights, key=lambda item: _LAYER.match(item[0])[0]):
+    for _, layer in groupby(weights, key=lambda item: _LAYER.sub(r"\1", item[0])):
         yield from revert_weight_conversion(model, dict(layer)).items()

@@ -66,7 +66,7 @@ class VLLMEngine:
             **options: Further arguments of `vllm.LLM`.
 
         Raises:
-            EngineError: vLLM is not installed.
+            EngineError: vLLM is not installed, or cannot serve the model.
             ConfigError: It is a version or set up in a way that mixing does not work with, or one of several training processes would
                 need a process for it.
         """
@@ -96,21 +96,29 @@ class VLLMEngine:
                 options = {"distributed_executor_backend": "external_launcher"} | options
             # On a GPU that training shares, the engine's memory is given back between two rollout batches.
             self._sleeps = current_platform.is_cuda() and self._in_process
-            self._llm = LLM(
-                model=str(model),
-                skip_tokenizer_init=True,
-                dtype=dtype,
-                max_model_len=max_length,
-                max_num_seqs=batch_size,
-                tensor_parallel_size=tensor_parallel_size,
-                gpu_memory_utilization=gpu_memory_utilization,
-                enable_sleep_mode=self._sleeps,
-                use_tqdm_on_load=False,  # these bars do not ask tqdm's environment
-                enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
-                worker_cls="ngrpo.rollout.vllm.worker.MixingWorker",
-                scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
-                **options,
-            )
+            try:
+                self._llm = LLM(
+                    model=str(model),
+                    skip_tokenizer_init=True,
+                    dtype=dtype,
+                    max_model_len=max_length,
+                    max_num_seqs=batch_size,
+                    tensor_parallel_size=tensor_parallel_size,
+                    gpu_memory_utilization=gpu_memory_utilization,
+                    enable_sleep_mode=self._sleeps,
+                    use_tqdm_on_load=False,  # these bars do not ask tqdm's environment
+                    enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
+                    worker_cls="ngrpo.rollout.vllm.worker.MixingWorker",
+                    scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
+                    **options,
+                )
+            except (
+                ValueError
+            ) as error:  # so vLLM says that it does not know a model, or cannot serve it as it is asked to
+                raise EngineError(
+                    f"vLLM cannot serve this model ({' '.join(str(error).split())[:300]}); its lines above may say more: set "
+                    "rollout.engine and evaluation.engine to 'transformers'"
+                ) from error
         if not self._in_process:
             _watch(self._llm.llm_engine.engine_core)
         self._max_length = max_length
