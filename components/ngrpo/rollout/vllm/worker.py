@@ -52,8 +52,8 @@ class MixingWorker(Worker):
         ):
             # Their packed copy is not brought up to date, and packing it again packs what is packed.
             raise ConfigError(
-                "rollout.engine='vllm': the CPU build of vLLM does not take new weights of a mixture of experts, so rollouts would be those "
-                "of the old ones: set rollout.engine='transformers', or train on a GPU"
+                "rollout.engine='vllm': the CPU build of vLLM does not take new weights of a mixture of experts, so rollouts would be of "
+                "the old ones: set rollout.engine='transformers', or train on a GPU"
             )
         super().reload_weights(*args, **kwargs)
         for layer in self.model_runner.get_model().modules():
