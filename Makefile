@@ -27,7 +27,7 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-long test-faults test-container test-cluster kind-cluster lint lint-images bench golden settings mutants ui images lock lock-images clean
+.PHONY: run test test-long test-models test-faults test-container test-cluster kind-cluster lint lint-images bench golden settings mutants ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -37,7 +37,11 @@ test: $(VENV)/installed
 
 # What takes long and `make test` leaves out: traps of kfp's own runner, further ways to run vLLM and several processes, a real model.
 test-long: $(VENV)/installed
-	$(BIN)/python -m pytest -m long $(ARGS)
+	$(BIN)/python -m pytest -m "long and not models" $(ARGS)
+
+# Every layout of models, a training step each, in both engines.
+test-models: $(VENV)/installed
+	$(BIN)/python -m pytest tests/models -m "" $(ARGS)
 
 # Attacks and faults that take minutes: kills at every write, a full disk, a store that fails, damaged state of every kind.
 test-faults: $(VENV)/installed

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -171,6 +171,9 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+    """Fields that cannot change the result of a stage, and so are not part of its key."""
 
 
 def refuse(problems: Iterable[str]) -> None:

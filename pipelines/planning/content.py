@@ -122,7 +122,7 @@ def stage_settings(section: Section, contents: Mapping[str, Content]) -> StageSe
         section: The part of a run's configuration that it depends on.
         contents: The copies that the run reads (`read_contents`).
     """
-    given, keyed = section.model_dump(mode="json"), section.model_dump(mode="json")
+    given, keyed = section.model_dump(mode="json"), section.model_dump(mode="json", exclude=set(section.unkeyed))
     content = {}
     for path, source in _copies(section):
         setting = ".".join(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import ConfigDict
 
@@ -58,12 +58,25 @@ class WarmStartLength(Section):
     steps: StepsOrNone
 
 
+class ResponseLimit(Section):
+    """What of `RolloutConfig` and `EvaluationConfig` decides whether the model has room for a response."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    max_tokens: Tokens
+
+
 class PrepareDataConfig(Section):
     """Settings of the stage `prepare_data`; no other setting of the model or of the warm start changes its result."""
 
     model: TokenizerConfig
     data: DataConfig
     warm_start: ExampleLimits
+    rollout: ResponseLimit
+    evaluation: ResponseLimit
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"rollout", "evaluation"})
+    """These are not part of the key: what the stage refuses depends on them, its result does not."""
 
 
 class NeighborIndexConfig(Section):

@@ -22,6 +22,7 @@ Turns = list[dict[str, str]]
 
 _WALL_SECONDS = 60.0  # for a machine that has other things to do; what counts is the time of the processor
 _QUESTION = "what is 7+4-2?"
+_ANSWER = "It is 9."
 _LONG = "First 7+4=11, then 11-2=9. " * 100
 _TRIALS: tuple[tuple[Turns, bool], ...] = (
     ([{"role": "user", "content": _QUESTION}], True),
@@ -99,6 +100,32 @@ def _tried(template: str, special: str, day: date) -> str | None:
     return None
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token that ends an assistant's turn in a tokenizer's chat template, whether or not it is declared to end anything.
+
+    It is the first special or added token after what the assistant says; some templates end a turn by beginning the next one.
+
+    Args:
+        tokenizer: Tokenizer with a chat template that can be used.
+
+    Returns:
+        None where the template writes no such token.
+    """
+    asked, said = [{"role": "user", "content": _QUESTION}], [{"role": "assistant", "content": _ANSWER}]
+    for turns in (asked + said + asked, asked + said):  # some templates know a single turn only
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError:
+            continue
+        before, _, after = text.rpartition(_ANSWER)
+        if not before:
+            return None
+        marks = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+        following = tokenizer(after.partition(_QUESTION)[0], add_special_tokens=False)["input_ids"]
+        return next((token for token in following if token in marks), None)
+    return None
+
+
 def _unusable(label: str, problem: str) -> DataError:
     return DataError(
         f"{label}: its chat template cannot be used: {problem}; use another model, or correct chat_template.jinja in a copy of it"
@@ -110,10 +137,12 @@ class ChatLengths:
 
     Args:
         tokenizer: Tokenizer with a chat template.
+        rows: Rows of the model's embedding matrix; none where they are not known.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self.rows = rows
 
     def prompts(self, prompts: Sequence[Turns]) -> list[int]:
         """Return the tokens of each prompt, up to where the response starts."""
@@ -127,15 +156,33 @@ class ChatLengths:
         """Refuse texts that the tokenizer cannot spell. They are named by their ids: not every text may stand in a log.
 
         Raises:
-            DataError: A conversation becomes the unknown token somewhere.
+            DataError: A conversation becomes the unknown token somewhere, or a token that the model has no embedding for.
         """
-        unknown = self.tokenizer.unk_token_id
-        for identifier, tokens in zip(ids, self._encode(conversations, generation=False), strict=True):
-            if unknown in tokens:
+        texts = self._texts(conversations, generation=False)
+        for identifier, text, tokens in zip(ids, texts, self._tokens(texts), strict=True):
+            if self._has_unknown(text, tokens):
                 raise DataError(
                     f"{label}: the base model's tokenizer cannot spell problem {identifier!r}; choose a model (model.source) and "
                     "problems that go together"
                 )
+            if self.rows is not None and tokens and max(tokens) >= self.rows:
+                raise DataError(
+                    f"{label}: problem {identifier!r} has token {max(tokens)} ({self.tokenizer.convert_ids_to_tokens(max(tokens))!r}), but "
+                    f"the model's embedding matrix {self.rows} rows; use the tokenizer the model was trained with, or take that text out"
+                )
+
+    def _has_unknown(self, text: str, tokens: list[int]) -> bool:
+        """Whether there is the unknown token where its own name is not written: GPT-2 and many since end texts with that token too."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in tokens:
+            return False
+        if not self.tokenizer.is_fast:  # it cannot say where in the text a token is
+            return unknown not in {self.tokenizer.eos_token_id, self.tokenizer.bos_token_id}
+        places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return any(
+            token == unknown and text[start:end].strip() != self.tokenizer.unk_token
+            for token, (start, end) in zip(tokens, places, strict=True)
+        )
 
     def require_prefix(self, examples: Sequence[tuple[Turns, Turns]], begun: str = "") -> None:
         """Refuse a chat template that does not keep prompt and response as they are: training on responses needs that.
@@ -163,7 +210,9 @@ class ChatLengths:
                     )
 
     def _encode(self, conversations: Sequence[Turns], *, generation: bool) -> list[list[int]]:
-        texts = [self._text(turns, generation=generation) for turns in conversations]
+        return self._tokens([self._text(turns, generation=generation) for turns in conversations])
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _text(self, turns: Turns, *, generation: bool) -> str:

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ngrpo.config import BaseModelSource, CopiedModel, RegisteredModel
 from ngrpo.data.copies import require_planned
 from ngrpo.data.locations import is_bucket
-from ngrpo.data.model_directory import SHARDS, WEIGHTS, read_bare_tokenizer, shards
+from ngrpo.data.model_class import input_embedding, outline, stored_name
+from ngrpo.data.model_directory import SHARDS, WEIGHTS, read_bare_tokenizer, read_config, shards
 from ngrpo.data.models import materialize, materialize_tokenizer
+from ngrpo.data.token_rows import require_rows
 from ngrpo.errors import DataError
 
 _SUFFIX = "embed_tokens.weight"
-_OTHER_NAMES = ("transformer.wte.weight", "gpt_neox.embed_in.weight")
+"""How most models call it: of files without a configuration nothing else is known."""
 _OUTPUT = "lm_head.weight"
 """Where input and output embeddings are tied, a file may hold them under this name alone."""
 _LONGEST_HEADER = 100_000_000
@@ -51,22 +53,21 @@ def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, Pr
     from ngrpo.storage.objects import ObjectStore
 
     tokenizer = materialize_tokenizer(source, directory)
-    embedding = _read(source.location, ObjectStore(source.location).get_range)
+    config = read_config(directory, f"model {source.location!r}")
+    embedding = _read(source.location, ObjectStore(source.location).get_range, config)
     if isinstance(source, CopiedModel):
         require_planned(source)
-    if len(tokenizer) > len(embedding):
-        raise DataError(
-            f"model {source.location!r}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {len(embedding)} rows; "
-            "use the tokenizer the model was trained with, or resize the model's embeddings"
-        )
+    require_rows(tokenizer, len(embedding), f"model {source.location!r}")
     return embedding, tokenizer
 
 
 def read_embedding(model: Path) -> Tensor:
     """Return the input embedding matrix `[V, d]` of a model directory, in the type it is stored in, mapped into memory.
 
+    The class of the model knows which tensor it is: towers for images and sound have embeddings too.
+
     Args:
-        model: Directory with `model.safetensors`, or with shards and `model.safetensors.index.json`.
+        model: Directory with `config.json` and `model.safetensors`, or with shards and `model.safetensors.index.json`.
 
     Raises:
         DataError: There are no such files, they are damaged, or none holds an input embedding.
@@ -83,21 +84,28 @@ def read_embedding(model: Path) -> Tensor:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         return content[start : None if length is None else start + length]
 
-    return _read(str(model), read)
+    config = read_config(model, f"model {model}") if (model / "config.json").is_file() else None
+    return _read(str(model), read, config)
 
 
-def _read(model: str, read: Read) -> Tensor:
+def _read(model: str, read: Read, config: PretrainedConfig | None) -> Tensor:
     index = read(SHARDS, 0, None)
     if index is not None:
         held = shards(_parsed(f"{model}/{SHARDS}", index), f"model file {model}/{SHARDS}")
     else:
         held = dict.fromkeys(_header(model, WEIGHTS, read)[0], WEIGHTS)
-    name = next((name for name in held if name.endswith(_SUFFIX) or name in _OTHER_NAMES), None)
-    if name is None and _OUTPUT in held and _tied(model, read):
-        name = _OUTPUT
+    if config is None:
+        wanted = f"*{_SUFFIX}"
+        name = next((name for name in held if name.endswith(_SUFFIX)), None)
+    else:
+        described = outline(config, f"model {model}")
+        wanted = input_embedding(described)
+        name = stored_name(described, wanted, held)
+        if name is None and _OUTPUT in held and config.tie_word_embeddings:
+            name = _OUTPUT
     if name is None:
         raise DataError(
-            f"model {model}: no input embedding (a tensor named *{_SUFFIX}) in {', '.join(sorted(set(held.values())))}"
+            f"model {model}: no input embedding (a tensor named {wanted}) in {', '.join(sorted(set(held.values())))}"
         )
     header, data = _header(model, held[name], read)
     try:
@@ -125,11 +133,6 @@ def _header(model: str, file: str, read: Read) -> tuple[dict[str, Any], int]:
     header = _parsed(f"{model}/{file}", read(file, 8, size))
     header.pop("__metadata__", None)
     return header, 8 + size
-
-
-def _tied(model: str, read: Read) -> bool:
-    config = read("config.json", 0, None)
-    return config is not None and _parsed(f"{model}/config.json", config).get("tie_word_embeddings") is True
 
 
 def _parsed(file: str, content: Any) -> dict[str, Any]:

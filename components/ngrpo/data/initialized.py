@@ -16,6 +16,8 @@ _MAX_TOKENS = 1024
 def write(source: InitializedModel, directory: Path, *, weights: bool) -> None:
     """Write the tokenizer of the arithmetic task and a Llama model: float32, embeddings tied, weights decided by the seed.
 
+    Without weights, its configuration alone.
+
     Args:
         source: Shape and seed.
         directory: Existing directory to write to.
@@ -23,8 +25,6 @@ def write(source: InitializedModel, directory: Path, *, weights: bool) -> None:
     """
     tokenizer = word_tokenizer()
     tokenizer.save_pretrained(directory)
-    if not weights:
-        return
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=source.hidden_size,
@@ -39,6 +39,9 @@ def write(source: InitializedModel, directory: Path, *, weights: bool) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    if not weights:
+        config.save_pretrained(directory)
+        return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)
         model = LlamaForCausalLM(config).float()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +22,7 @@ from transformers import (
 from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data.chat import require_template
 from ngrpo.data.locations import explained
+from ngrpo.data.model_class import auto_class
 from ngrpo.data.template_clock import stop_clock
 from ngrpo.data.weights import weights_problem
 from ngrpo.errors import DataError
@@ -36,6 +37,8 @@ _SETTINGS = (
     "preprocessor_config.json",
 )
 _GENERATION = "custom_generate/generate.py"
+_GENERATION_SETTINGS = "generation_config.json"
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Values that are names on the hub (org/name) are fetched from there as code.
 _KERNELS = re.compile(r"_?(attn|experts)_implementation")
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
@@ -110,7 +113,7 @@ def read_bare_tokenizer(directory: Path, label: str, **options: Any) -> PreTrain
 
 
 def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
-    """Return the model in a directory.
+    """Return the model in a directory. Generation settings that could not be saved again are left out, but for their tokens.
 
     Args:
         directory: Directory of the model.
@@ -118,15 +121,47 @@ def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
         dtype: Name of a torch type.
 
     Raises:
-        DataError: Configuration or weights are missing or damaged, the weights are pickles, or there is code.
+        DataError: Configuration or weights are missing or damaged, the weights are pickles, there is code, or it is no language model
+            that can be used here (see `auto_class`).
     """
     require_weights(directory, label)
     config = read_config(directory, label)
+    loader = auto_class(config, label)
+    if hasattr(config.get_text_config(), "output_router_logits"):
+        # Trainers ask for them where they need them; a model that always gives them cannot decode with a cache.
+        config.get_text_config().output_router_logits = False
     with explained(f"{label}: its weights in {directory} cannot be used", _COPY_AGAIN):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = loader.from_pretrained(
             directory, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **_CLOSED
         )
+    if generation_problem(model.generation_config) is not None:
+        kept = {name: getattr(model.generation_config, name) for name in _TOKENS}
+        model.generation_config = GenerationConfig(**kept)
     return model
+
+
+def read_generation_config(directory: Path, label: str) -> GenerationConfig:
+    """Return the generation settings of a model; empty ones where it has none.
+
+    Raises:
+        DataError: They are damaged, or contradict themselves.
+    """
+    if not (directory / _GENERATION_SETTINGS).is_file():
+        return GenerationConfig()
+    with explained(
+        f"{label}: {directory}/{_GENERATION_SETTINGS} cannot be used", "correct it in a copy of the model, or delete it"
+    ):
+        settings: GenerationConfig = GenerationConfig.from_pretrained(directory, local_files_only=True)
+    return settings
+
+
+def generation_problem(settings: GenerationConfig) -> str | None:
+    """Say why generation settings could not be saved with a trained model; none if they can."""
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def require_weights(directory: Path, label: str) -> None:

@@ -14,8 +14,9 @@ from ngrpo.config import BaseModelSource, CopiedModel, InitializedModel, Package
 from ngrpo.config.sections import TEMPLATE_DATE, ChatFormat
 from ngrpo.data import hub_model, initialized, packaged, registered
 from ngrpo.data.chat_format import write_chat_format
+from ngrpo.data.model_check import ModelFacts, examine_model
 from ngrpo.data.model_directory import read_bare_tokenizer, read_config, read_tokenizer, require_weights
-from ngrpo.errors import DataError
+from ngrpo.data.token_rows import require_rows
 
 # Rows kept free for later use in vocabularies that do not list them as added tokens.
 _PLACEHOLDER = re.compile(r"<\|.*\|>|\[unused\d+\]|<unused_?\d+>|<extra_id_\d+>|<\|?reserved.*>|\[PAD\d*\]")
@@ -49,11 +50,7 @@ def materialize(source: BaseModelSource, directory: Path, chat: ChatFormat | Non
     rows = read_config(path, label).get_text_config().vocab_size
     require_weights(path, label)
     tokenizer = read_bare_tokenizer(path, label) if chat is None else read_tokenizer(path, label)
-    if len(tokenizer) > rows:
-        raise DataError(
-            f"{label}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {rows} rows; "
-            "use the tokenizer the model was trained with, or resize the model's embeddings"
-        )
+    require_rows(tokenizer, rows, label)
     return path
 
 
@@ -73,6 +70,28 @@ def materialize_tokenizer(
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     return read_tokenizer(_provide(source, directory, chat, weights=False), _label(source), day)
+
+
+def examine(
+    source: BaseModelSource, directory: Path, day: date = TEMPLATE_DATE, chat: ChatFormat = AS_IT_IS
+) -> tuple[PreTrainedTokenizerBase, ModelFacts]:
+    """Return the tokenizer of a base model, and what is known of the model without its weights: of a packaged one, nothing.
+
+    Args:
+        source: Where the model comes from.
+        directory: Where to write what is fetched; what is there is replaced.
+        day: The day that its chat template is told (`model.template_date`).
+        chat: What is set for its chats.
+
+    Raises:
+        DataError: See `materialize_tokenizer`; or a later stage could not use the model (see `examine_model`).
+        StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
+    """
+    path, label = _provide(source, directory, chat, weights=False), _label(source)
+    tokenizer = read_tokenizer(path, label, day)
+    # The settings of a packaged model are inside its weights, which take seconds to open.
+    facts = ModelFacts() if isinstance(source, PackagedModel) else examine_model(path, tokenizer, label)
+    return tokenizer, facts
 
 
 def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:

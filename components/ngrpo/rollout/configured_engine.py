@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import EvaluationConfig, RolloutConfig
 from ngrpo.rollout.engine import RolloutEngine
-from ngrpo.rollout.loading import end_of_sequence_ids, load_model
+from ngrpo.rollout.loading import end_of_sequence_ids, load_model, weights_as_saved
 from ngrpo.rollout.transformers_engine import TransformersEngine
 
 
@@ -53,6 +54,7 @@ def start_engine(
     return VLLMEngine(
         directory,
         ends,
+        as_saved=partial(weights_as_saved, model),
         max_length=max(len(prompt) for prompt in prompts) + config.max_tokens,
         batch_size=config.batch_size,
         dtype=dtype,

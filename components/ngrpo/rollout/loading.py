@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.logging import disable_progress_bar
 
 from ngrpo.config.sections import TEMPLATE_DATE
+from ngrpo.data.chat import end_of_turn
 from ngrpo.data.model_directory import read_model, read_tokenizer
-from ngrpo.errors import DataError
+from ngrpo.data.token_rows import require_rows
+
+_LAYER = re.compile(r"^((?:.*?\.\d+\.)?).*$")
+"""The part of a parameter's name that says which layer it is in."""
 
 
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
@@ -42,16 +50,38 @@ def load_tokenizer(directory: Path, vocabulary: int, day: date = TEMPLATE_DATE) 
             model has no row for.
     """
     tokenizer = read_tokenizer(directory, f"model directory {directory}", day, padding_side="left")
-    if len(tokenizer) > vocabulary:
-        raise DataError(
-            f"tokenizer in {directory}: {len(tokenizer)} tokens but the model has {vocabulary} embedding rows; "
-            "use the tokenizer that belongs to the model"
-        )
+    require_rows(tokenizer, vocabulary, f"model directory {directory}")
     return tokenizer
 
 
 def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every token that ends a response: the tokenizer's, and those the model's generation settings name."""
+    """Return every token that ends a response.
+
+    These are the tokenizer's, those that the model's generation settings name, and the one that the chat template ends a turn with: a
+    base model with the template of its chat model declares none for turns.
+    """
     declared = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = declared if isinstance(declared, list) else [declared]
-    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
+    return sorted({token for token in [*ids, tokenizer.eos_token_id, end_of_turn(tokenizer)] if token is not None})
+
+
+def declare_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write into a model's generation settings every token that ends a response, so that whoever serves the model stops there too."""
+    ids = end_of_sequence_ids(model, tokenizer)
+    if len(ids) > 1:
+        model.generation_config.eos_token_id = ids
+
+
+def weights_as_saved(
+    model: PreTrainedModel, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights of a model as `save_pretrained` writes them, layer by layer.
+
+    In memory, experts are stacked, and parts of a larger model have other prefixes.
+
+    Args:
+        model: The model.
+        weights: Its named parameters, in order.
+    """
+    for _, layer in groupby(weights, key=lambda item: _LAYER.sub(r"\1", item[0])):
+        yield from revert_weight_conversion(model, dict(layer)).items()

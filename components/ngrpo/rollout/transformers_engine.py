@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,9 @@ class TransformersEngine:
         cast = dtype == "bfloat16" and model.dtype == torch.float32
         self._arithmetic = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=cast)
         self.batch_size = batch_size
+        # Purely recurrent classes (Mamba's) have a name of their own for the cache.
+        self._recurrent = "cache_params" in inspect.signature(model.forward).parameters
+        self._cache_name = "cache_params" if self._recurrent else "past_key_values"
         self._eos = torch.tensor(sorted(set(eos_token_ids)), device=model.device)
         self._pad_token_id = pad_token_id
 
@@ -95,16 +99,16 @@ class TransformersEngine:
             if kept is not None:
                 tokens, attention_mask = tokens[kept], attention_mask[kept]
                 mixture = None if mixture is None else mixture.select(kept)
-                cache.batch_select_indices(kept)
+                cache.reorder_cache(kept)  # not `batch_select_indices`, which leaves out the states of recurrent layers
             width = prompt_width + position + 1
             mask = attention_mask[:, :width]
             with self._arithmetic, mixed_inputs(embedding, mixture):
                 output = self.model(
                     input_ids=tokens[:, None],
-                    attention_mask=mask,
+                    attention_mask=None if self._recurrent else mask,  # their state has no columns to mask
                     position_ids=mask.sum(dim=1, keepdim=True) - 1,
-                    past_key_values=cache,
                     use_cache=True,
+                    **{self._cache_name: cache},
                 )
             logits = output.logits[:, -1]
         return batch.rollouts()
@@ -127,12 +131,12 @@ class TransformersEngine:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._cache_name: cache},
             )
         rows = torch.tensor([order[tuple(prompt)] for prompt in prompts], device=device)
-        cache.batch_select_indices(rows)
+        cache.reorder_cache(rows)
         room = torch.ones(len(rows), max_tokens, dtype=torch.long, device=device)
         return output.logits[rows, -1], cache, torch.cat([mask[rows], room], dim=1)
 

@@ -20,7 +20,7 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.report.index_facts import example_neighbors
 from ngrpo.report.progress_lines import show_progress
 from ngrpo.report.rollout_log import RolloutLog
-from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.rollout.loading import declare_ends, load_model, load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.policy_optimization import train_policy
@@ -49,6 +49,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     # Weights stay in float32 whatever the arithmetic: a learning rate of 1e-6 is below bfloat16's resolution.
     model = load_model(start, "float32")
     tokenizer = load_tokenizer(start, model.get_input_embeddings().num_embeddings, config.model.template_date)
+    declare_ends(model, tokenizer)
     dataset = Dataset.from_parquet(str(inputs["dataset"] / "train.parquet"), cache_dir=str(context.work / "datasets"))
     if len(dataset) < config.training.prompts_per_batch:
         raise DataError(

@@ -20,7 +20,8 @@ from ngrpo.contracts.sources import SOURCES, Sources, Table
 from ngrpo.data.chat import ChatLengths, Turns, user_turn
 from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.copies import identity
-from ngrpo.data.models import materialize_tokenizer
+from ngrpo.data.model_check import ModelFacts, require_positions
+from ngrpo.data.models import examine
 from ngrpo.data.problem import SET, WEIGHT, Problem
 from ngrpo.data.problems import load_problems
 from ngrpo.data.screening import Screen, fingerprint
@@ -49,14 +50,16 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, con
         context: What it takes from outside.
 
     Raises:
-        DataError: A source or the tokenizer cannot be used, ids repeat, a benchmark has a problem without text or answer, or
-            nothing is left of a source.
+        DataError: A source, the tokenizer or the model cannot be used, the model has no room for prompt and response, ids repeat, a
+            benchmark has a problem without text or answer, or nothing is left of a source.
         StoreError: The object store that holds a copy of a source cannot be reached or refuses the credentials.
     """
-    tokenizer = materialize_tokenizer(
+    tokenizer, model = examine(
         config.model.source, context.work / "tokenizer", config.model.template_date, config.model
     )
-    stage = _Tables(config, ChatLengths(tokenizer), output, context.progress)
+    for note in model.notes:
+        context.progress(note)
+    stage = _Tables(config, ChatLengths(tokenizer, model.rows), model, output, context.progress)
     (output / "benchmarks").mkdir()
     for name, source in sorted(config.data.benchmarks.items()):
         stage.write_benchmark(name, source)
@@ -70,10 +73,16 @@ class _Tables:
     """The tables of one run, written one after the other; benchmarks first, for training problems must not overlap them."""
 
     def __init__(
-        self, config: PrepareDataConfig, lengths: ChatLengths, output: Path, progress: Callable[[str], None]
+        self,
+        config: PrepareDataConfig,
+        lengths: ChatLengths,
+        model: ModelFacts,
+        output: Path,
+        progress: Callable[[str], None],
     ) -> None:
         self.config = config
         self.lengths = lengths
+        self.model = model
         self.output = output
         self.progress = progress
         self.measured = BenchmarkProblems(config.data.overlap_words)
@@ -97,7 +106,11 @@ class _Tables:
         if schema is _PROBLEMS:
             problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
         rows = self._problem_rows(problems, suffix)
-        self.lengths.require_known(label, [p.id for p in problems], [row["prompt"] for row in rows])
+        prompts = [row["prompt"] for row in rows]
+        self.lengths.require_known(label, [p.id for p in problems], prompts)
+        self._require_room(
+            label, self.lengths.prompts(prompts), "evaluation.max_tokens", self.config.evaluation.max_tokens
+        )
         self.measured.add(name, problems)
         self._write(f"benchmarks/{name}.parquet", schema, rows, _made_of(source), screen.dropped)
 
@@ -126,10 +139,10 @@ class _Tables:
         problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
         prompts = [self._prompt(problem) for problem in problems]
         self.lengths.require_known(label, [problem.id for problem in problems], prompts)
-        limit = self.config.data.max_prompt_tokens
-        return screen, screen.drop(
-            "long_prompt", problems, [length > limit for length in self.lengths.prompts(prompts)]
-        )
+        limit, lengths = self.config.data.max_prompt_tokens, self.lengths.prompts(prompts)
+        kept = [length for length in lengths if length <= limit]
+        self._require_room(label, kept, "rollout.max_tokens", self.config.rollout.max_tokens)
+        return screen, screen.drop("long_prompt", problems, [length > limit for length in lengths])
 
     def write_warm_start(self, source: Source) -> None:
         label = "data.warm_start"
@@ -139,7 +152,7 @@ class _Tables:
         whole = [prompt + completion for prompt, completion in examples]
         self.lengths.require_known(label, [problem.id for problem in problems], whole)
         self.lengths.require_prefix(examples, self.config.model.generation_prompt)
-        limit = self.config.warm_start.max_tokens
+        limit = min(self.config.warm_start.max_tokens, self.model.positions or self.config.warm_start.max_tokens)
         too_long = [length > limit for length in self.lengths.conversations(whole)]
         kept = screen.drop("long_example", list(zip(problems, examples, strict=True)), too_long)
         rows = [
@@ -167,6 +180,10 @@ class _Tables:
             if match is not None
         ]
         return screen, screen.drop("in_benchmark", problems, [match is not None for match in matches])
+
+    def _require_room(self, label: str, prompts: Sequence[int], setting: str, response: int) -> None:
+        """Refuse what the model has no positions for."""
+        require_positions(self.model, label, max(prompts, default=0), setting, response)
 
     def _prompt(self, problem: Problem, suffix: str | None = None) -> Turns:
         before = [{"role": role, "content": content} for role, content in problem.before]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,13 @@ from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.model_traits import (
+    can_balance_experts,
+    counts_from_the_padding,
+    name_backbone,
+    positions_of_text,
+    silence_dropout,
+)
 from ngrpo.training.training_sets import TrainingSets, set_metrics
 from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
@@ -94,6 +101,12 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             **kwargs: Passed on to `GRPOTrainer`.
         """
         super().__init__(*args, **kwargs)
+        for model in filter(None, (self.model, self.ref_model)):
+            name_backbone(model)
+        if self.args.disable_dropout:
+            silence_dropout(self.model)
+        self.aux_loss_enabled &= can_balance_experts(self.model)
+        self._padding_counts = counts_from_the_padding(self.model)
         self._make_engine = make_engine
         self._engine: RolloutEngine | None = None
         self._current_mixer = current_mixer
@@ -266,6 +279,18 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._mixture is _NOT_SCORING:
             raise RuntimeError("log-probabilities were asked for outside of a rollout batch: its records are not known")
+        with positions_of_text(self.accelerator.unwrap_model(model)) if self._padding_counts else nullcontext():
+            return self._score(model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+
+    def _score(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         mixture = self._mixture
         if mixture is None:
             stock: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(

@@ -15,6 +15,7 @@ from ngrpo.config import SFTWarmStartConfig
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.model_traits import can_balance_experts, name_backbone
 from ngrpo.training.trl_arguments import built
 
 _LOGS = 60
@@ -72,6 +73,9 @@ def train_warm_start(
             processing_class=tokenizer,
             callbacks=[checkpoints],
         )
+        name_backbone(trainer.model)
+        if trainer.aux_loss_enabled and not can_balance_experts(trainer.model):
+            trainer.aux_loss_enabled = trainer.model.config.get_text_config().output_router_logits = False
         watch(trainer)
         trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
     return trainer

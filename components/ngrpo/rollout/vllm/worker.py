@@ -6,9 +6,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
+from ngrpo.errors import ConfigError
 from ngrpo.rollout.slots import MixingSlots
 from ngrpo.rollout.vllm.compatibility import require_hooks, require_plain
 
@@ -45,6 +47,14 @@ class MixingWorker(Worker):
 
         There it multiplies with a packed copy of its weights, which vLLM packs again only where the head's own weights were loaded.
         """
+        if current_platform.is_cpu() and any(
+            isinstance(layer, RoutedExperts) for layer in self.model_runner.get_model().modules()
+        ):
+            # Their packed copy is not brought up to date, and packing it again packs what is packed.
+            raise ConfigError(
+                "rollout.engine='vllm': the CPU build of vLLM does not take new weights of a mixture of experts, so rollouts would be of "
+                "the old ones: set rollout.engine='transformers', or train on a GPU"
+            )
         super().reload_weights(*args, **kwargs)
         for layer in self.model_runner.get_model().modules():
             if isinstance(layer, ParallelLMHead):
