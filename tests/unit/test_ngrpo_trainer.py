@@ -282,6 +282,22 @@ with mock.patch.object(generation.VLLMGeneration, "__init__", lambda self, **arg
     made = grpo_trainer.VLLMGeneration(mode="colocate")
 assert type(made) is generation.VLLMGeneration and made.arguments == {"mode": "colocate"}
 assert grpo_trainer.VLLMGeneration is generation.VLLMGeneration
+
+
+def functions():
+    return {
+        (name, attribute): value
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in ("trl", "vllm")
+        for attribute, value in list(vars(module).items())
+        if callable(value)
+    }
+
+
+before = functions()
+import ngrpo.library.mixing_llm
+after = functions()
+assert len(before) > 1000 and [name for name, value in before.items() if after.get(name) is not value] == []
 """
 
 
