@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from how_tos import WORDS_OF_MODEL
-from ngrpo import NeighborIndex, mixing_llm
+from ngrpo import NeighborIndex, NGRPOConfig, NGRPOTrainer, mixing_llm
 from ngrpo.errors import NGRPOError
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.transformers_engine import TransformersEngine
@@ -44,7 +45,7 @@ def use_library(directory: Path) -> dict:
         llm.generate(prompt, seeded, use_tqdm=False)[0].outputs[0].token_ids
         for prompt in (PROMPTS[0], {"prompt_token_ids": tokenizer.encode(PROMPTS[0])})
     )
-    return {
+    result = {
         "mixed": sum(len(response.mixing.positions) for _, response in responses),
         "error": max(_error(model, prompt, response, response.mixing.positions) for prompt, response in responses),
         "records_ignored": max(_error(model, prompt, response, []) for prompt, response in responses),
@@ -67,6 +68,46 @@ def use_library(directory: Path) -> dict:
             if position > list(response.token_ids).index(THINK)
         ],
         "refusals": _refusals(llm),
+    }
+    llm.llm_engine.engine_core.shutdown()
+    return result | {"training": train_on_vllm(directory)}
+
+
+def train_on_vllm(directory: Path) -> dict:
+    """Train as a user of TRL does who sets `use_vllm`; what a test asserts on."""
+    settings = NGRPOConfig(
+        "trained",
+        use_vllm=True,
+        rate=0.3,
+        max_steps=4,
+        per_device_train_batch_size=4,
+        steps_per_generation=2,  # so that TRL scores a rollout batch before it trains on it
+        num_generations=4,
+        max_completion_length=16,
+        learning_rate=3e-3,
+        bf16=False,
+        save_strategy="no",
+        logging_steps=1,
+    )
+    prompts = Dataset.from_dict({"prompt": [f"<user> {number} + 1 =" for number in range(8)]})
+    trainer = NGRPOTrainer(
+        directory, lambda completions, **_: [float(len(set(text))) for text in completions], settings, prompts
+    )
+    generate, errors = trainer._generate_and_score_completions, []
+
+    def watched(inputs: Any) -> Any:
+        batch = generate(inputs)
+        apart = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"])[batch["completion_mask"].bool()]
+        errors.append(apart.abs().max().item())
+        return batch
+
+    trainer._generate_and_score_completions = watched
+    trainer.train()
+    trainer.close()
+    return {
+        "errors": errors,
+        "gate_rates": [entry["mixing/gate_rate"] for entry in trainer.state.log_history if "mixing/gate_rate" in entry],
+        "longest_prompt": trainer._longest_prompt(),
     }
 
 

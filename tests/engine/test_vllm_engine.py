@@ -238,6 +238,15 @@ def test_a_mixing_llm_answers_as_an_llm_does_with_records_that_replay(outcome, n
 
 
 @pytest.mark.parametrize("name", ["v1"])
+def test_the_trainer_of_the_library_trains_on_rollouts_of_vllm(outcome, name):
+    result = outcome(name)["library"]["training"]
+    assert len(result["errors"]) == 2, "rollout batches, of two steps each"
+    assert max(result["errors"]) <= TOLERANCE
+    assert min(result["gate_rates"]) > 0
+    assert result["longest_prompt"] == 5
+
+
+@pytest.mark.parametrize("name", ["v1"])
 def test_what_a_mixing_llm_cannot_follow_is_refused_in_one_line(outcome, name):
     messages = outcome(name)["library"]["refusals"]
     expected = {

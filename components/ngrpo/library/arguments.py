@@ -28,7 +28,7 @@ _NOT_HERE = {
 
 
 @dataclass
-class NGRPOConfig(GRPOConfig):  # type: ignore[misc]
+class NGRPOConfig(GRPOConfig):
     """Arguments of `NGRPOTrainer`: those of TRL's `GRPOConfig`, and how rollouts are mixed.
 
     `use_vllm=True` means `engine="vllm"`, with TRL's `vllm_gpu_memory_utilization`, `vllm_tensor_parallel_size` and
@@ -67,13 +67,14 @@ class NGRPOConfig(GRPOConfig):  # type: ignore[misc]
 
     def _settle(self) -> None:
         """Take `use_vllm` for our engine, and validate."""
-        if self.use_vllm:
+        given = vars(self)
+        if given["use_vllm"]:
             warnings.warn(
                 "use_vllm=True: rollouts come from ngrpo's vLLM engine (engine='vllm'); TRL's importance sampling correction is not "
                 "needed, since rollouts are scored on the inputs they were generated from",
                 stacklevel=4,
             )
-            self.use_vllm, self.engine = False, "vllm"
+            given |= {"use_vllm": False, "engine": "vllm"}
         self.settings()
 
     @classmethod

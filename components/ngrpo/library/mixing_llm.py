@@ -63,7 +63,7 @@ class Mixing:
     seed: int
 
 
-class MixingLLM(LLM):  # type: ignore[misc]
+class MixingLLM(LLM):
     """A `vllm.LLM` that mixes: each `CompletionOutput` of `generate` and `chat` has its `Mixing` as `mixing`."""
 
     def __init__(self, model: str, *, mixer: Mixer, **options: Any):
