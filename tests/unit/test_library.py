@@ -3,14 +3,16 @@
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
 from datasets import Dataset, load_dataset
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig
 
 from how_tos import GENERATE, INDEX, MODEL, TRAIN, WORDS_OF_MODEL, how_to, prepare
@@ -297,6 +299,67 @@ def test_what_the_trainer_cannot_do_is_refused(name):
         NGRPOTrainer(MODEL, distinct, train_dataset=rows(), **{name: [print]})
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"zero_stage": 3}, "deepspeed: stage 3 leaves no whole embedding to mix from: use stage 2 at most"),
+        ({"fsdp_version": 1}, "fsdp: version 1 leaves no whole embedding to mix from: set fsdp_version to 2"),
+        ({"vlm": True}, r"NGRPOTrainer\.processing_class: prompts with images are not supported"),
+    ],
+)
+def test_what_a_model_is_sharded_by_or_reads_is_refused(changes, said):
+    setup = {"zero_stage": 2, "fsdp_version": 2, "vlm": False} | changes
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=setup["fsdp_version"]))
+    one = SimpleNamespace(
+        args=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=setup["zero_stage"])),
+        is_fsdp_enabled=True,
+        accelerator=SimpleNamespace(state=state),
+        _is_vlm=setup["vlm"],
+    )
+    with pytest.raises(ConfigError, match=said):
+        NGRPOTrainer._require_supported(one)
+
+
+def test_adapters_that_are_in_the_model_are_refused(here):
+    model = AutoModelForCausalLM.from_pretrained(MODEL)
+    model.peft_config = {"default": object()}
+    with pytest.raises(ConfigError, match=r"^NGRPOTrainer\.model: adapters are not supported"):
+        NGRPOTrainer(model, distinct, train_dataset=rows())
+
+
+def test_vllm_makes_room_for_the_longest_prompt_of_all_data(here, tmp_path):
+    longer = Dataset.from_list([{"prompt": [{"role": "user", "content": "1 + 2 + 3 + 4 ="}]}])
+    plain = trainer(tmp_path, MODEL)._longest_prompt()
+    assert trainer(tmp_path, MODEL, eval_dataset=longer)._longest_prompt() == plain + 4
+    assert trainer(tmp_path, MODEL, eval_dataset={"a": rows(2), "b": longer})._longest_prompt() == plain + 4
+    streamed = trainer(tmp_path, MODEL, dataset=rows().to_iterable_dataset())
+    with pytest.raises(ConfigError, match=r"NGRPOConfig\.vllm_max_model_length: missing"):
+        streamed._longest_prompt()
+
+
+def test_a_model_without_files_is_written_for_vllm(here, tmp_path):
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL))
+    model.name_or_path = ""
+    one = NGRPOTrainer(
+        model,
+        distinct,
+        NGRPOConfig(**quickly(tmp_path / "out")),
+        rows(),
+        processing_class=AutoTokenizer.from_pretrained(MODEL),
+    )
+    with one._on_disk(one.model) as directory:
+        assert {"config.json", "model.safetensors"} <= {path.name for path in directory.iterdir()}
+    assert not directory.exists()
+    with trainer(tmp_path, MODEL)._on_disk(trainer(tmp_path, MODEL).model) as directory:
+        assert directory == Path(MODEL)
+
+
+def test_a_streamed_data_set_trains(here, tmp_path):
+    trained = trainer(tmp_path, MODEL, dataset=rows().to_iterable_dataset())
+    trained.train()
+    assert len(logged(trained, "mixing/gate_rate")) == 2
+
+
 def test_an_unknown_argument_of_the_trainer_is_a_type_error():
     with pytest.raises(TypeError, match="unexpected keyword argument 'trainset'"):
         NGRPOTrainer(MODEL, distinct, trainset=rows())
@@ -381,9 +444,10 @@ def test_what_a_mixing_llm_cannot_be_is_refused_before_vllm_is_imported(argument
         mixing_llm(MODEL, **arguments)
 
 
-LIGHT = """
+IMPORTS = """
 import sys
 import ngrpo
+
 heavy = {"torch", "transformers", "trl", "vllm", "pydantic", "datasets"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 try:
@@ -391,26 +455,55 @@ try:
 except AttributeError as error:
     assert "has no attribute 'Nothing'" in str(error)
 
-import torch, transformers, trl.data_utils, trl.import_utils, trl.trainer.utils
-import accelerate, datasets
-def attributes():
-    ours = {"trl", "transformers", "datasets", "accelerate"}
+import torch, transformers, trl.data_utils, trl.import_utils, trl.trainer.utils, accelerate, datasets
+
+
+def functions(*packages):
     return {
         (name, attribute): value
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in ours and not hasattr(type(module), "_get_module")
+        if name.partition(".")[0] in packages and not hasattr(type(module), "_get_module")
         for attribute, value in list(vars(module).items())
         if callable(value)  # others are filled as modules are loaded
     }
-before = attributes()
+
+
+def changed(before, *packages):
+    assert len(before) > 1000
+    after = functions(*packages)
+    return [name for name, value in before.items() if after.get(name) is not value]
+
+
+packages = ("trl", "transformers", "datasets", "accelerate")
+before = functions(*packages)
 from ngrpo import NGRPOConfig, NGRPOTrainer, NeighborIndex, mixing_llm
-after = attributes()
-changed = [key for key, value in before.items() if after.get(key) is not value]
-assert changed == [], changed
-assert "vllm" not in sys.modules
+assert changed(before, *packages) == []
+assert issubclass(NGRPOTrainer, trl.GRPOTrainer)
+assert "vllm" not in sys.modules, "seconds, and 160 MB of every process"
+assert not [name for name in sys.modules if name.startswith("trl.generation")], "to be imported whole when it is needed"
+"""
+WITH_VLLM = """
+# `trl.GRPOTrainer(use_vllm=True)` in a process that has imported ours gets TRL's generation with vLLM.
+from unittest import mock
+from trl.import_utils import is_vllm_available
+from trl.trainer import grpo_trainer
+import trl.generation.vllm_generation as generation
+import vllm
+
+assert generation.LLM is vllm.LLM
+assert generation.is_vllm_available is is_vllm_available and is_vllm_available()
+with mock.patch.object(generation.VLLMGeneration, "__init__", lambda self, **arguments: setattr(self, "arguments", arguments)):
+    made = grpo_trainer.VLLMGeneration(mode="colocate")
+assert type(made) is generation.VLLMGeneration and made.arguments == {"mode": "colocate"}
+assert grpo_trainer.VLLMGeneration is generation.VLLMGeneration
+
+before = functions("trl", "vllm")
+import ngrpo.library.mixing_llm
+assert changed(before, "trl", "vllm") == []
 """
 
 
-def test_importing_us_is_light_and_changes_nothing():
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", LIGHT], capture_output=True, text=True)
+def test_importing_us_is_light_and_changes_nothing_of_trl_and_vllm():
+    code = IMPORTS if find_spec("vllm") is None else IMPORTS + WITH_VLLM
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

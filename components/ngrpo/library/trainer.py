@@ -203,6 +203,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
         if model.name_or_path:
             yield self._files(model)
             return
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.args.output_dir, prefix="engine-") as directory:
             model.save_pretrained(directory)
             yield Path(directory)
