@@ -37,7 +37,7 @@ from ngrpo.mixing.mixer import Mixer
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import MixingSlots, RequestSettings
 from ngrpo.rollout.transformers_engine import TransformersEngine
-from ngrpo.rollout.vllm import compatibility, runner_v1, runner_v2, scheduler
+from ngrpo.rollout.vllm import compatibility, options, runner_v1, runner_v2, scheduler
 from ngrpo.rollout.vllm.engine import VLLMEngine
 from ngrpo.rollout.vllm.request import sampling_params
 from replay import replay_error
@@ -311,7 +311,12 @@ class Cases:
     def library(self) -> dict:
         """The how-to of `mixing_llm`, and what else its `LLM` is asked for; the engine of the other cases has ended by then."""
         self.engine.close()
-        with tempfile.TemporaryDirectory() as place, chdir(place), environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
+        with (
+            tempfile.TemporaryDirectory() as place,
+            chdir(place),
+            environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}),
+            mock.patch.object(options, "_CPU_CACHE_BYTES", 1 << 26),  # three engines, none of which is asked for much
+        ):
             prepare(Path(place))
             values = {"__name__": "__main__"}
             with redirect_stdout(StringIO()) as said:

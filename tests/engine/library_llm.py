@@ -26,7 +26,7 @@ def use_library(directory: Path) -> dict:
     llm = mixing_llm(directory, k=4, rate=0.3, index="neighbors", dtype="float32", max_num_seqs=32)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     warm = SamplingParams(temperature=0.7, n=3, seed=5, max_tokens=60, ignore_eos=True)
-    many = llm.generate(PROMPTS * 4, warm, use_tqdm=False)
+    many = llm.generate(PROMPTS, warm, use_tqdm=False)
     responses = [(output.prompt_token_ids, response) for output in many for response in output.outputs]
     theirs = [
         rollout.token_ids
@@ -35,7 +35,7 @@ def use_library(directory: Path) -> dict:
             [output.prompt_token_ids] * 3, [5, 6, 7], Sampling(60, 0.7), llm._mixer
         )
     ]
-    again = llm.generate(PROMPTS * 4, warm, use_tqdm=False)
+    again = llm.generate(PROMPTS, warm, use_tqdm=False)
     plain = SamplingParams(temperature=1.0, max_tokens=12)
     first, second = (llm.generate(PROMPTS[:1], plain, use_tqdm=False) for _ in range(2))
     stopping = SamplingParams(temperature=1.5, seed=1, max_tokens=400, ignore_eos=True, stop=["="])

@@ -67,7 +67,7 @@ class NGRPOConfig(GRPOConfig):
 
     def _settle(self) -> None:
         """Take `use_vllm` for our engine, and validate."""
-        given = vars(self)
+        given = self.__dict__
         if given["use_vllm"]:
             warnings.warn(
                 "use_vllm=True: rollouts come from ngrpo's vLLM engine (engine='vllm'); TRL's importance sampling correction is not "
