@@ -1,5 +1,6 @@
 """A tiny model and tokenizer for tests: random weights, large enough in scale that mixing changes what is generated."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,9 +22,9 @@ def eligible() -> torch.Tensor:
     return mask
 
 
-def save_tiny_model(directory: Path, seed: int = 0, hidden_size: int = 64) -> Path:
+def save_tiny_model(directory: Path, seed: int = 0, hidden_size: int = 64, words: Sequence[str] = WORDS) -> Path:
     """Write a random Llama model and a word-level tokenizer with a chat template; vLLM needs a hidden size of 128."""
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(

@@ -6,8 +6,10 @@ vLLM binds threads and replaces functions of torch for a whole process, so no en
 import json
 import os
 import sys
+import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -25,14 +27,17 @@ if CONFIG["runner"] == "v2":
 
 import psutil
 import torch
+from library_llm import use_library
 from transformers import AutoModelForCausalLM
 
+from how_tos import GENERATE, MODEL, how_to, prepare
+from ngrpo.environment import environment
 from ngrpo.errors import EngineError, NGRPOError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import MixingSlots, RequestSettings
 from ngrpo.rollout.transformers_engine import TransformersEngine
-from ngrpo.rollout.vllm import compatibility, runner_v1, runner_v2, scheduler
+from ngrpo.rollout.vllm import compatibility, options, runner_v1, runner_v2, scheduler
 from ngrpo.rollout.vllm.engine import VLLMEngine
 from ngrpo.rollout.vllm.request import sampling_params
 from replay import replay_error
@@ -303,6 +308,22 @@ class Cases:
         self.engine._llm.reset_prefix_cache()
         return {"error": error}
 
+    def library(self) -> dict:
+        """The how-to of `mixing_llm`, and what else its `LLM` is asked for; the engine of the other cases has ended by then."""
+        self.engine.close()
+        with (
+            tempfile.TemporaryDirectory() as place,
+            chdir(place),
+            environment({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}),
+            mock.patch.object(options, "_CPU_CACHE_BYTES", 1 << 26),  # three engines, none of which is asked for much
+        ):
+            prepare(Path(place))
+            values = {"__name__": "__main__"}
+            with redirect_stdout(StringIO()) as said:
+                exec(how_to(GENERATE), values)
+            values["llm"].llm_engine.engine_core.shutdown()
+            return use_library(Path(MODEL)) | {"said": said.getvalue()}
+
     def preemptions(self) -> float:
         return self.metric("vllm:num_preemptions")
 
@@ -359,7 +380,8 @@ def main() -> None:
     cases = Cases(Path(sys.argv[1]))
     results = {name: getattr(cases, name)() for name in ["facts", *CONFIG["cases"]]}
     Path(sys.argv[2]).write_text(json.dumps(results))
-    cases.engine.close()
+    if "library" not in CONFIG["cases"]:
+        cases.engine.close()
 
 
 if __name__ == "__main__":

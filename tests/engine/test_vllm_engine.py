@@ -48,6 +48,7 @@ CONFIGURATIONS = {
             "unsalted",
             "weights",
             "refusals",
+            "library",
         ],
     ),
     "v1-preempted": configuration("v1", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
@@ -205,6 +206,59 @@ def test_what_cannot_be_mixed_is_refused_in_one_line(outcome, name):
         "signature": r"slot takes request where logits was expected",
         "pipeline": "pipeline parallelism cannot mix",
         "speculative": "speculative decoding cannot mix",
+    }
+    assert messages.keys() == expected.keys()
+    for case, pattern in expected.items():
+        assert re.search(pattern, messages[case]), messages[case]
+        assert "\n" not in messages[case]
+
+
+@pytest.mark.parametrize("name", ["v1"])
+def test_the_how_to_of_the_library_prints_text_and_records(outcome, name):
+    result = outcome(name)["library"]
+    lines = result["said"].splitlines()
+    assert len(lines) == 4, "two responses, each with its records"
+    assert all(line.startswith("[") and line.endswith("]") for line in lines[1::2])
+
+
+@pytest.mark.parametrize("name", ["v1"])
+def test_a_mixing_llm_answers_as_an_llm_does_with_records_that_replay(outcome, name):
+    result = outcome(name)["library"]
+    assert result["mixed"] > 20
+    assert result["error"] <= TOLERANCE
+    assert result["records_ignored"] > 0.5, "replay must depend on the records"
+    assert result["tokens"] == result["their_tokens"]
+    assert result["texts"] == result["decoded"]
+    assert result["shapes"] == [["RequestOutput", [0, 1, 2]], ["RequestOutput", [0]]]
+    assert result["same_seed"]
+    assert result["unseeded_differ"]
+    assert result["stopped"] == ["stop", "="]
+    assert result["text_and_ids"]
+    assert result["after_marker"] == []
+
+
+@pytest.mark.parametrize("name", ["v1"])
+def test_the_trainer_of_the_library_trains_on_rollouts_of_vllm(outcome, name):
+    result = outcome(name)["library"]["training"]
+    assert len(result["errors"]) == 2, "rollout batches, of two steps each"
+    assert max(result["errors"]) <= TOLERANCE
+    assert min(result["gate_rates"]) > 0
+    assert result["longest_prompt"] == 5
+
+
+@pytest.mark.parametrize("name", ["v1"])
+def test_what_a_mixing_llm_cannot_follow_is_refused_in_one_line(outcome, name):
+    messages = outcome(name)["library"]["refusals"]
+    expected = {
+        "cold": r"temperature=0\.0 leaves nothing to sample or to mix",
+        "top_k": r"top_k=20 of sampling_params: a mixed response cannot follow it",
+        "min_p": r"min_p=0\.1 of sampling_params",
+        "penalty": r"repetition_penalty=1\.2 of sampling_params",
+        "logprobs": r"logprobs=1 of sampling_params",
+        "bias": r"logit_bias=\{3: 1\.0\} of sampling_params",
+        "count": "sampling_params: 2 for 3 prompts",
+        "enqueue": "enqueue: responses would not be mixed",
+        "beams": "beam_search: beams would not be mixed",
     }
     assert messages.keys() == expected.keys()
     for case, pattern in expected.items():

@@ -25,6 +25,7 @@ ORDER = """
     ngrpo.training
     ngrpo.tracking
     ngrpo.report
+    ngrpo.library
     ngrpo.stages
     components.launching
     <stages>

@@ -33,6 +33,7 @@ TRANSPARENT: Mapping[str, str] = {
     "ngrpo.environment": (
         "Sets the variables that its callers name, and their source is in the key; takes credentials out of what is said."
     ),
+    "ngrpo.library": "For programs of users, named in the package so that they can import it from there: no stage runs it.",
     "ngrpo.report": (
         "Words and draws results, and writes the files of an artifact that only describe it; no stage reads those, and none computes "
         "with what is said."

@@ -150,7 +150,9 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         step = self.state.global_step
         # Rows are counted over all processes, so that a rollout does not depend on how many there are.
         first = self.accelerator.process_index * len(prompt_ids)
-        seeds = [request_seed(self.args.seed, step, 0, first + row) for row in range(len(prompt_ids))]
+        # One step may take several rollout batches.
+        part = self._step % self.args.gradient_accumulation_steps
+        seeds = [request_seed(self.args.seed, step, part, first + row) for row in range(len(prompt_ids))]
         sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
         with self._generation() as (engine, model):
             self._mixer = self._current_mixer(_with_whole_embeddings(model))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ngrpo.environment import environment
@@ -24,9 +21,7 @@ from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import RequestSettings
 from ngrpo.rollout.vllm.backend import rewrites_classes
-
-_CPU_CACHE_BYTES = 4 << 30
-"""Most memory for keys and values on a CPU, where vLLM would otherwise take a share of all there is."""
+from ngrpo.rollout.vllm.shared_file import shared_tensors
 
 
 class VLLMEngine:
@@ -84,8 +79,9 @@ class VLLMEngine:
             in_process = tensor_parallel_size == 1 and not rewrites_classes(model)
         self._in_process = in_process
         with environment({"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(not self._in_process))}):
-            if current_platform.is_cpu():
-                options = {"kv_cache_memory_bytes": _CPU_CACHE_BYTES, "enforce_eager": True} | options
+            from ngrpo.rollout.vllm.options import MIXING, platform_defaults
+
+            options = platform_defaults() | options
             if not self._in_process and torch.distributed.is_initialized():
                 raise ConfigError(
                     "rollout.engine='vllm': this model needs a process of its own in vLLM, which several training processes cannot "
@@ -107,14 +103,12 @@ class VLLMEngine:
                     gpu_memory_utilization=gpu_memory_utilization,
                     enable_sleep_mode=self._sleeps,
                     use_tqdm_on_load=False,  # these bars do not ask tqdm's environment
-                    enable_prompt_embeds=True,  # gives the model input embeddings, which is where mixtures go
-                    worker_cls="ngrpo.rollout.vllm.worker.MixingWorker",
-                    scheduler_cls="ngrpo.rollout.vllm.scheduler.mixing_scheduler",
+                    **MIXING,
                     **options,
                 )
             except (
                 ValueError
-            ) as error:  # so vLLM says that it does not know a model, or cannot serve it as it is asked to
+            ) as error:  # what vLLM says of a model that it does not know, or cannot serve as it is asked to
                 raise EngineError(
                     f"vLLM cannot serve this model ({' '.join(str(error).split())[:300]}); its lines above may say more: set "
                     "rollout.engine and evaluation.engine to 'transformers'"
@@ -194,7 +188,7 @@ class VLLMEngine:
             ) from error
         self._sleep()
         return [
-            _rollout(output.outputs[0], record, each, mixer)
+            rollout_of(output.outputs[0], record, each, mixer)
             for output, record, each, mixer in zip(outputs, records, settings, mixers, strict=True)
         ]
 
@@ -210,7 +204,7 @@ class VLLMEngine:
         if self._in_process:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         else:
-            with _shared({name: value.detach().cpu().contiguous() for name, value in weights}) as path:
+            with shared_tensors({name: value.detach().cpu().contiguous() for name, value in weights}) as path:
                 self._rpc("mixing_load_weights", path)
         self._llm.reset_prefix_cache()
 
@@ -241,7 +235,7 @@ class VLLMEngine:
         if self._in_process:
             self._rpc("mixing_set_index", mixer.neighbors, mixer.eligible, list(mixer.end_marker))
         else:
-            with _shared({"neighbors": mixer.neighbors.cpu(), "eligible": mixer.eligible.cpu()}) as path:
+            with shared_tensors({"neighbors": mixer.neighbors.cpu(), "eligible": mixer.eligible.cpu()}) as path:
                 self._rpc("mixing_load_index", path, list(mixer.end_marker))
         self._mixer = mixer
 
@@ -267,9 +261,10 @@ class VLLMEngine:
             self._asleep = True
 
 
-def _rollout(
+def rollout_of(
     output: Any, record: tuple[bytes, bytes, bytes], settings: RequestSettings, mixer: Mixer | None
 ) -> Rollout:
+    """Put a response together from vLLM's output of it and the record that its worker kept."""
     length = len(output.token_ids)
     mixed, weights, logprobs = record
     positions = torch.from_numpy(np.frombuffer(mixed, dtype=bool)[:length].nonzero()[0])
@@ -292,13 +287,3 @@ def _watch(client: Any) -> None:
         client.outputs_queue.put(EngineDeadError())
 
     threading.Thread(target=wait, name="engine-watch", daemon=True).start()
-
-
-@contextmanager
-def _shared(tensors: dict[str, Tensor]) -> Iterator[str]:
-    """Put tensors into a file that other processes of this machine can read, in memory where the platform has it."""
-    place = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    with tempfile.TemporaryDirectory(prefix="ngrpo-", dir=place) as directory:
-        path = f"{directory}/tensors.safetensors"
-        save_file(tensors, path)
-        yield path

@@ -12,7 +12,8 @@ from ngrpo.rollout.slots import MixingSlots, RequestSettings
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
-_KEY = "ngrpo"
+SETTINGS = "ngrpo"
+"""Name of the settings of a request among the extra arguments of its sampling parameters."""
 
 
 def sampling_params(settings: RequestSettings, stop_token_ids: list[int]) -> SamplingParams:
@@ -26,15 +27,15 @@ def sampling_params(settings: RequestSettings, stop_token_ids: list[int]) -> Sam
         max_tokens=settings.max_tokens,
         stop_token_ids=stop_token_ids,
         detokenize=False,
-        extra_args={_KEY: asdict(settings)},
+        extra_args={SETTINGS: asdict(settings)},
     )
 
 
 def read_settings(params: SamplingParams | None) -> RequestSettings | None:
     """Return the settings that `sampling_params` put in, none for a request that is not ours."""
-    if params is None or not params.extra_args or _KEY not in params.extra_args:
+    if params is None or not params.extra_args or SETTINGS not in params.extra_args:
         return None
-    return RequestSettings(**params.extra_args[_KEY])
+    return RequestSettings(**params.extra_args[SETTINGS])
 
 
 def follow(slots: MixingSlots, step: SchedulerOutput) -> list[tuple[str, int]]:

@@ -1,0 +1,21 @@
+"""The arguments of `vllm.LLM` that make it mix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.platforms import current_platform
+
+_CPU_CACHE_BYTES = 4 << 30
+"""Most memory for keys and values on a CPU, where vLLM would otherwise take a share of all there is."""
+
+MIXING = {
+    "enable_prompt_embeds": True,  # gives the model input embeddings, which is where mixtures go
+    "worker_cls": "ngrpo.rollout.vllm.worker.MixingWorker",
+    "scheduler_cls": "ngrpo.rollout.vllm.scheduler.mixing_scheduler",
+}
+
+
+def platform_defaults() -> dict[str, Any]:
+    """Return what we set on this platform unless the caller does."""
+    return {"kv_cache_memory_bytes": _CPU_CACHE_BYTES, "enforce_eager": True} if current_platform.is_cpu() else {}
