@@ -24,6 +24,7 @@ ORDER = """
     ngrpo.training
     ngrpo.tracking
     ngrpo.report
+    ngrpo.checking
     ngrpo.stages
     components.launching
     <stages>

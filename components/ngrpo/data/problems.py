@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ngrpo.config import ArithmeticSource, ReasoningGymSource, Source
+from ngrpo.config import ArithmeticSource, HubSource, ReasoningGymSource, Source
 from ngrpo.data import arithmetic, hub, reasoning_gym
 from ngrpo.data.problem import Problem
 
@@ -18,3 +18,10 @@ def load_problems(source: Source) -> list[Problem]:
     if isinstance(source, ReasoningGymSource):
         return reasoning_gym.load(source)
     return hub.load(source)
+
+
+def first_problems(source: Source, count: int) -> list[Problem]:
+    """Return the first problems of a source, without making or reading many more; see `load_problems`."""
+    if isinstance(source, HubSource):
+        return hub.first(source, count)
+    return load_problems(source.model_copy(update={"size": min(count, source.size)}))
