@@ -46,6 +46,8 @@ def _arguments(folder: Path) -> dict[str, tuple[Argument, ...]]:
         Argument(("training.steps=3", "mixing.rate=0.2"), (*settings, *_ODD, "a..b=1", "seed"), "--set"),
         Argument(("0", "4294967295"), numbers, "--seed"),
     )
+    # Its place is after those of other arguments. Not beside `--preset`: both would be nonsense.
+    preset = Argument(("tiny", "smollm2", str(folder / "mine.toml")), (*_ODD, "nowhere", *files[3:]))
     base = (Argument(("champion",), ("nobody", ""), "--base"),)
     images = Argument((str(IMAGES),), files, "--images", needed=True)
     cluster = (Argument((str(folder / "cluster.toml"),), files, "--cluster"), images)
@@ -80,7 +82,7 @@ def _arguments(folder: Path) -> dict[str, tuple[Argument, ...]]:
     )
     return {
         "plan": (*config, *base),
-        "run": (*config, *base),
+        "run": (*config[1:], *base, preset),
         "rerun": (*config, *base, *stage),
         "ui": (Argument(("5001",), ("-1", "0", "99999", "65536", "abc", "1.5", "", "9" * 5000), "--port"),),
         "compile": (*config, *cluster, Argument((str(folder / "p.yaml"),), outputs, "--output", needed=True)),
@@ -91,7 +93,7 @@ def _arguments(folder: Path) -> dict[str, tuple[Argument, ...]]:
         "cancel": (Argument(("r",), names, needed=True),),
         "schedule create": (*config, *cluster, *base, cron, *schedule),
         "schedule replace": (*config, *cluster, *base, cron, *schedule),
-        "promote": (*config, number),
+        "promote": (*config[1:], number, preset),
         "rollback": (*config, Argument(("it lies",), ("\0", "\ud800"), needed=True)),
         "history": config,
         "mirror": (

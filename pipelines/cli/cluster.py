@@ -18,10 +18,12 @@ from ngrpo_kfp.pipelines.cli.options import (
     Cluster,
     ImagesFile,
     Preset,
+    PresetOption,
     Seed,
     Settings,
     Wait,
     checked,
+    chosen_preset,
     read_cluster_config,
 )
 
@@ -34,6 +36,7 @@ app.add_typer(schedule.app, name="schedule", rich_help_panel=ON_CLUSTER)
 @app.command("compile", rich_help_panel=ON_CLUSTER)
 def compile_(
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     cluster: Cluster = None,
@@ -47,7 +50,7 @@ def compile_(
     from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
     from ngrpo_kfp.pipelines.kubeflow.images import PlaceholderImages
 
-    config = read_cluster_config(preset, settings, seed, cluster)
+    config = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster)
     found = PlaceholderImages(images, required=images != IMAGES)
     path = Path(f"{config.preset}.yaml") if output is None else output
     if path.is_dir() or not path.parent.is_dir():
@@ -66,6 +69,7 @@ def compile_(
 @app.command(rich_help_panel=ON_CLUSTER)
 def submit(
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     cluster: Cluster = None,
@@ -78,7 +82,7 @@ def submit(
     from ngrpo_kfp.pipelines.kubeflow.images import Images
     from ngrpo_kfp.pipelines.planning.base_model import from_champion
 
-    config, found = read_cluster_config(preset, settings, seed, cluster), Images(images)
+    config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
     home = workspace()
     chosen = config if base is None else from_champion(config)
     run = submission.submit(chosen, found, terminal(), cache=home.cache, name=home.run_name(config.preset))
@@ -96,6 +100,7 @@ def cancel(run: Annotated[str, typer.Argument(metavar="RUN", help="id of the run
 @app.command(rich_help_panel=ON_CLUSTER)
 def doctor(
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     cluster: Cluster = None,
@@ -106,7 +111,12 @@ def doctor(
     from ngrpo_kfp.pipelines.kubeflow.doctor.examination import examine
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
-    examine(read_cluster_config(preset, settings, seed, cluster), Images(images), terminal(), pod=not no_pod)
+    examine(
+        read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster),
+        Images(images),
+        terminal(),
+        pod=not no_pod,
+    )
 
 
 def rerun_on_cluster(stage: str, run: str, images: Path, wait: bool | None) -> None:

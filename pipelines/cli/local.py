@@ -14,11 +14,13 @@ from ngrpo_kfp.pipelines.cli.options import (
     Base,
     ImagesFile,
     Preset,
+    PresetOption,
     Seed,
     Settings,
     StageName,
     Wait,
     checked_stage,
+    chosen_preset,
     read_config,
 )
 
@@ -28,16 +30,23 @@ app = typer.Typer()
 
 
 @app.command(rich_help_panel=RUN_HERE)
-def plan(preset: Preset = None, settings: Settings = None, seed: Seed = None, base: Base = None) -> None:
+def plan(
+    preset: Preset = None,
+    preset_option: PresetOption = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    base: Base = None,
+) -> None:
     """Say what a run would do, and why."""
     from ngrpo_kfp.pipelines.local.run_pipeline import show_plan
 
-    show_plan(read_config(preset, settings, seed), workspace(), terminal(), base=base)
+    show_plan(read_config(chosen_preset(preset, preset_option), settings, seed), workspace(), terminal(), base=base)
 
 
 @app.command(rich_help_panel=RUN_HERE)
 def run(
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     base: Base = None,
@@ -48,7 +57,7 @@ def run(
     """Run the pipeline on this machine."""
     from ngrpo_kfp.pipelines.local import run_pipeline
 
-    config = read_config(preset, settings, seed)
+    config = read_config(chosen_preset(preset, preset_option), settings, seed)
     (run_pipeline.dry_run if dry_run else run_pipeline.run)(config, workspace(), terminal(), base=base)
 
 
@@ -56,6 +65,7 @@ def run(
 def rerun(
     stage: StageName,
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     base: Base = None,
@@ -69,9 +79,9 @@ def rerun(
     """Run a stage again, and what depends on it."""
     checked_stage(stage)
     if run is not None:
-        if preset is not None or settings or seed is not None or base is not None:
+        if chosen_preset(preset, preset_option) is not None or settings or seed is not None or base is not None:
             raise ConfigError(
-                "--from takes the configuration of that run: leave out --preset, --set, --seed and --base, or submit anew"
+                "--from takes the configuration of that run: leave out the preset, --set, --seed and --base, or submit anew"
             )
         from ngrpo_kfp.pipelines.cli.cluster import rerun_on_cluster
 
@@ -81,4 +91,10 @@ def rerun(
         raise ConfigError("--wait and --no-wait are for a run on the cluster: name one by --from, or leave them out")
     from ngrpo_kfp.pipelines.local import run_pipeline
 
-    run_pipeline.run(read_config(preset, settings, seed), workspace(), terminal(), base=base, rerun=stage)
+    run_pipeline.run(
+        read_config(chosen_preset(preset, preset_option), settings, seed),
+        workspace(),
+        terminal(),
+        base=base,
+        rerun=stage,
+    )

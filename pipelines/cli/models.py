@@ -8,7 +8,15 @@ import typer
 
 from ngrpo_kfp.pipelines.cli.help import MODELS
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
-from ngrpo_kfp.pipelines.cli.options import Preset, RunDirectory, Seed, Settings, read_config
+from ngrpo_kfp.pipelines.cli.options import (
+    Preset,
+    PresetOption,
+    RunDirectory,
+    Seed,
+    Settings,
+    chosen_preset,
+    read_config,
+)
 
 # The commands import what they need when they run: MLflow takes seconds.
 
@@ -28,6 +36,7 @@ def regrade(run: RunDirectory = None) -> None:
 def promote(
     version: Annotated[int, typer.Argument(metavar="VERSION", help="number of the version")],
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     override: Annotated[
@@ -38,28 +47,39 @@ def promote(
     """Put a version of the registry to the gate again."""
     from ngrpo_kfp.pipelines.cli import promotion
 
-    promotion.promote_version(read_config(preset, settings, seed), str(version), override, workspace(), terminal())
+    promotion.promote_version(
+        read_config(chosen_preset(preset, preset_option), settings, seed),
+        str(version),
+        override,
+        workspace(),
+        terminal(),
+    )
 
 
 @app.command(rich_help_panel=MODELS)
 def rollback(
     reason: Annotated[str, typer.Argument(metavar="REASON", help="why; kept in the history")],
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
 ) -> None:
     """Undo the last promotion."""
     from ngrpo_kfp.pipelines.cli import promotion
 
-    promotion.roll_back(read_config(preset, settings, seed), reason, workspace(), terminal())
+    promotion.roll_back(
+        read_config(chosen_preset(preset, preset_option), settings, seed), reason, workspace(), terminal()
+    )
 
 
 @app.command(rich_help_panel=MODELS)
-def history(preset: Preset = None, settings: Settings = None, seed: Seed = None) -> None:
+def history(
+    preset: Preset = None, preset_option: PresetOption = None, settings: Settings = None, seed: Seed = None
+) -> None:
     """List what was decided on the models."""
     from ngrpo_kfp.pipelines.cli import promotion
 
-    promotion.show_history(read_config(preset, settings, seed), workspace(), terminal())
+    promotion.show_history(read_config(chosen_preset(preset, preset_option), settings, seed), workspace(), terminal())
 
 
 @app.command(rich_help_panel=MODELS)
@@ -69,10 +89,11 @@ def mirror(
         typer.Argument(metavar="TARGET", help="directory or s3:// prefix for the copies; keep gated sets private"),
     ],
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
 ) -> None:
     """Copy data sets and model of a configuration, to be read without the hub."""
     from ngrpo_kfp.pipelines.cli.mirror import copy_sources
 
-    copy_sources(read_config(preset, settings, seed), target, workspace(), terminal())
+    copy_sources(read_config(chosen_preset(preset, preset_option), settings, seed), target, workspace(), terminal())

@@ -34,12 +34,16 @@ def _stages() -> list[str]:
 
 Preset = Annotated[
     str | None,
-    typer.Option(
-        "--preset",
+    typer.Argument(
         metavar="PRESET",
         help=f"name of a preset, or a TOML file (default: {_DEFAULT_PRESET})",
         autocompletion=_presets,
+        show_default=False,
     ),
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", metavar="PRESET", help="the same as PRESET", autocompletion=_presets),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -85,6 +89,17 @@ StageName = Annotated[
     typer.Argument(metavar="STAGE", help="a stage; `ngrpo plan` lists them", autocompletion=_stages),
 ]
 ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="name of the schedule")]
+
+
+def chosen_preset(preset: str | None, option: str | None) -> str | None:
+    """Return the preset of a command line, which may name it as an argument or by `--preset`.
+
+    Raises:
+        ConfigError: It does both.
+    """
+    if preset is not None and option is not None:
+        raise ConfigError(f"PRESET {preset!r}: --preset {option} names another; leave one of them out")
+    return option if preset is None else preset
 
 
 def read_config(preset: str | None = None, settings: Sequence[str] | None = None, seed: int | None = None) -> RunConfig:
@@ -184,13 +199,11 @@ def _load(
     preset = _DEFAULT_PRESET if preset is None else preset
     path = Path(preset)
     if path.suffix != ".toml":
-        checked("--preset", preset)
+        checked("preset", preset)
         path = PRESETS / f"{preset}.toml"
         if not path.exists():
-            raise ConfigError(
-                f"--preset {preset}: unknown; choose one of {', '.join(_presets())}, or name a .toml file"
-            )
-    return load_config(path, [*(settings or ()), *([] if seed is None else [f"seed={seed}"])], cluster)
+            raise ConfigError(f"preset {preset}: unknown; choose one of {', '.join(_presets())}, or name a .toml file")
+    return load_config(path, [*(settings or ()), *([] if seed is None else [f"seed={seed}"])], cluster, PRESETS)
 
 
 def _left_out(config: RunConfig, gated: Sequence[str], where: str) -> RunConfig:

@@ -14,10 +14,12 @@ from ngrpo_kfp.pipelines.cli.options import (
     Cluster,
     ImagesFile,
     Preset,
+    PresetOption,
     ScheduleName,
     Seed,
     Settings,
     checked,
+    chosen_preset,
     read_cluster_config,
 )
 
@@ -40,6 +42,7 @@ def create(
         ),
     ],
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     cluster: Cluster = None,
@@ -51,7 +54,7 @@ def create(
     from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
     checked("NAME", name)
-    config, found = read_cluster_config(preset, settings, seed, cluster), Images(images)
+    config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
     schedules.create(name, cron, config, found, terminal(), base=base)
 
 
@@ -63,6 +66,7 @@ def replace(
         typer.Option("--cron", metavar="CRON", help="as of create (default: the time it has)"),
     ] = None,
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     cluster: Cluster = None,
@@ -74,7 +78,7 @@ def replace(
     from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
     checked("NAME", name)
-    config, found = read_cluster_config(preset, settings, seed, cluster), Images(images)
+    config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
     schedules.replace(name, cron, config, found, terminal(), base=base)
 
 

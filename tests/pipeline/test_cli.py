@@ -59,10 +59,49 @@ def test_dry_run_names_what_would_be_downloaded_with_its_revision(capsys):
     assert "Downloads: none" in capsys.readouterr().out
 
 
-def test_unknown_preset(capsys):
-    line = fails(capsys, "plan", "--preset", "huge")
-    assert line.startswith("ngrpo: --preset huge: unknown; choose one of ")
+@pytest.mark.parametrize("named", [("--preset", "huge"), ("huge",)])
+def test_unknown_preset(capsys, named):
+    line = fails(capsys, "plan", *named)
+    assert line.startswith("ngrpo: preset huge: unknown; choose one of ")
     assert "tiny" in line
+
+
+def test_a_preset_is_an_argument_or_an_option(capsys, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text((options.PRESETS / "tiny.toml").read_text().replace("candidates = 32", "candidates = 31"))
+    told = []
+    for named in ((str(mine),), ("--preset", str(mine))):
+        assert cli.main(["run", *named, "--dry-run"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    cli.main(["run", "--dry-run"])
+    assert capsys.readouterr().out != told[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("plan",),
+        ("run",),
+        ("rerun", "prepare_data"),
+        ("rerun", "prepare_data", "--from", "r"),
+        ("compile",),
+        ("submit",),
+        ("doctor",),
+        ("schedule", "create", "weekly", "--cron", "0 0 3 * * MON"),
+        ("schedule", "replace", "weekly"),
+        ("promote", "1"),
+        ("rollback", "why"),
+        ("history",),
+        ("mirror", "hub"),
+    ],
+)
+def test_every_command_takes_a_preset_as_its_last_argument_but_not_twice(capsys, home, command):
+    line = fails(capsys, *command, "huge", "--preset", "tiny")
+    assert line == "ngrpo: PRESET 'huge': --preset tiny names another; leave one of them out"
+    if "--from" not in command:
+        assert fails(capsys, *command, "huge").startswith("ngrpo: preset huge: unknown; choose one of ")
+    assert not home.exists()
 
 
 @pytest.mark.parametrize(
@@ -166,7 +205,7 @@ def test_every_command_has_help(capsys, command):
         ),
         (["plan", "--seed"], "option '--seed' requires an argument (`ngrpo --help`)"),
         (["run", "--dry-run=3"], "option '--dry-run' does not take a value (`ngrpo --help`)"),
-        (["plan", "x\x1b[31m"], r"got unexpected extra argument(s) (x\x1b[31m) (`ngrpo plan --help`)"),
+        (["plan", "tiny", "x\x1b[31m"], r"got unexpected extra argument(s) (x\x1b[31m) (`ngrpo plan --help`)"),
         (["promote"], "missing argument 'VERSION' (`ngrpo promote --help`)"),
         (["rerun", "training"], "STAGE 'training': unknown; choose one of prepare_data, "),
     ],
@@ -183,7 +222,12 @@ def test_the_version(capsys):
 
 @pytest.mark.parametrize(
     ("words", "completed"),
-    [("ngrpo pl", "plan"), ("ngrpo rerun ngrpo_t", "ngrpo_training"), ("ngrpo plan --preset smol", "smollm2")],
+    [
+        ("ngrpo pl", "plan"),
+        ("ngrpo rerun ngrpo_t", "ngrpo_training"),
+        ("ngrpo plan --preset smol", "smollm2"),
+        ("ngrpo run smol", "smollm2"),
+    ],
 )
 def test_a_shell_completes_commands_stages_and_presets(words, completed):
     asked = {"_NGRPO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
@@ -286,7 +330,7 @@ def test_what_is_no_port(capsys, home, port):
 @pytest.mark.parametrize("preset", ["", "../presets/tiny", "my preset!", "x" * 300, "a\nb"])
 def test_what_is_no_name_of_a_preset(capsys, preset):
     line = fails(capsys, "plan", "--preset", preset)
-    assert line.startswith(f"ngrpo: --preset {preset!r}: a name consists of ")
+    assert line.startswith(f"ngrpo: preset {preset!r}: a name consists of ")
 
 
 @pytest.mark.parametrize("argument", ["a\udcff", "a\0b"])

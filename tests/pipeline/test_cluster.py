@@ -126,7 +126,7 @@ def test_a_run_of_something_else_cannot_be_rerun(kubeflow, ngrpo):
 
 
 def test_from_brings_its_own_configuration(kubeflow, ngrpo):
-    assert "leave out --preset" in ngrpo("rerun", "prepare_data", "--from", "x", "--seed", "1", code=2)
+    assert "leave out the preset" in ngrpo("rerun", "prepare_data", "--from", "x", "--seed", "1", code=2)
     assert kubeflow.requests == []
 
 

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ngrpo.config.inheritance import key_of, merge, origin
 from ngrpo.config.located import locate
 from ngrpo.config.run import DISAGREEMENT, RunConfig
 from ngrpo.environment import CREDENTIAL, redacted
 from ngrpo.errors import ConfigError
-from ngrpo.section import Section, check_name, name_of
+from ngrpo.section import Section, check_name
 
 S = TypeVar("S", bound=Section)
 
@@ -43,28 +44,37 @@ _RENAMED: Mapping[str, str] = {
 }
 """Settings by names that they no longer have, or that TRL and the paper have for them. Whoever renames a setting adds its old name."""
 
+_NOT_A_TABLE = ("model_type", "model_attributes_type", "dict_type")
+"""Types of pydantic's errors where a table was expected."""
+
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 120
 
 
-def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | None = None) -> RunConfig:
+def load_config(
+    preset: Path, overrides: Sequence[str] = (), cluster: Path | None = None, presets: Path | None = None
+) -> RunConfig:
     """Read a preset and apply overrides.
 
     Args:
-        preset: TOML file; its stem, a name, becomes `preset` of the configuration.
-        cluster: TOML file with the section `cluster`, in place of the preset's.
+        preset: TOML file; its stem, a name, becomes `preset` of the configuration. With `extends` it builds on another: see `merge`.
         overrides: Settings of the form `section.field=value`, the last of one field counts. A value is read as JSON where it is JSON,
             else as text; a part of the field with other characters than letters, digits, `_` and `-` stands in double quotes.
+        cluster: TOML file with the section `cluster`, in place of the preset's.
+        presets: Directory of the presets that `extends` may name.
 
     Raises:
         ConfigError: A file cannot be read or is not TOML, or settings are unknown or impossible. The message has a line for each: the
-            field, the value and what is allowed.
+            field, the value and what is allowed, and the file where it is not `preset`.
     """
     try:
         check_name(preset.stem)
     except ValueError as error:
         raise ConfigError(f"preset {str(preset)!r}: {error}; rename the file") from error
-    tree = locate(read_toml("preset", preset), preset.parent)
+    chain = _read_chain(preset, presets)
+    tree: dict[str, Any] = {}
+    for _, settings in reversed(chain):
+        tree = merge(tree, settings)
     tree["preset"] = preset.stem
     if cluster is not None:
         tree["cluster"] = read_toml("cluster", cluster)
@@ -77,10 +87,48 @@ def load_config(preset: Path, overrides: Sequence[str] = (), cluster: Path | Non
     try:
         config = validate(RunConfig, tree)
     except ConfigError as error:
-        problems.append(str(error))
+        problems += [_with_origin(line, preset, chain) for line in str(error).splitlines()]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _read_chain(preset: Path, presets: Path | None) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the settings of a preset and of those that it builds on, the preset first; paths in them know their file.
+
+    Raises:
+        ConfigError: A file cannot be read or is not TOML, or extends what is not there or extends it.
+    """
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    path, what = preset, "preset"
+    while True:
+        tree = locate(read_toml(what, path), path.parent)
+        if any(path.resolve() == seen.resolve() for seen, _ in chain):
+            names = " -> ".join(each.name for each in (*(seen for seen, _ in chain), path))
+            raise ConfigError(f"{what} {str(path)!r}: a circle, {names}: leave out one of them")
+        extends = tree.pop("extends", None)
+        chain.append((path, tree))
+        if extends is None:
+            return chain
+        what = f"preset {str(path)!r}: extends"
+        path = _extended(path, extends, presets)
+
+
+def _extended(path: Path, extends: Any, presets: Path | None) -> Path:
+    """Return the file that a preset extends."""
+    known = sorted(each.stem for each in presets.glob("*.toml")) if presets is not None else []
+    allowed = "name a TOML file, relative to this one" + (f", or one of {', '.join(known)}" if known else "")
+    if isinstance(extends, str) and extends.endswith(".toml"):
+        return path.parent / Path(extends).expanduser()
+    if not isinstance(extends, str) or presets is None or extends not in known:
+        raise ConfigError(f"preset {str(path)!r}: extends={_show(extends)}: unknown; {allowed}")
+    return presets / f"{extends}.toml"
+
+
+def _with_origin(line: str, preset: Path, chain: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """Return a line of an error with the file that it is about, where that is not the preset."""
+    file = origin(line, chain)
+    return line if file is None or file == preset else f"{line} [in {file}]"
 
 
 def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -171,7 +219,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = (part.strip('"') for part in re.findall(_PART, match[1]))
     node = tree
     for name in parents:
-        node = node.setdefault(_key(node, name), {})
+        node = node.setdefault(key_of(node, name), {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {shown}: {name!r} is a value, not a section")
     try:
@@ -181,12 +229,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"override {shown}: the value cannot be: {what}") from error
-    node[_key(node, leaf)] = value
-
-
-def _key(node: Mapping[str, Any], name: str) -> str:
-    """Return the key of a table that is spelled like a name, or is another spelling of it."""
-    return name if name in node else next((key for key in node if name_of(key) == name_of(name)), name)
+    node[key_of(node, leaf)] = value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -216,6 +259,10 @@ def _explain(item: Any) -> list[str]:
         return [f"{path}: unknown setting{value}; it is called {_RENAMED[path]}"]
     if item["type"] == "extra_forbidden":
         return [f"{path}: unknown setting{value}; see the fields of its section"]
+    if item["input"] is False and item["type"] in _NOT_A_TABLE:
+        return [
+            f"{path}: false removes a table that the preset inherits, and it inherits none of this name; leave it out"
+        ]
     if item["type"] == "missing":
         return [f"{path}: missing; this setting has no default"]
     if item["type"] == "value_error" and not isinstance(item["input"], str | int | float):
