@@ -69,7 +69,7 @@ def lock_text(locked: Mapping[str, str], libraries: Mapping[str, Mapping[str, st
 
     Args:
         locked: Address with digest of each image.
-        libraries: Of each image, the version of each library that stages declare.
+        libraries: Of each image, the version of each distribution in it.
     """
     held = {name: libraries[name] for name in sorted(libraries)}
     return tomli_w.dumps({**dict(sorted(locked.items())), **({LIBRARIES: held} if held else {})})

@@ -31,6 +31,10 @@ class TrainingError(NGRPOError):
     """Training has diverged: a loss, a gradient or a result is not finite."""
 
 
+class UserCodeError(NGRPOError):
+    """A function of the user's cannot be loaded, raised an error, or returned what it must not."""
+
+
 class TrainJobError(NGRPOError):
     """A training on several nodes was refused by the cluster, did not start, or failed."""
 

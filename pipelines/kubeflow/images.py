@@ -9,9 +9,9 @@ from pathlib import Path
 import tomli_w
 
 from ngrpo.config import RunConfig
-from ngrpo.config.reading import parse_toml, read_text
+from ngrpo.config.reading import parse_toml
+from ngrpo.config.text_files import read_text
 from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.libraries import Versions, canonical, installed, public
 
 _BY_DIGEST = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]{0,500}@sha256:[0-9a-f]{64}")
@@ -154,7 +154,7 @@ def image_name(config: RunConfig, stage: str) -> str:
 
 
 def requirements(directory: Path, image: str) -> dict[str, str]:
-    """Return the versions that an image is built with of the libraries that stages declare; nothing without the image's files.
+    """Return the versions of all distributions that an image is built with; nothing without the image's files.
 
     The files are `cpu.txt` and, for packages that carry weights, `weights.txt`; or `gpu.txt`.
 
@@ -165,10 +165,9 @@ def requirements(directory: Path, image: str) -> dict[str, str]:
     Raises:
         ConfigError: A file cannot be read.
     """
-    declared = {canonical(name) for stage in STAGES.values() for name in stage.libraries}
     held = _pinned(directory / f"{image}.txt")
     weights = _pinned(directory / "weights.txt") if image == "cpu" and held else {}
-    return {name: version for name, version in held.items() if name in declared} | weights
+    return held | weights
 
 
 def _pinned(path: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ngrpo.config.code import holds_code
 from ngrpo.evaluation.protocol import is_grader_source
 from ngrpo_kfp.pipelines.planning.content import difference
 from ngrpo_kfp.pipelines.planning.nodes import History, PlannedStage
@@ -23,9 +24,11 @@ def explain(stage: PlannedStage, history: History) -> list[str]:
     if before["key"] == stage.key:
         return ["its artifact is gone from the store" if stage.name in history.finished else "did not finish last time"]
     reasons = []
-    settings = _changes(before["config"], json.loads(stage.settings.keyed))
+    now = json.loads(stage.settings.keyed)
+    settings = _changes(_without_code(before["config"]), _without_code(now))
     if settings:
         reasons.append(f"configuration changed: {_shorten(settings)}")
+    reasons += _code_changes(dict(_code(before["config"])), dict(_code(now)))
     for setting, content in stage.settings.content.items():
         told = difference(before.get("content", {}).get(setting), content)
         reasons += [f"{setting}: {told}"] if told else []
@@ -68,6 +71,38 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], write: Callable[
         for path in dict.fromkeys([*new, *old])
         if (path in old, old.get(path)) != (path in new, new.get(path))
     ]
+
+
+def _code(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield the texts of the user's files by relative path, of each setting that has some."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            if holds_code(value):
+                yield f"{prefix}{name}", value["code"]
+            yield from _code(value, f"{prefix}{name}.")
+
+
+def _without_code(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the texts of the user's files, which `_code` has."""
+    return {
+        name: _without_code(value) if isinstance(value, Mapping) else value
+        for name, value in tree.items()
+        if not (name == "code" and holds_code(tree))
+    }
+
+
+def _code_changes(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Say which of the user's files differ, of the settings that both runs have."""
+    reasons = []
+    for setting in now.keys() & before.keys():
+        old, new = before[setting], now[setting]
+        changes = [
+            f"{name} {'changed' if name in old and name in new else 'added' if name in new else 'removed'}"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name)
+        ]
+        reasons += [f"{setting}: {_shorten(changes)}"] if changes else []
+    return sorted(reasons)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ ORDER = """
     ngrpo.errors ngrpo.section ngrpo.environment
     ngrpo.config
     ngrpo.storage
+    ngrpo.user_code
     ngrpo.contracts
     ngrpo.mixing
     ngrpo.neighbors

@@ -46,6 +46,7 @@ GRPO: dict[str, tuple[object, dict[str, object]]] = {
     ),
     "rollout.temperature": (0.9, {"temperature": 0.9}),
     "rollout.max_tokens": (20, {"max_completion_length": 20}),
+    "training.rewards": ('{"letter": {"weight": 2.0}, "format": {}}', {"reward_weights": [2.0, 1.0]}),
     "training.steps": (40, {"max_steps": 40}),
     "training.prompts_per_batch": (
         64,

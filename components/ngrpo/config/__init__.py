@@ -5,6 +5,7 @@ stage receives only the sections it depends on (`ngrpo.config.stages`).
 """
 
 from ngrpo.config.reading import load_config, read_toml, validate
+from ngrpo.config.rewards import RewardConfig
 from ngrpo.config.run import RunConfig
 from ngrpo.config.sections import (
     DataConfig,
@@ -61,6 +62,7 @@ __all__ = [
     "PromotionConfig",
     "ReasoningGymSource",
     "RegisteredModel",
+    "RewardConfig",
     "RolloutConfig",
     "RunConfig",
     "SFTWarmStartConfig",

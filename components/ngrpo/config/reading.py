@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import reprlib
-import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +15,13 @@ from pydantic import ValidationError
 from ngrpo.config.inheritance import key_of, merge, origin
 from ngrpo.config.located import locate
 from ngrpo.config.run import DISAGREEMENT, RunConfig
+from ngrpo.config.text_files import read_text
 from ngrpo.environment import CREDENTIAL, redacted
 from ngrpo.errors import ConfigError
 from ngrpo.section import Section, check_name
 
 S = TypeVar("S", bound=Section)
 
-_LARGEST_FILE = 1 << 20
-"""Bytes; a preset has a few thousand."""
 _PART = r"""[A-Za-z0-9_-]+|"[^"]+\""""
 _OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
 _SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)")
@@ -39,6 +36,8 @@ _RENAMED: Mapping[str, str] = {
     "training.epsilon": "training.clip_epsilon",
     "training.lr_scheduler_type": "training.lr_scheduler",
     "training.max_steps": "training.steps",
+    "training.reward_funcs": "training.rewards",
+    "training.reward_weights": "training.rewards.NAME.weight",
     "warm_start.max_length": "warm_start.max_tokens",
     "warm_start.max_steps": "warm_start.steps",
 }
@@ -164,37 +163,6 @@ def parse_toml(what: str, path: Path, text: str) -> dict[str, Any]:
         raise ConfigError(f"{what} {str(path)!r}: not TOML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{what} {str(path)!r}: not TOML: nested too deeply; settings have a few levels") from error
-
-
-def read_text(what: str, path: Path) -> str:
-    """Read a small text file.
-
-    Args:
-        what: What the file is, for the message.
-        path: The file.
-
-    Raises:
-        ConfigError: It is no regular file, cannot be read, is larger than a megabyte or not UTF-8.
-    """
-    named = f"{what} {str(path)!r}"
-    try:
-        # A named pipe would wait for its writer.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"{named}: no regular file; name a file")
-            data = file.read(_LARGEST_FILE + 1)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{named}: no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL or a surrogate in the path
-        raise ConfigError(f"{named}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > _LARGEST_FILE:
-        raise ConfigError(
-            f"{named}: larger than {_LARGEST_FILE} bytes; name a file of settings, which has a few thousand"
-        )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{named}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
 
 
 def validate(section: type[S], tree: Mapping[str, Any]) -> S:

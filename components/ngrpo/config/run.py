@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.config.code import references
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -20,6 +21,7 @@ from ngrpo.config.sections import (
     TrainingConfig,
     WarmStartConfig,
 )
+from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE
 from ngrpo.section import Line, Name, Section, Seed, StageName, name_of
 
 DISAGREEMENT = "sections_disagree"
@@ -107,6 +109,17 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         yield from _unequal_shares(training, rollout, cluster, resources)
     if warm_start and data and warm_start.steps and data.warm_start is None:
         yield f"warm_start.steps={warm_start.steps} needs data.warm_start: name a source or set steps to 0"
+    if training and rollout:
+        yield from _long_buffers(training, rollout)
+    codes = {
+        f"{name}.{path}": code
+        for name, section in sections.items()
+        if isinstance(section, Section)
+        for path, code in references(section)
+    }
+    characters = sum(len(source) for code in codes.values() for source in code.code.values())
+    if characters > LARGEST_CODE:
+        yield f"{', '.join(codes)}: together {TOO_LARGE}"
     selection = training.selection if training else None
     if data:
         known = f"not one of data.benchmarks: {', '.join(sorted(data.benchmarks))}"
@@ -130,6 +143,18 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
             f"promotion.statistic={promotion.statistic!r} needs more than evaluation.samples={evaluation.samples}: "
             "lower K or raise evaluation.samples"
         )
+
+
+def _long_buffers(training: TrainingConfig, rollout: RolloutConfig) -> Iterator[str]:
+    """Yield which rewards `overlong` would punish every response."""
+    for name, reward in training.rewards.items():
+        if reward.function == "overlong" and reward.options.get("max_tokens") is None:
+            buffer = reward.options.get("buffer") or 0
+            if buffer > rollout.max_tokens:
+                yield (
+                    f"training.rewards.{name}.options.buffer={buffer} exceeds rollout.max_tokens={rollout.max_tokens}, so that every "
+                    "response would be too long: lower it"
+                )
 
 
 def _unequal_shares(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ngrpo.config.rewards import RewardConfig, named
 from ngrpo.config.sources import BaseModelSource, Source
 from ngrpo.section import (
     Coefficient,
@@ -186,6 +187,10 @@ class SelectionConfig(Section):
 class TrainingConfig(Section):
     """N-GRPO training."""
 
+    rewards: Annotated[
+        dict[Name, RewardConfig], BeforeValidator(named), BeforeValidator(keep_apart), Field(max_length=50)
+    ] = {}
+    """Rewards by name, added up with their weights. Without any it is `correctness`; with some, `correctness` is there if it is named."""
     steps: Steps
     """Optimizer steps."""
     prompts_per_batch: Sequences

@@ -29,10 +29,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class RolloutView:
-    """One rollout."""
+    """One rollout; its reward is none where no reward was for it."""
 
     step: int
-    reward: float
+    reward: float | None
     prompt: str
     tokens: int
     mixed: int

@@ -81,7 +81,8 @@ def learning_curves(history: Sequence[Entry], config: RunConfig) -> tuple[list[P
         config: Configuration of the run.
     """
     panels, missing = [], []
-    for name, title, percent in _CURVES:
+    rewards = [(f"rewards/{name}/mean", f"Reward {name}, mean", False) for name in config.training.rewards]
+    for name, title, percent in (_CURVES[0], *rewards, *_CURVES[1:]):
         if name == "eval_mean" and config.training.selection is None:
             continue
         reference = config.mixing.rate if name == "mixing/gate_rate" else None

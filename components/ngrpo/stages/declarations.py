@@ -83,7 +83,7 @@ STAGES: Mapping[str, Stage] = {
             "Model",
             {"dataset": "prepare_data", "neighbor_index": "neighbor_index", "warm_start": "sft_warm_start"},
             parallel=True,
-            libraries=(*_MODELS, *_TRAINING, *GRADER_LIBRARIES, "numpy", "vllm"),
+            libraries=(*_MODELS, *_TRAINING, *GRADER_LIBRARIES, "numpy", "regex", "vllm"),
         ),
         Stage(
             "benchmark_evaluation",

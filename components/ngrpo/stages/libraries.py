@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 
@@ -33,7 +34,8 @@ _ONLY_WITH: Mapping[str, tuple[str, str]] = {
 def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
     """Return those of the declared libraries that the settings call for, in alphabetical order.
 
-    Where the base model is inside a package, which `gguf` reads, the package is a library too.
+    Where the base model is inside a package, which `gguf` reads, the package is a library too; so is the one that a function of the
+    user's is in (`function = "package.module:NAME"`).
 
     Args:
         declared: What the stage declares.
@@ -44,7 +46,17 @@ def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
     names = {name for name in names if name not in _ONLY_WITH or _ONLY_WITH[name] in pairs}
     if "gguf" in names:
         names |= {canonical(str(value)) for name, value in pairs if name == "package"}
+    modules = {
+        str(value) for name, value in pairs if name == "function" and ":" in str(value) and ".py:" not in str(value)
+    }
+    for module in sorted({module.partition(":")[0].partition(".")[0] for module in modules} - sys.stdlib_module_names):
+        names |= {canonical(name) for name in distributions_of(module)}
     return tuple(sorted(names))
+
+
+def distributions_of(module: str) -> list[str]:
+    """Return the distributions that a top-level module comes from; where none is installed here, the one that is called like it."""
+    return metadata.packages_distributions().get(module, [module])
 
 
 def installed(stage: str, names: Iterable[str]) -> dict[str, str]:

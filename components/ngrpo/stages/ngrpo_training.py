@@ -24,13 +24,14 @@ from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.policy_optimization import train_policy
+from ngrpo.user_code import write_code
 
 _SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
 """Metrics of a line of progress, and what they are called there."""
 
 
 def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
-    """Write the trained `model/`, its learning curves, sample rollouts and `metrics.json`.
+    """Write the trained `model/`, its learning curves, sample rollouts, the `code/` of the user's rewards and `metrics.json`.
 
     Args:
         config: Settings of the stage.
@@ -41,6 +42,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     Raises:
         DataError: The data set is too small for one batch, or the model or its tokenizer cannot be used.
         TrainingError: Training diverged.
+        UserCodeError: A reward of the user's cannot be used, raised an error, or returned what it must not.
     """
     set_seed(config.seed)
     start = inputs["warm_start"] / "model"
@@ -76,6 +78,8 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
     write_history(output, history)
     rollout_log.write(output)
+    for name, reward in config.training.rewards.items():
+        write_code(reward.code, output / "code" / name)
     examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
     summary = _summary(history, config.training.steps)

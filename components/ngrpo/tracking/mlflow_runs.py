@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
+from ngrpo.config.code import without_sources
 from ngrpo.environment import environment
 from ngrpo.errors import TrackingError
 from ngrpo.tracking.connection import connect, explained
@@ -43,11 +44,11 @@ class TrackedRun:
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Log a tree of settings as parameters: `{"training": {"steps": 30}}` becomes `config.training.steps`.
 
-        The prefix keeps them apart from the parameters of a trainer, which MLflow would refuse under the same name.
+        The prefix keeps them apart from the parameters of a trainer, which MLflow would refuse under the same name. Files of the user
+        are logged by digest.
         """
-        self._log(
-            "params", [Param(name, str(value)) for name, value in _flat("config", settings)], MAX_PARAMS_TAGS_PER_BATCH
-        )
+        leaves = _flat("config", without_sources(settings))
+        self._log("params", [Param(name, str(value)) for name, value in leaves], MAX_PARAMS_TAGS_PER_BATCH)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Log numbers without a step; characters that MLflow does not allow in a name become `_`."""

@@ -6,6 +6,7 @@ records. Objective, clipping, advantages and KL are TRL's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class RolloutBatch:
         step: Optimizer steps made before it was generated.
         prompts: Token ids of each prompt, a group's copies side by side.
         rollouts: One a prompt.
-        rewards: One a rollout.
+        rewards: One a rollout, the weighted sum of all; none where no reward was for it.
         mixture: What was mixed, padded to the longest rollout; none without mixing.
         embedding: The input embedding module that generated it.
     """
@@ -51,7 +52,7 @@ class RolloutBatch:
     step: int
     prompts: Sequence[Sequence[int]]
     rollouts: Sequence[Rollout]
-    rewards: Sequence[float]
+    rewards: Sequence[float | None]
     mixture: InputMixture | None
     embedding: nn.Module
 
@@ -214,7 +215,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             step=self.state.global_step,
             prompts=self._prompts,
             rollouts=self._rollouts,
-            rewards=[sum(values) for values in zip(*by_function, strict=True)],
+            rewards=[_total(values, self.reward_weights.tolist()) for values in zip(*by_function, strict=True)],
             mixture=mixture,
             embedding=_with_whole_embeddings(model).get_input_embeddings(),
         )
@@ -289,6 +290,12 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             return loss
         finally:
             self._mixture = _NOT_SCORING
+
+
+def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
+    """Return the weighted sum of a rollout's rewards; TRL has NaN for those that left it out."""
+    weighted = [value * weight for value, weight in zip(values, weights, strict=True) if not math.isnan(value)]
+    return sum(weighted) if weighted else None
 
 
 def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -22,6 +22,7 @@ from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import end_marker_ids
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of, save_model
+from ngrpo.training.configured_rewards import configured_rewards
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.rewards import CorrectnessReward
@@ -60,7 +61,7 @@ def train_policy(
         model: Policy to start from.
         start: Directory that it was loaded from, and that the reference model is loaded from too.
         tokenizer: Its tokenizer.
-        dataset: Columns `prompt` (a chat) and `answer`.
+        dataset: Columns `prompt` (a chat) and `answer`; rewards get the others too.
         validation: Problems that the best checkpoint is chosen by, where `training.selection` is set.
         index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
         config: Settings.
@@ -78,6 +79,7 @@ def train_policy(
 
     Raises:
         Preempted: The process was told to stop; see `checkpoints_of`.
+        UserCodeError: A reward of the user's cannot be used, raised an error, or returned what it must not.
     """
     following = FollowingIndex(
         index,
@@ -97,7 +99,8 @@ def train_policy(
             following.resume(Path(checkpoints.resumed_from))
         trainer = NGRPOTrainer(
             model=model,
-            reward_funcs=[CorrectnessReward(grader)],
+            reward_funcs=configured_rewards(settings, config.rollout, grader, dataset.column_names, work)
+            or [CorrectnessReward(grader)],
             args=grpo_arguments(config, checkpoints.directory, reporters),
             train_dataset=dataset,
             eval_dataset=None
@@ -189,6 +192,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         disable_tqdm=True,
         dataloader_pin_memory=False,
         fsdp=processes > 1,
+        reward_weights=[reward.weight for reward in settings.rewards.values()] or None,
         **selecting,
     )
 
