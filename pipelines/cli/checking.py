@@ -9,7 +9,7 @@ import typer
 
 from ngrpo_kfp.pipelines.cli.help import RUN_HERE
 from ngrpo_kfp.pipelines.cli.lazy import terminal
-from ngrpo_kfp.pipelines.cli.options import Preset, Seed, Settings, read_config
+from ngrpo_kfp.pipelines.cli.options import Preset, PresetOption, Seed, Settings, chosen_preset, read_config
 
 if TYPE_CHECKING:
     from ngrpo.checking.findings import Examination
@@ -24,6 +24,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 @app.command(rich_help_panel=RUN_HERE)
 def check(
     preset: Preset = None,
+    preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
@@ -31,7 +32,7 @@ def check(
     """Look for what a run would stumble over: files, columns, prompts, answers, rewards."""
     from ngrpo.checking.examination import examine
 
-    examination = examine(read_config(preset, settings, seed))
+    examination = examine(read_config(chosen_preset(preset, preset_option), settings, seed))
     if as_json:
         typer.echo(json.dumps(examination.record(), indent=1, ensure_ascii=False))
     else:

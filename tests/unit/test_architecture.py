@@ -26,6 +26,7 @@ ORDER = """
     ngrpo.tracking
     ngrpo.report
     ngrpo.checking
+    ngrpo.drafting
     ngrpo.stages
     components.launching
     <stages>
