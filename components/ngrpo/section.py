@@ -30,6 +30,14 @@ def number(
     return Field(strict=True, gt=above, ge=least, lt=below, le=most)
 
 
+def unless_set(default: Any) -> Any:
+    """Return the default of a setting that stands in the settings' JSON only where it has another value.
+
+    It is for what few runs use: the keys of the others do not move when such a setting is added.
+    """
+    return Field(default=default, exclude_if=lambda value: bool(value == default))
+
+
 def check_name(text: str) -> str:
     """Return a name that can be a file, a metric, a key in object storage and a model of the registry.
 
@@ -149,6 +157,9 @@ Spelled = Annotated[Name, BeforeValidator(name_of)]
 """A name that users may spell with other characters; `name_of` says which name it is. Spellings are kept in `RunConfig.titles`."""
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_check_line)]
 Text = Annotated[str, Field(max_length=10_000), AfterValidator(_check_text)]
+NonEmpty = Annotated[Text, Field(min_length=1)]
+LongText = Annotated[str, Field(max_length=100_000), AfterValidator(_check_text)]
+"""The text of a file."""
 StoreURI = Annotated[str, Field(max_length=500), AfterValidator(check_store)]
 """`s3://bucket/prefix`, without what reads as something else in an address: `..`, `//`, `?`, `#`, `%` or spaces."""
 StageName = Literal[

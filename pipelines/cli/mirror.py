@@ -1,4 +1,4 @@
-"""`ngrpo mirror`: copies of what a configuration reads from the hub."""
+"""`ngrpo mirror`: copies of what a configuration reads from the hub, or from own files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ngrpo.config import RunConfig
+from ngrpo.config import HubModel, HubSource, RunConfig
 from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError
 from ngrpo.section import check_store
@@ -15,7 +15,7 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 
 def copy_sources(config: RunConfig, target: str, workspace: Workspace, console: Console) -> None:
-    """Copy what a configuration reads from the hub, and print the settings that read the copies.
+    """Copy what a configuration reads from the hub or from own files, and print the settings that read the copies.
 
     Args:
         config: The configuration.
@@ -24,20 +24,21 @@ def copy_sources(config: RunConfig, target: str, workspace: Workspace, console: 
         console: Where the settings are printed.
 
     Raises:
-        ConfigError: It reads nothing from the hub, or the target cannot hold copies.
+        ConfigError: It reads neither from the hub nor own files, or the target cannot hold copies.
         NGRPOError: A source cannot be read, or its copy cannot be written.
     """
-    from ngrpo.data.mirror import hub_sources, mirror
+    from ngrpo.data.mirror import copied_sources, mirror
 
     _check_target(target)
-    sources = hub_sources(config)
+    sources = copied_sources(config)
     if not sources:
         raise ConfigError(
-            f"preset {config.preset}: reads nothing from the hub, so there is nothing to copy; name another"
+            f"preset {config.preset}: reads nothing from the hub and no files of this machine, so there is nothing to copy; name another"
         )
     with services(workspace):
         for setting, source in sources.items():
-            console.print(f"--set {setting}.id={mirror(source, target)}", soft_wrap=True)
+            name = "id" if isinstance(source, HubSource | HubModel) else "path"
+            console.print(f"--set {setting}.{name}={mirror(source, target)}", soft_wrap=True)
 
 
 def _check_target(target: str) -> None:

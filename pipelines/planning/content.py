@@ -5,7 +5,6 @@ The stages are told the digests that they were planned with, and refuse other co
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -15,9 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ngrpo.config import HubModel, HubSource, RunConfig, Section
+from ngrpo.config import Copied, FilesSource, RunConfig, Section
 from ngrpo.data.copies import files_of, identity, is_copy
 from ngrpo.data.locations import is_bucket
+from ngrpo.data.own_files import place_of
+from ngrpo.data.tables import count_rows
 from ngrpo.errors import ConfigError, DataError, StoreError
 from ngrpo.stages.keys import canonical_json
 from ngrpo.storage.digest import file_sha256
@@ -93,7 +94,7 @@ def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool
     contents = {}
     for path, source in _copies(config):
         setting = ".".join(path)
-        if source.digest is not None or (is_bucket(source.id) and not buckets):
+        if source.digest is not None or (is_bucket(source.location) and not buckets):
             contents[setting] = Content(source.digest or "", {})
             continue
         try:
@@ -102,7 +103,8 @@ def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool
             raise type(error)(
                 f"{setting}: {error}; of a place that only the stages can read, name the content in {setting}.digest"
             ) from error
-        rows = {name: digests.rows(Path(source.id).expanduser() / name) for name in files}
+        base = place_of(source.path).base if isinstance(source, FilesSource) else source.location
+        rows = {name: digests.rows(Path(base).expanduser() / name) for name in files}
         planned = {name: PlannedFile(file.size, file.digest, rows[name]) for name, file in files.items()}
         contents[setting] = Content(content_digest(files), planned)
     digests.save()
@@ -134,11 +136,12 @@ def require_in_pods(config: RunConfig) -> None:
         DataError: It cannot be read.
     """
     for path, source in _copies(config):
-        if source.digest is None and not is_bucket(source.id):
+        if source.digest is None and not is_bucket(source.location):
             setting = ".".join(path)
             digest = read_contents(config)[setting].digest
+            what = "a file or directory" if isinstance(source, FilesSource) else "a directory"
             raise ConfigError(
-                f"{setting}.id={source.id!r}: a directory of this machine, which pods do not have: copy it to object storage "
+                f"{setting}.{source.named}: {what} of this machine, which pods do not have: copy it to object storage "
                 f"(`ngrpo mirror s3://...`), or, if every pod has it at this path, set {setting}.digest={digest}"
             )
 
@@ -166,7 +169,7 @@ def difference(before: Mapping[str, Any] | None, now: Content) -> str | None:
     return ", ".join(said)
 
 
-def _copies(section: Section, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], HubSource | HubModel]]:
+def _copies(section: Section, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Copied]]:
     """Yield the copies in a part of the settings, each with the path of names that leads to it."""
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -175,7 +178,7 @@ def _copies(section: Section, above: tuple[str, ...] = ()) -> Iterator[tuple[tup
             if isinstance(value, Mapping)
             else [((*above, name), value)]
         ):
-            if isinstance(item, HubSource | HubModel):
+            if isinstance(item, Copied):
                 if is_copy(item):
                     yield path, item
             elif isinstance(item, Section):
@@ -207,7 +210,7 @@ class _Digests:
         known = self._known.get(name)
         if known is not None and known[0] == state:
             return known[1]
-        self._known[name] = (state, file_sha256(path), _rows(path))
+        self._known[name] = (state, file_sha256(path), count_rows(path))
         return self._known[name][1]
 
     def rows(self, path: Path) -> int | None:
@@ -227,22 +230,3 @@ class _Digests:
 def _state(path: Path) -> tuple[int, int, int, int]:
     status = path.stat()
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _rows(path: Path) -> int | None:
-    """Return the rows of a table; none for a file that is none, or is damaged."""
-    kind = path.suffix
-    try:
-        if kind == ".parquet":
-            import pyarrow.parquet as pq
-
-            return int(pq.read_metadata(path).num_rows)
-        if kind == ".jsonl":
-            with path.open("rb") as lines:
-                return sum(1 for line in lines if line.strip())
-        if kind == ".csv":
-            with path.open(encoding="utf-8", newline="") as text:
-                return max(0, sum(1 for _ in csv.reader(text)) - 1)
-    except (ValueError, csv.Error):  # pyarrow's errors of form are ValueErrors, as UnicodeDecodeError is
-        return None
-    return None

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngrpo.config import HubModel, HubSource, RunConfig, Source
+from ngrpo.config import CopiedModel, FilesSource, HubModel, HubSource, RunConfig, Source
 from ngrpo.data.copies import is_copy
-from ngrpo.data.locations import is_local
+from ngrpo.data.locations import is_bucket, is_local
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.planning.nodes import Plan
 
@@ -39,10 +39,11 @@ def _resources_table(config: RunConfig, plan: Plan) -> Table:
 def downloads(config: RunConfig) -> list[str]:
     """Return what a run would fetch from outside, a line each."""
     lines = []
-    if isinstance(config.model.source, HubModel) and not is_local(config.model.source.id):
-        lines.append(f"model {config.model.source.id}{_at(config.model.source)}")
+    model = config.model.source
+    if isinstance(model, CopiedModel) and not is_local(model.location):
+        lines.append(f"model {model.location}{_at(model)}")
     sources: dict[str, Source | None] = {
-        "train": config.data.train,
+        **config.data.training_sets(),
         "warm_start": config.data.warm_start,
         **{f"benchmark {config.title(name)}": source for name, source in config.data.benchmarks.items()},
     }
@@ -50,11 +51,13 @@ def downloads(config: RunConfig) -> list[str]:
         if isinstance(source, HubSource) and not is_local(source.id):
             subset = f", {source.subset}" if source.subset else ""
             lines.append(f"data set {source.id}{subset} ({name}, split {source.split}){_at(source)}")
+        elif isinstance(source, FilesSource) and is_bucket(source.path):
+            lines.append(f"files {source.path} ({name})")
     return lines
 
 
-def _at(source: HubModel | HubSource) -> str:
-    return "" if is_copy(source) else f" at {source.revision}"
+def _at(source: CopiedModel | HubSource) -> str:
+    return "" if not isinstance(source, HubModel | HubSource) or is_copy(source) else f" at {source.revision}"
 
 
 def require_gpus(config: RunConfig, plan: Plan, devices: Path = Path("/dev")) -> None:

@@ -66,11 +66,13 @@ def _shorten(items: list[str]) -> str:
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], write: Callable[[Any], str] = _json) -> list[str]:
     old, new = dict(_leaves(before)), dict(_leaves(now))
-    return [
-        f"{path} {_text(old, path, write)} → {_text(new, path, write)}"
-        for path in dict.fromkeys([*new, *old])
-        if (path in old, old.get(path)) != (path in new, new.get(path))
-    ]
+    changes = []
+    for path in dict.fromkeys([*new, *old]):
+        if (path in old, old.get(path)) != (path in new, new.get(path)):
+            texts = [_text(leaves, path, write) for leaves in (old, new)]
+            # Long texts may look the same once they are shortened.
+            changes.append(f"{path} {texts[0]} → {texts[1]}" if texts[0] != texts[1] else f"{path} (a long text)")
+    return changes
 
 
 def _code(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, str]]]:

@@ -14,7 +14,7 @@ from ngrpo.checking.findings import Examination, refused
 from ngrpo.config import RunConfig, load_config
 from ngrpo.errors import DataError
 from ngrpo_kfp.pipelines.cli.app import main
-from own_job import POSITIONS, TEMPLATE, problems, write_csv, write_job, write_jsonl
+from own_job import POSITIONS, REWARDS, TEMPLATE, problems, write_csv, write_job, write_jsonl
 
 PRESET = """
 [model.source]
@@ -97,7 +97,7 @@ def test_a_sound_job_passes_and_its_first_prompt_is_shown(job):
     assert [(finding.level, finding.line) for finding in found.findings if finding.level != "ok"] == []
     assert found.prompt == f"<|user|>{PLAIN[0][0]}<|end|><|assistant|>"
     said = {finding.subject: finding.found for finding in found.findings}
-    assert f"{PLAIN[0][1]!r} earns 1" in said["training"]
+    assert f"{PLAIN[0][1]!r}, the gold answer, earns 1, and {PLAIN[1][1]!r} 0" in said["training.rewards.correctness"]
     assert str(POSITIONS) in said["rollout.max_tokens"]
     assert {"data.train", "data.benchmarks.own", "model.source", "mixing.end_marker"} <= set(said)
 
@@ -207,6 +207,54 @@ def test_worked_answers_are_no_answers(job):
     (line,) = errors(examine(config(job)))
     assert line.startswith("data.train: the gold answer of 5 of 5 rows is more than an answer, '")
     assert "#### " in line
+
+
+def with_rewards(job: Path, table: str, code: str) -> RunConfig:
+    (job / "rewards.py").write_text(code, encoding="utf-8")
+    with (job / "mine.toml").open("a", encoding="utf-8") as file:
+        file.write(table)
+    return config(job)
+
+
+def test_each_reward_is_called_with_the_gold_answer_and_a_wrong_one(job):
+    table = """
+[training.rewards.correctness]
+[training.rewards.short]
+function = "rewards.py:short"
+[training.rewards.slow]
+function = "rewards.py:slow"
+"""
+    code = REWARDS + "\n\nasync def slow(prompts, **kwargs):\n    return [None] * len(prompts)\n"
+    found = examine(with_rewards(job, table, code))
+    assert errors(found) == []
+    said = {finding.subject: finding.found for finding in found.findings if finding.subject.startswith("training")}
+    assert list(said) == ["training.rewards.correctness", "training.rewards.short", "training.rewards.slow"]
+    assert "earns 0.0" in said["training.rewards.short"]
+    assert "nothing (left out)" in said["training.rewards.slow"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import absent_library\n\ndef f(**kwargs):\n    return []\n", "absent_library"),
+        ("def f(completions, **kwargs):\n    return [1.0]\n", "returned 1 rewards for 2 samples"),
+        ("def f(completions, **kwargs):\n    return [float('nan')] * 2\n", "returned nan"),
+        ("def f(completions, **kwargs):\n    return 1 / 0\n", "ZeroDivisionError"),
+        ("def f(completions):\n    return [1.0] * 2\n", "cannot be called as TRL does"),
+    ],
+)
+def test_a_reward_that_would_fail_in_training_fails_here(job, code, said):
+    found = examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code))
+    (line,) = errors(found)
+    assert line.startswith("training.rewards.f: ")
+    assert said in line
+
+
+def test_rewards_that_tell_nothing_apart_are_a_warning(job):
+    code = "def f(completions, **kwargs):\n    return [1.0] * len(completions)\n"
+    found = examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code))
+    (warning,) = [finding for finding in found.findings if finding.level == "warning"]
+    assert warning.found.startswith("no reward tells the gold answer")
 
 
 def test_the_command_shows_a_table_and_ends_with_1_on_an_error(job, capsys, monkeypatch):

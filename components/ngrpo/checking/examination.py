@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,10 +12,12 @@ from ngrpo.checking.places import (
     check_data_files,
     check_lengths,
     check_model_files,
+    is_training,
     model_directory,
     positions_of,
 )
 from ngrpo.config import RunConfig
+from ngrpo.errors import ConfigError
 
 _UNSEEN = "tokenizer, prompts and rewards were not looked at: put this right first"
 
@@ -27,6 +31,17 @@ def examine_quickly(config: RunConfig) -> Examination:
     if place is not None and not examination.errors:
         examination.add(check_lengths(config, positions_of(place)))
     return examination
+
+
+def require_possible(config: RunConfig) -> None:
+    """Refuse a run that the cheap checks know to be in vain.
+
+    Raises:
+        ConfigError: A line for each error.
+    """
+    errors = examine_quickly(config).errors
+    if errors:
+        raise ConfigError("\n".join(finding.line for finding in errors))
 
 
 def examine(config: RunConfig) -> Examination:
@@ -44,13 +59,13 @@ def examine(config: RunConfig) -> Examination:
 
 
 def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> None:
-    from ngrpo.checking.rewards import check_correctness
+    # Takes seconds to import, while a process of the grader reads the gold answers.
+    threading.Thread(target=importlib.import_module, args=("ngrpo.data.models",), daemon=True).start()
     from ngrpo.checking.samples import check_samples, read_samples
 
     samples = read_samples(config, examination)
     examination.add(check_samples(config, samples))
-    examination.add(check_correctness(samples.get("data.train", [])))
-    # Seconds to import.
+    from ngrpo.checking.rewards import check_rewards
     from ngrpo.checking.tokens import Spelling, check_tokens, prompts_of, rendered
     from ngrpo.data.models import materialize_tokenizer
 
@@ -59,3 +74,7 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
         spelling = Spelling(config, tokenizer, scratch / "model", prompts_of(config, samples))
         examination.prompt = rendered(spelling)
         check_tokens(spelling, examination)
+        for prompts in spelling.prompts:
+            if is_training(prompts.subject):
+                examination.add(check_rewards(config, prompts.problems, prompts.turns, tokenizer, scratch / "code"))
+                break

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ngrpo.checking.findings import Finding, refused
-from ngrpo.config import HubModel, HubSource, RunConfig, Source
+from ngrpo.config import Copied, CopiedModel, RunConfig, Source
 from ngrpo.config.sources import is_bucket
 from ngrpo.data.copies import files_of, is_copy
 from ngrpo.data.locations import local_directory
@@ -19,27 +19,32 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 def sources(config: RunConfig) -> dict[str, Source]:
     """Return every source of problems, by the setting that names it."""
-    found = {"data.train": config.data.train}
+    found: dict[str, Source] = {f"data.{name}": source for name, source in config.data.training_sets().items()}
     if config.data.warm_start is not None:
         found["data.warm_start"] = config.data.warm_start
     return found | {f"data.benchmarks.{name}": source for name, source in config.data.benchmarks.items()}
 
 
+def is_training(subject: str) -> bool:
+    """Say whether a setting names problems to train on: `data.train`, or `data.train.NAME` of several sets."""
+    return f"{subject}.".startswith("data.train.")
+
+
 def model_directory(config: RunConfig) -> Path | None:
     """Return the directory of this machine that holds the base model; none if it comes from elsewhere."""
     source = config.model.source
-    if isinstance(source, HubModel) and is_copy(source) and not is_bucket(source.id):
-        return Path(source.id).expanduser()
+    if isinstance(source, CopiedModel) and is_copy(source) and not is_bucket(source.location):
+        return Path(source.location).expanduser()
     return None
 
 
 def check_model_files(config: RunConfig) -> Iterator[Finding]:
     """Check that the directory of the base model holds settings, tokenizer and weights."""
-    subject, place = "model.source", model_directory(config)
-    if place is None:
+    subject, place, source = "model.source", model_directory(config), config.model.source
+    if place is None or not isinstance(source, CopiedModel):
         return
     try:
-        local_directory(str(place))
+        local_directory(source.location, source.named)
     except DataError as error:
         yield refused(subject, error)
         return
@@ -68,7 +73,7 @@ def check_model_files(config: RunConfig) -> Iterator[Finding]:
 def check_data_files(config: RunConfig) -> Iterator[Finding]:
     """Check that every data set in a directory of this machine is there."""
     for subject, source in sources(config).items():
-        if not isinstance(source, HubSource) or not is_copy(source) or is_bucket(source.id):
+        if not isinstance(source, Copied) or not is_copy(source) or is_bucket(source.location):
             continue
         try:
             # Their content is not read here: the plan does that.
@@ -76,7 +81,7 @@ def check_data_files(config: RunConfig) -> Iterator[Finding]:
         except (DataError, StoreError) as error:
             yield refused(subject, error)
             continue
-        yield Finding("ok", subject, f"{source.id}: {len(files)} file{'s' * (len(files) > 1)}")
+        yield Finding("ok", subject, f"{source.location}: {len(files)} file{'s' * (len(files) > 1)}")
 
 
 def check_lengths(config: RunConfig, positions: int | None) -> Iterator[Finding]:

@@ -1,49 +1,120 @@
-"""What the reward says of a right answer and of a wrong one."""
+"""What each reward says of a right answer and of a wrong one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from ngrpo.checking.findings import Finding
+from transformers import PreTrainedTokenizerBase, TrainerState
+
+from ngrpo.checking.findings import Finding, refused
 from ngrpo.checking.samples import short
+from ngrpo.config import RunConfig
+from ngrpo.data.chat import Turns
 from ngrpo.data.problem import Problem, box
+from ngrpo.errors import NGRPOError
 from ngrpo.grading.grader import Grader
+from ngrpo.training.configured_rewards import configured_rewards
+from ngrpo.training.rewards import CorrectnessReward
 
 _WRONG = ("0", "1")
+_COLUMNS = ("id", "prompt", "answer")
+"""Columns of the training problems, which TRL passes to every reward."""
 
 
-def check_correctness(problems: Sequence[Problem]) -> Iterator[Finding]:
-    """Check that the gold answer is rewarded and another one is not.
+def check_rewards(
+    config: RunConfig,
+    problems: Sequence[Problem],
+    prompts: Sequence[Turns],
+    tokenizer: PreTrainedTokenizerBase,
+    work: Path,
+) -> Iterator[Finding]:
+    """Call each reward with a right and a wrong answer to the first training problem.
 
     Args:
-        problems: Of the training.
+        config: Configuration of the run.
+        problems: The first training problems.
+        prompts: What each asks the model.
+        tokenizer: Of the base model.
+        work: Directory for files of the user.
     """
-    subject = "training"
-    problem = next((each for each in problems if each.answer), None)
-    if problem is None:
+    row = next((row for row, each in enumerate(problems) if each.answer), None)
+    if row is None:
         return
-    other = next(each for each in (*(each.answer for each in problems), *_WRONG) if each and each != problem.answer)
+    gold = problems[row].answer
+    other = next(each for each in (*(problem.answer for problem in problems), *_WRONG) if each and each != gold)
+    texts = [response(gold), response(other)]
+    batch = {
+        "prompts": [prompts[row]] * 2,
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "completion_ids": tokenizer(texts, add_special_tokens=False)["input_ids"],
+        "id": [problems[row].id] * 2,
+        "answer": [gold] * 2,
+        "trainer_state": TrainerState(),
+        "log_extra": _discard,
+        "log_metric": _discard,
+    }
     with Grader(workers=1) as grader:
-        right, wrong = grader.grade([(response(problem.answer), problem.answer), (response(other), problem.answer)])
-    if right.error is not None:
-        yield Finding(
-            "error", subject, f"the gold answer {short(problem.answer)!r} cannot be graded: {right.error}", "correct it"
-        )
-    elif not right.correct:
-        yield Finding(
-            "error", subject, f"correctness: the gold answer {short(problem.answer)!r} is graded wrong", "correct it"
-        )
-    elif wrong.correct:
-        yield Finding(
-            "warning",
-            subject,
-            f"correctness: {short(other)!r} is as right as {short(problem.answer)!r}",
-            "look at the answers",
-        )
-    else:
-        yield Finding("ok", subject, f"correctness: {short(problem.answer)!r} earns 1, {short(other)!r} earns 0")
+        try:
+            rewards = configured_rewards(config.training, config.rollout, grader, _COLUMNS, work)
+        except NGRPOError as error:
+            yield refused("training.rewards", error)
+            return
+        named: list[tuple[str, Callable[..., Any]]] = [(_name(reward), reward) for reward in rewards]
+        yield from _compare(named or [("correctness", CorrectnessReward(grader))], batch, gold, other)
 
 
 def response(answer: str) -> str:
     """Return a response as a model would write it."""
     return f"<think>\nLet me see.\n</think>\n\nThe answer is {box(answer)}."
+
+
+def _compare(
+    rewards: Sequence[tuple[str, Callable[..., Any]]], batch: dict[str, Any], gold: str, other: str
+) -> Iterator[Finding]:
+    differs = False
+    for name, reward in rewards:
+        subject = f"training.rewards.{name}"
+        try:
+            right, wrong = _called(reward, batch)
+        except NGRPOError as error:
+            yield refused(subject, error)
+            differs = True
+            continue
+        differs |= right != wrong
+        found = f"{short(gold)!r}, the gold answer, earns {_shown(right)}, and {short(other)!r} {_shown(wrong)}"
+        if name == "correctness" and not right:
+            yield Finding("error", subject, found, "correct the gold answer, or say how answers are read and compared")
+        else:
+            yield Finding("ok", subject, found)
+    if not differs:
+        yield Finding(
+            "warning",
+            "training.rewards",
+            f"no reward tells the gold answer {short(gold)!r} from {short(other)!r}",
+            "name one that does, for example correctness, unless only the form counts",
+        )
+
+
+def _called(reward: Callable[..., Any], batch: dict[str, Any]) -> Any:
+    result = reward(**batch)
+    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _name(reward: Any) -> str:
+    return str(reward.__name__)
+
+
+def _shown(value: float | None) -> str:
+    return "nothing (left out)" if value is None else f"{value:g}"
+
+
+def _discard(name: str, value: Any) -> None:
+    """Log nothing."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ngrpo.checking.findings import Examination, Finding
 from ngrpo.checking.places import sources
-from ngrpo.config import HubSource, RunConfig, Source
+from ngrpo.config import Columns, RunConfig, Source
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import first_problems
 from ngrpo.grading.grader import gold_parses
@@ -38,7 +38,7 @@ def check_samples(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -
 
 def by_letter(source: Source) -> bool:
     """Say whether the problems of a source are answered by the letter of an option."""
-    return isinstance(source, HubSource) and bool(source.wrong_answer_columns)
+    return isinstance(source, Columns) and bool(source.wrong_answer_columns)
 
 
 def short(text: str) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.checking.findings import Examination, Finding, refused
-from ngrpo.checking.places import sources
-from ngrpo.config import HubSource, RunConfig, Source
-from ngrpo.data.chat import ChatLengths, Turns, user_turn
+from ngrpo.checking.places import is_training, sources
+from ngrpo.config import Columns, RunConfig
+from ngrpo.data.chat import ChatLengths, Turns
 from ngrpo.data.problem import Problem
+from ngrpo.data.prompts import prompt_of
 from ngrpo.errors import DataError
 
 _ANSWER = r"</think>\boxed{5}"
@@ -53,15 +54,15 @@ def prompts_of(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> l
     for subject, source in sources(config).items():
         problems = [problem for problem in samples.get(subject, ()) if problem.problem]
         if problems:
-            suffix = _suffix(config, source)
-            found.append(Prompts(subject, problems, [user_turn(problem.problem, suffix) for problem in problems]))
+            suffix = source.prompt_suffix if isinstance(source, Columns) else None
+            found.append(Prompts(subject, problems, [prompt_of(each, config.data, suffix) for each in problems]))
     return found
 
 
 def rendered(spelling: Spelling) -> str | None:
     """Return the first prompt of the training as the model gets it; none where there is none."""
     for prompts in spelling.prompts:
-        if prompts.subject == "data.train":
+        if is_training(prompts.subject):
             text: str = spelling.tokenizer.apply_chat_template(
                 prompts.turns[0], tokenize=False, add_generation_prompt=True
             )
@@ -99,7 +100,7 @@ def check_prompt_lengths(spelling: Spelling) -> Iterator[Finding]:
     """Say how many training prompts are too long."""
     limit = spelling.config.data.max_prompt_tokens
     for prompts in spelling.prompts:
-        if prompts.subject != "data.train":
+        if not is_training(prompts.subject):
             continue
         lengths = spelling.lengths.prompts(prompts.turns)
         long = [length for length in lengths if length > limit]
@@ -194,8 +195,3 @@ def _ends(spelling: Spelling) -> set[int]:
             break
     own = spelling.tokenizer.eos_token_id
     return found if own is None else found | {own}
-
-
-def _suffix(config: RunConfig, source: Source) -> str:
-    own = source.prompt_suffix if isinstance(source, HubSource) else None
-    return config.data.prompt_suffix if own is None else own

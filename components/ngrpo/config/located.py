@@ -32,8 +32,17 @@ def locate(tree: Any, directory: Path) -> Any:
 
 def absolute(text: str) -> str:
     """Return a path as an absolute one: relative to the file that it stands in, or else to the current directory."""
-    directory = text.directory if isinstance(text, Located) else Path()
-    return os.path.abspath(directory / Path(text).expanduser())
+    return os.path.abspath(_directory(text) / Path(text).expanduser())
+
+
+def relative_to(text: str) -> str:
+    """Say what a path is relative to, for messages."""
+    where = "the directory of the preset" if isinstance(text, Located) else "the current directory"
+    return f"a path is relative to {where}, {os.path.abspath(_directory(text))}"
+
+
+def _directory(text: str) -> Path:
+    return text.directory if isinstance(text, Located) else Path()
 
 
 def _from_its_file(value: Any) -> Any:

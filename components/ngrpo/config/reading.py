@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ngrpo.config.inheritance import key_of, merge, origin
 from ngrpo.config.located import locate
 from ngrpo.config.run import DISAGREEMENT, RunConfig
+from ngrpo.config.sources import ONE, SEVERAL
 from ngrpo.config.text_files import read_text
 from ngrpo.environment import CREDENTIAL, redacted
 from ngrpo.errors import ConfigError
@@ -218,9 +219,13 @@ def _explain(item: Any) -> list[str]:
     message: str = item["msg"].removeprefix("Value error, ")
     if item["type"] == DISAGREEMENT:
         return message.splitlines()
-    path = ".".join(_part(part) for part in item["loc"] if part != "[key]") or "configuration"
+    path = ".".join(_part(part) for part in item["loc"] if part not in ("[key]", ONE)) or "configuration"
     # pydantic puts the kind of a source into the path of its settings.
-    path = re.sub(r"^(data\.(?:train|warm_start|benchmarks\.[^.]+)|(?:model\.)?source)\.[a-z_]+", r"\1", path)
+    path = re.sub(
+        rf"^(data\.(?:train(?:\.{re.escape(SEVERAL)}\.[^.]+)?|warm_start|benchmarks\.[^.]+)|(?:model\.)?source)\.[a-z_]+",
+        r"\1",
+        path,
+    ).replace(f".{SEVERAL}", "")
     secret = _SECRET.match(path) or CREDENTIAL.search(path)
     value = "" if secret else f" (value {_show(item['input'])})"
     if item["type"] == "extra_forbidden" and path in _RENAMED:

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from ngrpo.config.rewards import RewardConfig, named
-from ngrpo.config.sources import BaseModelSource, Source
+from ngrpo.config.sources import BaseModelSource, Source, TrainSource
+from ngrpo.config.template_file import TemplateFromFile
 from ngrpo.section import (
     Coefficient,
     Confidence,
@@ -16,6 +17,7 @@ from ngrpo.section import (
     Flag,
     LearningRate,
     Name,
+    NonEmpty,
     Nucleus,
     Points,
     Probability,
@@ -32,6 +34,7 @@ from ngrpo.section import (
     keep_apart,
     number,
     refuse,
+    unless_set,
 )
 
 TEMPLATE_DATE = date(2024, 7, 26)
@@ -40,14 +43,16 @@ TEMPLATE_DATE = date(2024, 7, 26)
 class DataConfig(Section):
     """Problems to learn from and problems to be measured on."""
 
-    train: Source
-    """Problems for N-GRPO."""
+    train: TrainSource
+    """Problems for N-GRPO: one source, or several by name, `[data.train.NAME]`, each with its `weight`."""
     warm_start: Source | None = None
     """Problems with solutions for the warm start; none when the warm start is switched off."""
     benchmarks: Annotated[dict[Spelled, Source], BeforeValidator(keep_apart), Field(min_length=1)]
     """Held-out problems by benchmark name."""
     prompt_suffix: Text = ""
     """Text appended to every problem, after a space unless it begins with white space itself."""
+    system_prompt: Text = unless_set("")
+    """System message before every prompt that has none of its own."""
     max_prompt_tokens: Tokens
     """Training problems whose prompt is longer are dropped and counted."""
     overlap_words: Annotated[int, count(1, 10_000)] = 13
@@ -57,11 +62,17 @@ class DataConfig(Section):
     def _to_learn_from(self) -> Self:
         refuse(
             f"{name}.{field}={getattr(source, field)!r}: only benchmarks may have it; leave it out"
-            for name, source in (("train", self.train), ("warm_start", self.warm_start))
+            for name, source in (*self.training_sets().items(), ("warm_start", self.warm_start))
             for field in ("wrong_answer_columns", "prompt_suffix", "gated")
             if getattr(source, field, None)
         )
         return self
+
+    def training_sets(self) -> dict[str, Source]:
+        """Return the sources of the training problems by their setting below `data`: `train`, or `train.NAME` for each of several."""
+        if isinstance(self.train, dict):
+            return {f"train.{name}": source for name, source in self.train.items()}
+        return {"train": self.train}
 
 
 class ModelConfig(Section):
@@ -75,6 +86,13 @@ class ModelConfig(Section):
     """Day that a chat template is told when it asks for the date (`strftime_now`, as in Llama 3.2 and SmolLM3), in training and
     evaluation: `YYYY-MM-DD`. The clock is never asked: prompts of tomorrow would be others. The default is the day that Llama's
     templates write where they cannot ask."""
+    chat_template: TemplateFromFile | None = unless_set(None)
+    """Chat template in place of the model's: a Jinja file, relative to the preset file. Its text becomes part of the settings."""
+    generation_prompt: Text = unless_set("")
+    """Text that every response begins after, behind what the chat template writes there, for example `<think>\\n`. A worked solution
+    gets it in front unless it begins with it."""
+    end_of_turn: tuple[NonEmpty, ...] = unless_set(())
+    """Tokens that end a response, besides those that the model declares."""
 
 
 class NeighborsConfig(Section):

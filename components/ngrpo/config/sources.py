@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from ngrpo.config.located import absolute
 from ngrpo.section import (
     Flag,
     Line,
@@ -18,7 +19,9 @@ from ngrpo.section import (
     Seed,
     StoreURI,
     Text,
+    check_store,
     count,
+    keep_apart,
     number,
 )
 
@@ -42,9 +45,19 @@ def _check_inside(path: str) -> str:
     return path
 
 
+def _place(value: Any) -> Any:
+    """Return a place in object storage as it is, and a path of this machine as an absolute one (see `PathFromFile`)."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return value
+    return check_store(value) if is_bucket(value) else absolute(value)
+
+
 Option = Annotated[int | float | str | bool, BeforeValidator(_check_option)]
 Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Place = Annotated[Line, BeforeValidator(_place)]
+"""A path of this machine, relative to the file that it stands in, or an `s3://` address."""
+Weight = Annotated[float, number(above=0.0, most=1_000_000.0)]
 
 
 def is_bucket(location: str) -> bool:
@@ -113,20 +126,46 @@ class HubFiles(Section):
             )
         return self
 
+    @property
+    def location(self) -> str:
+        """Where the files are."""
+        return self.id
 
-class HubSource(HubFiles):
-    """A data set of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
+    @property
+    def named(self) -> str:
+        """The setting that says where the files are, for messages."""
+        return f"id={self.id!r}"
 
-    split: Line
-    """Split to read."""
-    subset: Line | None = None
-    """Configuration name of the data set, where it has several."""
+
+class OwnFiles(Section):
+    """Files of this machine or of object storage, known by their content."""
+
+    path: Place
+    digest: Digest | None = None
+    """Digest of the content; a stage refuses other content. The planner finds it out by itself. Name it for files that only the pods
+    of a cluster have: then the planner does not look."""
+
+    @property
+    def location(self) -> str:
+        """Where the files are."""
+        return self.path
+
+    @property
+    def named(self) -> str:
+        """The setting that says where the files are, for messages."""
+        return f"path={self.path!r}"
+
+
+class Columns(Section):
+    """Which columns of a table hold what."""
+
     problem_column: Line = "problem"
-    """Column that holds the problem."""
+    """Column that holds the problem: a text, or a chat (a list of messages with role and content) that ends with the user's turn."""
     answer_column: Line = "answer"
-    """Column that holds the final answer; if `answer_is_boxed`, a text whose last \\boxed{} is the answer."""
+    """Column that holds the final answer; if `answer_is_boxed`, a text whose last \\boxed{} is the answer. Of a chat the last turn counts,
+    which is the assistant's."""
     solution_column: Line | None = None
-    """Column that holds a worked solution; needed for a warm start."""
+    """Column that holds a worked solution; needed for a warm start. Of a chat the last turn counts, which is the assistant's."""
     answer_is_boxed: Flag = False
     """Take the answer from the last \\boxed{} of `answer_column`."""
     limit: Problems | None = None
@@ -136,8 +175,6 @@ class HubSource(HubFiles):
     and the answer is a letter on a line of its own, `Answer: X`. Benchmarks only."""
     prompt_suffix: Text | None = None
     """Takes the place of `data.prompt_suffix`. Benchmarks only."""
-    gated: Flag = False
-    """The hub wants a token (`HF_TOKEN`): without one the benchmark is left out, and the command says so. Benchmarks only."""
 
     @model_validator(mode="after")
     def _options(self) -> Self:
@@ -148,7 +185,70 @@ class HubSource(HubFiles):
         return self
 
 
-Source = Annotated[ArithmeticSource | ReasoningGymSource | HubSource, Field(discriminator="kind")]
+class HubSource(HubFiles, Columns):
+    """A data set of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
+
+    split: Line
+    """Split to read."""
+    subset: Line | None = None
+    """Configuration name of the data set, where it has several."""
+    gated: Flag = False
+    """The hub wants a token (`HF_TOKEN`): without one the benchmark is left out, and the command says so. Benchmarks only."""
+
+
+class FilesSource(OwnFiles, Columns):
+    """Tables in files of your own: JSONL, CSV, Parquet or JSON."""
+
+    kind: Literal["files"]
+    path: Place
+    """A file, a directory or a glob (`data/*.jsonl`), relative to the preset file; or the same below `s3://`. The files are of one kind."""
+
+
+Source = Annotated[ArithmeticSource | ReasoningGymSource | HubSource | FilesSource, Field(discriminator="kind")]
+
+
+class Weighted(Section):
+    """One of several training sets."""
+
+    weight: Weight = 1.0
+    """Its share of the problems of a batch and of an epoch, relative to the weights of the others."""
+
+
+class WeightedArithmetic(Weighted, ArithmeticSource):
+    """See `ArithmeticSource`."""
+
+
+class WeightedReasoningGym(Weighted, ReasoningGymSource):
+    """See `ReasoningGymSource`."""
+
+
+class WeightedHub(Weighted, HubSource):
+    """See `HubSource`."""
+
+
+class WeightedFiles(Weighted, FilesSource):
+    """See `FilesSource`."""
+
+
+WeightedSource = Annotated[
+    WeightedArithmetic | WeightedReasoningGym | WeightedHub | WeightedFiles, Field(discriminator="kind")
+]
+ONE, SEVERAL = "[one]", "[several]"
+"""Parts of a path to a setting that pydantic puts there: whether `data.train` is one source or a table of them."""
+
+
+def _one_or_several(value: Any) -> str:
+    """Say whether a value is a source, which says its kind, or a table of sources, each of which is a table itself."""
+    if isinstance(value, dict) and not isinstance(value.get("kind"), str):
+        return SEVERAL if any(isinstance(each, dict | Weighted) for each in value.values()) else ONE
+    return ONE
+
+
+TrainSource = Annotated[
+    Annotated[Source, Tag(ONE)] | Annotated[dict[Name, WeightedSource], BeforeValidator(keep_apart), Tag(SEVERAL)],
+    Discriminator(_one_or_several),
+]
+"""One source, or several by name."""
 
 
 class InitializedModel(Section):
@@ -196,6 +296,14 @@ class HubModel(HubFiles):
     """A model of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
 
 
+class DirectoryModel(OwnFiles):
+    """A model in a directory of your own, as `save_pretrained` writes it, with weights in safetensors format."""
+
+    kind: Literal["directory"]
+    path: Place
+    """The directory, relative to the preset file, or an `s3://` prefix."""
+
+
 class RegisteredModel(Section):
     """A version in the model registry; `--base champion` fills this in."""
 
@@ -210,9 +318,20 @@ class RegisteredModel(Section):
     """Digest of the files, tag `ngrpo.digest` of the version; other files are refused."""
 
     @property
+    def location(self) -> str:
+        """Where the files are."""
+        return self.id
+
+    @property
     def uri(self) -> str:
         """The version as MLflow names it."""
         return f"models:/{self.name}/{self.version}"
 
 
-BaseModelSource = Annotated[InitializedModel | PackagedModel | HubModel | RegisteredModel, Field(discriminator="kind")]
+BaseModelSource = Annotated[
+    InitializedModel | PackagedModel | HubModel | DirectoryModel | RegisteredModel, Field(discriminator="kind")
+]
+CopiedModel = HubModel | DirectoryModel
+"""A model whose files lie side by side somewhere."""
+Copied = HubSource | FilesSource | HubModel | DirectoryModel
+"""What may be known by the content of its files."""

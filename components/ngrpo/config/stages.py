@@ -19,7 +19,7 @@ from ngrpo.config.sections import (
     WarmStartConfig,
 )
 from ngrpo.config.sources import BaseModelSource
-from ngrpo.section import Day, Section, Seed, StepsOrNone, Tokens
+from ngrpo.section import Day, LongText, NonEmpty, Section, Seed, StepsOrNone, Text, Tokens, unless_set
 
 S = TypeVar("S", bound=Section)
 
@@ -39,6 +39,9 @@ class TokenizerConfig(Section):
 
     source: BaseModelSource
     template_date: Day
+    chat_template: LongText | None = unless_set(None)
+    generation_prompt: Text = unless_set("")
+    end_of_turn: tuple[NonEmpty, ...] = unless_set(())
 
 
 class ExampleLimits(Section):

@@ -8,8 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ngrpo.config import HubModel, HubSource
+from ngrpo.config import Copied, CopiedModel, FilesSource, HubModel, HubSource
 from ngrpo.data.locations import is_bucket, is_local, local_directory
+from ngrpo.data.own_files import own_files
 from ngrpo.errors import DataError
 from ngrpo.section import Section
 from ngrpo.storage.digest import file_sha256
@@ -19,17 +20,22 @@ DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 WEIGHTS = ("*.safetensors",)
 
 
-def is_copy(source: HubSource | HubModel) -> bool:
+def is_copy(source: Copied) -> bool:
     """Say whether a source is a copy, in a directory or in object storage, and not on the hub."""
-    return source.digest is not None or is_bucket(source.id) or is_local(source.id)
+    return (
+        not isinstance(source, HubSource | HubModel)
+        or source.digest is not None
+        or is_bucket(source.id)
+        or is_local(source.id)
+    )
 
 
-def last_part(source: HubSource | HubModel) -> str:
-    """Return the last part of a source's id, which is in the ids of a data set's problems."""
-    return source.id.rstrip("/").rpartition("/")[2]
+def last_part(source: HubSource | CopiedModel) -> str:
+    """Return the last part of a source's place, which is in the ids of a hub data set's problems."""
+    return source.location.rstrip("/").rpartition("/")[2]
 
 
-def is_read(source: HubSource | HubModel, *, weights: bool = True) -> Callable[[str], bool]:
+def is_read(source: HubSource | CopiedModel, *, weights: bool = True) -> Callable[[str], bool]:
     """Return which files of a source are read, by relative path.
 
     Of a data set all that are not hidden. Of a model settings, tokenizer and weights, which lie side by side.
@@ -44,7 +50,7 @@ def is_read(source: HubSource | HubModel, *, weights: bool = True) -> Callable[[
     return lambda name: "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def files_of(source: HubSource | HubModel, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
+def files_of(source: Copied, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
     """Return the files of a copy that are read, by relative path.
 
     Args:
@@ -55,23 +61,25 @@ def files_of(source: HubSource | HubModel, sha256: Callable[[Path], str] = file_
         DataError: There are none, or they cannot be read.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    if is_bucket(source.id):
-        from ngrpo.storage.objects import ObjectStore
+    try:
+        if isinstance(source, FilesSource):
+            return own_files(source.path, sha256)
+        if is_bucket(source.location):
+            from ngrpo.storage.objects import ObjectStore
 
-        files = prefix_files(ObjectStore(source.id), is_read(source))
-    else:
-        try:
-            files = directory_files(local_directory(source.id), is_read(source), sha256)
-        except OSError as error:
-            raise DataError(
-                f"id={source.id!r}: {error.filename} cannot be read ({error.strerror}); check its rights and the disk"
-            ) from error
+            files = prefix_files(ObjectStore(source.location), is_read(source))
+        else:
+            files = directory_files(local_directory(source.location, source.named), is_read(source), sha256)
+    except OSError as error:
+        raise DataError(
+            f"{source.named}: {error.filename} cannot be read ({error.strerror}); check its rights and the disk"
+        ) from error
     if not files:
-        raise DataError(f"id={source.id!r}: nothing to read there; copy the data set's or model's files to this place")
+        raise DataError(f"{source.named}: nothing to read there; copy the data set's or model's files to this place")
     return files
 
 
-def require_planned(source: HubSource | HubModel) -> None:
+def require_planned(source: Copied) -> None:
     """Refuse a copy whose content is not what the run was planned with: the result would stand under the key of the other content.
 
     Raises:
@@ -83,13 +91,13 @@ def require_planned(source: HubSource | HubModel) -> None:
     found = content_digest(files_of(source))
     if found != source.digest:
         raise DataError(
-            f"id={source.id!r}: its content is not what the run was planned with (digest {found}, not {source.digest}): plan and "
+            f"{source.named}: its content is not what the run was planned with (digest {found}, not {source.digest}): plan and "
             "run again, or correct `digest` where the settings name one"
         )
 
 
 @contextmanager
-def planned(source: HubSource | HubModel) -> Iterator[None]:
+def planned(source: Copied) -> Iterator[None]:
     """Read a copy that is what the run was planned with, and still is when it was read; see `require_planned`."""
     require_planned(source)
     yield
@@ -99,10 +107,12 @@ def planned(source: HubSource | HubModel) -> Iterator[None]:
 def identity(source: Section) -> dict[str, Any]:
     """Return what of a source's settings decides what is read, besides the content of a copy: not where it lies.
 
-    Of the place of a copied data set only the name is left, which is in the ids of the problems.
+    Of the place of a copied data set only the name is left, which is in the ids of the problems; names of own files are in their digest.
     """
     tree = source.model_dump(mode="json")
-    if not isinstance(source, HubSource | HubModel) or not is_copy(source):
+    if not isinstance(source, Copied) or not is_copy(source):
         return tree
-    settings = {name: value for name, value in tree.items() if name not in ("id", "revision", "digest")}
+    settings = {name: value for name, value in tree.items() if name not in ("id", "path", "revision", "digest")}
+    if isinstance(source, FilesSource):
+        return settings
     return settings | {"kind": "copy"} | ({"name": last_part(source)} if isinstance(source, HubSource) else {})

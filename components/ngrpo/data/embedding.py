@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ngrpo.config import BaseModelSource, HubModel, RegisteredModel
+from ngrpo.config import BaseModelSource, CopiedModel, RegisteredModel
 from ngrpo.data.copies import require_planned
 from ngrpo.data.locations import is_bucket
 from ngrpo.data.model_directory import SHARDS, WEIGHTS, read_bare_tokenizer, shards
@@ -45,18 +45,18 @@ def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, Pr
         DataError: The model cannot be reached, or lacks tokenizer or input embedding, or they do not fit together.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    if not (isinstance(source, HubModel | RegisteredModel) and is_bucket(source.id)):
+    if not (isinstance(source, CopiedModel | RegisteredModel) and is_bucket(source.location)):
         path = materialize(source, directory)
         return read_embedding(path), read_bare_tokenizer(path, f"model {str(path)!r}")
     from ngrpo.storage.objects import ObjectStore
 
     tokenizer = materialize_tokenizer(source, directory)
-    embedding = _read(source.id, ObjectStore(source.id).get_range)
-    if isinstance(source, HubModel):
+    embedding = _read(source.location, ObjectStore(source.location).get_range)
+    if isinstance(source, CopiedModel):
         require_planned(source)
     if len(tokenizer) > len(embedding):
         raise DataError(
-            f"model {source.id!r}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {len(embedding)} rows; "
+            f"model {source.location!r}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {len(embedding)} rows; "
             "use the tokenizer the model was trained with, or resize the model's embeddings"
         )
     return embedding, tokenizer

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import HubSource
+from ngrpo.data.columns import Table, problems_of
 from ngrpo.data.copies import is_copy, is_read, last_part, planned
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
-from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem
 from ngrpo.errors import DataError
-from ngrpo.grading.grader import extract_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,7 +30,7 @@ def load(source: HubSource) -> list[Problem]:
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     with tempfile.TemporaryDirectory() as scratch, planned(source):
-        return _problems(source, _read(source, Path(scratch)))
+        return problems_of(source, _table(source, _read(source, Path(scratch))))
 
 
 def first(source: HubSource, count: int) -> list[Problem]:
@@ -48,7 +46,7 @@ def first(source: HubSource, count: int) -> list[Problem]:
             f"data set {source.id!r}: its first rows cannot be read", "a file of it is damaged: copy it again"
         ):
             head = Dataset.from_list(list(rows.take(count)))
-    return _problems(source, head)
+    return problems_of(source, _table(source, head))
 
 
 def _read(source: HubSource, scratch: Path, *, streaming: bool = False) -> Any:
@@ -57,7 +55,7 @@ def _read(source: HubSource, scratch: Path, *, streaming: bool = False) -> Any:
         download(source.id, scratch / "copy", is_read(source))
         return _load(source, str(scratch / "copy"), streaming, cache_dir=str(scratch / "cache"))
     if is_copy(source):
-        return _load(source, str(local_directory(source.id)), streaming, cache_dir=str(scratch / "cache"))
+        return _load(source, str(local_directory(source.id, source.named)), streaming, cache_dir=str(scratch / "cache"))
     return _load(source, source.id, streaming, revision=source.revision)
 
 
@@ -92,53 +90,21 @@ def _require_inside(path: str, where: str, files: Mapping[str, Sequence[str]]) -
         raise DataError(f"{where}: its card names the file {outside[0]!r}, which is not part of it; correct README.md")
 
 
-def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
-    columns = {"problem_column": source.problem_column, "answer_column": source.answer_column}
-    if source.solution_column is not None:
-        columns["solution_column"] = source.solution_column
-    for setting, column in [
-        *columns.items(),
-        *(("wrong_answer_columns", name) for name in source.wrong_answer_columns),
-    ]:
-        if column not in rows.column_names:
-            raise DataError(
-                f"data set {source.id!r}: {setting}={column!r} is not one of its columns: {', '.join(rows.column_names)}"
-            )
+def _table(source: HubSource, rows: Dataset) -> Table:
     if source.limit is not None:
         rows = rows.select(range(min(source.limit, len(rows))))
+    label = f"data set {source.id!r}"
     if len(rows) == 0:
-        raise DataError(f"data set {source.id!r}: split={source.split!r} is empty; name a split with rows")
-    problems = _texts(source, rows, source.problem_column)
-    answers = _texts(source, rows, source.answer_column)
-    if source.answer_is_boxed:
-        answers = [extract_answer(answer) or "" for answer in answers]
-    for setting, values, what in (("problem_column", problems, "text"), ("answer_column", answers, "answer")):
-        if not any(values):
-            boxed = " inside \\boxed{}" if what == "answer" and source.answer_is_boxed else ""
-            raise DataError(
-                f"data set {source.id!r}: {setting}={columns[setting]!r} holds no {what}{boxed} in any of its {len(rows)} "
-                f"rows; its columns are {', '.join(rows.column_names)}"
-            )
-    solutions = [""] * len(rows) if source.solution_column is None else _texts(source, rows, source.solution_column)
-    ids = [f"{last_part(source)}-{index}" for index in range(len(rows))]
-    if source.wrong_answer_columns:
-        wrong = zip(*(_texts(source, rows, column) for column in source.wrong_answer_columns), strict=True)
-        questions = zip(ids, problems, answers, wrong, strict=True)
-        problems, answers = map(list, zip(*(with_options(*question) for question in questions), strict=True))
-    return [
-        Problem(identifier, problem, answer, solution or None)
-        for identifier, problem, answer, solution in zip(ids, problems, answers, solutions, strict=True)
-    ]
+        raise DataError(f"{label}: split={source.split!r} is empty; name a split with rows")
 
+    def cells(column: str) -> list[Any]:
+        with explained(f"{label}: column {column!r} cannot be read", "a file of it is damaged: copy it again"):
+            return list(rows[column])
 
-def _texts(source: HubSource, rows: Dataset, column: str) -> list[str]:
-    """Return the values of a column as texts, empty where one is missing."""
-    what = f"data set {source.id!r}: column {column!r} cannot be read"
-    with explained(what, "a file of it is damaged: copy it again"):
-        values = list(rows[column])
-    for number, value in enumerate(values):
-        if not isinstance(value, str | int | float | Decimal | None):
-            raise DataError(
-                f"{what}: row {number} holds a {type(value).__name__}, no text and no number; name another column, or correct the data set"
-            )
-    return ["" if value is None else str(value).strip() for value in values]
+    return Table(
+        label=label,
+        columns=rows.column_names,
+        ids=[f"{last_part(source)}-{index}" for index in range(len(rows))],
+        cells=cells,
+        place=lambda row, column: f"{label}, row {row}, column {column!r}",
+    )

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: from the hub, from a local copy, or from a copy in object storage."""
+"""Models of the Hugging Face hub or of a directory: from the hub, from this machine, or from object storage."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ngrpo.config import HubModel
+from ngrpo.config import CopiedModel, DirectoryModel
 from ngrpo.data.copies import DESCRIPTION, WEIGHTS, is_copy, is_read, planned, require_planned
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
 from ngrpo.data.model_directory import require_no_code
 from ngrpo.errors import DataError
 
 
-def fetch(source: HubModel, directory: Path, *, weights: bool) -> Path:
+def fetch(source: CopiedModel, directory: Path, *, weights: bool) -> Path:
     """Return a local directory with the files of a model.
 
     Args:
@@ -26,18 +26,18 @@ def fetch(source: HubModel, directory: Path, *, weights: bool) -> Path:
         DataError: The model cannot be reached, or is a copy with other content than the run was planned with.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    if is_bucket(source.id):
+    if is_bucket(source.location):
         try:
             with planned(source):
-                download(source.id, directory, is_read(source, weights=weights))
+                download(source.location, directory, is_read(source, weights=weights), named=source.named)
         except DataError:
             _remove(directory, is_read(source))  # the next try would keep what was downloaded
             raise
         return directory
-    if is_copy(source):
+    if isinstance(source, DirectoryModel) or is_copy(source):
         require_planned(source)
-        place = local_directory(source.id)
-        require_no_code(place, f"model {source.id!r}")
+        place = local_directory(source.location, source.named)
+        require_no_code(place, f"model {source.location!r}")
         _link(place, directory, is_read(source, weights=weights))
         return directory
     with explained(

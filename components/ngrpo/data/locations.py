@@ -12,7 +12,9 @@ from ngrpo.errors import DataError, NGRPOError, StoreError
 from ngrpo.storage.disk import disk_trouble
 from ngrpo.storage.whole_files import put_in_place
 
-__all__ = ["download", "explained", "is_bucket", "is_local", "local_directory", "reason"]
+RELATIVE = "in a preset a path is relative to the preset file, on the command line to the current directory"
+
+__all__ = ["RELATIVE", "download", "explained", "is_bucket", "is_local", "local_directory", "reason"]
 
 
 def is_local(location: str) -> bool:
@@ -20,8 +22,12 @@ def is_local(location: str) -> bool:
     return is_path(location) or Path(location).is_dir()
 
 
-def local_directory(location: str) -> Path:
-    """Return the directory that a source's id names.
+def local_directory(location: str, named: str) -> Path:
+    """Return the directory that a source names.
+
+    Args:
+        location: The directory.
+        named: The setting that names it, for messages.
 
     Raises:
         DataError: There is no such directory.
@@ -29,12 +35,19 @@ def local_directory(location: str) -> Path:
     path = Path(location).expanduser()
     if not path.is_dir():
         raise DataError(
-            f"id={location!r}: no such directory; name one that exists, a hub id (org/name) or an s3:// prefix"
+            f"{named}: no such directory; name one that exists"
+            + (
+                ", a hub id (org/name) or an s3:// prefix"
+                if named.startswith("id=")
+                else f" or an s3:// prefix ({RELATIVE})"
+            )
         )
     return path
 
 
-def download(location: str, directory: Path, wanted: Callable[[str], bool] = lambda key: True) -> None:
+def download(
+    location: str, directory: Path, wanted: Callable[[str], bool] = lambda key: True, *, named: str | None = None
+) -> None:
     """Copy what lies under an `s3://bucket/prefix` into a directory, keeping relative paths.
 
     A file that is already there is kept: it was renamed into place when all of it was on disk.
@@ -43,6 +56,7 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
         location: Place in object storage.
         directory: Directory to fill.
         wanted: Which keys, relative to `location`, to copy.
+        named: The setting that names it, for messages; by default its `id`.
 
     Raises:
         DataError: Nothing wanted lies there, or an object's key is no name of a file.
@@ -51,15 +65,16 @@ def download(location: str, directory: Path, wanted: Callable[[str], bool] = lam
     from ngrpo.storage.address import path_problem
     from ngrpo.storage.objects import ObjectStore
 
+    named = named or f"id={location!r}"
     objects = ObjectStore(location)
     # A key that ends with a slash is the marker of a folder.
     keys = [key for key in objects.list("") if not key.endswith("/") and wanted(key)]
     if not keys:
-        raise DataError(f"id={location!r}: nothing to read there; copy the data set's or model's files to this prefix")
+        raise DataError(f"{named}: nothing to read there; copy the data set's or model's files to this prefix")
     for key in keys:
         problem = path_problem(key)
         if problem is not None:
-            raise DataError(f"id={location!r}: {key!a} is no name of a file: {problem}; rename or delete it there")
+            raise DataError(f"{named}: {key!a} is no name of a file: {problem}; rename or delete it there")
     for key in keys:
         target = directory / key
         if not target.exists():

@@ -9,26 +9,27 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ngrpo.config import HubModel, HubSource, RunConfig
+from ngrpo.config import Copied, CopiedModel, DirectoryModel, FilesSource, HubSource, RunConfig
 from ngrpo.data import hub_model
 from ngrpo.data.copies import files_of, is_copy, is_read, last_part
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
+from ngrpo.data.own_files import place_of
 from ngrpo.storage.listing import content_digest
 from ngrpo.storage.objects import ObjectStore
 
 
-def hub_sources(config: RunConfig) -> Mapping[str, HubSource | HubModel]:
-    """Return what a configuration reads from the hub or from a copy of it, by the setting that names it."""
+def copied_sources(config: RunConfig) -> Mapping[str, Copied]:
+    """Return what a configuration reads from the hub, from a copy of it or from own files, by the setting that names it."""
     sources = {
         "model.source": config.model.source,
-        "data.train": config.data.train,
+        **{f"data.{setting}": source for setting, source in config.data.training_sets().items()},
         "data.warm_start": config.data.warm_start,
         **{f"data.benchmarks.{name}": source for name, source in config.data.benchmarks.items()},
     }
-    return {setting: source for setting, source in sources.items() if isinstance(source, HubSource | HubModel)}
+    return {setting: source for setting, source in sources.items() if isinstance(source, Copied)}
 
 
-def mirror(source: HubSource | HubModel, target: str) -> str:
+def mirror(source: Copied, target: str) -> str:
     """Copy a data set or a model at its pinned revision, or as a copy is now; a copy that was broken off is completed by the next one.
 
     Args:
@@ -36,38 +37,54 @@ def mirror(source: HubSource | HubModel, target: str) -> str:
         target: Directory or `s3://bucket/prefix` that holds the copies.
 
     Returns:
-        The id by which the copy is read.
+        The id or path by which the copy is read.
 
     Raises:
         DataError: The source cannot be reached.
         StoreError: An object store cannot be reached or refuses the credentials.
     """
     # The last part is that of the source: it is in the ids of the problems, which are to stay the same.
-    version = source.revision or content_digest(files_of(source))
-    place = f"{target.rstrip('/')}/{version[:12]}/{last_part(source)}"
+    own = isinstance(source, FilesSource | DirectoryModel)
+    version = (None if own else source.revision) or content_digest(files_of(source))
+    place = f"{target.rstrip('/')}/{version[:12]}"
+    if not isinstance(source, FilesSource):  # whose problems are called by the names of files
+        place += f"/{last_part(source)}"
     with tempfile.TemporaryDirectory() as scratch:
-        directory = _files_of(source, Path(scratch))
+        directory, names = _files_of(source, Path(scratch))
         if is_bucket(place):
             objects = ObjectStore(place)
-            for name in _names(directory):
+            for name in names:
                 objects.put_file(directory / name, name)
         else:
             place = str(Path(place).expanduser().absolute())
-            for name in _names(directory):
+            for name in names:
                 copy = Path(place) / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(directory / name, copy)
-    return place
+    # A single file is named by itself.
+    return f"{place}/{names[0]}" if isinstance(source, FilesSource) and len(names) == 1 else place
 
 
-def _files_of(source: HubSource | HubModel, scratch: Path) -> Path:
-    if isinstance(source, HubModel):
+def _files_of(source: Copied, scratch: Path) -> tuple[Path, list[str]]:
+    """Return a directory and the names of the files in it that are to be copied."""
+    if isinstance(source, FilesSource):
+        names = [*files_of(source, lambda path: "")]
+        base = place_of(source.path).base
+        if is_bucket(base):
+            download(base, scratch, lambda key: key in names, named=source.named)
+        return scratch if is_bucket(base) else Path(base), names
+    directory = _repository(source, scratch)
+    return directory, [*_names(directory)]
+
+
+def _repository(source: HubSource | CopiedModel, scratch: Path) -> Path:
+    if isinstance(source, CopiedModel):
         return hub_model.fetch(source, scratch, weights=True)
     if is_bucket(source.id):
         download(source.id, scratch, is_read(source))
         return scratch
     if is_copy(source):
-        return local_directory(source.id)
+        return local_directory(source.id, source.named)
     with explained(
         f"data set {source.id!r} (revision {source.revision}) cannot be copied",
         "check id and revision, and HF_TOKEN if it is gated",

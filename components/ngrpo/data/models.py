@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ngrpo.config import BaseModelSource, HubModel, InitializedModel, PackagedModel, RegisteredModel
+from ngrpo.config import BaseModelSource, CopiedModel, InitializedModel, PackagedModel, RegisteredModel
 from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data import hub_model, initialized, packaged, registered
 from ngrpo.data.model_directory import read_config, read_tokenizer, require_weights
@@ -88,7 +88,7 @@ def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.
 
 
 def _provide(source: BaseModelSource, directory: Path, *, weights: bool) -> Path:
-    if isinstance(source, HubModel):
+    if isinstance(source, CopiedModel):
         return hub_model.fetch(source, directory, weights=weights)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -106,4 +106,4 @@ def _label(source: BaseModelSource) -> str:
         return f"model {source.kind!r}"
     if isinstance(source, RegisteredModel):
         return f"model {source.name!r} version {source.version}"
-    return f"model {(source.package if isinstance(source, PackagedModel) else source.id)!r}"
+    return f"model {(source.package if isinstance(source, PackagedModel) else source.location)!r}"

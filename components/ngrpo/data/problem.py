@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SET, WEIGHT = "training_set", "training_set_weight"
+"""Columns of the training problems where there are several sets: the set of a problem, and the weight of the set."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -14,12 +17,19 @@ class Problem:
         problem: What is asked, without any instruction on how to answer.
         answer: The final answer, as it would stand inside \boxed{}.
         solution: A worked solution that ends in \boxed{answer}; none where the source has none.
+        before: The turns of a chat before the problem, each as role and content.
     """
 
     id: str
     problem: str
     answer: str
     solution: str | None = None
+    before: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the user says in the whole chat, the problem first."""
+        return (self.problem, *(content for role, content in self.before if role == "user"))
 
 
 def box(answer: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ngrpo.config import HubSource, RunConfig, Source
+from ngrpo.config import FilesSource, HubSource, RunConfig, Source
 from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmarks
 from ngrpo.report.rollouts import shorten
@@ -61,7 +61,7 @@ class FailureGallery:
 
 def is_confidential(source: Source, name: str = "") -> bool:
     """Say whether the text of a data set may not be published: GPQA asks that its problems stay out of what crawlers read."""
-    return "gpqa" in name.lower() or (isinstance(source, HubSource) and "gpqa" in source.id.lower())
+    return "gpqa" in name.lower() or (isinstance(source, HubSource | FilesSource) and "gpqa" in source.location.lower())
 
 
 def failure_galleries(

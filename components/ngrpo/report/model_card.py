@@ -42,7 +42,7 @@ def model_card(
     ]
     settings = {
         "base model": describe(config.model.source.model_dump(mode="json")),
-        "training data": describe(config.data.train.model_dump(mode="json")),
+        "training data": describe(config.data.model_dump(mode="json")["train"]),
         "mixing": f"rate {config.mixing.rate:g}, k {config.mixing.k}",
         "rollouts": f"group size {config.rollout.group_size}, temperature {config.rollout.temperature:g}",
         "training": f"{config.training.steps} steps, learning rate {config.training.learning_rate:g}",
@@ -72,12 +72,12 @@ def model_card(
 
 
 def _metadata(config: ModelPromotionConfig, trained: Mapping[str, Result]) -> str:
-    source, train = config.model.source, config.data.train
+    source, sets = config.model.source, config.data.training_sets().values()
     on_hub = isinstance(source, HubModel) and not is_copy(source)
-    data_on_hub = isinstance(train, HubSource) and not is_copy(train)
+    on_hub_too = [train.id for train in sets if isinstance(train, HubSource) and not is_copy(train)]
     return ModelCardData(
         base_model=source.id if on_hub and isinstance(source, HubModel) else None,
-        datasets=[train.id] if data_on_hub and isinstance(train, HubSource) else None,
+        datasets=on_hub_too or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         model_name=config.promotion.model_name,

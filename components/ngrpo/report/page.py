@@ -135,7 +135,7 @@ def _training(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any
         "warm_start_curve": None,
         "mixing": None,
         "rollouts": None,
-        "rollouts_are_confidential": is_confidential(config.data.train),
+        "rollouts_are_confidential": any(map(is_confidential, config.data.training_sets().values())),
     }
     if "sft_warm_start" in artifacts:
         values["warm_start_curve"] = warm_start_curve(read_history(artifacts["sft_warm_start"], _CURE))

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ngrpo.config import MixingConfig, TrainingConfig
-from ngrpo.data.locations import is_local
+from ngrpo.data.locations import is_bucket, is_local
 
 
 def method_name(mixing: MixingConfig, training: TrainingConfig) -> str:
@@ -18,7 +18,9 @@ def method_name(mixing: MixingConfig, training: TrainingConfig) -> str:
 
 
 def describe(source: Mapping[str, Any]) -> str:
-    """Return a source of data or of a model in one line, its kind first and without paths of this machine."""
+    """Return a source of data or of a model in one line, its kind first and without paths of this machine; or several sources by name."""
+    if not isinstance(source.get("kind"), str):
+        return "; ".join(f"{name}: {describe(each)}" for name, each in source.items())
     kind = source["kind"].replace("_", " ")
     parts = [
         f"{name} {value}"
@@ -29,12 +31,14 @@ def describe(source: Mapping[str, Any]) -> str:
 
 
 def public(tree: dict[str, Any]) -> dict[str, Any]:
-    """Replace ids that are paths of this machine by the last part of the path."""
+    """Replace places that are paths of this machine by the last part of the path."""
     shown = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             value = public(value)
         elif name == "id" and is_local(value):
             value = f"local directory {PurePath(value).name}"
+        elif name == "path" and not is_bucket(value):
+            value = f".../{PurePath(value).name}"
         shown[name] = value
     return shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,16 +13,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ngrpo.config import HubSource, PrepareDataConfig, Source
+from ngrpo.config import Columns, FilesSource, HubSource, PrepareDataConfig, Source, Weighted
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.contracts.sources import SOURCES, Sources, Table
-from ngrpo.data.chat import ChatLengths, Turns, user_turn
+from ngrpo.data.chat import ChatLengths, Turns
 from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.copies import identity
 from ngrpo.data.models import materialize_tokenizer
-from ngrpo.data.problem import Problem
+from ngrpo.data.problem import SET, WEIGHT, Problem
 from ngrpo.data.problems import load_problems
+from ngrpo.data.prompts import prompt_of
 from ngrpo.data.screening import Screen, fingerprint
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import BY_LETTER
@@ -30,6 +32,8 @@ from ngrpo.stages.context import Context
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PROBLEMS = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("answer", pa.string())])
+_OF_SETS = _PROBLEMS.append(pa.field(SET, pa.string())).append(pa.field(WEIGHT, pa.float64()))
+"""Where there are several training sets: the set of a problem, and the weight of the set."""
 _EXAMPLES = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("completion", _TURNS)])
 
 
@@ -55,7 +59,7 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, con
     (output / "benchmarks").mkdir()
     for name, source in sorted(config.data.benchmarks.items()):
         stage.write_benchmark(name, source)
-    stage.write_train(config.data.train)
+    stage.write_train(config.data.training_sets())
     if config.data.warm_start is not None:
         stage.write_warm_start(config.data.warm_start)
     stage.close()
@@ -85,7 +89,7 @@ class _Tables:
         screen = Screen(label)
         problems = screen.drop("repeated", problems, _repeated(problems))
         schema, suffix = _PROBLEMS, None
-        if isinstance(source, HubSource):
+        if isinstance(source, Columns):
             suffix = source.prompt_suffix
             if source.wrong_answer_columns:
                 schema = _PROBLEMS.with_metadata(BY_LETTER)
@@ -94,17 +98,37 @@ class _Tables:
         rows = self._problem_rows(problems, suffix)
         self.lengths.require_known(label, [p.id for p in problems], [row["prompt"] for row in rows])
         self.measured.add(name, problems)
-        self._write(f"benchmarks/{name}.parquet", schema, rows, source, screen)
+        self._write(f"benchmarks/{name}.parquet", schema, rows, _made_of(source), screen.dropped)
 
-    def write_train(self, source: Source) -> None:
-        label = "data.train"
+    def write_train(self, sources: Mapping[str, Source]) -> None:
+        """Write the training problems; of several sets with the set of each problem, whose name is in front of its id."""
+        rows: list[dict[str, Any]] = []
+        made_of: dict[str, dict[str, Any]] = {}
+        dropped: Counter[str] = Counter()
+        for setting, source in sources.items():
+            screen, problems = self._train_problems(f"data.{setting}", source)
+            kept = self._problem_rows(problems)
+            name = setting.removeprefix("train.")
+            if isinstance(source, Weighted):
+                kept = [row | {"id": f"{name}/{row['id']}", SET: name, WEIGHT: source.weight} for row in kept]
+                self._count(f"train/{name}", len(kept), screen.dropped)
+            rows += kept
+            made_of[name] = _made_of(source)
+            dropped.update(screen.dropped)
+        if isinstance(self.config.data.train, dict):
+            self._write("train.parquet", _OF_SETS, rows, made_of, dropped)
+        else:
+            self._write("train.parquet", _PROBLEMS, rows, made_of["train"], dropped)
+
+    def _train_problems(self, label: str, source: Source) -> tuple[Screen, list[Problem]]:
         screen, problems = self._unseen(label, source)
         problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
         prompts = [self._prompt(problem) for problem in problems]
         self.lengths.require_known(label, [problem.id for problem in problems], prompts)
         limit = self.config.data.max_prompt_tokens
-        problems = screen.drop("long_prompt", problems, [length > limit for length in self.lengths.prompts(prompts)])
-        self._write("train.parquet", _PROBLEMS, self._problem_rows(problems), source, screen)
+        return screen, screen.drop(
+            "long_prompt", problems, [length > limit for length in self.lengths.prompts(prompts)]
+        )
 
     def write_warm_start(self, source: Source) -> None:
         label = "data.warm_start"
@@ -120,7 +144,7 @@ class _Tables:
         rows = [
             {"id": problem.id, "prompt": prompt, "completion": completion} for problem, (prompt, completion) in kept
         ]
-        self._write("warm_start.parquet", _EXAMPLES, rows, source, screen)
+        self._write("warm_start.parquet", _EXAMPLES, rows, _made_of(source), screen.dropped)
 
     def close(self) -> None:
         sources: Sources = {"layout": LAYOUT, "tables": self.tables}
@@ -133,7 +157,9 @@ class _Tables:
         problems, screen = _load(label, source), Screen(label)
         problems = screen.drop("empty", problems, [not problem.problem or not problem.answer for problem in problems])
         problems = screen.drop("repeated", problems, _repeated(problems))
-        matches = [self.measured.match(problem.problem) for problem in problems]
+        matches = [
+            next(filter(None, (self.measured.match(text) for text in problem.texts)), None) for problem in problems
+        ]
         self.contamination += [
             {"source": label, "id": problem.id, **asdict(match)}
             for problem, match in zip(problems, matches, strict=True)
@@ -142,7 +168,7 @@ class _Tables:
         return screen, screen.drop("in_benchmark", problems, [match is not None for match in matches])
 
     def _prompt(self, problem: Problem, suffix: str | None = None) -> Turns:
-        return user_turn(problem.problem, self.config.data.prompt_suffix if suffix is None else suffix)
+        return prompt_of(problem, self.config.data, suffix)
 
     def _problem_rows(self, problems: list[Problem], suffix: str | None = None) -> list[dict[str, Any]]:
         return [{"id": p.id, "prompt": self._prompt(p, suffix), "answer": p.answer} for p in problems]
@@ -152,18 +178,24 @@ class _Tables:
         name: str,
         schema: pa.Schema,
         rows: Sequence[Mapping[str, object]],
-        source: Source,
-        screen: Screen,
+        made_of: dict[str, Any],
+        dropped: Mapping[str, int],
     ) -> None:
         path = self.output / name
         pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        made_of = identity(source) | ({"digest": source.digest} if isinstance(source, HubSource) else {})
         self.tables[name] = {"source": made_of, "rows": len(rows), "sha256": sha256}
-        table = name.removesuffix(".parquet")
-        self.metrics[f"{table}/kept"] = len(rows)
-        self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in screen.dropped.items()}
-        self.progress(f"{table}: {len(rows)} kept, {sum(screen.dropped.values())} dropped {screen.dropped or ''}")
+        self._count(name.removesuffix(".parquet"), len(rows), dropped)
+
+    def _count(self, table: str, kept: int, dropped: Mapping[str, int]) -> None:
+        self.metrics[f"{table}/kept"] = kept
+        self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in dropped.items()}
+        self.progress(f"{table}: {kept} kept, {sum(dropped.values())} dropped {dict(dropped) or ''}")
+
+
+def _made_of(source: Source) -> dict[str, Any]:
+    """Return what says where problems come from."""
+    return identity(source) | ({"digest": source.digest} if isinstance(source, HubSource | FilesSource) else {})
 
 
 def _load(label: str, source: Source) -> list[Problem]:
@@ -181,8 +213,9 @@ def _load(label: str, source: Source) -> list[Problem]:
 
 def _repeated(problems: list[Problem]) -> list[bool]:
     """Say which problems have the text of an earlier one."""
-    first = {fingerprint(problem.problem): problem.id for problem in reversed(problems)}
-    return [first[fingerprint(problem.problem)] != problem.id for problem in problems]
+    texts = [(*problem.before, fingerprint(problem.problem)) for problem in problems]
+    first = {text: problem.id for text, problem in zip(reversed(texts), reversed(problems), strict=True)}
+    return [first[text] != problem.id for text, problem in zip(texts, problems, strict=True)]
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -20,12 +20,14 @@ from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
+from ngrpo.data.problem import SET, WEIGHT
 from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.training_sets import TrainingSets, set_metrics
 from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
 
@@ -119,6 +121,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             repeat_count=stock.repeat_count,
             shuffle=stock.shuffle,
             seed=stock.seed,
+            sets=_training_sets(self.train_dataset if dataset is None else dataset),
         )
 
     def _generate_single_turn(
@@ -205,7 +208,17 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             values = (mixture.mask, mixture.candidates, mixture.weights, mixture.seeds)
             output.update(zip(_MIXTURE_KEYS, values, strict=True))
         self._observe(mixture)
+        self._log_sets(inputs)
         return output
+
+    def _log_sets(self, inputs: list[dict[str, Any]]) -> None:
+        """Log share and reward of each training set, where there are several."""
+        if SET not in inputs[0]:
+            return
+        sets = gather_object([row[SET] for row in inputs])
+        rewards = [list(values) for values in self._logs["rewards"].values()]
+        for name, value in set_metrics(sets, rewards, self.reward_weights.tolist()).items():
+            self._metrics["train"][name].append(value)
 
     def _observe(self, mixture: InputMixture | None) -> None:
         start = self.accelerator.process_index * len(self._rollouts)
@@ -322,18 +335,29 @@ def _with_whole_embeddings(model: PreTrainedModel) -> PreTrainedModel | _Embeddi
     return _Embeddings(nn.Embedding.from_pretrained(weight.full_tensor().detach()))
 
 
+def _training_sets(dataset: Any) -> TrainingSets | None:
+    """Return the sets that a data set consists of; none where it is one."""
+    columns = getattr(dataset, "column_names", None) or ()
+    return TrainingSets.of(dataset[SET][:], dataset[WEIGHT][:]) if {SET, WEIGHT} <= {*columns} else None
+
+
 class _EpochSampler(RepeatSampler):
     """TRL's sampler with an order that depends on the epoch alone, so that a run resumed in a later epoch sees the same order.
 
     It asks for the epoch itself: accelerate's `set_epoch` does not reach the sampler of a resumed epoch that processes share.
     """
 
-    def __init__(self, epoch: Callable[[], int], **kwargs: Any):
-        super().__init__(**kwargs)
+    def __init__(self, epoch: Callable[[], int], sets: TrainingSets | None, **kwargs: Any):
+        super().__init__(**(kwargs if sets is None else kwargs | {"shuffle": False}))
         self._epoch = epoch
+        self._sets = sets
 
     def __iter__(self) -> Iterator[int]:
         """Yield the rows of the current epoch."""
+        if self._sets is not None:
+            order = self._sets.order(self.seed, self._epoch())
+            yield from (order[place] for place in super().__iter__())
+            return
         if self.shuffle:
             self.generator.manual_seed(request_seed(self.seed, self._epoch()))
         yield from super().__iter__()

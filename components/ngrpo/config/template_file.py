@@ -1,0 +1,40 @@
+"""A chat template that a preset names by its file: the text is what counts, and becomes the setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from ngrpo.config.located import absolute, relative_to
+from ngrpo.section import LongText
+
+_LONGEST = 100_000
+"""Characters; the longest templates of published models have about ten thousand."""
+
+
+def _text_of_file(value: Any) -> Any:
+    """Return the text of the file that a value names; a value that is a template already, as in settings that are read again, stays."""
+    if not isinstance(value, str) or "{{" in value or "{%" in value:
+        return value
+    if not value or "\0" in value:
+        raise ValueError("name a Jinja file")
+    path = Path(absolute(value))
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}; {relative_to(value)}")
+    try:
+        text = path.read_bytes()[: 4 * _LONGEST + 1].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror}); check its rights") from error
+    if len(text) > _LONGEST:
+        raise ValueError(f"a template of more than {_LONGEST} characters; name a Jinja file")
+    if "{{" not in text and "{%" not in text:
+        raise ValueError("no chat template: it has neither {{ }} nor {% %}; name a Jinja file")
+    return text.replace("\r\n", "\n")
+
+
+TemplateFromFile = Annotated[LongText, BeforeValidator(_text_of_file)]
+"""A Jinja file, relative to the file that it stands in; read once, when the settings are."""

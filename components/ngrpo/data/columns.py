@@ -1,0 +1,146 @@
+"""Problems from the columns of a table, wherever the table comes from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ngrpo.config import Columns
+from ngrpo.data.cells import text_at
+from ngrpo.data.conversations import Conversation, is_chat, read_conversation, read_reply
+from ngrpo.data.multiple_choice import with_options
+from ngrpo.data.problem import Problem
+from ngrpo.errors import DataError
+from ngrpo.grading.grader import extract_answer
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with at least one row.
+
+    Attributes:
+        label: What it is called in messages.
+        columns: Names of its columns.
+        ids: Of each row the id of its problem.
+        cells: Returns the cells of a column.
+        place: Says where a cell is, for messages: row (from 0) and column.
+    """
+
+    label: str
+    columns: Sequence[str]
+    ids: Sequence[str]
+    cells: Callable[[str], Sequence[Any]]
+    place: Callable[[int, str], str]
+
+    def texts(self, column: str) -> list[str]:
+        """Return the texts of a column, of a chat what the assistant says last; empty where a cell is missing.
+
+        Raises:
+            DataError: A cell is no text.
+        """
+        return [
+            read_reply(cell, self.place(row, column)) if is_chat(cell) else text_at(cell, self.place(row, column))
+            for row, cell in enumerate(self.cells(column))
+        ]
+
+    def questions(self, column: str) -> list[Conversation]:
+        """Return what is asked in each row.
+
+        Raises:
+            DataError: A cell is neither a text nor a chat.
+        """
+        return [_question(cell, self.place(row, column)) for row, cell in enumerate(self.cells(column))]
+
+
+def problems_of(source: Columns, table: Table) -> list[Problem]:
+    """Return the problems of a table.
+
+    A problem or an answer that is missing in single rows comes as an empty text: the caller decides what that means.
+
+    Raises:
+        DataError: It lacks a column, has a column without any value, or a cell that is no text.
+    """
+    require_columns(source, table.label, table.columns)
+    questions = table.questions(source.problem_column)
+    # A chat that ends with the assistant's turn holds problem and solution.
+    replies = {source.problem_column: [question.reply or "" for question in questions]}
+    if source.problem_column not in (source.answer_column, source.solution_column):
+        _require_no_reply(source, table, questions)
+    chats = any(question.reply is not None for question in questions)
+
+    def texts(column: str) -> list[str]:
+        return replies[column] if chats and column in replies else table.texts(column)
+
+    problems = [question.question for question in questions]
+    answers = texts(source.answer_column)
+    if source.answer_is_boxed:
+        answers = [extract_answer(answer) or "" for answer in answers]
+    for setting, values, what in (("problem_column", problems, "text"), ("answer_column", answers, "answer")):
+        if not any(values):
+            boxed = " inside \\boxed{}" if what == "answer" and source.answer_is_boxed else ""
+            raise DataError(
+                f"{table.label}: {setting}={getattr(source, setting)!r} holds no {what}{boxed} in any of its {len(table.ids)} rows; its "
+                f"columns are {', '.join(table.columns)}"
+            )
+    solutions = [""] * len(problems) if source.solution_column is None else texts(source.solution_column)
+    if source.wrong_answer_columns:
+        wrong = zip(*(table.texts(column) for column in source.wrong_answer_columns), strict=True)
+        rows = zip(table.ids, problems, answers, wrong, strict=True)
+        problems, answers = map(list, zip(*(with_options(*row) for row in rows), strict=True))
+    return [
+        Problem(identifier, problem, answer, solution or None, tuple(map(_pair, question.before)))
+        for identifier, problem, answer, solution, question in zip(
+            table.ids, problems, answers, solutions, questions, strict=True
+        )
+    ]
+
+
+def require_columns(source: Columns, label: str, names: Sequence[str]) -> None:
+    """Refuse a table that lacks a column which the settings name.
+
+    Raises:
+        DataError: It does; the message names its columns and the closest.
+    """
+    columns = {"problem_column": source.problem_column, "answer_column": source.answer_column}
+    if source.solution_column is not None:
+        columns["solution_column"] = source.solution_column
+    for setting, column in [
+        *columns.items(),
+        *(("wrong_answer_columns", name) for name in source.wrong_answer_columns),
+    ]:
+        if column not in names:
+            folded = {name.strip().casefold(): name for name in names}
+            close = difflib.get_close_matches(column.casefold(), folded, 1, 0.7)
+            raise DataError(
+                f"{label}: {setting}={column!r} is not one of its columns: {', '.join(names)}"
+                + (f"; did you mean {folded[close[0]]!r}?" if close else "")
+                + (
+                    "; its cells seem to be separated by semicolons: write commas"
+                    if len(names) == 1 and ";" in names[0]
+                    else ""
+                )
+            )
+
+
+def _require_no_reply(source: Columns, table: Table, questions: Sequence[Conversation]) -> None:
+    row = next((row for row, question in enumerate(questions) if question.reply is not None), None)
+    if row is not None:
+        raise DataError(
+            f"{table.place(row, source.problem_column)}: the last turn is the assistant's; if it is the solution, set "
+            f"solution_column={source.problem_column!r}, if it holds the answer, answer_column={source.problem_column!r}; else leave it out"
+        )
+
+
+def _question(cell: Any, place: str) -> Conversation:
+    if is_chat(cell):
+        return read_conversation(cell, place)
+    text = text_at(cell, place)
+    if text.startswith("[{") and "role" in text and "content" in text:
+        raise DataError(f"{place} holds a chat that is written as text: store it as a list, in JSONL or Parquet")
+    return Conversation([], text, None)
+
+
+def _pair(turn: dict[str, str]) -> tuple[str, str]:
+    return turn["role"], turn["content"]

@@ -1,0 +1,119 @@
+"""Which files a path names that is a file, a directory or a glob, on this machine or in object storage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ngrpo.config.sources import is_bucket
+from ngrpo.data.locations import RELATIVE
+from ngrpo.data.tables import form_of
+from ngrpo.errors import DataError
+from ngrpo.storage.digest import file_sha256
+from ngrpo.storage.listing import File, prefix_files
+
+_GLOB = "*?["
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where files are.
+
+    Attributes:
+        base: Directory or `s3://` prefix, which the names of the files are relative to.
+        file: Name of the one file; none where there may be several.
+        pattern: Glob of several files.
+    """
+
+    base: str
+    file: str | None = None
+    pattern: str = "**/*"
+
+    def holds(self, name: str) -> bool:
+        """Say whether a file is one of the place, by its relative name. Of several only tables count, and none that is hidden."""
+        if self.file is not None:
+            return name == self.file
+        parts = name.split("/")
+        hidden = any(part.startswith(".") for part in parts)
+        return not hidden and form_of(name) is not None and _matches(parts, self.pattern.split("/"))
+
+
+def place_of(path: str) -> Place:
+    """Return the place that a path names: an absolute path of this machine, or an `s3://` address."""
+    parts = path.rstrip("/").split("/")
+    signs = [index for index, part in enumerate(parts) if any(sign in part for sign in _GLOB)]
+    if signs and (is_bucket(path) or not os.path.exists(path)):
+        return Place("/".join(parts[: signs[0]]) or "/", pattern="/".join(parts[signs[0] :]))
+    is_file = form_of(parts[-1]) is not None if is_bucket(path) else not os.path.isdir(path)
+    return Place("/".join(parts[:-1]) or "/", parts[-1]) if is_file else Place(path)
+
+
+def own_files(path: str, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
+    """Return the files that a path names by relative name, in order.
+
+    Args:
+        path: See `place_of`.
+        sha256: Returns the sha256 of a file's content.
+
+    Raises:
+        DataError: There is no such place, it has no table, or has tables of several forms.
+        OSError: A file cannot be read.
+        StoreError: The object store cannot be reached or refuses the credentials.
+    """
+    place = place_of(path)
+    if is_bucket(path):
+        from ngrpo.storage.objects import ObjectStore
+
+        files = prefix_files(ObjectStore(place.base), place.holds)
+    else:
+        names = _names(path, place)
+        files = {
+            name: File((Path(place.base) / name).stat().st_size, sha256(Path(place.base) / name)) for name in names
+        }
+    _require_one_form(path, files)
+    return files
+
+
+def _names(path: str, place: Place) -> list[str]:
+    base = Path(place.base)
+    if place.file is None:
+        found = (file.relative_to(base).as_posix() for file in base.glob(place.pattern) if file.is_file())
+        return sorted(filter(place.holds, found))
+    if not Path(path).is_file():
+        raise DataError(f"path={path!r}: no such file or directory; {RELATIVE}")
+    return [place.file]
+
+
+def _require_one_form(path: str, names: Iterable[str]) -> None:
+    """Refuse a place without tables, or with tables of several forms: which of them are the data, nobody can tell."""
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        form = form_of(name)
+        if form is None:
+            raise DataError(f"path={path!r}: no table by its name; a table ends with {known_forms()}")
+        forms.setdefault(form, []).append(name)
+    if not forms:
+        raise DataError(
+            f"path={path!r}: no table there; a table ends with {known_forms()}, and hidden files do not count"
+        )
+    if len(forms) > 1:
+        found = ", ".join(f"{form} ({len(held)}, for example {held[0]})" for form, held in sorted(forms.items()))
+        raise DataError(
+            f"path={path!r}: tables of several forms: {found}; name those of one, for example with a glob, *.{min(forms)}"
+        )
+
+
+def known_forms() -> str:
+    """Return the endings of tables, for messages."""
+    return ".jsonl, .json, .csv, .tsv (each also with .gz) or .parquet"
+
+
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return _matches(parts, patterns[1:]) or (bool(parts) and _matches(parts[1:], patterns))
+    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])

@@ -1,0 +1,172 @@
+"""Rows of a file: JSONL, JSON, CSV, TSV and Parquet, the first four also compressed with gzip.
+
+Values are as the file has them: cells of CSV are texts, for `007` is no number; a value of JSON has the type that JSON gives it. A library
+that guesses one type for a column would change both.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ngrpo.data.locations import explained
+from ngrpo.errors import DataError
+
+_FORMS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "tsv": "tsv", "parquet": "parquet"}
+_NAME = re.compile(r"(?i).+\.(?:(parquet)|(jsonl|ndjson|json|csv|tsv)(?:\.gz)?)")
+
+Row = dict[str, Any]
+
+
+def form_of(name: str) -> str | None:
+    """Return the form of a table by the end of its name; none if it is no table's."""
+    match = _NAME.fullmatch(name)
+    return _FORMS[(match[1] or match[2]).lower()] if match else None
+
+
+def read_table(path: Path, name: str) -> list[Row]:
+    """Return the rows of a table; its name ends as `form_of` knows.
+
+    Args:
+        path: The file.
+        name: What it is called in messages.
+
+    Raises:
+        DataError: It cannot be read or is damaged. The message says where, as far as that is known.
+    """
+    form = form_of(name)
+    with explained(f"{name} cannot be read", "check its rights, or copy it again"):
+        if form == "parquet":
+            return _parquet(path, name)
+        text = _text(path, name)
+    if form in ("csv", "tsv"):
+        return _csv(text, name, "\t" if form == "tsv" else ",")
+    if form == "json" and text.lstrip().startswith("["):
+        return _json(text, name)
+    return [row for _, row in _lines(text, name)]
+
+
+def count_rows(path: Path) -> int | None:
+    """Return the rows of a table; none for a file that is none, or is damaged.
+
+    Not every JSON file of a directory is a table: one counts if it is a list, or has an object in each of several lines.
+    """
+    form = form_of(path.name)
+    try:
+        if form == "parquet":
+            import pyarrow.parquet as pq
+
+            return int(pq.read_metadata(path).num_rows)
+        if form in ("json", "jsonl"):
+            with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as lines:
+                starts = [line.lstrip()[:1] for line in islice(lines, 2)]
+                if form == "jsonl" or starts == [b"{", b"{"]:
+                    return len([start for start in starts if start]) + sum(1 for line in lines if line.strip())
+            if starts[:1] != [b"["]:
+                return None
+        return None if form is None else len(read_table(path, path.name))
+    # Errors of form: pyarrow's are ValueErrors.
+    except (DataError, ValueError, EOFError, gzip.BadGzipFile, zlib.error):
+        return None
+
+
+def _text(path: Path, name: str) -> str:
+    data = path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        data = gzip.decompress(data)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{name}: line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def _parquet(path: Path, name: str) -> list[Row]:
+    import pyarrow.parquet as pq
+
+    # A file by itself: a path would be taken for a partition of a data set, whose directories are columns.
+    with path.open("rb") as file:
+        table = pq.ParquetFile(file).read()
+    _require_distinct(table.column_names, name)
+    rows: list[Row] = table.to_pylist()
+    return rows
+
+
+def _csv(text: str, name: str, delimiter: str) -> list[Row]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[Row] = []
+    columns: list[str] | None = None
+    try:
+        for cells in reader:
+            if not cells:  # a line without anything
+                continue
+            if columns is None:
+                columns = cells
+                _require_distinct(columns, name)
+            elif len(cells) != len(columns):
+                raise DataError(
+                    f"{name}, row {len(rows) + 1} (line {reader.line_num}): {len(cells)} cells but the header has {len(columns)}; a cell "
+                    'with a comma or a quote stands in "double quotes", with a quote written twice'
+                )
+            else:
+                rows.append(dict(zip(columns, cells, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{name}, line {reader.line_num}: no CSV ({error}); correct the quotes") from error
+    return rows
+
+
+def _json(text: str, name: str) -> list[Row]:
+    rows = _parsed(text, name, "")
+    for number, row in enumerate(rows, 1):
+        _require_object(row, f"{name}, row {number}")
+    return list(rows)
+
+
+def _lines(text: str, name: str) -> Iterator[tuple[int, Row]]:
+    # Not splitlines: a text may hold other ends of a line than this one.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            row = _parsed(line, name, f", line {number}")
+            _require_object(row, f"{name}, line {number}")
+            yield number, row
+
+
+def _parsed(text: str, name: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(
+            f"{name}{where}: no JSON ({what}); a file has one object a line, or is one list of objects (.json)"
+        ) from error
+
+
+def _require_object(row: Any, place: str) -> None:
+    if not isinstance(row, dict):
+        raise DataError(
+            f'{place}: a {type(row).__name__}, no object; every row is an object, {{"problem": …, "answer": …}}'
+        )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"an object has the name {next(name for name in names if names.count(name) > 1)!r} twice")
+    return row
+
+
+def _require_distinct(columns: Sequence[str], name: str) -> None:
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"{name}: the column {twice!r} is there twice; rename one")
