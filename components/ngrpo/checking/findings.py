@@ -32,10 +32,17 @@ class Finding:
         return f"{subject}{self.found}" + (f"; {self.cure}" if self.cure else "")
 
 
-def refused(subject: str, error: NGRPOError) -> Finding:
-    """Return the finding of an error, whose message says what is wrong and, after its last semicolon, what to do."""
+def refused(subject: str, error: NGRPOError, further: str = "") -> Finding:
+    """Return the finding of an error, whose message says what is wrong and, after its last semicolon, what to do.
+
+    Args:
+        subject: The setting that it is about.
+        error: The error.
+        further: What else can be done.
+    """
     found, _, cure = str(error).replace("\n", "; ").rpartition("; ")
-    return Finding("error", subject, found or cure, cure if found else "")
+    cures = [cure if found else "", further]
+    return Finding("error", subject, found or cure, "; ".join(filter(None, cures)))
 
 
 @dataclass

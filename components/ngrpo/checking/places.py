@@ -12,7 +12,7 @@ from ngrpo.config import Copied, CopiedModel, RunConfig, Source
 from ngrpo.config.sources import is_bucket
 from ngrpo.data.copies import files_of, is_copy
 from ngrpo.data.locations import local_directory
-from ngrpo.errors import DataError, StoreError
+from ngrpo.errors import DataError, NGRPOError, StoreError
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -33,7 +33,7 @@ def is_training(subject: str) -> bool:
 def model_directory(config: RunConfig) -> Path | None:
     """Return the directory of this machine that holds the base model; none if it comes from elsewhere."""
     source = config.model.source
-    if isinstance(source, CopiedModel) and is_copy(source) and not is_bucket(source.location):
+    if isinstance(source, CopiedModel) and _is_here(source):
         return Path(source.location).expanduser()
     return None
 
@@ -46,7 +46,7 @@ def check_model_files(config: RunConfig) -> Iterator[Finding]:
     try:
         local_directory(source.location, source.named)
     except DataError as error:
-        yield refused(subject, error)
+        yield _not_here(subject, error)
         return
     names = sorted(path.name for path in place.iterdir())
     missing = [
@@ -73,13 +73,13 @@ def check_model_files(config: RunConfig) -> Iterator[Finding]:
 def check_data_files(config: RunConfig) -> Iterator[Finding]:
     """Check that every data set in a directory of this machine is there."""
     for subject, source in sources(config).items():
-        if not isinstance(source, Copied) or not is_copy(source) or is_bucket(source.location):
+        if not isinstance(source, Copied) or not _is_here(source):
             continue
         try:
             # Their content is not read here: the plan does that.
             files = files_of(source, lambda path: "")
         except (DataError, StoreError) as error:
-            yield refused(subject, error)
+            yield _not_here(subject, error)
             continue
         yield Finding("ok", subject, f"{source.location}: {len(files)} file{'s' * (len(files) > 1)}")
 
@@ -131,6 +131,15 @@ def positions_of(place: Path) -> int | None:
             if type(tree.get(name)) is int and tree[name] > 0:
                 return int(tree[name])
     return None
+
+
+def _is_here(source: Copied) -> bool:
+    """Say whether a source lies on this machine. One whose digest is named may lie where only stages see it."""
+    return is_copy(source) and source.digest is None and not is_bucket(source.location)
+
+
+def _not_here(subject: str, error: NGRPOError) -> Finding:
+    return refused(subject, error, f"of a place that only the stages can read, name the content in {subject}.digest")
 
 
 def _settings(place: Path) -> dict[str, Any] | None:

@@ -136,7 +136,7 @@ def _source(draft: Draft, data: OwnData) -> Iterator[str]:
         yield f"# solution_column = {_text(columns.solution)}  # needed for a warm start only"
 
 
-_GRADING = {"hashes": ['grading = { gold = "hashes" }'], "boxed": ["answer_is_boxed = true"]}
+_GRADING = {"hashes": ['grading = { gold = "####" }'], "boxed": ["answer_is_boxed = true"]}
 """The settings that say in which form the gold answers of a source are."""
 
 
