@@ -51,6 +51,14 @@ def kubeflow_pipeline(
     return pipeline
 
 
+def without_templates(text: str) -> str:
+    """Return a text of JSON in which nothing looks like a template: Argo and Kubeflow would fill in what stands in double braces.
+
+    Settings hold texts of the user, programs among them.
+    """
+    return text.replace("{{", r"{\u007b")
+
+
 def _task(node: PlannedStage, inputs: Mapping[str, Any]) -> dsl.PipelineTask:
     """Return the task of a node.
 
@@ -65,5 +73,7 @@ def _task(node: PlannedStage, inputs: Mapping[str, Any]) -> dsl.PipelineTask:
     if named:
         # kfp calls a task like its component, and a second one by a number that changes with what is cached.
         component.component_spec = replace(component.component_spec, name=task_name(node.name))
-    task = component(config=node.config, key=node.key, code_version=node.code_version, **made_here, **known)
+    task = component(
+        config=without_templates(node.config), key=node.key, code_version=node.code_version, **made_here, **known
+    )
     return task.set_display_name(node.name).set_env_variable(NODE, node.name) if named else task

@@ -21,6 +21,7 @@ BASES = {
         'resources.prepare_data={"gpus": 0}',
         'evaluation.mixing={"strategy": "token"}',
         'evaluation.string_match=["arithmetic"]',
+        'training.rewards={"letter": {}, "mine": {"function": "math:sqrt"}}',
         'promotion.tolerated_regression={"arithmetic": 1.0}',
         'cluster.tolerations=[{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}]',
         'cluster.gpu.tolerations=[{"key": "gpu"}]',
@@ -94,7 +95,7 @@ _WRONG: dict[str, tuple[Any, ...]] = {
 }
 # Texts that may be empty; everything else must say something.
 _MAY_BE_EMPTY = {"prompt_suffix", "value", "environment", "labels", "node_selector", "options"}
-_MAY_BE_NEGATIVE = {"min_gain", "options"}
+_MAY_BE_NEGATIVE = {"min_gain", "options", "weight"}
 
 
 def base(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.keys import config_json
-from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
+from ngrpo_kfp.pipelines.graph import kubeflow_pipeline, without_templates
 from ngrpo_kfp.pipelines.kubeflow.graph_check import check_graph
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod
@@ -50,7 +50,9 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
         configure_pod(task, node, config, images)
         task.set_caching_options(caching and STAGES[node.stage].cacheable)
 
-    return compiled(kubeflow_pipeline(_keyed_by_run(plan), configure, description=config_json(config)))
+    return compiled(
+        kubeflow_pipeline(_keyed_by_run(plan), configure, description=without_templates(config_json(config)))
+    )
 
 
 def compile_whole(config: RunConfig, images: Images) -> str:

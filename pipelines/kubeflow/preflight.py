@@ -15,19 +15,23 @@ from rich.markup import escape
 
 from ngrpo.config import RunConfig
 from ngrpo.config.cluster import ClusterConfig
+from ngrpo.config.source_files import foreign_imports
 from ngrpo.stages.declarations import STAGES
 from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, namespace
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
-from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.images import Images, image_name
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, TRAINER, Kubernetes, KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.quotas import asked_by, local_queue, queue_quota, resource_quotas
+from ngrpo_kfp.pipelines.planning.user_imports import missing_imports, user_code_of
 
 KUEUE_FOR_JOBS = (0, 17)
 """First version of Kueue that keeps a TrainJob's `runtimePatches`; older ones drop them."""
 _KUEUE_IMAGE = re.compile(r":v?(\d+)\.(\d+)(?:\.\d+)?")
 _TOKEN_KEYS = ("ca.crt", "namespace", "token")
+_ALWAYS_HELD = "pydantic"
+"""In every image, and declared by no stage: lock files of earlier releases do not list it, for they list what stages declare."""
 _GPU_OVERLAY = "apply k8s/overlays/gpu, which has it"
 _PROFILE = "app.kubernetes.io/part-of"
 
@@ -72,6 +76,7 @@ def checks(config: RunConfig, images: Images, stages: Collection[str] = tuple(ST
         A finding for each thing that was looked at.
     """
     cluster = config.cluster
+    yield from _user_code(config, images, stages)
     lost: str | None = None
     try:
         kubernetes = Kubernetes()
@@ -298,6 +303,25 @@ def _image(name: str, reference: str, cluster: ClusterConfig) -> Finding:
         f"its registry has no {reference}",
         "`make images` builds and pushes it; or correct images.lock, or set cluster.image_pull_policy to Never where the nodes have it",
     )
+
+
+def _user_code(config: RunConfig, images: Images, stages: Collection[str]) -> Iterator[Finding]:
+    """Look whether the images hold what the files of the user import."""
+    for stage in stages:
+        image = image_name(config, stage)
+        for setting, reference in user_code_of(config, stage):
+            held = images.libraries(image) if foreign_imports(reference.code) else {}
+            missing = missing_imports(reference.code, held)
+            if not missing:
+                yield Finding(setting, True, f"image {image!r} holds what {reference.function} imports")
+            elif _ALWAYS_HELD not in held:
+                said = f"images.lock is of an earlier release, and does not say whether image {image!r} holds {', '.join(missing)}"
+                yield Finding(setting, None, said)
+            else:
+                said = f"{reference.function} imports {', '.join(missing)}, which image {image!r} of {stage} lacks"
+                yield Finding(
+                    setting, False, said, "add it to the image (images/) and run `make images`, or leave it out"
+                )
 
 
 def _own(kind: str, name: str) -> str:

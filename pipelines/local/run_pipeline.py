@@ -29,6 +29,7 @@ from ngrpo_kfp.pipelines.planning.needs import require_gpus, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
 from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
+from ngrpo_kfp.pipelines.planning.user_imports import require_imports
 
 if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runner import Runner
@@ -73,6 +74,7 @@ def run(
         name = workspace.run_name(config.preset)
         plan = _plan(config, workspace, store, name)
         require_gpus(config, plan)
+        require_imports(config, plan.stages_to_run)
         directory = workspace.new_run(name)
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))

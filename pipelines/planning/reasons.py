@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ngrpo.config.code import holds_code
+from ngrpo.config.code import holds_code, without_code
 from ngrpo.evaluation.protocol import is_grader_source
 from ngrpo_kfp.pipelines.planning.content import difference
 from ngrpo_kfp.pipelines.planning.nodes import History, PlannedStage
@@ -25,7 +25,7 @@ def explain(stage: PlannedStage, history: History) -> list[str]:
         return ["its artifact is gone from the store" if stage.name in history.finished else "did not finish last time"]
     reasons = []
     now = json.loads(stage.settings.keyed)
-    settings = _changes(_without_code(before["config"]), _without_code(now))
+    settings = _changes(without_code(before["config"]), without_code(now))
     if settings:
         reasons.append(f"configuration changed: {_shorten(settings)}")
     reasons += _code_changes(dict(_code(before["config"])), dict(_code(now)))
@@ -82,15 +82,6 @@ def _code(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapp
             if holds_code(value):
                 yield f"{prefix}{name}", value["code"]
             yield from _code(value, f"{prefix}{name}.")
-
-
-def _without_code(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without the texts of the user's files, which `_code` has."""
-    return {
-        name: _without_code(value) if isinstance(value, Mapping) else value
-        for name, value in tree.items()
-        if not (name == "code" and holds_code(tree))
-    }
 
 
 def _code_changes(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -199,6 +199,23 @@ def test_the_pipeline_holds_the_configuration_that_it_was_made_from():
     assert validate(RunConfig, json.loads(spec["pipelineInfo"]["description"])) == config
 
 
+def test_texts_of_settings_hold_nothing_that_argo_or_kubeflow_would_fill_in(tmp_path):
+    (tmp_path / "rewards.py").write_text(
+        "def f(completions, **kwargs): return f'{{ {{{kwargs}}} }} {{workflow.name}} {{$.inputs}}'"
+    )
+    (tmp_path / "mine.toml").write_text(
+        f"{(PRESETS / 'tiny.toml').read_text()}\n[training.rewards.mine]\nfunction = 'rewards.py:f'"
+    )
+    config = load_config(tmp_path / "mine.toml")
+    plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History())
+    spec, _ = load_ir(compile_pipeline(config, plan, Images(LOCK), caching=False))
+    training = task(spec, "ngrpo_training")["inputs"]["parameters"]["config"]["runtimeValue"]["constant"]
+    assert "{{" not in training
+    assert json.loads(training)["training"]["rewards"]["mine"]["code"] == config.training.rewards["mine"].code
+    assert "{{" not in spec["pipelineInfo"]["description"]
+    assert validate(RunConfig, json.loads(spec["pipelineInfo"]["description"])) == config
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

@@ -53,10 +53,9 @@ def plan(sources):
     def versions(stage, names):
         return {name: given.libraries.get(name, "1.0") for name in names}
 
-    def make(*overrides, run="r1"):
-        config = load_config(PRESET, overrides)
+    def make(*overrides, run="r1", config=None):
         return make_plan(
-            config,
+            config or load_config(PRESET, overrides),
             run=run,
             store=given.store,
             rerun_tokens=given.tokens,
@@ -286,3 +285,41 @@ def test_the_plan_follows_the_pipeline_it_is_given(plan):
     )
     assert [stage.name for stage in planned] == ["prepare_data", "model_promotion"]
     assert planned["model_promotion"].inputs == {"trained": planned["prepare_data"]}
+
+
+def test_a_changed_file_of_the_user_reruns_training_and_is_named_and_never_shown(plan, tmp_path):
+    def load(**files):
+        for path in tmp_path.glob("*.py"):
+            path.unlink()
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        table = "[training.rewards.short]\nfunction = 'rewards.py:f'\n"
+        (tmp_path / "mine.toml").write_text(f"{PRESET.read_text()}\n{table}")
+        return load_config(tmp_path / "mine.toml")
+
+    def make(config):
+        return plan.make(config=config)
+
+    function = "def f(completions, **kwargs): ...\n"
+    plan.finish(make(load(rewards=f"import old, same\n{function}", old="", same="")))
+    assert to_run(make(load(rewards=f"import old, same\n{function}", old="", same="", unused="1"))) == [
+        "model_promotion"
+    ]
+    planned = make(load(rewards=f"import new, same\n{function}", new="secret = 1", same=""))
+    assert to_run(planned) == BASE[3:]
+    said = reasons(planned)["ngrpo_training"]
+    assert said == "training.rewards.short: new.py added, old.py removed, rewards.py changed"
+
+
+def test_a_package_with_a_function_of_the_users_is_a_library(plan):
+    rewards = (
+        'training.rewards={"think": {"function": "trl.rewards:think_format_reward"}, "x": {"function": "yaml.nodes:f"}}'
+    )
+    planned = plan.make(rewards)
+    assert {"trl", "pyyaml"} <= planned["ngrpo_training"].libraries.keys()
+    assert "pyyaml" not in planned["prepare_data"].libraries
+    plan.finish(planned)
+    plan.libraries["pyyaml"] = "2.0"
+    again = plan.make(rewards)
+    assert to_run(again) == BASE[3:]
+    assert reasons(again)["ngrpo_training"] == "library pyyaml 1.0 → 2.0"

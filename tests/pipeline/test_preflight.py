@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import tomli_w
 from commanding import IMAGES as LOCK
 from commanding import LIBRARIES
 from golden_ir import CLUSTER, IMAGES
@@ -17,6 +18,7 @@ from ngrpo.config import load_config
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
+from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.preflight import checks
 
 pytestmark = pytest.mark.pipeline
@@ -359,3 +361,26 @@ def test_an_image_that_is_not_in_its_registry_is_refused_and_one_that_cannot_be_
         assert kubeflow.runs == {}
     told = ngrpo("submit")
     assert "not checked  images.cpu: registry registry.example cannot be reached from here" in told
+
+
+@pytest.mark.parametrize("held", ["all", "declared"])
+def test_what_a_file_of_the_user_imports_must_be_in_the_image(whole, tmp_path, held):
+    (tmp_path / "rewards.py").write_text(
+        "import json, numpy, not_there_at_all, sklearn_like\nfrom helper import f\ntry:\n    import optional\nexcept ImportError: ...\n"
+    )
+    (tmp_path / "helper.py").write_text("import yaml\ndef f(completions, **kwargs): ...")
+    table = "[training.rewards.mine]\nfunction = 'rewards.py:f'\n"
+    (tmp_path / "mine.toml").write_text(f"{(PRESETS / 'tiny.toml').read_text()}\n{table}")
+    config = load_config(tmp_path / "mine.toml", [], CLUSTER)
+    lock = tmp_path / "images.lock"
+    libraries = {"numpy": "1", "pyyaml": "6", "sklearn-like": "1", "pydantic": "2"} if held == "all" else {"numpy": "1"}
+    lock.write_text(
+        tomli_w.dumps({"cpu": f"registry.example/ngrpo@sha256:{'0' * 64}", "libraries": {"cpu": libraries}})
+    )
+    (finding,) = [one for one in checks(config, Images(lock)) if one.name == "training.rewards.mine"]
+    if held == "all":
+        assert finding.ok is False
+        assert finding.said == "rewards.py:f imports not_there_at_all, which image 'cpu' of ngrpo_training lacks"
+    else:
+        assert finding.ok is None
+        assert "does not say whether image 'cpu' holds not_there_at_all, sklearn_like, yaml" in finding.said

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from ngrpo.config import validate
-from ngrpo.config.code import UserCode, without_sources
+from ngrpo.config import load_config, validate
+from ngrpo.config.code import UserCode, with_digests, without_code
 from ngrpo.config.located import locate
+from ngrpo.config.source_files import foreign_imports
 from ngrpo.errors import ConfigError, UserCodeError
 from ngrpo.user_code import load
+from ngrpo_kfp.pipelines.planning.user_imports import missing_imports, require_imports
 
 
 class Ready(UserCode):
@@ -203,8 +205,38 @@ def test_a_function_of_a_package(tmp_path):
 
 
 def test_sources_are_not_shown(tmp_path):
-    tree = {"rewards": {"a": reference(write(tmp_path, a="f = 'a secret'"), "a.py:f").model_dump()}, "list": [1]}
-    short = without_sources(tree)
+    tree = {"rewards": {"a": reference(write(tmp_path, a="f = 'a secret'"), "a.py:f").model_dump()}, "code": [1]}
+    assert without_code(tree) == {"rewards": {"a": {"function": "a.py:f"}}, "code": [1]}
+    short = with_digests(tree)
     assert "secret" not in str(short)
     assert short["rewards"]["a"]["code"]["a.py"].startswith("sha256:")
-    assert short["list"] == [1]
+    assert short["code"] == [1]
+
+
+def test_what_files_need_of_others(tmp_path):
+    code = {
+        "a.py": (
+            "from __future__ import annotations\nimport os, b, numpy.linalg\nfrom typing import TYPE_CHECKING\n"
+            "def f():\n    import inside\ntry:\n    import optional\nexcept ImportError:\n    import other\n"
+            "if TYPE_CHECKING:\n    import only_types\n"
+        ),
+        "b.py": "from . import a\nimport yaml\nimport optional",
+    }
+    assert foreign_imports(code) == {"inside", "numpy", "optional", "yaml"}
+    assert missing_imports(code, {"numpy", "pyyaml", "optional"}) == ["inside"]
+
+
+def test_a_run_on_this_machine_needs_what_the_files_import(tmp_path):
+    write(
+        tmp_path, rewards="import json, numpy, helper, not_there_at_all\ndef f(completions, **kwargs): ...", helper=""
+    )
+    tiny = Path(__file__).parents[2] / "pipelines" / "presets" / "tiny.toml"
+    table = "[training.rewards.mine]\nfunction = 'rewards.py:f'"
+    (tmp_path / "mine.toml").write_text(f"{tiny.read_text()}\n{table}")
+    config = load_config(tmp_path / "mine.toml")
+    require_imports(config, ["prepare_data", "model_promotion"])
+    with pytest.raises(ConfigError) as failure:
+        require_imports(config, ["prepare_data", "ngrpo_training", "model_promotion"])
+    assert str(failure.value) == (
+        "training.rewards.mine: rewards.py:f imports not_there_at_all, which is not installed here: pip install it, or leave it out"
+    )

@@ -17,7 +17,8 @@ from ngrpo.errors import ConfigError
 from ngrpo.section import Line, Section
 
 _IN_FILE = re.compile(r"(?P<file>.*\.py):(?P<name>[^\W\d]\w*)", re.DOTALL)
-_IN_PACKAGE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
+IN_PACKAGE = re.compile(r"(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)")
+"""A function of an installed package."""
 _STEM = re.compile(r"[\w-]+")
 _FORMS = "write file.py:NAME for a function of a file beside the preset, or package.module:NAME for one of an installed package"
 
@@ -42,7 +43,7 @@ class UserCode(Section):
     @property
     def in_package(self) -> tuple[str, str] | None:
         """The module and the name of the function in it; none where it is in no package."""
-        match = _IN_PACKAGE.fullmatch(self.function)
+        match = IN_PACKAGE.fullmatch(self.function)
         return None if match is None or self.in_file else (match["module"], match["name"])
 
     @model_validator(mode="before")
@@ -114,15 +115,20 @@ def references(section: Section, above: tuple[str, ...] = ()) -> Iterator[tuple[
                 yield from references(item, path)
 
 
-def without_sources(tree: Any) -> Any:
-    """Return settings, as JSON, with a short digest in place of the text of every file: for where people read and MLflow records."""
-    if isinstance(tree, list):
-        return [without_sources(each) for each in tree]
-    if not isinstance(tree, Mapping):
-        return tree
-    short = {name: without_sources(value) for name, value in tree.items()}
+def without_code(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, as JSON, as they stand in a preset: without the texts of the files that it names."""
+    return {
+        name: without_code(value) if isinstance(value, Mapping) else value
+        for name, value in tree.items()
+        if not (name == "code" and holds_code(tree))
+    }
+
+
+def with_digests(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, as JSON, with a short digest in place of the text of every file, for what keeps records of runs."""
+    short = {name: with_digests(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
     if holds_code(tree):
-        short["code"] = {name: digest_of_source(source) for name, source in tree["code"].items()}
+        short["code"] = {name: _digest(source) for name, source in tree["code"].items()}
     return short
 
 
@@ -131,6 +137,5 @@ def holds_code(tree: Mapping[str, Any]) -> bool:
     return isinstance(tree.get("function"), str) and isinstance(tree.get("code"), Mapping)
 
 
-def digest_of_source(source: str) -> str:
-    """Return what stands for the text of a file where it is not shown."""
+def _digest(source: str) -> str:
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()[:12]}"

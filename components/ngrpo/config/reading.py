@@ -38,7 +38,7 @@ _RENAMED: Mapping[str, str] = {
     "training.lr_scheduler_type": "training.lr_scheduler",
     "training.max_steps": "training.steps",
     "training.reward_funcs": "training.rewards",
-    "training.reward_weights": "training.rewards.NAME.weight",
+    "training.reward_weights": "training.rewards",
     "warm_start.max_length": "warm_start.max_tokens",
     "warm_start.max_steps": "warm_start.steps",
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 import regex
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from ngrpo.config.code import UserCode
 from ngrpo.section import Flag, Line, Section, Text, Tokens, number
@@ -49,7 +49,7 @@ def _check_weight(weight: float) -> float:
 
 def _check_option(value: Any) -> Any:
     """Return the value of an option as the plain type that it is."""
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(each, list) for each in value):
         return [_check_option(each) for each in value]
     if isinstance(value, str):
         fits = len(value) <= _LONGEST_OPTION
@@ -59,6 +59,22 @@ def _check_option(value: Any) -> Any:
     if not fits:
         raise ValueError("an option is true, false, a number up to 10^12, a text or a list of them")
     return value
+
+
+Option = Annotated[
+    Any,
+    AfterValidator(_check_option),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "boolean"},
+                {"type": "number", "minimum": -_LARGEST_OPTION, "maximum": _LARGEST_OPTION},
+                {"type": "string", "maxLength": _LONGEST_OPTION},
+                {"type": "array"},
+            ]
+        }
+    ),
+]
 
 
 class NoOptions(Section):
@@ -130,9 +146,7 @@ class RewardConfig(UserCode):
 
     weight: Annotated[float, number(least=-1e6, most=1e6), AfterValidator(_check_weight)] = 1.0
     """What the reward is multiplied with before rewards are added; less than 0 for a punishment."""
-    options: dict[
-        Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Annotated[Any, AfterValidator(_check_option)]
-    ] = {}
+    options: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Option] = {}
     """Further arguments of the function, by name."""
 
     @model_validator(mode="after")

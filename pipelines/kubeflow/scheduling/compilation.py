@@ -6,6 +6,7 @@ from kfp import dsl
 
 from ngrpo.config import RunConfig
 from ngrpo.stages.keys import config_json
+from ngrpo_kfp.pipelines.graph import without_templates
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole, compiled
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.pods import configure_scheduled_run
@@ -27,11 +28,11 @@ def compile_scheduled_run(config: RunConfig, images: Images, base: str | None) -
     """
     compile_whole(config, images)  # what the run of the day would be refused for is said now
 
-    @dsl.pipeline(name=f"{NAME}-scheduled", description=config_json(config))
+    told = without_templates(config_json(config))
+
+    @dsl.pipeline(name=f"{NAME}-scheduled", description=told)
     def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
-        task = scheduled_run(
-            config=config_json(config), images=images.text, base=base or "", key=dsl.PIPELINE_JOB_ID_PLACEHOLDER
-        )
+        task = scheduled_run(config=told, images=images.text, base=base or "", key=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
         configure_scheduled_run(task, config, images)
         task.set_caching_options(False)
 

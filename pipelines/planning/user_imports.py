@@ -1,0 +1,58 @@
+"""What the files of the user import, and whether it is there where their stages run: said before a stage has computed for hours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from importlib.util import find_spec
+
+from ngrpo.config import RunConfig, select
+from ngrpo.config.code import UserCode, references
+from ngrpo.config.source_files import foreign_imports
+from ngrpo.errors import ConfigError
+from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.libraries import canonical, distributions_of, runs_there
+
+
+def missing_imports(code: Mapping[str, str], distributions: Collection[str]) -> list[str]:
+    """Return the top-level modules that files import and that none of some distributions brings, in alphabetical order.
+
+    Where a module comes from is known of what is installed here; another is looked for under its own name.
+
+    Args:
+        code: Texts of the files by relative path.
+        distributions: Canonical names of the distributions.
+    """
+    return sorted(
+        module
+        for module in foreign_imports(code)
+        if not any(canonical(name) in distributions for name in distributions_of(module))
+    )
+
+
+def user_code_of(config: RunConfig, stage: str) -> Iterator[tuple[str, UserCode]]:
+    """Yield the functions of the user that a stage runs, each with its setting."""
+    declared = STAGES[stage]
+    for setting, reference in references(select(config, declared.config)):
+        if runs_there(setting, declared.libraries):
+            yield setting, reference
+
+
+def require_imports(config: RunConfig, stages: Collection[str]) -> None:
+    """Refuse a run on this machine whose stages would import what is not installed here.
+
+    Args:
+        config: Configuration of the run.
+        stages: The stages that are to run.
+
+    Raises:
+        ConfigError: A line for each module.
+    """
+    problems: dict[str, None] = {}
+    for stage in stages:
+        for setting, reference in user_code_of(config, stage):
+            for module in sorted(foreign_imports(reference.code)):
+                if find_spec(module) is None:
+                    line = f"{setting}: {reference.function} imports {module}, which is not installed here: pip install it, or leave it out"
+                    problems[line] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
