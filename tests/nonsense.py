@@ -94,7 +94,16 @@ _WRONG: dict[str, tuple[Any, ...]] = {
     "object": (3, True, 1.5, "a", "", [], [1], {"\0": 1}, {"a": None}, {"a": [[]]}, {"": ""}, {"../../a": {}}),
 }
 # Texts that may be empty; everything else must say something.
-_MAY_BE_EMPTY = {"prompt_suffix", "value", "environment", "labels", "node_selector", "options"}
+_MAY_BE_EMPTY = {
+    "prompt_suffix",
+    "system_prompt",
+    "generation_prompt",
+    "value",
+    "environment",
+    "labels",
+    "node_selector",
+    "options",
+}
 _MAY_BE_NEGATIVE = {"min_gain", "options", "weight"}
 
 

@@ -73,7 +73,7 @@ def submit(
     plan = _plan(config, images, store, tokens | asked)
     _require_possible(config, images, plan.stages_to_run)
     text = compile_pipeline(config, plan, images, caching=False)
-    console.print(plan_table(plan))
+    console.print(plan_table(plan, config))
     client = connect()
     require(config, images, console, plan.stages_to_run)
     experiment = experiment_id(client)

@@ -78,7 +78,7 @@ def run(
         directory = workspace.new_run(name)
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))
-        console.print(plan_table(plan))
+        console.print(plan_table(plan, config))
         _run_plan(plan, config, around, store, directory, console, began, runner)
         workspace.set_latest(directory)
     return directory
@@ -91,8 +91,9 @@ def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base
         StoreError: The object store cannot be reached.
     """
     with services(workspace) as around:
-        plan = _plan(_based(config, base), workspace, around.artifact_store(workspace))
-    console.print(plan_table(plan))
+        config = _based(config, base)
+        plan = _plan(config, workspace, around.artifact_store(workspace))
+    console.print(plan_table(plan, config))
 
 
 def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:
@@ -111,7 +112,7 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
         with services(workspace) as around:
             config = _based(config, base)
             plan = _plan(config, workspace, around.artifact_store(workspace))
-    console.print(plan_table(plan))
+    console.print(plan_table(plan, config))
     show_needs(config, plan, console)
 
 

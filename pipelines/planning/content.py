@@ -17,7 +17,7 @@ from pydantic import Field
 from ngrpo.config import Copied, FilesSource, RunConfig, Section
 from ngrpo.data.copies import files_of, identity, is_copy
 from ngrpo.data.locations import is_bucket
-from ngrpo.data.own_files import place_of
+from ngrpo.data.own_files import own_files, place_of
 from ngrpo.data.tables import count_rows
 from ngrpo.errors import ConfigError, DataError, StoreError
 from ngrpo.stages.keys import canonical_json
@@ -98,7 +98,11 @@ def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool
             contents[setting] = Content(source.digest or "", {})
             continue
         try:
-            files = files_of(source, digests.sha256)
+            files = (
+                own_files(source, digests.sha256)
+                if isinstance(source, FilesSource)
+                else files_of(source, digests.sha256)
+            )
         except (DataError, StoreError) as error:
             raise type(error)(
                 f"{setting}: {error}; of a place that only the stages can read, name the content in {setting}.digest"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,9 @@ def _node_summary(node: PlannedStage, records: Mapping[str, Mapping[str, Any]]) 
     return {"seconds": 0.0, "peak_memory_bytes": 0, "cached": True, "key": node.key, "artifact": artifact}
 
 
-def plan_table(plan: Plan) -> Table:
-    """Return the table of a plan: for each node whether it runs, and why."""
-    table = Table(title="Plan")
+def plan_table(plan: Plan, config: RunConfig) -> Table:
+    """Return the table of a plan: for each node whether it runs, and why; below it what is set for the model's chats."""
+    table = Table(title="Plan", caption=escape("\n".join(_chat_lines(config))) or None, caption_justify="left")
     for column in ("stage", "key", ""):
         table.add_column(column)
     table.add_column("why", overflow="fold")
@@ -84,6 +85,19 @@ def plan_table(plan: Plan) -> Table:
         state = "[green]cached" if node.cached else "[yellow]to run" if node.same_as is None else "[green]shared"
         table.add_row(node.name, node.key[:12], state, escape("; ".join(node.reasons)))
     return table
+
+
+def _chat_lines(config: RunConfig) -> Iterator[str]:
+    chat = config.model
+    if chat.chat_template is not None:
+        yield f"chat template: {len(chat.chat_template)} characters, in place of the model's"
+    if chat.generation_prompt:
+        # As JSON, so that a line break at its end is seen.
+        yield f"generation prompt: the chat template's, then {json.dumps(chat.generation_prompt, ensure_ascii=False)}"
+    if chat.end_of_turn:
+        yield f"end of turn: the model's ends, and {', '.join(json.dumps(token, ensure_ascii=False) for token in chat.end_of_turn)}"
+    if config.data.system_prompt:
+        yield f"system prompt: {json.dumps(config.data.system_prompt, ensure_ascii=False)}"
 
 
 def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = None, node: str | None = None) -> Table:

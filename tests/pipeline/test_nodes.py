@@ -66,7 +66,7 @@ def test_each_arm_has_nodes_of_its_own_and_the_same_work_is_planned_once():
     assert plan["benchmark_evaluation.again"].inputs["trained"] is again
     assert plan["benchmark_evaluation.again"].worker is plan["benchmark_evaluation.short"]
     table = Console(width=200, record=True)
-    table.print(plan_table(plan))
+    table.print(plan_table(plan, load_config(PRESET)))
     states = [row.split("│")[1:4] for row in table.export_text().splitlines() if "│" in row]
     assert [(name.strip(), state.strip()) for name, _, state in states][-6:] == [
         *((name, "to run") for name in SHORT + LONG),

@@ -38,3 +38,8 @@ def test_on_the_command_line_a_path_is_relative_to_the_current_directory(tmp_pat
 def test_what_is_no_path_is_refused(written):
     with pytest.raises(ConfigError, match="path"):
         validate(Files, {"path": written})
+
+
+def test_the_home_of_nobody_is_a_name_like_others(tmp_path):
+    found = validate(Files, locate({"path": "~nobody-of-this-name/mine.csv"}, tmp_path))
+    assert found.path == str(tmp_path / "~nobody-of-this-name" / "mine.csv")

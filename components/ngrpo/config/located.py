@@ -32,7 +32,7 @@ def locate(tree: Any, directory: Path) -> Any:
 
 def absolute(text: str) -> str:
     """Return a path as an absolute one: relative to the file that it stands in, or else to the current directory."""
-    return os.path.abspath(_directory(text) / Path(text).expanduser())
+    return os.path.abspath(_directory(text) / os.path.expanduser(text))
 
 
 def relative_to(text: str) -> str:

@@ -75,7 +75,23 @@ class DataConfig(Section):
         return {"train": self.train}
 
 
-class ModelConfig(Section):
+class ChatFormat(Section):
+    """What a run sets for the chats of its model; all of it stays with the trained model."""
+
+    chat_template: TemplateFromFile | None = unless_set(None)
+    """Chat template in place of the model's: a Jinja file, relative to the preset file. Its text becomes part of the settings."""
+    generation_prompt: Text = unless_set("")
+    """Text that every response begins after, behind what the chat template writes there, for example `<think>\\n`. A worked solution
+    gets it in front unless it begins with it."""
+    end_of_turn: tuple[NonEmpty, ...] = unless_set(())
+    """Tokens that end a response, besides those that the model declares."""
+
+    def chat_format(self) -> ChatFormat:
+        """Return this part of the settings alone."""
+        return ChatFormat.model_validate({name: getattr(self, name) for name in ChatFormat.model_fields})
+
+
+class ModelConfig(ChatFormat):
     """The base model."""
 
     source: BaseModelSource
@@ -86,13 +102,6 @@ class ModelConfig(Section):
     """Day that a chat template is told when it asks for the date (`strftime_now`, as in Llama 3.2 and SmolLM3), in training and
     evaluation: `YYYY-MM-DD`. The clock is never asked: prompts of tomorrow would be others. The default is the day that Llama's
     templates write where they cannot ask."""
-    chat_template: TemplateFromFile | None = unless_set(None)
-    """Chat template in place of the model's: a Jinja file, relative to the preset file. Its text becomes part of the settings."""
-    generation_prompt: Text = unless_set("")
-    """Text that every response begins after, behind what the chat template writes there, for example `<think>\\n`. A worked solution
-    gets it in front unless it begins with it."""
-    end_of_turn: tuple[NonEmpty, ...] = unless_set(())
-    """Tokens that end a response, besides those that the model declares."""
 
 
 class NeighborsConfig(Section):

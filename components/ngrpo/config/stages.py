@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 
 from ngrpo.config.run import RunConfig
 from ngrpo.config.sections import (
+    ChatFormat,
     DataConfig,
     EvaluationConfig,
     MixingConfig,
@@ -19,7 +20,7 @@ from ngrpo.config.sections import (
     WarmStartConfig,
 )
 from ngrpo.config.sources import BaseModelSource
-from ngrpo.section import Day, LongText, NonEmpty, Section, Seed, StepsOrNone, Text, Tokens, unless_set
+from ngrpo.section import Day, Section, Seed, StepsOrNone, Tokens
 
 S = TypeVar("S", bound=Section)
 
@@ -32,16 +33,13 @@ class ModelFiles(Section):
     source: BaseModelSource
 
 
-class TokenizerConfig(Section):
+class TokenizerConfig(ChatFormat):
     """What of `ModelConfig` decides what the tokenizer makes of a chat."""
 
     model_config = ConfigDict(from_attributes=True)
 
     source: BaseModelSource
     template_date: Day
-    chat_template: LongText | None = unless_set(None)
-    generation_prompt: Text = unless_set("")
-    end_of_turn: tuple[NonEmpty, ...] = unless_set(())
 
 
 class ExampleLimits(Section):

@@ -18,17 +18,17 @@ def _text_of_file(value: Any) -> Any:
     """Return the text of the file that a value names; a value that is a template already, as in settings that are read again, stays."""
     if not isinstance(value, str) or "{{" in value or "{%" in value:
         return value
-    if not value or "\0" in value:
+    if not 0 < len(value) <= 1000 or not value.isprintable():
         raise ValueError("name a Jinja file")
     path = Path(absolute(value))
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}; {relative_to(value)}")
     try:
+        if not path.is_file():
+            raise ValueError(f"no such file: {path}; {relative_to(value)}")
         text = path.read_bytes()[: 4 * _LONGEST + 1].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from error
     except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror}); check its rights") from error
+        raise ValueError(f"cannot be read ({error.strerror}); name a Jinja file") from error
     if len(text) > _LONGEST:
         raise ValueError(f"a template of more than {_LONGEST} characters; name a Jinja file")
     if "{{" not in text and "{%" not in text:

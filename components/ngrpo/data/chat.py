@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config.sections import TEMPLATE_DATE
@@ -136,24 +137,52 @@ class ChatLengths:
                     "problems that go together"
                 )
 
-    def require_prefix(self, examples: Sequence[tuple[Turns, Turns]]) -> None:
+    def require_prefix(self, examples: Sequence[tuple[Turns, Turns]], begun: str = "") -> None:
         """Refuse a chat template that does not keep prompt and response as they are: training on responses needs that.
+
+        Args:
+            examples: Prompts and completions.
+            begun: The text that responses begin after (`model.generation_prompt`); it ends the prompt and begins the completion.
 
         Raises:
             DataError: The prompt is not the beginning of the whole conversation, or the response is changed.
         """
         for prompt, completion in examples:
-            start = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            whole = self.tokenizer.apply_chat_template(prompt + completion, tokenize=False)
-            if not whole.startswith(f"{start}{completion[-1]['content']}"):
+            start, whole = self._text(prompt, generation=True), self._text(prompt + completion, generation=False)
+            if not whole.startswith(f"{start}{completion[-1]['content'].removeprefix(begun)}"):
                 raise DataError(
                     "data.warm_start: the chat template of the base model changes prompts or responses, so responses cannot be "
                     "learned with it; set warm_start.steps=0 and data.warm_start=null, or use another model"
                 )
+            if begun:
+                ids, all_ids = self.tokenizer([start, whole], add_special_tokens=False)["input_ids"]
+                if all_ids[: len(ids)] != ids:
+                    raise DataError(
+                        f"model.generation_prompt={begun!r}: its end is part of a token of the solution that follows, so that the two "
+                        "cannot be told apart; end it elsewhere, or let the solutions in data.warm_start begin otherwise"
+                    )
 
     def _encode(self, conversations: Sequence[Turns], *, generation: bool) -> list[list[int]]:
-        texts = [
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
-            for turns in conversations
-        ]
+        texts = [self._text(turns, generation=generation) for turns in conversations]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    def _text(self, turns: Turns, *, generation: bool) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+        except (
+            TemplateError
+        ) as error:  # templates refuse what they do not know: a system message, two turns of one role
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise DataError(
+                f"the chat template of the base model refuses a chat of {roles}: {' '.join(str(error).split())[:200]}; leave "
+                "data.system_prompt out, correct the chats, or name another template in model.chat_template"
+            ) from error
+        left_out = next(
+            (turn for turn in turns if turn["role"] != "assistant" and turn["content"].strip() not in text), None
+        )
+        if left_out is not None:
+            raise DataError(
+                f"the chat template of the base model leaves out or changes what the {left_out['role']} says; correct it, or name "
+                "another in model.chat_template"
+            )
+        return text

@@ -10,7 +10,6 @@ from typing import Any
 
 from ngrpo.config import Copied, CopiedModel, FilesSource, HubModel, HubSource
 from ngrpo.data.locations import is_bucket, is_local, local_directory
-from ngrpo.data.own_files import own_files
 from ngrpo.errors import DataError
 from ngrpo.section import Section
 from ngrpo.storage.digest import file_sha256
@@ -50,7 +49,7 @@ def is_read(source: HubSource | CopiedModel, *, weights: bool = True) -> Callabl
     return lambda name: "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def files_of(source: Copied, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
+def files_of(source: HubSource | CopiedModel, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
     """Return the files of a copy that are read, by relative path.
 
     Args:
@@ -62,8 +61,6 @@ def files_of(source: Copied, sha256: Callable[[Path], str] = file_sha256) -> dic
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     try:
-        if isinstance(source, FilesSource):
-            return own_files(source.path, sha256)
         if is_bucket(source.location):
             from ngrpo.storage.objects import ObjectStore
 
@@ -79,8 +76,12 @@ def files_of(source: Copied, sha256: Callable[[Path], str] = file_sha256) -> dic
     return files
 
 
-def require_planned(source: Copied) -> None:
+def require_planned(source: Copied, files: Callable[[Any], dict[str, File]] = files_of) -> None:
     """Refuse a copy whose content is not what the run was planned with: the result would stand under the key of the other content.
+
+    Args:
+        source: The copy.
+        files: Returns its files.
 
     Raises:
         DataError: It is not.
@@ -88,7 +89,7 @@ def require_planned(source: Copied) -> None:
     """
     if source.digest is None:  # of the hub, or read outside a run
         return
-    found = content_digest(files_of(source))
+    found = content_digest(files(source))
     if found != source.digest:
         raise DataError(
             f"{source.named}: its content is not what the run was planned with (digest {found}, not {source.digest}): plan and "
@@ -97,11 +98,11 @@ def require_planned(source: Copied) -> None:
 
 
 @contextmanager
-def planned(source: Copied) -> Iterator[None]:
+def planned(source: Copied, files: Callable[[Any], dict[str, File]] = files_of) -> Iterator[None]:
     """Read a copy that is what the run was planned with, and still is when it was read; see `require_planned`."""
-    require_planned(source)
+    require_planned(source, files)
     yield
-    require_planned(source)
+    require_planned(source, files)
 
 
 def identity(source: Section) -> dict[str, Any]:

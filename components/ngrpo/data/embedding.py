@@ -46,7 +46,7 @@ def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, Pr
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     if not (isinstance(source, CopiedModel | RegisteredModel) and is_bucket(source.location)):
-        path = materialize(source, directory)
+        path = materialize(source, directory, None)
         return read_embedding(path), read_bare_tokenizer(path, f"model {str(path)!r}")
     from ngrpo.storage.objects import ObjectStore
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from ngrpo.config import FilesSource
 from ngrpo.config.sources import is_bucket
 from ngrpo.data.columns import Table, problems_of, require_columns
-from ngrpo.data.copies import files_of, planned
+from ngrpo.data.copies import planned
 from ngrpo.data.locations import download
-from ngrpo.data.own_files import place_of
+from ngrpo.data.own_files import own_files, place_of
 from ngrpo.data.problem import Problem
 from ngrpo.data.tables import Row, read_table
 from ngrpo.errors import DataError
@@ -23,8 +23,8 @@ def load(source: FilesSource) -> list[Problem]:
         DataError: There is no such table, it is empty or damaged, lacks a column, or is not what the run was planned with.
         StoreError: The object store cannot be reached or refuses the credentials.
     """
-    with tempfile.TemporaryDirectory() as scratch, planned(source):
-        names = [*files_of(source, lambda path: "")]
+    with tempfile.TemporaryDirectory() as scratch, planned(source, own_files):
+        names = [*own_files(source, lambda path: "")]
         base = place_of(source.path).base
         if is_bucket(source.path):
             download(base, Path(scratch), lambda key: key in names, named=source.named)

@@ -13,7 +13,7 @@ from ngrpo.config import Copied, CopiedModel, DirectoryModel, FilesSource, HubSo
 from ngrpo.data import hub_model
 from ngrpo.data.copies import files_of, is_copy, is_read, last_part
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
-from ngrpo.data.own_files import place_of
+from ngrpo.data.own_files import own_files, place_of
 from ngrpo.storage.listing import content_digest
 from ngrpo.storage.objects import ObjectStore
 
@@ -44,8 +44,8 @@ def mirror(source: Copied, target: str) -> str:
         StoreError: An object store cannot be reached or refuses the credentials.
     """
     # The last part is that of the source: it is in the ids of the problems, which are to stay the same.
-    own = isinstance(source, FilesSource | DirectoryModel)
-    version = (None if own else source.revision) or content_digest(files_of(source))
+    revision = None if isinstance(source, FilesSource | DirectoryModel) else source.revision
+    version = revision or content_digest(own_files(source) if isinstance(source, FilesSource) else files_of(source))
     place = f"{target.rstrip('/')}/{version[:12]}"
     if not isinstance(source, FilesSource):  # whose problems are called by the names of files
         place += f"/{last_part(source)}"
@@ -61,14 +61,14 @@ def mirror(source: Copied, target: str) -> str:
                 copy = Path(place) / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(directory / name, copy)
-    # A single file is named by itself.
-    return f"{place}/{names[0]}" if isinstance(source, FilesSource) and len(names) == 1 else place
+    file = place_of(source.path).file if isinstance(source, FilesSource) else None
+    return place if file is None else f"{place}/{file}"
 
 
 def _files_of(source: Copied, scratch: Path) -> tuple[Path, list[str]]:
     """Return a directory and the names of the files in it that are to be copied."""
     if isinstance(source, FilesSource):
-        names = [*files_of(source, lambda path: "")]
+        names = [*own_files(source, lambda path: "")]
         base = place_of(source.path).base
         if is_bucket(base):
             download(base, scratch, lambda key: key in names, named=source.named)

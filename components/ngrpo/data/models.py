@@ -11,16 +11,21 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import BaseModelSource, CopiedModel, InitializedModel, PackagedModel, RegisteredModel
-from ngrpo.config.sections import TEMPLATE_DATE
+from ngrpo.config.sections import TEMPLATE_DATE, ChatFormat
 from ngrpo.data import hub_model, initialized, packaged, registered
-from ngrpo.data.model_directory import read_config, read_tokenizer, require_weights
+from ngrpo.data.chat_format import write_chat_format
+from ngrpo.data.model_directory import read_bare_tokenizer, read_config, read_tokenizer, require_weights
 from ngrpo.errors import DataError
 
 # Rows kept free for later use in vocabularies that do not list them as added tokens.
 _PLACEHOLDER = re.compile(r"<\|.*\|>|\[unused\d+\]|<unused_?\d+>|<extra_id_\d+>|<\|?reserved.*>|\[PAD\d*\]")
 
 
-def materialize(source: BaseModelSource, directory: Path) -> Path:
+AS_IT_IS = ChatFormat()
+"""Nothing is set for the model's chats."""
+
+
+def materialize(source: BaseModelSource, directory: Path, chat: ChatFormat | None = AS_IT_IS) -> Path:
     """Return a directory with weights, configuration, tokenizer and chat template of a base model.
 
     The same source gives the same bytes.
@@ -28,20 +33,22 @@ def materialize(source: BaseModelSource, directory: Path) -> Path:
     Args:
         source: Where the model comes from.
         directory: Where to write it; what is there is replaced.
+        chat: What is set for its chats; none where it need not be able to write any.
 
     Returns:
-        `directory`, or the place where the model already is: a local directory, or the hub's cache. Do not write there.
+        `directory`; or one beside it, where something is set for chats; or the place where the model already is, the hub's cache. Do
+        not write there.
 
     Raises:
         DataError: The model cannot be reached, brings code or pickles, or lacks weights, tokenizer or a chat template that can be
             used, or they do not fit together.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    path = _provide(source, directory, weights=True)
+    path = _provide(source, directory, chat, weights=True)
     label = _label(source)
     rows = read_config(path, label).get_text_config().vocab_size
     require_weights(path, label)
-    tokenizer = read_tokenizer(path, label)
+    tokenizer = read_bare_tokenizer(path, label) if chat is None else read_tokenizer(path, label)
     if len(tokenizer) > rows:
         raise DataError(
             f"{label}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {rows} rows; "
@@ -51,7 +58,7 @@ def materialize(source: BaseModelSource, directory: Path) -> Path:
 
 
 def materialize_tokenizer(
-    source: BaseModelSource, directory: Path, day: date = TEMPLATE_DATE
+    source: BaseModelSource, directory: Path, day: date = TEMPLATE_DATE, chat: ChatFormat = AS_IT_IS
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a base model, without its weights.
 
@@ -59,12 +66,13 @@ def materialize_tokenizer(
         source: Where the model comes from.
         directory: Where to write the tokenizer; what is there is replaced.
         day: The day that its chat template is told (`model.template_date`).
+        chat: What is set for its chats.
 
     Raises:
         DataError: The model cannot be reached, brings code, or has no tokenizer or no chat template that can be used.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    return read_tokenizer(_provide(source, directory, weights=False), _label(source), day)
+    return read_tokenizer(_provide(source, directory, chat, weights=False), _label(source), day)
 
 
 def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:
@@ -87,7 +95,16 @@ def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.
     return usable
 
 
-def _provide(source: BaseModelSource, directory: Path, *, weights: bool) -> Path:
+def _provide(source: BaseModelSource, directory: Path, chat: ChatFormat | None, *, weights: bool) -> Path:
+    path = _files(source, directory, weights=weights)
+    if chat is None:
+        return path
+    return write_chat_format(
+        chat.chat_format(), path, directory.with_name(f"{directory.name}_with_chats"), _label(source)
+    )
+
+
+def _files(source: BaseModelSource, directory: Path, *, weights: bool) -> Path:
     if isinstance(source, CopiedModel):
         return hub_model.fetch(source, directory, weights=weights)
     shutil.rmtree(directory, ignore_errors=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ngrpo.config import FilesSource
 from ngrpo.config.sources import is_bucket
 from ngrpo.data.locations import RELATIVE
 from ngrpo.data.tables import form_of
@@ -51,58 +52,59 @@ def place_of(path: str) -> Place:
     return Place("/".join(parts[:-1]) or "/", parts[-1]) if is_file else Place(path)
 
 
-def own_files(path: str, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
-    """Return the files that a path names by relative name, in order.
+def own_files(source: FilesSource, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
+    """Return the files that a source's path names by relative name, in order.
 
     Args:
-        path: See `place_of`.
+        source: The source.
         sha256: Returns the sha256 of a file's content.
 
     Raises:
-        DataError: There is no such place, it has no table, or has tables of several forms.
-        OSError: A file cannot be read.
+        DataError: There is no such place, it has no table, has tables of several forms, or a file cannot be read.
         StoreError: The object store cannot be reached or refuses the credentials.
     """
-    place = place_of(path)
-    if is_bucket(path):
+    place = place_of(source.path)
+    if is_bucket(source.path):
         from ngrpo.storage.objects import ObjectStore
 
         files = prefix_files(ObjectStore(place.base), place.holds)
     else:
-        names = _names(path, place)
-        files = {
-            name: File((Path(place.base) / name).stat().st_size, sha256(Path(place.base) / name)) for name in names
-        }
-    _require_one_form(path, files)
+        base = Path(place.base)
+        try:
+            names = _names(source, place)
+            files = {name: File((base / name).stat().st_size, sha256(base / name)) for name in names}
+        except OSError as error:
+            raise DataError(
+                f"{source.named}: {error.filename} cannot be read ({error.strerror}); check its rights and the disk"
+            ) from error
+    _require_one_form(source.named, files)
     return files
 
 
-def _names(path: str, place: Place) -> list[str]:
+def _names(source: FilesSource, place: Place) -> list[str]:
     base = Path(place.base)
     if place.file is None:
         found = (file.relative_to(base).as_posix() for file in base.glob(place.pattern) if file.is_file())
         return sorted(filter(place.holds, found))
-    if not Path(path).is_file():
-        raise DataError(f"path={path!r}: no such file or directory; {RELATIVE}")
+    if not Path(source.path).is_file():
+        raise DataError(f"{source.named}: no such file or directory; {RELATIVE}")
     return [place.file]
 
 
-def _require_one_form(path: str, names: Iterable[str]) -> None:
+def _require_one_form(named: str, names: Iterable[str]) -> None:
     """Refuse a place without tables, or with tables of several forms: which of them are the data, nobody can tell."""
     forms: dict[str, list[str]] = {}
     for name in names:
         form = form_of(name)
         if form is None:
-            raise DataError(f"path={path!r}: no table by its name; a table ends with {known_forms()}")
+            raise DataError(f"{named}: no table by its name; a table ends with {known_forms()}")
         forms.setdefault(form, []).append(name)
     if not forms:
-        raise DataError(
-            f"path={path!r}: no table there; a table ends with {known_forms()}, and hidden files do not count"
-        )
+        raise DataError(f"{named}: no table there; a table ends with {known_forms()}, and hidden files do not count")
     if len(forms) > 1:
         found = ", ".join(f"{form} ({len(held)}, for example {held[0]})" for form, held in sorted(forms.items()))
         raise DataError(
-            f"path={path!r}: tables of several forms: {found}; name those of one, for example with a glob, *.{min(forms)}"
+            f"{named}: tables of several forms: {found}; name those of one, for example with a glob, *.{min(forms)}"
         )
 
 

@@ -108,7 +108,9 @@ def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work:
     """Return the directory of each model, in the order of the pipeline."""
     models = {name: inputs[name] / "model" for name in ("warm_start", "trained")}
     return (
-        {"base": materialize(config.model.source, work / "base_model")} | models if config.warm_start.steps else models
+        {"base": materialize(config.model.source, work / "base_model", config.model)} | models
+        if config.warm_start.steps
+        else models
     )
 
 

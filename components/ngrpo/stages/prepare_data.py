@@ -54,7 +54,9 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, con
             nothing is left of a source.
         StoreError: The object store that holds a copy of a source cannot be reached or refuses the credentials.
     """
-    tokenizer = materialize_tokenizer(config.model.source, context.work / "tokenizer", config.model.template_date)
+    tokenizer = materialize_tokenizer(
+        config.model.source, context.work / "tokenizer", config.model.template_date, config.model
+    )
     stage = _Tables(config, ChatLengths(tokenizer), output, context.progress)
     (output / "benchmarks").mkdir()
     for name, source in sorted(config.data.benchmarks.items()):
@@ -134,10 +136,10 @@ class _Tables:
         label = "data.warm_start"
         screen, problems = self._unseen(label, source)
         problems = screen.drop("no_solution", problems, [problem.solution is None for problem in problems])
-        examples = [(self._prompt(p), [{"role": "assistant", "content": p.solution or ""}]) for p in problems]
+        examples = [(self._prompt(p), [{"role": "assistant", "content": self._completion(p)}]) for p in problems]
         whole = [prompt + completion for prompt, completion in examples]
         self.lengths.require_known(label, [problem.id for problem in problems], whole)
-        self.lengths.require_prefix(examples)
+        self.lengths.require_prefix(examples, self.config.model.generation_prompt)
         limit = self.config.warm_start.max_tokens
         too_long = [length > limit for length in self.lengths.conversations(whole)]
         kept = screen.drop("long_example", list(zip(problems, examples, strict=True)), too_long)
@@ -169,6 +171,11 @@ class _Tables:
 
     def _prompt(self, problem: Problem, suffix: str | None = None) -> Turns:
         return prompt_of(problem, self.config.data, suffix)
+
+    def _completion(self, problem: Problem) -> str:
+        """Return a solution as it follows what the chat template writes by itself: with the text that responses begin after."""
+        begun, solution = self.config.model.generation_prompt, problem.solution or ""
+        return solution if solution.startswith(begun) else begun + solution
 
     def _problem_rows(self, problems: list[Problem], suffix: str | None = None) -> list[dict[str, Any]]:
         return [{"id": p.id, "prompt": self._prompt(p, suffix), "answer": p.answer} for p in problems]

@@ -38,7 +38,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
         DataError: The base model or its tokenizer cannot be used.
         TrainingError: Training diverged.
     """
-    base = materialize(config.model.source, context.work / "base_model")
+    base = materialize(config.model.source, context.work / "base_model", config.model)
     if config.warm_start.steps == 0:
         shutil.copytree(base, output / "model")
         write_history(output, [])
