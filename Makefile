@@ -27,7 +27,7 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-long test-faults test-container test-cluster kind-cluster lint lint-images bench golden mutants ui images lock lock-images clean
+.PHONY: run test test-long test-faults test-container test-cluster kind-cluster lint lint-images bench golden settings mutants ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -73,6 +73,10 @@ bench: $(VENV)/installed
 golden: $(VENV)/installed
 	$(BIN)/python tests/pipeline/golden_ir.py
 	$(BIN)/python tests/unit/golden_arguments.py
+
+# The page of all settings, from their docstrings.
+settings: $(VENV)/installed
+	$(BIN)/ngrpo config --markdown > docs/settings.md
 
 # Faults put into the code on purpose; the tests beside them must see each.
 mutants: $(VENV)/installed

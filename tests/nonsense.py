@@ -19,6 +19,10 @@ DIGEST = "0123456789abcdef" * 4
 BASES = {
     "tiny": [
         'resources.prepare_data={"gpus": 0}',
+        'training.trl={"adam_epsilon": 1e-7}',
+        'warm_start.trl={"adam_epsilon": 1e-7}',
+        "training.epsilon_high=0.28",
+        "training.delta=2.0",
         'evaluation.mixing={"strategy": "token"}',
         'evaluation.string_match=["arithmetic"]',
         'training.rewards={"letter": {}, "mine": {"function": "math:sqrt"}}',
@@ -103,8 +107,9 @@ _MAY_BE_EMPTY = {
     "labels",
     "node_selector",
     "options",
+    "trl",
 }
-_MAY_BE_NEGATIVE = {"min_gain", "options", "weight"}
+_MAY_BE_NEGATIVE = {"min_gain", "options", "trl", "weight"}
 
 
 def base(name: str) -> dict[str, Any]:

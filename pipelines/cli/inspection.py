@@ -1,4 +1,4 @@
-"""The commands that inspect runs and results: `ngrpo status | logs | report | ui | neighbors`."""
+"""The commands that inspect runs and results: `ngrpo status | logs | report | config | ui | neighbors`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,26 @@ def report(run: RunDirectory = None) -> None:
 
     home = workspace()
     terminal().print(f"report  {rebuild_report(run or home.latest, home)}")
+
+
+@app.command(rich_help_panel=INSPECT)
+def config(
+    section: Annotated[
+        str | None,
+        typer.Argument(metavar="SECTION", help="a section, or a setting: training, training.steps (default: all)"),
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print a JSON schema of presets, for editors")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print all of it as a page")] = False,
+) -> None:
+    """List the settings: type, default and meaning."""
+    from ngrpo_kfp.pipelines.cli import settings
+
+    if [section is not None, schema, markdown].count(True) > 1:
+        raise ConfigError("SECTION, --schema and --markdown are three things to print: name one")
+    if schema or markdown:
+        typer.echo(settings.schema() if schema else settings.markdown(), nl=schema)
+        return
+    settings.show_settings(section, terminal())
 
 
 @app.command(rich_help_panel=INSPECT)

@@ -281,6 +281,16 @@ def test_samples_have_another_key_with_another_version_of_what_generates_them(mo
     assert key("vllm") != key("vllm", vllm="2")
 
 
+def test_samples_have_another_key_with_other_arguments_of_the_engine_that_generates_them():
+    def key(engine, **options):
+        return benchmark_evaluation._samples_key(
+            settings(engine=engine, vllm={"options": options}), "weights", "prompts"
+        )
+
+    assert key("vllm") != key("vllm", quantization="fp8")
+    assert key("transformers") == key("transformers", quantization="fp8")
+
+
 def test_progress_goes_to_whom_the_context_names(inputs, engines, tmp_path, capsys):
     lines = []
     (tmp_path / "output").mkdir()

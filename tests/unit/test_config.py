@@ -1,3 +1,4 @@
+import re
 import tomllib
 from pathlib import Path
 
@@ -7,10 +8,11 @@ from ngrpo.config import (
     NeighborIndexConfig,
     PrepareDataConfig,
     RunConfig,
+    foreign_names,
     load_config,
-    reading,
     select,
 )
+from ngrpo.config.listing import Table, tables
 from ngrpo.errors import ConfigError
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
@@ -75,6 +77,20 @@ IMPOSSIBLE = {
     "data.benchmarks={}": ("data.benchmarks", "at least 1 item", "{}"),
     "model.source.heads=5": ("model.source", "hidden_size=64", "heads=5"),
     "model.source.kv_heads=3": ("model.source", "kv_heads=3", "divide heads=4"),
+    "training.loss_type=cispo": ("training: loss_type='cispo' needs epsilon_high", "set it, for example to 5"),
+    "training.loss_type=luspo": ("training: loss_type='luspo'", "importance_sampling_level to 'sequence'"),
+    "training.delta=1.1": ("training: delta=1.1 must be above 1 + 0.2", "raise it"),
+    "training.delta=1": ("training.delta", "greater than 1", "1"),
+    "training.epsilon_high=0": ("training.epsilon_high", "greater than 0", "0"),
+    "training.num_iterations=3": (
+        "training: save_steps=10 must be a multiple of updates_per_batch=1 x num_iterations=3, 3",
+    ),
+    "training.num_iterations=0": ("training.num_iterations", "greater than or equal to 1", "0"),
+    "training.scale_rewards=true": ("training.scale_rewards", "'group', 'batch' or 'none'", "True"),
+    "training.cast_lm_head_to_fp32=true": (
+        "training.cast_lm_head_to_fp32=true has no effect",
+        "set model.dtype to 'bfloat16'",
+    ),
     "mixing.rat=0.2": ("mixing.rat", "unknown setting", "0.2"),
     "seeds=1": ("seeds", "unknown setting", "1"),
 }
@@ -106,6 +122,37 @@ def test_a_checkpoint_or_an_end_off_a_rollout_boundary_is_refused(updates, save_
         load_config(TINY, overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ("loss_type=sapo", "epsilon_high=0.3"),
+            "epsilon_high=0.3 has no effect with loss_type='sapo', which does not clip: leave it out",
+        ),
+        (
+            ("loss_type=cispo", "epsilon_high=5", "delta=9"),
+            "delta=9 has no effect with loss_type='cispo': leave it out",
+        ),
+        (
+            ("delta=1.5", "epsilon_high=0.6"),
+            "delta=1.5 must be above 1 + 0.6, where the ratio is clipped already: raise it",
+        ),
+        (
+            ("loss_type=vespo", "importance_sampling_level=sequence"),
+            "loss_type='vespo' has weights of sequences of its own: leave importance_sampling_level at 'token'",
+        ),
+        (
+            ("use_bias_correction_kl=false", "kl_coefficient=0"),
+            "use_bias_correction_kl=false has no effect with kl_coefficient=0: leave it out",
+        ),
+    ],
+)
+def test_settings_of_the_objective_without_effect_are_refused(overrides, said) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_config(TINY, [*PINNED, *(f"training.{override}" for override in overrides)])
+    assert str(failure.value) == f"training: {said}"
+
+
 @pytest.mark.parametrize("revision", ["main", "ad9f0ae", "AD9F0AE0864D7FBCD1CD905E3C6C5B069CC8B562"])
 def test_a_revision_that_is_not_a_commit_is_refused(revision: str) -> None:
     with pytest.raises(ConfigError, match=r"^data\.train\.revision: .*40.*value '" + revision):
@@ -123,15 +170,60 @@ def test_a_renamed_setting_is_named_as_it_is_called_now(tmp_path: Path) -> None:
     preset.write_text(TINY.read_text(encoding="utf-8").replace("[rollout]", "[rollout]\nnum_generations = 8"))
     with pytest.raises(ConfigError) as failure:
         load_config(preset)
-    assert str(failure.value) == "rollout.num_generations: unknown setting (value 8); it is called rollout.group_size"
+    assert str(failure.value) == "rollout.num_generations: unknown setting (value 8); here: rollout.group_size"
 
 
-def test_every_renamed_setting_has_a_name_now() -> None:
-    for old, new in reading._RENAMED.items():
-        (old_section, old_name), (section, name) = old.split("."), new.split(".")
-        fields = {each: RunConfig.model_fields[each].annotation.model_fields for each in (old_section, section)}
-        assert old_name not in fields[old_section]
-        assert name in fields[section]
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainin.steps=3", "did you mean training?"),
+        ("training.stesp=3", "did you mean training.steps?"),
+        ("training.group_size=3", "did you mean rollout.group_size?"),
+        ("data.train.foldd=train", "did you mean data.train.fold?"),
+        ("data.benchmarks.arithmetic.sze=3", "did you mean data.benchmarks.arithmetic.size?"),
+        ("cluster.gpu.memory=80", "did you mean cluster.gpu.memory_gib?"),
+        ("training.selection.sample=3", "did you mean training.selection.samples?"),
+        ("sed=3", "did you mean seed?"),
+        ("training.xyzzy=3", "`ngrpo config training` lists what there is"),
+        ("xyzzy=3", "`ngrpo config` lists what there is"),
+        ("training.beta=0", "here: training.kl_coefficient"),
+        ("training.num_generations=8", "here: rollout.group_size"),
+        ("num_generations=8", "here: rollout.group_size"),
+        ("warm_start.max_length=8", "here: warm_start.max_tokens"),
+        ("warm_start.per_device_train_batch_size=8", "here: warm_start.micro_batch_size"),
+        ("rollout.n=8", "here: rollout.group_size"),
+        ("training.kl_loss_coef=0", "here: training.kl_coefficient"),
+        ("training.ppo_mini_batch_size=8", "here: training.updates_per_batch"),
+        ("training.clip_ratio_high=0.28", "here: training.epsilon_high"),
+        ("actor_rollout_ref.rollout.n=8", "here: rollout.group_size"),
+        ("data.train_batch_size=8", "here: training.prompts_per_batch"),
+        ("trainer.nnodes=2", "here: cluster.nodes"),
+        ("mixing.rho=0.1", "here: mixing.rate"),
+    ],
+)
+def test_an_unknown_setting_is_told_from_one_that_is_misspelled_or_called_otherwise_elsewhere(override, said) -> None:
+    with pytest.raises(ConfigError) as failure:
+        load_config(TINY, [*PINNED, override])
+    (line,) = str(failure.value).splitlines()
+    assert "unknown setting" in line
+    assert line.endswith(f"; {said}")
+
+
+def test_what_things_are_called_elsewhere_names_settings_that_are_there() -> None:
+    there = {path for table in tables(RunConfig) for place in table.paths for path in _paths(place, table)}
+    for names in (
+        foreign_names.OURS_OF_GRPO,
+        foreign_names.OURS_OF_SFT,
+        foreign_names._VERL,
+        foreign_names._RENAMED,
+    ):
+        for theirs, ours in names.items():
+            for path in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)+", ours) or [ours]:
+                assert path in there | {"training.rewards"}, (theirs, path)
+
+
+def _paths(place: str, table: Table) -> list[str]:
+    return [re.sub("NAME", "ngrpo_training", f"{place}.{setting.name}".lstrip(".")) for setting in table.settings]
 
 
 def test_a_missing_setting_is_named(tmp_path: Path) -> None:

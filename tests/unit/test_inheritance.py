@@ -150,6 +150,7 @@ def test_an_error_names_the_file_that_the_setting_is_in(tmp_path):
     assert lines["mixing.rate"].endswith(f"(value 2) [in {first}]")
     assert lines["speed"].endswith(f"[in {first}]")
     assert lines["mixing.k"].endswith("(value -1)")
+    assert lines["rollout.temperature"].endswith("(value 0)"), "is set on the command line"
     assert lines["promotion.benchmark"].endswith("arithmetic, validation")
 
 

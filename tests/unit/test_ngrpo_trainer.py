@@ -113,7 +113,7 @@ def test_every_pass_sees_the_recorded_inputs(directory, strategy, checkpointing)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "bnpo", "sapo"])
 def test_a_closed_gate_is_exactly_stock_trl(directory, level, loss_type):
     learner = trainer(directory, "neighbor", rate=0.0, importance_sampling_level=level, loss_type=loss_type)
     batch = rollout_batch(learner)
@@ -203,6 +203,91 @@ def asked(directory, **changes) -> Listening:
         learner.state.global_step = step
         rollout_batch(learner)
     return learner._engine
+
+
+def loss_after_an_update(directory, **changes) -> tuple[float, dict]:
+    """Return the loss of mixed rollouts under weights that have moved since, and the batch."""
+    learner = trainer(directory, "neighbor", **changes)
+    batch = rollout_batch(learner)
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in learner.model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=noise))
+    learner.current_gradient_accumulation_steps = 2
+    return learner._compute_loss(learner.model, batch).item(), batch
+
+
+@pytest.fixture(scope="module")
+def usual(directory):
+    return loss_after_an_update(directory)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epsilon_high": 0.6},
+        {"delta": 1.3},
+        {"scale_rewards": "none"},
+        {"scale_rewards": "batch"},
+        {"mask_truncated_completions": True},
+        {"top_entropy_quantile": 0.2},
+        {"entropy_coef": 0.1},
+        {"use_bias_correction_kl": False},
+        {"loss_type": "cispo", "epsilon_high": 5.0},
+        {"loss_type": "sapo"},
+        {"loss_type": "vespo"},
+        {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    ],
+    ids=str,
+)
+def test_a_setting_of_the_objective_takes_effect_on_mixed_rollouts(directory, usual, changes):
+    loss, batch = loss_after_an_update(directory, **changes)
+    expected, same = usual
+    assert batch["mix_mask"].any()
+    assert torch.equal(batch["completion_ids"], same["completion_ids"])
+    assert abs(loss - expected) > 1e-4
+
+
+def test_only_truncated_rollouts_are_left_out(directory, usual):
+    _, batch = loss_after_an_update(directory, mask_truncated_completions=True)
+    truncated = ~(usual[1]["completion_ids"] == EOS).any(dim=1)
+    assert 0 < truncated.sum() < len(truncated)
+    assert torch.equal(batch["completion_mask"].any(dim=1), ~truncated)
+    assert torch.equal(batch["mix_mask"], usual[1]["mix_mask"])
+
+
+def test_a_step_whose_rollouts_are_all_truncated_changes_nothing_that_is_not_finite(directory):
+    learner = trainer(directory, "neighbor", mask_truncated_completions=True, max_completion_length=1, max_steps=1)
+    learner.train()
+    assert learner.state.global_step == 1
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_a_rollout_batch_is_gone_through_as_often_as_it_is_asked_for(directory, iterations):
+    learner = trainer(directory, "neighbor", num_iterations=iterations, max_steps=4)
+    batches = []
+    generate = learner._generate_single_turn
+    learner._generate_single_turn = lambda *asked: batches.append(learner.state.global_step) or generate(*asked)
+    learner.train()
+    assert batches == list(range(0, 4, 2 * iterations))
+
+
+def test_the_logits_of_mixed_rollouts_are_in_float32_where_it_is_asked_for(directory):
+    """The rest stays in bfloat16, so the scores are nearer to those of full precision, not the same."""
+    scores = {}
+    for name, half, cast in (("full", False, False), ("half", True, False), ("head", True, True)):
+        learner = trainer(directory, "neighbor", cast_lm_head_to_fp32=cast)
+        batch = rollout_batch(learner)
+        assert batch["mix_mask"].any()
+        score = learner._get_per_token_logps_and_entropies
+        learner._get_per_token_logps_and_entropies = lambda *asked, of=name, by=score, **more: scores.setdefault(
+            of, by(*asked, **more)
+        )
+        learner.current_gradient_accumulation_steps = 2
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            learner._compute_loss(learner.model, batch)
+    errors = {name: worst(scores[name][0].float(), scores["full"][0], batch) for name in ("half", "head")}
+    assert 0 < errors["head"] < errors["half"]
 
 
 def test_every_rollout_has_a_seed_of_its_own(directory):

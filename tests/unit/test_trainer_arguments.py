@@ -59,6 +59,15 @@ GRPO: dict[str, tuple[object, dict[str, object]]] = {
     ),
     "training.learning_rate": (3e-4, {"learning_rate": 3e-4}),
     "training.lr_scheduler": ("cosine", {"lr_scheduler_type": "cosine"}),
+    "training.warmup_ratio": (0.1, {"warmup_steps": 3, "lr_scheduler_type": "constant_with_warmup"}),
+    "training.num_iterations": (2, {"num_iterations": 2}),
+    "training.epsilon_high": (0.28, {"epsilon_high": 0.28}),
+    "training.delta": (3.0, {"delta": 3.0}),
+    "training.scale_rewards": ("none", {"scale_rewards": "none"}),
+    "training.mask_truncated_completions": ("true", {"mask_truncated_completions": True}),
+    "training.top_entropy_quantile": (0.2, {"top_entropy_quantile": 0.2}),
+    "training.entropy_coefficient": (0.01, {"entropy_coef": 0.01}),
+    "training.use_bias_correction_kl": ("false", {"use_bias_correction_kl": False}),
     "training.adam_beta2": (0.9, {"adam_beta2": 0.9}),
     "training.weight_decay": (0.1, {"weight_decay": 0.1}),
     "training.max_grad_norm": (0.5, {"max_grad_norm": 0.5}),
@@ -98,6 +107,7 @@ ELSEWHERE = {
     "rollout.vllm",
     "rollout.batch_size",
     "rollout.top_p",  # must be 1
+    "training.cast_lm_head_to_fp32",  # needs another `model.dtype`: see below
     "training.mask_mixed_positions",
     "training.index_refresh",
 }
@@ -125,6 +135,32 @@ def test_a_setting_of_training_changes_these_arguments_and_no_other(setting):
 def test_a_setting_of_the_warm_start_changes_these_arguments_and_no_other(setting):
     value, expected = SFT[setting]
     assert changes(lambda *overrides: sft(read(SFTWarmStartConfig, *overrides)), setting, value) == expected
+
+
+@pytest.mark.parametrize("loss_type", ["sapo", "vespo", "cispo", "luspo"])
+def test_every_loss_of_trl_is_passed_on(loss_type):
+    more = {"cispo": ["training.epsilon_high=5"], "luspo": ["training.importance_sampling_level=sequence"]}
+    assert (
+        grpo(read(NGRPOTrainingConfig, f"training.loss_type={loss_type}", *more.get(loss_type, ()))).loss_type
+        == loss_type
+    )
+
+
+def test_the_logits_of_training_are_in_float32_where_it_is_asked_for():
+    half = (*SMALL, "model.dtype=bfloat16")
+    before, after = (
+        grpo(read(NGRPOTrainingConfig, *half, f"training.cast_lm_head_to_fp32={on}")).to_dict()
+        for on in ("false", "true")
+    )
+    assert {name: after[name] for name in after if after[name] != before[name]} == {"cast_lm_head_to_fp32": True}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")]
+)
+def test_every_schedule_has_a_warm_up(schedule, expected):
+    arguments = grpo(read(NGRPOTrainingConfig, f"training.lr_scheduler={schedule}", "training.warmup_ratio=0.5"))
+    assert (arguments.lr_scheduler_type, arguments.warmup_steps) == (expected, 15)
 
 
 def test_no_setting_is_forgotten():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import reprlib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ngrpo.config.foreign_names import called_here
 from ngrpo.config.inheritance import key_of, merge, origin
+from ngrpo.config.listing import elsewhere, fields_at
 from ngrpo.config.located import locate
 from ngrpo.config.run import DISAGREEMENT, RunConfig
 from ngrpo.config.sources import ONE, SEVERAL
@@ -27,22 +31,6 @@ _PART = r"""[A-Za-z0-9_-]+|"[^"]+\""""
 _OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
 _SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)")
 """Settings whose values are not shown: somebody may have put a credential there."""
-
-_RENAMED: Mapping[str, str] = {
-    "data.max_prompt_length": "data.max_prompt_tokens",
-    "mixing.rho": "mixing.rate",
-    "rollout.max_completion_length": "rollout.max_tokens",
-    "rollout.num_generations": "rollout.group_size",
-    "training.beta": "training.kl_coefficient",
-    "training.epsilon": "training.clip_epsilon",
-    "training.lr_scheduler_type": "training.lr_scheduler",
-    "training.max_steps": "training.steps",
-    "training.reward_funcs": "training.rewards",
-    "training.reward_weights": "training.rewards",
-    "warm_start.max_length": "warm_start.max_tokens",
-    "warm_start.max_steps": "warm_start.steps",
-}
-"""Settings by names that they no longer have, or that TRL and the paper have for them. Whoever renames a setting adds its old name."""
 
 _NOT_A_TABLE = ("model_type", "model_attributes_type", "dict_type")
 """Types of pydantic's errors where a table was expected."""
@@ -72,22 +60,24 @@ def load_config(
     except ValueError as error:
         raise ConfigError(f"preset {str(preset)!r}: {error}; rename the file") from error
     chain = _read_chain(preset, presets)
-    tree: dict[str, Any] = {}
-    for _, settings in reversed(chain):
-        tree = merge(tree, settings)
-    tree["preset"] = preset.stem
+    inherits = len(chain) > 1
+    tree = reduce(merge, (settings for _, settings in reversed(chain))) | {"preset": preset.stem}
     if cluster is not None:
         tree["cluster"] = read_toml("cluster", cluster)
+        chain.insert(0, (cluster, {"cluster": tree["cluster"]}))
     problems = []
+    given: dict[str, Any] = {}
     for override in overrides:
         try:
             _apply(tree, override)
+            _apply(given, override)
         except ConfigError as error:
             problems.append(str(error))
     try:
         config = validate(RunConfig, tree)
     except ConfigError as error:
-        problems += [_with_origin(line, preset, chain) for line in str(error).splitlines()]
+        origins = [(preset, given), *chain] if inherits else []
+        problems += [_with_origin(line, preset, origins) for line in str(error).splitlines()]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
@@ -125,9 +115,9 @@ def _extended(path: Path, extends: Any, presets: Path | None) -> Path:
     return presets / f"{extends}.toml"
 
 
-def _with_origin(line: str, preset: Path, chain: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
-    """Return a line of an error with the file that it is about, where that is not the preset."""
-    file = origin(line, chain)
+def _with_origin(line: str, preset: Path, origins: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """Return a line of an error with the file that it is about, where that is not the preset; overrides count as in the preset."""
+    file = origin(line, origins)
     return line if file is None or file == preset else f"{line} [in {file}]"
 
 
@@ -175,7 +165,7 @@ def validate(section: type[S], tree: Mapping[str, Any]) -> S:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        lines = [line for item in error.errors(include_url=False) for line in _explain(item)]
+        lines = [line for item in error.errors(include_url=False) for line in _explain(item, section)]
         # What several sections hold to be wrong in the same words is one fault.
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
@@ -214,7 +204,7 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _explain(item: Any) -> list[str]:
+def _explain(item: Any, section: type[Section]) -> list[str]:
     """Return the lines that say what is wrong; several where a section says so of itself."""
     message: str = item["msg"].removeprefix("Value error, ")
     if item["type"] == DISAGREEMENT:
@@ -228,10 +218,12 @@ def _explain(item: Any) -> list[str]:
     ).replace(f".{SEVERAL}", "")
     secret = _SECRET.match(path) or CREDENTIAL.search(path)
     value = "" if secret else f" (value {_show(item['input'])})"
-    if item["type"] == "extra_forbidden" and path in _RENAMED:
-        return [f"{path}: unknown setting{value}; it is called {_RENAMED[path]}"]
+    if item["type"] == "extra_forbidden" and isinstance(item["input"], dict):
+        known = [(leaf, called_here(leaf)) for leaf in _leaves(path, item["input"])]
+        if any(name is not None for _, name in known):  # a table of another project
+            return [f"{leaf}: unknown setting; here: {name}" for leaf, name in known if name is not None]
     if item["type"] == "extra_forbidden":
-        return [f"{path}: unknown setting{value}; see the fields of its section"]
+        return [f"{path}: unknown setting{value}; {_instead(path, item['loc'], section)}"]
     if item["input"] is False and item["type"] in _NOT_A_TABLE:
         return [
             f"{path}: false removes a table that the preset inherits, and it inherits none of this name; leave it out"
@@ -241,6 +233,31 @@ def _explain(item: Any) -> list[str]:
     if item["type"] == "value_error" and not isinstance(item["input"], str | int | float):
         return [f"{path}: {line}" for line in message.splitlines()]
     return [f"{path}: {message}{value}"]
+
+
+def _instead(path: str, location: tuple[str | int, ...], section: type[Section]) -> str:
+    """Return what somebody may have meant by a setting that there is not."""
+    name = called_here(path)
+    if name is not None:
+        return f"here: {name}"
+    *parents, last = (str(part) for part in location)
+    around = path.rpartition(".")[0]
+    close = [
+        f"{around}.{field}" if around else field
+        for field in difflib.get_close_matches(last, fields_at(section, parents), n=1)
+    ] or elsewhere(section, last)
+    return (
+        f"did you mean {close[0]}?"
+        if len(close) == 1
+        else f"`ngrpo config{f' {around}' if around else ''}` lists what there is"
+    )
+
+
+def _leaves(path: str, table: Mapping[str, Any], levels: int = 4) -> Iterator[str]:
+    """Yield the paths of the values in a table, as far down as settings of other projects are."""
+    for name, value in table.items():
+        below = f"{path}.{_part(name)}"
+        yield from _leaves(below, value, levels - 1) if isinstance(value, dict) and levels else [below]
 
 
 def _part(part: str | int) -> str:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.code import references
+from ngrpo.config.passed_on import GRPO, SFT, VLLM
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -84,12 +85,26 @@ class RunConfig(Section):
         return titles
 
 
+def unchecked(config: RunConfig) -> list[tuple[str, str]]:
+    """Return the tables for a library that is not installed here, where nobody can look up its fields, each with the library's name."""
+    tables = {
+        "warm_start.trl": (config.warm_start.trl, SFT),
+        "training.trl": (config.training.trl, GRPO),
+        "rollout.vllm.options": (config.rollout.vllm.options, VLLM),
+        "evaluation.vllm.options": (config.evaluation.vllm.options, VLLM),
+    }
+    return [
+        (setting, library.package) for setting, (table, library) in tables.items() if table and not library.installed
+    ]
+
+
 def _get(tree: Any, name: str) -> Any:
     return tree.get(name) if isinstance(tree, dict) else None
 
 
 def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
     """Yield what sections do not agree on, as far as they are there; each line names its settings in full."""
+    model: ModelConfig | None = sections.get("model")
     data: DataConfig | None = sections.get("data")
     neighbors: NeighborsConfig | None = sections.get("neighbors")
     warm_start: WarmStartConfig | None = sections.get("warm_start")
@@ -104,6 +119,10 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"mixing.k={mixing.k} exceeds neighbors.candidates={neighbors.candidates} plus the anchor: "
             f"raise neighbors.candidates to at least {mixing.k - 1} or lower mixing.k"
+        )
+    if training and model and training.cast_lm_head_to_fp32 and model.dtype == "float32":
+        yield (
+            "training.cast_lm_head_to_fp32=true has no effect with model.dtype='float32': leave it out, or set model.dtype to 'bfloat16'"
         )
     if training and rollout:
         yield from _unequal_shares(training, rollout, cluster, resources)

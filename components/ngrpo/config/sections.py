@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ngrpo.config.passed_on import GRPOOptions, SFTOptions, VLLMOptions
 from ngrpo.config.rewards import RewardConfig, named
 from ngrpo.config.sources import BaseModelSource, Source, TrainSource
 from ngrpo.config.template_file import TemplateFromFile
@@ -135,6 +137,8 @@ class WarmStartConfig(Section):
     """Longer examples are refused by the data stage."""
     save_steps: Steps = 100
     """Steps between two checkpoints."""
+    trl: SFTOptions = {}
+    """Further arguments of TRL's `SFTConfig`."""
 
     @model_validator(mode="after")
     def _micro_batches(self) -> Self:
@@ -170,6 +174,8 @@ class VLLMConfig(Section):
     """Devices that share the model."""
     gpu_memory_utilization: Annotated[float, number(above=0.0, below=1.0)] = 0.4
     """Share of a GPU's memory for weights, keys and values; training needs the rest."""
+    options: VLLMOptions = {}
+    """Further arguments of vLLM, as its `EngineArgs` name them."""
 
 
 class RolloutConfig(Section):
@@ -178,6 +184,7 @@ class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the rollouts."""
     vllm: VLLMConfig = VLLMConfig()
+    """How vLLM is started, where it is the engine."""
     group_size: Annotated[int, count(2, 100_000)] = 4
     """Rollouts of one prompt, G."""
     temperature: Temperature = 0.7
@@ -224,12 +231,16 @@ class TrainingConfig(Section):
     """Prompts of one rollout batch; each gets `rollout.group_size` rollouts."""
     updates_per_batch: Sequences = 1
     """Optimizer steps made with one rollout batch, each on its own share of it."""
+    num_iterations: Annotated[int, count(1, 1000)] = 1
+    """Times that a rollout batch is gone through, mu of the GRPO paper: it is used for `updates_per_batch` times as many steps."""
     micro_batch_size: Sequences
     """Sequences a forward pass; must divide the sequences of an optimizer step."""
     learning_rate: LearningRate = 1e-6
     """Learning rate."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule of the learning rate."""
+    warmup_ratio: Probability = 0.0
+    """Share of the steps with a rising learning rate, before the schedule begins."""
     adam_beta2: Annotated[float, number(above=0.0, below=1.0)] = 0.999
     """Second moment decay of AdamW."""
     weight_decay: Coefficient = 0.0
@@ -239,33 +250,82 @@ class TrainingConfig(Section):
     kl_coefficient: Coefficient = 0.001
     """beta: weight of the KL divergence from the reference model; 0 needs no reference model."""
     clip_epsilon: Annotated[float, number(above=0.0, most=100.0)] = 0.2
-    """Clipping range of the importance ratio."""
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
-    """Normalisation of the loss, as TRL names it."""
+    """Clipping range of the importance ratio: to both sides, or downwards where `epsilon_high` is given."""
+    epsilon_high: Annotated[float, number(above=0.0, most=100.0)] | None = None
+    """Upper clipping range of the importance ratio, for example 0.28 (DAPO). With `loss_type = "cispo"` the largest ratio, for
+    example 5 (ScaleRL)."""
+    delta: Annotated[float, number(above=1.0, most=1000.0)] | None = None
+    """Largest importance ratio where the advantage is negative (two-sided clipping, INTELLECT-2); above one plus the upper clipping
+    range."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = "grpo"
+    """Form and normalisation of the loss, as TRL names it. The paper of `dr_grpo` goes with `scale_rewards = "none"`."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What the advantages of a group are divided by: the standard deviation of its rewards, of those of the batch, or nothing."""
+    mask_truncated_completions: Flag = False
+    """Leave rollouts that ran to `rollout.max_tokens` out of the loss; they count in the advantages of their group."""
+    top_entropy_quantile: Probability = 1.0
+    """Share of the positions, those of the highest entropy, whose policy loss counts; the paper of this method takes 0.2. Mixed
+    positions are ranked with the others."""
+    entropy_coefficient: Coefficient = 0.0
+    """Weight of the mean entropy of the policy, which is added to the objective."""
+    use_bias_correction_kl: Flag = True
+    """Weigh the KL divergence with the importance ratio, so that its gradient has no bias (DeepSeek-V3.2)."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """`token` is GRPO, `sequence` is GSPO."""
     mask_mixed_positions: Flag = False
     """Leave mixed steps out of the loss: their label is an argmax, not a sample."""
     gradient_checkpointing: Flag = False
     """Trade compute for memory in the backward pass."""
+    cast_lm_head_to_fp32: Flag = False
+    """Compute the logits of training in float32 (ScaleRL). For `model.dtype = "bfloat16"`: with float32 they always are."""
     index_refresh: Literal["at_start", "every_batch"] = "at_start"
     """When the neighbor index follows the weights: once before the first rollout, or before every rollout batch."""
     save_steps: Steps
-    """Optimizer steps between two checkpoints; a multiple of `updates_per_batch`, so that a resumed run is exact."""
+    """Optimizer steps between two checkpoints; a multiple of the steps of a rollout batch, so that a resumed run is exact."""
     selection: SelectionConfig | None = None
     """Measures the policy at every checkpoint; the result is the best of them. Without, it is the last."""
+    trl: GRPOOptions = {}
+    """Further arguments of TRL's `GRPOConfig`."""
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps that a rollout batch is used for."""
+        return self.updates_per_batch * self.num_iterations
 
     @model_validator(mode="after")
-    def _boundaries(self) -> Self:
-        refuse(
-            f"{name}={value} must be a multiple of updates_per_batch={self.updates_per_batch}: {why}"
-            for name, value, why in (
-                ("save_steps", self.save_steps, "a checkpoint off a rollout boundary cannot be resumed exactly"),
-                ("steps", self.steps, "a run ends with a whole rollout batch"),
-            )
-            if value % self.updates_per_batch
-        )
+    def _consistent(self) -> Self:
+        refuse([*self._off_boundaries(), *self._without_effect()])
         return self
+
+    def _off_boundaries(self) -> Iterator[str]:
+        each = f"updates_per_batch={self.updates_per_batch}"
+        if self.num_iterations > 1:
+            each = f"{each} x num_iterations={self.num_iterations}, {self.steps_per_batch}"
+        for name, value, why in (
+            ("save_steps", self.save_steps, "a checkpoint off a rollout boundary cannot be resumed exactly"),
+            ("steps", self.steps, "a run ends with a whole rollout batch"),
+        ):
+            if value % self.steps_per_batch:
+                yield f"{name}={value} must be a multiple of {each}: {why}"
+
+    def _without_effect(self) -> Iterator[str]:
+        """Yield what TRL would accept and not use, or use for something else."""
+        loss, clipped = f"loss_type={self.loss_type!r}", self.loss_type not in ("cispo", "sapo", "vespo")
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            yield f"{loss} needs epsilon_high, the largest importance ratio: set it, for example to 5"
+        if self.epsilon_high is not None and not clipped and self.loss_type != "cispo":
+            yield f"epsilon_high={self.epsilon_high:g} has no effect with {loss}, which does not clip: leave it out"
+        if self.delta is not None and not clipped:
+            yield f"delta={self.delta:g} has no effect with {loss}: leave it out"
+        high = self.clip_epsilon if self.epsilon_high is None else self.epsilon_high
+        if self.delta is not None and clipped and self.delta <= 1 + high:
+            yield f"delta={self.delta:g} must be above 1 + {high:g}, where the ratio is clipped already: raise it"
+        if self.loss_type == "luspo" and self.importance_sampling_level != "sequence":
+            yield f"{loss} weighs whole sequences: set importance_sampling_level to 'sequence'"
+        if self.loss_type == "vespo" and self.importance_sampling_level != "token":
+            yield f"{loss} has weights of sequences of its own: leave importance_sampling_level at 'token'"
+        if not self.use_bias_correction_kl and self.kl_coefficient == 0:
+            yield "use_bias_correction_kl=false has no effect with kl_coefficient=0: leave it out"
 
 
 class EvaluationConfig(Section):
@@ -274,6 +334,7 @@ class EvaluationConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the answers."""
     vllm: VLLMConfig = VLLMConfig()
+    """How vLLM is started, where it is the engine."""
     samples: Samples = 32
     """Answers for each problem."""
     pass_at: tuple[Samples, ...] = (1, 16, 32)

@@ -57,4 +57,5 @@ def start_engine(
         dtype=dtype,
         tensor_parallel_size=config.vllm.tensor_parallel_size,
         gpu_memory_utilization=config.vllm.gpu_memory_utilization,
+        **config.vllm.options,
     )

@@ -126,7 +126,15 @@ def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) 
     mixing = (
         None if evaluation.mixing is None else [evaluation.mixing.model_dump(mode="json"), config.neighbors.candidates]
     )
-    sampling = [evaluation.temperature, evaluation.top_p, evaluation.max_tokens, evaluation.engine, config.model.dtype]
+    sampling: list[Any] = [
+        evaluation.temperature,
+        evaluation.top_p,
+        evaluation.max_tokens,
+        evaluation.engine,
+        config.model.dtype,
+    ]
+    if evaluation.engine == "vllm" and evaluation.vllm.options:
+        sampling.append(evaluation.vllm.options)  # quantization, for example
     generator = code_version("ngrpo.rollout.configured_engine")
     libraries = installed("benchmark_evaluation", selected(GENERATING, canonical_json({"engine": evaluation.engine})))
     return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator, libraries]))

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import GRPOConfig
 
-from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.config import NGRPOTrainingConfig, TrainingConfig
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.grading.grader import Grader
@@ -26,6 +26,7 @@ from ngrpo.training.configured_rewards import configured_rewards
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.rewards import CorrectnessReward
+from ngrpo.training.trl_arguments import built
 from ngrpo.training.validation import Validation
 
 
@@ -92,7 +93,7 @@ def train_policy(
     with (
         Grader() as grader,
         checkpoints_of(
-            work, steps=settings.steps, stride=settings.updates_per_batch, store=store, minutes=save_minutes
+            work, steps=settings.steps, stride=settings.steps_per_batch, store=store, minutes=save_minutes
         ) as checkpoints,
     ):
         if checkpoints.resumed_from is not None:
@@ -132,11 +133,13 @@ def train_policy(
 def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Sequence[str] = ()) -> GRPOConfig:
     """Translate the configuration into TRL's arguments.
 
-    One rollout batch holds `prompts_per_batch * group_size` sequences and is used for `updates_per_batch` optimizer steps; several
-    processes share it. On GPUs they shard the model (FSDP2); on processors accelerate gives each a copy.
+    One rollout batch holds `prompts_per_batch * group_size` sequences, of which each of `updates_per_batch` optimizer steps takes its
+    share; it is gone through `num_iterations` times. Several processes share it: on GPUs they shard the model (FSDP2), on processors
+    accelerate gives each a copy.
 
     Raises:
-        ConfigError: The processes cannot share a batch evenly, or an engine would take more than the GPU of its process.
+        ConfigError: The processes cannot share a batch evenly, an engine would take more than the GPU of its process, or TRL refuses
+            the arguments of `training.trl`.
     """
     settings, rollout = config.training, config.rollout
     sequences = settings.prompts_per_batch * rollout.group_size
@@ -162,38 +165,61 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
             "metric_for_best_model": "eval_mean",
             "greater_is_better": True,
         }
-    return GRPOConfig(
-        output_dir=str(checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=sequences // settings.updates_per_batch // settings.micro_batch_size // processes,
-        steps_per_generation=sequences // settings.micro_batch_size // processes,
-        num_generations=rollout.group_size,
-        max_completion_length=rollout.max_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler,
-        adam_beta2=settings.adam_beta2,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        beta=settings.kl_coefficient,
-        epsilon=settings.clip_epsilon,
-        loss_type=settings.loss_type,
-        importance_sampling_level=settings.importance_sampling_level,
-        disable_dropout=True,
-        bf16=config.model.dtype == "bfloat16",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        seed=config.seed,
-        save_steps=settings.save_steps,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=list(reporters),
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        fsdp=processes > 1,
-        reward_weights=[reward.weight for reward in settings.rewards.values()] or None,
+    arguments: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": sequences
+        // settings.updates_per_batch
+        // settings.micro_batch_size
+        // processes,
+        "steps_per_generation": sequences // settings.micro_batch_size // processes,
+        "num_iterations": settings.num_iterations,
+        "num_generations": rollout.group_size,
+        "max_completion_length": rollout.max_tokens,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": _schedule(settings),
+        "warmup_steps": round(settings.warmup_ratio * settings.steps),
+        "adam_beta2": settings.adam_beta2,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "beta": settings.kl_coefficient,
+        "use_bias_correction_kl": settings.use_bias_correction_kl,
+        "epsilon": settings.clip_epsilon,
+        "epsilon_high": settings.epsilon_high,
+        "delta": settings.delta,
+        "loss_type": settings.loss_type,
+        "scale_rewards": settings.scale_rewards,
+        "mask_truncated_completions": settings.mask_truncated_completions,
+        "top_entropy_quantile": settings.top_entropy_quantile,
+        "entropy_coef": settings.entropy_coefficient,
+        "importance_sampling_level": settings.importance_sampling_level,
+        "disable_dropout": True,
+        "bf16": config.model.dtype == "bfloat16",
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "cast_lm_head_to_fp32": settings.cast_lm_head_to_fp32,
+        "seed": config.seed,
+        "save_steps": settings.save_steps,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": list(reporters),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "fsdp": processes > 1,
+        "reward_weights": [reward.weight for reward in settings.rewards.values()] or None,
         **selecting,
+    }
+    return built(GRPOConfig, arguments | settings.trl, "training.trl")
+
+
+def _schedule(settings: TrainingConfig) -> str:
+    """Return the schedule of the learning rate as transformers names it: there, a constant rate has no warm-up."""
+    return (
+        "constant_with_warmup"
+        if settings.lr_scheduler == "constant" and settings.warmup_ratio
+        else settings.lr_scheduler
     )
 
 

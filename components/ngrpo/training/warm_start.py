@@ -14,6 +14,7 @@ from ngrpo.config import SFTWarmStartConfig
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.trl_arguments import built
 
 _LOGS = 60
 """Points of the curves, at least about."""
@@ -82,27 +83,31 @@ def sft_arguments(config: SFTWarmStartConfig, work: Path, reporters: Sequence[st
         config: Settings.
         work: Where checkpoints go.
         reporters: Trackers of the trainer.
+
+    Raises:
+        ConfigError: TRL refuses the arguments of `warm_start.trl`.
     """
     settings = config.warm_start
     # What is logged is a mean over the steps since the last log, which no checkpoint remembers: logs fall on every save.
     logging_steps = math.gcd(settings.save_steps, max(1, min(_LONGEST_WINDOW, settings.steps // _LOGS)))
-    return SFTConfig(
-        output_dir=str(work / "checkpoints"),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup_ratio * settings.steps),
-        weight_decay=settings.weight_decay,
-        max_length=settings.max_tokens,
-        seed=config.seed,
-        bf16=config.model.dtype == "bfloat16",
-        gradient_checkpointing=False,
-        save_steps=settings.save_steps,
-        logging_steps=logging_steps,
-        logging_nan_inf_filter=False,
-        report_to=list(reporters),
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
+    arguments = {
+        "output_dir": str(work / "checkpoints"),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.batch_size // settings.micro_batch_size,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": round(settings.warmup_ratio * settings.steps),
+        "weight_decay": settings.weight_decay,
+        "max_length": settings.max_tokens,
+        "seed": config.seed,
+        "bf16": config.model.dtype == "bfloat16",
+        "gradient_checkpointing": False,
+        "save_steps": settings.save_steps,
+        "logging_steps": logging_steps,
+        "logging_nan_inf_filter": False,
+        "report_to": list(reporters),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return built(SFTConfig, arguments | settings.trl, "warm_start.trl")
