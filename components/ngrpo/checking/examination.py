@@ -70,8 +70,9 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
     from ngrpo.data.models import materialize_tokenizer
 
     with examination.catch("model.source"):
-        tokenizer = materialize_tokenizer(config.model.source, scratch / "model", config.model.template_date)
-        spelling = Spelling(config, tokenizer, scratch / "model", prompts_of(config, samples))
+        model = config.model
+        tokenizer = materialize_tokenizer(model.source, scratch / "model", model.template_date, model)
+        spelling = Spelling(config, tokenizer, Path(tokenizer.name_or_path), prompts_of(config, samples))
         examination.prompt = rendered(spelling)
         check_tokens(spelling, examination)
         for prompts in spelling.prompts:

@@ -126,7 +126,7 @@ def check_examples(spelling: Spelling) -> Iterator[Finding]:
         whole = [prompt + completion for prompt, completion in examples]
         try:
             spelling.lengths.require_known(prompts.subject, [p.id for p in prompts.problems if p.solution], whole)
-            spelling.lengths.require_prefix(examples)
+            spelling.lengths.require_prefix(examples, spelling.config.model.generation_prompt)
         except DataError as error:
             yield refused(prompts.subject, error)
             continue
@@ -150,7 +150,7 @@ def check_end_of_turn(spelling: Spelling) -> Iterator[Finding]:
     ends = _ends(spelling)
     names = ", ".join(sorted(repr(tokenizer.convert_ids_to_tokens(token)) for token in ends))
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    cure = "declare it: eos_token_id in the model's generation_config.json, or eos_token of its tokenizer"
+    cure = "name the token that ends a turn in model.end_of_turn"
     if not ends:
         yield Finding("error", "model.source", "no token ends a response: none is declared", cure)
     elif not ids:
