@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.config.grading import GradingConfig
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -57,6 +58,22 @@ class RunConfig(Section):
     def needs(self, stage: str) -> ResourcesConfig:
         """Return what a stage asks for."""
         return next((needs for name, needs in self.resources.items() if name == stage), ResourcesConfig())
+
+    @property
+    def train_grading(self) -> GradingConfig:
+        """How rollouts are graded."""
+        return self.data.train.grading.of_response
+
+    @property
+    def benchmark_gradings(self) -> dict[str, GradingConfig]:
+        """How responses are graded, by benchmark."""
+        return {name: source.grading.of_response for name, source in self.data.benchmarks.items()}
+
+    @property
+    def selection_grading(self) -> GradingConfig:
+        """How answers to the benchmark that selects the checkpoint are graded; the default where none does."""
+        selection = self.training.selection
+        return GradingConfig() if selection is None else self.benchmark_gradings[selection.benchmark]
 
     @model_validator(mode="before")
     @classmethod
@@ -120,6 +137,11 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         for name in evaluation.string_match if evaluation else ():
             if name not in data.benchmarks:
                 yield f"evaluation.string_match: {name!r} is {known}"
+            elif (grading := data.benchmarks[name].grading).response != "boxed" or grading.accepted == "all":
+                yield (
+                    f"evaluation.string_match: {name!r} has response={grading.response!r} and accepted={grading.accepted!r} in its "
+                    "grading, but strings are compared with one answer in \\boxed{}: leave it out"
+                )
     if selection and promotion and selection.benchmark in {promotion.benchmark, *promotion.tolerated_regression}:
         yield (
             f"training.selection.benchmark={selection.benchmark!r} is one that promotion decides by: a model cannot be "

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from ngrpo.config.grading import Graded
 from ngrpo.section import (
     Flag,
     Line,
@@ -57,7 +58,7 @@ def is_path(location: str) -> bool:
     return location.startswith(("/", "./", "../", "~"))
 
 
-class ArithmeticSource(Section):
+class ArithmeticSource(Graded):
     """Chains of single-digit additions and subtractions, made on the spot (see `ngrpo.data.arithmetic`)."""
 
     kind: Literal["arithmetic"] = "arithmetic"
@@ -79,7 +80,7 @@ class ArithmeticSource(Section):
         return self
 
 
-class ReasoningGymSource(Section):
+class ReasoningGymSource(Graded):
     """Problems of a procedural generator of the `reasoning-gym` library."""
 
     kind: Literal["reasoning_gym"]
@@ -114,7 +115,7 @@ class HubFiles(Section):
         return self
 
 
-class HubSource(HubFiles):
+class HubSource(HubFiles, Graded):
     """A data set of the Hugging Face hub, or a local directory or S3 mirror of the same layout."""
 
     split: Line

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import HubSource
 from ngrpo.data.copies import is_copy, is_read, last_part, planned
+from ngrpo.data.golds import form_in_words, form_of, gold_column
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
 from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem
 from ngrpo.errors import DataError
-from ngrpo.grading.grader import extract_answer
+from ngrpo.grading.grader import Gold
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,12 +94,10 @@ def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
     if len(rows) == 0:
         raise DataError(f"data set {source.id!r}: split={source.split!r} is empty; name a split with rows")
     problems = _texts(source, rows, source.problem_column)
-    answers = _texts(source, rows, source.answer_column)
-    if source.answer_is_boxed:
-        answers = [extract_answer(answer) or "" for answer in answers]
+    answers = _golds(source, rows)
     for setting, values, what in (("problem_column", problems, "text"), ("answer_column", answers, "answer")):
         if not any(values):
-            boxed = " inside \\boxed{}" if what == "answer" and source.answer_is_boxed else ""
+            boxed = form_in_words(form_of(source)) if what == "answer" else ""
             raise DataError(
                 f"data set {source.id!r}: {setting}={columns[setting]!r} holds no {what}{boxed} in any of its {len(rows)} "
                 f"rows; its columns are {', '.join(rows.column_names)}"
@@ -106,9 +105,11 @@ def _problems(source: HubSource, rows: Dataset) -> list[Problem]:
     solutions = [""] * len(rows) if source.solution_column is None else _texts(source, rows, source.solution_column)
     ids = [f"{last_part(source)}-{index}" for index in range(len(rows))]
     if source.wrong_answer_columns:
+        right = _texts(source, rows, source.answer_column)
         wrong = zip(*(_texts(source, rows, column) for column in source.wrong_answer_columns), strict=True)
-        questions = zip(ids, problems, answers, wrong, strict=True)
-        problems, answers = map(list, zip(*(with_options(*question) for question in questions), strict=True))
+        questions = zip(ids, problems, right, wrong, strict=True)
+        shown = [with_options(*question) for question in questions]
+        problems, answers = [question for question, _ in shown], [letter for _, letter in shown]
     return [
         Problem(identifier, problem, answer, solution or None)
         for identifier, problem, answer, solution in zip(ids, problems, answers, solutions, strict=True)
@@ -120,9 +121,19 @@ def _texts(source: HubSource, rows: Dataset, column: str) -> list[str]:
     what = f"data set {source.id!r}: column {column!r} cannot be read"
     with explained(what, "a file of it is damaged: copy it again"):
         values = list(rows[column])
-    for number, value in enumerate(values):
-        if not isinstance(value, str | int | float | Decimal | None):
-            raise DataError(
-                f"{what}: row {number} holds a {type(value).__name__}, no text and no number; name another column, or correct the data set"
-            )
-    return ["" if value is None else str(value).strip() for value in values]
+    return [_text(value, f"{what}: row {number}") for number, value in enumerate(values)]
+
+
+def _golds(source: HubSource, rows: Dataset) -> list[Gold]:
+    what = f"data set {source.id!r}: column {source.answer_column!r}"
+    with explained(f"{what} cannot be read", "a file of it is damaged: copy it again"):
+        cells = list(rows[source.answer_column])
+    return gold_column(source, cells, lambda row: f"{what}: row {row}", _text)
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str | int | float | Decimal | None):
+        raise DataError(
+            f"{place} holds a {type(value).__name__}, no text and no number; name another column, or correct the data set"
+        )
+    return "" if value is None else str(value).strip()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ngrpo.grading.grader import Gold
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -12,13 +14,13 @@ class Problem:
     Attributes:
         id: Stable name, unique within its source.
         problem: What is asked, without any instruction on how to answer.
-        answer: The final answer, as it would stand inside \boxed{}.
+        answer: The final answer, as it would stand inside \boxed{}, or the list of those that are accepted.
         solution: A worked solution that ends in \boxed{answer}; none where the source has none.
     """
 
     id: str
     problem: str
-    answer: str
+    answer: Gold
     solution: str | None = None
 
 

@@ -16,6 +16,7 @@ from ngrpo.contracts.history import write_history
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
+from ngrpo.grading.grader import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.report.index_facts import example_neighbors
 from ngrpo.report.progress_lines import show_progress
@@ -24,6 +25,7 @@ from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.policy_optimization import train_policy
+from ngrpo.user_code.loading import write_code
 
 _SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
 """Metrics of a line of progress, and what they are called there."""
@@ -53,7 +55,9 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
             f"data.train has {len(dataset)} problems but training.prompts_per_batch={config.training.prompts_per_batch}: "
             "use more problems or a smaller batch"
         )
-    rollout_log = RolloutLog(tokenizer, config.rollout.group_size)
+    # Its process, which only a regular expression needs, ends with this one.
+    grader = Grader(workers=1, grading=config.train_grading)
+    rollout_log = RolloutLog(tokenizer, config.rollout.group_size, grader.extract)
     trained = train_policy(
         model=model,
         start=start,
@@ -76,6 +80,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
     write_history(output, history)
     rollout_log.write(output)
+    write_code(config.train_grading.compare.code, output / "code" / "grading")
     examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
     summary = _summary(history, config.training.steps)
@@ -94,7 +99,7 @@ def _validation_problems(config: NGRPOTrainingConfig, benchmarks: Path) -> Bench
             f"training.selection.benchmark={selection.benchmark!r}: the data set has no such benchmark (a gated one without a "
             "token is left out); name another"
         )
-    return read_benchmark(path)
+    return read_benchmark(path, config.selection_grading)
 
 
 def _summary(history: list[dict[str, Any]], steps: int) -> dict[str, float]:

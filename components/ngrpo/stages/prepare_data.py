@@ -24,8 +24,7 @@ from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
 from ngrpo.data.screening import Screen, fingerprint
 from ngrpo.errors import DataError
-from ngrpo.evaluation.benchmark import BY_LETTER
-from ngrpo.grading.grader import gold_parses
+from ngrpo.grading.grader import gold_usable
 from ngrpo.stages.context import Context
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -84,27 +83,22 @@ class _Tables:
                 raise DataError(f"{label}: problem {problem.id!r} has no text or no answer; correct the data set")
         screen = Screen(label)
         problems = screen.drop("repeated", problems, _repeated(problems))
-        schema, suffix = _PROBLEMS, None
-        if isinstance(source, HubSource):
-            suffix = source.prompt_suffix
-            if source.wrong_answer_columns:
-                schema = _PROBLEMS.with_metadata(BY_LETTER)
-        if schema is _PROBLEMS:
-            problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
+        suffix = source.prompt_suffix if isinstance(source, HubSource) else None
+        problems = screen.drop("unparseable_answer", problems, _unusable(problems, source))
         rows = self._problem_rows(problems, suffix)
         self.lengths.require_known(label, [p.id for p in problems], [row["prompt"] for row in rows])
         self.measured.add(name, problems)
-        self._write(f"benchmarks/{name}.parquet", schema, rows, source, screen)
+        self._write(f"benchmarks/{name}.parquet", _problems_schema(source), rows, source, screen)
 
     def write_train(self, source: Source) -> None:
         label = "data.train"
         screen, problems = self._unseen(label, source)
-        problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
+        problems = screen.drop("unparseable_answer", problems, _unusable(problems, source))
         prompts = [self._prompt(problem) for problem in problems]
         self.lengths.require_known(label, [problem.id for problem in problems], prompts)
         limit = self.config.data.max_prompt_tokens
         problems = screen.drop("long_prompt", problems, [length > limit for length in self.lengths.prompts(prompts)])
-        self._write("train.parquet", _PROBLEMS, self._problem_rows(problems), source, screen)
+        self._write("train.parquet", _problems_schema(source), self._problem_rows(problems), source, screen)
 
     def write_warm_start(self, source: Source) -> None:
         label = "data.warm_start"
@@ -164,6 +158,16 @@ class _Tables:
         self.metrics[f"{table}/kept"] = len(rows)
         self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in screen.dropped.items()}
         self.progress(f"{table}: {len(rows)} kept, {sum(screen.dropped.values())} dropped {screen.dropped or ''}")
+
+
+def _problems_schema(source: Source) -> pa.Schema:
+    """Return the columns of problems; where several answers may be accepted, each problem has a list of them."""
+    answers = pa.string() if source.grading.accepted == "one" else pa.list_(pa.string())
+    return _PROBLEMS.set(_PROBLEMS.get_field_index("answer"), pa.field("answer", answers))
+
+
+def _unusable(problems: Sequence[Problem], source: Source) -> list[bool]:
+    return [not gold_usable(problem.answer, source.grading) for problem in problems]
 
 
 def _load(label: str, source: Source) -> list[Problem]:
