@@ -306,7 +306,9 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
 
 
 def test_a_mirror_of_what_is_not_on_the_hub(capsys, tmp_path):
-    assert "preset tiny: reads nothing from the hub and no files of this machine" in fails(capsys, "mirror", str(tmp_path))
+    assert "preset tiny: reads nothing from the hub and no files of this machine" in fails(
+        capsys, "mirror", str(tmp_path)
+    )
 
 
 def test_a_mirror_prints_the_settings_that_read_it(capsys, tmp_path, monkeypatch):

@@ -11,16 +11,26 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerState
 
 from ngrpo.checking.findings import Finding, refused
-from ngrpo.checking.samples import short
+from ngrpo.checking.samples import in_words
 from ngrpo.config import RunConfig
+from ngrpo.config.grading import GradingConfig
 from ngrpo.data.chat import Turns
-from ngrpo.data.problem import Problem, box
+from ngrpo.data.problem import Problem
 from ngrpo.errors import NGRPOError
-from ngrpo.grading.grader import Grader
+from ngrpo.grading.grader import Gold, Grader
 from ngrpo.training.configured_rewards import configured_rewards
 from ngrpo.training.rewards import CorrectnessReward
 
 _WRONG = ("0", "1")
+_FORMS = {
+    "text": "{}",
+    "boxed": r"\boxed{{{}}}",
+    "####": "#### {}",
+    "<answer>": "<answer>{}</answer>",
+    "regex": "{}",
+    "letter": "Answer: {}",
+}
+"""How an answer stands in a response, by `grading.response`; of a regular expression nobody knows."""
 _COLUMNS = ("id", "prompt", "answer")
 """Columns of the training problems, which TRL passes to every reward."""
 
@@ -46,7 +56,8 @@ def check_rewards(
         return
     gold = problems[row].answer
     other = next(each for each in (*(problem.answer for problem in problems), *_WRONG) if each and each != gold)
-    texts = [response(gold), response(other)]
+    grading = config.train_grading
+    texts = [response(gold, grading), response(other, grading)]
     batch = {
         "prompts": [prompts[row]] * 2,
         "completions": [[{"role": "assistant", "content": text}] for text in texts],
@@ -57,23 +68,36 @@ def check_rewards(
         "log_extra": _discard,
         "log_metric": _discard,
     }
-    with Grader(workers=1) as grader:
+    with Grader(workers=1, grading=grading) as grader:
         try:
             rewards = configured_rewards(config.training, config.rollout, grader, _COLUMNS, work)
         except NGRPOError as error:
             yield refused("training.rewards", error)
             return
         named: list[tuple[str, Callable[..., Any]]] = [(_name(reward), reward) for reward in rewards]
-        yield from _compare(named or [("correctness", CorrectnessReward(grader))], batch, gold, other)
+        yield from _compare(
+            named or [("correctness", CorrectnessReward(grader))],
+            batch,
+            in_words(gold),
+            in_words(other),
+            unknown_form=grading.response == "regex",
+        )
 
 
-def response(answer: str) -> str:
-    """Return a response as a model would write it."""
-    return f"<think>\nLet me see.\n</think>\n\nThe answer is {box(answer)}."
+def response(gold: Gold, grading: GradingConfig) -> str:
+    """Return a response as a model would write it; of several answers all, or the first where one is enough."""
+    answers = [gold] if isinstance(gold, str) else gold if grading.accepted == "all" else gold[:1]
+    written = " and ".join(_FORMS[grading.response].format(answer) for answer in answers)
+    return f"<think>\nLet me see.\n</think>\n\n{written}"
 
 
 def _compare(
-    rewards: Sequence[tuple[str, Callable[..., Any]]], batch: dict[str, Any], gold: str, other: str
+    rewards: Sequence[tuple[str, Callable[..., Any]]],
+    batch: dict[str, Any],
+    gold: str,
+    other: str,
+    *,
+    unknown_form: bool,
 ) -> Iterator[Finding]:
     differs = False
     for name, reward in rewards:
@@ -85,16 +109,16 @@ def _compare(
             differs = True
             continue
         differs |= right != wrong
-        found = f"{short(gold)!r}, the gold answer, earns {_shown(right)}, and {short(other)!r} {_shown(wrong)}"
-        if name == "correctness" and not right:
+        found = f"{gold!r}, the gold answer, earns {_shown(right)}, and {other!r} {_shown(wrong)}"
+        if name == "correctness" and not right and not unknown_form:
             yield Finding("error", subject, found, "correct the gold answer, or say how answers are read and compared")
         else:
             yield Finding("ok", subject, found)
-    if not differs:
+    if not differs and not unknown_form:
         yield Finding(
             "warning",
             "training.rewards",
-            f"no reward tells the gold answer {short(gold)!r} from {short(other)!r}",
+            f"no reward tells the gold answer {gold!r} from {other!r}",
             "name one that does, for example correctness, unless only the form counts",
         )
 

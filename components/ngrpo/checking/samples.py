@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ngrpo.checking.findings import Examination, Finding
 from ngrpo.checking.places import sources
-from ngrpo.config import Columns, RunConfig, Source
+from ngrpo.config import RunConfig, Source
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import first_problems
-from ngrpo.grading.grader import gold_parses
+from ngrpo.grading.grader import Gold, gold_usable
 
 ROWS = 5
 """Rows that are looked at, of each source."""
@@ -17,7 +17,7 @@ _SHOWN = 60
 _WORDS = 12
 """More words than an answer has that can be compared."""
 
-_ANSWER_ALONE = "name the column that holds the answer alone (answer_column), or say how it is read out of the column"
+_ANSWER_ALONE = 'name the column that holds the answer alone (answer_column), or say how the answer stands there (grading.gold, for example "####")'
 
 
 def read_samples(config: RunConfig, examination: Examination) -> dict[str, list[Problem]]:
@@ -36,9 +36,9 @@ def check_samples(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -
             yield _check(subject, source, samples[subject])
 
 
-def by_letter(source: Source) -> bool:
-    """Say whether the problems of a source are answered by the letter of an option."""
-    return isinstance(source, Columns) and bool(source.wrong_answer_columns)
+def in_words(gold: Gold) -> str:
+    """Return a gold answer, or those that are accepted, as people read it."""
+    return short(gold if isinstance(gold, str) else ", ".join(gold))
 
 
 def short(text: str) -> str:
@@ -57,21 +57,21 @@ def _check(subject: str, source: Source, problems: Sequence[Problem]) -> Finding
             f"{len(empty)} {rows} have no text or no answer, {empty[0].id} for example",
             "correct them",
         )
-    worked = [] if by_letter(source) else [p for p in problems if _is_worked(p.answer)]
+    worked = [problem for problem in problems if _is_worked(problem.answer, source)]
     if worked:
         return Finding(
             "error" if len(worked) == len(problems) else "warning",
             subject,
-            f"the gold answer of {len(worked)} {rows} is more than an answer, {short(worked[0].answer)!r} for example",
+            f"the gold answer of {len(worked)} {rows} is more than an answer, {in_words(worked[0].answer)!r} for example",
             _ANSWER_ALONE,
         )
-    unread = [] if by_letter(source) else [p for p in problems if p.answer and not gold_parses(p.answer)]
+    unread = [p for p in problems if p.answer and not gold_usable(p.answer, source.grading)]
     if unread:
         level = "error" if len(unread) == len(problems) else "warning"
         return Finding(
             level,
             subject,
-            f"the gold answer of {len(unread)} {rows} cannot be read, {short(unread[0].answer)!r} for example",
+            f"the gold answer of {len(unread)} {rows} cannot be read, {in_words(unread[0].answer)!r} for example",
             _ANSWER_ALONE,
         )
     if subject == "data.warm_start" and all(problem.solution is None for problem in problems):
@@ -79,8 +79,12 @@ def _check(subject: str, source: Source, problems: Sequence[Problem]) -> Finding
     if empty:
         return Finding("warning", subject, f"{len(empty)} {rows} have no text or no answer", "they will be dropped")
     shown = problems[0]
-    return Finding("ok", subject, f"{short(shown.problem)!r}: the gold answer is {short(shown.answer)!r}")
+    return Finding("ok", subject, f"{short(shown.problem)!r}: the gold answer is {in_words(shown.answer)!r}")
 
 
-def _is_worked(answer: str) -> bool:
-    return "####" in answer or r"\boxed{" in answer or len(answer.split()) > _WORDS
+def _is_worked(gold: Gold, source: Source) -> bool:
+    """Say whether an answer that is to be compared as mathematics is a whole solution."""
+    if source.grading.compare.function != "math":
+        return False
+    answers = [gold] if isinstance(gold, str) else gold
+    return any("####" in each or r"\boxed{" in each or len(each.split()) > _WORDS for each in answers)
