@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ngrpo.checking.findings import Finding, refused
-from ngrpo.config import Copied, CopiedModel, RunConfig, Source
+from ngrpo.config import Copied, CopiedModel, FilesSource, RunConfig, Source
 from ngrpo.config.sources import is_bucket
 from ngrpo.data.copies import files_of, is_copy
 from ngrpo.data.locations import local_directory
+from ngrpo.data.own_files import own_files
 from ngrpo.errors import DataError, NGRPOError, StoreError
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -77,7 +78,7 @@ def check_data_files(config: RunConfig) -> Iterator[Finding]:
             continue
         try:
             # Their content is not read here: the plan does that.
-            files = files_of(source, lambda path: "")
+            files = own_files(source, _unread) if isinstance(source, FilesSource) else files_of(source, _unread)
         except (DataError, StoreError) as error:
             yield _not_here(subject, error)
             continue
@@ -131,6 +132,11 @@ def positions_of(place: Path) -> int | None:
             if type(tree.get(name)) is int and tree[name] > 0:
                 return int(tree[name])
     return None
+
+
+def _unread(path: Path) -> str:
+    """Stand for the digest of a file, which nobody asks for here."""
+    return ""
 
 
 def _is_here(source: Copied) -> bool:

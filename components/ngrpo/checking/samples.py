@@ -17,7 +17,9 @@ _SHOWN = 60
 _WORDS = 12
 """More words than an answer has that can be compared."""
 
-_ANSWER_ALONE = 'name the column that holds the answer alone (answer_column), or say how the answer stands there (grading.gold, for example "####")'
+_ANSWER_ALONE = (
+    "name the column that holds the answer alone (answer_column), or say how the answer stands in it (grading.gold)"
+)
 
 
 def read_samples(config: RunConfig, examination: Examination) -> dict[str, list[Problem]]:

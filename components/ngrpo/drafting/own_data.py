@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ngrpo.config import FilesSource, validate
 from ngrpo.data.cells import text_at
 from ngrpo.data.conversations import is_chat, read_conversation
 from ngrpo.data.own_files import own_files, place_of
@@ -49,12 +50,13 @@ def look_at_data(option: str, path: Path, problem: str | None = None, answer: st
         DataError: A file cannot be read.
     """
     try:
-        names = list(own_files(str(path.absolute()), lambda file: ""))
-        base = Path(place_of(str(path.absolute())).base)
+        source = validate(FilesSource, {"kind": "files", "path": str(path.absolute())})
+        names = list(own_files(source, lambda file: ""))
+        base = Path(place_of(source.path).base)
         rows = [row for name in names for row in read_table(base / name, name)]
     except OSError as error:
         raise ConfigError(f"{option} {str(path)!r}: {error.strerror}; check its rights") from error
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         raise ConfigError(f"{option} {str(path)!r} (seen from {Path.cwd()}): {error}") from error
     if not rows:
         raise ConfigError(f"{option} {str(path)!r}: no rows; name a table with rows")
