@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -59,12 +57,11 @@ def examine(config: RunConfig) -> Examination:
 
 
 def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> None:
-    # Takes seconds to import, while a process of the grader reads the gold answers.
-    threading.Thread(target=importlib.import_module, args=("ngrpo.data.models",), daemon=True).start()
     from ngrpo.checking.samples import check_samples, read_samples
 
     samples = read_samples(config, examination)
     examination.add(check_samples(config, samples))
+    # These take seconds to import.
     from ngrpo.checking.rewards import check_rewards
     from ngrpo.checking.tokens import Spelling, check_tokens, prompts_of, rendered
     from ngrpo.data.models import materialize_tokenizer
