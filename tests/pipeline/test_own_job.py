@@ -57,7 +57,7 @@ class Shell:
         """Return the stages that `plan` would run."""
         table = self(f"ngrpo plan mine.toml {settings()}")
         rows = [[cell.strip() for cell in line.split("│")] for line in table.splitlines() if "│" in line]
-        return [name for name in STAGES if any(row[1] == name and "cached" not in " ".join(row) for row in rows)]
+        return [name for name in STAGES if any(row[1] == name and row[3] == "to run" for row in rows)]
 
 
 def settings() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ngrpo.checking.findings import Examination, Finding
+from ngrpo.checking.findings import Examination, Finding, Level
 from ngrpo.checking.places import sources
 from ngrpo.config import RunConfig, Source
 from ngrpo.data.problem import Problem
@@ -69,7 +69,7 @@ def _check(subject: str, source: Source, problems: Sequence[Problem]) -> Finding
         )
     unread = [p for p in problems if p.answer and not gold_usable(p.answer, source.grading)]
     if unread:
-        level = "error" if len(unread) == len(problems) else "warning"
+        level: Level = "error" if len(unread) == len(problems) else "warning"
         return Finding(
             level,
             subject,
