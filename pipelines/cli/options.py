@@ -125,6 +125,15 @@ def read_config(preset: str | None = None, settings: Sequence[str] | None = None
     return config
 
 
+def read_preset(name: str) -> RunConfig:
+    """Return a preset as it is.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    return _load(checked("--extends", name), None, None)
+
+
 def read_cluster_config(
     preset: str | None, settings: Sequence[str] | None, seed: int | None, cluster: Path | None
 ) -> RunConfig:

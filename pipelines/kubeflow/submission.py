@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES
@@ -57,6 +58,7 @@ def submit(
     Raises:
         NGRPOError: What the user can put right. Then nothing was submitted, unless the message says that this is not known.
     """
+    require_possible(config)
     require_in_pods(config)
     objects = ObjectStore(config.cluster.store)
     objects.check()

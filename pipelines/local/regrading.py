@@ -38,7 +38,7 @@ def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> 
         problems = store.fetch(references[find_node("prepare_data", references)]) / "benchmarks"
         for node in of_stage("benchmark_evaluation", references):
             samples = store.fetch(references[node]) / "samples"
-            for benchmark in read_benchmarks(problems):
+            for benchmark in read_benchmarks(problems, config.benchmark_gradings):
                 for path in sorted(samples.glob(f"*/{benchmark.name}.parquet")):
                     before = pq.read_table(path)
                     was, now = before["correct"], graded(before, benchmark, grader)["correct"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig
 from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
 from ngrpo.contracts.promotion import PROMOTION, read_promotion
@@ -60,6 +61,8 @@ def run(
         Interrupted: The run was told to stop.
     """
     began = time.monotonic()
+    if base is None:
+        require_possible(config)
     # These take seconds to import, and are needed only once the store is up and the plan is made.
     threading.Thread(target=_import, args=("kfp.local", "ngrpo.tracking.mlflow_runs"), daemon=True).start()
     with workspace.lock(), services(workspace) as around:

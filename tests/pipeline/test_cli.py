@@ -166,7 +166,7 @@ def test_a_report_of_no_run(capsys):
 # --- help, usage, completion ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "Run here": ["plan", "run", "rerun"],
+    "Run here": ["init", "check", "plan", "run", "rerun"],
     "Run on a cluster": ["compile", "submit", "cancel", "doctor", "schedule"],
     "Models": ["regrade", "promote", "rollback", "history", "mirror"],
     "Inspect": ["status", "logs", "report", "ui", "neighbors"],

@@ -35,6 +35,7 @@ from ngrpo.config import (
     load_config,
     select,
 )
+from ngrpo.config.grading import BY_LETTER
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.grading.grader import Grader
@@ -224,7 +225,7 @@ def rollouts(config: NGRPOTrainingConfig, gpus: int = 0) -> tuple[dict[str, Any]
             [[0]], [1], sampling, build_mixer(config.mixing, index, end_marker_ids(config.mixing, tokenizer))
         )
         asked = _seen(engine)
-        benchmark = Benchmark("b", ["p"], [CHAT], ["A"], by_letter=True)
+        benchmark = Benchmark("b", ["p"], [CHAT], ["A"], BY_LETTER)
         validation = policy_optimization._validation(config, benchmark, tokenizer, grader)
         if validation is None:
             return asked, {}

@@ -26,6 +26,8 @@ ORDER = """
     ngrpo.tracking
     ngrpo.report
     ngrpo.library
+    ngrpo.checking
+    ngrpo.drafting
     ngrpo.stages
     components.launching
     <stages>

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ngrpo.config import BenchmarkEvaluationConfig, HubSource, PrepareDataConfig, load_config, select
+from ngrpo.config.grading import BY_LETTER
 from ngrpo.data.chat import ChatLengths, user_turn
 from ngrpo.data.mirror import mirror
 from ngrpo.data.multiple_choice import with_options
@@ -163,8 +164,8 @@ def test_its_text_is_in_the_table_of_problems_and_nowhere_else(prepared, monkeyp
     holding = [path.name for path in output.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert holding == ["gpqa_diamond.parquet"]
 
-    gpqa_diamond = read_benchmark(output / "benchmarks" / "gpqa_diamond.parquet")
-    assert (gpqa_diamond.name, gpqa_diamond.by_letter) == ("gpqa_diamond", True)
+    gpqa_diamond = read_benchmark(output / "benchmarks" / "gpqa_diamond.parquet", BY_LETTER)
+    assert gpqa_diamond.name == "gpqa_diamond"
     assert gpqa_diamond.prompts[0][0]["content"].endswith(
         "\n\nLet's think step by step and output the final answer in the last line as:\nAnswer: <A/B/C/D>"
     )

@@ -38,6 +38,7 @@ OURS_OF_GRPO: Mapping[str, str] = {
     "num_generations": "rollout.group_size",
     "num_generations_eval": "training.selection.samples",
     "num_iterations": "training.num_iterations",
+    "reward_funcs": "training.rewards",
     "reward_weights": "training.rewards",
     "scale_rewards": "training.scale_rewards",
     "steps_per_generation": "training.updates_per_batch",

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.code import references
+from ngrpo.config.grading import GradingConfig
 from ngrpo.config.passed_on import GRPO, SFT, VLLM
 from ngrpo.config.sections import (
     DataConfig,
@@ -60,6 +61,22 @@ class RunConfig(Section):
     def needs(self, stage: str) -> ResourcesConfig:
         """Return what a stage asks for."""
         return next((needs for name, needs in self.resources.items() if name == stage), ResourcesConfig())
+
+    @property
+    def train_grading(self) -> GradingConfig:
+        """How rollouts are graded."""
+        return next(iter(self.data.training_sets().values())).grading.of_response
+
+    @property
+    def benchmark_gradings(self) -> dict[str, GradingConfig]:
+        """How responses are graded, by benchmark."""
+        return {name: source.grading.of_response for name, source in self.data.benchmarks.items()}
+
+    @property
+    def selection_grading(self) -> GradingConfig:
+        """How answers to the benchmark that selects the checkpoint are graded; the default where none does."""
+        selection = self.training.selection
+        return GradingConfig() if selection is None else self.benchmark_gradings[selection.benchmark]
 
     @model_validator(mode="before")
     @classmethod
@@ -141,6 +158,13 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         yield f"{', '.join(codes)}: together {TOO_LARGE}"
     selection = training.selection if training else None
     if data:
+        for name, source in data.training_sets().items():
+            first, other = next(iter(data.training_sets().items()))
+            if source.grading.of_response != other.grading.of_response:
+                yield (
+                    f"data.{name}.grading is not that of data.{first}: responses to all training sets are graded by one reward; let both "
+                    "say the same, but for gold and gold_pattern"
+                )
         known = f"not one of data.benchmarks: {', '.join(sorted(data.benchmarks))}"
         if promotion and promotion.benchmark not in data.benchmarks:
             yield f"promotion.benchmark={promotion.benchmark!r} is {known}"
@@ -152,6 +176,11 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         for name in evaluation.string_match if evaluation else ():
             if name not in data.benchmarks:
                 yield f"evaluation.string_match: {name!r} is {known}"
+            elif (grading := data.benchmarks[name].grading).response != "boxed" or grading.accepted == "all":
+                yield (
+                    f"evaluation.string_match: {name!r} has response={grading.response!r} and accepted={grading.accepted!r} in its "
+                    "grading, but strings are compared with one answer in \\boxed{}: leave it out"
+                )
     if selection and promotion and selection.benchmark in {promotion.benchmark, *promotion.tolerated_regression}:
         yield (
             f"training.selection.benchmark={selection.benchmark!r} is one that promotion decides by: a model cannot be "

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from ngrpo.config.grading import Graded
 from ngrpo.config.located import absolute
 from ngrpo.section import (
     Flag,
@@ -70,7 +71,7 @@ def is_path(location: str) -> bool:
     return location.startswith(("/", "./", "../", "~"))
 
 
-class ArithmeticSource(Section):
+class ArithmeticSource(Graded):
     """Chains of single-digit additions and subtractions, made on the spot (see `ngrpo.data.arithmetic`)."""
 
     kind: Literal["arithmetic"] = "arithmetic"
@@ -92,7 +93,7 @@ class ArithmeticSource(Section):
         return self
 
 
-class ReasoningGymSource(Section):
+class ReasoningGymSource(Graded):
     """Problems of a procedural generator of the `reasoning-gym` library."""
 
     kind: Literal["reasoning_gym"]
@@ -156,7 +157,7 @@ class OwnFiles(Section):
         return f"path={self.path!r}"
 
 
-class Columns(Section):
+class Columns(Graded):
     """Which columns of a table hold what."""
 
     problem_column: Line = "problem"

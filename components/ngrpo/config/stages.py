@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 
+from ngrpo.config.grading import GradingConfig
 from ngrpo.config.run import RunConfig
 from ngrpo.config.sections import (
     ChatFormat,
@@ -19,8 +20,8 @@ from ngrpo.config.sections import (
     TrainingConfig,
     WarmStartConfig,
 )
-from ngrpo.config.sources import BaseModelSource
-from ngrpo.section import Day, Section, Seed, StepsOrNone, Tokens
+from ngrpo.config.sources import BaseModelSource, Source
+from ngrpo.section import Day, Name, Section, Seed, StepsOrNone, Tokens
 
 S = TypeVar("S", bound=Section)
 
@@ -66,11 +67,27 @@ class ResponseLimit(Section):
     max_tokens: Tokens
 
 
+def _of_gold_answers(data: DataConfig) -> DataConfig:
+    """Leave out how responses are graded: a change of that makes no other tables."""
+    alike = {name: _read_alike(source) for name, source in data.benchmarks.items()}
+    warm_start = None if data.warm_start is None else _read_alike(data.warm_start)
+    train = (
+        {name: _read_alike(source) for name, source in data.train.items()}
+        if isinstance(data.train, dict)
+        else _read_alike(data.train)
+    )
+    return data.model_copy(update={"train": train, "warm_start": warm_start, "benchmarks": alike})
+
+
+def _read_alike(source: Source) -> Source:
+    return source.model_copy(update={"grading": source.grading.of_gold})
+
+
 class PrepareDataConfig(Section):
     """Settings of the stage `prepare_data`; no other setting of the model or of the warm start changes its result."""
 
     model: TokenizerConfig
-    data: DataConfig
+    data: Annotated[DataConfig, AfterValidator(_of_gold_answers)]
     warm_start: ExampleLimits
     rollout: ResponseLimit
     evaluation: ResponseLimit
@@ -103,6 +120,10 @@ class NGRPOTrainingConfig(Section):
     mixing: MixingConfig
     rollout: RolloutConfig
     training: TrainingConfig
+    train_grading: GradingConfig = GradingConfig()
+    """How `correctness` grades rollouts."""
+    selection_grading: GradingConfig = GradingConfig()
+    """How answers to the benchmark of `training.selection` are graded."""
 
 
 class BenchmarkEvaluationConfig(Section):
@@ -113,6 +134,8 @@ class BenchmarkEvaluationConfig(Section):
     neighbors: NeighborsConfig
     warm_start: WarmStartLength
     evaluation: EvaluationConfig
+    benchmark_gradings: dict[Name, GradingConfig] = {}
+    """How responses are graded, by benchmark."""
 
 
 class ModelPromotionConfig(Section):

@@ -74,10 +74,14 @@ Models = Annotated[
 
 
 class Answers(TypedDict):
-    """Gold answer by problem id, and whether these are letters of options."""
+    """Gold answer by problem id, or the list of those that are accepted, and how responses are graded (`ngrpo.config.grading`).
 
-    answers: Annotated[dict[str, str], Field(min_length=1)]
+    `by_letter` says whether answers are letters of options, for versions of the library that know no `grading`.
+    """
+
+    answers: Annotated[dict[str, str | Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
     by_letter: bool
+    grading: NotRequired[dict[str, Any]]
 
 
 class Statistics(TypedDict):

@@ -10,10 +10,10 @@ from typing import Any
 from ngrpo.config import Columns
 from ngrpo.data.cells import text_at
 from ngrpo.data.conversations import Conversation, is_chat, read_conversation, read_reply
+from ngrpo.data.golds import form_in_words, form_of, gold_column
 from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem
 from ngrpo.errors import DataError
-from ngrpo.grading.grader import extract_answer
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,13 @@ class Table:
         """
         return [
             read_reply(cell, self.place(row, column)) if is_chat(cell) else text_at(cell, self.place(row, column))
+            for row, cell in enumerate(self.cells(column))
+        ]
+
+    def answers(self, column: str) -> list[Any]:
+        """Return the cells of a column, of a chat what the assistant says last."""
+        return [
+            read_reply(cell, self.place(row, column)) if cell and is_chat(cell) else cell
             for row, cell in enumerate(self.cells(column))
         ]
 
@@ -74,12 +81,17 @@ def problems_of(source: Columns, table: Table) -> list[Problem]:
         return replies[column] if chats and column in replies else table.texts(column)
 
     problems = [question.question for question in questions]
-    answers = texts(source.answer_column)
-    if source.answer_is_boxed:
-        answers = [extract_answer(answer) or "" for answer in answers]
+    answers = gold_column(
+        source,
+        replies[source.answer_column]
+        if chats and source.answer_column in replies
+        else table.answers(source.answer_column),
+        lambda row: table.place(row, source.answer_column),
+        text_at,
+    )
     for setting, values, what in (("problem_column", problems, "text"), ("answer_column", answers, "answer")):
         if not any(values):
-            boxed = " inside \\boxed{}" if what == "answer" and source.answer_is_boxed else ""
+            boxed = form_in_words(form_of(source)) if what == "answer" else ""
             raise DataError(
                 f"{table.label}: {setting}={getattr(source, setting)!r} holds no {what}{boxed} in any of its {len(table.ids)} rows; its "
                 f"columns are {', '.join(table.columns)}"
@@ -87,8 +99,9 @@ def problems_of(source: Columns, table: Table) -> list[Problem]:
     solutions = [""] * len(problems) if source.solution_column is None else texts(source.solution_column)
     if source.wrong_answer_columns:
         wrong = zip(*(table.texts(column) for column in source.wrong_answer_columns), strict=True)
-        rows = zip(table.ids, problems, answers, wrong, strict=True)
-        problems, answers = map(list, zip(*(with_options(*row) for row in rows), strict=True))
+        rows = zip(table.ids, problems, texts(source.answer_column), wrong, strict=True)
+        shown = [with_options(*row) for row in rows]
+        problems, answers = [question for question, _ in shown], [letter for _, letter in shown]
     return [
         Problem(identifier, problem, answer, solution or None, tuple(map(_pair, question.before)))
         for identifier, problem, answer, solution, question in zip(

@@ -33,17 +33,33 @@ def load(source: HubSource) -> list[Problem]:
         return problems_of(source, _table(source, _read(source, Path(scratch))))
 
 
-def _read(source: HubSource, scratch: Path) -> Dataset:
+def first(source: HubSource, count: int) -> list[Problem]:
+    """Return the first problems of a data set, of which no more is read than needed; see `load`.
+
+    The content of a copy is not compared with what a run was planned with.
+    """
+    from datasets import Dataset
+
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = _read(source, Path(scratch), streaming=True)
+        with explained(
+            f"data set {source.id!r}: its first rows cannot be read", "a file of it is damaged: copy it again"
+        ):
+            head = Dataset.from_list(list(rows.take(count)))
+    return problems_of(source, _table(source, head))
+
+
+def _read(source: HubSource, scratch: Path, *, streaming: bool = False) -> Any:
     """Load the wanted split. A copy has the layout of the repository on the hub, so `datasets` reads it in the same way."""
     if is_bucket(source.id):
         download(source.id, scratch / "copy", is_read(source))
-        return _load(source, str(scratch / "copy"), cache_dir=str(scratch / "cache"))
+        return _load(source, str(scratch / "copy"), streaming, cache_dir=str(scratch / "cache"))
     if is_copy(source):
-        return _load(source, str(local_directory(source.id, source.named)), cache_dir=str(scratch / "cache"))
-    return _load(source, source.id, revision=source.revision)
+        return _load(source, str(local_directory(source.id, source.named)), streaming, cache_dir=str(scratch / "cache"))
+    return _load(source, source.id, streaming, revision=source.revision)
 
 
-def _load(source: HubSource, path: str, **options: Any) -> Dataset:
+def _load(source: HubSource, path: str, streaming: bool, **options: Any) -> Any:
     from datasets import load_dataset, load_dataset_builder
     from datasets.utils.logging import disable_progress_bar
 
@@ -62,7 +78,7 @@ def _load(source: HubSource, path: str, **options: Any) -> Dataset:
             _require_inside(
                 path, where, load_dataset_builder(path, name=source.subset, **options).config.data_files or {}
             )
-        return load_dataset(path, name=source.subset, split=source.split, **options)
+        return load_dataset(path, name=source.subset, split=source.split, streaming=streaming, **options)
 
 
 def _require_inside(path: str, where: str, files: Mapping[str, Sequence[str]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ngrpo.config import ArithmeticSource, FilesSource, ReasoningGymSource, Source
+from ngrpo.config import ArithmeticSource, FilesSource, HubSource, ReasoningGymSource, Source
 from ngrpo.data import arithmetic, files, hub, reasoning_gym
 from ngrpo.data.problem import Problem
 
@@ -20,3 +20,12 @@ def load_problems(source: Source) -> list[Problem]:
     if isinstance(source, FilesSource):
         return files.load(source)
     return hub.load(source)
+
+
+def first_problems(source: Source, count: int) -> list[Problem]:
+    """Return the first problems of a source, without making or reading many more; see `load_problems`."""
+    if isinstance(source, HubSource):
+        return hub.first(source, count)
+    if isinstance(source, FilesSource):
+        return files.load(source.model_copy(update={"limit": min(count, source.limit or count)}))
+    return load_problems(source.model_copy(update={"size": min(count, source.size)}))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ngrpo.config.grading import BOXED, GradingConfig
 from ngrpo.errors import DataError
-
-BY_LETTER = {b"answers": b"letter"}
-"""Metadata of a table whose answers are letters of options."""
+from ngrpo.grading.grader import Gold
 
 _COLUMNS = ("id", "prompt", "answer")
 
@@ -25,28 +25,37 @@ class Benchmark:
         name: Name of the benchmark.
         ids: Unique name of each problem.
         prompts: Of each problem the conversation that asks it.
-        answers: Of each problem the gold answer.
-        by_letter: Whether answers are letters of options, to be given as `Answer: X`.
+        answers: Of each problem the gold answer, or the list of those that are accepted.
+        grading: How responses are graded.
     """
 
     name: str
     ids: list[str]
     prompts: list[list[dict[str, str]]]
-    answers: list[str]
-    by_letter: bool = False
+    answers: Sequence[Gold]
+    grading: GradingConfig = BOXED
 
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """What responses to a benchmark are graded by: the ids, answers and kind of answer of a `Benchmark`."""
+    """What responses to a benchmark are graded by: the ids, answers and grading of a `Benchmark`."""
 
     ids: list[str]
-    answers: list[str]
-    by_letter: bool = False
+    answers: Sequence[Gold]
+    grading: GradingConfig = BOXED
 
 
-def read_benchmarks(directory: Path) -> list[Benchmark]:
+def gold_text(gold: Gold, grading: GradingConfig) -> str:
+    """Return a gold answer, or several that are accepted, for people to read."""
+    return gold if isinstance(gold, str) else (" and " if grading.accepted == "all" else " or ").join(gold)
+
+
+def read_benchmarks(directory: Path, gradings: Mapping[str, GradingConfig]) -> list[Benchmark]:
     """Read every `<name>.parquet` of a directory, in the order of the names.
+
+    Args:
+        directory: The directory.
+        gradings: How responses are graded, by name of the benchmark; by default as `GradingConfig` says.
 
     Raises:
         DataError: There is none, or one is damaged, empty, or has missing columns, repeated ids or problems without an answer.
@@ -54,10 +63,10 @@ def read_benchmarks(directory: Path) -> list[Benchmark]:
     files = sorted(directory.glob("*.parquet"))
     if not files:
         raise DataError(f"benchmarks in {directory}: no *.parquet file; name at least one in data.benchmarks")
-    return [read_benchmark(path) for path in files]
+    return [read_benchmark(path, gradings.get(path.stem)) for path in files]
 
 
-def read_benchmark(path: Path) -> Benchmark:
+def read_benchmark(path: Path, grading: GradingConfig | None = None) -> Benchmark:
     """Read `<name>.parquet`.
 
     Raises:
@@ -86,4 +95,4 @@ def read_benchmark(path: Path) -> Benchmark:
             raise DataError(
                 f"benchmark {name!r}: problem {identifier!r} has no id, prompt or answer; correct or drop it in its source"
             )
-    return Benchmark(name, ids, prompts, answers, BY_LETTER.items() <= (table.schema.metadata or {}).items())
+    return Benchmark(name, ids, prompts, answers, grading or GradingConfig())

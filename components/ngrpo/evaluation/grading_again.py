@@ -20,7 +20,7 @@ from ngrpo.contracts.evaluation import Answers, Evaluation, Statistics
 from ngrpo.errors import DataError
 from ngrpo.evaluation.protocol import grader_version, problems_digest
 from ngrpo.evaluation.results import benchmark_result
-from ngrpo.evaluation.stored_evaluation import MODEL, answer_key, protocol_of
+from ngrpo.evaluation.stored_evaluation import MODEL, answer_key, grading_of, protocol_of
 from ngrpo.evaluation.verdicts import SAMPLES, graded
 from ngrpo.grading.grader import Grader
 
@@ -74,7 +74,7 @@ def grade_again(
             settings = EvaluationConfig.model_validate(_settings(statistics, result["n_samples"]))
             seed = 0 if statistics is None else statistics["seed"]
             new["models"]["trained"][name] = benchmark_result(now, settings, seed)
-            new["protocols"][MODEL][name]["grader"] = grader_version()
+            new["protocols"][MODEL][name]["grader"] = grader_version(grading_of(gold))
     return GradedAgain(new, total, changed)
 
 

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import ngrpo.grading
 from ngrpo.config import EvaluationConfig
+from ngrpo.config.grading import BY_LETTER, GradingConfig
 from ngrpo.contracts.sources import SOURCES, read_sources
 from ngrpo.errors import DataError
 
 if TYPE_CHECKING:
     from ngrpo.evaluation.benchmark import Benchmark  # pyarrow, which the planner does without
+    from ngrpo.grading.grader import Gold
 
 PARTS: Mapping[str, str] = {
     "problems": "problems or gold answers",
@@ -51,11 +53,11 @@ def benchmark_protocol(
         "revision": revision,
         "prompts": _digest(sorted(zip(benchmark.ids, prompts, strict=True))),
         "sampling": config.model_dump(mode="json", include=sampling),
-        "grader": grader_version(),
+        "grader": grader_version(benchmark.grading),
     }
 
 
-def problems_digest(answers: Mapping[str, str]) -> str:
+def problems_digest(answers: Mapping[str, Gold]) -> str:
     """Return the digest of gold answers by problem id."""
     return _digest(sorted(answers.items()))
 
@@ -82,10 +84,17 @@ def revisions(dataset: Path) -> dict[str, str | None]:
     }
 
 
-def grader_version() -> str:
-    """Return the digest of what decides on an answer: our rules and the library that compares expressions."""
+def grader_version(grading: GradingConfig | None = None) -> str:
+    """Return the digest of what decides on an answer: our rules, the library that compares expressions, and how a benchmark uses them.
+
+    Args:
+        grading: How, with the code of a grader of the user's; none for the default.
+    """
     sources = [path.read_text(encoding="utf-8") for path in sorted(_GRADERS.glob("*.py"))]
-    return _digest([*sources, *(version(name) for name in GRADER_LIBRARIES)])
+    rules = _digest([*sources, *(version(name) for name in GRADER_LIBRARIES)])
+    chosen = GradingConfig() if grading is None else grading.of_response
+    # The two that there have always been are known by the rules alone.
+    return rules if chosen in (GradingConfig(), BY_LETTER) else _digest([rules, chosen.model_dump(mode="json")])
 
 
 def is_grader_source(path: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ngrpo.config import EvaluationConfig
+from ngrpo.config import EvaluationConfig, validate
+from ngrpo.config.grading import BY_LETTER, GradingConfig
 from ngrpo.contracts.evaluation import Answers, Evaluation, Statistics
 from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
 
@@ -18,7 +19,8 @@ def answers_of(benchmarks: Sequence[Benchmark]) -> dict[str, Answers]:
     return {
         benchmark.name: {
             "answers": dict(zip(benchmark.ids, benchmark.answers, strict=True)),
-            "by_letter": benchmark.by_letter,
+            "by_letter": benchmark.grading.response == "letter",
+            "grading": benchmark.grading.of_response.model_dump(mode="json"),
         }
         for benchmark in benchmarks
     }
@@ -26,7 +28,15 @@ def answers_of(benchmarks: Sequence[Benchmark]) -> dict[str, Answers]:
 
 def answer_key(answers: Answers) -> AnswerKey:
     """Return gold answers as `ngrpo.evaluation.samples.graded` takes them."""
-    return AnswerKey(list(answers["answers"]), list(answers["answers"].values()), answers["by_letter"])
+    return AnswerKey(list(answers["answers"]), list(answers["answers"].values()), grading_of(answers))
+
+
+def grading_of(answers: Answers) -> GradingConfig:
+    """Return how responses are graded; evaluations of earlier versions of the library only say whether they are letters."""
+    stored = answers.get("grading")
+    if stored is None:
+        return BY_LETTER if answers["by_letter"] else GradingConfig()
+    return validate(GradingConfig, stored)
 
 
 def statistics_of(config: EvaluationConfig, seed: int) -> Statistics:

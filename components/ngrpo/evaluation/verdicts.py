@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
-from ngrpo.grading.grader import Grader, grade_letter
+from ngrpo.grading.grader import Gold, Grader
 from ngrpo.grading.string_match import string_match
 
 SAMPLES = pa.schema(
@@ -33,18 +33,22 @@ def graded(samples: pa.Table, benchmark: Benchmark | AnswerKey, grader: Grader, 
     Args:
         samples: Table with the columns of `SAMPLES` up to `finish_reason`, or all of them.
         benchmark: The benchmark, with the gold answers.
-        grader: Grades what is not answered by a letter.
+        grader: Grades the responses, as the benchmark says.
         by_string: Fill the column `string_match` too.
     """
     gold = dict(zip(benchmark.ids, benchmark.answers, strict=True))
     golds = [gold[problem] for problem in samples["problem_id"].to_pylist()]
     items = list(zip(samples["text"].to_pylist(), golds, strict=True))
-    grades = [grade_letter(*item) for item in items] if benchmark.by_letter else grader.grade(items)
+    grades = grader.grade(items, benchmark.grading)
     verdicts = {
         "extracted": [grade.extracted for grade in grades],
         "correct": [grade.correct for grade in grades],
         "grader_error": [grade.error for grade in grades],
-        "string_match": [string_match(*item) if by_string else None for item in items],
+        "string_match": [_string_match(*item) if by_string else None for item in items],
     }
     columns = {name: samples[name] for name in GENERATED.names} | verdicts
     return pa.table(columns, schema=SAMPLES)
+
+
+def _string_match(text: str, gold: Gold) -> bool:
+    return any(string_match(text, each) for each in ([gold] if isinstance(gold, str) else gold))

@@ -1,35 +1,35 @@
-r"""Grading: where the answer of a response is, and whether it equals the gold answer.
+r"""Grading: whether the answer of a response equals the gold answer.
 
-The answer is the content of the last balanced \boxed{} after `</think>`. Equal texts and plain numbers are decided here; all
-else, in the spelling of `ngrpo.grading.answer_forms`, by `ngrpo.grading.comparison` in isolated processes with a time limit.
-The same rules grade benchmarks and give the rewards of training.
-Multiple-choice questions are answered by a letter, and that is compared (`grade_letter`).
+Where the answer is and how it is compared, a `GradingConfig` says; by default it is the content of the last balanced \boxed{} after
+`</think>`, compared in value. Equal texts and plain numbers are decided here; all else, in the spelling of `ngrpo.grading.answer_forms`,
+by `ngrpo.grading.comparison` in isolated processes with a time limit, and so are regular expressions. The same rules grade benchmarks
+and give the rewards of training.
 """
 
 from __future__ import annotations
 
 import atexit
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from types import TracebackType
 from typing import Self
 
+from ngrpo.config.grading import GradingConfig
 from ngrpo.grading.answer_forms import canonical, several_numbers
+from ngrpo.grading.extraction import after_thought, answers_in, extract_answer, last
 from ngrpo.grading.pool import GradingPool, Request, Response
+from ngrpo.grading.several import given_answers, gives_all, too_many
+from ngrpo.grading.user_grader import UserGrader
 
-_END_OF_THOUGHT = "</think>"
-_BOX = r"\\boxed\s*\{"
-_BARE = r"\\boxed\s+(?P<bare>[+-]?\d+(?:[.,]\d+)*(?:/\d+)?|[A-Z](?![A-Za-z])|-?\\[dt]?frac(?:\{[^{}]*\}){2})"
-"""A box without braces, of which a person takes the whole number for the content, and TeX the first digit."""
+__all__ = ["Gold", "Grade", "Grader", "extract_answer", "gold_answers", "gold_parses", "gold_usable", "grade_letter"]
 
-_BRACES = re.compile(
-    rf"(?P<box>{_BOX})|{_BARE}|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{)))|(?P<open>\{{)|(?P<close>\}})"
-)
+Gold = str | list[str]
+"""A gold answer, or a list of those that are accepted."""
 
-_LETTER = re.compile(r"^[ \t]*Answer: ([A-Z])[ \t\r]*$", re.MULTILINE)
+_LETTER = re.compile("[A-Z]")
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?=[0-9])0*+(?:[0-9]{0,15}|[0-9]{0,9}\.[0-9]{1,6}0*+)")
 """Numbers that are compared here, however many zeros they are padded with; longer ones may be rounded values."""
@@ -46,41 +46,18 @@ class Grade:
         correct: Whether the answer equals the gold answer.
         extracted: The answer; none where the response has no answer, which is not correct and no error.
         error: Why no verdict could be reached (`correct` is then false): too long, not parsed, out of time.
+        score: What a grader of the user's gave, from 0 to 1; none of any other.
     """
 
     correct: bool
     extracted: str | None
     error: str | None
+    score: float | None = None
 
-
-def extract_answer(text: str) -> str | None:
-    r"""Return the answer of a response: the content of the last balanced \boxed{} after the last `</think>`.
-
-    A text without `</think>` counts as a whole. Of nested boxes the inner one counts. Escaped braces are characters of the
-    answer (a set is written `\{1, 2\}`). A number, a letter or a fraction may stand without braces (`\boxed 2`).
-    Takes time proportional to the length of the text.
-
-    Returns:
-        The content without surrounding white space; none where there is no such box or it is empty.
-    """
-    text = text.rpartition(_END_OF_THOUGHT)[2]
-    first = re.search(rf"{_BOX}|{_BARE}", text)
-    if first is None:
-        return None
-    answer, latest = "", -1
-    opened: list[int | None] = []  # of each open brace, where its content starts if it opens a box
-    for match in _BRACES.finditer(text, first.start()):
-        if match["box"] is not None:
-            opened.append(match.end())
-        elif match["bare"] is not None:
-            answer, latest = match["bare"], match.start("bare")
-        elif match["open"] is not None:
-            opened.append(None)
-        elif match["close"] is not None and opened:
-            start = opened.pop()
-            if start is not None and start > latest:
-                answer, latest = text[start : match.start()], start
-    return answer.strip() or None
+    @property
+    def reward(self) -> float:
+        """What it is worth in training."""
+        return float(self.correct) if self.score is None else self.score
 
 
 def grade_letter(text: str, gold: str) -> Grade:
@@ -90,8 +67,8 @@ def grade_letter(text: str, gold: str) -> Grade:
         text: The response.
         gold: Letter of the right option.
     """
-    lines = _LETTER.findall(text.rpartition(_END_OF_THOUGHT)[2])
-    return Grade(lines[-1] == gold, lines[-1], None) if lines else Grade(False, None, None)
+    letter = last(answers_in("letter", text))
+    return Grade(letter == gold, letter, None)
 
 
 class Grader:
@@ -101,14 +78,16 @@ class Grader:
     from any thread.
     """
 
-    def __init__(self, workers: int = 2, timeout_seconds: float = 5.0):
+    def __init__(self, workers: int = 2, timeout_seconds: float = 5.0, grading: GradingConfig | None = None):
         """Set up the grader; nothing is started yet.
 
         Args:
             workers: Processes that compare.
             timeout_seconds: Wall-clock limit of one answer.
+            grading: How answers are found and compared, where a call does not say; the default of `GradingConfig` if none.
         """
         self._pool = GradingPool(workers, timeout_seconds)
+        self._grading = grading or GradingConfig()
 
     def __enter__(self) -> Self:
         return self
@@ -122,20 +101,62 @@ class Grader:
         """End the processes."""
         self._pool.close()
 
-    def grade(self, items: Sequence[tuple[str, str]]) -> list[Grade]:
+    def grade(self, items: Sequence[tuple[str, Gold]], grading: GradingConfig | None = None) -> list[Grade]:
         """Grade responses.
 
         Args:
-            items: For each response its text and the gold answer.
+            items: For each response its text and the gold answer, or a list of those that are accepted.
+            grading: How, where it is not as the grader was told.
 
         Returns:
             The grades, in the order of the items.
+
+        Raises:
+            UserCodeError: A grader of the user's cannot be used, raised an error, or returned what it must not.
         """
-        pairs = [(extract_answer(text) or "", gold.strip()) for text, gold in items]
+        grading = grading or self._grading
+        found = self._found([text for text, _ in items], grading)
+        golds = [[gold.strip()] if isinstance(gold, str) else [each.strip() for each in gold] for _, gold in items]
+        if grading.accepted == "all":
+            given = [given_answers(answers, len(gold)) for (answers, _), gold in zip(found, golds, strict=True)]
+        else:
+            given = [[last(answers) or ""] for answers, _ in found]
+        shown = [", ".join(answers) or None for answers in given]
+        if grading.compare.of_user:
+            scores = UserGrader(grading.compare).scores(items)
+            return [Grade(score >= 0.5, answer, None, score) for score, answer in zip(scores, shown, strict=True)]
+        pairs = [
+            (answer, each)
+            for answers, gold in zip(given, golds, strict=True)
+            if not too_many(answers, gold)
+            for answer in answers
+            for each in gold
+        ]
+        verdicts = self._verdicts(dict.fromkeys(pairs), exact=grading.compare.function == "exact")
+        grades = []
+        for answers, gold, answer, (_, unread) in zip(given, golds, shown, found, strict=True):
+            correct = (gives_all if grading.accepted == "all" else _gives_any)(answers, gold, verdicts)
+            compared = (verdicts[one, each][1] for one in answers for each in gold if (one, each) in verdicts)
+            error = None if correct else next((error for error in (unread, *compared) if error is not None), None)
+            grades.append(Grade(correct, answer, error))
+        return grades
+
+    def extract(self, texts: Sequence[str]) -> list[str | None]:
+        """Return the answer of each response, the last one; none where it has none."""
+        return [last(answers) for answers, _ in self._found(texts, self._grading)]
+
+    def _found(self, texts: Sequence[str], grading: GradingConfig) -> list[tuple[list[str], str | None]]:
+        """Return the answers in each response, and why they cannot be read."""
+        if grading.pattern is None:
+            return [(answers_in(grading.response, text), None) for text in texts]
+        return _matches(self._pool, grading.pattern, texts)
+
+    def _verdicts(self, pairs: Iterable[tuple[str, str]], *, exact: bool) -> dict[tuple[str, str], Response]:
+        """Return the verdict on each pair of an answer and a gold answer."""
         verdicts: dict[tuple[str, str], Response] = {}
         hard: dict[tuple[str, str], Request] = {}
-        for pair in dict.fromkeys(pairs):
-            verdict = _decide(*pair)
+        for pair in pairs:
+            verdict: Response | None = (pair[0] == pair[1] != "", None) if exact else _decide(*pair)
             if verdict is None:
                 answer, gold = map(canonical, pair)
                 verdict = _decide(answer, gold) or _decide_by_form(answer, gold)
@@ -143,8 +164,22 @@ class Grader:
                 hard[pair] = (gold, answer)
             else:
                 verdicts[pair] = verdict
-        verdicts |= zip(hard, self._pool.run(list(hard.values())), strict=True)
-        return [Grade(verdicts[pair][0], pair[0] or None, verdicts[pair][1]) for pair in pairs]
+        return verdicts | dict(zip(hard, self._pool.run(list(hard.values())), strict=True))
+
+
+def gold_answers(texts: Sequence[str], grading: GradingConfig) -> list[tuple[list[str], str | None]]:
+    """Return every gold answer in each text of a column, in the form that `grading.gold` says, and why it cannot be read."""
+    if grading.gold_pattern is not None:
+        return _matches(_gold_pool(), grading.gold_pattern, texts)
+    return [(answers_in(grading.gold, text), None) for text in texts]
+
+
+def gold_usable(gold: Gold, grading: GradingConfig) -> bool:
+    """Whether answers can be compared with a gold answer, or with each of a list: it is a letter, or can be read as mathematics."""
+    golds = [gold] if isinstance(gold, str) else gold
+    if grading.response == "letter":
+        return all(_LETTER.fullmatch(each) for each in golds)
+    return grading.compare.function != "math" or all(map(gold_parses, golds))
 
 
 def gold_parses(gold: str) -> bool:
@@ -156,6 +191,20 @@ def gold_parses(gold: str) -> bool:
         return False
     ((parses, _error),) = _gold_pool().run([(canonical(gold), None)])
     return parses
+
+
+def _matches(pool: GradingPool, pattern: str, texts: Sequence[str]) -> list[tuple[list[str], str | None]]:
+    afterwards = [after_thought(text) for text in texts]
+    distinct = list(dict.fromkeys(afterwards))
+    found = {
+        text: ([text[start:end].strip() for start, end in spans], error)
+        for text, (spans, error) in zip(distinct, pool.search(pattern, distinct), strict=True)
+    }
+    return [found[text] for text in afterwards]
+
+
+def _gives_any(answers: Sequence[str], golds: Sequence[str], verdicts: Mapping[tuple[str, str], Response]) -> bool:
+    return any(verdicts[answer, gold][0] for answer in answers for gold in golds)
 
 
 @cache

@@ -15,14 +15,17 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ngrpo.errors import GradingError
 from ngrpo.grading import sandbox
-from ngrpo.grading.worker import HEADER, LONGEST_ERROR, encode
+from ngrpo.grading.patterns import MOST, Span
+from ngrpo.grading.worker import HEADER, LONGEST_ERROR, SEARCH, encode
 
 Request = tuple[str, str | None]
 Response = tuple[bool, str | None]
+Found = tuple[list[Span], str | None]
+_Search = tuple[str, str, str]
 
 _WORKER = "ngrpo.grading.worker"
 
@@ -67,6 +70,22 @@ class GradingPool:
         Raises:
             GradingError: Workers do not start.
         """
+        return cast("list[Response]", self._answer(requests))
+
+    def search(self, pattern: str, texts: Sequence[str]) -> list[Found]:
+        """Return of each text where the only group of a regular expression matches, at the last places, and why that is not known.
+
+        Raises:
+            RuntimeError: A worker does not start.
+        """
+        return cast("list[Found]", self._answer([(SEARCH, pattern, text) for text in texts]))
+
+    def close(self) -> None:
+        """End the workers. The pool can be used again and then starts new ones."""
+        with self._lock:
+            self._close()
+
+    def _answer(self, requests: Sequence[Request | _Search]) -> list[Response | Found]:
         with self._lock:
             try:
                 return self._run(requests)
@@ -74,13 +93,8 @@ class GradingPool:
                 self._close()  # a request left in a worker would answer the next call
                 raise
 
-    def close(self) -> None:
-        """End the workers. The pool can be used again and then starts new ones."""
-        with self._lock:
-            self._close()
-
-    def _run(self, requests: Sequence[Request]) -> list[Response]:
-        responses: dict[int, Response] = {}
+    def _run(self, requests: Sequence[Request | _Search]) -> list[Response | Found]:
+        responses: dict[int, Response | Found] = {}
         waiting = deque(range(len(requests)))
         self._ended_early = 0
         while len(responses) < len(requests):
@@ -101,8 +115,8 @@ class GradingPool:
                     worker.process.kill()  # and the end of its pipe is heard
         return [responses[index] for index in range(len(requests))]
 
-    def _hear(self, worker: _Worker, responses: dict[int, Response]) -> None:
-        task = worker.task
+    def _hear(self, worker: _Worker, responses: dict[int, Response | Found]) -> None:
+        task, request = worker.task, worker.request
         try:
             message = worker.receive()
             if message is None:
@@ -112,7 +126,7 @@ class GradingPool:
                     _say(missing)
                 self._ended_early = 0
             else:
-                responses[task] = _response(_decode(message), worker.nonce)
+                responses[task] = _response(_decode(message), worker.nonce, request)
             worker.rest()
         except (EOFError, ValueError) as error:
             status = self._end(worker)
@@ -125,7 +139,8 @@ class GradingPool:
                     f"of memory, or after {_PATIENCE:.0f} s): give the machine less to do at a time, or more memory, and run again"
                 ) from None
             # One that sent nonsense was killed for it, so its status says nothing.
-            responses[task] = (False, self._death(status) if isinstance(error, EOFError) else str(error))
+            why = self._death(status) if isinstance(error, EOFError) else str(error)
+            responses[task] = (False, why) if len(request) == 2 else ([], why)
 
     def _death(self, status: int) -> str:
         attempt = sandbox.refusal(status)
@@ -176,6 +191,7 @@ class _Worker:
         self._served = 0
         self.idle = False
         self.task: int | None = None
+        self.request: Request | _Search = ("", None)
         self.nonce = ""
         self.deadline = time.monotonic() + seconds + _PATIENCE
 
@@ -198,8 +214,8 @@ class _Worker:
             return True  # what is wrong with a new one shows with its first request
         return self._served < _REQUESTS_OF_A_LIFE and not _ready([(self._replies, select.POLLIN)], 0)
 
-    def begin(self, task: int, request: Request) -> None:
-        self.idle, self.task = False, task
+    def begin(self, task: int, request: Request | _Search) -> None:
+        self.idle, self.task, self.request = False, task, request
         self.nonce = secrets.token_hex(16)
         self.deadline = time.monotonic() + self._seconds + _PATIENCE
         self._unsent = memoryview(encode([self.nonce, *request]))
@@ -286,19 +302,33 @@ def _missing_walls(message: object) -> list[str]:
     return message
 
 
-def _response(message: object, nonce: str) -> Response:
+def _response(message: object, nonce: str, request: Request | _Search) -> Response | Found:
     """Check a reply.
 
     Raises:
         ValueError: It is none, or none to this request.
     """
-    match message:
-        case [str() as echo, bool() as correct, None | str() as error] if echo == nonce:
+    match message, request:
+        case [str() as echo, bool() as correct, None | str() as error], (_, _) if echo == nonce:
             if error is None:
                 return correct, None
             if not correct and len(error) <= LONGEST_ERROR:
-                return False, "".join(char if char.isprintable() else " " for char in error)
+                return False, _printable(error)
+        case [str() as echo, list() as spans, None | str() as error], (_, _, text) if echo == nonce:
+            if len(spans) <= MOST and all(_is_span(span, len(text)) for span in spans):
+                return [(start, end) for start, end in spans], error and _printable(error[:LONGEST_ERROR])
     raise ValueError("the grading worker sent something that is no reply to its request")
+
+
+def _is_span(span: object, length: int) -> bool:
+    match span:
+        case [int() as start, int() as end]:
+            return 0 <= start <= end <= length
+    return False
+
+
+def _printable(error: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in error)
 
 
 @cache

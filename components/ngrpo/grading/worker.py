@@ -5,7 +5,8 @@ reads the first answer. An answer that sends the parser or the algebra into an e
 kernel kills it when the time for one request is over.
 
 A message is JSON after its length in bytes, as four bytes, most significant first. The first one from here is the list of walls
-that are missing. A request is (nonce, gold, answer or none), its reply (nonce, verdict, error or none).
+that are missing. A request is (nonce, gold, answer or none), its reply (nonce, verdict, error or none). A request to search is
+(nonce, `SEARCH`, pattern, text), its reply (nonce, spans, error or none).
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from ngrpo.grading.patterns import search
+
 Respond = Callable[[str, str | None], tuple[bool, str | None]]
 
 HEADER = struct.Struct(">I")
+
+SEARCH = "search"
 
 LONGEST_ERROR = 300
 """Characters of an error."""
@@ -78,11 +83,11 @@ def serve(respond: Respond, requests: int, replies: int, seconds: float) -> None
         seconds: Wall-clock limit of one request.
     """
     while (message := _receive(requests)) is not None:
-        nonce, gold, answer = message
+        nonce, *request = message
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        correct, error = respond(gold, answer)
+        found: tuple[object, str | None] = search(*request[1:]) if len(request) == 3 else respond(*request)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        send(replies, [nonce, correct, error and error[:LONGEST_ERROR]])
+        send(replies, [nonce, found[0], found[1] and found[1][:LONGEST_ERROR]])
 
 
 def send(descriptor: int, message: object) -> None:

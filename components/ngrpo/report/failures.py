@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ngrpo.config import FilesSource, HubSource, RunConfig, Source
 from ngrpo.contracts.evaluation import Evaluation
-from ngrpo.evaluation.benchmark import Benchmark, read_benchmarks
+from ngrpo.evaluation.benchmark import Benchmark, gold_text, read_benchmarks
 from ngrpo.report.rollouts import shorten
 
 _PROBLEMS = 4
@@ -80,7 +80,9 @@ def failure_galleries(
     """
     galleries = []
     main = config.promotion.benchmark
-    for benchmark in sorted(read_benchmarks(benchmarks), key=lambda benchmark: benchmark.name != main):
+    for benchmark in sorted(
+        read_benchmarks(benchmarks, config.benchmark_gradings), key=lambda benchmark: benchmark.name != main
+    ):
         before, after = (evaluation["models"][model][benchmark.name] for model in ("warm_start", "trained"))
         wrong = [problem for problem in benchmark.ids if after["per_problem"][problem] < after["n_samples"]]
         failures = None
@@ -118,7 +120,7 @@ def _failure(
     return Failure(
         problem=problem,
         prompt=shorten("\n\n".join(turn["content"] for turn in benchmark.prompts[index])),
-        gold=shorten(benchmark.answers[index]),
+        gold=shorten(gold_text(benchmark.answers[index], benchmark.grading)),
         samples=after["n_samples"],
         before=before["per_problem"][problem],
         after=after["per_problem"][problem],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ngrpo.evaluation.diversity import distinct_answers, distinct_ngrams
-from ngrpo.grading.grader import extract_answer
+from ngrpo.grading.extraction import extract_answer
 from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.training.ngrpo_trainer import RolloutBatch
 
@@ -22,14 +23,30 @@ _COSINE_EDGES = [round(0.5 + 0.01 * step, 2) for step in range(51)]
 """Bins of the histogram of cosines between a mixed embedding and its anchor; lower values fall into the first bin."""
 
 
+def _boxed(texts: Sequence[str]) -> list[str | None]:
+    return [extract_answer(text) for text in texts]
+
+
 class RolloutLog(TrainerCallback):
     """Observer of a trainer: measures each rollout batch, and keeps a few rollouts of the first and of the last.
 
     Of several processes each sees its share of a batch; what is kept is that of the first. It is saved with the checkpoints.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, group_size: int):
-        """Begin an empty log."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        group_size: int,
+        extract: Callable[[Sequence[str]], list[str | None]] = _boxed,
+    ):
+        """Begin an empty log.
+
+        Args:
+            tokenizer: Reads rollouts.
+            group_size: Rollouts of a prompt.
+            extract: Returns the answer of each response.
+        """
+        self._extract = extract
         self._tokenizer = tokenizer
         self._group_size = group_size
         self._kept: dict[str, Any] = {"anchor_cosine": [0] * (len(_COSINE_EDGES) - 1), "first": None, "last": None}
@@ -39,7 +56,7 @@ class RolloutLog(TrainerCallback):
         """Measure a rollout batch; see `RolloutObserver`."""
         responses = [rollout.token_ids for rollout in batch.rollouts]
         texts = self._tokenizer.batch_decode(responses, skip_special_tokens=True)
-        answers = [extract_answer(text) for text in texts]
+        answers = self._extract(texts)
         metrics = {
             "diversity/distinct_answers": distinct_answers(self._groups(answers)),
             f"diversity/distinct_{_NGRAM}grams": distinct_ngrams(self._groups(responses), _NGRAM),

@@ -34,10 +34,11 @@ from ngrpo.stages.keys import canonical_json, code_version, digest
 from ngrpo.stages.libraries import GENERATING, installed, selected
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
+from ngrpo.user_code.loading import write_code
 
 
 def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
-    """Write `samples/<model>/<benchmark>.parquet`, `evaluation.json` and `metrics.json`.
+    """Write `samples/<model>/<benchmark>.parquet`, `evaluation.json`, `metrics.json` and the `code/` of graders of the user's.
 
     The models are `base`, `warm_start` and `trained`; without a warm start the second is the first and stands for both.
 
@@ -58,7 +59,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
         ConfigError: `evaluation.mixing` asks for what the model's vocabulary cannot give.
         StoreError: The object store cannot be reached, or samples cannot be kept.
     """
-    benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks")
+    benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks", config.benchmark_gradings)
     data_revisions = revisions(inputs["dataset"])
     store = _sample_store(context)
     all_results: dict[str, dict[str, Result]] = {}
@@ -101,6 +102,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
         "statistics": statistics_of(config.evaluation, config.seed),
     }
     write_evaluation(output / EVALUATION, evaluation)
+    for benchmark in benchmarks:
+        write_code(benchmark.grading.compare.code, output / "code" / benchmark.name)
     write_metrics(output, metrics)
 
 

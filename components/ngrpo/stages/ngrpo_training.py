@@ -16,6 +16,7 @@ from ngrpo.contracts.history import write_history
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.errors import DataError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
+from ngrpo.grading.grader import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.report.index_facts import example_neighbors
 from ngrpo.report.progress_lines import show_progress
@@ -56,7 +57,9 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
             f"data.train has {len(dataset)} problems but training.prompts_per_batch={config.training.prompts_per_batch}: "
             "use more problems or a smaller batch"
         )
-    rollout_log = RolloutLog(tokenizer, config.rollout.group_size)
+    # Its process, which only a regular expression needs, ends with this one.
+    grader = Grader(workers=1, grading=config.train_grading)
+    rollout_log = RolloutLog(tokenizer, config.rollout.group_size, grader.extract)
     trained = train_policy(
         model=model,
         start=start,
@@ -81,6 +84,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     rollout_log.write(output)
     for name, reward in config.training.rewards.items():
         write_code(reward.code, output / "code" / name)
+    write_code(config.train_grading.compare.code, output / "code" / "grading")
     examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
     summary = _summary(history, config.training.steps)
@@ -99,7 +103,7 @@ def _validation_problems(config: NGRPOTrainingConfig, benchmarks: Path) -> Bench
             f"training.selection.benchmark={selection.benchmark!r}: the data set has no such benchmark (a gated one without a "
             "token is left out); name another"
         )
-    return read_benchmark(path)
+    return read_benchmark(path, config.selection_grading)
 
 
 def _summary(history: list[dict[str, Any]], steps: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from ngrpo.errors import DataError, StoreError
 from ngrpo.evaluation.gate import Measured, compare, kept
 from ngrpo.evaluation.grading_again import GradedAgain, grade_again
 from ngrpo.evaluation.protocol import differ_in_graders_alone, grader_version
-from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
+from ngrpo.evaluation.stored_evaluation import MODEL, grading_of, protocol_of
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
@@ -126,10 +126,16 @@ def _graded_alike(
         and differ_in_graders_alone(protocol_of(ours, MODEL, name), protocol_of(theirs, MODEL, name))
     ]
     answers = {**theirs.get("answers", {}), **ours.get("answers", {})}
+    # Both are graded as the candidate asks for it.
+    gradings = {name: grading_of(each) for name, each in answers.items()}
     evaluations: list[Evaluation] = []
     again: dict[str, GradedAgain] = {}
     for who, (version, evaluation) in (("the candidate", candidate), ("the champion", champion)):
-        old = [name for name in names if (protocol_of(evaluation, MODEL, name) or {}).get("grader") != grader_version()]
+        old = [
+            name
+            for name in names
+            if (protocol_of(evaluation, MODEL, name) or {}).get("grader") != grader_version(gradings.get(name))
+        ]
         if old:
             label = f"{who}, version {version.version},"
             print(f"grading the stored samples of {label} again: other graders judged them", flush=True)

@@ -17,23 +17,21 @@ from ngrpo.config import Columns, FilesSource, HubSource, PrepareDataConfig, Sou
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.contracts.sources import SOURCES, Sources, Table
-from ngrpo.data.chat import ChatLengths, Turns, user_turn
+from ngrpo.data.chat import ChatLengths, Turns
 from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.copies import identity
 from ngrpo.data.model_check import ModelFacts, require_positions
 from ngrpo.data.models import examine
 from ngrpo.data.problem import SET, WEIGHT, Problem
 from ngrpo.data.problems import load_problems
+from ngrpo.data.prompts import prompt_of
 from ngrpo.data.screening import Screen, fingerprint
 from ngrpo.errors import DataError
-from ngrpo.evaluation.benchmark import BY_LETTER
-from ngrpo.grading.grader import gold_parses
+from ngrpo.grading.grader import gold_usable
 from ngrpo.stages.context import Context
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PROBLEMS = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("answer", pa.string())])
-_OF_SETS = _PROBLEMS.append(pa.field(SET, pa.string())).append(pa.field(WEIGHT, pa.float64()))
-"""Where there are several training sets: the set of a problem, and the weight of the set."""
 _EXAMPLES = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("completion", _TURNS)])
 
 
@@ -98,13 +96,8 @@ class _Tables:
                 raise DataError(f"{label}: problem {problem.id!r} has no text or no answer; correct the data set")
         screen = Screen(label)
         problems = screen.drop("repeated", problems, _repeated(problems))
-        schema, suffix = _PROBLEMS, None
-        if isinstance(source, Columns):
-            suffix = source.prompt_suffix
-            if source.wrong_answer_columns:
-                schema = _PROBLEMS.with_metadata(BY_LETTER)
-        if schema is _PROBLEMS:
-            problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
+        suffix = source.prompt_suffix if isinstance(source, Columns) else None
+        problems = screen.drop("unparseable_answer", problems, _unusable(problems, source))
         rows = self._problem_rows(problems, suffix)
         prompts = [row["prompt"] for row in rows]
         self.lengths.require_known(label, [p.id for p in problems], prompts)
@@ -112,7 +105,7 @@ class _Tables:
             label, self.lengths.prompts(prompts), "evaluation.max_tokens", self.config.evaluation.max_tokens
         )
         self.measured.add(name, problems)
-        self._write(f"benchmarks/{name}.parquet", schema, rows, _made_of(source), screen.dropped)
+        self._write(f"benchmarks/{name}.parquet", _problems_schema(source), rows, _made_of(source), screen.dropped)
 
     def write_train(self, sources: Mapping[str, Source]) -> None:
         """Write the training problems; of several sets with the set of each problem, whose name is in front of its id."""
@@ -129,14 +122,18 @@ class _Tables:
             rows += kept
             made_of[name] = _made_of(source)
             dropped.update(screen.dropped)
+        # The sets agree on how many answers are accepted (see `RunConfig`).
+        schema = _problems_schema(next(iter(sources.values())))
         if isinstance(self.config.data.train, dict):
-            self._write("train.parquet", _OF_SETS, rows, made_of, dropped)
+            for field in (pa.field(SET, pa.string()), pa.field(WEIGHT, pa.float64())):
+                schema = schema.append(field)
+            self._write("train.parquet", schema, rows, made_of, dropped)
         else:
-            self._write("train.parquet", _PROBLEMS, rows, made_of["train"], dropped)
+            self._write("train.parquet", schema, rows, made_of["train"], dropped)
 
     def _train_problems(self, label: str, source: Source) -> tuple[Screen, list[Problem]]:
         screen, problems = self._unseen(label, source)
-        problems = screen.drop("unparseable_answer", problems, [not gold_parses(p.answer) for p in problems])
+        problems = screen.drop("unparseable_answer", problems, _unusable(problems, source))
         prompts = [self._prompt(problem) for problem in problems]
         self.lengths.require_known(label, [problem.id for problem in problems], prompts)
         limit, lengths = self.config.data.max_prompt_tokens, self.lengths.prompts(prompts)
@@ -186,11 +183,7 @@ class _Tables:
         require_positions(self.model, label, max(prompts, default=0), setting, response)
 
     def _prompt(self, problem: Problem, suffix: str | None = None) -> Turns:
-        before = [{"role": role, "content": content} for role, content in problem.before]
-        system = self.config.data.system_prompt
-        if system and not (before and before[0]["role"] == "system"):
-            before = [{"role": "system", "content": system}, *before]
-        return before + user_turn(problem.problem, self.config.data.prompt_suffix if suffix is None else suffix)
+        return prompt_of(problem, self.config.data, suffix)
 
     def _completion(self, problem: Problem) -> str:
         """Return a solution as it follows what the chat template writes by itself: with the text that responses begin after."""
@@ -223,6 +216,16 @@ class _Tables:
 def _made_of(source: Source) -> dict[str, Any]:
     """Return what says where problems come from."""
     return identity(source) | ({"digest": source.digest} if isinstance(source, HubSource | FilesSource) else {})
+
+
+def _problems_schema(source: Source) -> pa.Schema:
+    """Return the columns of problems; where several answers may be accepted, each problem has a list of them."""
+    answers = pa.string() if source.grading.accepted == "one" else pa.list_(pa.string())
+    return _PROBLEMS.set(_PROBLEMS.get_field_index("answer"), pa.field("answer", answers))
+
+
+def _unusable(problems: Sequence[Problem], source: Source) -> list[bool]:
+    return [not gold_usable(problem.answer, source.grading) for problem in problems]
 
 
 def _load(label: str, source: Source) -> list[Problem]:

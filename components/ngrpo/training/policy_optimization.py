@@ -93,7 +93,7 @@ def train_policy(
     )
     settings = config.training
     with (
-        Grader() as grader,
+        Grader(grading=config.train_grading) as grader,
         checkpoints_of(
             work, steps=settings.steps, stride=settings.steps_per_batch, store=store, minutes=save_minutes
         ) as checkpoints,

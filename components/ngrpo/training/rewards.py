@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ngrpo.grading.grader import Grader
+from ngrpo.grading.grader import Gold, Grader
 
 Turns = Sequence[Mapping[str, str]]
 
 
 class CorrectnessReward:
-    """Reward function for TRL: 1 for a correct answer, 0 for any other."""
+    """Reward function for TRL: 1 for a correct answer, 0 for any other; what a grader of the user's gives is the reward as it is."""
 
     __name__ = "correctness"  # what TRL calls the reward in its logs
 
@@ -23,7 +23,7 @@ class CorrectnessReward:
         self,
         prompts: Sequence[Turns],
         completions: Sequence[Turns],
-        answer: Sequence[str],
+        answer: Sequence[Gold],
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float]:
@@ -32,7 +32,7 @@ class CorrectnessReward:
         Args:
             prompts: Not read.
             completions: For each response its turns; the last one is graded.
-            answer: For each response the gold answer.
+            answer: For each response the gold answer, or the list of those that are accepted.
             log_metric: TRL's; receives the shares of responses without an answer and of those that could not be graded.
             **kwargs: What else TRL passes; not read.
 
@@ -44,4 +44,4 @@ class CorrectnessReward:
         if log_metric is not None:
             log_metric("grading/no_answer", sum(grade.extracted is None for grade in grades) / len(grades))
             log_metric("grading/error", sum(grade.error is not None for grade in grades) / len(grades))
-        return [float(grade.correct) for grade in grades]
+        return [grade.reward for grade in grades]

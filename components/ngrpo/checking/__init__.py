@@ -1,0 +1,1 @@
+"""What a run would stumble over, found within seconds: no training, no GPU, no weights."""

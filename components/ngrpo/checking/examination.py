@@ -1,0 +1,78 @@
+"""The examination of a configuration: cheap checks first, and what takes seconds only if they pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ngrpo.checking.findings import Examination
+from ngrpo.checking.places import (
+    check_data_files,
+    check_lengths,
+    check_model_files,
+    is_training,
+    model_directory,
+    positions_of,
+)
+from ngrpo.config import RunConfig
+from ngrpo.errors import ConfigError
+
+_UNSEEN = "tokenizer, prompts and rewards were not looked at: put this right first"
+
+
+def examine_quickly(config: RunConfig) -> Examination:
+    """Look at what takes no time: files and lengths. Nothing is imported that takes seconds."""
+    examination = Examination()
+    examination.add(check_model_files(config))
+    examination.add(check_data_files(config))
+    place = model_directory(config)
+    if place is not None and not examination.errors:
+        examination.add(check_lengths(config, positions_of(place)))
+    return examination
+
+
+def require_possible(config: RunConfig) -> None:
+    """Refuse a run that the cheap checks know to be in vain.
+
+    Raises:
+        ConfigError: A line for each error.
+    """
+    errors = examine_quickly(config).errors
+    if errors:
+        raise ConfigError("\n".join(finding.line for finding in errors))
+
+
+def examine(config: RunConfig) -> Examination:
+    """Look at everything that can be known of a run before it starts: the cheap checks, and if they pass the rest.
+
+    Nothing is trained, no GPU is used, and no weights are loaded.
+    """
+    examination = examine_quickly(config)
+    if examination.errors:
+        examination.unseen = _UNSEEN
+        return examination
+    with TemporaryDirectory() as scratch:
+        _look_inside(config, examination, Path(scratch))
+    return examination
+
+
+def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> None:
+    from ngrpo.checking.samples import check_samples, read_samples
+
+    samples = read_samples(config, examination)
+    examination.add(check_samples(config, samples))
+    # These take seconds to import.
+    from ngrpo.checking.rewards import check_rewards
+    from ngrpo.checking.tokens import Spelling, check_tokens, prompts_of, rendered
+    from ngrpo.data.models import materialize_tokenizer
+
+    with examination.catch("model.source"):
+        model = config.model
+        tokenizer = materialize_tokenizer(model.source, scratch / "model", model.template_date, model)
+        spelling = Spelling(config, tokenizer, Path(tokenizer.name_or_path), prompts_of(config, samples))
+        examination.prompt = rendered(spelling)
+        check_tokens(spelling, examination)
+        for prompts in spelling.prompts:
+            if is_training(prompts.subject):
+                examination.add(check_rewards(config, prompts.problems, prompts.turns, tokenizer, scratch / "code"))
+                break

@@ -1,0 +1,156 @@
+"""Cheap checks of what a configuration names: are the files there, do the lengths fit the model? No library of models is imported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ngrpo.checking.findings import Finding, refused
+from ngrpo.config import Copied, CopiedModel, FilesSource, RunConfig, Source
+from ngrpo.config.sources import is_bucket
+from ngrpo.data.copies import files_of, is_copy
+from ngrpo.data.locations import local_directory
+from ngrpo.data.own_files import own_files
+from ngrpo.errors import DataError, NGRPOError, StoreError
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def sources(config: RunConfig) -> dict[str, Source]:
+    """Return every source of problems, by the setting that names it."""
+    found: dict[str, Source] = {f"data.{name}": source for name, source in config.data.training_sets().items()}
+    if config.data.warm_start is not None:
+        found["data.warm_start"] = config.data.warm_start
+    return found | {f"data.benchmarks.{name}": source for name, source in config.data.benchmarks.items()}
+
+
+def is_training(subject: str) -> bool:
+    """Say whether a setting names problems to train on: `data.train`, or `data.train.NAME` of several sets."""
+    return f"{subject}.".startswith("data.train.")
+
+
+def model_directory(config: RunConfig) -> Path | None:
+    """Return the directory of this machine that holds the base model; none if it comes from elsewhere."""
+    source = config.model.source
+    if isinstance(source, CopiedModel) and _is_here(source):
+        return Path(source.location).expanduser()
+    return None
+
+
+def check_model_files(config: RunConfig) -> Iterator[Finding]:
+    """Check that the directory of the base model holds settings, tokenizer and weights."""
+    subject, place, source = "model.source", model_directory(config), config.model.source
+    if place is None or not isinstance(source, CopiedModel):
+        return
+    try:
+        local_directory(source.location, source.named)
+    except DataError as error:
+        yield _not_here(subject, error)
+        return
+    names = sorted(path.name for path in place.iterdir())
+    missing = [
+        what
+        for what, there in (
+            ("config.json", "config.json" in names),
+            (f"a tokenizer ({' or '.join(_TOKENIZERS)})", any(name in names for name in _TOKENIZERS)),
+            ("weights (*.safetensors)", any(name.endswith(".safetensors") for name in names)),
+        )
+        if not there
+    ]
+    if missing:
+        cure = "save model and tokenizer there with save_pretrained"
+        if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+            cure = "its weights are pickles, which are not read: save the model with save_pretrained (safetensors)"
+        yield Finding("error", subject, f"{place} has no {', no '.join(missing)}", cure)
+        return
+    if _settings(place) is None:
+        yield Finding("error", subject, f"{place}/config.json is no JSON object", "copy it again")
+        return
+    yield Finding("ok", subject, f"{place}: config.json, tokenizer, weights")
+
+
+def check_data_files(config: RunConfig) -> Iterator[Finding]:
+    """Check that every data set in a directory of this machine is there."""
+    for subject, source in sources(config).items():
+        if not isinstance(source, Copied) or not _is_here(source):
+            continue
+        try:
+            # Their content is not read here: the plan does that.
+            files = own_files(source, _unread) if isinstance(source, FilesSource) else files_of(source, _unread)
+        except (DataError, StoreError) as error:
+            yield _not_here(subject, error)
+            continue
+        yield Finding("ok", subject, f"{source.location}: {len(files)} file{'s' * (len(files) > 1)}")
+
+
+def check_lengths(config: RunConfig, positions: int | None) -> Iterator[Finding]:
+    """Check that prompts and responses fit into the model.
+
+    Args:
+        config: Configuration of the run.
+        positions: Positions that the model was made for; none if it names no number.
+    """
+    if positions is None:
+        return
+    prompt, rollout = config.data.max_prompt_tokens, config.rollout.max_tokens
+    lengths = [
+        (
+            prompt + rollout,
+            f"data.max_prompt_tokens={prompt} + rollout.max_tokens={rollout}",
+            "rollout.max_tokens",
+            f"lower rollout.max_tokens to at most {positions - prompt}"
+            if prompt < positions
+            else f"lower data.max_prompt_tokens below {positions}, and rollout.max_tokens with it",
+        ),
+        (
+            config.evaluation.max_tokens + 1,
+            f"evaluation.max_tokens={config.evaluation.max_tokens} and a prompt",
+            "evaluation.max_tokens",
+            f"lower it to at most {max(1, positions - prompt)}: prompts take up to {prompt} tokens",
+        ),
+    ]
+    if config.warm_start.steps:
+        length = config.warm_start.max_tokens
+        lengths.append(
+            (length, f"warm_start.max_tokens={length}", "warm_start.max_tokens", f"lower it to at most {positions}")
+        )
+    wrong = [each for each in lengths if each[0] > positions]
+    for _, what, subject, cure in wrong:
+        yield Finding("error", subject, f"{what}: more than the model's {positions} positions", cure)
+    if not wrong:
+        yield Finding("ok", "rollout.max_tokens", f"prompts and responses fit into the model's {positions} positions")
+
+
+def positions_of(place: Path) -> int | None:
+    """Return the positions that the model in a directory was made for; none if its config.json names no number."""
+    settings = _settings(place) or {}
+    inner = settings.get("text_config")
+    for tree in (inner if isinstance(inner, dict) else {}, settings):
+        for name in ("max_position_embeddings", "n_positions"):
+            if type(tree.get(name)) is int and tree[name] > 0:
+                return int(tree[name])
+    return None
+
+
+def _unread(path: Path) -> str:
+    """Stand for the digest of a file, which nobody asks for here."""
+    return ""
+
+
+def _is_here(source: Copied) -> bool:
+    """Say whether a source lies on this machine. One whose digest is named may lie where only stages see it."""
+    return is_copy(source) and source.digest is None and not is_bucket(source.location)
+
+
+def _not_here(subject: str, error: NGRPOError) -> Finding:
+    return refused(subject, error, f"of a place that only the stages can read, name the content in {subject}.digest")
+
+
+def _settings(place: Path) -> dict[str, Any] | None:
+    try:
+        tree = json.loads((place / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return tree if isinstance(tree, dict) else None

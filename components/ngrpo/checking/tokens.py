@@ -1,0 +1,197 @@
+"""The tokenizer and chat template of the base model, on the problems that it will be asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ngrpo.checking.findings import Examination, Finding, refused
+from ngrpo.checking.places import is_training, sources
+from ngrpo.config import Columns, RunConfig
+from ngrpo.data.chat import ChatLengths, Turns
+from ngrpo.data.problem import Problem
+from ngrpo.data.prompts import prompt_of
+from ngrpo.errors import DataError
+
+_ANSWER = r"</think>\boxed{5}"
+"""The end of a response, for the templates and markers to deal with."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The first prompts of a source."""
+
+    subject: str
+    """The setting that names the source."""
+    problems: Sequence[Problem]
+    turns: Sequence[Turns]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """A tokenizer and the prompts that it gets."""
+
+    config: RunConfig
+    tokenizer: PreTrainedTokenizerBase
+    directory: Path
+    """Where the model's settings are."""
+    prompts: Sequence[Prompts]
+
+    @cached_property
+    def lengths(self) -> ChatLengths:
+        """The tokenizer, as the data stage uses it."""
+        return ChatLengths(self.tokenizer)
+
+
+def prompts_of(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> list[Prompts]:
+    """Return the prompts of every source whose first problems are known."""
+    found = []
+    for subject, source in sources(config).items():
+        problems = [problem for problem in samples.get(subject, ()) if problem.problem]
+        if problems:
+            suffix = source.prompt_suffix if isinstance(source, Columns) else None
+            found.append(Prompts(subject, problems, [prompt_of(each, config.data, suffix) for each in problems]))
+    return found
+
+
+def rendered(spelling: Spelling) -> str | None:
+    """Return the first prompt of the training as the model gets it; none where there is none."""
+    for prompts in spelling.prompts:
+        if is_training(prompts.subject):
+            text: str = spelling.tokenizer.apply_chat_template(
+                prompts.turns[0], tokenize=False, add_generation_prompt=True
+            )
+            return text
+    return None
+
+
+def check_tokens(spelling: Spelling, examination: Examination) -> None:
+    """Check everything that depends on the tokenizer."""
+    spelled = list(check_known_tokens(spelling))
+    examination.add(spelled)
+    if not any(finding.level == "error" for finding in spelled):
+        examination.add(check_prompt_lengths(spelling))
+        examination.add(check_examples(spelling))
+    examination.add(check_end_of_turn(spelling))
+    examination.add(check_end_marker(spelling))
+
+
+def check_known_tokens(spelling: Spelling) -> Iterator[Finding]:
+    """Refuse a tokenizer that turns the prompts into unknown tokens."""
+    wrong = 0
+    for prompts in spelling.prompts:
+        try:
+            spelling.lengths.require_known(prompts.subject, [p.id for p in prompts.problems], prompts.turns)
+        except DataError as error:
+            wrong += 1
+            yield refused(prompts.subject, error)
+    if spelling.prompts and not wrong:
+        tokens = sum(spelling.lengths.prompts([turns for prompts in spelling.prompts for turns in prompts.turns]))
+        count = sum(len(prompts.turns) for prompts in spelling.prompts)
+        yield Finding("ok", "model.source", f"the tokenizer spells the prompts, with {tokens / count:.0f} tokens each")
+
+
+def check_prompt_lengths(spelling: Spelling) -> Iterator[Finding]:
+    """Say how many training prompts are too long."""
+    limit = spelling.config.data.max_prompt_tokens
+    for prompts in spelling.prompts:
+        if not is_training(prompts.subject):
+            continue
+        lengths = spelling.lengths.prompts(prompts.turns)
+        long = [length for length in lengths if length > limit]
+        if long:
+            yield Finding(
+                "error" if len(long) == len(lengths) else "warning",
+                "data.max_prompt_tokens",
+                f"{len(long)} of {len(lengths)} prompts are longer than {limit} tokens, up to {max(long)}, and will be dropped",
+                "raise it",
+            )
+
+
+def check_examples(spelling: Spelling) -> Iterator[Finding]:
+    """Check that the warm start can learn from its first solutions."""
+    for prompts in spelling.prompts:
+        if prompts.subject != "data.warm_start":
+            continue
+        examples = [
+            (turns, [{"role": "assistant", "content": problem.solution}])
+            for problem, turns in zip(prompts.problems, prompts.turns, strict=True)
+            if problem.solution is not None
+        ]
+        whole = [prompt + completion for prompt, completion in examples]
+        try:
+            spelling.lengths.require_known(prompts.subject, [p.id for p in prompts.problems if p.solution], whole)
+            spelling.lengths.require_prefix(examples, spelling.config.model.generation_prompt)
+        except DataError as error:
+            yield refused(prompts.subject, error)
+            continue
+        limit, lengths = spelling.config.warm_start.max_tokens, spelling.lengths.conversations(whole)
+        long = [length for length in lengths if length > limit]
+        if long:
+            yield Finding(
+                "error" if len(long) == len(lengths) else "warning",
+                "warm_start.max_tokens",
+                f"{len(long)} of {len(lengths)} examples are longer than {limit} tokens, up to {max(long)}, and will be dropped",
+                "raise it",
+            )
+
+
+def check_end_of_turn(spelling: Spelling) -> Iterator[Finding]:
+    """Check that the token with which a turn ends is one at which generation stops."""
+    tokenizer = spelling.tokenizer
+    turns: Turns = [{"role": "user", "content": "what is 2+3?"}, {"role": "assistant", "content": _ANSWER}]
+    whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    tail = whole.rpartition(_ANSWER)[2].strip()
+    ends = _ends(spelling)
+    names = ", ".join(sorted(repr(tokenizer.convert_ids_to_tokens(token)) for token in ends))
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
+    cure = "name the token that ends a turn in model.end_of_turn"
+    if not ends:
+        yield Finding("error", "model.source", "no token ends a response: none is declared", cure)
+    elif not ids:
+        yield Finding("ok", "model.source", f"a response ends with {names}")
+    elif ids[0] in ends:
+        yield Finding("ok", "model.source", f"a turn ends with {tokenizer.convert_ids_to_tokens(ids[0])!r}")
+    else:
+        yield Finding(
+            "error",
+            "model.source",
+            f"the chat template ends a turn with {tokenizer.convert_ids_to_tokens(ids[0])!r}, but generation stops only at {names}: "
+            "every response would run to its limit",
+            cure,
+        )
+
+
+def check_end_marker(spelling: Spelling) -> Iterator[Finding]:
+    """Check that mixing would see its end marker, in a response too."""
+    marker, strategy = spelling.config.mixing.end_marker, spelling.config.mixing.strategy
+    if marker is None or strategy == "token":
+        return
+    ids = spelling.tokenizer.encode(marker, add_special_tokens=False)
+    if not ids or spelling.tokenizer.decode(ids).strip() != marker.strip():
+        yield Finding(
+            "error",
+            "mixing.end_marker",
+            f"{marker!r} cannot be written with this tokenizer",
+            "choose a text it knows, or take one out that never occurs",
+        )
+        return
+    yield Finding("ok", "mixing.end_marker", f"{marker!r} is {len(ids)} token{'s' * (len(ids) > 1)}")
+
+
+def _ends(spelling: Spelling) -> set[int]:
+    """Return the tokens at which generation stops; see `ngrpo.rollout.loading.end_of_sequence_ids`."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = spelling.directory / name
+        if path.is_file():
+            declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            found = {each for each in (declared if isinstance(declared, list) else [declared]) if each is not None}
+            break
+    own = spelling.tokenizer.eos_token_id
+    return found if own is None else found | {own}

@@ -1,0 +1,1 @@
+"""Drafts a preset for somebody's own model, problems and rewards."""

@@ -1,0 +1,63 @@
+"""What the directory of a model says of itself, found without a library of models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngrpo.checking.places import positions_of
+from ngrpo.data.locations import explained
+from ngrpo.errors import ConfigError
+
+_CHARACTERS = 3
+"""Characters of a token, where the tokenizer cannot be asked."""
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """The directory of a model."""
+
+    path: Path
+    positions: int | None
+    """Positions that it was made for; none if it names no number."""
+    has_template: bool
+    """Whether it comes with a chat template."""
+
+    def tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text has; an estimate where the directory has no `tokenizer.json`."""
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            return [len(text) // _CHARACTERS + 1 for text in texts]
+        from tokenizers import Tokenizer
+
+        with explained(f"--model {str(self.path)!r}: tokenizer.json cannot be used", "copy it again"):
+            tokenizer = Tokenizer.from_file(str(file))
+            return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def look_at_model(path: Path) -> OwnModel:
+    """Return what is known of a model's directory.
+
+    Raises:
+        ConfigError: It is no directory of a model.
+    """
+    if not path.is_dir():
+        what = "no such directory" if not path.exists() else "no directory"
+        raise ConfigError(
+            f"--model {str(path)!r}: {what} (seen from {Path.cwd()}); name one that save_pretrained wrote"
+        )
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"--model {str(path)!r}: it has no config.json; name a directory that save_pretrained wrote")
+    return OwnModel(path, positions_of(path), _has_template(path))
+
+
+def _has_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file():
+        return True
+    try:
+        settings = json.loads((path / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and bool(settings.get("chat_template"))

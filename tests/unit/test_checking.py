@@ -1,0 +1,296 @@
+"""What `ngrpo check` finds before anything runs, and how long it takes to refuse."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ngrpo.checking.examination import examine, examine_quickly
+from ngrpo.checking.findings import Examination, refused
+from ngrpo.config import RunConfig, load_config
+from ngrpo.errors import DataError
+from ngrpo_kfp.pipelines.cli.app import main
+from own_job import POSITIONS, REWARDS, TEMPLATE, problems, write_csv, write_job, write_jsonl
+
+PRESET = """
+[model.source]
+kind = "hub"
+id = "{folder}/model"
+
+[data]
+max_prompt_tokens = 60
+
+[data.train]
+kind = "hub"
+id = "{folder}/train"
+split = "train"
+problem_column = "question"
+
+[data.benchmarks.own]
+kind = "hub"
+id = "{folder}/own"
+split = "train"
+
+[warm_start]
+steps = 0
+
+[rollout]
+max_tokens = 60
+
+[training]
+steps = 1
+prompts_per_batch = 2
+micro_batch_size = 2
+save_steps = 1
+
+[evaluation]
+samples = 1
+pass_at = [1]
+max_tokens = 60
+
+[promotion]
+benchmark = "own"
+"""
+PLAIN = [(question, worked.rpartition("#### ")[2]) for question, worked in problems(12)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A job whose data lie in directories of the hub's layout."""
+    folder = write_job(tmp_path_factory.mktemp("job"))
+    for name, rows, columns in (
+        ("train", PLAIN[:8], ("question", "answer")),
+        ("own", PLAIN[8:], ("problem", "answer")),
+    ):
+        (folder / name).mkdir()
+        write_csv(folder / name / "train.csv", rows, columns)
+    return folder
+
+
+@pytest.fixture
+def job(written, tmp_path):
+    folder = Path(shutil.copytree(written, tmp_path / "job"))
+    (folder / "mine.toml").write_text(PRESET.format(folder=folder), encoding="utf-8")
+    return folder
+
+
+def config(job: Path, *overrides: str) -> RunConfig:
+    return load_config(job / "mine.toml", overrides)
+
+
+def edit(path: Path, **values: object) -> None:
+    """Change entries of a JSON file; none removes one."""
+    tree = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({name: value for name, value in tree.items() if value is not None}))
+
+
+def errors(examination: Examination) -> list[str]:
+    return [finding.line for finding in examination.errors]
+
+
+def test_a_sound_job_passes_and_its_first_prompt_is_shown(job):
+    found = examine(config(job))
+    assert [(finding.level, finding.line) for finding in found.findings if finding.level != "ok"] == []
+    assert found.prompt == f"<|user|>{PLAIN[0][0]}<|end|><|assistant|>"
+    said = {finding.subject: finding.found for finding in found.findings}
+    assert f"{PLAIN[0][1]!r}, the gold answer, earns 1, and {PLAIN[1][1]!r} 0" in said["training.rewards.correctness"]
+    assert str(POSITIONS) in said["rollout.max_tokens"]
+    assert {"data.train", "data.benchmarks.own", "model.source", "mixing.end_marker"} <= set(said)
+
+
+def test_the_tokenizer_of_tiny_is_refused_for_english(job):
+    found = examine(config(job, 'model.source={"kind": "initialized"}'))
+    (train, own) = [line for line in errors(found) if "cannot spell" in line]
+    assert train.startswith("data.train: the base model's tokenizer cannot spell problem 'train-0'; choose a model")
+    assert own.startswith("data.benchmarks.own: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["rollout.max_tokens=69"],
+            "rollout.max_tokens: data.max_prompt_tokens=60 + rollout.max_tokens=69: more than the model's",
+        ),
+        (
+            ["evaluation.max_tokens=128"],
+            "evaluation.max_tokens=128 and a prompt: more than the model's 128 positions; lower it to at",
+        ),
+        (["data.train.id=/nowhere"], "data.train: id='/nowhere': no such directory"),
+        (["model.source.id=/nowhere"], "model.source: id='/nowhere': no such directory"),
+    ],
+)
+def test_cheap_checks_refuse_without_looking_further(job, overrides, said):
+    found = examine(config(job, *overrides))
+    (line,) = errors(found)
+    assert said in line
+    assert found.unseen is not None
+    assert found.prompt is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.train.problem_column=task"], "problem_column='task' is not one of its columns: question, answer"),
+        (
+            ["data.train.answer_column=question"],
+            "data.train: the gold answer of 5 of 5 rows is more than an answer, 'Tom",
+        ),
+        (["data.train.split=validation"], "data.train: data set '"),
+        (["data.max_prompt_tokens=5"], "data.max_prompt_tokens: 5 of 5 prompts are longer than 5 tokens, up to "),
+        (['mixing.end_marker="<|user|>数"'], None),
+    ],
+)
+def test_what_the_first_rows_show(job, overrides, said):
+    found = examine(config(job, *overrides))
+    assert errors(found) == [] if said is None else any(said in line for line in errors(found)), found.findings
+
+
+def test_a_turn_that_ends_with_a_token_at_which_nothing_stops_is_refused(job):
+    edit(job / "model" / "generation_config.json", eos_token_id=0)
+    edit(job / "model" / "tokenizer_config.json", eos_token="<|pad|>")
+    (line,) = errors(examine(config(job)))
+    assert (
+        "ends a turn with '<|end|>', but generation stops only at '<|pad|>': every response would run to its limit"
+        in line
+    )
+
+
+def test_a_model_without_a_template_is_refused(job):
+    (job / "model" / "chat_template.jinja").unlink()
+    (line,) = errors(examine(config(job)))
+    assert line.startswith("model.source: model '")
+    assert "has no chat template" in line
+
+
+def test_a_template_that_leaves_out_the_question_is_refused(job):
+    (job / "model" / "chat_template.jinja").write_text(TEMPLATE.replace("{{ message['content'] }}", ""))
+    (line,) = errors(examine(config(job)))
+    assert "it leaves out what is asked" in line
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda model: (model / "config.json").unlink(), "has no config.json; save model and tokenizer there with"),
+        (lambda model: (model / "config.json").write_text("[1]"), "config.json is no JSON object; copy it again"),
+        (lambda model: (model / "tokenizer.json").unlink(), "has no a tokenizer"),
+        (
+            lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"),
+            "has no weights (*.safetensors); its weights are pickles, which are not read",
+        ),
+    ],
+)
+def test_a_directory_that_is_no_model_is_refused_at_once(job, damage, said):
+    damage(job / "model")
+    (line,) = errors(examine_quickly(config(job)))
+    assert said in line
+
+
+def test_rows_without_an_answer_are_a_warning_in_training_and_an_error_in_a_benchmark(job):
+    rows = [{"problem": question, "question": question, "answer": answer} for question, answer in PLAIN[8:]]
+    for name in ("train", "own"):
+        (job / name / "train.csv").unlink()
+        write_jsonl(job / name / "train.jsonl", [*rows, {"problem": "What?", "question": "What?", "answer": ""}])
+    found = {finding.subject: finding for finding in examine(config(job)).findings}
+    assert found["data.train"].level == "warning"
+    assert found["data.benchmarks.own"].level == "error"
+    assert "1 of 5 rows have no text or no answer, own-4 for example" in found["data.benchmarks.own"].found
+
+
+def test_worked_answers_are_no_answers(job):
+    write_csv(job / "train" / "train.csv", problems(8))
+    (line,) = errors(examine(config(job)))
+    assert line.startswith("data.train: the gold answer of 5 of 5 rows is more than an answer, '")
+    assert "#### " in line
+
+
+def with_rewards(job: Path, table: str, code: str) -> RunConfig:
+    (job / "rewards.py").write_text(code, encoding="utf-8")
+    with (job / "mine.toml").open("a", encoding="utf-8") as file:
+        file.write(table)
+    return config(job)
+
+
+def test_each_reward_is_called_with_the_gold_answer_and_a_wrong_one(job):
+    table = """
+[training.rewards.correctness]
+[training.rewards.short]
+function = "rewards.py:short"
+[training.rewards.slow]
+function = "rewards.py:slow"
+"""
+    code = REWARDS + "\n\nasync def slow(prompts, **kwargs):\n    return [None] * len(prompts)\n"
+    found = examine(with_rewards(job, table, code))
+    assert errors(found) == []
+    said = {finding.subject: finding.found for finding in found.findings if finding.subject.startswith("training")}
+    assert list(said) == ["training.rewards.correctness", "training.rewards.short", "training.rewards.slow"]
+    assert "earns 0.0" in said["training.rewards.short"]
+    assert "nothing (left out)" in said["training.rewards.slow"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import absent_library\n\ndef f(**kwargs):\n    return []\n", "absent_library"),
+        ("def f(completions, **kwargs):\n    return [1.0]\n", "returned 1 rewards for 2 samples"),
+        ("def f(completions, **kwargs):\n    return [float('nan')] * 2\n", "returned nan"),
+        ("def f(completions, **kwargs):\n    return 1 / 0\n", "ZeroDivisionError"),
+        ("def f(completions):\n    return [1.0] * 2\n", "cannot be called as TRL does"),
+    ],
+)
+def test_a_reward_that_would_fail_in_training_fails_here(job, code, said):
+    found = examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code))
+    (line,) = errors(found)
+    assert line.startswith("training.rewards.f: ")
+    assert said in line
+
+
+def test_rewards_that_tell_nothing_apart_are_a_warning(job):
+    code = "def f(completions, **kwargs):\n    return [1.0] * len(completions)\n"
+    found = examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code))
+    (warning,) = [finding for finding in found.findings if finding.level == "warning"]
+    assert warning.found.startswith("no reward tells the gold answer")
+
+
+def test_the_command_shows_a_table_and_ends_with_1_on_an_error(job, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["check", "--preset", str(job / "mine.toml"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["passed"]
+    assert {finding["level"] for finding in record["findings"]} == {"ok"}
+    assert record["prompt"].startswith("<|user|>Tom has")
+    assert main(["check", "--preset", str(job / "mine.toml"), "--set", "model.source.id=/nowhere"]) == 1
+    shown = capsys.readouterr().out
+    assert "no such directory" in shown
+    assert "1 error" in shown
+    assert "were not looked at" in shown
+
+
+def test_a_refusal_imports_no_library_of_models(job):
+    """Which would take seconds; the clock of a busy machine does not say so reliably."""
+    code = (
+        "import sys; from ngrpo_kfp.pipelines.cli.app import main; code = main(sys.argv[1:]); "
+        "print([name for name in ('torch', 'transformers', 'datasets', 'kfp') if name in sys.modules], code)"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check", "--preset", "mine.toml", "--set", "data.train.id=./nowhere"],
+        cwd=job,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "[] 1"
+    assert time.monotonic() - began < 30
+
+
+def test_the_cure_of_an_error_is_what_follows_its_last_semicolon():
+    finding = refused("data.train", DataError("a: no such thing; b; do that"))
+    assert (finding.found, finding.cure) == ("a: no such thing; b", "do that")
+    assert finding.line == "data.train: a: no such thing; b; do that"
+    assert refused("x", DataError("x: bad")).line == "x: bad"
