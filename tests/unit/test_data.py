@@ -235,6 +235,14 @@ def test_columns_subset_and_limit(tmp_path: Path) -> None:
     ]
 
 
+def test_numbers_of_a_data_set_are_texts_and_what_is_no_text_is_refused_with_its_row(tmp_path: Path) -> None:
+    rows = [{"problem": "a", "answer": 5.0}, {"problem": "b", "answer": None}, {"problem": "c", "answer": float("nan")}]
+    assert [problem.answer for problem in load_problems(repository(tmp_path / "numbers", rows))] == ["5", "", ""]
+    lists = repository(tmp_path / "lists", [{"problem": "a", "answer": ["3", "9"]}])
+    with pytest.raises(DataError, match=r"lists', row 0, column 'answer' holds a list of 2 values, no text"):
+        load_problems(lists)
+
+
 def test_an_answer_inside_a_solution_is_taken_from_its_last_box(tmp_path: Path) -> None:
     source = repository(tmp_path / "aime", ROWS).model_copy(
         update={"answer_column": "solution", "answer_is_boxed": True}

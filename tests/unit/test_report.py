@@ -249,6 +249,20 @@ def test_neither_paths_nor_addresses_of_services_are_shown(run):
     assert "1234abcd" in page
 
 
+def test_several_training_sets_are_named_without_the_paths_of_own_files(run):
+    sets = {
+        "easy": {"kind": "files", "path": str(run.directory / "mine.csv")},
+        "hard": {"kind": "files", "path": "s3://b/gpqa.csv", "weight": 3},
+    }
+    run.change(f"data.train={json.dumps(sets)}")
+    table = {"source": sets, "rows": 3, "sha256": "5a" * 32}
+    run.write("prepare_data", "sources.json", {"layout": 1, "tables": {"train.parquet": table}})
+    page = run.report()
+    assert str(run.directory) not in page
+    assert "easy: files, path .../mine.csv; hard: files, path s3://b/gpqa.csv, weight 3" in page
+    assert "the text of the training problems may not be published" in page  # one of the sets is GPQA
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_missing_stage_leaves_a_note(run, stage):
     whole, partial = run.report(), run.report(stage)
