@@ -94,6 +94,7 @@ def test_line_ends_and_a_byte_order_mark_are_not_content(tmp_path):
         ({"a": "f = 1"}, "a.py", "write file.py:NAME"),
         ({}, "package.module.function", "write file.py:NAME"),
         ({}, "a b:c", "write file.py:NAME"),
+        ({}, "ngrpo.training.rewards:CorrectnessReward", "a module of ngrpo itself, whose code no key would cover"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, files, function, said):

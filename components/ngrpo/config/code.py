@@ -81,6 +81,8 @@ class UserCode(Section):
         if self.in_file is None:
             if self.code:
                 return "code goes with a function of a file only; leave it out"
+            if self.in_package is not None and self.in_package[0].partition(".")[0] in ("ngrpo", "ngrpo_kfp"):
+                return "a module of ngrpo itself, whose code no key would cover: name a ready one, or copy the function into a file"
             if self.in_package is None and self.function not in self.ready:
                 close = difflib.get_close_matches(self.function, self.ready, n=1)
                 known = f"no ready one ({', '.join(self.ready)})" if self.ready else "no reference to a function"
