@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ngrpo.checking.findings import Examination
+from ngrpo.checking.findings import Examination, Finding
 from ngrpo.checking.places import (
     check_data_files,
     check_lengths,
@@ -64,12 +64,13 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
     # These take seconds to import.
     from ngrpo.checking.rewards import check_rewards
     from ngrpo.checking.tokens import Spelling, check_tokens, prompts_of, rendered
-    from ngrpo.data.models import materialize_tokenizer
+    from ngrpo.data import models
 
     with examination.catch("model.source"):
         model = config.model
-        tokenizer = materialize_tokenizer(model.source, scratch / "model", model.template_date, model)
-        spelling = Spelling(config, tokenizer, Path(tokenizer.name_or_path), prompts_of(config, samples))
+        tokenizer, facts = models.examine(model.source, scratch / "model", model.template_date, model)
+        examination.add(Finding("warning", "model.source", note) for note in facts.notes)
+        spelling = Spelling(config, tokenizer, facts, prompts_of(config, samples))
         examination.prompt = rendered(spelling)
         check_tokens(spelling, examination)
         for prompts in spelling.prompts:

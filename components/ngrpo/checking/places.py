@@ -86,7 +86,7 @@ def check_data_files(config: RunConfig) -> Iterator[Finding]:
 
 
 def check_lengths(config: RunConfig, positions: int | None) -> Iterator[Finding]:
-    """Check that prompts and responses fit into the model.
+    """Check that responses fit into the model; how long prompts are is not known yet.
 
     Args:
         config: Configuration of the run.
@@ -94,40 +94,31 @@ def check_lengths(config: RunConfig, positions: int | None) -> Iterator[Finding]
     """
     if positions is None:
         return
-    prompt, rollout = config.data.max_prompt_tokens, config.rollout.max_tokens
-    lengths = [
-        (
-            prompt + rollout,
-            f"data.max_prompt_tokens={prompt} + rollout.max_tokens={rollout}",
-            "rollout.max_tokens",
-            f"lower rollout.max_tokens to at most {positions - prompt}"
-            if prompt < positions
-            else f"lower data.max_prompt_tokens below {positions}, and rollout.max_tokens with it",
-        ),
-        (
-            config.evaluation.max_tokens + 1,
-            f"evaluation.max_tokens={config.evaluation.max_tokens} and a prompt",
-            "evaluation.max_tokens",
-            f"lower it to at most {max(1, positions - prompt)}: prompts take up to {prompt} tokens",
-        ),
-    ]
-    if config.warm_start.steps:
-        length = config.warm_start.max_tokens
-        lengths.append(
-            (length, f"warm_start.max_tokens={length}", "warm_start.max_tokens", f"lower it to at most {positions}")
-        )
-    wrong = [each for each in lengths if each[0] > positions]
-    for _, what, subject, cure in wrong:
-        yield Finding("error", subject, f"{what}: more than the model's {positions} positions", cure)
+    wrong = False
+    for setting, tokens in (
+        ("rollout.max_tokens", config.rollout.max_tokens),
+        ("evaluation.max_tokens", config.evaluation.max_tokens),
+    ):
+        if tokens >= positions:
+            wrong = True
+            yield Finding(
+                "error",
+                setting,
+                f"{setting}={tokens} and a prompt: more than the model's {positions} positions",
+                f"lower it below {positions}, by what the longest prompt takes",
+            )
     if not wrong:
-        yield Finding("ok", "rollout.max_tokens", f"prompts and responses fit into the model's {positions} positions")
+        yield Finding("ok", "rollout.max_tokens", f"responses fit into the model's {positions} positions")
 
 
 def positions_of(place: Path) -> int | None:
-    """Return the positions that the model in a directory was made for; none if its config.json names no number."""
+    """Return the positions that the model in a directory was made for; none if its config.json names no number, or scales it."""
     settings = _settings(place) or {}
     inner = settings.get("text_config")
-    for tree in (inner if isinstance(inner, dict) else {}, settings):
+    trees = (inner if isinstance(inner, dict) else {}, settings)
+    if any(tree.get("rope_scaling") or "factor" in str(tree.get("rope_parameters")) for tree in trees):
+        return None  # the whole examination knows how each kind of scaling counts
+    for tree in trees:
         for name in ("max_position_embeddings", "n_positions"):
             if type(tree.get(name)) is int and tree[name] > 0:
                 return int(tree[name])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,12 +12,10 @@ from ngrpo.checking.findings import Examination, Finding, refused
 from ngrpo.checking.places import is_training, sources
 from ngrpo.config import Columns, RunConfig
 from ngrpo.data.chat import ChatLengths, Turns
+from ngrpo.data.model_check import ModelFacts, require_positions
 from ngrpo.data.problem import Problem
 from ngrpo.data.prompts import prompt_of
 from ngrpo.errors import DataError
-
-_ANSWER = r"</think>\boxed{5}"
-"""The end of a response, for the templates and markers to deal with."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +34,14 @@ class Spelling:
 
     config: RunConfig
     tokenizer: PreTrainedTokenizerBase
-    directory: Path
-    """Where the model's settings are."""
+    model: ModelFacts
+    """What is known of the model without its weights."""
     prompts: Sequence[Prompts]
 
     @cached_property
     def lengths(self) -> ChatLengths:
         """The tokenizer, as the data stage uses it."""
-        return ChatLengths(self.tokenizer)
+        return ChatLengths(self.tokenizer, self.model.rows)
 
 
 def prompts_of(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> list[Prompts]:
@@ -76,8 +72,8 @@ def check_tokens(spelling: Spelling, examination: Examination) -> None:
     examination.add(spelled)
     if not any(finding.level == "error" for finding in spelled):
         examination.add(check_prompt_lengths(spelling))
+        examination.add(check_room(spelling))
         examination.add(check_examples(spelling))
-    examination.add(check_end_of_turn(spelling))
     examination.add(check_end_marker(spelling))
 
 
@@ -113,6 +109,24 @@ def check_prompt_lengths(spelling: Spelling) -> Iterator[Finding]:
             )
 
 
+def check_room(spelling: Spelling) -> Iterator[Finding]:
+    """Check that the model has positions for the first prompts with their responses."""
+    config = spelling.config
+    for prompts in spelling.prompts:
+        lengths = spelling.lengths.prompts(prompts.turns)
+        if is_training(prompts.subject):
+            setting, response = "rollout.max_tokens", config.rollout.max_tokens
+            lengths = [length for length in lengths if length <= config.data.max_prompt_tokens]
+        elif prompts.subject.startswith("data.benchmarks."):
+            setting, response = "evaluation.max_tokens", config.evaluation.max_tokens
+        else:
+            continue
+        try:
+            require_positions(spelling.model, prompts.subject, max(lengths, default=0), setting, response)
+        except DataError as error:
+            yield refused(setting, error)
+
+
 def check_examples(spelling: Spelling) -> Iterator[Finding]:
     """Check that the warm start can learn from its first solutions."""
     for prompts in spelling.prompts:
@@ -141,32 +155,6 @@ def check_examples(spelling: Spelling) -> Iterator[Finding]:
             )
 
 
-def check_end_of_turn(spelling: Spelling) -> Iterator[Finding]:
-    """Check that the token with which a turn ends is one at which generation stops."""
-    tokenizer = spelling.tokenizer
-    turns: Turns = [{"role": "user", "content": "what is 2+3?"}, {"role": "assistant", "content": _ANSWER}]
-    whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    tail = whole.rpartition(_ANSWER)[2].strip()
-    ends = _ends(spelling)
-    names = ", ".join(sorted(repr(tokenizer.convert_ids_to_tokens(token)) for token in ends))
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
-    cure = "name the token that ends a turn in model.end_of_turn"
-    if not ends:
-        yield Finding("error", "model.source", "no token ends a response: none is declared", cure)
-    elif not ids:
-        yield Finding("ok", "model.source", f"a response ends with {names}")
-    elif ids[0] in ends:
-        yield Finding("ok", "model.source", f"a turn ends with {tokenizer.convert_ids_to_tokens(ids[0])!r}")
-    else:
-        yield Finding(
-            "error",
-            "model.source",
-            f"the chat template ends a turn with {tokenizer.convert_ids_to_tokens(ids[0])!r}, but generation stops only at {names}: "
-            "every response would run to its limit",
-            cure,
-        )
-
-
 def check_end_marker(spelling: Spelling) -> Iterator[Finding]:
     """Check that mixing would see its end marker, in a response too."""
     marker, strategy = spelling.config.mixing.end_marker, spelling.config.mixing.strategy
@@ -182,16 +170,3 @@ def check_end_marker(spelling: Spelling) -> Iterator[Finding]:
         )
         return
     yield Finding("ok", "mixing.end_marker", f"{marker!r} is {len(ids)} token{'s' * (len(ids) > 1)}")
-
-
-def _ends(spelling: Spelling) -> set[int]:
-    """Return the tokens at which generation stops; see `ngrpo.rollout.loading.end_of_sequence_ids`."""
-    found: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        path = spelling.directory / name
-        if path.is_file():
-            declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            found = {each for each in (declared if isinstance(declared, list) else [declared]) if each is not None}
-            break
-    own = spelling.tokenizer.eos_token_id
-    return found if own is None else found | {own}

@@ -158,7 +158,7 @@ class ChatLengths:
         Raises:
             DataError: A conversation becomes the unknown token somewhere, or a token that the model has no embedding for.
         """
-        texts = self._texts(conversations, generation=False)
+        texts = [self._text(turns, generation=False) for turns in conversations]
         for identifier, text, tokens in zip(ids, texts, self._tokens(texts), strict=True):
             if self._has_unknown(text, tokens):
                 raise DataError(

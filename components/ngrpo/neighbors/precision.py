@@ -14,7 +14,7 @@ def ieee_float32() -> Iterator[None]:
 
     The bounds of `ngrpo.neighbors.metrics` hold for IEEE arithmetic alone; training in bfloat16 or with TF32 goes on around them.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # its stub does not know it
     before = [backend.fp32_precision for backend in backends]
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
