@@ -6,6 +6,7 @@ vLLM binds threads and replaces functions of torch for a whole process, so no en
 import json
 import os
 import sys
+import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +37,7 @@ from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.rollout.vllm import compatibility, runner_v1, runner_v2, scheduler
 from ngrpo.rollout.vllm.engine import VLLMEngine
 from ngrpo.rollout.vllm.request import sampling_params
+from own_strategy import own_mixer
 from replay import replay_error
 from tiny import EOS, MARKER, PAD, end_marker, mixer_for
 
@@ -94,6 +96,23 @@ class Cases:
                 "their_finish": [rollout.finish_reason for rollout in theirs],
             }
         return result
+
+    def own_strategy(self) -> dict:
+        """The strategy of the documentation, from a file of the user's."""
+        with tempfile.TemporaryDirectory() as directory:
+            mixer = own_mixer(self.model, Path(directory))
+            ours = self.generate(mixer)
+        theirs = TransformersEngine(self.model, [EOS], PAD, 64).generate(
+            self.prompts, range(self.count), self.sampling, mixer
+        )
+        return {
+            "error": self.error(ours, mixer),
+            "records_ignored": self.error(ours, None),
+            "mixed": sum(len(rollout.records.positions) for rollout in ours),
+            # With weights so free, what two engines round differently grows from step to step: later tokens may be others.
+            "begin": [_begin(rollout, 10) for rollout in ours],
+            "their_begin": [_begin(rollout, 10) for rollout in theirs],
+        }
 
     def preemption(self) -> dict:
         return {"preemptions": self.preemptions()}
@@ -351,6 +370,12 @@ def _weights_differ(ours: Rollout, theirs: Rollout) -> float:
     if ours.records.weights.numel() == 0:
         return 0.0
     return (ours.records.weights - theirs.records.weights).abs().max().item()
+
+
+def _begin(rollout: Rollout, count: int) -> list[object]:
+    assert rollout.records.candidates is not None
+    early = rollout.records.positions < count
+    return [rollout.token_ids[:count], rollout.records.candidates[early].tolist()]
 
 
 def _assign(model: torch.nn.Module, values: list[torch.Tensor]) -> None:

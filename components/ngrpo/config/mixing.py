@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ngrpo.config.code import UserCode
-from ngrpo.section import Coefficient, Line, Name, Probability, Section, Text, count
+from ngrpo.config.sources import Option
+from ngrpo.section import Coefficient, Line, Probability, Section, Text, count
 
 READY_STRATEGIES = ("neighbor", "token", "gaussian")
 
@@ -27,7 +28,7 @@ class MixingConfig(Section):
     """`neighbor`: Semantic Neighbor Mixing (N-GRPO). `token`: no mixing (plain GRPO). `gaussian`: the step's token is
     sampled and noise is added to its embedding. Or a class of your own: `file.py:NAME`, a file relative to the preset, or
     `package.module:NAME`."""
-    options: Annotated[dict[Name, JsonValue], Field(max_length=100)] = {}
+    options: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Option] = {}
     """Arguments of a class of your own, but for `k` and `noise_std`, which it gets if it has arguments of these names."""
     rate: Probability = 0.1
     """Gate rate, rho of equation 11."""

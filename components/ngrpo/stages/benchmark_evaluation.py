@@ -101,6 +101,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
         "statistics": statistics_of(config.evaluation, config.seed),
     }
     write_evaluation(output / EVALUATION, evaluation)
+    if config.evaluation.mixing is not None and config.evaluation.mixing.reference is not None:
+        write_code(config.evaluation.mixing.reference.code, output / "code" / "evaluation.mixing.strategy")
     write_metrics(output, metrics)
 
 

@@ -24,6 +24,7 @@ from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.policy_optimization import train_policy
+from ngrpo.user_code.loading import write_code
 
 _SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
 """Metrics of a line of progress, and what they are called there."""
@@ -76,6 +77,8 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     history = [entry for entry in trained.trainer.state.log_history if "train_runtime" not in entry]
     write_history(output, history)
     rollout_log.write(output)
+    if config.mixing.reference is not None:
+        write_code(config.mixing.reference.code, output / "code" / "mixing.strategy")
     examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
     summary = _summary(history, config.training.steps)
