@@ -9,10 +9,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
-    MixingConfig,
     ModelConfig,
     NeighborsConfig,
     PromotionConfig,

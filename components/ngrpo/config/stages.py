@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from pydantic import ConfigDict
 
+from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.run import RunConfig
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
-    MixingConfig,
     ModelConfig,
     NeighborsConfig,
     PromotionConfig,

@@ -34,6 +34,7 @@ from ngrpo.stages.keys import canonical_json, code_version, digest
 from ngrpo.stages.libraries import GENERATING, installed, selected
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
+from ngrpo.user_code.loading import write_code
 
 
 def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:

@@ -5,5 +5,7 @@ from ngrpo.mixing.strategies.neighbor import Neighbor
 from ngrpo.mixing.strategies.token import Token
 from ngrpo.mixing.strategy import Strategy
 
+__all__ = ["READY", "Gaussian", "Neighbor", "Token"]
+
 READY: dict[str, type[Strategy]] = {"neighbor": Neighbor, "token": Token, "gaussian": Gaussian}
 """By the name in `mixing.strategy`."""
