@@ -24,10 +24,9 @@ def replay_error(
                 [rollout.records],
                 [rollout.token_ids],
                 len(rollout.token_ids),
+                strategy=mixer.strategy,
                 neighbors=mixer.neighbors,
                 index_version=mixer.index_version,
-                k=mixer.k,
-                noise_std=mixer.noise_std,
                 device="cpu",
             )
         with mixed_inputs(model.get_input_embeddings(), mixture):

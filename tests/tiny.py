@@ -7,7 +7,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.strategies import Gaussian, Neighbor
+from ngrpo.mixing.strategy import Strategy
 from ngrpo.neighbors.index import NeighborIndex
 
 SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
@@ -53,19 +56,25 @@ def save_tiny_model(directory: Path, seed: int = 0, hidden_size: int = 64, words
     return directory
 
 
-def mixer_for(model, strategy: str, rate: float, marker: tuple[int, ...] = (), version: int = 0) -> Mixer:
+def end_marker(text: str | None) -> EndMarker | None:
+    """The marker that ends mixing at a text of the tiny tokenizer, which puts a space between two words."""
+    return None if text is None else EndMarker.of(text, [f" {word}".encode() for word in [*SPECIAL, *WORDS]])
+
+
+def strategy_of(name: str) -> Strategy:
+    return Gaussian(0.5) if name == "gaussian" else Neighbor(3)
+
+
+def mixer_for(model, strategy: str | Strategy, rate: float, marker: str | None = None, version: int = 0) -> Mixer:
     """A mixer over the model's own embedding."""
     index = NeighborIndex.build(
         model.get_input_embeddings().weight, eligible(), candidates=6, block_rows=64, version=version
     )
-    gaussian = strategy == "gaussian"
     return Mixer(
-        strategy=strategy,
+        strategy=strategy_of(strategy) if isinstance(strategy, str) else strategy,
         rate=rate,
-        k=1 if gaussian else 3,
         neighbors=index.neighbors,
         eligible=index.eligible,
         index_version=index.version,
-        end_marker=marker,
-        noise_std=0.5 if gaussian else 0.0,
+        end_marker=end_marker(marker),
     )

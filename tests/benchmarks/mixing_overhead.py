@@ -7,6 +7,7 @@ from tests.benchmarks.measure import alternate, report
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.strategies import Neighbor
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.transformers_engine import TransformersEngine
@@ -34,7 +35,7 @@ def run() -> list[dict]:
         model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=True, **shape)).eval()
         eligible = torch.ones(vocabulary, dtype=torch.bool)
         index = NeighborIndex.build(model.get_input_embeddings().weight, eligible, candidates=8, block_rows=1024)
-        mixer = Mixer("neighbor", 0.1, 3, index.neighbors, eligible, 0)
+        mixer = Mixer(Neighbor(3), 0.1, index.neighbors, eligible, 0)
         # No token ends a response: both modes decode the same number of steps.
         engine = TransformersEngine(model, [vocabulary], 0, batch)
         prompts = torch.randint(0, vocabulary, (batch, PROMPT)).tolist()

@@ -15,6 +15,7 @@ from ngrpo.config import ArithmeticSource, InitializedModel
 from ngrpo.data.arithmetic import load
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.strategies import Neighbor
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import end_of_sequence_ids, load_model, load_tokenizer
@@ -89,7 +90,7 @@ def _train(directory: Path, dataset: Dataset, stock: bool) -> None:
     else:
         embedding = model.get_input_embeddings().weight
         index = NeighborIndex.build(embedding, usable_tokens(tokenizer, len(embedding)), candidates=8, block_rows=512)
-        closed = Mixer("neighbor", 0.0, 3, index.neighbors, index.eligible, 0)
+        closed = Mixer(Neighbor(3), 0.0, index.neighbors, index.eligible, 0)
         trainer = NGRPOTrainer(**settings, make_engine=lambda _: engine, current_mixer=lambda _: closed)
     trainer.remove_callback(PrinterCallback)
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from ngrpo.config import PackagedModel
 from ngrpo.data.models import materialize
 from ngrpo.mixing.mixer import Mixer
-from ngrpo.rollout import slots
+from ngrpo.mixing.strategies import Neighbor, neighbor
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import load_model
 from ngrpo.rollout.transformers_engine import TransformersEngine
@@ -41,7 +41,7 @@ def run() -> list[dict]:
         neighbors = torch.randint(0, len(embedding), (len(embedding), 8), dtype=torch.int32)
 
         def mixer(rate: float) -> Mixer:
-            return Mixer("neighbor", rate, K, neighbors, eligible, 0)
+            return Mixer(Neighbor(K), rate, neighbors, eligible, 0)
 
         prompts = torch.randint(0, len(embedding), (BATCH, PROMPT)).tolist()
         sampling = Sampling(STEPS, 0.7)
@@ -88,5 +88,5 @@ def _searching(normalized: Tensor):
     def candidate_sets(anchor_ids: Tensor, neighbors: Tensor, k: int) -> Tensor:
         return (normalized[anchor_ids] @ normalized.T).topk(k, dim=1).indices
 
-    with mock.patch.object(slots, "candidate_sets", candidate_sets):
+    with mock.patch.object(neighbor, "candidate_sets", candidate_sets):
         yield

@@ -34,14 +34,16 @@ from how_tos import GENERATE, MODEL, how_to, prepare
 from ngrpo.environment import environment
 from ngrpo.errors import EngineError, NGRPOError
 from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.strategies import Gaussian, Neighbor
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import MixingSlots, RequestSettings
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.rollout.vllm import compatibility, options, runner_v1, runner_v2, scheduler
 from ngrpo.rollout.vllm.engine import VLLMEngine
 from ngrpo.rollout.vllm.request import sampling_params
+from own_strategy import own_mixer
 from replay import replay_error
-from tiny import EOS, MARKER, PAD, mixer_for
+from tiny import EOS, MARKER, PAD, end_marker, mixer_for
 
 TEMPERATURE = 0.7
 PROMPTS = [[2, 5, 9, 3], [2, 11, 3], [2, 5, 44, 17, 44, 20, 3] * 7]
@@ -99,6 +101,23 @@ class Cases:
             }
         return result
 
+    def own_strategy(self) -> dict:
+        """The strategy of the documentation, from a file of the user's."""
+        with tempfile.TemporaryDirectory() as directory:
+            mixer = own_mixer(self.model, Path(directory))
+            ours = self.generate(mixer)
+        theirs = TransformersEngine(self.model, [EOS], PAD, 64).generate(
+            self.prompts, range(self.count), self.sampling, mixer
+        )
+        return {
+            "error": self.error(ours, mixer),
+            "records_ignored": self.error(ours, None),
+            "mixed": sum(len(rollout.records.positions) for rollout in ours),
+            # With weights so free, what two engines round differently grows from step to step: later tokens may be others.
+            "begin": [_begin(rollout, 10) for rollout in ours],
+            "their_begin": [_begin(rollout, 10) for rollout in theirs],
+        }
+
     def preemption(self) -> dict:
         return {"preemptions": self.preemptions()}
 
@@ -113,11 +132,12 @@ class Cases:
     def different_settings(self) -> dict:
         """Requests that mix and requests that do not, each in its own way, in one batch."""
         index = {name: getattr(self.mixer, name) for name in ("neighbors", "eligible", "index_version")}
+        index["end_marker"] = end_marker("stop")
         settings = [
-            (Mixer("neighbor", 1.0, 4, **index, end_marker=(MARKER,)), Sampling(self.length, 0.7)),
+            (Mixer(Neighbor(4), 1.0, **index), Sampling(self.length, 0.7)),
             (None, Sampling(self.length, 1.0, top_p=0.8)),
-            (Mixer("neighbor", 0.5, 2, **index, end_marker=(MARKER,)), Sampling(self.length // 2, 1.3)),
-            (Mixer("gaussian", 0.4, 1, **index, end_marker=(MARKER,), noise_std=0.5), Sampling(self.length, 0.7)),
+            (Mixer(Neighbor(2), 0.5, **index), Sampling(self.length // 2, 1.3)),
+            (Mixer(Gaussian(0.5), 0.4, **index), Sampling(self.length, 0.7)),
             (None, Sampling(5, 0.4)),
         ]
         rows = range(2 * len(settings))
@@ -182,7 +202,8 @@ class Cases:
     def in_flight(self) -> dict:
         """While requests mix, weights and index stay; what is aborted leaves nothing behind."""
         core = self.engine._llm.llm_engine
-        settings = [RequestSettings(f"r{row}", row, 0.7, 1.0, self.length, rate=1.0, k=3) for row in range(4)]
+        number = self.engine._number(self.mixer)
+        settings = [RequestSettings(f"r{row}", row, 0.7, 1.0, self.length, 1.0, number) for row in range(4)]
         ids = [
             core.add_request(each.name, {"prompt_token_ids": PROMPTS[0]}, sampling_params(each, []))
             for each in settings
@@ -211,8 +232,8 @@ class Cases:
         plain = SimpleNamespace(pipeline_parallel_size=1, enable_batch_sharded_sampling=False)
         refused = {
             "cold": lambda: Sampling(5, 0.0),
-            "other_index": lambda: self.generate(Mixer("neighbor", 0.1, 3, self.mixer.neighbors[:-1], **index)),
-            "wide": lambda: self.generate(Mixer("neighbor", 0.1, 8, self.mixer.neighbors, **index)),
+            "other_index": lambda: self.generate(Mixer(Neighbor(3), 0.1, self.mixer.neighbors[:-1], **index)),
+            "wide": lambda: self.generate(Mixer(Neighbor(8), 0.1, self.mixer.neighbors, **index)),
             "long": lambda: self.engine.generate([[2] * 120], [0], self.sampling),
             "version": lambda: _with_version("0.33.0"),
             "signature": lambda: compatibility.require_hooks({MixingSlots.slot: ("logits",)}),
@@ -257,8 +278,9 @@ class Cases:
         """Resetting the prefix cache throws every running request back: it is computed again, mixtures included."""
         core = self.engine._llm.llm_engine
         self.engine._use_index(self.mixer)
+        number = self.engine._number(self.mixer)
         settings = [
-            RequestSettings(f"s{row}", row, TEMPERATURE, 1.0, self.length, rate=0.3, k=3) for row in range(self.count)
+            RequestSettings(f"s{row}", row, TEMPERATURE, 1.0, self.length, 0.3, number) for row in range(self.count)
         ]
         for prompt, each in zip(self.prompts, settings, strict=True):
             core.add_request(each.name, {"prompt_token_ids": prompt}, sampling_params(each, [EOS]))
@@ -368,6 +390,12 @@ def _weights_differ(ours: Rollout, theirs: Rollout) -> float:
     if ours.records.weights.numel() == 0:
         return 0.0
     return (ours.records.weights - theirs.records.weights).abs().max().item()
+
+
+def _begin(rollout: Rollout, count: int) -> list[object]:
+    assert rollout.records.candidates is not None
+    early = rollout.records.positions < count
+    return [rollout.token_ids[:count], rollout.records.candidates[early].tolist()]
 
 
 def _assign(model: torch.nn.Module, values: list[torch.Tensor]) -> None:

@@ -40,6 +40,7 @@ CONFIGURATIONS = {
         "v1",
         [
             "rollouts",
+            "own_strategy",
             "alone",
             "different_settings",
             "in_flight",
@@ -60,9 +61,13 @@ CONFIGURATIONS = {
         **FEW_BLOCKS,
         **CHUNKED,
     ),
-    "v1-processes-no-cache": configuration("v1", ["rollouts", "death"], in_process=False, enable_prefix_caching=False),
+    "v1-processes-no-cache": configuration(
+        "v1", ["rollouts", "own_strategy", "death"], in_process=False, enable_prefix_caching=False
+    ),
     "v1-two-ranks": configuration("v1", ["rollouts", "weights"], in_process=False, tensor_parallel_size=2),
-    "v2": configuration("v2", ["rollouts", "alone", "different_settings", "in_flight", "cache", "unsalted", "weights"]),
+    "v2": configuration(
+        "v2", ["rollouts", "own_strategy", "alone", "different_settings", "in_flight", "cache", "unsalted", "weights"]
+    ),
     "v2-preempted": configuration("v2", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
     "v2-async-processes-chunked-preempted": configuration(
         "v2", ["rollouts", "preemption"], in_process=False, async_scheduling=True, **FEW_BLOCKS, **CHUNKED
@@ -127,6 +132,15 @@ def test_rollouts_replay_and_are_those_of_the_transformers_engine(outcome, name)
         if strategy != "token":
             assert result["mixed"] > 20
             assert result["records_ignored"] > 0.5, "replay must depend on the records"
+
+
+@pytest.mark.parametrize("name", with_case("own_strategy"))
+def test_a_strategy_from_a_file_of_the_users_replays(outcome, name):
+    result = outcome(name)["own_strategy"]
+    assert result["error"] <= TOLERANCE
+    assert result["begin"] == result["their_begin"]
+    assert result["mixed"] > 20
+    assert result["records_ignored"] > 0.5, "replay must depend on the records"
 
 
 @pytest.mark.parametrize("name", with_case("preempted"))

@@ -24,6 +24,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, training_args
 from trl import GRPOConfig, SFTConfig
 
@@ -39,11 +40,14 @@ from ngrpo.config.grading import BY_LETTER
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.grading.grader import Grader
+from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.strategy import Strategy, StrategySource
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout import configured_engine
 from ngrpo.rollout.configured_engine import start_engine
-from ngrpo.rollout.configured_mixer import build_mixer, end_marker_ids
+from ngrpo.rollout.configured_mixer import build_mixer, configured_end_marker
+from ngrpo.rollout.configured_strategy import load_strategy
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages import benchmark_evaluation
@@ -142,7 +146,8 @@ class _Transformers(_Engine):
     def generate(self, prompts: Any, seeds: Any, sampling: Sampling, mixer: Mixer | None = None) -> list[Any]:
         mixing = None
         if mixer is not None:
-            mixing = {name: getattr(mixer, name) for name in ("strategy", "rate", "k", "noise_std", "end_marker")}
+            mixing = {"strategy": described(mixer.strategy), "rate": mixer.rate}
+            mixing["end marker"] = _ends_mixing(mixer.end_marker)
         self.asked_for = dataclasses.asdict(sampling) | {"mixing": mixing}
         return [SimpleNamespace(token_ids=[0], finish_reason="stop") for _ in prompts]
 
@@ -150,6 +155,7 @@ class _Transformers(_Engine):
 class _LLM(_Engine):
     def __init__(self, model: str, **made_with: Any):
         super().__init__(**made_with)
+        self.strategies: dict[int, Strategy] = {}
         vocabulary = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
         core = SimpleNamespace(
             resources=SimpleNamespace(engine_dead=True), outputs_queue=SimpleNamespace(put=lambda _: None)
@@ -162,18 +168,23 @@ class _LLM(_Engine):
 
     def collective_rpc(self, method: str, args: Any = ()) -> list[Any]:
         if method in ("mixing_set_index", "mixing_load_index"):
-            self.made_with["end marker"] = args[-1]
+            transitions = args[-1] if method == "mixing_set_index" else load_file(args[0]).get("transitions")
+            self.made_with["end marker"] = _ends_mixing(None if transitions is None else EndMarker(transitions))
+            return [None]
+        if method in ("mixing_add_strategy", "mixing_load_strategy"):
+            number, made_from = args
+            self.strategies[number] = (
+                made_from if method == "mixing_add_strategy" else load_strategy(StrategySource(**made_from))
+            )
             return [None]
         assert method == "mixing_take"
-        settings = self.asked_for["extra_args"]["ngrpo"]
-        weights, logprobs = (np.zeros(size, dtype=np.float32).tobytes() for size in (settings["k"], 1))
-        return [[(b"\0", weights, logprobs) for _ in args[0]]]
+        number = self.asked_for["extra_args"]["ngrpo"]["strategy"]
+        k = 1 if number is None else self.strategies[number].k
+        weights, logprobs = (np.zeros(size, dtype=np.float32).tobytes() for size in (k, 1))
+        return [[(b"\0", weights, logprobs, b"") for _ in args[0]]]
 
     def generate(self, prompts: Any, parameters: list[dict[str, Any]], use_tqdm: bool) -> list[Any]:
-        # The name and the seed are the request's own, and the ids of the end are the tokenizer's.
-        of_request = {"name": "(name)", "seed": "(seed)"}
-        asked_for = parameters[0] | {"extra_args": {"ngrpo": parameters[0]["extra_args"]["ngrpo"] | of_request}}
-        self.asked_for = {name: value for name, value in asked_for.items() if name != "stop_token_ids"}
+        self.asked_for = parameters[0]
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0], finish_reason="stop")]) for _ in prompts]
 
     def sleep(self, level: int) -> None:
@@ -221,9 +232,8 @@ def rollouts(config: NGRPOTrainingConfig, gpus: int = 0) -> tuple[dict[str, Any]
         )
         # As `NGRPOTrainer` asks for a rollout batch.
         sampling = Sampling(trl.max_completion_length, trl.temperature, trl.top_p)
-        engine.generate(
-            [[0]], [1], sampling, build_mixer(config.mixing, index, end_marker_ids(config.mixing, tokenizer))
-        )
+        marker = configured_end_marker(config.mixing, tokenizer, len(index.eligible))
+        engine.generate([[0]], [1], sampling, build_mixer(config.mixing, index, marker))
         asked = _seen(engine)
         benchmark = Benchmark("b", ["p"], [CHAT], ["A"], BY_LETTER)
         validation = policy_optimization._validation(config, benchmark, tokenizer, grader)
@@ -266,7 +276,26 @@ def tiny_model() -> tuple[Path, PreTrainedModel]:
 def _seen(engine: Any) -> dict[str, Any]:
     """Return what a stand-in has seen."""
     stand_in = getattr(engine, "_llm", engine)
-    return {"made with": stand_in.made_with, "asked for": stand_in.asked_for}
+    asked_for = {name: value for name, value in stand_in.asked_for.items() if name != "stop_token_ids"}
+    if "extra_args" in asked_for:
+        # The name and the seed are the request's own, and the ids of the end are the tokenizer's.
+        settings = asked_for["extra_args"]["ngrpo"] | {"name": "(name)", "seed": "(seed)"}
+        strategy = None if settings["strategy"] is None else described(stand_in.strategies[settings["strategy"]])
+        asked_for["extra_args"] = {"ngrpo": settings | {"strategy": strategy}}
+    return {"made with": stand_in.made_with, "asked for": asked_for}
+
+
+def described(strategy: Strategy) -> dict[str, Any]:
+    """Return the name and the settings of a strategy."""
+    return {"name": type(strategy).__name__.lower()} | StrategySource.of(strategy).options
+
+
+def _ends_mixing(marker: EndMarker | None) -> list[int]:
+    """Return the tokens that are an end marker by themselves."""
+    if marker is None:
+        return []
+    after = marker.transitions[0].long()
+    return marker.passed(after).nonzero()[:, 0].tolist()
 
 
 if __name__ == "__main__":

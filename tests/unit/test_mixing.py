@@ -8,9 +8,11 @@ import torch
 
 from ngrpo.mixing.counter import GATE, NOISE, TOKEN, normal, uniform
 from ngrpo.mixing.inputs import mixed_inputs
-from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.mixer import MixedStep, mixed_step
 from ngrpo.mixing.neighbor_mixing import anchors, candidate_sets, gate, mix, mixing_weights, scale_logits
 from ngrpo.mixing.records import InputMixture, RolloutRecords, collate
+from ngrpo.mixing.strategies import Gaussian, Neighbor, Token
+from ngrpo.mixing.strategy import Step, Strategy
 
 VOCABULARY, WIDTH, K = 30, 8, 4
 
@@ -125,17 +127,17 @@ def test_noise_is_standard_normal():
     assert abs((noise**4).mean().item() - 3) < 5 * math.sqrt(96 / count)
 
 
-def mixer(**changes) -> Mixer:
-    embedding = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(2))
-    settings = {
-        "strategy": "neighbor",
-        "rate": 1.0,
-        "k": K,
-        "neighbors": neighbor_table(embedding),
-        "eligible": torch.ones(VOCABULARY, dtype=torch.bool),
-        "index_version": 0,
-    }
-    return Mixer(**(settings | changes))
+def neighbors() -> torch.Tensor:
+    return neighbor_table(torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(2)))
+
+
+def decided(strategy: Strategy, logits: torch.Tensor, **changes) -> MixedStep:
+    """Decide the first position of rows that are all gated."""
+    rows = len(logits)
+    sampled = changes.pop("sampled", torch.zeros(rows).long())
+    step = Step(logits, sampled, torch.arange(rows), torch.zeros(rows).long(), neighbors())
+    everything = {"active": torch.ones(rows).bool(), "eligible": torch.ones(VOCABULARY).bool()}
+    return mixed_step(strategy, step, rate=1.0, **(everything | changes))
 
 
 def test_a_step_leaves_out_rows_past_the_marker_and_anchors_that_may_not_be_mixed():
@@ -144,17 +146,16 @@ def test_a_step_leaves_out_rows_past_the_marker_and_anchors_that_may_not_be_mixe
     logits = torch.zeros(4, VOCABULARY)
     logits[0, 3] = logits[1, 5] = logits[2, 8] = logits[3, 9] = 4.0
     active = torch.tensor([True, True, False, True])
-    step = mixer(eligible=eligible).step(logits, torch.zeros(4).long(), torch.arange(4), torch.zeros(4).long(), active)
-    assert step.rows.tolist() == [0, 3]
-    assert step.tokens.tolist() == [3, 9]
-    assert torch.allclose(step.weights.sum(dim=1), torch.ones(2))
+    step = decided(Neighbor(K), logits, sampled=torch.tensor([1, 2, 3, 4]), eligible=eligible, active=active)
+    assert step.mixed.tolist() == [True, False, False, True]
+    assert step.tokens.tolist() == [3, 2, 3, 9], "rows that are not mixed emit what was sampled"
+    assert torch.allclose(step.weights.sum(dim=1), torch.ones(4))
 
 
 def test_gaussian_steps_keep_the_sampled_token():
     sampled = torch.tensor([4, 11, 2])
-    step = mixer(strategy="gaussian", k=1, noise_std=0.2).step(
-        torch.randn(3, VOCABULARY), sampled, torch.arange(3), torch.zeros(3).long(), torch.ones(3).bool()
-    )
+    step = decided(Gaussian(0.2), torch.randn(3, VOCABULARY), sampled=sampled)
+    assert step.mixed.all()
     assert step.tokens.tolist() == sampled.tolist()
     assert step.candidates.tolist() == [[4], [11], [2]]
 
@@ -162,19 +163,17 @@ def test_gaussian_steps_keep_the_sampled_token():
 def test_noise_is_not_added_to_a_token_that_may_not_be_mixed():
     eligible = torch.ones(VOCABULARY, dtype=torch.bool)
     eligible[11] = False
-    step = mixer(strategy="gaussian", k=1, noise_std=0.2, eligible=eligible).step(
-        torch.randn(3, VOCABULARY),
-        torch.tensor([4, 11, 2]),
-        torch.arange(3),
-        torch.zeros(3).long(),
-        torch.ones(3).bool(),
-    )
-    assert (step.rows.tolist(), step.tokens.tolist()) == ([0, 2], [4, 2])
+    step = decided(Gaussian(0.2), torch.randn(3, VOCABULARY), sampled=torch.tensor([4, 11, 2]), eligible=eligible)
+    assert step.mixed.tolist() == [True, False, True]
+    assert step.tokens.tolist() == [4, 11, 2]
 
 
-def test_the_marker_may_be_several_tokens():
-    recent = torch.tensor([[1, 2], [2, 1], [2, 2]])
-    assert mixer(end_marker=(2, 1)).passes_end_marker(recent).tolist() == [False, True, False]
+def test_without_mixing_a_step_is_the_sampled_token_and_its_embedding():
+    sampled = torch.tensor([4, 11])
+    step = decided(Token(), torch.randn(2, VOCABULARY), sampled=sampled)
+    table = torch.randn(VOCABULARY, WIDTH)
+    assert torch.equal(step.tokens, sampled)
+    assert torch.equal(Token().embed(table[step.candidates], step.weights, sampled, sampled), table[sampled])
 
 
 def records(version: int = 0) -> list[RolloutRecords]:
@@ -184,16 +183,15 @@ def records(version: int = 0) -> list[RolloutRecords]:
     ]
 
 
-def batch(noise_std: float = 0.0) -> tuple[InputMixture, torch.Tensor]:
+def batch() -> tuple[InputMixture, torch.Tensor]:
     tokens = [[4, 5, 6, 7], [1, 2]]
     mixture = collate(
         records(),
         tokens,
         4,
-        neighbors=mixer().neighbors,
+        strategy=Neighbor(K),
+        neighbors=neighbors(),
         index_version=0,
-        k=K,
-        noise_std=noise_std,
         device="cpu",
     )
     return mixture, torch.tensor([[0, 0, *tokens[0]], [0, 0, *tokens[1], 0, 0]])
@@ -207,7 +205,7 @@ def test_mixed_inputs_replace_exactly_the_recorded_positions():
     plain = embedding.weight[ids]
     expected = plain.clone()
     for column, record in ((1, 0), (3, 1)):
-        candidates = [ids[0, 2 + column].item(), *mixer().neighbors[ids[0, 2 + column], : K - 1].tolist()]
+        candidates = [ids[0, 2 + column].item(), *neighbors()[ids[0, 2 + column], : K - 1].tolist()]
         weights = records()[0].weights[record]
         expected[0, 2 + column] = sum(w * embedding.weight[c] for w, c in zip(weights, candidates, strict=True))
     torch.testing.assert_close(output, expected)
@@ -216,9 +214,9 @@ def test_mixed_inputs_replace_exactly_the_recorded_positions():
 
 def test_noise_replays_and_has_its_size():
     embedding = torch.nn.Embedding(VOCABULARY, 4096)
-    mixture, ids = batch(noise_std=0.5)
+    mixture, ids = batch()
     mixture = InputMixture(
-        mixture.mask, mixture.candidates[..., :1], torch.ones(2, 4, 1), mixture.seeds, mixture.positions, 0.5
+        mixture.mask, mixture.candidates[..., :1], torch.ones(2, 4, 1), mixture.seeds, mixture.positions, Gaussian(0.5)
     )
     outputs = []
     for _ in range(2):
@@ -263,9 +261,16 @@ def test_records_of_another_index_version_are_refused():
             records(version=3),
             [[4, 5, 6, 7], [1, 2]],
             4,
-            neighbors=mixer().neighbors,
+            strategy=Neighbor(K),
+            neighbors=neighbors(),
             index_version=0,
-            k=K,
-            noise_std=0.0,
             device="cpu",
         )
+
+
+def test_candidates_that_were_recorded_are_taken_from_the_record():
+    own = torch.tensor([[9, 8, 2, 3]], dtype=torch.int32)
+    record = RolloutRecords(torch.tensor([1]), torch.tensor([[0.4, 0.3, 0.2, 0.1]]), 9, 0, own)
+    mixture = collate([record], [[4, 5]], 2, strategy=Neighbor(K), neighbors=neighbors(), index_version=0, device="cpu")
+    assert mixture.candidates[0, 1].tolist() == own[0].tolist()
+    assert mixture.mask.tolist() == [[False, True]]

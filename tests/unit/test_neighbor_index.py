@@ -303,7 +303,7 @@ def test_k_is_chosen_without_another_build():
     index = NeighborIndex.build(embedding, everything(embedding), candidates=COUNT, block_rows=64)
     anchor = torch.tensor([42])
     for k in (2, 3, COUNT + 1):
-        mixer = build_mixer(MixingConfig(k=k), index, [])
+        mixer = build_mixer(MixingConfig(k=k), index, None)
         assert candidate_sets(anchor, mixer.neighbors, mixer.k).tolist() == [
             [42, *index.neighbors[42, : k - 1].tolist()]
         ]
@@ -323,7 +323,7 @@ class Policy:
 
 def following(index: NeighborIndex, every_batch: bool) -> FollowingIndex:
     neighbors = NeighborsConfig(candidates=COUNT, block_rows=64)
-    return FollowingIndex(index, neighbors=neighbors, mixing=MixingConfig(), end_marker=[], every_batch=every_batch)
+    return FollowingIndex(index, neighbors=neighbors, mixing=MixingConfig(), end_marker=None, every_batch=every_batch)
 
 
 def test_training_refreshes_the_index_instead_of_building_it(tmp_path):

@@ -50,7 +50,7 @@ def test_a_rollout_does_not_depend_on_its_batch(model, strategy):
 
 
 def test_mixed_steps_emit_the_anchor_and_stop_at_the_marker(model):
-    mixer, sampling = mixer_for(model, "neighbor", 1.0, marker=(MARKER,)), Sampling(40, TEMPERATURE)
+    mixer, sampling = mixer_for(model, "neighbor", 1.0, marker="stop"), Sampling(40, TEMPERATURE)
     rollouts = engine(model).generate(prompts(64), range(64), sampling, mixer)
     passed = [rollout for rollout in rollouts if MARKER in rollout.token_ids[:-1]]
     assert passed, "some rollout must pass the marker"

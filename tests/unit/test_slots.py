@@ -4,15 +4,37 @@ import pytest
 import torch
 
 from ngrpo.mixing.counter import GATE, uniform
+from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.neighbor_mixing import add_noise
+from ngrpo.mixing.strategies import Gaussian, Neighbor
+from ngrpo.mixing.strategy import Decision, Strategy
 from ngrpo.rollout.slots import MixingSlots, RequestSettings
 
 VOCABULARY = 12
 MARKER = (7, 8)
+NOISY, TOP = 100, 101
+"""Numbers of strategies; any other is the one with that many candidates, `Neighbor(k)`."""
 
 
-def settings(name: str, **values) -> RequestSettings:
-    return RequestSettings(**{"name": name, "seed": 1, "temperature": 0.7, "top_p": 1.0, "max_tokens": 6} | values)
+class Top(Strategy):
+    """The two most likely tokens, whatever was drawn."""
+
+    k = 2
+
+    def decide(self, step):
+        logits, candidates = step.scaled_logits.topk(2)
+        return Decision(step.sampled, candidates, logits.softmax(-1))
+
+
+def settings(name: str, k: int | None = None, **values) -> RequestSettings:
+    defaults = {"seed": 1, "temperature": 0.7, "top_p": 1.0, "max_tokens": 6, "strategy": k}
+    return RequestSettings(name, **(defaults | values))
+
+
+def marker(*tokens: int) -> EndMarker | None:
+    """The marker that these tokens spell, each a letter of its own."""
+    letters = [bytes([97 + token]) for token in range(VOCABULARY)]
+    return EndMarker.of(b"".join(letters[token] for token in tokens).decode(), letters) if tokens else None
 
 
 @pytest.fixture
@@ -21,7 +43,11 @@ def slots():
     neighbors = (torch.arange(VOCABULARY)[:, None] + torch.arange(1, 5)) % VOCABULARY
     eligible = torch.ones(VOCABULARY, dtype=torch.bool)
     eligible[0] = False
-    slots.set_index(neighbors, eligible, MARKER)
+    slots.set_index(neighbors, eligible, marker(*MARKER))
+    for k in range(1, 6):
+        slots.add_strategy(k, Neighbor(k))
+    slots.add_strategy(NOISY, Gaussian(0.5))
+    slots.add_strategy(TOP, Top())
     return slots
 
 
@@ -74,9 +100,7 @@ def test_a_slot_that_is_given_again_has_forgotten_its_former_owner(slots):
     assert slots.add("c", settings("c")) == first
     decide(slots, [first], [0], [3])
     embeddings = torch.randn(1, 4)
-    same = slots.mix(
-        lambda ids: torch.zeros(len(ids), 4), embeddings, torch.tensor([3]), torch.tensor([first]), torch.tensor([0])
-    )
+    same = slots.mix(lambda ids: torch.zeros(len(ids), 4), embeddings, torch.tensor([first]), torch.tensor([0]))
     assert torch.equal(same, embeddings)
     (record,) = slots.take(["c"])
     assert not record.mixed.any()
@@ -85,7 +109,7 @@ def test_a_slot_that_is_given_again_has_forgotten_its_former_owner(slots):
 def test_a_narrower_index_finds_nothing_of_the_wider_one(slots):
     slots.add("a", settings("a", rate=1.0, k=5))
     decide(slots, [slots.slot("a")], [0], [3])
-    slots.set_index((torch.arange(VOCABULARY)[:, None] + 1) % VOCABULARY, torch.ones(VOCABULARY).bool(), ())
+    slots.set_index((torch.arange(VOCABULARY)[:, None] + 1) % VOCABULARY, torch.ones(VOCABULARY).bool(), None)
     row = slots.add("b", settings("b", rate=1.0, k=2))
     decide(slots, [row], [0], [3])
     wide, narrow = slots.take(["a", "b"])
@@ -115,7 +139,7 @@ def test_what_is_computed_in_the_middle_of_a_prompt_or_again_is_not_remembered(s
 
 
 def test_the_marker_does_not_begin_before_the_response(slots):
-    slots.set_index(slots._neighbors, slots._eligible, (7, 7))
+    slots.set_index(slots._neighbors, slots._eligible, marker(7, 7))
     row = slots.add("a", settings("a", rate=1.0, k=2))
     for position, token in enumerate((7, 3, 7, 7, 3)):
         decide(slots, [row], [position], [token])
@@ -137,7 +161,7 @@ def test_the_nucleus_is_the_requests_own(slots):
 
 
 def test_noise_is_that_of_the_request_and_goes_to_the_token_that_was_drawn(slots):
-    plain, noisy = slots.add("a", settings("a", rate=1.0, k=1)), slots.add("b", settings("b", rate=1.0, noise_std=0.5))
+    plain, noisy = slots.add("a", settings("a", rate=1.0, k=1)), slots.add("b", settings("b", rate=1.0, k=NOISY))
     rows, table = torch.tensor([plain, noisy]), torch.randn(VOCABULARY, 64)
     tokens = torch.stack(
         [slots.decide(torch.zeros(2, VOCABULARY), rows, torch.full((2,), at), torch.ones(2).bool()) for at in range(6)]
@@ -145,7 +169,7 @@ def test_noise_is_that_of_the_request_and_goes_to_the_token_that_was_drawn(slots
     assert (tokens[:, 0] == 0).any(), "an even distribution's most likely token"
     assert len(set(tokens[:, 1].tolist())) > 1, "drawn, not the most likely"
     token, start = torch.full((2,), int(tokens[1, 1])), torch.ones(2, dtype=torch.long)
-    mixed = slots.mix(lambda ids: table[ids], table[token], token, rows, start)
+    mixed = slots.mix(lambda ids: table[ids], table[token], rows, start)
     expected = add_noise(table[token[:1]], torch.tensor([1]), start[:1], 0.5)
     torch.testing.assert_close(mixed[1:], expected)
     assert not torch.equal(mixed[1], table[token[0]])
@@ -168,9 +192,7 @@ def test_rows_of_other_requests_are_left_alone(slots):
     decide(slots, [-1, row, -1], [0, 0, 3], [1, 3, 4])
     embeddings = torch.randn(2, 4)
     table = torch.randn(VOCABULARY, 4)
-    mixed = slots.mix(
-        lambda ids: table[ids], embeddings, torch.tensor([3, 3]), torch.tensor([-1, row]), torch.tensor([0, 0])
-    )
+    mixed = slots.mix(lambda ids: table[ids], embeddings, torch.tensor([-1, row]), torch.tensor([0, 0]))
     assert torch.equal(mixed[0], embeddings[0])
     assert not torch.equal(mixed[1], embeddings[1])
 
@@ -182,11 +204,45 @@ def test_a_mixture_is_the_weighted_sum_over_the_requests_own_candidates(slots):
     logits[:, 3] = 5.0
     rows, start = torch.tensor([narrow, wide]), torch.zeros(2, dtype=torch.long)
     slots.decide(logits, rows, start, torch.ones(2, dtype=torch.bool))
-    mixed = slots.mix(lambda ids: table[ids], table[[3, 3]], torch.tensor([3, 3]), rows, start)
+    mixed = slots.mix(lambda ids: table[ids], table[[3, 3]], rows, start)
     for row, k in enumerate((2, 4)):
         candidates = torch.arange(3, 3 + k)
         weights = (logits[row, candidates] / 0.7).softmax(0)
         torch.testing.assert_close(mixed[row], weights @ table[candidates])
+
+
+def test_strategies_of_one_batch_are_each_requests_own(slots):
+    table = torch.randn(VOCABULARY, 4)
+    rows = torch.tensor(
+        [slots.add(name, settings(name, rate=1.0, k=k)) for name, k in (("a", 3), ("b", TOP), ("c", NOISY))]
+    )
+    logits = torch.randn(3, VOCABULARY)
+    logits[:, 0] = -torch.inf  # a token that may not be mixed
+    tokens = slots.decide(logits, rows, torch.zeros(3).long(), torch.ones(3).bool())
+    mixed = slots.mix(lambda ids: table[ids], table[tokens], rows, torch.zeros(3).long())
+    anchor = int(logits[0].argmax())
+    candidates = torch.tensor([anchor, (anchor + 1) % VOCABULARY, (anchor + 2) % VOCABULARY])
+    torch.testing.assert_close(mixed[0], (logits[0, candidates] / 0.7).softmax(0) @ table[candidates])
+    top = logits[1].topk(2)
+    torch.testing.assert_close(mixed[1], (top.values / 0.7).softmax(0) @ table[top.indices])
+    torch.testing.assert_close(mixed[2:], add_noise(table[tokens[2:]], torch.tensor([1]), torch.tensor([0]), 0.5))
+    neighbor, own, noisy = slots.take(["a", "b", "c"])
+    assert own.candidates[0].tolist() == top.indices.tolist(), "they cannot be told from the token"
+    assert own.candidates.shape == own.weights.shape == (6, 2)
+    assert neighbor.candidates is None
+    assert noisy.candidates is None
+    assert neighbor.weights.shape == (6, 3)
+
+
+def test_a_step_that_is_decided_twice_moves_the_marker_on_once(slots):
+    slots.set_index(slots._neighbors, slots._eligible, marker(7, 7))
+    row = slots.add("a", settings("a", rate=1.0, k=2))
+    for position, token in enumerate((7, 7, 3, 3)):
+        decide(slots, [row], [position], [token])
+        if position == 0:
+            decide(slots, [row], [position], [token])
+    (record,) = slots.take(["a"])
+    assert record.mixed.tolist() == [True, True, False, False, False, False]
 
 
 def test_a_position_takes_few_bytes_whatever_the_vocabulary(slots):

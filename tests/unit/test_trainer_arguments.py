@@ -274,12 +274,13 @@ def test_either_engine_is_asked_for_the_same(engine):
 def request(asked: dict[str, Any]) -> tuple[object, ...]:
     """Return temperature, nucleus, length, and rate, candidates and noise of mixing, whichever engine was asked."""
     own = asked["extra_args"]["ngrpo"] if "extra_args" in asked else asked
-    mixing = asked.get("mixing", own) or {"rate": 0.0, "k": 1, "noise_std": 0.0}
+    mixing = asked.get("mixing", own) or {"rate": 0.0, "strategy": None}
+    strategy = {"k": 1, "noise_std": 0.0} | (mixing["strategy"] or {})
     if "extra_args" in asked:
         assert (asked["temperature"], asked["max_tokens"]) == (own["temperature"], own["max_tokens"])
     return (
         *(own[name] for name in ("temperature", "top_p", "max_tokens")),
-        *(mixing[name] for name in ("rate", "k", "noise_std")),
+        *(mixing["rate"], strategy["k"], strategy["noise_std"]),
     )
 
 

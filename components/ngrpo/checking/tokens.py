@@ -15,7 +15,9 @@ from ngrpo.data.chat import ChatLengths, Turns
 from ngrpo.data.model_check import ModelFacts, require_positions
 from ngrpo.data.problem import Problem
 from ngrpo.data.prompts import prompt_of
-from ngrpo.errors import DataError
+from ngrpo.errors import ConfigError, DataError, NGRPOError
+from ngrpo.rollout.configured_mixer import configured_end_marker
+from ngrpo.rollout.configured_strategy import load_strategy, strategy_source
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def check_tokens(spelling: Spelling, examination: Examination) -> None:
         examination.add(check_prompt_lengths(spelling))
         examination.add(check_room(spelling))
         examination.add(check_examples(spelling))
-    examination.add(check_end_marker(spelling))
+    examination.add(check_mixing(spelling))
 
 
 def check_known_tokens(spelling: Spelling) -> Iterator[Finding]:
@@ -155,18 +157,22 @@ def check_examples(spelling: Spelling) -> Iterator[Finding]:
             )
 
 
-def check_end_marker(spelling: Spelling) -> Iterator[Finding]:
-    """Check that mixing would see its end marker, in a response too."""
-    marker, strategy = spelling.config.mixing.end_marker, spelling.config.mixing.strategy
-    if marker is None or strategy == "token":
+def check_mixing(spelling: Spelling) -> Iterator[Finding]:
+    """Check that the strategy can be used, and that mixing would see its end marker."""
+    mixing = spelling.config.mixing
+    try:
+        load_strategy(strategy_source(mixing))
+    except NGRPOError as error:
+        yield refused("mixing.strategy", error)
+    if mixing.end_marker is None or mixing.strategy == "token":
         return
-    ids = spelling.tokenizer.encode(marker, add_special_tokens=False)
-    if not ids or spelling.tokenizer.decode(ids).strip() != marker.strip():
+    try:
+        configured_end_marker(mixing, spelling.tokenizer, spelling.model.rows or len(spelling.tokenizer))
+    except ConfigError as error:
+        yield refused("mixing.end_marker", error)
+    else:
         yield Finding(
-            "error",
+            "ok",
             "mixing.end_marker",
-            f"{marker!r} cannot be written with this tokenizer",
-            "choose a text it knows, or take one out that never occurs",
+            f"{mixing.end_marker!r} is found in responses however its text is cut into tokens",
         )
-        return
-    yield Finding("ok", "mixing.end_marker", f"{marker!r} is {len(ids)} token{'s' * (len(ids) > 1)}")

@@ -4,13 +4,13 @@ A preset is a TOML file with the same shape. `load_config` reads one, applies `k
 stage receives only the sections it depends on (`ngrpo.config.stages`).
 """
 
+from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.reading import load_config, read_toml, validate
 from ngrpo.config.rewards import RewardConfig
 from ngrpo.config.run import RunConfig
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
-    MixingConfig,
     NeighborsConfig,
     PromotionConfig,
     RolloutConfig,

@@ -11,11 +11,11 @@ from pydantic_core import PydanticCustomError
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.code import references
 from ngrpo.config.grading import GradingConfig
+from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.passed_on import GRPO, SFT, VLLM
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
-    MixingConfig,
     ModelConfig,
     NeighborsConfig,
     PromotionConfig,
@@ -132,7 +132,7 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
     promotion: PromotionConfig | None = sections.get("promotion")
     resources: dict[StageName, ResourcesConfig] | None = sections.get("resources")
     cluster: ClusterConfig | None = sections.get("cluster")
-    if mixing and neighbors and mixing.k > neighbors.candidates + 1:
+    if mixing and not mixing.reference and neighbors and mixing.k > neighbors.candidates + 1:
         yield (
             f"mixing.k={mixing.k} exceeds neighbors.candidates={neighbors.candidates} plus the anchor: "
             f"raise neighbors.candidates to at least {mixing.k - 1} or lower mixing.k"

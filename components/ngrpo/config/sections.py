@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.passed_on import GRPOOptions, SFTOptions, VLLMOptions
 from ngrpo.config.rewards import RewardConfig, named
 from ngrpo.config.sources import BaseModelSource, Source, TrainSource
@@ -148,23 +149,6 @@ class WarmStartConfig(Section):
                 "choose a divisor of the batch size"
             )
         return self
-
-
-class MixingConfig(Section):
-    """What happens on a gated decode step (equations 6-11)."""
-
-    strategy: Literal["neighbor", "token", "gaussian"] = "neighbor"
-    """`neighbor`: Semantic Neighbor Mixing (N-GRPO). `token`: no mixing (plain GRPO). `gaussian`: the step's token is
-    sampled and noise is added to its embedding."""
-    rate: Probability = 0.1
-    """Gate rate, rho of equation 11."""
-    k: Annotated[int, count(1, 10_001)] = 3
-    """Size of the candidate set, the anchor counted (equation 8)."""
-    noise_std: Coefficient = 0.1
-    """`gaussian` only: standard deviation of the noise, relative to the root mean square of the token's embedding."""
-    end_marker: Annotated[Text, Field(min_length=1)] | None = "</think>"
-    """Mixing ends once the rollout has produced this text, which must be one token or a fixed token sequence; with
-    none it never ends."""
 
 
 class VLLMConfig(Section):

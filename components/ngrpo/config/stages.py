@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, TypeVar
 from pydantic import AfterValidator, ConfigDict
 
 from ngrpo.config.grading import GradingConfig
+from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.run import RunConfig
 from ngrpo.config.sections import (
     ChatFormat,
     DataConfig,
     EvaluationConfig,
-    MixingConfig,
     ModelConfig,
     NeighborsConfig,
     PromotionConfig,

@@ -10,7 +10,7 @@ from ngrpo.errors import ConfigError, EngineError
 from ngrpo.library.index import NeighborIndex
 from ngrpo.library.models import model_files
 from ngrpo.library.settings import read_settings
-from ngrpo.rollout.configured_mixer import build_mixer, end_marker_ids
+from ngrpo.rollout.configured_mixer import build_mixer, configured_end_marker
 
 if TYPE_CHECKING:
     from ngrpo.library.mixing_llm import MixingLLM
@@ -74,7 +74,8 @@ def mixing_llm(
         index = NeighborIndex.from_model(files, metric=metric, candidates=candidates)
     if index.tokenizer is None:
         raise ConfigError("mixing_llm.index: it has no tokenizer; build it with NeighborIndex.from_model")
-    mixer = build_mixer(settings.mixing, index, end_marker_ids(settings.mixing, index.tokenizer))
+    marker = configured_end_marker(settings.mixing, index.tokenizer, len(index.neighbors))
+    mixer = build_mixer(settings.mixing, index, marker)
     assert mixer is not None, "refused above"
     name = str(Path(model)) if isinstance(model, os.PathLike) else model
     return MixingLLM(name, mixer=mixer, **vllm_options)

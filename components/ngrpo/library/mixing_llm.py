@@ -12,6 +12,7 @@ from vllm import LLM, RequestOutput, SamplingParams
 from ngrpo.errors import ConfigError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import collate
+from ngrpo.mixing.strategy import StrategySource
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.rollout.slots import RequestSettings
@@ -42,6 +43,9 @@ _HONOURED = {
     "skip_reading_prefix_cache",
 }
 """Fields of `SamplingParams` that a mixed response can follow. vLLM's samplers see no mixed request, so the others would do nothing."""
+
+_STRATEGY = 0
+"""Number of the only strategy that the workers know."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,12 @@ class MixingLLM(LLM):
             )
         self._mixer = mixer
         self._calls = 0
-        with shared_tensors({"neighbors": mixer.neighbors, "eligible": mixer.eligible}) as path:
-            self.collective_rpc("mixing_load_index", args=(path, list(mixer.end_marker)))
+        tensors = {"neighbors": mixer.neighbors, "eligible": mixer.eligible}
+        tensors |= {} if mixer.end_marker is None else {"transitions": mixer.end_marker.transitions}
+        with shared_tensors(tensors) as path:
+            self.collective_rpc("mixing_load_index", args=(path,))
+        source = mixer.source or StrategySource.of(mixer.strategy)
+        self.collective_rpc("mixing_load_strategy", args=(_STRATEGY, asdict(source)))
 
     def generate(
         self,
@@ -192,8 +200,7 @@ class _Call:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             rate=mixer.rate,
-            k=mixer.k,
-            noise_std=mixer.noise_std,
+            strategy=_STRATEGY,
         )
 
     def for_each(self, values: Any) -> Any:
@@ -208,7 +215,7 @@ class _Call:
         records = self._llm.collective_rpc("mixing_take", args=(names,))[0]
         for output, record, settings in zip(outputs, records, self._settings, strict=True):
             (completion,) = output.outputs
-            completion.mixing = self._mixing(rollout_of(completion, record, settings, self._llm._mixer))
+            completion.mixing = self._mixing(rollout_of(completion, record, settings.seed, self._llm._mixer))
         merged, start = [], 0
         for count in self._counts:
             first, *others = outputs[start : start + count]
@@ -225,10 +232,9 @@ class _Call:
             [records],
             [rollout.token_ids],
             len(rollout.token_ids),
+            strategy=mixer.strategy,
             neighbors=mixer.neighbors,
             index_version=mixer.index_version,
-            k=mixer.k,
-            noise_std=mixer.noise_std,
             device="cpu",
         )
         return Mixing(

@@ -23,7 +23,7 @@ from ngrpo.library.models import model_files
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
-from ngrpo.rollout.configured_mixer import end_marker_ids
+from ngrpo.rollout.configured_mixer import configured_end_marker
 from ngrpo.rollout.engine import RolloutEngine
 from ngrpo.rollout.loading import end_of_sequence_ids
 from ngrpo.training import ngrpo_trainer
@@ -159,7 +159,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             index,
             neighbors=settings.neighbors,
             mixing=settings.mixing,
-            end_marker=end_marker_ids(settings.mixing, self._tokenizer),
+            end_marker=configured_end_marker(settings.mixing, self._tokenizer, len(index.eligible)),
             every_batch=self.args.index_refresh == "every_batch",
         )
         self.add_callback(following)

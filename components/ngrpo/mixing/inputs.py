@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ngrpo.mixing.neighbor_mixing import add_noise, mix
 from ngrpo.mixing.records import InputMixture
 
 
@@ -48,9 +47,8 @@ def mixed_inputs(embedding: nn.Module, mixture: InputMixture | None) -> Iterator
     def mix_candidates(_module: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         batch, length = shapes[-1]
         plain = output[: batch * length].view(batch, length, -1)
-        mixed = mix(output[batch * length :].view(*candidates.shape, -1), weights)
-        if mixture.noise_std > 0:
-            mixed = add_noise(mixed, mixture.seeds[rows], mixture.positions[rows] + columns, mixture.noise_std)
+        vectors = output[batch * length :].view(*candidates.shape, -1)
+        mixed = mixture.strategy.embed(vectors, weights, mixture.seeds[rows], mixture.positions[rows] + columns)
         return plain.index_put((rows, columns + length - mixture.mask.shape[1]), mixed)
 
     handles = [

@@ -2,85 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ngrpo.mixing.neighbor_mixing import anchors, candidate_sets, gate, mixing_weights
-
-Strategy = Literal["neighbor", "gaussian"]
+from ngrpo.mixing.end_marker import EndMarker
+from ngrpo.mixing.neighbor_mixing import gate
+from ngrpo.mixing.strategy import Step, Strategy, StrategySource
 
 
 @dataclass(frozen=True)
-class Step:
-    """The mixed rows of one decode step.
+class MixedStep:
+    """One decode step, decided; candidates and weights count where a row is mixed.
 
     Attributes:
-        rows: int64 `[n]`, rows of the batch that are mixed.
-        tokens: int64 `[n]`, the tokens these rows emit.
-        candidates: int64 `[n, k]`.
-        weights: float32 `[n, k]`.
+        mixed: bool `[N]`.
+        tokens: int64 `[N]`, the tokens that the rows emit.
+        candidates: int64 `[N, k]`.
+        weights: float32 `[N, k]`.
     """
 
-    rows: Tensor
+    mixed: Tensor
     tokens: Tensor
     candidates: Tensor
     weights: Tensor
 
 
+def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: Tensor, eligible: Tensor) -> MixedStep:
+    """Decide one decode step.
+
+    A gated row whose token is not eligible (an end-of-sequence token, say) stays an ordinary sampled step.
+
+    Args:
+        strategy: Decides what is mixed.
+        step: The step.
+        rate: Gate rate rho; one for all rows, or `[N]`.
+        active: bool `[N]`, rows that may be mixed.
+        eligible: bool `[V]`, see `Mixer`.
+    """
+    decision = strategy.decide(step)
+    mixed = gate(step.seeds, step.positions, rate) & active & eligible[decision.tokens]
+    return MixedStep(
+        mixed, torch.where(mixed, decision.tokens, step.sampled), decision.candidates, decision.weights.float()
+    )
+
+
 @dataclass(frozen=True)
 class Mixer:
-    """Settings of mixing beside the index it draws on.
+    """A strategy beside what it draws on.
 
     Attributes:
-        strategy: `neighbor` mixes the anchor with its neighbors; `gaussian` samples the token and adds noise to its embedding.
+        strategy: What happens on gated steps.
         rate: Gate rate rho.
-        k: Size of the candidate set; 1 with `gaussian`.
         neighbors: integer `[V, m]`, nearest tokens of each token, nearest first.
-        eligible: bool `[V]`, tokens that may be anchors; special and unused tokens may not.
+        eligible: bool `[V]`, tokens that may be emitted by a mixed step; special and unused tokens may not.
         index_version: Version of the index that `neighbors` comes from.
-        end_marker: Token ids after which mixing ends; empty for never.
-        noise_std: `gaussian` only, relative to the embedding's root mean square.
+        end_marker: Text after which mixing ends; none for never.
+        source: What other processes make the strategy from; taken from its class unless given.
     """
 
     strategy: Strategy
     rate: float
-    k: int
     neighbors: Tensor
     eligible: Tensor
     index_version: int
-    end_marker: Sequence[int] = ()
-    noise_std: float = 0.0
+    end_marker: EndMarker | None = None
+    source: StrategySource | None = None
 
-    def step(self, scaled_logits: Tensor, sampled: Tensor, seeds: Tensor, positions: Tensor, active: Tensor) -> Step:
-        """Decide one decode step.
-
-        A gated row whose anchor is not eligible (an end-of-sequence token, say) stays an ordinary sampled step.
-
-        Args:
-            scaled_logits: float32 `[B, V]`.
-            sampled: int64 `[B]`, the tokens that ungated rows emit.
-            seeds: int64 `[B]`.
-            positions: int64 `[B]`, positions of the emitted tokens in their responses.
-            active: bool `[B]`, rows that have not passed the end marker.
-        """
-        rows = (gate(seeds, positions, self.rate) & active).nonzero(as_tuple=True)[0]
-        if self.strategy == "gaussian":
-            tokens = sampled[rows]
-            keep = self.eligible[tokens]
-            rows, tokens = rows[keep], tokens[keep]
-            ones = torch.ones(len(rows), 1, device=sampled.device)
-            return Step(rows, tokens, tokens[:, None], ones)
-        logits = scaled_logits[rows]
-        tokens = anchors(logits)
-        keep = self.eligible[tokens]
-        rows, tokens, logits = rows[keep], tokens[keep], logits[keep]
-        candidates = candidate_sets(tokens, self.neighbors, self.k)
-        return Step(rows, tokens, candidates, mixing_weights(logits, candidates))
-
-    def passes_end_marker(self, recent: Tensor) -> Tensor:
-        """Whether the last tokens of each row, int64 `[B, len(end_marker)]`, are the end marker; bool `[B]`."""
-        return (recent == torch.tensor(self.end_marker, device=recent.device)).all(dim=1)
+    @property
+    def k(self) -> int:
+        """Candidates of a step."""
+        return self.strategy.k

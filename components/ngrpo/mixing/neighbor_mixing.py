@@ -46,21 +46,17 @@ def candidate_sets(anchor_ids: Tensor, neighbors: Tensor, k: int) -> Tensor:
     return torch.cat([anchor_ids[:, None], neighbors[anchor_ids, : k - 1].long()], dim=1)
 
 
-def mixing_weights(scaled_logits: Tensor, candidates: Tensor, sizes: Tensor | None = None) -> Tensor:
+def mixing_weights(scaled_logits: Tensor, candidates: Tensor) -> Tensor:
     """Equation 9: softmax of the scaled logits restricted to the candidates.
 
     Args:
         scaled_logits: `[N, V]`.
         candidates: int64 `[N, k]`.
-        sizes: `[N]`, how many of a row's candidates count, from the first on; all of them unless given.
 
     Returns:
-        float32 `[N, k]`; 0 for candidates that do not count.
+        float32 `[N, k]`.
     """
     logits = scaled_logits.gather(-1, candidates)
-    if sizes is not None:
-        beyond = torch.arange(candidates.shape[1], device=sizes.device) >= sizes[:, None]
-        logits = logits.masked_fill(beyond, -torch.inf)
     return logits.softmax(dim=-1)
 
 
@@ -77,14 +73,14 @@ def mix(embeddings: Tensor, weights: Tensor) -> Tensor:
     return (embeddings.float() * weights.float()[..., None]).sum(dim=-2).to(embeddings.dtype)
 
 
-def add_noise(embeddings: Tensor, seeds: Tensor, positions: Tensor, std: float | Tensor) -> Tensor:
+def add_noise(embeddings: Tensor, seeds: Tensor, positions: Tensor, std: float) -> Tensor:
     """Add Gaussian noise in place of mixing: the counter-example to neighbors.
 
     Args:
         embeddings: `[N, d]`.
         seeds: int64 `[N]`, the rollouts' seeds.
         positions: int64 `[N]`, positions in the responses.
-        std: Standard deviation relative to each embedding's root mean square, which carries no gradient; one for all, or `[N, 1]`.
+        std: Standard deviation relative to each embedding's root mean square, which carries no gradient.
 
     Returns:
         `[N, d]`, in the type of the embeddings.

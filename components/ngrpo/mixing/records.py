@@ -8,24 +8,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ngrpo.mixing.neighbor_mixing import candidate_sets
+from ngrpo.mixing.strategy import Strategy
+
 
 @dataclass(frozen=True)
 class RolloutRecords:
     """The mixed steps of one rollout.
 
-    A step's anchor is the rollout's token at its position, and its neighbors follow from the anchor and the index version.
-
     Attributes:
         positions: int64 `[n]`, positions in the response, ascending.
-        weights: float32 `[n, k]`, mixing weights, the anchor's first. All ones with `k = 1` where noise was added instead.
-        seed: The rollout's seed; noise is a function of it and of the position.
+        weights: float32 `[n, k]`, mixing weights of the candidates.
+        seed: The rollout's seed; what a strategy draws is a function of it and of the position.
         index_version: Version of the neighbor index that named the neighbors.
+        candidates: integer `[n, k]`, candidate ids; none where they are the rollout's token at the position, the anchor, and its
+            nearest neighbors in the index (`Strategy.records_candidates`).
     """
 
     positions: Tensor
     weights: Tensor
     seed: int
     index_version: int
+    candidates: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,11 @@ class InputMixture:
 
     Attributes:
         mask: bool `[B, C]`, mixed positions.
-        candidates: int64 `[B, C, k]`, candidate ids, the anchor first; arbitrary valid ids where the mask is off.
+        candidates: int64 `[B, C, k]`, candidate ids; arbitrary valid ids where the mask is off.
         weights: float32 `[B, C, k]`.
         seeds: int64 `[B]`, the rollouts' seeds.
         positions: int64 `[B]`, position in the response of the first of the `C` columns.
-        noise_std: Standard deviation of added noise, relative to the embedding's root mean square; 0 adds none.
+        strategy: Makes input embeddings of candidates and weights.
     """
 
     mask: Tensor
@@ -46,7 +50,7 @@ class InputMixture:
     weights: Tensor
     seeds: Tensor
     positions: Tensor
-    noise_std: float = 0.0
+    strategy: Strategy
 
     def select(self, rows: slice | Tensor) -> InputMixture:
         """Return some rows of the batch."""
@@ -56,7 +60,7 @@ class InputMixture:
             self.weights[rows],
             self.seeds[rows],
             self.positions[rows],
-            self.noise_std,
+            self.strategy,
         )
 
 
@@ -65,10 +69,9 @@ def collate(
     token_ids: Sequence[Sequence[int]],
     columns: int,
     *,
+    strategy: Strategy,
     neighbors: Tensor,
     index_version: int,
-    k: int,
-    noise_std: float,
     device: torch.device | str,
 ) -> InputMixture:
     """Gather the records of a batch of rollouts into dense tensors.
@@ -77,10 +80,9 @@ def collate(
         records: One a rollout.
         token_ids: Response tokens of each rollout.
         columns: Width `C` to pad to; at least the longest response.
-        neighbors: integer `[V, m]` of the index that made the records.
+        strategy: What made the records.
+        neighbors: integer `[V, m]` of the index that they were made with.
         index_version: Version of that index.
-        k: Size of the candidate set.
-        noise_std: See `InputMixture`.
         device: Where the tensors go.
 
     Raises:
@@ -88,8 +90,8 @@ def collate(
     """
     batch = len(records)
     mask = torch.zeros(batch, columns, dtype=torch.bool)
-    candidates = torch.zeros(batch, columns, k, dtype=torch.long)
-    weights = torch.zeros(batch, columns, k)
+    candidates = torch.zeros(batch, columns, strategy.k, dtype=torch.long)
+    weights = torch.zeros(batch, columns, strategy.k)
     for row, (record, tokens) in enumerate(zip(records, token_ids, strict=True)):
         if len(record.positions) == 0:
             continue
@@ -97,10 +99,12 @@ def collate(
             raise ValueError(
                 f"records of index version {record.index_version} cannot be resolved with version {index_version}"
             )
-        anchor_ids = torch.tensor(tokens)[record.positions]
         mask[row, record.positions] = True
-        candidates[row, record.positions, 0] = anchor_ids
-        candidates[row, record.positions, 1:] = neighbors[anchor_ids.to(neighbors.device), : k - 1].long().cpu()
+        if record.candidates is None:
+            anchor_ids = torch.tensor(tokens, device=neighbors.device)[record.positions.to(neighbors.device)]
+            candidates[row, record.positions] = candidate_sets(anchor_ids, neighbors, strategy.k).cpu()
+        else:
+            candidates[row, record.positions] = record.candidates.long().cpu()
         weights[row, record.positions] = record.weights.cpu()
     seeds = torch.tensor([record.seed for record in records], dtype=torch.long)
     return InputMixture(
@@ -109,5 +113,5 @@ def collate(
         weights.to(device),
         seeds.to(device),
         torch.zeros(batch, dtype=torch.long, device=device),
-        noise_std,
+        strategy,
     )

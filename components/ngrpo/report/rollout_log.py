@@ -124,7 +124,10 @@ def anchor_cosines(batch: RolloutBatch) -> Tensor:
     """Cosine between each mixed embedding of a batch and the embedding of its step's token; float32 `[n]`."""
     assert batch.mixture is not None
     mask = batch.mixture.mask
-    tokens = batch.mixture.candidates[..., 0]
+    tokens = torch.zeros(mask.shape, dtype=torch.long)
+    for row, rollout in enumerate(batch.rollouts):
+        tokens[row, : len(rollout.token_ids)] = torch.tensor(rollout.token_ids)
+    tokens = tokens.to(mask.device)
     with mixed_inputs(batch.embedding, batch.mixture):
         mixed = batch.embedding(tokens)
     return torch.nn.functional.cosine_similarity(mixed[mask].float(), batch.embedding(tokens[mask]).float(), dim=-1)

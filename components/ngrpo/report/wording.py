@@ -14,7 +14,8 @@ def method_name(mixing: MixingConfig, training: TrainingConfig) -> str:
     """Return the name of the algorithm that the settings make."""
     plain = "GSPO" if training.importance_sampling_level == "sequence" else "GRPO"
     strategy = mixing.strategy if mixing.rate else "token"
-    return {"neighbor": f"N-{plain}", "token": plain, "gaussian": f"{plain} with Gaussian noise"}[strategy]
+    ready = {"neighbor": f"N-{plain}", "token": plain, "gaussian": f"{plain} with Gaussian noise"}
+    return ready.get(strategy, f"{plain} with {strategy}")
 
 
 def describe(source: Mapping[str, Any]) -> str:

@@ -6,53 +6,65 @@ from transformers import PreTrainedTokenizerBase
 
 from ngrpo.config import MixingConfig
 from ngrpo.errors import ConfigError
+from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.strategies import Token
 from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.rollout.configured_strategy import load_strategy, strategy_source
+from ngrpo.rollout.token_bytes import token_bytes
 
 
-def build_mixer(config: MixingConfig, index: NeighborIndex, end_marker: list[int]) -> Mixer | None:
+def build_mixer(config: MixingConfig, index: NeighborIndex, end_marker: EndMarker | None) -> Mixer | None:
     """Return the mixer of a configuration, or none where it asks for no mixing.
 
     Args:
         config: Settings of mixing.
         index: Index to take neighbors from, on the device of the model.
-        end_marker: See `end_marker_ids`.
+        end_marker: See `configured_end_marker`; on that device too.
 
     Raises:
-        ConfigError: The index holds too few neighbors for `config.k`.
+        ConfigError: The index holds too few neighbors for `config.k`, or the strategy is none.
+        UserCodeError: The strategy's code cannot be loaded.
     """
-    if config.strategy == "token":
+    source = strategy_source(config)
+    strategy = load_strategy(source)
+    if isinstance(strategy, Token):
         return None
-    if config.k > index.neighbors.shape[1] + 1:
+    if not strategy.records_candidates and strategy.k > index.neighbors.shape[1] + 1:
         raise ConfigError(
-            f"mixing.k={config.k} needs {config.k - 1} neighbors but the index holds {index.neighbors.shape[1]}: "
+            f"mixing.k={strategy.k} needs {strategy.k - 1} neighbors but the index holds {index.neighbors.shape[1]}: "
             "lower mixing.k or rebuild the index with more neighbors.candidates"
         )
-    gaussian = config.strategy == "gaussian"
     return Mixer(
-        strategy=config.strategy,
+        strategy=strategy,
         rate=config.rate,
-        k=1 if gaussian else config.k,
         neighbors=index.neighbors,
         eligible=index.eligible,
         index_version=index.version,
         end_marker=end_marker,
-        noise_std=config.noise_std if gaussian else 0.0,
+        source=source,
     )
 
 
-def end_marker_ids(config: MixingConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the token ids of the marker after which mixing ends; empty when there is none.
+def configured_end_marker(config: MixingConfig, tokenizer: PreTrainedTokenizerBase, rows: int) -> EndMarker | None:
+    """Return the text after which mixing ends; none when there is none.
+
+    Args:
+        config: Settings of mixing.
+        tokenizer: Tokenizer of the model.
+        rows: Rows of the model's embedding matrix.
 
     Raises:
         ConfigError: The tokenizer cannot write the marker.
     """
     if config.end_marker is None:
-        return []
-    ids: list[int] = tokenizer.encode(config.end_marker, add_special_tokens=False)
-    if not ids or tokenizer.decode(ids).strip() != config.end_marker.strip():
+        return None
+    texts = token_bytes(tokenizer)[:rows]
+    # The matrix may have rows without a token: they add nothing to a text.
+    marker = EndMarker.of(config.end_marker, texts + [b""] * (rows - len(texts)))
+    if not marker.reachable():
         raise ConfigError(
             f"mixing.end_marker={config.end_marker!r} cannot be written with this tokenizer: "
             "choose a text it knows, or null for mixing to the end"
         )
-    return ids
+    return marker

@@ -13,7 +13,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ngrpo.mixing.neighbor_mixing import add_noise, anchors, candidate_sets, gate, mix, mixing_weights, scale_logits
+from ngrpo.mixing.end_marker import EndMarker
+from ngrpo.mixing.mixer import mixed_step
+from ngrpo.mixing.neighbor_mixing import scale_logits
+from ngrpo.mixing.strategy import Step, Strategy
 from ngrpo.rollout.sampling import keep_nucleus, sample_tokens, token_logprobs
 
 
@@ -28,8 +31,7 @@ class RequestSettings:
         top_p: Nucleus; 1 is the full distribution.
         max_tokens: Longest response.
         rate: Gate rate rho; 0 switches mixing off.
-        k: Size of the candidate set.
-        noise_std: Above 0, gated steps get noise instead of neighbors (strategy `gaussian`, with `k = 1`).
+        strategy: Number that the strategy was added under (`MixingSlots.add_strategy`); none for requests that do not mix.
     """
 
     name: str
@@ -38,8 +40,12 @@ class RequestSettings:
     top_p: float
     max_tokens: int
     rate: float = 0.0
-    k: int = 1
-    noise_std: float = 0.0
+    strategy: int | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether any step can be mixed."""
+        return self.strategy is not None and self.rate > 0
 
 
 @dataclass(frozen=True)
@@ -50,26 +56,27 @@ class SlotRecord:
         mixed: bool `[max_tokens]`.
         weights: float32 `[max_tokens, k]`.
         logprobs: float32 `[max_tokens]`, see `Rollout.logprobs`.
+        candidates: int32 `[max_tokens, k]`; none where they need not be recorded (`Strategy.records_candidates`).
     """
 
     mixed: Tensor
     weights: Tensor
     logprobs: Tensor
+    candidates: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """One row a slot, and a last one that takes what nobody asked for."""
+    """One row a slot, and a last one for writes that are to be ignored."""
 
     seed: Tensor  # int64 [S]
     temperature: Tensor  # float32 [S]
     top_p: Tensor  # float32 [S]
     rate: Tensor  # float64 [S], compared with float64 uniform numbers
-    k: Tensor  # int64 [S]
-    noise_std: Tensor  # float32 [S]
-    ended: Tensor  # bool [S], past the end marker
-    tokens: Tensor  # int32 [S, L]
+    strategy: Tensor  # int64 [S], -1 for none
+    progress: Tensor  # int16 [S, L + 1], state of the end marker before each position; 0 before the first
     mixed: Tensor  # bool [S, L]
+    candidates: Tensor  # int32 [S, L, K]
     weights: Tensor  # float32 [S, L, K]
     logprobs: Tensor  # float32 [S, L]
 
@@ -85,11 +92,10 @@ class _Tables:
             temperature=zeros() + 1.0,
             top_p=zeros() + 1.0,
             rate=zeros(dtype=torch.float64),
-            k=zeros(dtype=torch.long) + 1,
-            noise_std=zeros(),
-            ended=zeros(dtype=torch.bool),
-            tokens=zeros(length, dtype=torch.int32),
+            strategy=zeros(dtype=torch.long) - 1,
+            progress=zeros(length + 1, dtype=torch.int16),
             mixed=zeros(length, dtype=torch.bool),
+            candidates=zeros(length, width, dtype=torch.int32),
             weights=zeros(length, width),
             logprobs=zeros(length),
         )
@@ -100,7 +106,7 @@ class _Tables:
 
     @property
     def length(self) -> int:
-        return self.tokens.shape[1]
+        return self.mixed.shape[1]
 
     @property
     def width(self) -> int:
@@ -132,13 +138,21 @@ class MixingSlots:
         self._records: dict[str, SlotRecord] = {}  # moved to the host, by name
         self._neighbors = torch.empty(0, 0, dtype=torch.long, device=device)
         self._eligible = torch.empty(0, dtype=torch.bool, device=device)
-        self._end_marker: tuple[int, ...] = ()
-        self.mixing = False
-        """Whether any running request mixes."""
-        self._noisy = False
+        self._end_marker: EndMarker | None = None
+        self._strategies: dict[int, Strategy] = {}
+        self._in_use: dict[int, Strategy] = {}  # by the running requests that mix
         self._nucleus = False
 
-    def set_index(self, neighbors: Tensor, eligible: Tensor, end_marker: Sequence[int]) -> None:
+    @property
+    def mixing(self) -> bool:
+        """Whether any running request mixes."""
+        return bool(self._in_use)
+
+    def add_strategy(self, number: int, strategy: Strategy) -> None:
+        """Make a strategy known, by the number that requests name it with."""
+        self._strategies[number] = strategy
+
+    def set_index(self, neighbors: Tensor, eligible: Tensor, end_marker: EndMarker | None) -> None:
         """Use another neighbor index. The engine sees to it that no request is running.
 
         Args:
@@ -152,7 +166,7 @@ class MixingSlots:
         device = self._tables.seed.device
         self._tables = _Tables.empty(self._tables.slots, 1, 1, device)
         self._neighbors, self._eligible = neighbors.to(device), eligible.to(device)
-        self._end_marker = tuple(end_marker)
+        self._end_marker = None if end_marker is None else end_marker.to(device)
 
     def add(self, request: str, settings: RequestSettings) -> int:
         """Give a request a slot and return it; a request that comes back from a preemption keeps the one it has."""
@@ -165,14 +179,14 @@ class MixingSlots:
         if not self._free:
             self._free = list(range(slots, 2 * slots))
             slots *= 2
-        length, width = max(tables.length, settings.max_tokens), max(tables.width, settings.k)
+        length, width = max(tables.length, settings.max_tokens), max(tables.width, self._width(settings))
         if (slots, length, width) != (tables.slots, tables.length, tables.width):
             tables = self._tables = tables.grown(slots, length, width)
         slot = self._slot[request] = self._free.pop()
         self._settings[slot] = settings
-        for name in ("seed", "temperature", "top_p", "rate", "k", "noise_std"):
+        for name in ("seed", "temperature", "top_p", "rate"):
             getattr(tables, name)[slot] = getattr(settings, name)
-        tables.ended[slot] = False
+        tables.strategy[slot] = -1 if settings.strategy is None else settings.strategy
         tables.mixed[slot] = False
         self._note_running()
         return slot
@@ -223,57 +237,62 @@ class MixingSlots:
         rows = torch.where(emits, slots, tables.slots)
         positions = positions.clamp(0, tables.length - 1)
         if self.mixing:
-            noisy = tables.noise_std[slots] > 0
-            anchor_ids = torch.where(noisy, tokens, anchors(scaled_logits))
-            mixed = (
-                gate(seeds, positions, tables.rate[slots]) & self._eligible[anchor_ids] & ~tables.ended[rows] & emits
-            )
-            tokens = torch.where(mixed, anchor_ids, tokens)
-            candidates = self._candidates(anchor_ids)
+            step = Step(scaled_logits, tokens, seeds, positions, self._neighbors)
+            mixed, tokens = self._mix_step(step, slots, rows, emits)
             tables.mixed[rows, positions] = mixed
-            tables.weights[rows, positions] = mixing_weights(scaled_logits, candidates, tables.k[slots])
-        tables.tokens[rows, positions] = tokens.int()
         tables.logprobs[rows, positions] = token_logprobs(scaled_logits, tokens)
-        if self._end_marker:
-            steps = torch.arange(1 - len(self._end_marker), 1, device=positions.device)
-            recent = positions[:, None] + steps
-            marker = torch.tensor(self._end_marker, device=positions.device)
-            written = (tables.tokens[rows[:, None], recent.clamp(min=0)] == marker) & (recent >= 0)
-            tables.ended[rows] |= written.all(dim=1) & emits
         return tokens
 
-    def mix(
-        self, embed: Callable[[Tensor], Tensor], embeddings: Tensor, token_ids: Tensor, slots: Tensor, positions: Tensor
-    ) -> Tensor:
+    def _mix_step(self, step: Step, slots: Tensor, rows: Tensor, emits: Tensor) -> tuple[Tensor, Tensor]:
+        """Decide which rows are mixed, remember how, and return them, bool `[B]`, with the tokens of all, int64 `[B]`."""
+        tables, positions, marker = self._tables, step.positions, self._end_marker
+        # Kept by position: a step that is decided twice, as after a preemption, moves the marker on once.
+        progress = tables.progress[rows, positions].long()
+        active = emits if marker is None else emits & ~marker.passed(progress)
+        mixed, tokens = torch.zeros_like(emits), step.sampled
+        for number, strategy in self._in_use.items():
+            decided = mixed_step(
+                strategy,
+                step,
+                rate=tables.rate[slots],
+                active=active & (tables.strategy[slots] == number),
+                eligible=self._eligible,
+            )
+            mixed, tokens = mixed | decided.mixed, torch.where(decided.mixed, decided.tokens, tokens)
+            into = torch.where(decided.mixed, rows, tables.slots)
+            tables.candidates[into, positions, : strategy.k] = decided.candidates.int()
+            tables.weights[into, positions, : strategy.k] = decided.weights
+        if marker is not None:
+            tables.progress[rows, positions + 1] = marker.advance(progress, tokens).short()
+        return mixed, tokens
+
+    def mix(self, embed: Callable[[Tensor], Tensor], embeddings: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """Return the input embeddings of tokens of responses: mixtures where their steps were mixed.
 
         Args:
-            embed: The model's embedding, int64 `[N]` to `[N, d]`; called at most once, by every tensor-parallel rank alike.
+            embed: The model's embedding, int64 `[N]` to `[N, d]`; called once, by every tensor-parallel rank alike.
             embeddings: `[T, d]`, embeddings of the tokens themselves.
-            token_ids: int64 `[T]`.
             slots: int64 `[T]`, -1 for tokens of other requests.
             positions: int64 `[T]`, positions in their responses.
         """
         tables = self._tables
         mixed = (slots >= 0) & tables.mixed[slots, positions]
-        candidates = self._candidates(token_ids.long())
-        vectors = embeddings[:, None]
-        if tables.width > 1:
-            others = embed(candidates[:, 1:].flatten()).view(len(token_ids), -1, embeddings.shape[1])
-            vectors = torch.cat([vectors, others], dim=1)
-        mixture = mix(vectors, tables.weights[slots, positions])
-        if self._noisy:
-            mixture = add_noise(mixture, tables.seed[slots], positions, tables.noise_std[slots][:, None])
-        return torch.where(mixed[:, None], mixture, embeddings)
+        candidates, weights = tables.candidates[slots, positions].long(), tables.weights[slots, positions]
+        vectors = embed(candidates.flatten()).view(*candidates.shape, -1)
+        for number, strategy in self._in_use.items():
+            mixtures = strategy.embed(vectors[:, : strategy.k], weights[:, : strategy.k], tables.seed[slots], positions)
+            its_own = mixed & (tables.strategy[slots] == number)
+            embeddings = torch.where(its_own[:, None], mixtures, embeddings)
+        return embeddings
+
+    def _width(self, settings: RequestSettings) -> int:
+        return 1 if settings.strategy is None else self._strategies[settings.strategy].k
 
     def _note_running(self) -> None:
         running = [self._settings[slot] for slot in self._slot.values()]
-        self.mixing = any(settings.rate > 0 for settings in running)
-        self._noisy = any(settings.noise_std > 0 for settings in running)
+        numbers = {settings.strategy for settings in running if settings.mixes}
+        self._in_use = {number: strategy for number, strategy in self._strategies.items() if number in numbers}
         self._nucleus = any(settings.top_p < 1 for settings in running)
-
-    def _candidates(self, anchor_ids: Tensor) -> Tensor:
-        return candidate_sets(anchor_ids, self._neighbors, self._tables.width)
 
     def _to_host(self) -> None:
         """Move the records of finished requests off the device, all at once, and free their slots."""
@@ -281,12 +300,17 @@ class MixingSlots:
             return
         tables = self._tables
         rows = torch.tensor(list(self._finished.values()), device=tables.seed.device)
-        mixed, weights, logprobs = tables.mixed[rows].cpu(), tables.weights[rows].cpu(), tables.logprobs[rows].cpu()
+        tensors = [table[rows].cpu() for table in (tables.mixed, tables.weights, tables.logprobs, tables.candidates)]
         for row, (name, slot) in enumerate(self._finished.items()):
             settings = self._settings.pop(slot)
-            length = settings.max_tokens
+            mixed, weights, logprobs, candidates = (tensor[row, : settings.max_tokens] for tensor in tensors)
+            width = self._width(settings)
+            recorded = settings.strategy is not None and self._strategies[settings.strategy].records_candidates
             self._records[name] = SlotRecord(
-                mixed[row, :length].clone(), weights[row, :length, : settings.k].clone(), logprobs[row, :length].clone()
+                mixed.clone(),
+                weights[:, :width].clone(),
+                logprobs.clone(),
+                candidates[:, :width].clone() if recorded else None,
             )
             self._free.append(slot)
         self._finished.clear()

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ngrpo.mixing.inputs import mixed_inputs
-from ngrpo.mixing.mixer import Mixer, Step
+from ngrpo.mixing.mixer import MixedStep, Mixer, mixed_step
 from ngrpo.mixing.neighbor_mixing import scale_logits
 from ngrpo.mixing.records import InputMixture, RolloutRecords
+from ngrpo.mixing.strategy import Step
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.sampling import keep_nucleus, sample_tokens, token_logprobs
 
@@ -151,17 +152,20 @@ class _Batch:
     request: Tensor  # [B] which request a row is
     seeds: Tensor  # [B]
     alive: Tensor  # bool [B]
-    active: Tensor  # bool [B], not past the end marker
+    progress: Tensor  # int64 [B], state of the end marker
     all_seeds: Sequence[int]
     tokens: Tensor  # int64 [requests, max_tokens]
     logprobs: Tensor  # [requests, max_tokens]
     lengths: Tensor  # int64 [requests]
     mixed: Tensor  # bool [requests, max_tokens]
     weights: Tensor  # [requests, max_tokens, k]
+    candidates: Tensor | None  # int32 [requests, max_tokens, k], where the strategy records them
 
     @classmethod
     def start(cls, size: int, seeds: Sequence[int], sampling: Sampling, mixer: Mixer | None, eos: Tensor) -> _Batch:
         device, length = eos.device, sampling.max_tokens
+        width = mixer.k if mixer else 1
+        recorded = mixer is not None and mixer.strategy.records_candidates
         return cls(
             sampling=sampling,
             mixer=mixer,
@@ -169,13 +173,14 @@ class _Batch:
             request=torch.arange(size, device=device),
             seeds=torch.tensor(list(seeds), dtype=torch.long, device=device),
             alive=torch.ones(size, dtype=torch.bool, device=device),
-            active=torch.ones(size, dtype=torch.bool, device=device),
+            progress=torch.zeros(size, dtype=torch.long, device=device),
             all_seeds=seeds,
             tokens=torch.zeros(size, length, dtype=torch.long, device=device),
             logprobs=torch.zeros(size, length, device=device),
             lengths=torch.zeros(size, dtype=torch.long, device=device),
             mixed=torch.zeros(size, length, dtype=torch.bool, device=device),
-            weights=torch.zeros(size, length, mixer.k if mixer else 1, device=device),
+            weights=torch.zeros(size, length, width, device=device),
+            candidates=torch.zeros(size, length, width, dtype=torch.int32, device=device) if recorded else None,
         )
 
     def decide(self, logits: Tensor, position: int) -> tuple[Tensor, InputMixture | None]:
@@ -186,34 +191,38 @@ class _Batch:
         tokens = sample_tokens(nucleus, self.seeds, positions)
         mixture = None
         if self.mixer is not None:
-            step = self.mixer.step(scaled, tokens, self.seeds, positions, self.active & self.alive)
-            tokens[step.rows] = step.tokens
-            mixture = self._mixture(step, positions)
+            step = self._mixed_step(self.mixer, Step(scaled, tokens, self.seeds, positions, self.mixer.neighbors))
+            tokens = step.tokens
+            mixture = InputMixture(
+                step.mixed[:, None],
+                step.candidates[:, None],
+                step.weights[:, None],
+                self.seeds,
+                positions,
+                self.mixer.strategy,
+            )
+            self._record(step, position)
         rows = self.request[self.alive]
         self.tokens[rows, position] = tokens[self.alive]
         self.logprobs[rows, position] = token_logprobs(scaled, tokens)[self.alive]
         self.lengths[rows] = position + 1
-        if self.mixer is not None and len(self.mixer.end_marker) and position + 1 >= len(self.mixer.end_marker):
-            recent = self.tokens[self.request, position + 1 - len(self.mixer.end_marker) : position + 1]
-            self.active &= ~self.mixer.passes_end_marker(recent)
         self.alive &= ~torch.isin(tokens, self.eos)
         return tokens, mixture
 
-    def _mixture(self, step: Step, positions: Tensor) -> InputMixture | None:
-        assert self.mixer is not None
-        if len(step.rows) == 0:
-            return None
-        size = len(self.seeds)
-        mask = torch.zeros(size, 1, dtype=torch.bool, device=self.seeds.device)
-        mask[step.rows, 0] = True
-        candidates = torch.zeros(size, 1, self.mixer.k, dtype=torch.long, device=self.seeds.device)
-        candidates[step.rows, 0] = step.candidates
-        weights = torch.zeros(size, 1, self.mixer.k, device=self.seeds.device)
-        weights[step.rows, 0] = step.weights
-        requests = self.request[step.rows]
-        self.mixed[requests, positions[0]] = True
-        self.weights[requests, positions[0]] = step.weights
-        return InputMixture(mask, candidates, weights, self.seeds, positions, self.mixer.noise_std)
+    def _mixed_step(self, mixer: Mixer, step: Step) -> MixedStep:
+        active, marker = self.alive, mixer.end_marker
+        if marker is not None:
+            active = active & ~marker.passed(self.progress)
+        decided = mixed_step(mixer.strategy, step, rate=mixer.rate, active=active, eligible=mixer.eligible)
+        if marker is not None:
+            self.progress = marker.advance(self.progress, decided.tokens)
+        return decided
+
+    def _record(self, step: MixedStep, position: int) -> None:
+        self.mixed[self.request, position] = step.mixed
+        self.weights[self.request, position] = step.weights
+        if self.candidates is not None:
+            self.candidates[self.request, position] = step.candidates.int()
 
     def finished(self) -> bool:
         return not bool(self.alive.any())
@@ -224,19 +233,26 @@ class _Batch:
             return None
         kept = self.alive.nonzero(as_tuple=True)[0]
         self.request, self.seeds = self.request[kept], self.seeds[kept]
-        self.alive, self.active = self.alive[kept], self.active[kept]
+        self.alive, self.progress = self.alive[kept], self.progress[kept]
         return kept
 
     def rollouts(self) -> list[Rollout]:
         lengths = self.lengths.tolist()
         tokens, logprobs = self.tokens.cpu(), self.logprobs.cpu()
         mixed, weights = self.mixed.cpu(), self.weights.cpu()
+        candidates = None if self.candidates is None else self.candidates.cpu()
         ends = torch.isin(tokens[torch.arange(len(lengths)), self.lengths.cpu() - 1], self.eos.cpu()).tolist()
         version = self.mixer.index_version if self.mixer else 0
         result = []
         for row, length in enumerate(lengths):
             positions = mixed[row, :length].nonzero(as_tuple=True)[0]
-            records = RolloutRecords(positions, weights[row, positions], self.all_seeds[row], version)
+            records = RolloutRecords(
+                positions,
+                weights[row, positions],
+                self.all_seeds[row],
+                version,
+                None if candidates is None else candidates[row, positions],
+            )
             reason: Any = "stop" if ends[row] else "length"
             result.append(Rollout(tokens[row, :length].tolist(), logprobs[row, :length].tolist(), reason, records))
         return result

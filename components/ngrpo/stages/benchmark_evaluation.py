@@ -26,7 +26,7 @@ from ngrpo.grading.grader import Grader
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
-from ngrpo.rollout.configured_mixer import build_mixer, end_marker_ids
+from ngrpo.rollout.configured_mixer import build_mixer, configured_end_marker
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.context import Context
@@ -104,6 +104,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     write_evaluation(output / EVALUATION, evaluation)
     for benchmark in benchmarks:
         write_code(benchmark.grading.compare.code, output / "code" / benchmark.name)
+    if config.evaluation.mixing is not None and config.evaluation.mixing.reference is not None:
+        write_code(config.evaluation.mixing.reference.code, output / "code" / "evaluation.mixing.strategy")
     write_metrics(output, metrics)
 
 
@@ -207,7 +209,8 @@ def _mixer(
         block_rows=config.neighbors.block_rows,
         metric=config.neighbors.metric,
     )
-    return build_mixer(mixing, index, end_marker_ids(mixing, tokenizer))
+    marker = configured_end_marker(mixing, tokenizer, embedding.shape[0])
+    return build_mixer(mixing, index, marker and marker.to(embedding.device))
 
 
 if __name__ == "__main__":

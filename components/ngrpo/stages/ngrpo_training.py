@@ -85,6 +85,8 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     for name, reward in config.training.rewards.items():
         write_code(reward.code, output / "code" / name)
     write_code(config.train_grading.compare.code, output / "code" / "grading")
+    if config.mixing.reference is not None:
+        write_code(config.mixing.reference.code, output / "code" / "mixing.strategy")
     examples = example_neighbors(trained.index, tokenizer)
     (output / "example_neighbors.json").write_text(json.dumps(examples), encoding="utf-8")
     summary = _summary(history, config.training.steps)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ngrpo.config import MixingConfig, NeighborsConfig
 from ngrpo.errors import DataError
+from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_mixer import build_mixer
@@ -24,7 +25,7 @@ class FollowingIndex(TrainerCallback):
         *,
         neighbors: NeighborsConfig,
         mixing: MixingConfig,
-        end_marker: list[int],
+        end_marker: EndMarker | None,
         every_batch: bool,
     ):
         """Take over an index.
@@ -33,7 +34,7 @@ class FollowingIndex(TrainerCallback):
             index: Index of the base model, or of a checkpoint.
             neighbors: How the index is built.
             mixing: How it is used.
-            end_marker: Token ids after which mixing ends.
+            end_marker: Text after which mixing ends.
             every_batch: Follow the weights before each rollout batch, which takes a copy of the embedding matrix; else only
                 before the first.
         """
@@ -53,6 +54,7 @@ class FollowingIndex(TrainerCallback):
         embedding = model.get_input_embeddings().weight
         if self.index.neighbors.device != embedding.device:
             self.index = self.index.to(embedding.device)
+            self._end_marker = self._end_marker and self._end_marker.to(embedding.device)
         if self._every_batch or not self._verified:
             self._follow(embedding.detach())
             self._verified = True

@@ -263,10 +263,9 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             [rollout.records for rollout in rollouts],
             [rollout.token_ids for rollout in rollouts],
             -(-columns // multiple) * multiple,
+            strategy=self._mixer.strategy,
             neighbors=self._mixer.neighbors,
             index_version=self._mixer.index_version,
-            k=self._mixer.k,
-            noise_std=self._mixer.noise_std,
             device=self.accelerator.device,
         )
 
@@ -323,7 +322,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         if self._mixer is not None:
             mask, candidates, weights, seeds = (inputs[key] for key in _MIXTURE_KEYS)
             start = torch.zeros_like(seeds)
-            self._mixture = InputMixture(mask, candidates, weights, seeds, start, self._mixer.noise_std)
+            self._mixture = InputMixture(mask, candidates, weights, seeds, start, self._mixer.strategy)
         try:
             loss: Tensor = super()._compute_loss(model, inputs)
             return loss

@@ -21,7 +21,7 @@ from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.grading.grader import Grader
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
-from ngrpo.rollout.configured_mixer import end_marker_ids
+from ngrpo.rollout.configured_mixer import configured_end_marker
 from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of, save_model
 from ngrpo.training.configured_rewards import configured_rewards
@@ -88,7 +88,7 @@ def train_policy(
         index,
         neighbors=config.neighbors,
         mixing=config.mixing,
-        end_marker=end_marker_ids(config.mixing, tokenizer),
+        end_marker=configured_end_marker(config.mixing, tokenizer, len(index.eligible)),
         every_batch=config.training.index_refresh == "every_batch",
     )
     settings = config.training

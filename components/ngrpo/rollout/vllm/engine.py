@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ngrpo.environment import environment
 from ngrpo.errors import ConfigError, EngineError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import RolloutRecords
+from ngrpo.mixing.strategy import Strategy, StrategySource
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import RequestSettings
 from ngrpo.rollout.vllm.backend import rewrites_classes
@@ -119,6 +121,7 @@ class VLLMEngine:
         self._as_saved = as_saved
         self._eos = list(eos_token_ids)
         self._mixer: Mixer | None = None
+        self._strategies: list[Strategy] = []  # that the workers know, each by its place
         self._asleep = False
 
     def generate(
@@ -168,8 +171,7 @@ class VLLMEngine:
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
                 rate=mixer.rate if mixer else 0.0,
-                k=mixer.k if mixer else 1,
-                noise_std=mixer.noise_std if mixer else 0.0,
+                strategy=self._number(mixer) if mixer else None,
             )
             for row, (seed, sampling, mixer) in enumerate(zip(seeds, samplings, mixers, strict=True))
         ]
@@ -188,7 +190,7 @@ class VLLMEngine:
             ) from error
         self._sleep()
         return [
-            rollout_of(output.outputs[0], record, each, mixer)
+            rollout_of(output.outputs[0], record, each.seed, mixer)
             for output, record, each, mixer in zip(outputs, records, settings, mixers, strict=True)
         ]
 
@@ -220,7 +222,7 @@ class VLLMEngine:
             raise ConfigError(
                 f"the neighbor index has {rows} tokens but the model has {vocabulary}: build it for this model"
             )
-        if mixer.k > columns + 1:
+        if not mixer.strategy.records_candidates and mixer.k > columns + 1:
             raise ConfigError(
                 f"mixing.k={mixer.k} needs {mixer.k - 1} neighbors but the index holds {columns}: lower mixing.k or build the "
                 "index with more neighbors.candidates"
@@ -228,16 +230,37 @@ class VLLMEngine:
         if self._mixer is not None and (
             mixer.index_version == self._mixer.index_version
             and mixer.neighbors is self._mixer.neighbors
-            and list(mixer.end_marker) == list(self._mixer.end_marker)
+            and (
+                self._mixer.end_marker is None
+                if mixer.end_marker is None
+                else mixer.end_marker.same_as(self._mixer.end_marker)
+            )
         ):
             return
         self._require_idle("neighbor index")
+        transitions = None if mixer.end_marker is None else mixer.end_marker.transitions
         if self._in_process:
-            self._rpc("mixing_set_index", mixer.neighbors, mixer.eligible, list(mixer.end_marker))
+            self._rpc("mixing_set_index", mixer.neighbors, mixer.eligible, transitions)
         else:
-            with shared_tensors({"neighbors": mixer.neighbors.cpu(), "eligible": mixer.eligible.cpu()}) as path:
-                self._rpc("mixing_load_index", path, list(mixer.end_marker))
+            tensors = {"neighbors": mixer.neighbors, "eligible": mixer.eligible}
+            tensors |= {} if transitions is None else {"transitions": transitions}
+            with shared_tensors({name: tensor.cpu() for name, tensor in tensors.items()}) as path:
+                self._rpc("mixing_load_index", path)
         self._mixer = mixer
+
+    def _number(self, mixer: Mixer) -> int:
+        """Return the number of a mixer's strategy, which the workers then know."""
+        strategy = mixer.strategy
+        for number, known in enumerate(self._strategies):
+            if known is strategy or (type(known) is type(strategy) and known == strategy):
+                return number
+        number = len(self._strategies)
+        if self._in_process:
+            self._rpc("mixing_add_strategy", number, strategy)
+        else:
+            self._rpc("mixing_load_strategy", number, asdict(mixer.source or StrategySource.of(strategy)))
+        self._strategies.append(strategy)
+        return number
 
     def _require_idle(self, what: str) -> None:
         if self._llm.llm_engine.has_unfinished_requests():
@@ -261,19 +284,25 @@ class VLLMEngine:
             self._asleep = True
 
 
-def rollout_of(
-    output: Any, record: tuple[bytes, bytes, bytes], settings: RequestSettings, mixer: Mixer | None
-) -> Rollout:
+def rollout_of(output: Any, record: tuple[bytes, bytes, bytes, bytes], seed: int, mixer: Mixer | None) -> Rollout:
     """Put a response together from vLLM's output of it and the record that its worker kept."""
-    length = len(output.token_ids)
-    mixed, weights, logprobs = record
+    length, k = len(output.token_ids), mixer.k if mixer else 1
+    mixed, weights, logprobs, candidates = record
     positions = torch.from_numpy(np.frombuffer(mixed, dtype=bool)[:length].nonzero()[0])
-    table = torch.from_numpy(np.frombuffer(weights, dtype=np.float32).copy()).view(-1, settings.k)
+    recorded = mixer is not None and mixer.strategy.records_candidates
     return Rollout(
         token_ids=list(output.token_ids),
         logprobs=np.frombuffer(logprobs, dtype=np.float32)[:length].tolist(),
         finish_reason="stop" if output.finish_reason == "stop" else "length",
-        records=RolloutRecords(positions, table[positions], settings.seed, mixer.index_version if mixer else 0),
+        records=RolloutRecords(
+            positions,
+            torch.from_numpy(np.frombuffer(weights, dtype=np.float32).copy()).view(-1, k)[positions],
+            seed,
+            mixer.index_version if mixer else 0,
+            torch.from_numpy(np.frombuffer(candidates, dtype=np.int32).copy()).view(-1, k)[positions]
+            if recorded
+            else None,
+        ),
     )
 
 

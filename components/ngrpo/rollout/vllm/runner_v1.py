@@ -72,9 +72,7 @@ class MixingRunner(GPUModelRunner):
         if tokens is not None:
             indices, slots, positions = tokens
             embeddings = self.inputs_embeds.gpu
-            embeddings[indices] = self.slots.mix(
-                self.model.embed_input_ids, embeddings[indices], self.input_ids.gpu[indices], slots, positions
-            )
+            embeddings[indices] = self.slots.mix(self.model.embed_input_ids, embeddings[indices], slots, positions)
         return prepared
 
     def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:

@@ -99,9 +99,7 @@ class MixingModelState(DefaultModelState):
         )
         if tokens is not None:
             indices, of_slots, positions = tokens
-            embeddings[indices] = slots.mix(
-                self.model.embed_input_ids, embeddings[indices], input_batch.input_ids[indices], of_slots, positions
-            )
+            embeddings[indices] = slots.mix(self.model.embed_input_ids, embeddings[indices], of_slots, positions)
         return embeddings
 
 

@@ -22,7 +22,7 @@ class _Salting(Scheduler):
 
     def add_request(self, request: Request) -> None:
         settings = read_settings(request.sampling_params)
-        if settings is not None and settings.rate > 0 and request._block_hasher is not None:
+        if settings is not None and settings.mixes and request._block_hasher is not None:
             # Its prompt has been hashed when it was made: what is hashed from now on holds part of the response.
             request._block_hasher = _salted(request._block_hasher, request.request_id.encode())
         super().add_request(request)

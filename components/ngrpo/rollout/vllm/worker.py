@@ -11,6 +11,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
 
 from ngrpo.errors import ConfigError
+from ngrpo.mixing.end_marker import EndMarker
+from ngrpo.mixing.strategy import Strategy, StrategySource
+from ngrpo.rollout.configured_strategy import load_strategy
 from ngrpo.rollout.slots import MixingSlots
 from ngrpo.rollout.vllm.compatibility import require_hooks, require_plain
 
@@ -33,14 +36,22 @@ class MixingWorker(Worker):
         else:
             _adapt_v1(self.model_runner, self.mixing)
 
-    def mixing_set_index(self, neighbors: Tensor, eligible: Tensor, end_marker: list[int]) -> None:
-        """See `MixingSlots.set_index`."""
-        self.mixing.set_index(neighbors, eligible, end_marker)
+    def mixing_set_index(self, neighbors: Tensor, eligible: Tensor, transitions: Tensor | None) -> None:
+        """See `MixingSlots.set_index`; of the end marker, its transitions."""
+        self.mixing.set_index(neighbors, eligible, None if transitions is None else EndMarker(transitions))
 
-    def mixing_load_index(self, path: str, end_marker: list[int]) -> None:
+    def mixing_load_index(self, path: str) -> None:
         """Like `mixing_set_index`, with the tensors in a file."""
         tensors = load_file(path)
-        self.mixing.set_index(tensors["neighbors"], tensors["eligible"], end_marker)
+        self.mixing_set_index(tensors["neighbors"], tensors["eligible"], tensors.get("transitions"))
+
+    def mixing_add_strategy(self, number: int, strategy: Strategy) -> None:
+        """See `MixingSlots.add_strategy`."""
+        self.mixing.add_strategy(number, strategy)
+
+    def mixing_load_strategy(self, number: int, source: dict[str, Any]) -> None:
+        """Like `mixing_add_strategy`, with what the strategy is made from."""
+        self.mixing.add_strategy(number, load_strategy(StrategySource(**source)))
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         """See `Worker.reload_weights`; on a CPU, an output head that is tied to the embedding is brought up to date too.
@@ -64,10 +75,15 @@ class MixingWorker(Worker):
         """See `Worker.reload_weights`; the tensors come from a file."""
         self.reload_weights(weights_iterator=iter(load_file(path).items()))
 
-    def mixing_take(self, names: list[str]) -> list[tuple[bytes, bytes, bytes]]:
+    def mixing_take(self, names: list[str]) -> list[tuple[bytes, bytes, bytes, bytes]]:
         """See `MixingSlots.take`; the tensors of each record as bytes, which pass between processes as they are."""
         return [
-            (record.mixed.numpy().tobytes(), record.weights.numpy().tobytes(), record.logprobs.numpy().tobytes())
+            (
+                record.mixed.numpy().tobytes(),
+                record.weights.numpy().tobytes(),
+                record.logprobs.numpy().tobytes(),
+                b"" if record.candidates is None else record.candidates.numpy().tobytes(),
+            )
             for record in self.mixing.take(names)
         ]
 
