@@ -197,8 +197,9 @@ class _LLM(_Engine):
 @contextmanager
 def engines(gpu: bool, processes: int = 1) -> Iterator[None]:
     """Put stand-ins where engines are made, on a machine with or without a GPU, in one of so many processes."""
+    own = {"LlamaForCausalLM": SimpleNamespace(module_name="vllm.model_executor.models.llama")}
     parts: dict[str, dict[str, Any]] = {
-        "vllm": {"LLM": _LLM, "SamplingParams": dict},
+        "vllm": {"LLM": _LLM, "SamplingParams": dict, "ModelRegistry": SimpleNamespace(models=own)},
         "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: not gpu, is_cuda=lambda: gpu)},
         "vllm.v1.engine.exceptions": {"EngineDeadError": RuntimeError},
     }
@@ -211,7 +212,8 @@ def engines(gpu: bool, processes: int = 1) -> Iterator[None]:
         patch.object(configured_engine, "TransformersEngine", _Transformers),
         patch.object(torch.distributed, "is_initialized", lambda: processes > 1),
     ):
-        sys.modules.pop("ngrpo.rollout.vllm.request", None)  # it holds the class of parameters
+        for name in ("request", "options"):  # they hold the class of parameters, and the platform
+            sys.modules.pop(f"ngrpo.rollout.vllm.{name}", None)
         yield
 
 
