@@ -16,6 +16,7 @@ from ngrpo.config import NGRPOTrainingConfig, validate
 from ngrpo.errors import DataError
 from ngrpo.stages.context import Context
 from ngrpo.stages.ngrpo_training import run
+from own_strategy import documented_code, own_mixing
 from tiny import save_tiny_model
 
 pytestmark = pytest.mark.pipeline
@@ -80,10 +81,12 @@ def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
     assert samples[0] == samples[1]
 
 
-def test_the_best_checkpoint_by_validation_is_the_result(inputs, tmp_path):
+def test_the_best_checkpoint_by_validation_is_the_result_and_the_users_code_stays_beside_it(inputs, tmp_path):
     root = directory(inputs, tmp_path / "run", selection=SELECTION, steps=10)
+    mixing = json.loads(own_mixing(tmp_path, end_marker="stop").model_dump_json())
+    (root / "config.json").write_text(json.dumps(json.loads((root / "config.json").read_text()) | {"mixing": mixing}))
     (root / "scores.json").write_text(json.dumps({4: 1, 8: 3, 10: 2}))
-    assert start(SCORED + STAGE, root).wait() == 0
+    assert start(SCORED + STAGE, root).wait() == 0, (root / "errors.log").read_text()[-2000:]
     history = json.loads((root / "output" / "log_history.json").read_text())
     validation = {entry["step"]: entry["eval_mean"] for entry in history if "eval_mean" in entry}
     assert validation == {4: 0.25, 8: 0.75, 10: 0.5}, "the end is measured wherever it falls"
@@ -92,7 +95,10 @@ def test_the_best_checkpoint_by_validation_is_the_result(inputs, tmp_path):
         for step in (8, 10)
     }
     assert weights(root / "output") == of_step[8] != of_step[10]
-    assert json.loads((root / "output" / "metrics.json").read_text())["selected_step"] == 8
+    metrics = json.loads((root / "output" / "metrics.json").read_text())
+    assert metrics["selected_step"] == 8
+    assert metrics["last/mixing/gate_rate"] > 0.2
+    assert (root / "output" / "code" / "mixing.strategy" / "mine.py").read_text() == documented_code()
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from_and_what_is_written(inputs, tmp_path):

@@ -119,6 +119,17 @@ def test_a_narrower_index_finds_nothing_of_the_wider_one(slots):
     torch.testing.assert_close(narrow.weights[0].sum(), torch.tensor(1.0))
 
 
+def test_a_shorter_marker_finds_nothing_of_the_longer_one(slots):
+    for tokens in ((1, 2, 3, 4, 5), (7,)):
+        slots.set_index(slots._neighbors, slots._eligible, marker(*tokens))
+        row = slots.add(str(tokens), settings(str(tokens), rate=1.0, k=2))
+        for position, token in enumerate((1, 2, 3, 4, 6)):
+            # Rows of other requests come at any position.
+            decide(slots, [row, -1], [position, 4 if tokens == (7,) else position], [token] * 2)
+    for record in slots.take(["(1, 2, 3, 4, 5)", "(7,)"]):
+        assert record.mixed.tolist() == [True] * 5 + [False]
+
+
 def test_a_request_that_comes_back_keeps_what_it_has(slots):
     row = slots.add("a", settings("a", rate=1.0, k=3))
     decide(slots, [row], [0], [3])

@@ -235,6 +235,8 @@ def test_a_constructor_that_raises_is_told_with_its_line(tmp_path):
 @pytest.mark.parametrize("strategy", [Neighbor(1), Neighbor(3), Neighbor(40), Gaussian(0.5), Gaussian(0.0), Token()])
 def test_those_that_come_with_us_stand_the_trial(strategy):
     try_strategy(strategy)
+    with torch.no_grad():
+        try_strategy(strategy)  # as before the first rollout of a training
 
 
 def test_every_ready_strategy_has_a_name_in_the_settings():

@@ -288,6 +288,9 @@ class MixingSlots:
     def _width(self, settings: RequestSettings) -> int:
         return 1 if settings.strategy is None else self._strategies[settings.strategy].k
 
+    def _records_candidates(self, settings: RequestSettings) -> bool:
+        return settings.strategy is not None and self._strategies[settings.strategy].records_candidates
+
     def _note_running(self) -> None:
         running = [self._settings[slot] for slot in self._slot.values()]
         numbers = {settings.strategy for settings in running if settings.mixes}
@@ -300,17 +303,17 @@ class MixingSlots:
             return
         tables = self._tables
         rows = torch.tensor(list(self._finished.values()), device=tables.seed.device)
-        tensors = [table[rows].cpu() for table in (tables.mixed, tables.weights, tables.logprobs, tables.candidates)]
+        recorded = {slot for slot in self._finished.values() if self._records_candidates(self._settings[slot])}
+        mixed, weights, logprobs = tables.mixed[rows].cpu(), tables.weights[rows].cpu(), tables.logprobs[rows].cpu()
+        candidates = tables.candidates[rows].cpu() if recorded else None
         for row, (name, slot) in enumerate(self._finished.items()):
             settings = self._settings.pop(slot)
-            mixed, weights, logprobs, candidates = (tensor[row, : settings.max_tokens] for tensor in tensors)
-            width = self._width(settings)
-            recorded = settings.strategy is not None and self._strategies[settings.strategy].records_candidates
+            length, width = settings.max_tokens, self._width(settings)
             self._records[name] = SlotRecord(
-                mixed.clone(),
-                weights[:, :width].clone(),
-                logprobs.clone(),
-                candidates[:, :width].clone() if recorded else None,
+                mixed[row, :length].clone(),
+                weights[row, :length, :width].clone(),
+                logprobs[row, :length].clone(),
+                None if candidates is None or slot not in recorded else candidates[row, :length, :width].clone(),
             )
             self._free.append(slot)
         self._finished.clear()

@@ -28,7 +28,9 @@ def try_strategy(strategy: Strategy, name: str | None = None) -> None:
     """
     what = f"mixing.strategy={name or type(strategy).__name__!r}"
     try:
-        problem = next(_problems(strategy), None)
+        # Rollouts, before which this runs, need no gradients; training does.
+        with torch.inference_mode(False), torch.enable_grad():
+            problem = next(_problems(strategy), None)
     except Exception as error:  # a strategy of the user's can raise whatever Python can
         raise ConfigError(f"{what} raised an error on random logits: {said(error)}") from error
     if problem is not None:
