@@ -106,7 +106,7 @@ def test_a_report_of_no_run(capsys):
 # --- help, usage, completion ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "Run here": ["plan", "run", "rerun"],
+    "Run here": ["plan", "run", "rerun", "evaluate"],
     "Run on a cluster": ["compile", "submit", "cancel", "doctor", "schedule"],
     "Models": ["regrade", "promote", "rollback", "history", "mirror"],
     "Inspect": ["status", "logs", "report", "ui", "neighbors"],
