@@ -88,6 +88,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def evaluations(self) -> Path:
+        """One directory for each model that `ngrpo evaluate` measured."""
+        return self.root / "evaluations"
+
+    @property
     def latest(self) -> Path:
         """Link to the directory of the last run that finished: what it shows is whole, whatever failed since."""
         return self.root / "latest"

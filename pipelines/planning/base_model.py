@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ngrpo.config import RunConfig, validate
 from ngrpo.errors import TrackingError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from ngrpo.tracking.model_registry import ModelRegistry
 
 
 def from_champion(config: RunConfig) -> RunConfig:
@@ -15,13 +22,32 @@ def from_champion(config: RunConfig) -> RunConfig:
     Raises:
         TrackingError: There is no champion, its files are gone or out of the stages' reach, or MLflow cannot be used.
     """
-    from ngrpo.tracking.model_registry import CHAMPION, DIGEST, ModelRegistry
+    from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
 
     registry = ModelRegistry(config.promotion.model_name)
     version = registry.by_alias(CHAMPION)
     if version is None:
         raise TrackingError(f"model {registry.name} has no champion to start from: run once without --base champion")
-    what = f"model {registry.name}: the champion, version {version.version},"
+    tree = config.model_dump(mode="json")
+    tree["model"]["source"] = registered_source(registry, version, "the champion, ")
+    tree["warm_start"]["steps"] = 0
+    return validate(RunConfig, tree)
+
+
+def registered_source(registry: ModelRegistry, version: ModelVersion, which: str = "") -> dict[str, Any]:
+    """Return a version of the registry as `model.source`, pinned by its digest.
+
+    Args:
+        registry: The registered model.
+        version: The version.
+        which: What it is, for the error.
+
+    Raises:
+        TrackingError: Its files are gone or out of the stages' reach, or no run registered it.
+    """
+    from ngrpo.tracking.model_registry import DIGEST
+
+    what = f"model {registry.name}: {which}version {version.version},"
     missing = registry.missing(version)
     if missing:
         raise TrackingError(f"{what} has lost files ({missing[0]}): restore them, or `ngrpo rollback`")
@@ -32,13 +58,10 @@ def from_champion(config: RunConfig) -> RunConfig:
         raise TrackingError(
             f"{what} is kept in {location}, where stages cannot read it: give MLflow an artifact root in object storage (s3://…)"
         )
-    tree = config.model_dump(mode="json")
-    tree["model"]["source"] = {
+    return {
         "kind": "registered",
         "name": registry.name,
         "version": int(version.version),
         "id": location,
         "digest": version.tags[DIGEST],
     }
-    tree["warm_start"]["steps"] = 0
-    return validate(RunConfig, tree)

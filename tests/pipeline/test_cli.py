@@ -115,6 +115,7 @@ def test_settings_of_a_library_that_is_not_here_are_said_to_be_unchecked(capsys,
         ("rollback", "why"),
         ("history",),
         ("mirror", "hub"),
+        ("evaluate", "champion"),
     ],
 )
 def test_every_command_takes_a_preset_as_its_last_argument_but_not_twice(capsys, home, command):
@@ -166,7 +167,7 @@ def test_a_report_of_no_run(capsys):
 # --- help, usage, completion ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "Run here": ["init", "check", "plan", "run", "rerun"],
+    "Run here": ["init", "check", "plan", "run", "rerun", "evaluate"],
     "Run on a cluster": ["compile", "submit", "cancel", "doctor", "schedule"],
     "Models": ["regrade", "promote", "rollback", "history", "mirror"],
     "Inspect": ["status", "logs", "report", "ui", "neighbors"],

@@ -12,6 +12,7 @@ from ngrpo_kfp.pipelines.cli import app as cli
 
 # Where each command begins its work, once its arguments are right.
 BEGINNINGS = (
+    "local.measuring.measure",
     "local.run_pipeline.show_plan",
     "local.run_pipeline.run",
     "local.run_pipeline.dry_run",

@@ -1,6 +1,7 @@
 """How answers are graded: where the gold answer and that of a response are, how they are compared, several that are accepted."""
 
 import json
+import tomllib
 from decimal import Decimal
 from pathlib import Path
 
@@ -21,7 +22,11 @@ from ngrpo.config.grading import BOXED, GradingConfig
 from ngrpo.data.problems import load_problems
 from ngrpo.errors import ConfigError, DataError, UserCodeError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
+from ngrpo.evaluation.grading_again import grade_again
 from ngrpo.evaluation.protocol import benchmark_protocol, differ_in_graders_alone, difference, grader_version
+from ngrpo.evaluation.results import benchmark_result
+from ngrpo.evaluation.stored_evaluation import answers_of, statistics_of
+from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.grader import Grade, Grader
 from ngrpo.stages import prepare_data
 from ngrpo.stages.context import Context
@@ -177,8 +182,8 @@ def test_columns_that_do_not_fit_the_grading():
     ],
 )
 def test_any_and_all(grader, accepted, response, gold, correct):
-    graded = grade(grader, response, gold, accepted=accepted)
-    assert (graded.correct, graded.error) == (correct, None)
+    verdict = grade(grader, response, gold, accepted=accepted)
+    assert (verdict.correct, verdict.error) == (correct, None)
 
 
 def test_hostile_lists_are_wrong_before_they_are_compared(grader):
@@ -356,3 +361,34 @@ def test_measurements_with_other_grading_are_not_comparable_but_their_samples_ar
     assert difference(same[0], same[2]) == "graders"
     assert differ_in_graders_alone(same[0], same[2])
     assert differ_in_graders_alone(same[2], same[3])
+
+
+def test_the_example_of_the_docs(tmp_path, grader):
+    text = (ROOT / "docs" / "answers.md").read_text(encoding="utf-8")
+    sections = tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])["data"]
+    train, mine = (
+        validate(GradingConfig, each["grading"]) for each in (sections["train"], sections["benchmarks"]["mine"])
+    )
+    source = table(tmp_path / "train", ["2 + 3 = 5\n#### 1,005"], **train.model_dump(mode="json"))
+    (problem,) = load_problems(source)
+    assert [each.correct for each in grader.grade([("<answer>1005.0</answer>", problem.answer)], train)] == [True]
+    grades = grader.grade([("the answer is 9", ["3", "9"]), ("the answer is 4", ["3", "9"])], mine)
+    assert [each.correct for each in grades] == [True, False]
+
+
+def test_stored_samples_are_graded_again_by_another_grading(tmp_path):
+    config = load_config(PRESETS / "tiny.toml", ["evaluation.samples=2", "evaluation.pass_at=[1]"]).evaluation
+    before = Benchmark("b", ["p"], [], ["5"])
+    after = Benchmark("b", ["p"], [], ["5"], grading(response="####"))
+    generated = {"problem_id": ["p"] * 2, "sample_id": [0, 1], "text": ["#### 5", r"\boxed{5}"], "tokens": [3] * 2}
+    samples = pa.table(generated | {"finish_reason": ["stop"] * 2})
+    with Grader(workers=1) as grader:
+        verdicts = graded(samples, before, grader)
+    pq.write_table(verdicts, tmp_path / "b.parquet")
+    evaluation = {
+        "models": {"trained": {"b": benchmark_result(verdicts, config, 0)}},
+        "protocols": {"trained": {"b": benchmark_protocol(before, ["5?"], config, None)}},
+    }
+    new = grade_again(evaluation, ["b"], tmp_path, answers=answers_of([after]), statistics=statistics_of(config, 0))
+    assert (new.samples, new.changed) == (2, 2)
+    assert new.evaluation["protocols"]["trained"]["b"] == benchmark_protocol(after, ["5?"], config, None)

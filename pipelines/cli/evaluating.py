@@ -1,0 +1,33 @@
+"""The command that measures a model from anywhere: `ngrpo evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ngrpo_kfp.pipelines.cli.help import RUN_HERE
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
+from ngrpo_kfp.pipelines.cli.options import Preset, PresetOption, Seed, Settings, chosen_preset, read_config
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=RUN_HERE)
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="a directory, org/name@COMMIT of the hub, an s3:// prefix, champion, or the number of a registered version",
+        ),
+    ],
+    preset: Preset = None,
+    preset_option: PresetOption = None,
+    settings: Settings = None,
+    seed: Seed = None,
+) -> None:
+    """Measure any model on a preset's benchmarks, under its protocol."""
+    from ngrpo_kfp.pipelines.local.measuring import measure
+
+    measure(read_config(chosen_preset(preset, preset_option), settings, seed), model, workspace(), terminal())

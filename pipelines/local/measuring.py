@@ -1,0 +1,173 @@
+"""Measure a model under the protocol of a preset: its benchmarks, prompts, sampling and graders, from the stages of the pipeline."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ngrpo.config import RunConfig
+from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Result, read_evaluation
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
+from ngrpo_kfp.pipelines.local.services import Services, services
+from ngrpo_kfp.pipelines.local.workspace import Workspace, written
+from ngrpo_kfp.pipelines.planning.content import read_contents
+from ngrpo_kfp.pipelines.planning.measured_model import model_source
+from ngrpo_kfp.pipelines.planning.needs import require_gpus
+from ngrpo_kfp.pipelines.planning.nodes import Plan
+from ngrpo_kfp.pipelines.planning.plan import make_plan
+from ngrpo_kfp.pipelines.planning.summary import plan_table
+from ngrpo_kfp.pipelines.post_training import StageTracer
+
+_MODEL = "trained"
+"""Under which name an evaluation has the model."""
+REPORT = "report.md"
+
+
+def measure(config: RunConfig, model: str, workspace: Workspace, console: Console) -> Path:
+    """Measure a model, show the results, and return the directory that holds `evaluation.json` and a report.
+
+    The data is that of a run of the preset, to the byte: a table that such a run has made is taken. Everything is kept under keys of
+    content, so that the same model is measured once.
+
+    Args:
+        config: Configuration of a run of the preset.
+        model: The model; see `model_source`.
+        workspace: Where everything is kept.
+        console: Where progress and results are shown.
+
+    Raises:
+        NGRPOError: What the user can put right, of a service or of a stage.
+        Interrupted: The measurement was told to stop.
+    """
+    with workspace.lock(), services(workspace) as around:
+        store = around.artifact_store(workspace)
+        name = workspace.run_name(config.preset)
+        plan = make_plan(
+            config,
+            run=name,
+            store=store,
+            rerun_tokens=workspace.rerun_tokens(),
+            history=workspace.history(config.preset),
+            pipeline=_measurement(model_source(model, config)),
+            contents=read_contents(config, workspace.digests),
+        )
+        require_gpus(config, plan)
+        directory = workspace.evaluations / name
+        with written(directory):
+            directory.mkdir(mode=0o700, parents=True)
+        console.print(plan_table(plan, config))
+        reference = plan["benchmark_evaluation"].reference or _run(plan, config, around, directory, console)
+        evaluation = _copied(store, reference, directory)
+    table, report = _results(evaluation, config), directory / REPORT
+    report.write_text(_report(evaluation, config, model, reference), encoding="utf-8")
+    console.print(escape(_title(config, model)), soft_wrap=True)
+    console.print(table)
+    console.print(f"report: {report}", soft_wrap=True)
+    return directory
+
+
+def _measurement(source: Mapping[str, Any]) -> Callable[[StageTracer], None]:
+    """Return the pipeline that measures a model: the data of the preset, and a warm start of no steps that passes the model on."""
+    own = {"model.source": dict(source), "warm_start.steps": 0}
+
+    def pipeline(stage: StageTracer) -> None:
+        dataset = stage("prepare_data")
+        model = stage("sft_warm_start", settings=own, dataset=dataset)
+        stage("benchmark_evaluation", settings=own, dataset=dataset, warm_start=model, trained=model)
+
+    return pipeline
+
+
+def _run(plan: Plan, config: RunConfig, around: Services, directory: Path, console: Console) -> Reference:
+    from ngrpo_kfp.pipelines.local.runner import run_stages
+
+    with pipeline_run(config, around, directory):
+        record = run_stages(plan, directory, console)["benchmark_evaluation"]
+    return Reference(uri=record["artifact"], key=record["key"], digest=record["digest"])
+
+
+def _copied(store: ArtifactStore, reference: Reference, directory: Path) -> Evaluation:
+    fetched = store.fetch(reference, only=EVALUATION) / EVALUATION
+    with written(directory):
+        shutil.copyfile(fetched, directory / EVALUATION)
+    return read_evaluation(fetched, "measure the model again")
+
+
+def _rows(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str, str, str]]:
+    """Return of each benchmark its title, what was counted, the value in percent, and its interval."""
+    rows = []
+    for name, result in evaluation["models"][_MODEL].items():
+        title = config.title(name)
+        rows.append((title, f"mean@{result['n_samples']}", _percent(result["mean"]), _interval(result["mean_ci"])))
+        if "maj" in result and "maj_ci" in result:
+            rows.append((title, f"maj@{result['n_samples']}", _percent(result["maj"]), _interval(result["maj_ci"])))
+        intervals = result.get("pass_at_k_ci", {})
+        for k, value in result["pass_at_k"].items():
+            rows.append((title, f"pass@{k}", _percent(value), _interval(intervals[k]) if k in intervals else ""))
+    return rows
+
+
+def _title(config: RunConfig, model: str) -> str:
+    return f"{model} under the protocol of {config.preset}"
+
+
+def _results(evaluation: Evaluation, config: RunConfig) -> Table:
+    table = Table()
+    table.add_column("benchmark")
+    table.add_column("")
+    table.add_column("%", justify="right")
+    table.add_column(f"{_level(config)} interval", justify="right")
+    for row in _rows(evaluation, config):
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _report(evaluation: Evaluation, config: RunConfig, model: str, reference: Reference) -> str:
+    """Return the results with what one needs to compare them, as Markdown."""
+    lines = [
+        f"# {_title(config, model)}",
+        "",
+        f"Weights: sha256 {evaluation.get('weights', {}).get(_MODEL)}. Evaluation: {reference.key}, {reference.uri}.",
+        "",
+        f"| benchmark | | % | {_level(config)} interval |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(each.replace("|", r"\|") for each in row) + " |" for row in _rows(evaluation, config)),
+        "",
+        "| benchmark | problems | tokens a response | cut off, % | without an answer, % |",
+        "|---|---|---|---|---|",
+        *(_lengths(config.title(name), result) for name, result in evaluation["models"][_MODEL].items()),
+        "",
+        "Two measurements are comparable where their protocols in `evaluation.json` are equal: problems, revision, prompts, sampling and "
+        "graders. A model with another chat template has other prompts.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _lengths(title: str, result: Result) -> str:
+    rates = (result.get("truncated_rate", 0.0), result.get("ungraded_rate", 0.0))
+    return (
+        f"| {title} | {result['n_problems']} | {result.get('mean_tokens', 0.0):.1f} | "
+        + " | ".join(map(_percent, rates))
+        + " |"
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _interval(ends: list[float]) -> str:
+    return f"[{_percent(ends[0])}, {_percent(ends[1])}]"
+
+
+def _level(config: RunConfig) -> str:
+    return f"{config.evaluation.confidence:.0%}"

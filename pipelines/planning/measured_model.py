@@ -1,0 +1,98 @@
+"""A model that somebody wants measured: what its name stands for, and whether there are weights to measure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ngrpo.config import RunConfig
+from ngrpo.data.locations import is_bucket, is_local
+from ngrpo.errors import ConfigError, DataError, TrackingError
+from ngrpo_kfp.pipelines.planning.base_model import registered_source
+
+_FORMS = (
+    "a directory (./name), org/name@COMMIT of the hub, an s3:// prefix, champion, or the number of a registered version"
+)
+_HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+_SHARD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
+_DEEPEST = 4
+
+
+def model_source(model: str, config: RunConfig) -> dict[str, Any]:
+    """Return a model as `model.source`.
+
+    Args:
+        model: A directory, `org/name@COMMIT`, an `s3://` prefix, `champion`, or the number of a version.
+        config: Names the registered model in `promotion.model_name`.
+
+    Raises:
+        ConfigError: It is none of these.
+        DataError: No weights lie there that can be read; the message says how to get them.
+        TrackingError: The registry has no such version, or cannot be reached.
+        StoreError: The object store cannot be reached.
+    """
+    if model == "champion" or model.isdecimal():
+        return _registered(model, config)
+    if is_bucket(model):
+        from ngrpo.storage.objects import ObjectStore
+
+        _require_weights(ObjectStore(model).list(""), model)
+        return {"kind": "hub", "id": model}
+    if model and is_local(model):
+        place = Path(model).expanduser().absolute()
+        if not place.is_dir():
+            raise ConfigError(f"model {model!r}: no such directory; name {_FORMS}")
+        files = (path for depth in range(_DEEPEST) for path in place.glob("*/" * depth + "*") if path.is_file())
+        _require_weights((path.relative_to(place).as_posix() for path in files), model)
+        return {"kind": "hub", "id": str(place)}
+    match = _HUB.fullmatch(model)
+    if match is None:
+        raise ConfigError(f"model {model!r}: no model; name {_FORMS}")
+    return {"kind": "hub", "id": match["id"], "revision": match["revision"]}
+
+
+def _registered(model: str, config: RunConfig) -> dict[str, Any]:
+    from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
+
+    registry = ModelRegistry(config.promotion.model_name)
+    version = registry.by_alias(CHAMPION) if model == "champion" else registry.version(model)
+    if version is None:
+        what = "champion" if model == "champion" else f"version {model}"
+        raise TrackingError(f"model {registry.name} has no {what}: `ngrpo models` lists its versions")
+    return registered_source(registry, version)
+
+
+def _require_weights(names: Iterable[str], model: str) -> None:
+    """Refuse a place without weights in the form of `save_pretrained`, and say how to get them.
+
+    Args:
+        names: Files there, relative to it.
+        model: The place, for the error.
+
+    Raises:
+        DataError: It has none.
+    """
+    paths = [PurePosixPath(name) for name in sorted(names)]
+    here = {path.name for path in paths if len(path.parts) == 1}
+    if any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in here):
+        return
+    below = [path.parent for path in paths if path.suffix == ".safetensors" and len(path.parts) > 1]
+    shards = [path.parent for path in paths if _SHARD.fullmatch(path.name)]
+    if "adapter_config.json" in here:
+        cure = (
+            "an adapter without its model: merge the two (peft's `merge_and_unload`) and `save_pretrained` the result"
+        )
+    elif below:
+        newest = max(below, key=lambda path: [int(digits) for digits in re.findall(r"\d+", str(path))])
+        cure = f"no weights, but there are some below it: name {model.rstrip('/')}/{newest}"
+    elif shards:
+        place = f"{model.rstrip('/')}/{shards[0]}".removesuffix("/.")
+        cure = (
+            "a checkpoint of verl in shards of FSDP, which are no weights that transformers reads; merge them with "
+            f"`python -m verl.model_merger merge --backend fsdp --local_dir {place} --target_dir DIR` and name DIR"
+        )
+    else:
+        cure = "no *.safetensors file: save the model there with `save_pretrained`, its tokenizer too"
+    raise DataError(f"model {model!r}: {cure}")

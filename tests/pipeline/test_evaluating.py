@@ -1,0 +1,156 @@
+"""`ngrpo evaluate`: any model, measured under the protocol of a preset."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ngrpo.config import InitializedModel, load_config
+from ngrpo.contracts.evaluation import read_evaluation
+from ngrpo.data import initialized
+from ngrpo.errors import ConfigError, DataError
+from ngrpo_kfp.pipelines.local.measuring import REPORT, _measurement
+from ngrpo_kfp.pipelines.planning.measured_model import model_source
+from ngrpo_kfp.pipelines.planning.nodes import History, Plan
+from ngrpo_kfp.pipelines.planning.plan import make_plan
+from ngrpo_kfp.pipelines.post_training import post_training
+
+pytestmark = pytest.mark.pipeline
+PRESET = Path(__file__).with_name("small.toml")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def checkpoint(directory: Path, seed: int = 0) -> Path:
+    """A checkpoint as a trainer of transformers or TRL leaves it: the model, its tokenizer, and what only the trainer reads."""
+    directory.mkdir(parents=True)
+    initialized.write(
+        InitializedModel(kind="initialized", hidden_size=16, layers=1, seed=seed), directory, weights=True
+    )
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        (directory / name).write_bytes(b"pickle")
+    (directory / "trainer_state.json").write_text("{}")
+    return directory
+
+
+def planned(model: str) -> Plan:
+    config = load_config(PRESET)
+    pipeline = _measurement(model_source(model, config))
+    return make_plan(config, run="r", store=None, rerun_tokens={}, history=History(), pipeline=pipeline)
+
+
+# --- what is measured ---------------------------------------------------------------------------------------------------
+
+
+def test_the_data_is_that_of_a_run_and_the_key_is_that_of_the_content(tmp_path):
+    first, other = (planned(str(checkpoint(tmp_path / str(seed), seed))) for seed in (1, 2))
+    copy = planned(str(shutil.copytree(tmp_path / "1", tmp_path / "copy")))
+    run = make_plan(
+        load_config(PRESET), run="r", store=None, rerun_tokens={}, history=History(), pipeline=post_training
+    )
+    assert first["prepare_data"].key == run["prepare_data"].key, "a run of the preset has made it already"
+    keys = [plan["benchmark_evaluation"].key for plan in (first, copy, other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], r"no \*\.safetensors file: save the model there with `save_pretrained`"),
+        (["config.json", "pytorch_model.bin"], r"no \*\.safetensors file"),
+        (["adapter_config.json", "adapter_model.safetensors"], r"an adapter without its model: merge the two"),
+        (
+            [f"checkpoint-{step}/model.safetensors" for step in (9, 10)],
+            r"no weights, but there are some below it: name .*/checkpoint-10$",
+        ),
+        (
+            [f"global_step_5/actor/model_world_size_2_rank_{rank}.pt" for rank in range(2)]
+            + ["global_step_5/actor/huggingface/config.json"],
+            r"a checkpoint of verl in shards of FSDP, .*`python -m verl\.model_merger merge --backend fsdp --local_dir "
+            r".*/global_step_5/actor --target_dir DIR`",
+        ),
+        (["model_world_size_1_rank_0.pt"], r"--local_dir \S*/model --target_dir DIR`"),
+        (
+            ["actor/model_world_size_1_rank_0.pt", "actor/huggingface/model.safetensors"],
+            r"name .*/actor/huggingface$",
+        ),
+    ],
+)
+def test_what_has_no_weights_is_refused_with_the_way_to_them(tmp_path, files, said):
+    (tmp_path / "model").mkdir()
+    for name in files:
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).touch()
+    with pytest.raises(DataError, match=said):
+        model_source(str(tmp_path / "model"), load_config(PRESET))
+
+
+@pytest.mark.parametrize("model", ["org/name", "org/name@main", f"name@{COMMIT}", "", "a b", "./absent", "~/absent"])
+def test_what_is_no_model(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"name a directory \(\./name\), org/name@COMMIT of the hub, an s3:// prefix"):
+        model_source(model, load_config(PRESET))
+
+
+def test_a_model_of_the_hub_is_pinned():
+    assert model_source(f"org/name@{COMMIT}", load_config(PRESET)) == {
+        "kind": "hub",
+        "id": "org/name",
+        "revision": COMMIT,
+    }
+
+
+def test_a_model_in_object_storage(objects, tmp_path):
+    for path in checkpoint(tmp_path / "model").iterdir():
+        objects.put_file(path, f"model/{path.name}")
+    assert model_source(f"{objects.uri}/model", load_config(PRESET)) == {"kind": "hub", "id": f"{objects.uri}/model"}
+    with pytest.raises(DataError, match=r"name .*/model$"):
+        model_source(objects.uri, load_config(PRESET))
+
+
+# --- measured -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_measured_once(tmp_path):
+    model = checkpoint(tmp_path / "mine" / "checkpoint-30")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "NGRPO_"))
+    }
+
+    def evaluate() -> tuple[Path, str, float]:
+        began = time.monotonic()
+        command = ["evaluate", str(model), "--preset", str(PRESET), "--set", "evaluation.max_tokens=8"]
+        done = subprocess.run(
+            [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", *command],
+            env=environment | {"NGRPO_HOME": str(tmp_path / "outputs"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return max((tmp_path / "outputs" / "evaluations").iterdir()), done.stdout, time.monotonic() - began
+
+    directory, told, seconds = evaluate()
+    again, told_again, seconds_again = evaluate()
+    print(f"measured in {seconds:.1f} s, again in {seconds_again:.1f} s")
+    evaluation = read_evaluation(directory / "evaluation.json", "")
+    result = evaluation["models"]["trained"]["arithmetic"]
+    assert (result["n_problems"], result["n_samples"]) == (4, 2)
+    assert evaluation["models"]["warm_start"] == evaluation["models"]["trained"], "one model, which started as itself"
+    assert evaluation["protocols"]["trained"]["arithmetic"]["sampling"]["max_tokens"] == 8
+    for text in (told, told_again, (directory / REPORT).read_text()):
+        assert "under the protocol of small" in text
+        assert "mean@2" in text
+        assert f"{100 * result['mean']:.2f}" in text
+    assert again != directory
+    assert json.loads((again / "evaluation.json").read_text()) == json.loads(
+        (directory / "evaluation.json").read_text()
+    )
+    assert not (again / "logs").exists(), "nothing ran"
+    assert seconds_again < seconds / 2
+    assert not (tmp_path / "outputs" / "runs").exists(), (
+        "a measurement is no run, and the next plan is not compared with it"
+    )
