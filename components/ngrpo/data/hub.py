@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import HubSource
+from ngrpo.config.grading import Gold
 from ngrpo.data.copies import is_copy, is_read, last_part, planned
 from ngrpo.data.golds import form_in_words, form_of, gold_column
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
 from ngrpo.data.multiple_choice import with_options
 from ngrpo.data.problem import Problem
 from ngrpo.errors import DataError
-from ngrpo.grading.grader import Gold
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngrpo.grading.grader import Gold
+from ngrpo.config.grading import Gold
 
 
 @dataclass(frozen=True)
