@@ -117,6 +117,7 @@ def test_a_model_in_object_storage(objects, tmp_path):
 # --- measured -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_measured_once(tmp_path):
     model = checkpoint(tmp_path / "mine" / "checkpoint-30")
     environment = {
