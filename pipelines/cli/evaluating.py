@@ -28,6 +28,9 @@ def evaluate(
     seed: Seed = None,
 ) -> None:
     """Measure any model on a preset's benchmarks, under its protocol."""
-    from ngrpo_kfp.pipelines.local.measuring import measure
+    from ngrpo_kfp.pipelines.local import measuring
+    from ngrpo_kfp.pipelines.planning.measured_model import source_by_name
 
-    measure(read_config(chosen_preset(preset, preset_option), settings, seed), model, workspace(), terminal())
+    config = read_config(chosen_preset(preset, preset_option), settings, seed)
+    source_by_name(model)  # what is no model is refused before anything is started
+    measuring.measure(config, model, workspace(), terminal())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ngrpo.config import RunConfig
-from ngrpo.data.locations import is_bucket, is_local
+from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError, DataError, TrackingError
+from ngrpo.section import check_store
 from ngrpo_kfp.pipelines.planning.base_model import registered_source
 
 _FORMS = (
@@ -18,6 +20,7 @@ _FORMS = (
 _HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _SHARD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
 _DEEPEST = 4
+_MOST_FILES = 10_000
 
 
 def model_source(model: str, config: RunConfig) -> dict[str, Any]:
@@ -33,24 +36,51 @@ def model_source(model: str, config: RunConfig) -> dict[str, Any]:
         TrackingError: The registry has no such version, or cannot be reached.
         StoreError: The object store cannot be reached.
     """
-    if model == "champion" or model.isdecimal():
+    if _is_registered(model):
         return _registered(model, config)
+    source = source_by_name(model)
     if is_bucket(model):
         from ngrpo.storage.objects import ObjectStore
 
         _require_weights(ObjectStore(model).list(""), model)
-        return {"kind": "hub", "id": model}
-    if model and is_local(model):
-        place = Path(model).expanduser().absolute()
-        if not place.is_dir():
-            raise ConfigError(f"model {model!r}: no such directory; name {_FORMS}")
-        files = (path for depth in range(_DEEPEST) for path in place.glob("*/" * depth + "*") if path.is_file())
-        _require_weights((path.relative_to(place).as_posix() for path in files), model)
-        return {"kind": "hub", "id": str(place)}
+    return source
+
+
+def source_by_name(model: str) -> dict[str, Any]:
+    """Return a model as `model.source`, as far as that can be said without a service; see `model_source`.
+
+    Returns:
+        The source; nothing for a version of the registry, which has to be asked.
+
+    Raises:
+        ConfigError: It is no name of a model.
+        DataError: It is a directory without weights.
+    """
+    if _is_registered(model):
+        return {}
+    if is_bucket(model):
+        try:
+            return {"kind": "hub", "id": check_store(model)}
+        except ValueError as error:
+            raise ConfigError(f"model {model!r}: {error}") from error
     match = _HUB.fullmatch(model)
-    if match is None:
-        raise ConfigError(f"model {model!r}: no model; name {_FORMS}")
-    return {"kind": "hub", "id": match["id"], "revision": match["revision"]}
+    try:
+        if match is None and not Path(model).expanduser().is_dir():
+            raise ConfigError(f"model {model!r}: no model and no such directory; name {_FORMS}")
+        if match is None and not model.strip():
+            raise ConfigError(f"model {model!r}: no model; name {_FORMS}")
+    except (OSError, RuntimeError) as error:  # a name that is too long; ~somebody
+        raise ConfigError(f"model {model!r}: {error}; name {_FORMS}") from error
+    if match is not None:
+        return {"kind": "hub", "id": match["id"], "revision": match["revision"]}
+    place = Path(model).expanduser().absolute()
+    files = (path for depth in range(_DEEPEST) for path in place.glob("*/" * depth + "*") if path.is_file())
+    _require_weights((path.relative_to(place).as_posix() for path in islice(files, _MOST_FILES)), model)
+    return {"kind": "hub", "id": str(place)}
+
+
+def _is_registered(model: str) -> bool:
+    return model == "champion" or re.fullmatch("[1-9][0-9]{0,8}", model) is not None
 
 
 def _registered(model: str, config: RunConfig) -> dict[str, Any]:

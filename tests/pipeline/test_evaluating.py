@@ -89,7 +89,9 @@ def test_what_has_no_weights_is_refused_with_the_way_to_them(tmp_path, files, sa
         model_source(str(tmp_path / "model"), load_config(PRESET))
 
 
-@pytest.mark.parametrize("model", ["org/name", "org/name@main", f"name@{COMMIT}", "", "a b", "./absent", "~/absent"])
+@pytest.mark.parametrize(
+    "model", ["org/name", "org/name@main", f"name@{COMMIT}", "", "a b", "./absent", "~/absent", "x" * 300, "0"]
+)
 def test_what_is_no_model(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"name a directory \(\./name\), org/name@COMMIT of the hub, an s3:// prefix"):
@@ -115,6 +117,7 @@ def test_a_model_in_object_storage(objects, tmp_path):
 # --- measured -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_measured_once(tmp_path):
     model = checkpoint(tmp_path / "mine" / "checkpoint-30")
     environment = {

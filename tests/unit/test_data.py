@@ -431,7 +431,7 @@ def test_no_warm_start_gives_no_table(tmp_path: Path) -> None:
 
 
 def test_every_dropped_training_problem_is_counted_by_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_data, "gold_parses", lambda answer: answer != "?")
+    monkeypatch.setattr("ngrpo.grading.grader.gold_parses", lambda answer: answer != "?")
     measured = arithmetic_rows(["1+1", "2+2"])
     train = [
         *arithmetic_rows(["3+3", "4+4", "5+5"]),
@@ -530,7 +530,7 @@ def test_a_benchmark_is_never_shortened_silently(tmp_path: Path, monkeypatch: py
     broken = stage_config(tmp_path, benchmarks={"sums": repository(tmp_path / "sums", rows)})
     with pytest.raises(DataError, match=r"data\.benchmarks\.sums: problem 'sums-2' has no text or no answer"):
         prepare(broken, tmp_path)
-    monkeypatch.setattr(prepare_data, "gold_parses", lambda answer: answer != "4")
+    monkeypatch.setattr("ngrpo.grading.grader.gold_parses", lambda answer: answer != "4")
     ungradable = stage_config(tmp_path, benchmarks={"more": repository(tmp_path / "more", rows[:2])})
     counted = metrics(prepare(ungradable, tmp_path, "again"))
     assert (counted["benchmarks/more/kept"], counted["benchmarks/more/dropped/unparseable_answer"]) == (1, 1)

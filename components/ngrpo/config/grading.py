@@ -15,6 +15,8 @@ from ngrpo.section import Section, Text, refuse
 GoldForm = Literal["text", "boxed", "####", "<answer>", "regex"]
 ResponseForm = Literal["text", "boxed", "####", "<answer>", "regex", "letter"]
 Accepted = Literal["one", "any", "all"]
+Gold = str | list[str]
+"""A gold answer, or a list of those that are accepted."""
 
 
 def _one_of(names: tuple[str, ...]) -> Callable[[Any], Any]:

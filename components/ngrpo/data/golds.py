@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ngrpo.config.grading import Graded, GradingConfig
+from ngrpo.config.grading import Gold, Graded, GradingConfig
 from ngrpo.errors import DataError
 from ngrpo.grading.extraction import last
-from ngrpo.grading.grader import Gold, gold_answers
+from ngrpo.grading.grader import gold_answers
 
 _LIST_AS_TEXT = re.compile(r"""\[\s*(['"]).*\1\s*\]|\(\s*(['"]).*\2\s*,?\s*\)""", re.DOTALL)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ngrpo.grading.grader import Gold
+from ngrpo.config.grading import Gold
 
 SET, WEIGHT = "training_set", "training_set_weight"
 """Columns of the training problems where there are several sets: the set of a problem, and the weight of the set."""

@@ -10,9 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ngrpo.config.grading import BOXED, GradingConfig
+from ngrpo.config.grading import BOXED, Gold, GradingConfig
 from ngrpo.errors import DataError
-from ngrpo.grading.grader import Gold
 
 _COLUMNS = ("id", "prompt", "answer")
 

@@ -16,8 +16,8 @@ from ngrpo.contracts.sources import SOURCES, read_sources
 from ngrpo.errors import DataError
 
 if TYPE_CHECKING:
+    from ngrpo.config.grading import Gold
     from ngrpo.evaluation.benchmark import Benchmark  # pyarrow, which the planner does without
-    from ngrpo.grading.grader import Gold
 
 PARTS: Mapping[str, str] = {
     "problems": "problems or gold answers",

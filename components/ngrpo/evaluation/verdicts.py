@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from ngrpo.config.grading import Gold
 from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
-from ngrpo.grading.grader import Gold, Grader
+from ngrpo.grading.grader import Grader
 from ngrpo.grading.string_match import string_match
 
 SAMPLES = pa.schema(

@@ -17,17 +17,14 @@ from functools import cache
 from types import TracebackType
 from typing import Self
 
-from ngrpo.config.grading import GradingConfig
+from ngrpo.config.grading import Gold, GradingConfig
 from ngrpo.grading.answer_forms import canonical, several_numbers
 from ngrpo.grading.extraction import after_thought, answers_in, extract_answer, last
 from ngrpo.grading.pool import GradingPool, Request, Response
 from ngrpo.grading.several import given_answers, gives_all, too_many
 from ngrpo.grading.user_grader import UserGrader
 
-__all__ = ["Gold", "Grade", "Grader", "extract_answer", "gold_answers", "gold_parses", "gold_usable", "grade_letter"]
-
-Gold = str | list[str]
-"""A gold answer, or a list of those that are accepted."""
+__all__ = ["Grade", "Grader", "extract_answer", "gold_answers", "gold_parses", "gold_usable", "grade_letter"]
 
 _LETTER = re.compile("[A-Z]")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ngrpo.grading.grader import Gold, Grader
+from ngrpo.config.grading import Gold
+from ngrpo.grading.grader import Grader
 
 Turns = Sequence[Mapping[str, str]]
 
