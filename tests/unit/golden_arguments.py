@@ -47,7 +47,7 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout import configured_engine
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import build_mixer, configured_end_marker
-from ngrpo.rollout.configured_strategy import load_strategy
+from ngrpo.rollout.configured_strategy import load_strategy, source_of
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages import benchmark_evaluation
@@ -289,7 +289,7 @@ def _seen(engine: Any) -> dict[str, Any]:
 
 def described(strategy: Strategy) -> dict[str, Any]:
     """Return the name and the settings of a strategy."""
-    return {"name": type(strategy).__name__.lower()} | StrategySource.of(strategy).options
+    return {"name": type(strategy).__name__.lower()} | source_of(strategy).options
 
 
 def _ends_mixing(marker: EndMarker | None) -> list[int]:

@@ -283,18 +283,30 @@ def test_lists_of_gold_answers(tmp_path):
         (
             [["3", "9"]],
             {},
-            r"column 'answer': row 0 holds a list of 2 answers where one is expected: set grading.accepted",
+            r"row 0, column 'answer' holds a list of 2 answers where one is expected: set grading.accepted",
         ),
-        (["1", "['3', '9']"], {}, r"row 1 holds a list that was turned into text \(\['3', '9'\]\): store one answer"),
-        (["['3', '9']"], {"accepted": "any"}, r"row 0 holds a list that was turned into text .*: write it as JSON"),
-        ([["3", None]], {"accepted": "all"}, r"row 0, answer 1 of its list, is empty"),
-        ([[["3"]]], {"accepted": "all"}, r"row 0, answer 0 of its list, is no text and no number but a list"),
+        (
+            ["1", "['3', '9']"],
+            {},
+            r"row 1, column 'answer' holds a list that was turned into text \(\['3', '9'\]\): store one answer",
+        ),
+        (
+            ["['3', '9']"],
+            {"accepted": "any"},
+            r"row 0, column 'answer' holds a list that was turned into text .*: write it as JSON",
+        ),
+        ([["3", None]], {"accepted": "all"}, r"row 0, column 'answer', answer 1 of its list, is empty"),
+        (
+            [[["3"]]],
+            {"accepted": "all"},
+            r"row 0, column 'answer', answer 0 of its list, is no text and no number but a list",
+        ),
         (["5"], {"gold": "####"}, r"answer_column='answer' holds no answer behind #### in any of its 1 rows"),
         ([[]], {"accepted": "any"}, r"holds no answer in any of its 1 rows"),
         (
             ["a" * 60],
             {"gold": "regex", "gold_pattern": "(a|aa)+$b"},
-            r"row 0: no verdict within 5 s; write grading.gold_pattern",
+            r"row 0, column 'answer': no verdict within 5 s; write grading.gold_pattern",
         ),
     ],
 )

@@ -239,7 +239,9 @@ def test_numbers_of_a_data_set_are_texts_and_what_is_no_text_is_refused_with_its
     rows = [{"problem": "a", "answer": 5.0}, {"problem": "b", "answer": None}, {"problem": "c", "answer": float("nan")}]
     assert [problem.answer for problem in load_problems(repository(tmp_path / "numbers", rows))] == ["5", "", ""]
     lists = repository(tmp_path / "lists", [{"problem": "a", "answer": ["3", "9"]}])
-    with pytest.raises(DataError, match=r"lists', row 0, column 'answer' holds a list of 2 values, no text"):
+    with pytest.raises(
+        DataError, match=r"lists', row 0, column 'answer' holds a list of 2 answers where one is expected"
+    ):
         load_problems(lists)
 
 
@@ -320,7 +322,7 @@ def test_the_hub_is_asked_for_the_pinned_commit(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     load_problems(HubSource(kind="hub", id="org/math", revision=COMMIT, split="test", subset="hard"))
-    assert asked == {"path": "org/math", "revision": COMMIT, "split": "test", "name": "hard"}
+    assert asked == {"path": "org/math", "revision": COMMIT, "split": "test", "name": "hard", "streaming": False}
 
 
 def test_without_a_network_the_error_is_one_line_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def jsonl(answer) -> bytes:
 ROW = r"row 2, column 'answer' holds "
 BAD = {
     # not text
-    "list.jsonl": (jsonl(["3", "9"]), ROW + "a list of 2 values, no text"),
+    "list.jsonl": (jsonl(["3", "9"]), ROW + "a list of 2 answers where one is expected"),
     "true.jsonl": (jsonl(True), ROW + "true, no text"),
     "object.jsonl": (jsonl({"value": 3}), ROW + r"an object \(value\), no text"),
     "infinite.jsonl": (jsonl(float("inf")), ROW + "an infinite number"),
@@ -109,7 +109,7 @@ BAD = {
     ),
     "time.parquet": (parquet(question=["a"], answer=[datetime(2024, 5, 1)]), "holds a datetime"),
     "bytes.parquet": (parquet(question=["a"], answer=[b"5"]), r"holds raw bytes \(1\)"),
-    "lists.parquet": (parquet(question=["a"], answer=[["3", "9"]]), "holds a list of 2 values"),
+    "lists.parquet": (parquet(question=["a"], answer=[["3", "9"]]), "holds a list of 2 answers"),
     "structs.parquet": (parquet(question=["a"], answer=[{"x": 1}]), r"holds an object \(x\)"),
     # no table
     "empty.csv": (b"", "empty.csv': no rows"),

@@ -56,7 +56,7 @@ def test_it_fits_into_eighty_columns(capsys, monkeypatch, arguments):
     lines = printed(capsys, *arguments).splitlines()
     assert len(lines) > 3
     # Titles are not wrapped: they are paths.
-    titles = {line for line in lines if line.startswith(("data.train, ", "cluster.tolerations"))}
+    titles = {line for line in lines if line.startswith(("data.train, ", "data.train.grading", "cluster.tolerations"))}
     assert max(len(line) for line in lines if line not in titles) <= 80
 
 
@@ -163,5 +163,5 @@ def test_the_fields_of_a_table_are_found_by_the_path_of_an_error(path, field):
 
 
 def test_a_kind_has_its_own_fields():
-    assert "split" not in fields_at(RunConfig, ("data", "train", "arithmetic"))
+    assert "split" not in fields_at(RunConfig, ("data", "warm_start", "arithmetic"))
     assert fields_at(RunConfig, ("nowhere", "at", "all")) == []

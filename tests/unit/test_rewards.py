@@ -133,9 +133,7 @@ def test_what_a_preset_may_not_name_is_said_in_one_line(preset, table, said):
 
 
 def test_the_names_that_trl_has_are_refused_with_ours():
-    with pytest.raises(
-        ConfigError, match=r"training\.reward_funcs: unknown setting .* it is called training\.rewards$"
-    ):
+    with pytest.raises(ConfigError, match=r"training\.reward_funcs: unknown setting .* here: training\.rewards$"):
         load_config(TINY, ["training.reward_funcs=1"])
 
 

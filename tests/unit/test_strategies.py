@@ -14,7 +14,7 @@ from ngrpo.config.mixing import MixingConfig
 from ngrpo.errors import ConfigError, UserCodeError
 from ngrpo.mixing.strategies import READY, Gaussian, Neighbor, Token
 from ngrpo.mixing.strategy import Decision, Step, Strategy, StrategySource
-from ngrpo.rollout.configured_strategy import load_strategy, strategy_source
+from ngrpo.rollout.configured_strategy import load_strategy, source_of, strategy_source
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.strategy_trial import try_strategy
 from ngrpo.rollout.transformers_engine import TransformersEngine
@@ -275,7 +275,7 @@ def test_a_strategy_that_is_mixed_at_every_step_and_draws_noise_replays(model):
 
 def test_another_process_makes_the_same_strategy():
     for strategy in (Neighbor(3), Gaussian(0.25), Token(), GumbelSoftThinking(4, 1.0)):
-        source = json.loads(json.dumps(dataclasses.asdict(StrategySource.of(strategy))))
+        source = json.loads(json.dumps(dataclasses.asdict(source_of(strategy))))
         assert load_strategy(StrategySource(**source)) == strategy
 
 

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase, TrainerState
 from ngrpo.checking.findings import Finding, refused
 from ngrpo.checking.samples import in_words
 from ngrpo.config import RunConfig
-from ngrpo.config.grading import GradingConfig
+from ngrpo.config.grading import Gold, GradingConfig
 from ngrpo.data.chat import Turns
 from ngrpo.data.problem import Problem
 from ngrpo.errors import NGRPOError
-from ngrpo.grading.grader import Gold, Grader
+from ngrpo.grading.grader import Grader
 from ngrpo.training.configured_rewards import configured_rewards
 from ngrpo.training.rewards import CorrectnessReward
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from ngrpo.checking.findings import Examination, Finding, Level
 from ngrpo.checking.places import sources
 from ngrpo.config import RunConfig, Source
+from ngrpo.config.grading import Gold
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import first_problems
-from ngrpo.grading.grader import Gold, gold_usable
+from ngrpo.grading.grader import gold_usable
 
 ROWS = 5
 """Rows that are looked at, of each source."""

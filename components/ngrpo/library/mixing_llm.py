@@ -12,7 +12,7 @@ from vllm import LLM, RequestOutput, SamplingParams
 from ngrpo.errors import ConfigError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import collate
-from ngrpo.mixing.strategy import StrategySource
+from ngrpo.rollout.configured_strategy import source_of
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.rollout.slots import RequestSettings
@@ -88,7 +88,7 @@ class MixingLLM(LLM):
         tensors |= {} if mixer.end_marker is None else {"transitions": mixer.end_marker.transitions}
         with shared_tensors(tensors) as path:
             self.collective_rpc("mixing_load_index", args=(path,))
-        source = mixer.source or StrategySource.of(mixer.strategy)
+        source = mixer.source or source_of(mixer.strategy)
         self.collective_rpc("mixing_load_strategy", args=(_STRATEGY, asdict(source)))
 
     def generate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -89,11 +89,3 @@ class StrategySource:
     function: str
     options: dict[str, Any] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, strategy: Strategy) -> StrategySource:
-        """Return the source of a strategy whose class is a dataclass and can be imported."""
-        kind = type(strategy)
-        own = fields(strategy)  # type: ignore[arg-type]
-        options = {each.name: getattr(strategy, each.name) for each in own if each.init}
-        return cls(f"{kind.__module__}:{kind.__qualname__}", options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ def strategy_source(config: MixingConfig) -> StrategySource:
         if named and parameter.default is parameter.empty and name not in options:
             raise ConfigError(f"mixing.options.{name}: is missing; {config.strategy} needs it")
     return StrategySource(config.strategy, options, code)
+
+
+def source_of(strategy: Strategy) -> StrategySource:
+    """Return the source of a strategy whose class is a dataclass, and is a ready one or can be imported."""
+    kind = type(strategy)
+    own = fields(strategy)  # type: ignore[arg-type]
+    options = {each.name: getattr(strategy, each.name) for each in own if each.init}
+    ready = next((name for name, one in READY.items() if one is kind), None)
+    return StrategySource(ready or f"{kind.__module__}:{kind.__qualname__}", options)
 
 
 def load_strategy(source: StrategySource) -> Strategy:

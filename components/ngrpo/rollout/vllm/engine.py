@@ -19,7 +19,8 @@ from ngrpo.environment import environment
 from ngrpo.errors import ConfigError, EngineError
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import RolloutRecords
-from ngrpo.mixing.strategy import Strategy, StrategySource
+from ngrpo.mixing.strategy import Strategy
+from ngrpo.rollout.configured_strategy import source_of
 from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.slots import RequestSettings
 from ngrpo.rollout.vllm.backend import rewrites_classes
@@ -258,7 +259,7 @@ class VLLMEngine:
         if self._in_process:
             self._rpc("mixing_add_strategy", number, strategy)
         else:
-            self._rpc("mixing_load_strategy", number, asdict(mixer.source or StrategySource.of(strategy)))
+            self._rpc("mixing_load_strategy", number, asdict(mixer.source or source_of(strategy)))
         self._strategies.append(strategy)
         return number
 
