@@ -54,9 +54,9 @@ def results(config, tmp_path_factory):
     start, generate = transformers_engine.TransformersEngine.__init__, transformers_engine.TransformersEngine.generate
     train = warm_start.WarmStartTrainer.train
 
-    def started(self, model, ends, *rest):
+    def started(self, model, ends, *rest, **more):
         seen["ends"].add(tuple(ends))
-        start(self, model, ends, *rest)
+        start(self, model, ends, *rest, **more)
 
     def generated(self, prompts, *rest):
         seen["prompts"] |= {tuple(prompt) for prompt in prompts}

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_plan import BASE, Store
+from transformers import LlamaConfig
 
 from ngrpo.config import HubModel, HubSource, PrepareDataConfig, load_config, select, validate
 from ngrpo.data.hub import load
@@ -48,7 +49,17 @@ def place(tmp_path):
     """Local copies: 300 problems to learn from, a benchmark, and a base model's tokenizer."""
     write(tmp_path / "math" / "train.jsonl", rows(300))
     write(tmp_path / "exam" / "test.jsonl", [{"problem": f"what is {a}-1?", "answer": f"{a - 1}"} for a in range(2, 9)])
-    word_tokenizer().save_pretrained(tmp_path / "model")
+    tokenizer = word_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16_384,
+        eos_token_id=tokenizer.eos_token_id,
+    ).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
     return tmp_path
 
