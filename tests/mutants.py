@@ -79,24 +79,27 @@ _RECORDS = "components/ngrpo/mixing/records.py"
 _CONTAMINATION = "components/ngrpo/data/contamination.py"
 _KEYS = "components/ngrpo/stages/keys.py"
 
-_TEN = """        top_p=rollout.top_p,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler,
-        adam_beta2=settings.adam_beta2,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        beta=settings.kl_coefficient,
-        epsilon=settings.clip_epsilon,
-        loss_type=settings.loss_type,
-        importance_sampling_level=settings.importance_sampling_level,
+_TEN = """        "top_p": rollout.top_p,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": _schedule(settings),
+        "warmup_steps": round(settings.warmup_ratio * settings.steps),
+        "adam_beta2": settings.adam_beta2,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "beta": settings.kl_coefficient,
+        "use_bias_correction_kl": settings.use_bias_correction_kl,
+        "epsilon": settings.clip_epsilon,
+        "epsilon_high": settings.epsilon_high,
+        "delta": settings.delta,
+        "loss_type": settings.loss_type,
+        "scale_rewards": settings.scale_rewards,
 """
 
 
 def _dropped(file: str, line: str) -> Mutant:
     """A setting that no longer reaches TRL."""
-    return Mutant(
-        f"argument {line.partition('=')[0]} of {Path(file).stem}", file, f"        {line},\n", "", (ARGUMENTS,)
-    )
+    name, _, value = line.partition("=")
+    return Mutant(f"argument {name} of {Path(file).stem}", file, f'        "{name}": {value},\n', "", (ARGUMENTS,))
 
 
 MUTANTS = (
@@ -233,7 +236,7 @@ MUTANTS = (
                 "[weights, prompts, config.seed,",
                 "[weights, config.seed,",
             ),
-            ("dtype", WAYS, "evaluation.engine, config.model.dtype]", "evaluation.engine]"),
+            ("dtype", WAYS, "        config.model.dtype,\n    ]\n", "    ]\n"),
             (
                 "generator",
                 f"{MEASURING}::test_samples_of_another_generator_are_not_reused",
@@ -260,7 +263,12 @@ MUTANTS = (
                 '[evaluation.mixing.model_dump(mode="json"), config.neighbors.candidates]',
                 '[evaluation.mixing.model_dump(mode="json")]',
             ),
-            ("temperature", SETTINGS, "sampling = [evaluation.temperature, ", "sampling = ["),
+            (
+                "temperature",
+                SETTINGS,
+                "        evaluation.temperature,\n        evaluation.top_p,\n",
+                "        evaluation.top_p,\n",
+            ),
         )
     ),
     # The gate of promotion.
@@ -327,23 +335,23 @@ MUTANTS = (
     # Verdicts.
     Mutant(
         "letter inside the thought",
-        "components/ngrpo/grading/grader.py",
-        "_LETTER.findall(text.rpartition(_END_OF_THOUGHT)[2])",
-        "_LETTER.findall(text)",
+        "components/ngrpo/grading/extraction.py",
+        "    return text.rpartition(_END_OF_THOUGHT)[2]\n",
+        "    return text\n",
         (LETTERS,),
     ),
     Mutant(
         "letter: the first one counts",
-        "components/ngrpo/grading/grader.py",
-        "Grade(lines[-1] == gold, lines[-1], None)",
-        "Grade(lines[0] == gold, lines[0], None)",
+        "components/ngrpo/grading/extraction.py",
+        "    return answers[-1] or None if answers else None\n",
+        "    return answers[0] or None if answers else None\n",
         (LETTERS,),
     ),
     Mutant(
         "box inside the thought",
-        "components/ngrpo/grading/grader.py",
-        "    text = text.rpartition(_END_OF_THOUGHT)[2]\n",
-        "",
+        "components/ngrpo/grading/extraction.py",
+        "    return text.rpartition(_END_OF_THOUGHT)[2]\n",
+        "    return text\n",
         ("tests/unit/test_grading.py",),
     ),
     # Artifacts.
