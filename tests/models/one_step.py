@@ -20,6 +20,7 @@ from ngrpo.data.embedding import load_embedding
 from ngrpo.data.model_class import auto_class
 from ngrpo.data.models import examine, usable_tokens
 from ngrpo.mixing.mixer import Mixer
+from ngrpo.mixing.strategies import Neighbor
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.engine import Sampling
@@ -152,7 +153,7 @@ def _arguments(root: Path) -> GRPOConfig:
 
 
 def _mixer(index: NeighborIndex) -> Mixer:
-    return Mixer("neighbor", 0.4, 3, index.neighbors, index.eligible, index.version)
+    return Mixer(Neighbor(3), 0.4, index.neighbors, index.eligible, index.version)
 
 
 def _compare_scores(trainer: NGRPOTrainer, scored: list[float]) -> None:
