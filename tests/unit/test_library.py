@@ -293,6 +293,21 @@ def test_use_vllm_is_our_engine_on_vllm():
     assert type(plain) is GRPOConfig
 
 
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_rollouts_are_computed_as_the_policy_is(here, tmp_path, monkeypatch, bf16, dtype):
+    """Else policy and rollouts would differ by the rounding; vLLM gets weights by the names of their files."""
+    made = {}
+    monkeypatch.setattr("ngrpo.library.trainer.start_engine", lambda *_, **settings: made.update(settings))
+    monkeypatch.setattr("ngrpo.rollout.vllm.engine.VLLMEngine", lambda *_, **settings: made.update(settings))
+    for engine in ("transformers", "vllm"):
+        made.clear()
+        trained = trainer(tmp_path / engine, MODEL, bf16=bf16, engine=engine)
+        trained._start_engine(trained.model)
+        assert made["dtype"] == dtype
+    names = {name for name, _ in made["as_saved"](trained.model.named_parameters())}
+    assert names >= load_file(Path(MODEL) / "model.safetensors").keys()
+
+
 @pytest.mark.parametrize("name", ["peft_config", "quantization_config", "tools", "rollout_func", "environment_factory"])
 def test_what_the_trainer_cannot_do_is_refused(name):
     with pytest.raises(ConfigError, match=rf"^NGRPOTrainer\.{name}: [^\n]*$"):

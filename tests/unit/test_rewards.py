@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,20 @@ def test_what_a_preset_may_not_name_is_said_in_one_line(preset, table, said):
 def test_the_names_that_trl_has_are_refused_with_ours():
     with pytest.raises(ConfigError, match=r"training\.reward_funcs: unknown setting .* here: training\.rewards$"):
         load_config(TINY, ["training.reward_funcs=1"])
+
+
+@pytest.mark.parametrize("name", ["letter", "exact", "regex", "json"])
+def test_a_reward_that_knows_one_gold_answer_is_refused_where_there_are_several(preset, tmp_path, name):
+    (tmp_path / "own.jsonl").write_text('{"problem": "1+1?", "answer": ["2", "two"]}\n')
+    source = {"kind": "files", "path": str(tmp_path / "own.jsonl"), "grading": {"accepted": "any"}}
+    options = "options.pattern = 'x'" if name == "regex" else ""
+    preset(f"[training.rewards.{name}]\n{options}\n[training.rewards.correctness]")
+    with pytest.raises(ConfigError) as failure:
+        load_config(tmp_path / "mine.toml", [f"data.train={json.dumps(source)}"])
+    assert str(failure.value) == (
+        f"training.rewards.{name}: {name} knows one gold answer, but data.train.grading.accepted='any' gives lists: name correctness, or a "
+        "function of yours"
+    )
 
 
 def test_all_code_of_a_run_is_limited(preset):

@@ -100,15 +100,7 @@ def check_prompt_lengths(spelling: Spelling) -> Iterator[Finding]:
     for prompts in spelling.prompts:
         if not is_training(prompts.subject):
             continue
-        lengths = spelling.lengths.prompts(prompts.turns)
-        long = [length for length in lengths if length > limit]
-        if long:
-            yield Finding(
-                "error" if len(long) == len(lengths) else "warning",
-                "data.max_prompt_tokens",
-                f"{len(long)} of {len(lengths)} prompts are longer than {limit} tokens, up to {max(long)}, and will be dropped",
-                "raise it",
-            )
+        yield from _too_long("prompts", spelling.lengths.prompts(prompts.turns), "data.max_prompt_tokens", limit)
 
 
 def check_room(spelling: Spelling) -> Iterator[Finding]:
@@ -146,15 +138,19 @@ def check_examples(spelling: Spelling) -> Iterator[Finding]:
         except DataError as error:
             yield refused(prompts.subject, error)
             continue
-        limit, lengths = spelling.config.warm_start.max_tokens, spelling.lengths.conversations(whole)
-        long = [length for length in lengths if length > limit]
-        if long:
-            yield Finding(
-                "error" if len(long) == len(lengths) else "warning",
-                "warm_start.max_tokens",
-                f"{len(long)} of {len(lengths)} examples are longer than {limit} tokens, up to {max(long)}, and will be dropped",
-                "raise it",
-            )
+        limit = spelling.config.warm_start.max_tokens
+        yield from _too_long("examples", spelling.lengths.conversations(whole), "warm_start.max_tokens", limit)
+
+
+def _too_long(what: str, lengths: Sequence[int], setting: str, limit: int) -> Iterator[Finding]:
+    long = [length for length in lengths if length > limit]
+    if long:
+        yield Finding(
+            "error" if len(long) == len(lengths) else "warning",
+            setting,
+            f"{len(long)} of {len(lengths)} {what} are longer than {limit} tokens, up to {max(long)}, and will be dropped",
+            "raise it",
+        )
 
 
 def check_mixing(spelling: Spelling) -> Iterator[Finding]:

@@ -138,6 +138,9 @@ READY: Mapping[str, type[Section]] = {
 }
 """Options of each ready reward."""
 
+OF_ONE_ANSWER = ("letter", "exact", "regex", "json")
+"""Ready rewards that look at the gold answer themselves, and know one."""
+
 
 class RewardConfig(UserCode):
     """One reward: a ready one, or a function of the user's with the signature that TRL has for rewards."""

@@ -13,6 +13,7 @@ from ngrpo.config.code import references
 from ngrpo.config.grading import GradingConfig
 from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.passed_on import GRPO, SFT, VLLM
+from ngrpo.config.rewards import OF_ONE_ANSWER
 from ngrpo.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -157,6 +158,8 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
     if characters > LARGEST_CODE:
         yield f"{', '.join(codes)}: together {TOO_LARGE}"
     selection = training.selection if training else None
+    if data and training:
+        yield from _several_gold_answers(data, training)
     if data:
         for name, source in data.training_sets().items():
             first, other = next(iter(data.training_sets().items()))
@@ -191,6 +194,19 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
             f"promotion.statistic={promotion.statistic!r} needs more than evaluation.samples={evaluation.samples}: "
             "lower K or raise evaluation.samples"
         )
+
+
+def _several_gold_answers(data: DataConfig, training: TrainingConfig) -> Iterator[str]:
+    """Yield which ready rewards would be given lists of gold answers, which they do not know."""
+    for setting, source in data.training_sets().items():
+        if source.grading.accepted == "one":
+            continue
+        for name, reward in training.rewards.items():
+            if reward.function in OF_ONE_ANSWER:
+                yield (
+                    f"training.rewards.{name}: {reward.function} knows one gold answer, but data.{setting}.grading.accepted="
+                    f"{source.grading.accepted!r} gives lists: name correctness, or a function of yours"
+                )
 
 
 def _long_buffers(training: TrainingConfig, rollout: RolloutConfig) -> Iterator[str]:

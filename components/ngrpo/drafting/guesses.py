@@ -81,9 +81,10 @@ def guess_columns(
 def answer_form(answers: Sequence[str]) -> Form:
     r"""Return the form of a table's gold answers: `#### 5` at the end of a solution, `\boxed{5}` somewhere in it, or plain."""
     told = [answer for answer in answers if answer.strip()]
-    for form, sign in (("hashes", "####"), ("boxed", r"\boxed{")):
+    signs: Mapping[Form, str] = {"hashes": "####", "boxed": r"\boxed{"}
+    for form, sign in signs.items():
         if told and sum(sign in answer for answer in told) >= _ENOUGH * len(told):
-            return form  # type: ignore[return-value]  # mypy takes the names in a tuple for any text
+            return form
     return "plain"
 
 

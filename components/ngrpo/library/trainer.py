@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import configured_end_marker
 from ngrpo.rollout.engine import RolloutEngine
-from ngrpo.rollout.loading import end_of_sequence_ids
+from ngrpo.rollout.loading import end_of_sequence_ids, weights_as_saved
 from ngrpo.training import ngrpo_trainer
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import RolloutBatch
@@ -171,6 +172,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
 
     def _start_engine(self, model: PreTrainedModel) -> RolloutEngine:
         args = self.args
+        dtype = "bfloat16" if args.bf16 else str(model.dtype).removeprefix("torch.")
         if args.engine == "transformers":
             return start_engine(
                 RolloutConfig(max_tokens=args.max_completion_length, batch_size=args.rollout_batch_size),
@@ -178,7 +180,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
                 directory=self._files(model) if isinstance(model, FSDPModule) else Path(),
                 tokenizer=self._tokenizer,
                 chats=(),
-                dtype="float32",
+                dtype=dtype,
             )
         from ngrpo.rollout.vllm.engine import VLLMEngine
 
@@ -186,9 +188,10 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             return VLLMEngine(
                 directory,
                 end_of_sequence_ids(model, self._tokenizer),
+                as_saved=partial(weights_as_saved, model),
                 max_length=args.vllm_max_model_length or self._longest_prompt() + args.max_completion_length,
                 batch_size=args.rollout_batch_size,
-                dtype="bfloat16" if args.bf16 else str(model.dtype).removeprefix("torch."),
+                dtype=dtype,
                 tensor_parallel_size=args.vllm_tensor_parallel_size,
                 gpu_memory_utilization=args.vllm_gpu_memory_utilization,
             )

@@ -84,7 +84,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     rollout_log.write(output)
     for name, reward in config.training.rewards.items():
         write_code(reward.code, output / "code" / name)
-    write_code(config.train_grading.compare.code, output / "code" / "grading")
+    write_code(config.train_grading.compare.code, output / "code" / "data.train.grading")
     if config.mixing.reference is not None:
         write_code(config.mixing.reference.code, output / "code" / "mixing.strategy")
     examples = example_neighbors(trained.index, tokenizer)
