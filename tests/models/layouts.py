@@ -118,7 +118,9 @@ LAYOUTS: dict[str, Layout] = {
     "phi": Layout("PhiConfig", _NO_GROUPS),
     "phi3": Layout("Phi3Config", {}),
     "olmo2": Layout("Olmo2Config", {}),
-    "gpt_neox": Layout("GPTNeoXConfig", {}),
+    "gpt_neox": Layout(
+        "GPTNeoXConfig", _NO_GROUPS
+    ),  # vLLM would take heads of groups from a setting that the class ignores
     "gpt2": Layout("GPT2Config", {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "smollm3": Layout("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "glm": Layout("GlmConfig", {"head_dim": 32}),
