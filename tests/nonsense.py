@@ -117,10 +117,14 @@ def base(name: str) -> dict[str, Any]:
     return load_config(PRESETS / f"{name}.toml", BASES[name]).model_dump(mode="json")
 
 
-def wrong_settings(name: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield settings that must be refused: where in the tree of a base, and the value there."""
+Seen = set[tuple[type[BaseModel], str]]
+"""Fields of sections that were tried."""
+
+
+def wrong_settings(name: str, seen: Seen | None = None) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield settings that must be refused: where in the tree of a base, and the value there; of fields that were seen, none."""
     config = load_config(PRESETS / f"{name}.toml", BASES[name])
-    yield from _of_model(config, RunConfig, ())
+    yield from _of_model(config, RunConfig, (), seen)
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -133,34 +137,47 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, An
     return changed
 
 
-def _of_model(model: BaseModel, kind: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _of_model(
+    model: BaseModel, kind: type[BaseModel], path: tuple[str, ...], seen: Seen | None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     schema = kind.model_json_schema()
-    yield (*path, "no_such_setting"), 1
+    if _is_new(seen, kind, ""):
+        yield (*path, "no_such_setting"), 1
     for name, field in schema["properties"].items():
         if name == "kind":
             continue
         value, here = getattr(model, name), (*path, name)
-        yield from (
-            (here, wrong) for wrong in _wrong(name, field, schema.get("$defs", {}), name in schema.get("required", ()))
-        )
-        yield from _below(value, here, field, schema.get("$defs", {}))
+        required = name in schema.get("required", ())
+        if _is_new(seen, kind, name):
+            yield from ((here, wrong) for wrong in _wrong(name, field, schema.get("$defs", {}), required))
+        yield from _below(value, here, field, schema.get("$defs", {}), seen)
 
 
-def _below(value: Any, path: tuple[str, ...], field: dict[str, Any], defs: dict[str, Any]) -> Iterator[Any]:
+def _is_new(seen: Seen | None, kind: type[BaseModel], name: str) -> bool:
+    if seen is None:
+        return True
+    new = (kind, name) not in seen
+    seen.add((kind, name))
+    return new
+
+
+def _below(
+    value: Any, path: tuple[str, ...], field: dict[str, Any], defs: dict[str, Any], seen: Seen | None
+) -> Iterator[Any]:
     """Yield wrong settings inside a value: of sections, and of the values of a table."""
     if isinstance(value, BaseModel):
-        yield from _of_model(value, type(value), path)
+        yield from _of_model(value, type(value), path, seen)
     elif isinstance(value, dict):
         table = _kinds(field, defs)["object"]
         inner = next(iter(table.get("patternProperties", {}).values()), None) or table["additionalProperties"]
         for key, item in value.items():
             if not isinstance(item, BaseModel):
                 yield from (((*path, key), wrong) for wrong in _wrong(path[-1], inner, defs, True))
-            yield from _below(item, (*path, key), inner, defs)
+            yield from _below(item, (*path, key), inner, defs, seen)
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             if isinstance(item, BaseModel):
-                yield from _of_model(item, type(item), (*path, str(index)))
+                yield from _of_model(item, type(item), (*path, str(index)), seen)
 
 
 def _kinds(field: dict[str, Any], defs: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -330,11 +330,11 @@ def test_a_run_starts_from_the_champion_of_the_embedded_registry(house):
     house.write_stage("model_promotion", CROWNING)
     house.ngrpo("run")
     house.ran()
-    house.ngrpo("run", "--base", "champion")
-    assert sorted(house.ran()) == sorted(STAGES)
+    house.write_stage("sft_warm_start", "raise ValueError('far enough')")
+    house.ngrpo("run", "--base", "champion", code=2)
+    assert "prepare_data" in house.ran()
     config = json.loads((house.last_run / "config.json").read_text())
     assert config["model"]["source"]["kind"] == "registered"
     assert config["model"]["source"]["version"] == 1
     assert config["warm_start"]["steps"] == 0
-    plan = house.ngrpo("plan", "--base", "champion").stdout
-    assert plan.count("│ cached │") == len(CACHEABLE), "of the same champion everything is there"
+    assert "│ cached │" in house.ngrpo("plan", "--base", "champion").stdout, "of the same champion it is there"
