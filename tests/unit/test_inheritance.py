@@ -73,6 +73,16 @@ def test_a_table_of_another_kind_replaces(tmp_path):
     assert (held_out.size, held_out.fold) == (9, "held_out"), "of the same kind: merged"
 
 
+def test_several_training_sets_replace_one_and_one_replaces_several(tmp_path):
+    sums = 'kind = "arithmetic"\nsize = 9\nfold = "train"\n'
+    several = write(tmp_path, "several", f'extends = "tiny"\n[data.train.easy]\n{sums}[data.train.hard]\n{sums}')
+    assert list(read(several).data.train) == ["easy", "hard"]
+    more = write(tmp_path, "more", f'extends = "several.toml"\n[data.train.hard]\nsize = 8\n[data.train.other]\n{sums}')
+    assert {name: each.size for name, each in read(more).data.train.items()} == {"easy": 9, "hard": 8, "other": 9}
+    one = write(tmp_path, "one", f'extends = "several.toml"\n[data.train]\n{sums}')
+    assert read(one).data.train.size == 9
+
+
 def test_false_removes_an_inherited_table(tmp_path):
     mine = write(
         tmp_path,

@@ -61,7 +61,8 @@ class MixingConfig(Section):
             try:
                 StrategyCode.model_validate({"function": strategy})
             except ValidationError as error:
-                raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+                said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(said.removeprefix(f"function={strategy!r}: ")) from error
         raise ValueError(
             "'neighbor', 'token' or 'gaussian', or a class of your own: file.py:NAME or package.module:NAME"
         )

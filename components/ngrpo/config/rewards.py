@@ -158,7 +158,9 @@ class RewardConfig(UserCode):
             self.ready_options()
         for name in self.options:
             if name in RESERVED:
-                raise ValueError(f"options.{name}: TRL passes {name} to every reward: rename the argument")
+                raise ValueError(
+                    f"options.{name}={self.options[name]!r}: TRL passes {name} to every reward: rename the argument"
+                )
         return self
 
     def ready_options(self) -> Any:
@@ -191,7 +193,8 @@ def _explain(function: str, error: Any, known: list[str]) -> str:
         name = str(error["loc"][-1])
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{path}: no option of {function}, which has {', '.join(known) or 'none'}{hint}"
+        return f"{path}={error['input']!r}: no option of {function}, which has {', '.join(known) or 'none'}{hint}"
     if error["type"] == "missing":
         return f"{path}: missing; {function} needs it"
-    return f"{path}: {error['msg'].removeprefix('Value error, ')}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{path}.{message}" if len(error["loc"]) == 0 else f"{path}={error['input']!r}: {message}"

@@ -123,7 +123,7 @@ class HubFiles(Section):
     def _pinned(self) -> Self:
         if self.revision is None and self.digest is None and not is_bucket(self.id) and not is_path(self.id):
             raise ValueError(
-                f"revision is missing: name the commit of {self.id!r} on the hub; a local directory is written as a path, ./{self.id}"
+                f"revision: missing; name the commit of {self.id!r} on the hub; a local directory is written as a path, ./{self.id}"
             )
         return self
 
