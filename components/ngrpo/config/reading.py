@@ -236,6 +236,8 @@ def _explain(item: Any, section: type[Section]) -> list[str]:
         return [f"{path}: missing; this setting has no default"]
     if item["type"] in _NOT_A_TABLE:
         return [f"{path}: Input should be a table{value}"]
+    if item["type"] == "tuple_type":
+        return [f"{path}: Input should be a list{value}"]
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return [f"{path}.kind: {_of_no_kind(item, kinds_at(section, location))}"]
     if item["type"] == "value_error" and isinstance(item["input"], Mapping | Section):

@@ -11,7 +11,7 @@ import regex
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from ngrpo.config.code import UserCode
-from ngrpo.section import Flag, Line, Section, Text, Tokens, number
+from ngrpo.section import Flag, Line, NonEmpty, Section, Tokens, number
 
 RESERVED = frozenset(
     {
@@ -100,7 +100,7 @@ class ExactOptions(Section):
 class RegexOptions(Section):
     """Options of `regex`."""
 
-    pattern: Annotated[Text, Field(min_length=1), AfterValidator(_check_pattern)]
+    pattern: Annotated[NonEmpty, AfterValidator(_check_pattern)]
     """Regular expression that is looked for in the response. If it has a group `(?P<answer>...)`, what that group holds at the last place
     must be the gold answer; without, it is enough that the expression is found."""
 
