@@ -84,7 +84,13 @@ def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
 def test_the_best_checkpoint_by_validation_is_the_result_and_the_users_code_stays_beside_it(inputs, tmp_path):
     root = directory(inputs, tmp_path / "run", selection=SELECTION, steps=10)
     mixing = json.loads(own_mixing(tmp_path, end_marker="stop").model_dump_json())
-    (root / "config.json").write_text(json.dumps(json.loads((root / "config.json").read_text()) | {"mixing": mixing}))
+    graders = {name: f"def grade(response, answer): return '{name}' in response\n" for name in ("train", "selection")}
+    gradings = {
+        f"{name}_grading": {"compare": {"function": "graders.py:grade", "code": {"graders.py": code}}}
+        for name, code in graders.items()
+    }
+    changed = json.loads((root / "config.json").read_text()) | {"mixing": mixing} | gradings
+    (root / "config.json").write_text(json.dumps(changed))
     (root / "scores.json").write_text(json.dumps({4: 1, 8: 3, 10: 2}))
     assert start(SCORED + STAGE, root).wait() == 0, (root / "errors.log").read_text()[-2000:]
     history = json.loads((root / "output" / "log_history.json").read_text())
@@ -98,7 +104,10 @@ def test_the_best_checkpoint_by_validation_is_the_result_and_the_users_code_stay
     metrics = json.loads((root / "output" / "metrics.json").read_text())
     assert metrics["selected_step"] == 8
     assert metrics["last/mixing/gate_rate"] > 0.2
-    assert (root / "output" / "code" / "mixing.strategy" / "mine.py").read_text() == documented_code()
+    code = root / "output" / "code"
+    assert (code / "mixing.strategy" / "mine.py").read_text() == documented_code()
+    assert (code / "data.train.grading" / "graders.py").read_text() == graders["train"]
+    assert (code / "training.selection.grading" / "graders.py").read_text() == graders["selection"]
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from_and_what_is_written(inputs, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -164,8 +165,8 @@ def test_an_error_names_the_file_that_the_setting_is_in(tmp_path):
     assert lines["promotion.benchmark"].endswith("arithmetic, validation")
 
 
-def test_paths_are_relative_to_the_file_that_they_stand_in(tmp_path):
-    """Whichever file of a chain it is."""
+def test_paths_are_relative_to_the_file_that_they_stand_in(tmp_path, monkeypatch):
+    """Whichever file of a chain it is, and wherever the command runs."""
     location = '[data.train]\nkind = "hub"\nsplit = "train"\n'
     write(tmp_path / "there", "first", f'extends = "tiny"\n{location}id = "./problems"\n')
     mine = write(tmp_path / "here", "mine", 'extends = "../there/first.toml"\n')
@@ -173,6 +174,9 @@ def test_paths_are_relative_to_the_file_that_they_stand_in(tmp_path):
     for _, settings in reversed(reading._read_chain(mine, PRESETS)):
         tree = merge(tree, settings)
     assert tree["data"]["train"]["id"].directory.resolve() == (tmp_path / "there").resolve()
+    for place in (tmp_path, tmp_path / "here"):
+        monkeypatch.chdir(place)
+        assert Path(read(mine).data.train.id) == tmp_path / "there" / "problems"
 
 
 def test_merging_changes_neither_tree():

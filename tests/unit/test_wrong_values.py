@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 import pytest
 
+from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig, load_config
 from ngrpo.config.rewards import READY
-from ngrpo.errors import ConfigError
+from ngrpo.errors import ConfigError, DataError
 from ngrpo.section import Section
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
@@ -409,4 +410,30 @@ def test_a_table_without_a_kind(preset, place):
     message = refused(preset, settings)
     assert message.startswith(f"{place}.kind: missing; one of ")
     assert ("'directory'" if place == "model.source" else "'files'") in message
+    assert len(message.splitlines()) == 1
+
+
+ELSEWHERE = {
+    '[data.train]\nkind = "files"\npath = "nowhere.csv"': "data.train: path='{folder}/nowhere.csv': no such file",
+    '[data.train]\nkind = "files"\npath = "nowhere/*.csv"': "data.train: path='{folder}/nowhere/*.csv': no such directory: {folder}",
+    '[data.train]\nkind = "hub"\nsplit = "train"\nid = "./nowhere"': "data.train: id='{folder}/nowhere': no such directory",
+    '[model.source]\nkind = "directory"\npath = "nowhere"': "model.source: path='{folder}/nowhere': no such directory",
+    '[model.source]\nkind = "hub"\nid = "./nowhere"': "model.source: id='{folder}/nowhere': no such directory",
+    '[model]\nchat_template = "nowhere.jinja"': "model.chat_template: no such file: {folder}/nowhere.jinja",
+    '[mixing]\nstrategy = "nowhere.py:S"': "mixing.strategy: no such file",
+    '[training.rewards.a]\nfunction = "nowhere.py:f"': "training.rewards.a.function='nowhere.py:f': no such file",
+    '[data.train.grading]\ncompare = "nowhere.py:f"': "data.train.grading.compare.function='nowhere.py:f': no such file",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ELSEWHERE)
+def test_a_wrong_path_says_what_it_is_relative_to(tmp_path, monkeypatch, text):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "mine.toml").write_text(f'extends = "tiny"\n{text}\n')
+    with pytest.raises((ConfigError, DataError)) as failure:
+        require_possible(load_config(tmp_path / "mine.toml", presets=PRESETS))
+    message = str(failure.value)
+    assert message.startswith(ELSEWHERE[text].format(folder=tmp_path))
+    assert "relative to" in message
     assert len(message.splitlines()) == 1
