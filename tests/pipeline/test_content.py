@@ -178,9 +178,7 @@ def test_a_revision_of_a_copy_is_in_no_key(place, planner):
     planner.plan(*settings(place))
     made_up = [*settings(place), f"data.train.revision={'b' * 40}", f"model.source.revision={'a' * 40}"]
     assert list(planner.again(*made_up)) == ["model_promotion"]
-    with pytest.raises(
-        ConfigError, match=r"^data\.train: revision is missing: .* 'org/math' .* as a path, \./org/math"
-    ):
+    with pytest.raises(ConfigError, match=r"^data\.train\.revision: missing; .* 'org/math' .* as a path, \./org/math"):
         load_config(PRESET, [f"data.train={hub('org/math', split='train')}"])
 
 

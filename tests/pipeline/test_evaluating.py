@@ -9,11 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from ngrpo.config import InitializedModel, load_config
 from ngrpo.contracts.evaluation import read_evaluation
 from ngrpo.data import initialized
 from ngrpo.errors import ConfigError, DataError
+from ngrpo.storage.digest import file_sha256, model_digest
+from ngrpo.storage.manifest import FileEntry, Manifest
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
 from ngrpo_kfp.pipelines.local.measuring import REPORT, _measurement
 from ngrpo_kfp.pipelines.planning.measured_model import model_source
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
@@ -21,6 +26,7 @@ from ngrpo_kfp.pipelines.planning.plan import make_plan
 from ngrpo_kfp.pipelines.post_training import post_training
 
 pytestmark = pytest.mark.pipeline
+pytest_plugins = ["mlflow_database"]
 PRESET = Path(__file__).with_name("small.toml")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -117,27 +123,28 @@ def test_a_model_in_object_storage(objects, tmp_path):
 # --- measured -----------------------------------------------------------------------------------------------------------
 
 
+def evaluate(model: str, home: Path, **environment: str) -> tuple[Path, str]:
+    """Run the command; return the directory of the measurement and what was printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "NGRPO_"))}
+    command = ["evaluate", model, "--preset", str(PRESET), "--set", "evaluation.max_tokens=8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", *command],
+        env=kept | {"NGRPO_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return max((home / "evaluations").iterdir()), done.stdout
+
+
 @pytest.mark.long
 def test_a_checkpoint_is_measured_once(tmp_path):
-    model = checkpoint(tmp_path / "mine" / "checkpoint-30")
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "NGRPO_"))
-    }
-
-    def evaluate() -> tuple[Path, str, float]:
-        began = time.monotonic()
-        command = ["evaluate", str(model), "--preset", str(PRESET), "--set", "evaluation.max_tokens=8"]
-        done = subprocess.run(
-            [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", *command],
-            env=environment | {"NGRPO_HOME": str(tmp_path / "outputs"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return max((tmp_path / "outputs" / "evaluations").iterdir()), done.stdout, time.monotonic() - began
-
-    directory, told, seconds = evaluate()
-    again, told_again, seconds_again = evaluate()
+    model, home = checkpoint(tmp_path / "mine" / "checkpoint-30"), tmp_path / "outputs"
+    began = time.monotonic()
+    directory, told = evaluate(str(model), home)
+    seconds = time.monotonic() - began
+    again, told_again = evaluate(str(model), home)
+    seconds_again = time.monotonic() - began - seconds
     print(f"measured in {seconds:.1f} s, again in {seconds_again:.1f} s")
     evaluation = read_evaluation(directory / "evaluation.json", "")
     result = evaluation["models"]["trained"]["arithmetic"]
@@ -157,3 +164,40 @@ def test_a_checkpoint_is_measured_once(tmp_path):
     assert not (tmp_path / "outputs" / "runs").exists(), (
         "a measurement is no run, and the next plan is not compared with it"
     )
+
+
+@pytest.mark.long
+def test_one_model_measures_the_same_on_the_hub_in_object_storage_and_as_the_champion(database, objects, tmp_path):
+    model, home = checkpoint(tmp_path / "model"), tmp_path / "outputs"
+    # As `snapshot_download` leaves it, which then needs no network.
+    shutil.copytree(model, tmp_path / "hub" / "models--org--name" / "snapshots" / COMMIT)
+    for path in model.iterdir():
+        objects.put_file(path, f"copy/{path.name}")
+    crown(model, objects, tmp_path / "manifest.json")
+    given = {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "MLFLOW_"))}
+    given |= {"NGRPO_STORE": objects.uri, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    evaluations = []
+    for name in (f"org/name@{COMMIT}", f"{objects.uri}/copy", "champion"):
+        directory, told = evaluate(name, home, **given)
+        assert f"{name} under the protocol of small" in told
+        evaluations.append(read_evaluation(directory / "evaluation.json", ""))
+    assert evaluations[0]["models"]["trained"]["arithmetic"]["n_problems"] == 4
+    for each in evaluations:
+        assert len({*each["weights"].values()}) == 1, "one model, which started as itself"
+        for what in ("weights", "models", "protocols"):
+            assert each[what] == evaluations[0][what], what
+
+
+def crown(model: Path, objects: ObjectStore, manifest: Path) -> None:
+    """Make a model the champion of the preset's registered model."""
+    MlflowClient().create_experiment("ngrpo", f"{objects.uri}/mlflow")
+    files = [path for path in model.iterdir() if path.suffix in (".json", ".safetensors", ".jinja")]
+    kept = manifest.parent / "registered"
+    kept.mkdir()
+    for path in files:
+        shutil.copy(path, kept)
+    entries = {f"model/{path.name}": FileEntry(file_sha256(path), path.stat().st_size) for path in files}
+    manifest.write_bytes(Manifest("ngrpo_training", "key", "c", "v", {}, entries).to_bytes())
+    registry = ModelRegistry(load_config(PRESET).promotion.model_name)
+    version = registry.register(kept, manifest, digest=model_digest(kept), tags={})
+    registry.set_alias(CHAMPION, str(version.version))

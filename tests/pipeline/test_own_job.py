@@ -3,6 +3,7 @@
 The commands are those of `docs/own-job.md`.
 """
 
+import json
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from own_job import REWARDS, problems, write_csv, write_job
+from own_job import TEMPLATE, problems, write_csv, write_job
 
 ROOT = Path(__file__).parents[2]
 STAGES = [
@@ -52,6 +53,10 @@ class Shell:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def last_run(self) -> dict[str, dict]:
+        """Return what the last run says of its stages."""
+        return json.loads((self.folder / "outputs" / "latest" / "summary.json").read_text())["stages"]
 
     def to_run(self) -> list[str]:
         """Return the stages that `plan` would run."""
@@ -98,11 +103,21 @@ def test_from_own_files_to_a_trained_model_and_again_after_edits(tmp_path):
     write_csv(shell.folder / "mine.csv", rows)
     assert shell.to_run() == ["model_promotion"], "the content counts, not the time of the file"
 
-    edited(shell.folder / "rewards.py", "1.0 / (1 +", "2.0 / (1 +")
-    assert shell.to_run() == ["ngrpo_training", "benchmark_evaluation", "model_promotion"]
-    (shell.folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
-
     edited(shell.folder / "chat.jinja", "<|assistant|>", "<|assistant|> ")
     assert "model_promotion" in shell.to_run()
     assert {"prepare_data", "sft_warm_start", "ngrpo_training", "benchmark_evaluation"} <= set(shell.to_run())
     assert "neighbor_index" not in shell.to_run(), "the index is made of weights and vocabulary"
+    (shell.folder / "chat.jinja").write_text(TEMPLATE, encoding="utf-8")
+
+    # The cheapest of the edits is run, so that what was planned is seen to happen.
+    before = shell.last_run()
+    edited(shell.folder / "rewards.py", "1.0 / (1 +", "2.0 / (1 +")
+    planned = shell.to_run()
+    assert planned == ["ngrpo_training", "benchmark_evaluation", "model_promotion"]
+    shell(f"{run} {settings()}")
+    after = shell.last_run()
+    assert [name for name in STAGES if not after[name]["cached"]] == planned
+    taken = [name for name in STAGES if name not in planned]
+    assert {name: after[name]["artifact"] for name in taken} == {name: before[name]["artifact"] for name in taken}
+    assert after["ngrpo_training"]["artifact"] != before["ngrpo_training"]["artifact"]
+    assert shell.to_run() == ["model_promotion"]

@@ -384,3 +384,17 @@ def test_what_a_file_of_the_user_imports_must_be_in_the_image(whole, tmp_path, h
     else:
         assert finding.ok is None
         assert "does not say whether image 'cpu' holds not_there_at_all, sklearn_like, yaml" in finding.said
+
+
+def test_a_run_whose_code_imports_what_its_image_lacks_is_not_submitted_and_the_image_is_named(whole, ngrpo, tmp_path):
+    (tmp_path / "rewards.py").write_text("import not_there_at_all\ndef f(completions, **kwargs): ...\n")
+    preset = tmp_path / "mine.toml"
+    preset.write_text('extends = "tiny"\n[training.rewards.mine]\nfunction = "rewards.py:f"\n')
+    lock = tmp_path / "images.lock"
+    libraries = LIBRARIES.replace("[libraries.cpu]", '[libraries.cpu]\npydantic = "2"')
+    lock.write_text(f'cpu = "registry.example/ngrpo-cpu@{DIGEST}"\n{libraries}')
+    error = ngrpo("submit", str(preset), "--images", str(lock), code=2)
+    assert (
+        "training.rewards.mine: rewards.py:f imports not_there_at_all, which image 'cpu' of ngrpo_training lacks: add it to the image"
+    ) in error
+    assert whole.runs == {}

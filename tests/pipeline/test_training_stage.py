@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_training import CONFIG, INPUTS, SCORED, SELECTION, start, wait_for, weights, write_inputs
 
 from ngrpo.config import NGRPOTrainingConfig, validate
+from ngrpo.data.problem import SET, WEIGHT
 from ngrpo.errors import DataError
 from ngrpo.stages.context import Context
 from ngrpo.stages.ngrpo_training import run
@@ -53,11 +56,22 @@ def directory(inputs: Path, tmp_path: Path, **training) -> Path:
 STATEFUL = {"num_iterations": 2, "warmup_ratio": 0.5, "trl": {"use_adaptive_entropy": True, "entropy_target": 3.0}}
 
 
-def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
-    whole = directory(inputs, tmp_path / "whole", **STATEFUL)
+def in_sets(root: Path) -> Path:
+    """Divide the training problems into two sets; the small one comes round several times."""
+    rows = pq.read_table(root / "dataset" / "train.parquet").to_pylist()
+    sets = [{SET: "small", WEIGHT: 3.0} if number < 6 else {SET: "large", WEIGHT: 1.0} for number in range(len(rows))]
+    (root / "dataset").unlink()
+    (root / "dataset").mkdir()
+    table = pa.Table.from_pylist([row | of for row, of in zip(rows, sets, strict=True)])
+    pq.write_table(table, root / "dataset" / "train.parquet")
+    return root
+
+
+def test_a_killed_stage_resumes_to_the_same_bytes_also_in_the_middle_of_several_training_sets(inputs, tmp_path):
+    whole = in_sets(directory(inputs, tmp_path / "whole", **STATEFUL))
     assert start(STAGE, whole).wait() == 0
 
-    killed = directory(inputs, tmp_path / "killed", **STATEFUL)
+    killed = in_sets(directory(inputs, tmp_path / "killed", **STATEFUL))
     for checkpoint in (4, 8):
         process = start(STAGE, killed, slow=0.15)
         wait_for((killed / "work" / "checkpoints" / f"checkpoint-{checkpoint}" / "complete").exists)
@@ -75,6 +89,11 @@ def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
     for name in ("loss", "reward", "kl", "entropy_coef", "mixing/gate_rate", "diversity/distinct_answers"):
         assert [entry.get(name) for entry in history[0]] == [entry.get(name) for entry in history[1]]
     assert len({entry["entropy_coef"] for entry in history[0]}) > 1
+    shares = [[entry["sets/small/share"] for entry in entries if "sets/small/share" in entry] for entries in history]
+    assert shares[0] == shares[1] == [0.75] * 3
+    for name in ("sets/small/reward", "sets/large/reward"):
+        assert len({entry[name] for entry in history[0] if name in entry}) == 3
+        assert [entry.get(name) for entry in history[0]] == [entry.get(name) for entry in history[1]]
     curve = client.get_metric_history(run_id, "loss")
     assert [(point.step, point.value) for point in curve] == [(entry["step"], entry["loss"]) for entry in history[0]]
     samples = [(root / "output" / "rollout_samples.json").read_text() for root in (whole, killed)]
@@ -84,7 +103,13 @@ def test_a_killed_stage_resumes_to_the_same_bytes(inputs, tmp_path):
 def test_the_best_checkpoint_by_validation_is_the_result_and_the_users_code_stays_beside_it(inputs, tmp_path):
     root = directory(inputs, tmp_path / "run", selection=SELECTION, steps=10)
     mixing = json.loads(own_mixing(tmp_path, end_marker="stop").model_dump_json())
-    (root / "config.json").write_text(json.dumps(json.loads((root / "config.json").read_text()) | {"mixing": mixing}))
+    graders = {name: f"def grade(response, answer): return '{name}' in response\n" for name in ("train", "selection")}
+    gradings = {
+        f"{name}_grading": {"compare": {"function": "graders.py:grade", "code": {"graders.py": code}}}
+        for name, code in graders.items()
+    }
+    changed = json.loads((root / "config.json").read_text()) | {"mixing": mixing} | gradings
+    (root / "config.json").write_text(json.dumps(changed))
     (root / "scores.json").write_text(json.dumps({4: 1, 8: 3, 10: 2}))
     assert start(SCORED + STAGE, root).wait() == 0, (root / "errors.log").read_text()[-2000:]
     history = json.loads((root / "output" / "log_history.json").read_text())
@@ -98,7 +123,10 @@ def test_the_best_checkpoint_by_validation_is_the_result_and_the_users_code_stay
     metrics = json.loads((root / "output" / "metrics.json").read_text())
     assert metrics["selected_step"] == 8
     assert metrics["last/mixing/gate_rate"] > 0.2
-    assert (root / "output" / "code" / "mixing.strategy" / "mine.py").read_text() == documented_code()
+    code = root / "output" / "code"
+    assert (code / "mixing.strategy" / "mine.py").read_text() == documented_code()
+    assert (code / "data.train.grading" / "graders.py").read_text() == graders["train"]
+    assert (code / "training.selection.grading" / "graders.py").read_text() == graders["selection"]
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from_and_what_is_written(inputs, tmp_path):

@@ -115,8 +115,8 @@ def test_an_expression_without_an_end_ends_in_the_worker(grader):
         ({"response": "box"}, r"response: one of text, boxed, ####, .*; did you mean 'boxed'\?"),
         ({"gold": "answer"}, r"gold: one of .*; did you mean '<answer>'\?"),
         ({"accepted": "some"}, r"accepted: one of one, any, all"),
-        ({"compare": "maths"}, r"compare: .*no ready one \(math, exact\); did you mean 'math'\?"),
-        ({"compare": "nowhere.py:grade"}, r"compare: .*no such file: 'nowhere.py' is relative to"),
+        ({"compare": "maths"}, r"^compare\.function='maths': no ready one \(math, exact\); did you mean 'math'\?"),
+        ({"compare": "nowhere.py:grade"}, r"^compare\.function=.*no such file: 'nowhere.py' is relative to"),
         ({"response": "letter", "compare": "math"}, r"a letter is no mathematical value"),
         ({"response": 5}, r"response: .*\(value 5\)"),
     ],
@@ -129,8 +129,8 @@ def test_settings_that_cannot_be(settings, said):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (['data.train.grading.gold="####"'], "data.train: grading.gold='####' .* are for answers of a column"),
-        (['data.train.grading.accepted="any"'], "data.train: .*grading.accepted='any' are for answers of a column"),
+        (['data.train.grading.gold="####"'], "data.train.grading.gold='####' .* are for answers of a column"),
+        (['data.train.grading.accepted="any"'], "data.train.*grading.accepted='any' are for answers of a column"),
         (['data.train.grading.response="hash"'], "data.train.grading.response: one of"),
         (
             ['data.benchmarks.arithmetic.grading.response="####"', 'evaluation.string_match=["arithmetic"]'],

@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer
 
 from ngrpo.config import BenchmarkEvaluationConfig, InitializedModel
+from ngrpo.config.grading import GradingConfig
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, StoreError
 from ngrpo.evaluation import protocol
@@ -626,6 +627,24 @@ def test_answers_that_cannot_be_graded_are_counted(inputs, engines, tmp_path):
     result = result["models"]["trained"]["addition"]
     assert result["mean"] == 0
     assert result["grader_errors"] == 20 - round(20 * result["ungraded_rate"]) > 0
+
+
+def test_the_code_of_the_users_graders_is_in_the_artifact_beside_what_they_decided(inputs, engines, tmp_path):
+    code = {
+        "graders.py": "from helper import RIGHT\ndef grade(response, answer): return RIGHT\n",
+        "helper.py": "RIGHT = 0.5\n",
+    }
+    compare = {"function": "graders.py:grade", "code": code}
+    own = settings().model_copy(
+        update={"benchmark_gradings": {"words": GradingConfig.model_validate({"compare": compare})}}
+    )
+    output = evaluate(own, inputs, tmp_path)
+    assert {name: text.decode() for name, text in contents(output / "code").items()} == {
+        f"words/{name}": text for name, text in code.items()
+    }
+    results = json.loads((output / "evaluation.json").read_text())["models"]["trained"]
+    assert results["words"]["mean"] == 1.0
+    assert results["addition"]["mean"] < 1.0
 
 
 # --- with the real engine ---------------------------------------------------------------------------------------------

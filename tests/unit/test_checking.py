@@ -252,6 +252,25 @@ def test_a_reward_that_would_fail_in_training_fails_here(job, code, said):
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("table", "setting"),
+    [
+        ('[data.benchmarks.own.grading]\ncompare = "late.py:Late"', "data.benchmarks.own.grading.compare"),
+        ('[evaluation.mixing]\nstrategy = "late.py:Late"', "evaluation.mixing.strategy"),
+    ],
+)
+@pytest.mark.parametrize("code", ["import absent_library\nLate = 1", "Late = 1"])
+def test_code_that_only_evaluation_runs_is_imported_here(job, table, setting, code):
+    (job / "late.py").write_text(code)
+    preset = job / "mine.toml"
+    preset.write_text(f"{preset.read_text()}\n{table}\n")
+    (line,) = errors(examine(config(job)))
+    assert line.startswith(f"{setting}: function 'late.py:Late': ")
+    if "absent" in code:
+        assert "absent_library, which is not installed here" in line
+        assert line.endswith("on a cluster add it to the image of the stage (images/)")
+
+
 def test_rewards_that_tell_nothing_apart_are_a_warning(job):
     code = "def f(completions, **kwargs):\n    return [1.0] * len(completions)\n"
     found = examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code))

@@ -2,6 +2,7 @@
 
 import itertools
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,16 @@ def test_a_table_of_another_kind_replaces(tmp_path):
     }
     held_out = data.benchmarks["arithmetic"]
     assert (held_out.size, held_out.fold) == (9, "held_out"), "of the same kind: merged"
+
+
+def test_several_training_sets_replace_one_and_one_replaces_several(tmp_path):
+    sums = 'kind = "arithmetic"\nsize = 9\nfold = "train"\n'
+    several = write(tmp_path, "several", f'extends = "tiny"\n[data.train.easy]\n{sums}[data.train.hard]\n{sums}')
+    assert list(read(several).data.train) == ["easy", "hard"]
+    more = write(tmp_path, "more", f'extends = "several.toml"\n[data.train.hard]\nsize = 8\n[data.train.other]\n{sums}')
+    assert {name: each.size for name, each in read(more).data.train.items()} == {"easy": 9, "hard": 8, "other": 9}
+    one = write(tmp_path, "one", f'extends = "several.toml"\n[data.train]\n{sums}')
+    assert read(one).data.train.size == 9
 
 
 def test_false_removes_an_inherited_table(tmp_path):
@@ -154,8 +165,8 @@ def test_an_error_names_the_file_that_the_setting_is_in(tmp_path):
     assert lines["promotion.benchmark"].endswith("arithmetic, validation")
 
 
-def test_paths_are_relative_to_the_file_that_they_stand_in(tmp_path):
-    """Whichever file of a chain it is."""
+def test_paths_are_relative_to_the_file_that_they_stand_in(tmp_path, monkeypatch):
+    """Whichever file of a chain it is, and wherever the command runs."""
     location = '[data.train]\nkind = "hub"\nsplit = "train"\n'
     write(tmp_path / "there", "first", f'extends = "tiny"\n{location}id = "./problems"\n')
     mine = write(tmp_path / "here", "mine", 'extends = "../there/first.toml"\n')
@@ -163,6 +174,9 @@ def test_paths_are_relative_to_the_file_that_they_stand_in(tmp_path):
     for _, settings in reversed(reading._read_chain(mine, PRESETS)):
         tree = merge(tree, settings)
     assert tree["data"]["train"]["id"].directory.resolve() == (tmp_path / "there").resolve()
+    for place in (tmp_path, tmp_path / "here"):
+        monkeypatch.chdir(place)
+        assert Path(read(mine).data.train.id) == tmp_path / "there" / "problems"
 
 
 def test_merging_changes_neither_tree():

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from ngrpo.config import validate
-from ngrpo.config.located import PathFromFile, locate
+from ngrpo.config.located import locate
+from ngrpo.config.sources import Place
 from ngrpo.errors import ConfigError
 from ngrpo.section import Section
 
 
 class Files(Section):
-    path: PathFromFile
+    path: Place
 
 
 def test_a_path_is_relative_to_the_file_that_it_stands_in(tmp_path, monkeypatch):

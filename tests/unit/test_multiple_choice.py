@@ -251,11 +251,11 @@ def test_a_gate_does_not_stand_on_what_is_left_out(token):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.train.gated=true", r"data: train\.gated=True: only benchmarks may have it"),
+        ("data.train.gated=true", r"data\.train\.gated=True: only benchmarks may have it"),
         ('data.train.wrong_answer_columns=["a"]', r"train\.wrong_answer_columns=\('a',\): only benchmarks"),
         (
             "data.benchmarks.gpqa_diamond.answer_is_boxed=true",
-            r"data\.benchmarks\.gpqa_diamond: answer_is_boxed=true goes with no",
+            r"data\.benchmarks\.gpqa_diamond\.answer_is_boxed=true goes with no",
         ),
     ],
 )

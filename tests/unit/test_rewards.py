@@ -95,23 +95,29 @@ def test_rewards_are_named_in_order_and_travel_with_their_files(preset):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("[training.rewards.corectness]", "training.rewards.corectness: function='corectness': no ready one"),
+        ("[training.rewards.corectness]", "training.rewards.corectness.function='corectness': no ready one"),
         ("[training.rewards.corectness]", "did you mean 'correctness'?"),
         ("[training.rewards.letter]\nweight = 0", "training.rewards.letter.weight: a reward of weight 0"),
         ("[training.rewards.letter]\nweight = nan", "training.rewards.letter.weight: Input should be a finite number"),
         ("[training.rewards.letter]\nweight = 'much'", "training.rewards.letter.weight"),
         ("[training.rewards.letter]\n[training.rewards.Letter]", "would be the same file, letter: rename one"),
-        ("[training.rewards.letter]\noptions = {k = 1}", "options.k: no option of letter, which has none"),
-        ("[training.rewards.overlong]\noptions = {bufer = 1}", "options.bufer: no option of overlong, which has"),
+        ("[training.rewards.letter]\noptions = {k = 1}", "options.k=1: no option of letter, which has none"),
+        ("[training.rewards.overlong]\noptions = {bufer = 1}", "options.bufer=1: no option of overlong, which has"),
         ("[training.rewards.overlong]\noptions = {bufer = 1}", "did you mean 'buffer'?"),
-        ("[training.rewards.overlong]\noptions = {buffer = '1'}", "options.buffer: Input should be a valid integer"),
+        (
+            "[training.rewards.overlong]\noptions = {buffer = '1'}",
+            "options.buffer='1': Input should be a valid integer",
+        ),
         (
             "[training.rewards.overlong]\noptions = {buffer = 9, max_tokens = 8}",
             "buffer=9 must not exceed max_tokens=8",
         ),
         ("[training.rewards.overlong]\noptions = {buffer = 9999}", "exceeds rollout.max_tokens=44"),
         ("[training.rewards.regex]", "options.pattern: missing; regex needs it"),
-        ("[training.rewards.regex]\noptions = {pattern = '('}", "options.pattern: no regular expression: missing )"),
+        (
+            "[training.rewards.regex]\noptions = {pattern = '('}",
+            "options.pattern='(': no regular expression: missing )",
+        ),
         ("[training.rewards.x]\nfunction = 'math:sqrt'\noptions = {answer = 1}", "TRL passes answer to every reward"),
         (
             "[training.rewards.x]\nfunction = 'math:sqrt'\noptions = {a = 2020-01-01}",

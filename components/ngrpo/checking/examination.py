@@ -62,10 +62,12 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
     samples = read_samples(config, examination)
     examination.add(check_samples(config, samples))
     # These take seconds to import.
+    from ngrpo.checking.evaluation import check_evaluation_code
     from ngrpo.checking.rewards import check_rewards
     from ngrpo.checking.tokens import Spelling, check_tokens, prompts_of, rendered
     from ngrpo.data import models
 
+    examination.add(check_evaluation_code(config, scratch / "code"))
     with examination.catch("model.source"):
         model = config.model
         tokenizer, facts = models.examine(model.source, scratch / "model", model.template_date, model)

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
 from ngrpo.config.code import UserCode
-from ngrpo.section import Section, Text, refuse
+from ngrpo.section import NonEmpty, Section, refuse
 
 GoldForm = Literal["text", "boxed", "####", "<answer>", "regex"]
 ResponseForm = Literal["text", "boxed", "####", "<answer>", "regex", "letter"]
@@ -48,7 +48,7 @@ def _reference(value: Any) -> Any:
     return {"function": value} if isinstance(value, str) else value
 
 
-Pattern = Annotated[Text, Field(min_length=1), AfterValidator(_check_pattern)]
+Pattern = Annotated[NonEmpty, AfterValidator(_check_pattern)]
 
 
 class Comparison(UserCode):

@@ -54,8 +54,14 @@ def origin(line: str, trees: Sequence[tuple[Path, Mapping[str, Any]]]) -> Path |
 
 
 def _of_another_kind(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    kinds = [table["kind"] for table in (before, after) if "kind" in table]
-    return len(kinds) == 2 and kinds[0] != kinds[1]
+    """Say whether two tables are of different kinds, or one is of a kind and the other a table of such (`data.train`)."""
+    if "kind" in before and "kind" in after:
+        return bool(before["kind"] != after["kind"])
+    return ("kind" in before and _of_several(after)) or ("kind" in after and _of_several(before))
+
+
+def _of_several(table: Mapping[str, Any]) -> bool:
+    return bool(table) and all(isinstance(each, dict) and "kind" in each for each in table.values())
 
 
 def _depth(tree: Any, path: Sequence[str]) -> int:

@@ -67,11 +67,22 @@ def tables(section: type[Section]) -> list[Table]:
 
 def fields_at(section: type[Section], path: Sequence[str]) -> list[str]:
     """Return the names of the settings of the table at a path; a `kind` may be part of it, as pydantic's errors have it."""
+    return list(dict.fromkeys(name for node in _at(section, path) for name in node.get("properties", {})))
+
+
+def kinds_at(section: type[Section], path: Sequence[str]) -> list[str]:
+    """Return the kinds that the table at a path may be of."""
+    kinds = (node.get("properties", {}).get("kind", {}).get("const") for node in _at(section, path))
+    return [kind for kind in dict.fromkeys(kinds) if kind is not None]
+
+
+def _at(section: type[Section], path: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return the schemas of the table at a path."""
     schema = _schema(section)
     nodes: list[Mapping[str, Any]] = [schema]
     for part in path:
         nodes = [below for node in nodes for below in _below(node, part, schema.get("$defs", {}))]
-    return list(dict.fromkeys(name for node in nodes for name in node.get("properties", {})))
+    return nodes
 
 
 def elsewhere(section: type[Section], name: str) -> list[str]:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
-
-from ngrpo.section import Line
+from typing import Any
 
 
 class Located(str):
@@ -43,11 +39,3 @@ def relative_to(text: str) -> str:
 
 def _directory(text: str) -> Path:
     return text.directory if isinstance(text, Located) else Path()
-
-
-def _from_its_file(value: Any) -> Any:
-    return absolute(value) if isinstance(value, str) and value and "\0" not in value else value
-
-
-PathFromFile = Annotated[Line, BeforeValidator(_from_its_file)]
-"""A path of this machine. Where it is relative, it is so to the file that it stands in, on the command line to the current directory."""

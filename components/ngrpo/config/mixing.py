@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ngrpo.config.code import UserCode
 from ngrpo.config.sources import Option
-from ngrpo.section import Coefficient, Line, Probability, Section, Text, count
+from ngrpo.section import Coefficient, Line, Probability, Section, check_text, count
 
 READY_STRATEGIES = ("neighbor", "token", "gaussian")
 
@@ -36,7 +36,7 @@ class MixingConfig(Section):
     """Size of the candidate set, the anchor counted (equation 8)."""
     noise_std: Coefficient = 0.1
     """`gaussian` only: standard deviation of the noise, relative to the root mean square of the token's embedding."""
-    end_marker: Annotated[Text, Field(min_length=1, max_length=100)] | None = "</think>"
+    end_marker: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(check_text)] | None = "</think>"
     """Mixing ends once the rollout has produced this text, however its tokens divide it; with none it never ends."""
 
     @model_validator(mode="before")
@@ -55,13 +55,15 @@ class MixingConfig(Section):
     @field_validator("strategy", mode="before")
     @classmethod
     def _known(cls, strategy: Any, info: ValidationInfo) -> Any:
-        if not isinstance(strategy, str) or strategy in READY_STRATEGIES or info.data.get("reference") is not None:
+        found = info.data.get("reference", True)  # one that is wrong is no longer there, and has been told of
+        if not isinstance(strategy, str) or strategy in READY_STRATEGIES or found is not None:
             return strategy
         if ":" in strategy:
             try:
                 StrategyCode.model_validate({"function": strategy})
             except ValidationError as error:
-                raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+                said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(said.removeprefix(f"function={strategy!r}: ")) from error
         raise ValueError(
             "'neighbor', 'token' or 'gaussian', or a class of your own: file.py:NAME or package.module:NAME"
         )

@@ -93,13 +93,13 @@ def _problems(table: Mapping[str, Any], library: Library) -> Iterator[str]:
     fields = library.fields() if table and library.installed else None
     for name, value in table.items():
         if name in library.ours:
-            yield f"{name} is set by {library.ours[name]} here: leave it out"
+            yield f"{name}={value!r} is set by {library.ours[name]} here: leave it out"
         elif name in library.unused:
-            yield f"{name} cannot be set: {library.unused[name]}; leave it out"
+            yield f"{name}={value!r} cannot be set: {library.unused[name]}; leave it out"
         elif fields is not None and (name not in fields or name.startswith("_")):
             free = [field for field in fields if field not in library.ours and field not in library.unused]
             close = difflib.get_close_matches(name, free, n=1)
-            yield f"{name} is no field of {library.name}" + (
+            yield f"{name}={value!r} is no field of {library.name}" + (
                 f"; did you mean {close[0]}?" if close else ": leave it out"
             )
         elif fields is not None and not _fits(value, fields[name]):

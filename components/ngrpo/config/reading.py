@@ -7,7 +7,7 @@ import json
 import re
 import reprlib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from ngrpo.config.foreign_names import called_here
 from ngrpo.config.inheritance import key_of, merge, origin
-from ngrpo.config.listing import elsewhere, fields_at
+from ngrpo.config.listing import elsewhere, fields_at, kinds_at
 from ngrpo.config.located import locate
 from ngrpo.config.run import DISAGREEMENT, RunConfig
 from ngrpo.config.sources import ONE, SEVERAL
@@ -31,6 +31,9 @@ _PART = r"""[A-Za-z0-9_-]+|"[^"]+\""""
 _OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
 _SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)")
 """Settings whose values are not shown: somebody may have put a credential there."""
+
+_OF_FIELD = re.compile(r"\w+(?=[.=]|: )")
+"""Begins what a table says of one of its fields."""
 
 _NOT_A_TABLE = ("model_type", "model_attributes_type", "dict_type")
 """Types of pydantic's errors where a table was expected."""
@@ -216,6 +219,7 @@ def _explain(item: Any, section: type[Section]) -> list[str]:
         r"\1",
         path,
     ).replace(f".{SEVERAL}", "")
+    location = [str(part) for part in item["loc"] if part not in ("[key]", ONE, SEVERAL)]
     secret = _SECRET.match(path) or CREDENTIAL.search(path)
     value = "" if secret else f" (value {_show(item['input'])})"
     if item["type"] == "extra_forbidden" and isinstance(item["input"], dict):
@@ -223,26 +227,50 @@ def _explain(item: Any, section: type[Section]) -> list[str]:
         if any(name is not None for _, name in known):  # a table of another project
             return [f"{leaf}: unknown setting; here: {name}" for leaf, name in known if name is not None]
     if item["type"] == "extra_forbidden":
-        return [f"{path}: unknown setting{value}; {_instead(path, item['loc'], section)}"]
+        return [f"{path}: unknown setting{value}; {_instead(path, location, section)}"]
     if item["input"] is False and item["type"] in _NOT_A_TABLE:
         return [
             f"{path}: false removes a table that the preset inherits, and it inherits none of this name; leave it out"
         ]
     if item["type"] == "missing":
         return [f"{path}: missing; this setting has no default"]
-    if item["type"] == "value_error" and not isinstance(item["input"], str | int | float):
-        return [f"{path}: {line}" for line in message.splitlines()]
+    if item["type"] in _NOT_A_TABLE:
+        return [f"{path}: Input should be a table{value}"]
+    if item["type"] == "tuple_type":
+        return [f"{path}: Input should be a list{value}"]
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return [f"{path}.kind: {_of_no_kind(item, kinds_at(section, location))}"]
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping | Section):
+        given = item["input"] if isinstance(item["input"], Mapping) else type(item["input"]).model_fields
+        fields = {*fields_at(section, location), *given} if location else set()
+        return [_about(path, line, fields) for line in message.splitlines()]
     return [f"{path}: {message}{value}"]
 
 
-def _instead(path: str, location: tuple[str | int, ...], section: type[Section]) -> str:
+def _about(path: str, line: str, fields: Collection[str]) -> str:
+    """Return what a table says of itself with its path; of one of its fields, `steps=3 must ...`, with that of the field."""
+    match = _OF_FIELD.match(line)
+    return f"{path}.{line}" if match is not None and match[0] in fields else f"{path}: {line}"
+
+
+def _of_no_kind(item: Any, kinds: Sequence[str]) -> str:
+    """Say of which kinds a table may be that is of none of them."""
+    allowed = f"one of {', '.join(map(repr, kinds))}"
+    kind = item["input"].get("kind") if isinstance(item["input"], Mapping) else None
+    if kind is None:
+        return f"missing; {allowed}"
+    close = difflib.get_close_matches(str(kind), kinds, n=1)
+    return f"{allowed} (value {_show(kind)})" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def _instead(path: str, location: Sequence[str], section: type[Section]) -> str:
     """Return what somebody may have meant by a setting that there is not."""
     if path == "extends":
         return "only a file has it, at its top"
     name = called_here(path)
     if name is not None:
         return f"here: {name}"
-    *parents, last = (str(part) for part in location)
+    *parents, last = location
     around = path.rpartition(".")[0]
     close = [
         f"{around}.{field}" if around else field

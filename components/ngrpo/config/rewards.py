@@ -11,7 +11,7 @@ import regex
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from ngrpo.config.code import UserCode
-from ngrpo.section import Flag, Line, Section, Text, Tokens, number
+from ngrpo.section import Flag, Line, NonEmpty, Section, Tokens, number
 
 RESERVED = frozenset(
     {
@@ -100,7 +100,7 @@ class ExactOptions(Section):
 class RegexOptions(Section):
     """Options of `regex`."""
 
-    pattern: Annotated[Text, Field(min_length=1), AfterValidator(_check_pattern)]
+    pattern: Annotated[NonEmpty, AfterValidator(_check_pattern)]
     """Regular expression that is looked for in the response. If it has a group `(?P<answer>...)`, what that group holds at the last place
     must be the gold answer; without, it is enough that the expression is found."""
 
@@ -158,7 +158,9 @@ class RewardConfig(UserCode):
             self.ready_options()
         for name in self.options:
             if name in RESERVED:
-                raise ValueError(f"options.{name}: TRL passes {name} to every reward: rename the argument")
+                raise ValueError(
+                    f"options.{name}={self.options[name]!r}: TRL passes {name} to every reward: rename the argument"
+                )
         return self
 
     def ready_options(self) -> Any:
@@ -191,7 +193,8 @@ def _explain(function: str, error: Any, known: list[str]) -> str:
         name = str(error["loc"][-1])
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{path}: no option of {function}, which has {', '.join(known) or 'none'}{hint}"
+        return f"{path}={error['input']!r}: no option of {function}, which has {', '.join(known) or 'none'}{hint}"
     if error["type"] == "missing":
         return f"{path}: missing; {function} needs it"
-    return f"{path}: {error['msg'].removeprefix('Value error, ')}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{path}.{message}" if len(error["loc"]) == 0 else f"{path}={error['input']!r}: {message}"

@@ -52,7 +52,8 @@ def parse(name: str, source: str) -> ast.Module:
     try:
         return ast.parse(source)
     except SyntaxError as error:
-        raise ValueError(f"{name}, line {error.lineno}: not Python: {error.msg}") from error
+        where = name if error.lineno is None else f"{name}, line {error.lineno}"  # a NUL has no line
+        raise ValueError(f"{where}: not Python: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # a NUL; nested too deeply
         raise ValueError(f"{name}: not Python: {str(error) or 'nested too deeply'}") from error
 

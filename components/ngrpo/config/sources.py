@@ -47,10 +47,15 @@ def _check_inside(path: str) -> str:
 
 
 def _place(value: Any) -> Any:
-    """Return a place in object storage as it is, and a path of this machine as an absolute one (see `PathFromFile`)."""
+    """Return a place in object storage as it is, and a path of this machine as an absolute one."""
     if not isinstance(value, str) or not value or "\0" in value:
         return value
     return check_store(value) if is_bucket(value) else absolute(value)
+
+
+def _hub_place(value: Any) -> Any:
+    """Return a path of this machine as an absolute one, and everything else as it is."""
+    return absolute(value) if isinstance(value, str) and is_path(value) and "\0" not in value else value
 
 
 Option = Annotated[int | float | str | bool, BeforeValidator(_check_option)]
@@ -58,6 +63,8 @@ Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Place = Annotated[Line, BeforeValidator(_place)]
 """A path of this machine, relative to the file that it stands in, or an `s3://` address."""
+HubPlace = Annotated[Line, BeforeValidator(_hub_place)]
+"""A hub id, or what `Place` is, where a path of this machine is written as one (`is_path`)."""
 Weight = Annotated[float, number(above=0.0, most=1_000_000.0)]
 
 
@@ -111,8 +118,8 @@ class HubFiles(Section):
     """Files of the Hugging Face hub, which their commit pins, or a copy of the same layout, which is known by its content."""
 
     kind: Literal["hub"]
-    id: Line
-    """Hub id (`org/name`), a local directory (written as a path, `./name`) or an `s3://` prefix."""
+    id: HubPlace
+    """Hub id (`org/name`), a local directory (written as a path, `./name`, relative to the preset file) or an `s3://` prefix."""
     revision: Revision | None = None
     """Commit on the hub; a branch name is refused because it moves. A copy needs none, and no key depends on what is named for one."""
     digest: Digest | None = None
@@ -123,7 +130,7 @@ class HubFiles(Section):
     def _pinned(self) -> Self:
         if self.revision is None and self.digest is None and not is_bucket(self.id) and not is_path(self.id):
             raise ValueError(
-                f"revision is missing: name the commit of {self.id!r} on the hub; a local directory is written as a path, ./{self.id}"
+                f"revision: missing; name the commit of {self.id!r} on the hub; a local directory is written as a path, ./{self.id}"
             )
         return self
 

@@ -34,14 +34,8 @@ def local_directory(location: str, named: str) -> Path:
     """
     path = Path(location).expanduser()
     if not path.is_dir():
-        raise DataError(
-            f"{named}: no such directory; name one that exists"
-            + (
-                ", a hub id (org/name) or an s3:// prefix"
-                if named.startswith("id=")
-                else f" or an s3:// prefix ({RELATIVE})"
-            )
-        )
+        hub = ", a hub id (org/name)" if named.startswith("id=") else ""
+        raise DataError(f"{named}: no such directory; name one that exists{hub} or an s3:// prefix ({RELATIVE})")
     return path
 
 

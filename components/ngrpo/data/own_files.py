@@ -84,6 +84,8 @@ def own_files(source: FilesSource, sha256: Callable[[Path], str] = file_sha256) 
 def _names(source: FilesSource, place: Place) -> list[str]:
     base = Path(place.base)
     if place.file is None:
+        if not base.is_dir():
+            raise DataError(f"{source.named}: no such directory: {place.base}; {RELATIVE}")
         found = (file.relative_to(base).as_posix() for file in base.glob(place.pattern) if file.is_file())
         return sorted(filter(place.holds, found))
     if not Path(source.path).is_file():

@@ -32,7 +32,7 @@ _SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "
 
 
 def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
-    """Write the trained `model/`, its learning curves, sample rollouts, the `code/` of the user's rewards and `metrics.json`.
+    """Write the trained `model/`, its learning curves, sample rollouts, the `code/` of the user and `metrics.json`.
 
     Args:
         config: Settings of the stage.
@@ -85,6 +85,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     for name, reward in config.training.rewards.items():
         write_code(reward.code, output / "code" / name)
     write_code(config.train_grading.compare.code, output / "code" / "data.train.grading")
+    write_code(config.selection_grading.compare.code, output / "code" / "training.selection.grading")
     if config.mixing.reference is not None:
         write_code(config.mixing.reference.code, output / "code" / "mixing.strategy")
     examples = example_neighbors(trained.index, tokenizer)
