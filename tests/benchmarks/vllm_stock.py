@@ -22,7 +22,8 @@ from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.vllm.engine import VLLMEngine
 from ngrpo.rollout.vllm.options import platform_defaults
 
-BATCH, STEPS, PROMPT, ROUNDS, K, RATE = 32, 24, 4, 30, 3, 0.1
+BATCH, STEPS, PROMPT, ROUNDS, K, RATE = 32, 16, 1, 30, 3, 0.1
+"""A prompt of one token, so that a generation is decode steps and nothing else."""
 SHAPE = dict(
     vocab_size=49152,
     hidden_size=576,
