@@ -27,7 +27,7 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-long test-models test-faults test-container test-cluster kind-cluster lint lint-images bench golden settings mutants ui images lock lock-images clean
+.PHONY: run test test-long test-models test-faults test-container test-cluster kind-cluster lint lint-images bench gpu-check golden settings mutants ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -77,6 +77,10 @@ bench: $(VENV)/installed
 golden: $(VENV)/installed
 	$(BIN)/python tests/pipeline/golden_ir.py
 	$(BIN)/python tests/unit/golden_arguments.py
+
+# On a machine with a GPU; any Python with torch 2.11 or later and Triton will do, and a comparison with vLLM is left out where there is none.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/gpu_check.py $(ARGS)
 
 # The page of all settings, from their docstrings.
 settings: $(VENV)/installed

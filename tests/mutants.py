@@ -60,6 +60,8 @@ DAMAGE = f"{STORAGE}::test_damage_in_the_store_is_seen_and_never_used"
 LARGE = f"{STORAGE}::test_a_large_file_that_is_another_is_seen_without_reading_it"
 CONTAMINATION = "tests/unit/test_contamination.py"
 SLOTS = "tests/unit/test_slots.py"
+SLOTS_HOST = "tests/unit/test_slots_host.py"
+VLLM_WEIGHTS = "tests/unit/test_vllm_weights.py"
 EQUATIONS = "tests/unit/test_mixing.py"
 REPLAY = "tests/unit/test_replay.py"
 KEYS = "tests/pipeline/test_keys.py"
@@ -434,7 +436,7 @@ MUTANTS = (
         "tables.progress[rows, positions] = marker",
         (SLOTS,),
     ),
-    Mutant("slot keeps `mixed`", _SLOTS, "        tables.mixed[slot] = False\n", "", (SLOTS,)),
+    Mutant("slot keeps `mixed`", _SLOTS, "        tables.mixed.index_fill_(0, rows, value=False)\n", "", (SLOTS,)),
     Mutant(
         "slot: index keeps the old tables",
         _SLOTS,
@@ -442,7 +444,7 @@ MUTANTS = (
         "",
         (SLOTS,),
     ),
-    Mutant("slot is not freed", _SLOTS, "            self._free.append(slot)\n", "", (SLOTS,)),
+    Mutant("slot is not freed", _SLOTS, "        self._free += self._finished.values()\n", "", (SLOTS_HOST,)),
     Mutant(
         "slot: the marker of another row",
         _SLOTS,
@@ -467,9 +469,37 @@ MUTANTS = (
     Mutant(
         "slot: nucleus of nobody",
         _SLOTS,
-        "settings.top_p < 1 for settings",
-        "settings.top_p > 1 for settings",
+        "change if settings.top_p < 1",
+        "change if settings.top_p > 1",
         (SLOTS,),
+    ),
+    Mutant(
+        "slot: who has ended still mixes",
+        _SLOTS,
+        "self._note_running(settings, -1)",
+        "self._note_running(settings, 0)",
+        (SLOTS_HOST,),
+    ),
+    Mutant(
+        "slot: the host waits when records leave",
+        "components/ngrpo/rollout/transfers.py",
+        "            self._arrived = stream.record_event()\n",
+        "            stream.record_event().synchronize()\n",
+        (SLOTS_HOST,),
+    ),
+    Mutant(
+        "vLLM: weights are kept on the host while it sleeps",
+        "components/ngrpo/rollout/vllm/engine.py",
+        "self._llm.sleep(level=2)",
+        "self._llm.sleep(level=1)",
+        (VLLM_WEIGHTS,),
+    ),
+    Mutant(
+        "vLLM: the cache wakes before the weights are there",
+        "components/ngrpo/rollout/vllm/engine.py",
+        'self._llm.wake_up(tags=["weights"])',
+        'self._llm.wake_up(tags=["weights", "kv_cache"])',
+        (VLLM_WEIGHTS,),
     ),
     Mutant(
         "slot: input embedding of another strategy",

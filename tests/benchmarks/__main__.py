@@ -19,6 +19,7 @@ BENCHMARKS = (
     "artifact_transfer",
     "compile_and_plan",
     "vllm_mixing",
+    "vllm_stock",
     "neighbor_index",
     "full_neighbor_index",
     "grading",
@@ -38,16 +39,19 @@ def main() -> None:
     chosen = [name for name in (*BENCHMARKS, *LONG) if name in meant]
     if not chosen:
         sys.exit(f"no benchmark is named {' or '.join(wanted)}: choose from {', '.join((*BENCHMARKS, *LONG))}")
-    table = Table("benchmark", "ours", "peer", "unit", "ratio (lowest to highest)", "the peer")
+    table = Table(
+        "benchmark", "ours", "peer", "unit", "ratio (95 % interval of the median; lowest to highest)", "the peer"
+    )
     for name in chosen:
         for result in importlib.import_module(f"tests.benchmarks.{name}").run():
-            low, high = result["ratio_spread"]
+            low, high = result["ratio_interval"]
+            lowest, highest = result["ratio_spread"]
             table.add_row(
                 result["name"],
                 f"{result['ours']:.2f}",
                 f"{result['peer']:.2f}",
                 result["unit"],
-                f"{result['ratio']:.3f} ({low:.3f} to {high:.3f})",
+                f"{result['ratio']:.3f} ({low:.3f} to {high:.3f}; {lowest:.3f} to {highest:.3f})",
                 result["peer_is"],
             )
     Console().print(table)

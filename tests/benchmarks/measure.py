@@ -1,11 +1,12 @@
-"""Alternate two ways of doing the same thing, and report the median ratio with its spread."""
+"""Alternate ways of doing the same thing, and report the median ratio with its interval and its spread."""
 
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,28 @@ def alternate(
     return times
 
 
+def rotate(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Run several ways in turn, each round beginning with the next one, after one uncounted round; return the seconds of each."""
+    names = list(ways)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        for place in range(len(names)):
+            name = names[(turn + place) % len(names)]
+            started = time.perf_counter()
+            ways[name]()
+            if turn:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
+    """Return the percentile interval of the median, from bootstrap draws of the rounds; the same values give the same interval."""
+    chance = random.Random(0)
+    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(draws))
+    outside = round((1 - confidence) / 2 * (draws - 1))
+    return medians[outside], medians[-1 - outside]
+
+
 def report(
     name: str, ours: list[float], peer: list[float], *, unit: str, scale: float, **details: Any
 ) -> dict[str, Any]:
@@ -46,7 +69,9 @@ def report(
         "ours": round(statistics.median(ours) * scale, 4),
         "peer": round(statistics.median(peer) * scale, 4),
         "ratio": round(statistics.median(ratios), 4),
+        "ratio_interval": [round(bound, 4) for bound in median_interval(ratios)],
         "ratio_spread": [round(ratios[0], 4), round(ratios[-1], 4)],
+        "rounds": len(ratios),
         "unit": unit,
         "command": f"make bench ARGS={name}",
         **details,

@@ -143,6 +143,9 @@ class _Transformers(_Engine):
     def __init__(self, model: Any, ends: Any, padding: int, batch_size: int, *, dtype: str):
         super().__init__(batch_size=batch_size, dtype=dtype)
 
+    def sleep(self) -> None:
+        pass
+
     def generate(self, prompts: Any, seeds: Any, sampling: Sampling, mixer: Mixer | None = None) -> list[Any]:
         mixing = None
         if mixer is not None:
@@ -190,9 +193,6 @@ class _LLM(_Engine):
     def sleep(self, level: int) -> None:
         self.made_with["sleeps at level"] = level
 
-    def wake_up(self) -> None:
-        assert "sleeps at level" in self.made_with, "it is awake"
-
 
 @contextmanager
 def engines(gpu: bool, processes: int = 1) -> Iterator[None]:
@@ -239,9 +239,10 @@ def rollouts(config: NGRPOTrainingConfig, gpus: int = 0) -> tuple[dict[str, Any]
         asked = _seen(engine)
         benchmark = Benchmark("b", ["p"], [CHAT], ["A"], BY_LETTER)
         validation = policy_optimization._validation(config, benchmark, tokenizer, grader)
-        if validation is None:
+        answers = None if validation is None else validation.verdicts(engine, process=0, processes=1)
+        engine.sleep()
+        if answers is None:
             return asked, {}
-        answers = validation.verdicts(engine, process=0, processes=1)
     return asked, {"samples": len(answers)} | _seen(engine)["asked for"]
 
 

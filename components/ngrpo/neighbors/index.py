@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ngrpo.errors import DataError
-from ngrpo.neighbors import files
 from ngrpo.neighbors.metrics import Rows
 from ngrpo.neighbors.precision import ieee_float32
 from ngrpo.neighbors.refresh import refreshed
@@ -151,6 +150,8 @@ class NeighborIndex:
             "statistics": self.statistics,
             "excluded": (~self.eligible).nonzero(as_tuple=True)[0].tolist(),
         }
+        from ngrpo.neighbors import files  # reads and writes with libraries that the index itself does without
+
         files.write(directory, {name: getattr(self, name) for name in _TENSORS}, description)
 
     @classmethod
@@ -160,6 +161,8 @@ class NeighborIndex:
         Raises:
             DataError: A file is missing or is not as it was written.
         """
+        from ngrpo.neighbors import files
+
         tensors, description = files.read(directory, _TENSORS)
         values = {name: description[name] for name in ("fingerprint", "metric", "version", "statistics")}
         return cls(**tensors, **values)

@@ -78,5 +78,8 @@ class RolloutEngine(Protocol):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the named weights of the model that generates."""
 
+    def sleep(self) -> None:
+        """Give back what generating takes of a GPU that training shares; the next call must be `load_weights`."""
+
     def close(self) -> None:
         """Release what the engine holds."""

@@ -7,6 +7,7 @@ works on any set of rows without asking the device for a value. Nothing here kno
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
@@ -18,6 +19,7 @@ from ngrpo.mixing.mixer import mixed_step
 from ngrpo.mixing.neighbor_mixing import scale_logits
 from ngrpo.mixing.strategy import Step, Strategy
 from ngrpo.rollout.sampling import keep_nucleus, sample_tokens, token_logprobs
+from ngrpo.rollout.transfers import ToHost, to_device
 
 
 @dataclass(frozen=True)
@@ -133,20 +135,28 @@ class MixingSlots:
         self._tables = _Tables.empty(slots, 1, 1, device)
         self._free = list(range(slots))
         self._slot: dict[str, int] = {}  # of each running request, by the engine's id
+        self._request: dict[str, str] = {}  # the engine's id of each running request, by name
         self._settings: dict[int, RequestSettings] = {}
         self._finished: dict[str, int] = {}  # slot by name
-        self._records: dict[str, SlotRecord] = {}  # moved to the host, by name
+        self._leaving: list[tuple[dict[str, RequestSettings], ToHost]] = []  # records on their way to the host
+        self._records: dict[str, SlotRecord] = {}  # on the host, by name
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._neighbors = torch.empty(0, 0, dtype=torch.long, device=device)
         self._eligible = torch.empty(0, dtype=torch.bool, device=device)
         self._end_marker: EndMarker | None = None
         self._strategies: dict[int, Strategy] = {}
         self._in_use: dict[int, Strategy] = {}  # by the running requests that mix
-        self._nucleus = False
+        self._mixing_requests: Counter[int] = Counter()  # running, by the number of their strategy
+        self._nucleus_requests = 0  # running
 
     @property
     def mixing(self) -> bool:
         """Whether any running request mixes."""
         return bool(self._in_use)
+
+    @property
+    def _nucleus(self) -> bool:
+        return self._nucleus_requests > 0
 
     def add_strategy(self, number: int, strategy: Strategy) -> None:
         """Make a strategy known, by the number that requests name it with."""
@@ -169,27 +179,52 @@ class MixingSlots:
         self._end_marker = None if end_marker is None else end_marker.to(device)
 
     def add(self, request: str, settings: RequestSettings) -> int:
-        """Give a request a slot and return it; a request that comes back from a preemption keeps the one it has."""
-        if request in self._slot:
-            return self._slot[request]
-        if not self._free:
-            self._to_host()
+        """Give a request a slot and return it; see `join`."""
+        return self.join([(request, settings)])[0]
+
+    def join(self, requests: Sequence[tuple[str, RequestSettings]]) -> list[int]:
+        """Give requests slots and return them; one that comes back from a preemption keeps the slot it has.
+
+        Settings go to the device in one copy, whatever the number of requests, and nothing waits for it.
+        """
+        new = dict([(request, settings) for request, settings in requests if request not in self._slot])
+        if new:
+            self._make_room(new.values())
+            for request, settings in new.items():
+                slot = self._slot[request] = self._free.pop()
+                self._request[settings.name], self._settings[slot] = request, settings
+                self._note_running(settings, 1)
+            self._write([self._slot[request] for request in new], list(new.values()))
+        return [self._slot[request] for request, _ in requests]
+
+    def _make_room(self, settings: Iterable[RequestSettings]) -> None:
+        """Make the tables large enough for requests that join."""
+        joining = list(settings)
         tables = self._tables
         slots = tables.slots
-        if not self._free:
-            self._free = list(range(slots, 2 * slots))
+        if len(self._free) < len(joining):
+            self._to_host()
+        while len(self._free) < len(joining):
+            self._free += range(slots, 2 * slots)
             slots *= 2
-        length, width = max(tables.length, settings.max_tokens), max(tables.width, self._width(settings))
+        length = max(tables.length, *(each.max_tokens for each in joining))
+        width = max(tables.width, *map(self._width, joining))
         if (slots, length, width) != (tables.slots, tables.length, tables.width):
-            tables = self._tables = tables.grown(slots, length, width)
-        slot = self._slot[request] = self._free.pop()
-        self._settings[slot] = settings
-        for name in ("seed", "temperature", "top_p", "rate"):
-            getattr(tables, name)[slot] = getattr(settings, name)
-        tables.strategy[slot] = -1 if settings.strategy is None else settings.strategy
-        tables.mixed[slot] = False
-        self._note_running()
-        return slot
+            self._tables = tables.grown(slots, length, width)
+
+    def _write(self, slots: list[int], settings: list[RequestSettings]) -> None:
+        """Write the settings of requests that join, in one copy: whole numbers in its first rows, the bits of the others below."""
+        tables = self._tables
+        whole = [slots, [each.seed for each in settings], [_number(each) for each in settings]]
+        real = [[getattr(each, name) for each in settings] for name in ("temperature", "top_p", "rate")]
+        packed = torch.cat(
+            [torch.tensor(whole, dtype=torch.long), torch.tensor(real, dtype=torch.float64).view(torch.long)]
+        )
+        rows, seeds, strategies, *bits = to_device(packed, tables.seed.device)
+        temperatures, top_ps, rates = (values.view(torch.float64) for values in bits)
+        tables.seed[rows], tables.strategy[rows] = seeds, strategies
+        tables.temperature[rows], tables.top_p[rows], tables.rate[rows] = temperatures.float(), top_ps.float(), rates
+        tables.mixed.index_fill_(0, rows, value=False)
 
     def slot(self, request: str) -> int:
         """Return the slot of a running request, -1 for a request that is none of ours."""
@@ -200,8 +235,10 @@ class MixingSlots:
         for request in requests:
             slot = self._slot.pop(request, None)
             if slot is not None:
-                self._finished[self._settings[slot].name] = slot
-        self._note_running()
+                settings = self._settings[slot]
+                del self._request[settings.name]
+                self._finished[settings.name] = slot
+                self._note_running(settings, -1)
 
     def take(self, names: Sequence[str]) -> list[SlotRecord]:
         """Return the records of requests that have ended, on the host, and forget them.
@@ -209,10 +246,12 @@ class MixingSlots:
         Raises:
             KeyError: There is no such request.
         """
-        wanted = set(names)
         # The engine may not have been told of the last requests' end yet: it says so when it schedules the next step.
-        self.finish([request for request, slot in self._slot.items() if self._settings[slot].name in wanted])
+        self.finish([self._request[name] for name in names if name in self._request])
         self._to_host()
+        for settings, copies in self._leaving:
+            self._records |= self._cut(settings, copies.wait())
+        self._leaving.clear()
         return [self._records.pop(name) for name in names]
 
     def decide(self, logits: Tensor, slots: Tensor, positions: Tensor, emits: Tensor) -> Tensor:
@@ -291,29 +330,44 @@ class MixingSlots:
     def _records_candidates(self, settings: RequestSettings) -> bool:
         return settings.strategy is not None and self._strategies[settings.strategy].records_candidates
 
-    def _note_running(self) -> None:
-        running = [self._settings[slot] for slot in self._slot.values()]
-        numbers = {settings.strategy for settings in running if settings.mixes}
-        self._in_use = {number: strategy for number, strategy in self._strategies.items() if number in numbers}
-        self._nucleus = any(settings.top_p < 1 for settings in running)
+    def _note_running(self, settings: RequestSettings, change: int) -> None:
+        """Count a request that joins, or one that has ended."""
+        self._nucleus_requests += change if settings.top_p < 1 else 0
+        if settings.strategy is not None and settings.rate > 0:
+            self._mixing_requests[settings.strategy] += change
+            if self._mixing_requests[settings.strategy]:
+                self._in_use[settings.strategy] = self._strategies[settings.strategy]
+            else:
+                del self._in_use[settings.strategy]
 
     def _to_host(self) -> None:
-        """Move the records of finished requests off the device, all at once, and free their slots."""
+        """Let the records of finished requests leave the device, all at once, and free their slots; waits for nothing."""
         if not self._finished:
             return
         tables = self._tables
-        rows = torch.tensor(list(self._finished.values()), device=tables.seed.device)
-        recorded = {slot for slot in self._finished.values() if self._records_candidates(self._settings[slot])}
-        mixed, weights, logprobs = tables.mixed[rows].cpu(), tables.weights[rows].cpu(), tables.logprobs[rows].cpu()
-        candidates = tables.candidates[rows].cpu() if recorded else None
-        for row, (name, slot) in enumerate(self._finished.items()):
-            settings = self._settings.pop(slot)
-            length, width = settings.max_tokens, self._width(settings)
-            self._records[name] = SlotRecord(
-                mixed[row, :length].clone(),
-                weights[row, :length, :width].clone(),
-                logprobs[row, :length].clone(),
-                None if candidates is None or slot not in recorded else candidates[row, :length, :width].clone(),
-            )
-            self._free.append(slot)
+        settings = {name: self._settings.pop(slot) for name, slot in self._finished.items()}
+        rows = to_device(torch.tensor(list(self._finished.values())), tables.seed.device)
+        leaving = [tables.mixed[rows], tables.weights[rows], tables.logprobs[rows]]
+        if any(map(self._records_candidates, settings.values())):
+            leaving.append(tables.candidates[rows])
+        # What was gathered is their own: whoever gets a slot now overwrites it after that.
+        self._leaving.append((settings, ToHost(leaving, self._copies)))
+        self._free += self._finished.values()
         self._finished.clear()
+
+    def _cut(self, settings: dict[str, RequestSettings], host: Sequence[Tensor]) -> dict[str, SlotRecord]:
+        """Return the record of each request, by name, from the rows that left together."""
+        records = {}
+        for row, (name, each) in enumerate(settings.items()):
+            length, width = each.max_tokens, self._width(each)
+            records[name] = SlotRecord(
+                host[0][row, :length].clone(),
+                host[1][row, :length, :width].clone(),
+                host[2][row, :length].clone(),
+                host[3][row, :length, :width].clone() if self._records_candidates(each) else None,
+            )
+        return records
+
+
+def _number(settings: RequestSettings) -> int:
+    return -1 if settings.strategy is None else settings.strategy

@@ -82,6 +82,9 @@ class TransformersEngine:
                 if value is not parameters[name]:
                     parameters[name].copy_(value)
 
+    def sleep(self) -> None:
+        """Nothing to give back: the model is the one that trains, or as small as its weights."""
+
     def close(self) -> None:
         """Nothing to release: the model belongs to the caller."""
 

@@ -178,6 +178,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
                 self._engine = self._make_engine(model)
             self._engine.load_weights(_whole_parameters(model))
             yield self._engine, model
+            self._engine.sleep()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the policy by `validation`; `Trainer` calls this before it saves, and remembers which checkpoint was best.

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class VLLMEngine:
             if self._in_process and torch.distributed.is_initialized():
                 # One of several training processes: an engine each, on the process's own GPU.
                 options = {"distributed_executor_backend": "external_launcher"} | options
-            # On a GPU that training shares, the engine's memory is given back between two rollout batches.
+            # On a GPU that training shares, the engine can give its memory back between two rollout batches.
             self._sleeps = current_platform.is_cuda() and self._in_process
             try:
                 self._llm = LLM(
@@ -119,6 +119,7 @@ class VLLMEngine:
         if not self._in_process:
             _watch(self._llm.llm_engine.engine_core)
         self._max_length = max_length
+        self._dtype = getattr(torch, dtype)
         self._as_saved = as_saved
         self._eos = list(eos_token_ids)
         self._mixer: Mixer | None = None
@@ -137,6 +138,7 @@ class VLLMEngine:
         Raises:
             ConfigError: A prompt leaves no room for the response, or the index of the mixer is not one for this model.
             EngineError: vLLM's process died.
+            RuntimeError: It sleeps.
         """
         mixers = [mixer] * len(prompts)
         return self.generate_each(prompts, seeds, [sampling] * len(prompts), mixers)
@@ -159,7 +161,8 @@ class VLLMEngine:
                 f"a prompt and its response may take {longest} tokens but the engine was started for {self._max_length}: "
                 "lower max_tokens or data.max_prompt_tokens"
             )
-        self._wake()
+        if self._asleep:
+            raise RuntimeError("the engine sleeps and has no weights: call load_weights before generate")
         for mixer in mixers:
             if mixer is not None:
                 self._use_index(mixer)
@@ -189,7 +192,6 @@ class VLLMEngine:
                 "vLLM's process died while it generated; its last lines above say why. Nothing of the batch is kept: run again, "
                 "and it is generated again from the last checkpoint"
             ) from error
-        self._sleep()
         return [
             rollout_of(output.outputs[0], record, each.seed, mixer)
             for output, record, each, mixer in zip(outputs, records, settings, mixers, strict=True)
@@ -202,14 +204,26 @@ class VLLMEngine:
             RuntimeError: Requests are in flight.
         """
         self._require_idle("weights")
-        self._wake()
-        weights = self._as_saved(weights)
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+        weights = self._as_saved(self._in_its_dtype(weights))
         if self._in_process:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         else:
-            with shared_tensors({name: value.detach().cpu().contiguous() for name, value in weights}) as path:
+            with shared_tensors({name: value.cpu().contiguous() for name, value in weights}) as path:
                 self._rpc("mixing_load_weights", path)
+        if self._asleep:
+            # Only now: what loading takes for a while, and the gathered weights of training, fit where the cache will be.
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
         self._llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`. Weights are dropped, not kept on the host: the next ones are others."""
+        if self._sleeps and not self._asleep:
+            self._require_idle("weights")
+            self._llm.sleep(level=2)
+            self._asleep = True
 
     def close(self) -> None:
         """Stop vLLM and give its memory back."""
@@ -274,15 +288,14 @@ class VLLMEngine:
         answers: list[Any] = self._llm.collective_rpc(method, args=arguments)
         return answers
 
-    def _wake(self) -> None:
-        if self._asleep:
-            self._llm.wake_up()
-            self._asleep = False
+    def _in_its_dtype(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Yield weights as the engine computes, cast where they are, one at a time.
 
-    def _sleep(self) -> None:
-        if self._sleeps:
-            self._llm.sleep(level=1)
-            self._asleep = True
+        Vectors stay as they are: they weigh nothing, and vLLM computes with some of them in float32.
+        """
+        for name, value in weights:
+            cast = value.is_floating_point() and value.dim() > 1
+            yield name, value.detach().to(self._dtype) if cast else value.detach()
 
 
 def rollout_of(output: Any, record: tuple[bytes, bytes, bytes, bytes], seed: int, mixer: Mixer | None) -> Rollout:

@@ -41,8 +41,7 @@ def read_settings(params: SamplingParams | None) -> RequestSettings | None:
 def follow(slots: MixingSlots, step: SchedulerOutput) -> list[tuple[str, int]]:
     """Bring the slots up to a scheduler step; return each request that joins or comes back, with its slot (-1: not ours)."""
     slots.finish(step.finished_req_ids)
-    joined = []
-    for request in step.scheduled_new_reqs:
-        settings = read_settings(request.sampling_params)
-        joined.append((request.req_id, -1 if settings is None else slots.add(request.req_id, settings)))
-    return joined
+    settings = {request.req_id: read_settings(request.sampling_params) for request in step.scheduled_new_reqs}
+    ours = [(request, each) for request, each in settings.items() if each is not None]
+    joined = dict.fromkeys(settings, -1) | dict(zip(dict(ours), slots.join(ours), strict=True))
+    return list(joined.items())

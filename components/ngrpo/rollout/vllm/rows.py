@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ngrpo.rollout.transfers import to_device
+
 
 def response_tokens(
     slots: np.ndarray, computed: np.ndarray, scheduled: np.ndarray, prompt_lengths: np.ndarray, device: torch.device
@@ -36,5 +38,5 @@ def response_tokens(
             np.repeat(first - prompt_lengths, counts) + within,
         ]
     )
-    indices, of_slots, positions = torch.from_numpy(table.astype(np.int64)).to(device, non_blocking=True)
+    indices, of_slots, positions = to_device(torch.from_numpy(table.astype(np.int64)), device)
     return indices, of_slots, positions

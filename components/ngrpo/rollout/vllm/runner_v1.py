@@ -12,6 +12,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from ngrpo.rollout.slots import MixingSlots
+from ngrpo.rollout.transfers import to_device
 from ngrpo.rollout.vllm.request import follow
 from ngrpo.rollout.vllm.rows import response_tokens
 
@@ -52,6 +53,8 @@ class MixingRunner(GPUModelRunner):
     """What a V1 runner's class becomes a subclass of (see `ngrpo.rollout.vllm.worker`)."""
 
     slots: MixingSlots
+    rows: np.ndarray
+    """Slot of each request of the step, in the order of the batch, -1 for none."""
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         follow(self.slots, scheduler_output)
@@ -59,11 +62,12 @@ class MixingRunner(GPUModelRunner):
 
     def _preprocess(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._preprocess(scheduler_output, *args, **kwargs)
+        batch = self.input_batch
+        self.rows = np.array([self.slots.slot(request) for request in batch.req_ids], dtype=np.int64)
         if not self.slots.mixing:
             return prepared
-        batch = self.input_batch
         tokens = response_tokens(
-            self._batch_slots(),
+            self.rows,
             batch.num_computed_tokens_cpu[: batch.num_reqs],
             np.diff(self.query_start_loc.np[: batch.num_reqs + 1]),
             batch.num_prompt_tokens[: batch.num_reqs],
@@ -76,22 +80,18 @@ class MixingRunner(GPUModelRunner):
         return prepared
 
     def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
-        slots = self._batch_slots()
+        slots, batch = self.rows, self.input_batch
         if (slots < 0).all():
             return super()._sample(logits, spec_decode_metadata)
-        batch = self.input_batch
         positions = self.optimistic_seq_lens_cpu[: batch.num_reqs].numpy() - batch.num_prompt_tokens[: batch.num_reqs]
         emits = ~self.discard_request_mask.np[: batch.num_reqs]
         table = torch.from_numpy(np.stack([slots, positions, emits]).astype(np.int64))
-        on_device, at, emitting = table.to(self.device, non_blocking=True)
+        on_device, at, emitting = to_device(table, self.device)
         self.sampler.rows = _Rows(on_device, at, emitting.bool(), bool((slots >= 0).all()))
         try:
             return super()._sample(logits, spec_decode_metadata)
         finally:
             self.sampler.rows = None
-
-    def _batch_slots(self) -> np.ndarray:
-        return np.array([self.slots.slot(request) for request in self.input_batch.req_ids], dtype=np.int64)
 
 
 def adapt(runner: GPUModelRunner, slots: MixingSlots) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
@@ -26,16 +27,30 @@ if TYPE_CHECKING:
 
 
 class _SlotMap:
-    """Slot of each request index of the runner, on the host and on the device."""
+    """Slot of each request index of the runner, on the host and, as vLLM keeps its own of a request, within the device's reach."""
 
-    def __init__(self, slots: MixingSlots, max_requests: int, device: torch.device):
+    def __init__(self, slots: MixingSlots, max_requests: int):
         self.slots = slots
-        self.host = np.full(max_requests, -1, dtype=np.int64)
-        self.device = torch.full((max_requests,), -1, dtype=torch.long, device=device)
+        self._table = UvaBackedTensor(max_requests, dtype=torch.long)
+        self.host.fill(-1)
+        self._table.copy_to_uva()
 
-    def set(self, index: int, slot: int) -> None:
-        self.host[index] = slot
-        self.device[index] = slot
+    @property
+    def host(self) -> np.ndarray:
+        table: np.ndarray = self._table.np
+        return table
+
+    @property
+    def device(self) -> Tensor:
+        table: Tensor = self._table.gpu
+        return table
+
+    def update(self, slots: dict[int, int]) -> None:
+        """Note the slots of requests that join, by index; the device sees them all at once."""
+        for index, slot in slots.items():
+            self.host[index] = slot
+        if slots:
+            self._table.copy_to_uva()
 
 
 class MixingSampler(Sampler):
@@ -119,11 +134,10 @@ class MixingRunner(GPUModelRunner):
         """See `GPUModelRunner.add_requests`; a request that comes back from a preemption arrives here again."""
         joined = follow(self.slot_map.slots, scheduler_output)
         super().add_requests(scheduler_output)
-        for request, slot in joined:
-            self.slot_map.set(self.req_states.req_id_to_index[request], slot)
+        self.slot_map.update({self.req_states.req_id_to_index[request]: slot for request, slot in joined})
 
 
 def adapt(runner: GPUModelRunner, slots: MixingSlots) -> None:
     """Make a runner mix; its model must not be loaded yet."""
-    runner.slot_map = _SlotMap(slots, runner.max_num_reqs, runner.device)
+    runner.slot_map = _SlotMap(slots, runner.max_num_reqs)
     runner.__class__ = type(f"Mixing{type(runner).__name__}", (MixingRunner, type(runner)), {})

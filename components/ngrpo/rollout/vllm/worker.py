@@ -30,7 +30,8 @@ class MixingWorker(Worker):
         """See `Worker.init_device`."""
         require_plain(self.vllm_config)
         super().init_device()
-        self.mixing = MixingSlots(self.device, self.vllm_config.scheduler_config.max_num_seqs)
+        # Twice as many as run at a time: records leave the device in large parts, not with every request that ends.
+        self.mixing = MixingSlots(self.device, 2 * self.vllm_config.scheduler_config.max_num_seqs)
         if self.use_v2_model_runner:
             _adapt_v2(self.model_runner, self.mixing)
         else:
@@ -109,6 +110,7 @@ def _adapt_v1(runner: Any, slots: MixingSlots) -> None:
 
 def _adapt_v2(runner: Any, slots: MixingSlots) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
     from vllm.v1.worker.gpu.sample.sampler import Sampler
@@ -121,6 +123,7 @@ def _adapt_v2(runner: Any, slots: MixingSlots) -> None:
             Sampler.sample: ("logits", "expanded_idx_mapping", "idx_mapping", "idx_mapping_np", "pos"),
             DefaultModelState.prepare_inputs_embeds: ("scheduled_encoder_inputs", "input_batch", "req_states"),
             GPUModelRunner.add_requests: ("scheduler_output",),
+            UvaBackedTensor.copy_to_uva: ("n",),
         }
     )
     adapt(runner, slots)
