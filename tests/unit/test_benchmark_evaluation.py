@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from ngrpo.config import BenchmarkEvaluationConfig, InitializedModel
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, StoreError
-from ngrpo.evaluation import protocol
+from ngrpo.evaluation import configured_sampler, protocol
 from ngrpo.evaluation.protocol import difference
 from ngrpo.grading.grader import Grader
 from ngrpo.mixing.records import RolloutRecords
@@ -148,7 +148,7 @@ def engines(monkeypatch):
         made.append(FakeEngine(tokenizer, limits.pop() if limits else None))
         return made[-1]
 
-    monkeypatch.setattr(benchmark_evaluation, "start_engine", fake)
+    monkeypatch.setattr(configured_sampler, "start_engine", fake)
     made_and_limits = type("Engines", (), {"made": made, "limits": limits})
     return made_and_limits
 
@@ -416,7 +416,7 @@ def test_a_kill_while_samples_are_written_leaves_none(inputs, engines, tmp_path,
 def test_a_model_whose_samples_are_finished_is_not_loaded(inputs, engines, tmp_path, monkeypatch):
     evaluate(settings(), inputs, tmp_path, "first")
     engines.made.clear()
-    monkeypatch.setattr(benchmark_evaluation, "load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(benchmark_evaluation, "start_sampler", lambda *_: pytest.fail("loaded"))
     again = evaluate(settings(), inputs, tmp_path, "second")
     assert contents(again) == contents(tmp_path / "first")
     assert not engines.made
