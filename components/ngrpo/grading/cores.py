@@ -23,6 +23,6 @@ def usable_cores(quota: Path = _QUOTA) -> int:
         allowed = os.cpu_count() or 1
     try:
         granted, period = quota.read_text(encoding="ascii").split()
-    except (OSError, ValueError):  # there is no such file, or it is of another version
+        return allowed if granted == "max" else max(1, min(allowed, int(granted) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # there is no such file, or it is of another version
         return allowed
-    return allowed if granted == "max" else max(1, min(allowed, int(granted) // int(period)))
