@@ -10,6 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.checking.decoding_time import check_decoding_time
 from ngrpo.config import RunConfig
 from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.contracts.promotion import Promotion
@@ -76,8 +77,9 @@ def _node_summary(node: PlannedStage, records: Mapping[str, Mapping[str, Any]]) 
 
 
 def plan_table(plan: Plan, config: RunConfig) -> Table:
-    """Return the table of a plan: for each node whether it runs, and why; below it what is set for the model's chats."""
-    table = Table(title="Plan", caption=escape("\n".join(_chat_lines(config))) or None, caption_justify="left")
+    """Return the table of a plan: for each node whether it runs, and why; below it what is set for the model's chats, and warnings."""
+    below = [*_chat_lines(config), *(f"warning: {finding.line}" for finding in check_decoding_time(config))]
+    table = Table(title="Plan", caption=escape("\n".join(below)) or None, caption_justify="left")
     for column in ("stage", "key", ""):
         table.add_column(column)
     table.add_column("why", overflow="fold")

@@ -129,6 +129,29 @@ class Cases:
             "positions": [rollout.records.positions.tolist() for rollout in rollouts],
         }
 
+    def submitted(self) -> dict:
+        """Batches that are taken up while others are decoded, more than are decoded at a time: the responses of one call."""
+        whole = self.generate(self.mixer)
+        waiting = [list(range(start, min(start + 5, self.count))) for start in range(0, self.count, 5)]
+        numbers, under_way, order = iter(range(len(waiting))), set(), []
+        found: dict[int, Rollout] = {}
+        while len(found) < self.count:
+            while len(under_way) < 3 and (number := next(numbers, None)) is not None:
+                rows = waiting[number]
+                self.engine.submit(number, [self.prompts[row] for row in rows], rows, self.sampling, self.mixer)
+                under_way.add(number)
+            for number, rollouts in self.engine.step():
+                under_way.remove(number)
+                order.append(number)
+                found |= dict(zip(waiting[number], rollouts, strict=True))
+        together = [found[row] for row in range(self.count)]
+        return {
+            "tokens": [rollout.token_ids for rollout in together],
+            "whole": [rollout.token_ids for rollout in whole],
+            "error": self.error(together, self.mixer),
+            "order": order,
+        }
+
     def different_settings(self) -> dict:
         """Requests that mix and requests that do not, each in its own way, in one batch."""
         index = {name: getattr(self.mixer, name) for name in ("neighbors", "eligible", "index_version")}

@@ -42,6 +42,7 @@ CONFIGURATIONS = {
             "rollouts",
             "own_strategy",
             "alone",
+            "submitted",
             "different_settings",
             "in_flight",
             "reset_while_running",
@@ -62,10 +63,10 @@ CONFIGURATIONS = {
         **CHUNKED,
     ),
     "v1-processes-no-cache": configuration(
-        "v1", ["rollouts", "own_strategy"], in_process=False, enable_prefix_caching=False
+        "v1", ["rollouts", "own_strategy", "submitted"], in_process=False, enable_prefix_caching=False
     ),
     "v1-two-ranks": configuration(
-        "v1", ["rollouts", "own_strategy", "weights", "death"], in_process=False, tensor_parallel_size=2
+        "v1", ["rollouts", "own_strategy", "submitted", "weights", "death"], in_process=False, tensor_parallel_size=2
     ),
     "v2": configuration("v2", ["rollouts", "own_strategy", "different_settings", "in_flight", "cache", "weights"]),
     "v2-preempted": configuration("v2", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
@@ -159,6 +160,14 @@ def test_a_rollout_does_not_depend_on_its_company(outcome, name):
     alone, together = outcome(name)["alone"], outcome(name)["rollouts"]["neighbor"]
     assert alone["tokens"] == together["tokens"][:3]
     assert alone["positions"] == together["positions"][:3]
+
+
+@pytest.mark.parametrize("name", with_case("submitted"))
+def test_batches_that_overlap_are_those_of_one_call(outcome, name):
+    result = outcome(name)["submitted"]
+    assert result["tokens"] == result["whole"]
+    assert result["error"] <= TOLERANCE
+    assert sorted(result["order"]) == list(range(len(result["order"])))
 
 
 @pytest.mark.parametrize("name", with_case("different_settings"))

@@ -39,6 +39,7 @@ from ngrpo.config import (
 from ngrpo.config.grading import BY_LETTER
 from ngrpo.data.models import materialize, usable_tokens
 from ngrpo.evaluation.benchmark import Benchmark
+from ngrpo.evaluation.configured_sampler import start_sampler
 from ngrpo.grading.grader import Grader
 from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.mixer import Mixer
@@ -50,7 +51,6 @@ from ngrpo.rollout.configured_mixer import build_mixer, configured_end_marker
 from ngrpo.rollout.configured_strategy import load_strategy, source_of
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import load_model, load_tokenizer
-from ngrpo.stages import benchmark_evaluation
 from ngrpo.training import policy_optimization
 from ngrpo.training.policy_optimization import grpo_arguments
 from ngrpo.training.warm_start import sft_arguments
@@ -255,10 +255,10 @@ def evaluation(config: BenchmarkEvaluationConfig, gpus: int = 0) -> dict[str, An
         dtypes.append(dtype)
         return model
 
-    with engines(gpus > 0), patch.object(benchmark_evaluation, "load_model", load):
-        sampler = benchmark_evaluation._sampler(config, directory, [CHAT])
+    with engines(gpus > 0), patch.object(configured_engine, "load_model", load):
+        sampler = start_sampler(config, directory, [CHAT])
         sampler.generate(Benchmark("b", ["p"], [CHAT], ["A"]), [(0, 0)])
-    return {"samples": config.evaluation.samples, "weights": dtypes[0]} | _seen(sampler.engine)
+    return {"samples": config.evaluation.samples, "weights": dtypes[0] if dtypes else None} | _seen(sampler.engine)
 
 
 def index_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> NeighborIndex:

@@ -23,8 +23,9 @@ from ngrpo.config import BenchmarkEvaluationConfig, InitializedModel
 from ngrpo.config.grading import GradingConfig
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, StoreError
-from ngrpo.evaluation import protocol
+from ngrpo.evaluation import configured_sampler, protocol
 from ngrpo.evaluation.protocol import difference
+from ngrpo.evaluation.samples import parts
 from ngrpo.grading.grader import Grader
 from ngrpo.mixing.records import RolloutRecords
 from ngrpo.rollout.engine import Rollout
@@ -32,6 +33,7 @@ from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.stages import benchmark_evaluation
 from ngrpo.stages.context import Context
 from ngrpo.stages.keys import source_files
+from ngrpo.stages.surroundings import processes
 from ngrpo.storage.digest import model_digest
 
 MODELS = ("warm_start", "trained")
@@ -149,7 +151,7 @@ def engines(monkeypatch):
         made.append(FakeEngine(tokenizer, limits.pop() if limits else None))
         return made[-1]
 
-    monkeypatch.setattr(benchmark_evaluation, "start_engine", fake)
+    monkeypatch.setattr(configured_sampler, "start_engine", fake)
     made_and_limits = type("Engines", (), {"made": made, "limits": limits})
     return made_and_limits
 
@@ -353,6 +355,38 @@ def test_a_kill_changes_nothing_and_repeats_little(inputs, engines, tmp_path, ki
     assert sum(len(engine.requests) for engine in engines.made) == 2 * 68 - kept
 
 
+def test_parts_are_the_same_batches_whichever_were_generated():
+    requests = [(problem, sample) for problem in range(121) for sample in range(5)]
+    batches = [requests[start : start + 4] for start in range(0, 605, 4)]
+    all_parts = [part.requests for part in parts(2, requests, 4)]
+    assert len(all_parts) <= 100
+    assert {part.benchmark for part in parts(2, requests, 4)} == {2}
+    assert [request for part in all_parts for request in part] == requests
+    for seed in range(20):
+        done = random.Random(seed).sample(all_parts, len(all_parts) * seed // 20)
+        missing = [request for request in requests if not any(request in part for part in done)]
+        again = [part.requests for part in parts(2, missing, 4)]
+        cut = [part[start : start + 4] for part in again for start in range(0, len(part), 4)]
+        assert all(batch in batches for batch in cut), "another batch would round in another way"
+    assert parts(0, [], 4) == []
+
+
+@pytest.mark.parametrize(("asked", "message"), [("0", "'0'"), ("-1", "'-1'"), ("two", "'two'"), ("1.5", "'1.5'")])
+def test_a_bad_number_of_processes_is_refused(monkeypatch, asked, message):
+    monkeypatch.setenv("NGRPO_PROCESSES", asked)
+    with pytest.raises(
+        ConfigError, match=rf"NGRPO_PROCESSES={message}: not a positive number of processes; set it to 2"
+    ):
+        processes()
+
+
+def test_the_number_of_processes_comes_from_the_environment(monkeypatch):
+    monkeypatch.delenv("NGRPO_PROCESSES", raising=False)
+    assert processes() is None
+    monkeypatch.setenv("NGRPO_PROCESSES", "3")
+    assert processes() == 3
+
+
 KILL_POINTS = (
     (FakeEngine, "generate"),
     (pq, "write_table"),
@@ -417,7 +451,7 @@ def test_a_kill_while_samples_are_written_leaves_none(inputs, engines, tmp_path,
 def test_a_model_whose_samples_are_finished_is_not_loaded(inputs, engines, tmp_path, monkeypatch):
     evaluate(settings(), inputs, tmp_path, "first")
     engines.made.clear()
-    monkeypatch.setattr(benchmark_evaluation, "load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(benchmark_evaluation, "start_sampler", lambda *_: pytest.fail("loaded"))
     again = evaluate(settings(), inputs, tmp_path, "second")
     assert contents(again) == contents(tmp_path / "first")
     assert not engines.made

@@ -14,7 +14,7 @@ from ngrpo.data.chat_format import with_generation_prompt
 from ngrpo.data.embedding import load_embedding
 from ngrpo.data.models import materialize, materialize_tokenizer
 from ngrpo.errors import ConfigError, DataError
-from ngrpo.rollout.loading import end_of_sequence_ids, load_model, load_tokenizer
+from ngrpo.rollout.loading import end_of_sequence_ids, load_model, load_tokenizer, saved_end_of_sequence_ids
 from ngrpo.stages.declarations import STAGES
 
 TINY = Path(__file__).parents[2] / "pipelines" / "presets" / "tiny.toml"
@@ -69,6 +69,7 @@ def test_what_is_set_is_in_the_files_that_every_stage_starts_from_and_the_users_
     assert prompt == "<|user|>what is 1+1?<|assistant|><think>"
     ends = end_of_sequence_ids(model, tokenizer)
     assert tokenizer.convert_ids_to_tokens(ends) == ["<|end|>", "<|user|>"]
+    assert saved_end_of_sequence_ids(path, tokenizer) == ends, "without the weights"
     saved = tmp_path / "trained"
     model.save_pretrained(saved)
     tokenizer.save_pretrained(saved)
@@ -87,6 +88,8 @@ def test_ends_that_only_the_configuration_declares_are_kept(place, tmp_path):
     for name, content in files(place).items():
         if name != "generation_config.json":
             (copy / name).write_bytes(content)
+    tokenizer = load_tokenizer(copy, 63)
+    assert saved_end_of_sequence_ids(copy, tokenizer) == end_of_sequence_ids(load_model(copy, "float32"), tokenizer)
     source = DirectoryModel(kind="directory", path=str(copy))
     path = materialize(source, tmp_path / "base", ChatFormat(end_of_turn=("<|user|>",)))
     written = json.loads((path / "generation_config.json").read_text())

@@ -49,6 +49,10 @@ def test_published_values(name: str) -> None:
     assert (evaluation.samples, evaluation.pass_at, evaluation.max_tokens) == (32, (1, 16, 32), 8192)
     assert (evaluation.temperature, evaluation.top_p, evaluation.mixing) == (0.6, 0.95, None)
     assert evaluation.string_match == ("math500",)
+    assert (config.rollout.engine, evaluation.engine, config.model.dtype) == ("vllm", "vllm", "bfloat16")
+    assert [each.vllm.gpu_memory_utilization for each in (config.rollout, evaluation)] == [0.4, 0.9]
+    assert [each.vllm.tensor_parallel_size for each in (config.rollout, evaluation)] == [1, 1]
+    assert config.rollout.vllm.options == evaluation.vllm.options == {}, "the rest is as vLLM has it"
     assert config.data.prompt_suffix == r"Let's think step by step and output the final answer within \boxed{}."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ngrpo.checking.decoding_time import check_decoding_time
 from ngrpo.checking.findings import Examination, Finding
 from ngrpo.checking.places import (
     check_data_files,
@@ -25,6 +26,7 @@ def examine_quickly(config: RunConfig) -> Examination:
     examination = Examination()
     examination.add(check_model_files(config))
     examination.add(check_data_files(config))
+    examination.add(check_decoding_time(config))
     place = model_directory(config)
     if place is not None and not examination.errors:
         examination.add(check_lengths(config, positions_of(place)))

@@ -162,6 +162,13 @@ class VLLMConfig(Section):
     """Further arguments of vLLM, as its `EngineArgs` name them."""
 
 
+class EvaluationVLLMConfig(VLLMConfig):
+    """How vLLM is started for an evaluation, where it has its GPUs to itself."""
+
+    gpu_memory_utilization: Annotated[float, number(above=0.0, below=1.0)] = 0.9
+    """Share of a GPU's memory for weights, keys and values."""
+
+
 class RolloutConfig(Section):
     """How rollouts are generated in training."""
 
@@ -317,7 +324,7 @@ class EvaluationConfig(Section):
 
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the answers."""
-    vllm: VLLMConfig = VLLMConfig()
+    vllm: EvaluationVLLMConfig = EvaluationVLLMConfig()
     """How vLLM is started, where it is the engine."""
     samples: Samples = 32
     """Answers for each problem."""

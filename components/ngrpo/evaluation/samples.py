@@ -25,13 +25,13 @@ from ngrpo.errors import StoreError
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.evaluation.verdicts import GENERATED
 from ngrpo.mixing.mixer import Mixer
-from ngrpo.rollout.engine import RolloutEngine, Sampling
+from ngrpo.rollout.engine import ContinuousEngine, Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.storage.state import write_whole
 
 _PART = re.compile(r"[0-9a-f]{64}\.parquet")
-_PARTS = 10
-"""Parts of what is still to be generated, at most: each is a line of progress, and what a kill can cost."""
+_PARTS = 100
+"""Parts of what is still to be generated of a benchmark, at most: each is an object in the store, and what a kill can cost."""
 
 Request = tuple[int, int]
 """Position of a problem in its benchmark, and a sample id."""
@@ -175,12 +175,40 @@ class KeptSamples:
             self._rows[row["problem_id"], row["sample_id"]] = row
 
 
-def parts(requests: Sequence[Request], batch_size: int) -> Iterator[Sequence[Request]]:
-    """Cut requests into parts of whole batches, so that a resumed run decodes the same batches."""
-    batches = -(-len(requests) // batch_size)
-    size = -(-batches // _PARTS) * batch_size
-    for start in range(0, len(requests), max(size, 1)):
-        yield requests[start : start + size]
+@dataclass(frozen=True)
+class Part:
+    """What is generated and kept together.
+
+    Attributes:
+        benchmark: Place of the benchmark among those that are measured.
+        requests: Samples of it.
+    """
+
+    benchmark: int
+    requests: Sequence[Request]
+
+
+class Take(Protocol):
+    """Gives out parts, each with its number."""
+
+    def __call__(self, *, wait: bool) -> tuple[int, Part] | None:
+        """Return the next part; none where there is none any more or, without waiting for one, none yet."""
+
+
+def parts(benchmark: int, requests: Sequence[Request], unit: int) -> list[Part]:
+    """Cut the missing samples of a benchmark into parts.
+
+    A part is several whole units, which are counted from the first request. So the units are the same however many parts were generated
+    before, by however many processes: what is missing then are whole units again.
+
+    Args:
+        benchmark: Place of the benchmark.
+        requests: What is missing.
+        unit: Requests that are not taken apart.
+    """
+    units = -(-len(requests) // unit)
+    size = -(-units // _PARTS) * unit
+    return [Part(benchmark, requests[start : start + size]) for start in range(0, len(requests), max(size, 1))]
 
 
 @dataclass(frozen=True)
@@ -204,6 +232,45 @@ class Sampler:
 
     def generate(self, benchmark: Benchmark, requests: Sequence[Request]) -> pa.Table:
         """Generate samples and return them as a table, in the order of the requests."""
+        prompts, seeds = self._asked(benchmark, requests)
+        return self._table(benchmark, requests, self.engine.generate(prompts, seeds, self.sampling, self.mixer))
+
+    def tables(self, benchmarks: Sequence[Benchmark], take: Take) -> Iterator[tuple[int, pa.Table]]:
+        """Generate the samples of parts, as they are given out.
+
+        Args:
+            benchmarks: What the parts are of.
+            take: Gives out the next part; see `Take`.
+
+        Yields:
+            The number of a part and its samples, as they are ready.
+        """
+        if isinstance(self.engine, ContinuousEngine):
+            yield from self._interleaved(self.engine, benchmarks, take)
+            return
+        while (given := take(wait=True)) is not None:
+            number, part = given
+            yield number, self.generate(benchmarks[part.benchmark], part.requests)
+
+    def _interleaved(
+        self, engine: ContinuousEngine, benchmarks: Sequence[Benchmark], take: Take
+    ) -> Iterator[tuple[int, pa.Table]]:
+        under_way: dict[int, Part] = {}
+        while True:
+            while (given := take(wait=not under_way)) is not None:
+                number, part = given
+                engine.submit(
+                    number, *self._asked(benchmarks[part.benchmark], part.requests), self.sampling, self.mixer
+                )
+                under_way[number] = part
+            if not under_way:
+                return
+            for number, rollouts in engine.step():
+                part = under_way.pop(number)
+                yield number, self._table(benchmarks[part.benchmark], part.requests, rollouts)
+
+    def _asked(self, benchmark: Benchmark, requests: Sequence[Request]) -> tuple[list[list[int]], list[int]]:
+        """Return the prompt and the seed of each request."""
         problems = sorted({problem for problem, _ in requests})
         ids = self.tokenizer.apply_chat_template(
             [benchmark.prompts[problem] for problem in problems],
@@ -212,12 +279,12 @@ class Sampler:
             return_dict=False,
         )
         prompts = dict(zip(problems, ids, strict=True))
-        rollouts = self.engine.generate(
-            [prompts[problem] for problem, _ in requests],
-            [request_seed(self.seed, benchmark.name, benchmark.ids[problem], sample) for problem, sample in requests],
-            self.sampling,
-            self.mixer,
-        )
+        seeds = [
+            request_seed(self.seed, benchmark.name, benchmark.ids[problem], sample) for problem, sample in requests
+        ]
+        return [prompts[problem] for problem, _ in requests], seeds
+
+    def _table(self, benchmark: Benchmark, requests: Sequence[Request], rollouts: Sequence[Rollout]) -> pa.Table:
         texts = self.tokenizer.batch_decode([rollout.token_ids for rollout in rollouts], skip_special_tokens=True)
         rows = [
             {

@@ -12,14 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import EvaluationConfig, RolloutConfig
 from ngrpo.rollout.engine import RolloutEngine
-from ngrpo.rollout.loading import end_of_sequence_ids, load_model, weights_as_saved
+from ngrpo.rollout.loading import end_of_sequence_ids, load_model, saved_end_of_sequence_ids, weights_as_saved
 from ngrpo.rollout.transformers_engine import TransformersEngine
 
 
 def start_engine(
     config: RolloutConfig | EvaluationConfig,
     *,
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     directory: Path,
     tokenizer: PreTrainedTokenizerBase,
     chats: Sequence[Any],
@@ -29,9 +29,10 @@ def start_engine(
 
     Args:
         config: Which one, and how.
-        model: The model. The transformers engine generates with it; vLLM, and where the model is sharded the transformers engine
-            too, with a copy that `load_weights` brings up to date.
-        directory: What the model was loaded from.
+        model: The model that is trained. The transformers engine generates with it; vLLM, and where the model is sharded the transformers
+            engine too, with a copy that `load_weights` brings up to date. None where nothing is trained: the engine loads the directory,
+            and has the GPU to itself.
+        directory: Directory of the model, as it was saved.
         tokenizer: Its tokenizer.
         chats: Every prompt that may be asked, as a chat: vLLM makes room for the longest.
         dtype: Name of the torch type to compute in.
@@ -40,8 +41,10 @@ def start_engine(
         EngineError: vLLM is asked for and not installed.
         ConfigError: vLLM cannot mix as it is set up.
     """
-    ends = end_of_sequence_ids(model, tokenizer)
+    ends = saved_end_of_sequence_ids(directory, tokenizer) if model is None else end_of_sequence_ids(model, tokenizer)
     if config.engine == "transformers":
+        if model is None:
+            model = load_model(directory, dtype)
         # Padding is masked: a tokenizer without a token for it may use any.
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
         # Every forward of a sharded model gathers weights: processes would have to decode in step.
@@ -54,7 +57,8 @@ def start_engine(
     return VLLMEngine(
         directory,
         ends,
-        as_saved=partial(weights_as_saved, model),
+        as_saved=iter if model is None else partial(weights_as_saved, model),
+        shares_gpu=model is not None,
         max_length=max(len(prompt) for prompt in prompts) + config.max_tokens,
         batch_size=config.batch_size,
         dtype=dtype,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -83,3 +83,29 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds."""
+
+
+@runtime_checkable
+class ContinuousEngine(RolloutEngine, Protocol):
+    """An engine that takes up new requests while it decodes others, so that it never runs empty between two calls."""
+
+    def submit(
+        self,
+        number: int,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        mixer: Mixer | None = None,
+    ) -> None:
+        """Begin to generate; see `generate`.
+
+        Args:
+            number: What `step` calls these responses by; not that of others that are still to come.
+            prompts: Token ids of each prompt.
+            seeds: One seed a prompt.
+            sampling: How tokens are sampled.
+            mixer: What happens on gated steps; the same for all that are generated at a time.
+        """
+
+    def step(self) -> list[tuple[int, list[Rollout]]]:
+        """Decode a step, and return what is complete with it: the number, and the responses in the order of their prompts."""

@@ -9,13 +9,14 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils.logging import disable_progress_bar
 
 from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data.chat import end_of_turn
-from ngrpo.data.model_directory import read_model, read_tokenizer
+from ngrpo.data.model_directory import read_config, read_generation_config, read_model, read_tokenizer
 from ngrpo.data.token_rows import require_rows
 
 _LAYER = re.compile(r"^((?:.*?\.\d+\.)?).*$")
@@ -60,7 +61,25 @@ def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     These are the tokenizer's, those that the model's generation settings name, and the one that the chat template ends a turn with: a
     base model with the template of its chat model declares none for turns.
     """
-    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return _ends(model.generation_config, tokenizer)
+
+
+def saved_end_of_sequence_ids(directory: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Like `end_of_sequence_ids`, of a saved model, without its weights.
+
+    Raises:
+        DataError: Its settings are damaged.
+    """
+    label = f"model directory {directory}"
+    if (directory / GENERATION_CONFIG_NAME).is_file():
+        settings = read_generation_config(directory, label)
+    else:  # as `from_pretrained` does
+        settings = GenerationConfig.from_model_config(read_config(directory, label))
+    return _ends(settings, tokenizer)
+
+
+def _ends(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    declared = settings.eos_token_id if settings is not None else None
     ids = declared if isinstance(declared, list) else [declared]
     return sorted({token for token in [*ids, tokenizer.eos_token_id, end_of_turn(tokenizer)] if token is not None})
 

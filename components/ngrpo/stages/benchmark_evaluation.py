@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import BenchmarkEvaluationConfig
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Protocol, Result, write_evaluation
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
-from ngrpo.data.model_directory import read_config
-from ngrpo.data.models import materialize, usable_tokens
-from ngrpo.evaluation.benchmark import read_benchmarks
+from ngrpo.data.model_directory import read_config, require_weights
+from ngrpo.data.models import materialize
+from ngrpo.evaluation.benchmark import Benchmark, read_benchmarks
+from ngrpo.evaluation.configured_sampler import start_sampler
 from ngrpo.evaluation.protocol import benchmark_protocol, revisions
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
-from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Sampler, SampleStore, parts
+from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Part, SampleStore, parts
+from ngrpo.evaluation.sampling_processes import devices_of_processes, sampled_by_processes
+from ngrpo.evaluation.sampling_worker import Task
 from ngrpo.evaluation.stored_evaluation import answers_of, statistics_of
 from ngrpo.evaluation.verdicts import graded
+from ngrpo.grading.cores import usable_cores
 from ngrpo.grading.grader import Grader
-from ngrpo.mixing.mixer import Mixer
-from ngrpo.neighbors.index import NeighborIndex
-from ngrpo.rollout.configured_engine import start_engine
-from ngrpo.rollout.configured_mixer import build_mixer, configured_end_marker
-from ngrpo.rollout.engine import Sampling
-from ngrpo.rollout.loading import load_model, load_tokenizer
+from ngrpo.rollout.loading import load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.stages.keys import canonical_json, code_version, digest
 from ngrpo.stages.libraries import GENERATING, installed, selected
@@ -46,6 +46,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     try that was killed, on whatever machine, and those of an evaluation with fewer samples are not generated again. Kept samples that
     are damaged are.
 
+    Where there are GPUs, each generates with a process of its own; they share one queue over all benchmarks of a model.
+
     `evaluation.json` holds the gold answers too, and nothing else of the problems: with them, other graders can grade the samples again.
 
     Args:
@@ -56,7 +58,8 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
 
     Raises:
         DataError: A benchmark is damaged, empty or repeats ids, or a model or its tokenizer cannot be used.
-        ConfigError: `evaluation.mixing` asks for what the model's vocabulary cannot give.
+        ConfigError: `evaluation.mixing` asks for what the model's vocabulary cannot give, or there are fewer GPUs than share a model.
+        EngineError: The engine does not start, or one of several processes failed or was killed.
         StoreError: The object store cannot be reached, or samples cannot be kept.
     """
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks", config.benchmark_gradings)
@@ -66,7 +69,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     all_protocols: dict[str, dict[str, Protocol]] = {}
     weights: dict[str, str] = {}
     metrics: dict[str, float] = {}
-    with Grader() as grader:
+    with Grader(workers=usable_cores()) as grader:
         for name, directory in _models(config, inputs, context.work).items():
             weights[name] = model_digest(directory)
             config_of_model = read_config(directory, f"model directory {directory}")
@@ -81,7 +84,10 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                 key = _samples_key(config, weights[name], protocol["prompts"])
                 protocols[benchmark.name] = protocol
                 kept.append(KeptSamples(store, key, benchmark, config.evaluation.samples))
-            _generate(config, name, directory, kept, context.progress)
+            task = Task(
+                config=config.model_dump_json(), model=str(directory), benchmarks=str(inputs["dataset"] / "benchmarks")
+            )
+            _generate(config, name, task, kept, context)
             for samples in kept:
                 benchmark = samples.benchmark
                 by_string = benchmark.name in config.evaluation.string_match
@@ -156,61 +162,70 @@ def _line(model: str, benchmark: str, result: Result) -> str:
 def _generate(
     config: BenchmarkEvaluationConfig,
     name: str,
-    model: Path,
+    task: Task,
     kept: Sequence[KeptSamples],
-    progress: Callable[[str], None],
+    context: Context,
 ) -> None:
     """Generate the samples that are missing; with none, the model is not even loaded."""
-    if not any(samples.missing for samples in kept):
+    evaluation = config.evaluation
+    continuous = evaluation.engine == "vllm"
+    # vLLM puts its batches together itself. Those of the transformers engine stay the same, whoever decodes them.
+    unit = evaluation.samples if continuous else evaluation.batch_size
+    waiting = [part for place, samples in enumerate(kept) for part in parts(place, samples.missing, unit)]
+    if not waiting:
         return
-    sampler = _sampler(config, model, [chat for samples in kept for chat in samples.benchmark.prompts])
+    require_weights(Path(task["model"]), f"model directory {task['model']}")  # once, and not by each process
+    # While vLLM decodes a batch, another one waits: it takes from that as soon as a response has ended.
+    ahead = evaluation.batch_size * (2 if continuous else 1)
+    devices = devices_of_processes(context.processes, evaluation.vllm.tensor_parallel_size if continuous else 1)
+    if devices == [None]:
+        tables = _sampled_here(config, task, [samples.benchmark for samples in kept], waiting, ahead)
+    else:
+        several = f"{len(devices)} process{'es' * (len(devices) > 1)}"
+        context.progress(f"{name}: {sum(len(part.requests) for part in waiting)} samples by {several}")
+        tables = sampled_by_processes(task, waiting, devices, ahead=ahead, work=context.work, what=name)
+    progress = [_Progress(f"{name} {samples.benchmark.name}", samples, context.progress) for samples in kept]
+    with closing(tables):
+        for part, table in tables:
+            kept[part.benchmark].add(table)
+            progress[part.benchmark].add(table.num_rows)
+
+
+def _sampled_here(
+    config: BenchmarkEvaluationConfig, task: Task, benchmarks: Sequence[Benchmark], waiting: Sequence[Part], ahead: int
+) -> Generator[tuple[Part, pa.Table]]:
+    """Yield parts with their samples, generated in this process; see `sampled_by_processes`."""
+    queue = deque(enumerate(waiting))
+    under_way = 0
+
+    def take(*, wait: bool) -> tuple[int, Part] | None:
+        nonlocal under_way
+        if not queue or under_way >= ahead:
+            return None
+        number, part = queue.popleft()
+        under_way += len(part.requests)
+        return number, part
+
+    chats = [chat for benchmark in benchmarks for chat in benchmark.prompts]
+    sampler = start_sampler(config, Path(task["model"]), chats)
     with closing(sampler.engine):
-        for samples in kept:
-            total = len(samples.benchmark.ids) * samples.samples
-            requests = samples.missing
-            done = total - len(requests)
-            for part in parts(requests, config.evaluation.batch_size):
-                samples.add(sampler.generate(samples.benchmark, part))
-                done += len(part)
-                progress(f"{name} {samples.benchmark.name}: {done}/{total} samples")
+        for number, table in sampler.tables(benchmarks, take):
+            under_way -= table.num_rows
+            yield waiting[number], table
 
 
-def _sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any]) -> Sampler:
-    model = load_model(directory, config.model.dtype)
-    tokenizer = load_tokenizer(directory, model.get_input_embeddings().num_embeddings, config.model.template_date)
-    return Sampler(
-        engine=start_engine(
-            config.evaluation,
-            model=model,
-            directory=directory,
-            tokenizer=tokenizer,
-            chats=chats,
-            dtype=config.model.dtype,
-        ),
-        tokenizer=tokenizer,
-        sampling=Sampling(config.evaluation.max_tokens, config.evaluation.temperature, config.evaluation.top_p),
-        seed=config.seed,
-        mixer=_mixer(config, model, tokenizer),
-    )
+class _Progress:
+    """Says how far a benchmark is, whenever another tenth of it is done."""
 
+    def __init__(self, what: str, samples: KeptSamples, say: Callable[[str], None]):
+        self._what, self._say = what, say
+        self._total = len(samples.benchmark.ids) * samples.samples
+        self._done = self._total - len(samples.missing)
 
-def _mixer(
-    config: BenchmarkEvaluationConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Mixer | None:
-    """Return the mixer of `evaluation.mixing` over the model's own embedding, or none where mixing is off."""
-    mixing = config.evaluation.mixing
-    if mixing is None or mixing.strategy == "token":
-        return None
-    embedding = model.get_input_embeddings().weight
-    index = NeighborIndex.build(
-        embedding,
-        usable_tokens(tokenizer, embedding.shape[0]),
-        candidates=config.neighbors.candidates,
-        block_rows=config.neighbors.block_rows,
-        metric=config.neighbors.metric,
-    )
-    marker = configured_end_marker(mixing, tokenizer, embedding.shape[0])
-    return build_mixer(mixing, index, marker and marker.to(embedding.device))
+    def add(self, count: int) -> None:
+        before, self._done = self._done, self._done + count
+        if 10 * before // self._total < 10 * self._done // self._total:
+            self._say(f"{self._what}: {self._done}/{self._total} samples")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class Context:
     """Where below `store` the checkpoints of a training are kept; none to keep them in `work` alone."""
     save_minutes: float | None = None
     """Longest time between two checkpoints, in minutes; none for no limit besides `save_steps`."""
+    processes: int | None = None
+    """Processes that an evaluation generates in; none for one a GPU, or the stage's own where there are no GPUs."""
     reporters: tuple[str, ...] = ()
     """Trackers that a trainer reports its curves to, as transformers calls them."""
     progress: Callable[[str], None] = say

@@ -138,12 +138,14 @@ def _execute(
             store=surroundings.store,
             checkpoints=None if surroundings.store_is_local else checkpoints.place,
             save_minutes=surroundings.save_minutes,
+            processes=surroundings.processes,
             reporters=() if tracked is None else ("mlflow",),
         )
-        if stage.parallel and surroundings.processes * surroundings.nodes > 1:
+        processes = surroundings.processes or 1
+        if stage.parallel and processes * surroundings.nodes > 1:
             from ngrpo.stages import torchrun
 
-            torchrun.run(stage.name, config, directories, payload, context, processes=surroundings.processes)
+            torchrun.run(stage.name, config, directories, payload, context, processes=processes)
         else:
             stage.function()(config, directories, payload, context)
         if not first:

@@ -13,7 +13,7 @@ from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.context import Context
 from ngrpo.stages.declarations import STAGES
-from ngrpo.stages.surroundings import save_minutes
+from ngrpo.stages.surroundings import processes, save_minutes
 
 
 class _Inputs(dict[str, Path]):
@@ -62,6 +62,7 @@ def _run(stage: str, options: argparse.Namespace) -> None:
         work=work,
         store=os.environ.get("NGRPO_STORE") or None,
         save_minutes=save_minutes(),
+        processes=processes(),
         reporters=("mlflow",) if os.environ.get("MLFLOW_RUN_ID") else (),
     )
     STAGES[stage].function()(config, inputs, output, context)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PIPELINE_RUN = "NGRPO_PIPELINE_RUN"
 """Environment variable of a pod: the id of the pipeline run."""
 PROCESSES = "NGRPO_PROCESSES"
-"""Environment variable of a pod: the GPUs that it has, for a stage that uses each with a process of its own."""
+"""Environment variable of a stage: its processes, on each node. A pod of a training has its GPUs here; an evaluation counts them itself."""
 TRIES = "NGRPO_TRIES"
 """Environment variable of a pod: how often a stage that failed is tried again there, `RetryConfig` as JSON."""
 ERROR_FILE = "NGRPO_ERROR_FILE"
@@ -45,8 +45,8 @@ class Surroundings:
     """Directory of the local run that this process belongs to (`NGRPO_RUN_DIR`); none on a cluster."""
     pipeline_run: str | None
     """Id of the pipeline run on a cluster (`NGRPO_PIPELINE_RUN`); none on one machine."""
-    processes: int
-    """Processes of a stage that can work as several (`NGRPO_PROCESSES`), on each node."""
+    processes: int | None
+    """Processes of a stage that can work as several (`NGRPO_PROCESSES`), on each node; none where the environment sets none."""
     nodes: int
     """Nodes that work on the stage together, each in a process like this one (`PET_NNODES`, as torchrun knows it)."""
     node_rank: int
@@ -61,7 +61,7 @@ class Surroundings:
         """Read the environment.
 
         Raises:
-            ConfigError: A variable that has no default is not set, or `NGRPO_SAVE_MINUTES` is not a positive number.
+            ConfigError: A variable that has no default is not set, or `NGRPO_SAVE_MINUTES` or `NGRPO_PROCESSES` is not a positive number.
         """
         for name in ("NGRPO_STORE", "NGRPO_CACHE_DIR", "NGRPO_WORK_DIR"):
             if not os.environ.get(name):
@@ -75,7 +75,7 @@ class Surroundings:
             work=Path(os.environ["NGRPO_WORK_DIR"]),
             run_directory=Path(run_directory) if run_directory else None,
             pipeline_run=os.environ.get(PIPELINE_RUN) or None,
-            processes=int(os.environ.get(PROCESSES, "1")),
+            processes=processes(),
             nodes=int(os.environ.get("PET_NNODES", "1")),
             node_rank=int(os.environ.get("PET_NODE_RANK", "0")),
             store_is_local=bool(os.environ.get(STORE_IS_LOCAL)),
@@ -117,3 +117,19 @@ def save_minutes() -> float | None:
             "save_steps steps only"
         )
     return minutes
+
+
+def processes() -> int | None:
+    """Return how many processes a stage that can work as several is to have (`NGRPO_PROCESSES`); none where the environment sets none.
+
+    Raises:
+        ConfigError: It is not a positive number.
+    """
+    text = os.environ.get(PROCESSES)
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(
+            f"{PROCESSES}={text!r}: not a positive number of processes; set it to 2, for example, or unset it"
+        )
+    return int(text)

@@ -6,10 +6,11 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +27,25 @@ from ngrpo.rollout.slots import RequestSettings
 from ngrpo.rollout.vllm.backend import rewrites_classes
 from ngrpo.rollout.vllm.shared_file import shared_tensors
 
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """Requests that are generated together with others, and those that have ended."""
+
+    settings: list[RequestSettings]
+    mixer: Mixer | None
+    rows: Mapping[str, int]  # by vLLM's number of the request
+    outputs: dict[int, Any]
+
+    def rollouts(self, records: Sequence[Any]) -> list[Rollout]:
+        return [
+            rollout_of(self.outputs[row], record, each.seed, self.mixer)
+            for row, (each, record) in enumerate(zip(self.settings, records, strict=True))
+        ]
+
 
 class VLLMEngine:
     """Generates with stock vLLM on a copy of the model's weights.
@@ -40,6 +60,7 @@ class VLLMEngine:
         eos_token_ids: Sequence[int],
         *,
         as_saved: Callable[[Iterable[tuple[str, Tensor]]], Iterable[tuple[str, Tensor]]] = lambda weights: weights,
+        shares_gpu: bool = True,
         max_length: int,
         batch_size: int,
         dtype: str,
@@ -54,6 +75,7 @@ class VLLMEngine:
             model: What `save_pretrained` wrote.
             eos_token_ids: Tokens that end a response.
             as_saved: Gives the weights of a model in memory the names and shapes that they have in its files, which vLLM knows.
+            shares_gpu: Whether the GPU serves a training too, to which the engine can give its memory back.
             max_length: Longest prompt and response together.
             batch_size: Sequences decoded together.
             dtype: Name of a torch type.
@@ -94,7 +116,7 @@ class VLLMEngine:
                 # One of several training processes: an engine each, on the process's own GPU.
                 options = {"distributed_executor_backend": "external_launcher"} | options
             # On a GPU that training shares, the engine can give its memory back between two rollout batches.
-            self._sleeps = current_platform.is_cuda() and self._in_process
+            self._sleeps = shares_gpu and current_platform.is_cuda() and self._in_process
             try:
                 self._llm = LLM(
                     model=str(model),
@@ -125,6 +147,7 @@ class VLLMEngine:
         self._mixer: Mixer | None = None
         self._strategies: list[Strategy] = []  # that the workers know, each by its place
         self._asleep = False
+        self._submitted: dict[int, _Submitted] = {}
 
     def generate(
         self,
@@ -151,10 +174,75 @@ class VLLMEngine:
         mixers: Sequence[Mixer | None],
     ) -> list[Rollout]:
         """Like `generate`, with settings of its own for each prompt; the mixers must share their index and end marker."""
-        from vllm.v1.engine.exceptions import EngineDeadError
+        settings = self._settings(prompts, seeds, samplings, mixers)
+        with self._alive():
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                [self._parameters(each) for each in settings],
+                use_tqdm=False,
+            )
+            records = self._rpc("mixing_take", [each.name for each in settings])[0]
+        return [
+            rollout_of(output.outputs[0], record, each.seed, mixer)
+            for output, record, each, mixer in zip(outputs, records, settings, mixers, strict=True)
+        ]
 
-        from ngrpo.rollout.vllm.request import sampling_params
+    def submit(
+        self,
+        number: int,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        mixer: Mixer | None = None,
+    ) -> None:
+        """Begin to generate; see `ContinuousEngine.submit`.
 
+        Raises:
+            ConfigError: See `generate`.
+            EngineError: vLLM's process died.
+        """
+        settings = self._settings(prompts, seeds, [sampling] * len(prompts), [mixer] * len(prompts))
+        with self._alive():
+            ids = self._llm.enqueue(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                [self._parameters(each) for each in settings],
+                use_tqdm=False,
+            )
+        # vLLM adds something random to the number of a request, and answers without it.
+        rows = {request.partition("-")[0]: row for row, request in enumerate(ids)}
+        self._submitted[number] = _Submitted(settings, mixer, rows, {})
+
+    def step(self) -> list[tuple[int, list[Rollout]]]:
+        """Decode a step; see `ContinuousEngine.step`.
+
+        Raises:
+            EngineError: vLLM's process died.
+        """
+        with self._alive():
+            ended = [output for output in self._llm.llm_engine.step() if output.finished]
+            complete = []
+            for output in ended:
+                number = next(number for number, each in self._submitted.items() if output.request_id in each.rows)
+                submitted = self._submitted[number]
+                submitted.outputs[submitted.rows[output.request_id]] = output.outputs[0]
+                if len(submitted.outputs) == len(submitted.settings):
+                    del self._submitted[number]
+                    records = self._rpc("mixing_take", [each.name for each in submitted.settings])[0]
+                    complete.append((number, submitted.rollouts(records)))
+        return complete
+
+    def _settings(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        samplings: Sequence[Sampling],
+        mixers: Sequence[Mixer | None],
+    ) -> list[RequestSettings]:
+        """Return the settings of requests, once vLLM is ready for them.
+
+        Raises:
+            ConfigError: See `generate`.
+        """
         longest = max(len(prompt) + sampling.max_tokens for prompt, sampling in zip(prompts, samplings, strict=True))
         if longest > self._max_length:
             raise ConfigError(
@@ -167,7 +255,7 @@ class VLLMEngine:
             if mixer is not None:
                 self._use_index(mixer)
         call = uuid.uuid4().hex
-        settings = [
+        return [
             RequestSettings(
                 name=f"{call}-{row}",
                 seed=seed,
@@ -179,23 +267,29 @@ class VLLMEngine:
             )
             for row, (seed, sampling, mixer) in enumerate(zip(seeds, samplings, mixers, strict=True))
         ]
+
+    def _parameters(self, settings: RequestSettings) -> SamplingParams:
+        from ngrpo.rollout.vllm.request import sampling_params
+
+        return sampling_params(settings, self._eos)
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Say what it means if vLLM's process dies meanwhile.
+
+        Raises:
+            EngineError: It died.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         try:
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                [sampling_params(each, self._eos) for each in settings],
-                use_tqdm=False,
-            )
-            records = self._rpc("mixing_take", [each.name for each in settings])[0]
+            yield
         except EngineDeadError as error:
             self.close()
             raise EngineError(
                 "vLLM's process died while it generated; its last lines above say why. Nothing of the batch is kept: run again, "
                 "and it is generated again from the last checkpoint"
             ) from error
-        return [
-            rollout_of(output.outputs[0], record, each.seed, mixer)
-            for output, record, each, mixer in zip(outputs, records, settings, mixers, strict=True)
-        ]
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace the named weights of the model that generates, and forget what was computed with the old ones.
@@ -226,9 +320,10 @@ class VLLMEngine:
             self._asleep = True
 
     def close(self) -> None:
-        """Stop vLLM and give its memory back."""
-        self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
+        """Stop vLLM and give its memory back, unless that was done."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
 
     def _use_index(self, mixer: Mixer) -> None:
         rows, columns = mixer.neighbors.shape

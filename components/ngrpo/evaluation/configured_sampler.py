@@ -1,0 +1,74 @@
+"""The sampler that the settings of an evaluation ask for: tokenizer, engine and mixer of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ngrpo.config import BenchmarkEvaluationConfig
+from ngrpo.data.embedding import read_embedding
+from ngrpo.data.model_directory import read_config
+from ngrpo.data.models import usable_tokens
+from ngrpo.evaluation.samples import Sampler
+from ngrpo.mixing.mixer import Mixer
+from ngrpo.neighbors.index import NeighborIndex
+from ngrpo.rollout.configured_engine import start_engine
+from ngrpo.rollout.configured_mixer import build_mixer, configured_end_marker
+from ngrpo.rollout.engine import Sampling
+from ngrpo.rollout.loading import load_tokenizer
+
+
+def start_sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any]) -> Sampler:
+    """Load a model and start an engine for it; whoever calls this closes the engine.
+
+    Args:
+        config: Settings of the stage.
+        directory: Directory of the model.
+        chats: Every prompt that may be asked, as a chat.
+
+    Raises:
+        DataError: Model or tokenizer cannot be used.
+        EngineError: vLLM is not installed, or cannot serve the model.
+        ConfigError: `evaluation.mixing` asks for what the vocabulary cannot give, or vLLM cannot mix as it is set up.
+    """
+    rows = read_config(directory, f"model directory {directory}").get_text_config().vocab_size
+    tokenizer = load_tokenizer(directory, rows, config.model.template_date)
+    mixer = _mixer(config, directory, tokenizer)  # before the engine, which takes what memory there is
+    engine = start_engine(
+        config.evaluation,
+        model=None,
+        directory=directory,
+        tokenizer=tokenizer,
+        chats=chats,
+        dtype=config.model.dtype,
+    )
+    return Sampler(
+        engine=engine,
+        tokenizer=tokenizer,
+        sampling=Sampling(config.evaluation.max_tokens, config.evaluation.temperature, config.evaluation.top_p),
+        seed=config.seed,
+        mixer=mixer,
+    )
+
+
+def _mixer(config: BenchmarkEvaluationConfig, directory: Path, tokenizer: PreTrainedTokenizerBase) -> Mixer | None:
+    """Return the mixer of `evaluation.mixing` over the model's own embedding, or none where mixing is off."""
+    mixing = config.evaluation.mixing
+    if mixing is None or mixing.strategy == "token":
+        return None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    embedding = read_embedding(directory).to(device, getattr(torch, config.model.dtype))
+    index = NeighborIndex.build(
+        embedding,
+        usable_tokens(tokenizer, embedding.shape[0]),
+        candidates=config.neighbors.candidates,
+        block_rows=config.neighbors.block_rows,
+        metric=config.neighbors.metric,
+    )
+    torch.cuda.empty_cache()  # the engine may be another process
+    marker = configured_end_marker(mixing, tokenizer, embedding.shape[0])
+    return build_mixer(mixing, index, marker and marker.to(embedding.device))

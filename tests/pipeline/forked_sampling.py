@@ -1,0 +1,61 @@
+"""A stand-in for `subprocess.Popen` where the processes of an evaluation are started: a fork, which has imported everything already."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from subprocess import TimeoutExpired
+from time import monotonic, sleep
+from typing import BinaryIO
+
+from ngrpo.evaluation import sampling_worker
+
+
+class ForkedSampling:
+    """A process that runs `ngrpo.evaluation.sampling_worker`."""
+
+    def __init__(self, command: Sequence[str], *, pass_fds: Sequence[int], env: Mapping[str, str], **options: object):
+        assert command[1:3] == ["-m", "ngrpo.evaluation.sampling_worker"]
+        assert options["start_new_session"]
+        (descriptor,) = pass_fds
+        reader, writer = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                os.environ.clear()
+                os.environ.update(env)
+                _become(writer, descriptor)
+                sampling_worker.main(Path(command[3]), descriptor)
+            finally:
+                os._exit(70)
+        os.close(writer)
+        self.stdout: BinaryIO = os.fdopen(reader, "rb")
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = None if timeout is None else monotonic() + timeout
+        while (code := self.poll()) is None:
+            if end is not None and monotonic() > end:
+                raise TimeoutExpired("fork", timeout)
+            sleep(0.01)
+        return code
+
+
+def _become(writer: int, kept: int) -> None:
+    """Let go of everything that a new process would not have: sockets of others would hide their end."""
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in (0, 1, 2, kept):
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # that of the list itself
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
