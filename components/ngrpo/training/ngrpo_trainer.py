@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
@@ -27,6 +28,7 @@ from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.micro_batches import SUMS_OVER_ROWS, Columns, by_length, sorted_micro_batches
 from ngrpo.training.model_traits import (
     can_balance_experts,
     counts_from_the_padding,
@@ -212,6 +214,24 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
                 tool_mask.append([int(position not in mixed) for position in range(len(rollout.token_ids))])
         return prompt_ids, completion_ids, tool_mask, *rest
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before or not self._rows_may_move():
+            return inputs
+        # An optimizer step may end after as many micro-batches as divide both a step's and a rollout batch's.
+        window = math.gcd(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
+        self._buffered_inputs = sorted_micro_batches(self._buffered_inputs, window, self.accelerator)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _rows_may_move(self) -> bool:
+        """Whether the loss of an optimizer step is the same in whichever micro-batches its rows are."""
+        alone = self.args.per_device_train_batch_size == 1
+        if self.top_entropy_quantile < 1:  # a quantile of the rows that all processes go through together
+            return alone and self.accelerator.num_processes == 1
+        means = self.loss_type not in SUMS_OVER_ROWS or self._entropy_bonus_enabled or self.aux_loss_enabled
+        return alone or not means
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -292,28 +312,26 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         batch_size: int | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        mixture = self._mixture
-        if mixture is None:
-            stock: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs
-            )
-            return stock
-        # TRL splits the rows into chunks; the records must be split with them, so one call scores one chunk.
         embedding = self.accelerator.unwrap_model(model).get_input_embeddings()
-        size = batch_size or len(input_ids)
+        mixture = self._mixture
+        # TRL would score rows in the order they have, padded to the longest of all.
+        order = by_length(attention_mask.sum(dim=1)) if batch_size and batch_size < len(input_ids) else None
+        chunks = (slice(None),) if order is None else order.split(batch_size)
         parts = []
-        for start in range(0, len(input_ids), size):
-            rows = slice(start, start + size)
-            with mixed_inputs(embedding, mixture.select(rows)):
-                parts.append(
-                    super()._get_per_token_logps_and_entropies(
-                        model, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs
-                    )
+        for rows in chunks:
+            columns = Columns.of(attention_mask[rows], logits_to_keep, self.pad_to_multiple_of or 1)
+            seen = slice(columns.start, columns.end)
+            chosen = None if mixture is None else mixture.select(rows, columns.kept)
+            with mixed_inputs(embedding, chosen):
+                logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+                    model, input_ids[rows, seen], attention_mask[rows, seen], columns.kept, **kwargs
                 )
+            padding = (0, logits_to_keep - columns.kept)
+            parts.append((pad(logps, padding), None if entropies is None else pad(entropies, padding), aux_loss))
         logps, entropies, aux_losses = zip(*parts, strict=True)
         return (
-            torch.cat(logps),
-            torch.cat(entropies) if entropies[0] is not None else None,
+            _in_order(logps, order),
+            _in_order(entropies, order) if entropies[0] is not None else None,
             torch.stack(aux_losses).mean() if aux_losses[0] is not None else None,
         )
 
@@ -328,6 +346,11 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             return loss
         finally:
             self._mixture = _NOT_SCORING
+
+
+def _in_order(parts: Sequence[Tensor], order: Tensor | None) -> Tensor:
+    """Return rows that were taken in an order where they were before."""
+    return torch.cat(parts) if order is None else torch.cat(parts)[order.argsort()]
 
 
 def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
