@@ -119,6 +119,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         self._prompts: list[list[int]] = []
         self._rollouts: list[Rollout] = []
         self._mixture: Any = _NOT_SCORING
+        self._embedding: nn.Module | None = None
 
     def close(self) -> None:
         """Release the engine."""
@@ -156,17 +157,18 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         part = self._step % self.args.gradient_accumulation_steps
         seeds = [request_seed(self.args.seed, step, part, first + row) for row in range(len(prompt_ids))]
         sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
-        with self._generation() as (engine, model):
-            self._mixer = self._current_mixer(_with_whole_embeddings(model))
+        with self._generation() as (engine, whole):
+            self._mixer = self._current_mixer(whole)
             # In here a process waits for no other: they end at different steps.
             rollouts = engine.generate(prompt_ids, seeds, sampling, self._mixer)
+        self._embedding = whole.get_input_embeddings()
         self._prompts, self._rollouts = prompt_ids, rollouts
         self._mixture = self._collate(rollouts)
         return [rollout.token_ids for rollout in rollouts], [rollout.logprobs for rollout in rollouts]
 
     @contextmanager
-    def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel]]:
-        """Provide the engine with the weights of now, and the model that they are of."""
+    def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel | _Embeddings]]:
+        """Provide the engine with the weights of now, and the model that they are of with whole input embeddings."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -178,8 +180,9 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         ):
             if self._engine is None:
                 self._engine = self._make_engine(model)
-            self._engine.load_weights(_whole_parameters(model))
-            yield self._engine, model
+            whole = _with_whole_embeddings(model)
+            self._engine.load_weights(_whole_parameters(model, whole.get_input_embeddings().weight))
+            yield self._engine, whole
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the policy by `validation`; `Trainer` calls this before it saves, and remembers which checkpoint was best.
@@ -257,14 +260,15 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
     def _observe(self, mixture: InputMixture | None) -> None:
         start = self.accelerator.process_index * len(self._rollouts)
         by_function = [list(rewards)[start : start + len(self._rollouts)] for rewards in self._logs["rewards"].values()]
-        model = self.accelerator.unwrap_model(self.model)
+        embedding, self._embedding = self._embedding, None  # of a sharded model, a copy that training has no room for
+        assert embedding is not None, "rollouts come before what they are"
         batch = RolloutBatch(
             step=self.state.global_step,
             prompts=self._prompts,
             rollouts=self._rollouts,
             rewards=[_total(values, self.reward_weights.tolist()) for values in zip(*by_function, strict=True)],
             mixture=mixture,
-            embedding=_with_whole_embeddings(model).get_input_embeddings(),
+            embedding=embedding,
         )
         numbers = {name: value for observe in self._observers for name, value in observe(batch).items()}
         # A process may have nothing to say where another has: with few rollouts, none of them may be mixed.
@@ -359,10 +363,14 @@ def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
     return sum(weighted) if weighted else None
 
 
-def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named parameters, gathered from all processes where they are sharded."""
+def _whole_parameters(model: PreTrainedModel, embedding: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named parameters, gathered from all processes where they are sharded; the input embeddings may be at hand."""
+    held = None if embedding is None else model.get_input_embeddings().weight
     for name, value in model.named_parameters():
-        yield name, value.full_tensor() if isinstance(value, DTensor) else value
+        if embedding is not None and value is held:
+            yield name, embedding
+        else:
+            yield name, value.full_tensor() if isinstance(value, DTensor) else value
 
 
 @dataclass(frozen=True)
