@@ -7,7 +7,7 @@ records. Objective, clipping, advantages and KL are TRL's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from ngrpo.data.problem import SET, WEIGHT
+from ngrpo.errors import TrainingError
 from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import InputMixture, collate
@@ -29,6 +30,7 @@ from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.training.loop import SoundLoop
 from ngrpo.training.micro_batches import SUMS_OVER_ROWS, Columns, by_length, sorted_micro_batches
+from ngrpo.training.mismatch import Mismatch
 from ngrpo.training.model_traits import (
     can_balance_experts,
     counts_from_the_padding,
@@ -86,6 +88,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         make_engine: Callable[[PreTrainedModel], RolloutEngine],
         current_mixer: Callable[[PreTrainedModel], Mixer | None],
         mask_mixed_positions: bool = False,
+        correct_mismatch: bool = False,
+        mismatch_bound: float | None = None,
         observers: Sequence[RolloutObserver] = (),
         validation: Validation | None = None,
         **kwargs: Any,
@@ -98,6 +102,9 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             current_mixer: Called with the unwrapped model before each rollout batch, with the weights that will generate it; of a
                 model that is sharded it gets the input embeddings alone.
             mask_mixed_positions: Leave mixed positions out of the loss and of its normaliser.
+            correct_mismatch: Weigh the policy loss of unmixed steps by the probabilities of trainer and engine, as TRL does for vLLM:
+                see its `vllm_importance_sampling_mode`.
+            mismatch_bound: Mean difference of their log-probabilities above which training stops.
             observers: Called after each rollout batch.
             validation: What `evaluate` measures.
             **kwargs: Passed on to `GRPOTrainer`.
@@ -113,6 +120,11 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         self._engine: RolloutEngine | None = None
         self._current_mixer = current_mixer
         self._mask_mixed_positions = mask_mixed_positions
+        # The correction is TRL's own, which is tied to its own vLLM: that is asked nowhere else of what is used here.
+        self.use_vllm = self._correct_mismatch = correct_mismatch
+        self._mismatch_bound = mismatch_bound
+        self._mismatch = Mismatch(self.accelerator)
+        self._scores: Tensor | None = None
         self._observers = observers
         self._validation = validation
         self._mixer: Mixer | None = None
@@ -164,7 +176,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         self._embedding = whole.get_input_embeddings()
         self._prompts, self._rollouts = prompt_ids, rollouts
         self._mixture = self._collate(rollouts)
-        return [rollout.token_ids for rollout in rollouts], [rollout.logprobs for rollout in rollouts]
+        sampled = [_unmixed(rollout) if self._correct_mismatch else rollout.logprobs for rollout in rollouts]
+        return [rollout.token_ids for rollout in rollouts], sampled
 
     @contextmanager
     def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel | _Embeddings]]:
@@ -244,6 +257,13 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         if mixture is not None:
             values = (mixture.mask, mixture.candidates, mixture.weights, mixture.seeds)
             output.update(zip(_MIXTURE_KEYS, values, strict=True))
+        if self.model.training and "old_per_token_logps" in output:
+            old = output["old_per_token_logps"]
+            engine = torch.zeros_like(old, dtype=torch.float32)
+            for row, rollout in enumerate(self._rollouts):
+                engine[row, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
+            self._mismatch.add(output, engine, old)
+            self._settle_mismatch()
         self._observe(mixture)
         self._log_sets(inputs)
         return output
@@ -333,23 +353,97 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             padding = (0, logits_to_keep - columns.kept)
             parts.append((pad(logps, padding), None if entropies is None else pad(entropies, padding), aux_loss))
         logps, entropies, aux_losses = zip(*parts, strict=True)
+        self._scores = _in_order(logps, order)
         return (
-            _in_order(logps, order),
+            self._scores,
             _in_order(entropies, order) if entropies[0] is not None else None,
             torch.stack(aux_losses).mean() if aux_losses[0] is not None else None,
         )
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        self._mixture = None
-        if self._mixer is not None:
-            mask, candidates, weights, seeds = (inputs[key] for key in _MIXTURE_KEYS)
-            start = torch.zeros_like(seeds)
-            self._mixture = InputMixture(mask, candidates, weights, seeds, start, self._mixer.strategy)
+        self._mixture = self._mixture_of(inputs)
         try:
             loss: Tensor = super()._compute_loss(model, inputs)
-            return loss
         finally:
             self._mixture = _NOT_SCORING
+            scores, self._scores = self._scores, None
+        if self.model.training and "old_per_token_logps" not in inputs:
+            # All updates with this rollout batch are one: its weights are those that generated.
+            assert scores is not None, "TRL scores rows to compute their loss"
+            self._mismatch.add(inputs, inputs["sampling_per_token_logps"], scores)
+            if (self._step + 1) % self.args.steps_per_generation == 0:
+                self._settle_mismatch()
+        return loss
+
+    def _mixture_of(self, inputs: Mapping[str, Tensor]) -> InputMixture | None:
+        """Return what is mixed in the rows of a batch."""
+        if self._mixer is None:
+            return None
+        mask, candidates, weights, seeds = (inputs[key] for key in _MIXTURE_KEYS)
+        return InputMixture(mask, candidates, weights, seeds, torch.zeros_like(seeds), self._mixer.strategy)
+
+    def _settle_mismatch(self) -> None:
+        """Log how far engine and trainer were from each other on a rollout batch.
+
+        Raises:
+            TrainingError: Too far.
+        """
+        numbers = self._mismatch.statistics()
+        for name, value in numbers.items():
+            self._metrics["train"][name].append(value)
+        bound = self._mismatch_bound
+        for kind in ("mixed", "unmixed"):
+            mean = numbers.get(f"mismatch/{kind}_mean", 0.0)
+            if bound is not None and not mean <= bound:
+                raise TrainingError(
+                    f"step {self.state.global_step + 1}: log-probabilities of engine and trainer differ by {mean:.3g} on average on "
+                    f"{kind} steps, more than {self.section}.mismatch_bound={bound:g}: the engine does not compute what is trained; "
+                    f"make its type and kernels more exact, or raise the bound\n{self._worst_texts()}"
+                )
+        self._mismatch.clear()
+
+    @torch.no_grad()
+    def _worst_texts(self) -> str:
+        """Return the engine's tokens where it differs most, beside those that the trainer finds most likely there."""
+        worst = self._mismatch.worst()
+        model, tokenizer = self.model, self._tokenizer
+        rows = slice(worst.row, worst.row + 1)
+        ids, mask = (
+            torch.cat([worst.inputs[f"prompt_{of}"], worst.inputs[f"completion_{of}"]], dim=1)[rows]
+            for of in ("ids", "mask")
+        )
+        responses = worst.inputs["completion_ids"]
+        columns = Columns.of(mask, responses.shape[1], self.pad_to_multiple_of or 1)
+        seen = slice(columns.start, columns.end)
+        before = torch.tensor(worst.columns, device=ids.device) + (columns.end - columns.start - columns.kept - 1)
+        mixture = self._mixture_of(worst.inputs)
+        unwrapped = self.accelerator.unwrap_model(model)
+        with (
+            positions_of_text(unwrapped) if self._padding_counts else nullcontext(),
+            mixed_inputs(
+                unwrapped.get_input_embeddings(), None if mixture is None else mixture.select(rows, columns.kept)
+            ),
+            self.accelerator.autocast(),
+        ):
+            logits = model(
+                input_ids=ids[:, seen], attention_mask=mask[:, seen], logits_to_keep=before, use_cache=False
+            ).logits[0]
+        scores = (logits.float() / self.temperature).log_softmax(dim=-1).max(dim=-1)
+        lines = []
+        for place, column in enumerate(worst.columns):
+            token, likely = int(responses[worst.row, column]), int(scores.indices[place])
+            lines.append(
+                f"  token {column}: engine {tokenizer.decode([token])!r} {worst.engine[place]:.2f} | trainer "
+                f"{tokenizer.decode([likely])!r} {scores.values[place]:.2f}, the engine's {worst.trainer[place]:.2f}"
+            )
+        texts = gather_object([(worst.difference, "\n".join(lines))])
+        return max(texts)[1]
+
+
+def _unmixed(rollout: Rollout) -> list[float]:
+    """Return log-probabilities for TRL's correction; of mixed steps none, which is a ratio of one: their tokens were not sampled."""
+    mixed = set(rollout.records.positions.tolist())
+    return [math.nan if place in mixed else value for place, value in enumerate(rollout.logprobs)]
 
 
 def _in_order(parts: Sequence[Tensor], order: Tensor | None) -> Tensor:

@@ -120,7 +120,9 @@ def train_policy(
                 dtype=config.model.dtype,
             ),
             current_mixer=following.mixer,
-            mask_mixed_positions=config.training.mask_mixed_positions,
+            mask_mixed_positions=settings.mask_mixed_positions,
+            correct_mismatch=settings.mismatch_correction != "off",
+            mismatch_bound=settings.mismatch_bound,
             observers=observers,
             validation=_validation(config, validation, tokenizer, grader),
         )
@@ -167,6 +169,11 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
             "metric_for_best_model": "eval_mean",
             "greater_is_better": True,
         }
+    correcting: dict[str, Any] = {}
+    if settings.mismatch_correction != "off":
+        correcting["vllm_importance_sampling_mode"] = settings.mismatch_correction
+        if settings.mismatch_cap is not None:
+            correcting["vllm_importance_sampling_clip_max"] = settings.mismatch_cap
     arguments: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "max_steps": settings.steps,
@@ -213,6 +220,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         "use_cpu": not torch.cuda.is_available(),
         "reward_weights": [reward.weight for reward in settings.rewards.values()] or None,
         **selecting,
+        **correcting,
     }
     result = built(GRPOConfig, arguments | settings.trl, "training.trl")
     if result.bf16 and result.fsdp_plugin_args is not None:
