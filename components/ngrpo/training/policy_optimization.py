@@ -207,6 +207,8 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         "importance_sampling_level": settings.importance_sampling_level,
         "disable_dropout": True,
         "bf16": config.model.dtype == "bfloat16",
+        # transformers advises accelerate's own where a model is sharded. With FSDP2 either gathers a layer once for its backward pass, and
+        # accelerate's puts a wrapper's name into the names of parameters, by which engines and checkpoints know them.
         "gradient_checkpointing": settings.gradient_checkpointing,
         "cast_lm_head_to_fp32": settings.cast_lm_head_to_fp32,
         "seed": config.seed,
