@@ -98,6 +98,9 @@ class Run:
                 "mixing/gate_rate": 0.08 + noise.gauss(0, 0.003),
                 "mixing/anchor_cosine": 0.97 + noise.gauss(0, 0.002),
                 "mixing/anchor_cosine_min": 0.6 + 0.001 * step,
+                "mismatch/unmixed_mean": 0.01 + noise.random() / 1000,
+                "mismatch/unmixed_p99": 0.04 + noise.random() / 1000,
+                "mismatch/mixed_mean": 0.007 + noise.random() / 1000,
                 "diversity/distinct_answers": 0.4 - 0.2 * step / steps,
                 "diversity/distinct_4grams": 0.5 - 0.2 * step / steps,
             }

@@ -32,7 +32,7 @@ class GradingError(NGRPOError):
 
 
 class TrainingError(NGRPOError):
-    """Training has diverged: a loss, a gradient or a result is not finite."""
+    """Training has diverged: a loss, a gradient or a result is not finite, or the engine does not compute what is trained."""
 
 
 class UserCodeError(NGRPOError):

@@ -15,6 +15,7 @@ from rich.table import Table
 BENCHMARKS = (
     "mixing_overhead",
     "training_step",
+    "ragged_training_step",
     "checkpoint_upload",
     "artifact_transfer",
     "compile_and_plan",

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, DistributedType
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from ngrpo.config import NGRPOTrainingConfig
@@ -46,7 +47,8 @@ def main() -> None:
     if "LOCAL_RANK" in os.environ:
         join()
     policy_optimization.CorrectnessReward = LengthReward
-    seen: dict[str, list] = {"errors": [], "errors_without_records": [], "longest": [], "sharded": []}
+    names = ("errors", "errors_without_records", "longest", "sharded", "lengths", "gathered")
+    seen: dict[str, list] = {name: [] for name in names}
     whole = AutoModelForCausalLM.from_pretrained(root / "warm_start" / "model")
     trainers = []
 
@@ -76,6 +78,30 @@ def main() -> None:
         trainers.append(self)
 
     NGRPOTrainer.__init__ = remember
+    compute_loss = NGRPOTrainer._compute_loss
+
+    def measure(self, model, inputs):
+        seen["lengths"].append((inputs["prompt_mask"].sum(dim=1) + inputs["completion_mask"].sum(dim=1)).tolist())
+        return compute_loss(self, model, inputs)
+
+    NGRPOTrainer._compute_loss = measure
+    roll_out, gather = NGRPOTrainer._generate_and_score_completions, DTensor.full_tensor
+
+    def count(self, inputs):
+        shape, gathered = self.model.get_input_embeddings().weight.shape, []
+
+        def counting(tensor, **arguments):
+            gathered.append(tensor.shape == shape)
+            return gather(tensor, **arguments)
+
+        DTensor.full_tensor = counting
+        try:
+            return roll_out(self, inputs)
+        finally:
+            DTensor.full_tensor = gather
+            seen["gathered"].append(sum(gathered))
+
+    NGRPOTrainer._generate_and_score_completions = count
     rank, save = PartialState().process_index, policy_optimization.save_model
 
     def save_both(trainer, directory):

@@ -16,6 +16,9 @@ from forks import Script
 pytestmark = pytest.mark.pipeline
 
 STEPS = 4
+SEQUENCES = 32
+MICRO_BATCHES = SEQUENCES // 2 // 4
+"""Of an optimizer step, on each of two processes."""
 # Sums in another order: relative to the value, after four optimizer steps.
 TOLERANCE = 1e-4
 
@@ -72,6 +75,13 @@ def history(output: Path) -> list[dict]:
 
 def require_equal(together: Path, alone: Path, way: str) -> None:
     """Require that two processes made the rollouts, losses and weights that one process makes."""
+    # The rows of a step are shared out by length, so that no process waits long for another.
+    for step in range(STEPS):
+        window = slice(step * MICRO_BATCHES, (step + 1) * MICRO_BATCHES)
+        shares = [json.loads((together / f"seen-{rank}.json").read_text())["lengths"][window] for rank in (0, 1)]
+        lengths = [length for pair in zip(*shares, strict=True) for rows in pair for length in rows]
+        assert len(lengths) == SEQUENCES
+        assert lengths == sorted(lengths, reverse=True)
     # Not the logged KL and entropy: TRL logs means of the means of micro-batches, and these hold other rows.
     for name in ("loss", "grad_norm", "reward", "completions/mean_length"):
         expected, found = ([entry[name] for entry in history(one)] for one in (alone, together))
@@ -80,10 +90,18 @@ def require_equal(together: Path, alone: Path, way: str) -> None:
     expected = load_file(alone / "weights-0.safetensors")
     seen_by = [json.loads((together / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
     assert seen_by[0]["longest"] != seen_by[1]["longest"], "they must end at different steps for this to show anything"
+    for entry in history(together):
+        if "mismatch/mixed_max" in entry:
+            assert max(entry["mismatch/mixed_max"], entry["mismatch/unmixed_max"]) <= 1e-4, "the replay law, as logged"
+    assert sum("mismatch/mixed_max" in entry for entry in history(together)) == STEPS
     for rank, seen in enumerate(seen_by):
         assert len(seen["errors"]) == STEPS
         assert max(seen["errors"]) <= 1e-4, "the replay law, on the rollouts of this process"
         assert set(seen["sharded"]) == {way == "sharded"}
+        if way == "sharded":
+            assert seen["gathered"] == [2] * STEPS, (
+                "the embeddings: once for training, and once for the replay of this test"
+            )
         for name, tensor in load_file(together / f"weights-{rank}.safetensors").items():
             torch.testing.assert_close(tensor, expected[name], rtol=TOLERANCE, atol=1e-5)
     saved = load_file(together / "artifact" / "model" / "model.safetensors")
@@ -113,6 +131,15 @@ def test_two_processes_train_in_bfloat16_and_replay_by_an_index_in_float32(tmp_p
         # What is left is the rounding of activations to eight bits.
         assert 1e-4 < max(seen["errors"]) < min(seen["errors_without_records"]) / 5
     assert all(entry["grad_norm"] > 1e-2 for entry in history(output) if "grad_norm" in entry)
+    # What is logged is what the law of replay says, of the model that is trained: sharded, it rounds its residual stream too.
+    replayed = [json.loads((output / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    without_records = min(error for seen in replayed for error in seen["errors_without_records"])
+    logged = [entry for entry in history(output) if "mismatch/mixed_max" in entry]
+    assert len(logged) == STEPS
+    for entry in logged:
+        for kind in ("mixed", "unmixed"):
+            assert 1e-4 < entry[f"mismatch/{kind}_mean"] < entry[f"mismatch/{kind}_max"] / 3
+            assert entry[f"mismatch/{kind}_max"] < without_records / 5
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from trl import GRPOConfig
 from how_tos import GENERATE, INDEX, MODEL, TRAIN, WORDS_OF_MODEL, how_to, prepare
 from ngrpo import NeighborIndex, NGRPOConfig, NGRPOTrainer, mixing_llm
 from ngrpo.config import MixingConfig, NeighborsConfig
-from ngrpo.errors import ConfigError, DataError
+from ngrpo.errors import ConfigError, DataError, TrainingError
 from ngrpo.training.trl_grpo import GRPOTrainer
 from tiny import save_tiny_model
 
@@ -160,6 +160,13 @@ def test_rollouts_are_scored_on_the_inputs_they_were_generated_from(here, tmp_pa
     assert ("tool_mask" in batch) == ("mask_mixed_positions" in changes)
 
 
+def test_mismatch_is_corrected_and_bounded_where_it_is_asked_for(here, tmp_path):
+    one = trainer(tmp_path, MODEL, correct_mismatch=True, mismatch_bound=1e-9)
+    with pytest.raises(TrainingError, match=r"more than NGRPOConfig\.mismatch_bound=1e-09"):
+        one.train()
+    assert one._metrics["train"]["sampling/importance_sampling_ratio/max"] == pytest.approx([1.0], abs=1e-3)
+
+
 def test_token_is_plain_grpo(here, tmp_path):
     trained = trainer(tmp_path, MODEL, strategy="token")
     trained.train()
@@ -259,6 +266,8 @@ def test_defaults_are_those_of_a_preset():
         ({"metric": "dice"}, "NGRPOConfig.metric: "),
         ({"engine": "tgi"}, "NGRPOConfig.engine='tgi': choose one of 'transformers', 'vllm'"),
         ({"index_refresh": "never"}, "NGRPOConfig.index_refresh='never': choose one of"),
+        ({"mismatch_bound": -0.1}, "NGRPOConfig.mismatch_bound=-0.1: a number above 0, or None"),
+        ({"mismatch_bound": float("nan")}, "NGRPOConfig.mismatch_bound=nan: a number above 0, or None"),
         ({"rollout_batch_size": 0}, "NGRPOConfig.rollout_batch_size=0: a whole number above 0"),
         ({"temperature": 0.0}, "NGRPOConfig.temperature=0.0: mixing divides by it"),
         ({"top_k": 20}, "NGRPOConfig.top_k=20: rollouts are sampled by temperature and top_p alone"),

@@ -330,7 +330,7 @@ def test_without_mixing_the_page_says_so(run):
     run.change("mixing.strategy=token")
     path = run.artifacts["ngrpo_training"] / "log_history.json"
     history = [
-        {name: value for name, value in entry.items() if not name.startswith("mixing/")}
+        {name: value for name, value in entry.items() if not name.startswith(("mixing/", "mismatch/mixed"))}
         for entry in json.loads(path.read_text())
     ]
     path.write_text(json.dumps(history))
@@ -338,7 +338,11 @@ def test_without_mixing_the_page_says_so(run):
     run.write_rollouts([rollout(0, 0) | {"mixed": [False] * 19, "neighbors": [], "weights": []}])
     text = text_of(run.report())
     assert "Nothing was mixed: strategy token" in text
-    assert "Not logged in this run: Mixed steps, % of response tokens; Cosine of mixture and anchor, mean." in text
+    missing = (
+        "Mixed steps, % of response tokens; Cosine of mixture and anchor, mean; "
+        "Log-probabilities, engine and trainer: mean difference on mixed steps."
+    )
+    assert f"Not logged in this run: {missing}" in text
     assert "N-GRPO" not in text
 
 
@@ -384,7 +388,7 @@ def test_curves_skip_what_was_not_logged_as_a_number(run):
 def test_long_curves_are_averaged_and_say_so(run):
     run.write_training(steps=1000)
     page = run.report()
-    assert page.count("Each point is the mean of 4 log entries.") == 8
+    assert page.count("Each point is the mean of 4 log entries.") == 11
     reward = re.search(r'aria-label="Reward, mean">.*?class="curve second" d="([^"]*)"', page)[1]
     assert len(re.findall("[ML]", reward)) == 250
 

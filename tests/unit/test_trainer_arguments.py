@@ -75,6 +75,7 @@ GRPO: dict[str, tuple[object, dict[str, object]]] = {
     "training.clip_epsilon": (0.3, {"epsilon": 0.3}),
     "training.loss_type": ("dr_grpo", {"loss_type": "dr_grpo"}),
     "training.importance_sampling_level": ("sequence", {"importance_sampling_level": "sequence"}),
+    "training.mismatch_correction": ("token_mask", {"vllm_importance_sampling_mode": "token_mask"}),
     "training.gradient_checkpointing": ("true", {"gradient_checkpointing": True}),
     "training.save_steps": (6, {"save_steps": 6, "eval_steps": 6}),
     "training.selection": (
@@ -109,6 +110,8 @@ ELSEWHERE = {
     "rollout.top_p",  # must be 1
     "training.cast_lm_head_to_fp32",  # needs another `model.dtype`: see below
     "training.mask_mixed_positions",
+    "training.mismatch_bound",
+    "training.mismatch_cap",  # needs a correction: see below
     "training.index_refresh",
     "training.trl",  # see `test_passed_on`
     "warm_start.trl",
@@ -155,6 +158,13 @@ def test_the_logits_of_training_are_in_float32_where_it_is_asked_for():
         for on in ("false", "true")
     )
     assert {name: after[name] for name in after if after[name] != before[name]} == {"cast_lm_head_to_fp32": True}
+
+
+def test_the_cap_of_a_correction_is_passed_on():
+    overrides = ("training.mismatch_correction=sequence_truncate", "training.mismatch_cap=2")
+    arguments = grpo(read(NGRPOTrainingConfig, *overrides))
+    assert arguments.vllm_importance_sampling_mode == "sequence_truncate"
+    assert arguments.vllm_importance_sampling_clip_max == 2
 
 
 @pytest.mark.parametrize(
@@ -209,6 +219,13 @@ def built(tmp_path, *overrides: str) -> dict[str, Any]:
 def test_mixed_positions_are_left_out_of_the_loss_where_it_is_asked_for(tmp_path, masked):
     arguments = built(tmp_path, f"training.mask_mixed_positions={str(masked).lower()}")
     assert arguments["mask_mixed_positions"] is masked
+
+
+@pytest.mark.parametrize(("correction", "corrected"), [("off", False), ("token_mask", True)])
+def test_mismatch_is_corrected_and_bounded_where_it_is_asked_for(tmp_path, correction, corrected):
+    arguments = built(tmp_path, f"training.mismatch_correction={correction}", "training.mismatch_bound=0.5")
+    assert arguments["correct_mismatch"] is corrected
+    assert arguments["mismatch_bound"] == 0.5
 
 
 @pytest.mark.parametrize(("refresh", "versions"), [("at_start", [0, 0]), ("every_batch", [0, 1])])

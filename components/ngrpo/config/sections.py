@@ -265,6 +265,17 @@ class TrainingConfig(Section):
     """`token` is GRPO, `sequence` is GSPO."""
     mask_mixed_positions: Flag = False
     """Leave mixed steps out of the loss: their label is an argmax, not a sample."""
+    mismatch_correction: Literal["off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        unless_set("off")
+    )
+    """Weighs the policy loss by the ratio of a token's (or a sequence's) probabilities by trainer and engine: above the cap the ratio is
+    cut (`truncate`) or taken as 0 (`mask`), as TRL's `vllm_importance_sampling_mode` has it. On a mixed step it is 1. It takes one
+    forward pass more where a rollout batch is used for one step."""
+    mismatch_cap: Annotated[float, number(least=1.0, most=1e6)] | None = unless_set(None)
+    """Largest ratio of `mismatch_correction`; 3 where it is not given, TRL's default."""
+    mismatch_bound: Annotated[float, number(above=0.0, most=1000.0)] | None = unless_set(None)
+    """Training stops where the log-probabilities of engine and trainer differ by more than this on average, on the mixed or on the
+    unmixed steps of a rollout batch. In float32 it is about 1e-5, in bfloat16 a few hundredths at most."""
     gradient_checkpointing: Flag = False
     """Trade compute for memory in the backward pass."""
     cast_lm_head_to_fp32: Flag = False
@@ -315,6 +326,10 @@ class TrainingConfig(Section):
             yield f"{loss} weighs whole sequences: set importance_sampling_level to 'sequence'"
         if self.loss_type == "vespo" and self.importance_sampling_level != "token":
             yield f"{loss} has weights of sequences of its own: leave importance_sampling_level at 'token'"
+        if self.mismatch_cap is not None and self.mismatch_correction == "off":
+            yield f"mismatch_cap={self.mismatch_cap:g} has no effect with mismatch_correction='off': leave it out"
+        if self.loss_type == "vespo" and self.mismatch_correction.startswith("sequence"):
+            yield f"{loss} takes ratios of tokens: set mismatch_correction to 'token_truncate' or 'token_mask'"
         if not self.use_bias_correction_kl and self.kl_coefficient == 0:
             yield "use_bias_correction_kl=false has no effect with kl_coefficient=0: leave it out"
 

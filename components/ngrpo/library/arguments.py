@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -52,6 +53,17 @@ class NGRPOConfig(GRPOConfig):
         metadata={"help": "When the index follows the weights: `at_start`, or `every_batch` of rollouts."},
     )
     mask_mixed_positions: bool = field(default=False, metadata={"help": "Leave mixed steps out of the loss."})
+    correct_mismatch: bool = field(
+        default=False,
+        metadata={
+            "help": "Weigh the policy loss of unmixed steps by the probabilities of trainer and engine, as TRL does for vLLM: by "
+            "`vllm_importance_sampling_mode`, `vllm_importance_sampling_clip_max` and `vllm_importance_sampling_clip_min`."
+        },
+    )
+    mismatch_bound: float | None = field(
+        default=None,
+        metadata={"help": "Mean difference of their log-probabilities above which training stops; none: it goes on."},
+    )
     engine: str = field(default="transformers", metadata={"help": "What generates: `transformers` or `vllm`."})
     rollout_batch_size: int = field(default=256, metadata={"help": "Sequences decoded together."})
 
@@ -70,8 +82,8 @@ class NGRPOConfig(GRPOConfig):
         given = self.__dict__
         if given["use_vllm"]:
             warnings.warn(
-                "use_vllm=True: rollouts come from ngrpo's vLLM engine (engine='vllm'); TRL's importance sampling correction is not "
-                "needed, since rollouts are scored on the inputs they were generated from",
+                "use_vllm=True: rollouts come from ngrpo's vLLM engine (engine='vllm'); TRL's importance sampling correction is "
+                "off unless correct_mismatch=True",
                 stacklevel=4,
             )
             given |= {"use_vllm": False, "engine": "vllm"}
@@ -118,5 +130,8 @@ class NGRPOConfig(GRPOConfig):
         ):
             if getattr(self, name) not in allowed:
                 yield f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, allowed))}"
+        bound = self.mismatch_bound
+        if bound is not None and (type(bound) not in (int, float) or not 0 < bound < math.inf):
+            yield f"mismatch_bound={bound!r}: a number above 0, or None"
         if type(self.rollout_batch_size) is not int or self.rollout_batch_size < 1:
             yield f"rollout_batch_size={self.rollout_batch_size!r}: a whole number above 0"

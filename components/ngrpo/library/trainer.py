@@ -90,10 +90,11 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         if hasattr(model, "peft_config"):
             raise ConfigError(f"NGRPOTrainer.model: {_REFUSED['peft_config']}")
+        args = _arguments(model, args)
         super().__init__(
             model,
             reward_funcs,
-            _arguments(model, args),
+            args,
             train_dataset,
             eval_dataset,
             processing_class,
@@ -102,10 +103,12 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             optimizers,
             make_engine=self._start_engine,
             current_mixer=self._current,
+            mask_mixed_positions=args.mask_mixed_positions,
+            correct_mismatch=args.correct_mismatch,
+            mismatch_bound=args.mismatch_bound,
             observers=[_gate_rate],
         )
         self._require_supported()
-        self._mask_mixed_positions = self.args.mask_mixed_positions
         self._following = self._follow(index)
 
     @property

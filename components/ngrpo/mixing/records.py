@@ -52,12 +52,12 @@ class InputMixture:
     positions: Tensor
     strategy: Strategy
 
-    def select(self, rows: slice | Tensor) -> InputMixture:
-        """Return some rows of the batch."""
+    def select(self, rows: slice | Tensor, columns: int | None = None) -> InputMixture:
+        """Return some rows of the batch, and of those the first columns, or all."""
         return InputMixture(
-            self.mask[rows],
-            self.candidates[rows],
-            self.weights[rows],
+            self.mask[rows, :columns],
+            self.candidates[rows, :columns],
+            self.weights[rows, :columns],
             self.seeds[rows],
             self.positions[rows],
             self.strategy,

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ngrpo.evaluation.diversity import distinct_answers, distinct_ngrams
 from ngrpo.grading.extraction import extract_answer
-from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.training.ngrpo_trainer import RolloutBatch
 
 _SAMPLES_PER_STEP = 4
@@ -122,12 +121,17 @@ class RolloutLog(TrainerCallback):
 
 def anchor_cosines(batch: RolloutBatch) -> Tensor:
     """Cosine between each mixed embedding of a batch and the embedding of its step's token; float32 `[n]`."""
-    assert batch.mixture is not None
-    mask = batch.mixture.mask
-    tokens = torch.zeros(mask.shape, dtype=torch.long)
-    for row, rollout in enumerate(batch.rollouts):
-        tokens[row, : len(rollout.token_ids)] = torch.tensor(rollout.token_ids)
-    tokens = tokens.to(mask.device)
-    with mixed_inputs(batch.embedding, batch.mixture):
-        mixed = batch.embedding(tokens)
-    return torch.nn.functional.cosine_similarity(mixed[mask].float(), batch.embedding(tokens[mask]).float(), dim=-1)
+    mixture = batch.mixture
+    assert mixture is not None
+    rows, columns = mixture.mask.nonzero(as_tuple=True)
+    tokens = [
+        batch.rollouts[row].token_ids[column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+    ]
+    mixed = mixture.strategy.embed(
+        batch.embedding(mixture.candidates[rows, columns]),
+        mixture.weights[rows, columns],
+        mixture.seeds[rows],
+        mixture.positions[rows] + columns,
+    )
+    anchors = batch.embedding(torch.tensor(tokens, dtype=torch.long, device=rows.device))
+    return torch.nn.functional.cosine_similarity(mixed.float(), anchors.float(), dim=-1)

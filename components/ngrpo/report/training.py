@@ -30,6 +30,9 @@ _CURVES = (
     ("diversity/distinct_4grams", "Distinct 4-grams in a group, %", True),
     ("mixing/gate_rate", "Mixed steps, % of response tokens", True),
     ("mixing/anchor_cosine", "Cosine of mixture and anchor, mean", False),
+    ("mismatch/unmixed_mean", "Log-probabilities, engine and trainer: mean difference on unmixed steps", False),
+    ("mismatch/unmixed_p99", "Log-probabilities, engine and trainer: 99th percentile on unmixed steps", False),
+    ("mismatch/mixed_mean", "Log-probabilities, engine and trainer: mean difference on mixed steps", False),
 )
 
 

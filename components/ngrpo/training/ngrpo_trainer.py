@@ -7,7 +7,7 @@ records. Objective, clipping, advantages and KL are TRL's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +16,21 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
 from ngrpo.data.problem import SET, WEIGHT
+from ngrpo.errors import TrainingError
 from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.training.loop import SoundLoop
+from ngrpo.training.micro_batches import SUMS_OVER_ROWS, Columns, by_length, sorted_micro_batches
+from ngrpo.training.mismatch import Mismatch
 from ngrpo.training.model_traits import (
     can_balance_experts,
     counts_from_the_padding,
@@ -84,6 +88,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         make_engine: Callable[[PreTrainedModel], RolloutEngine],
         current_mixer: Callable[[PreTrainedModel], Mixer | None],
         mask_mixed_positions: bool = False,
+        correct_mismatch: bool = False,
+        mismatch_bound: float | None = None,
         observers: Sequence[RolloutObserver] = (),
         validation: Validation | None = None,
         **kwargs: Any,
@@ -96,6 +102,9 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             current_mixer: Called with the unwrapped model before each rollout batch, with the weights that will generate it; of a
                 model that is sharded it gets the input embeddings alone.
             mask_mixed_positions: Leave mixed positions out of the loss and of its normaliser.
+            correct_mismatch: Weigh the policy loss of unmixed steps by the probabilities of trainer and engine, as TRL does for vLLM:
+                see its `vllm_importance_sampling_mode`.
+            mismatch_bound: Mean difference of their log-probabilities above which training stops.
             observers: Called after each rollout batch.
             validation: What `evaluate` measures.
             **kwargs: Passed on to `GRPOTrainer`.
@@ -111,12 +120,18 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         self._engine: RolloutEngine | None = None
         self._current_mixer = current_mixer
         self._mask_mixed_positions = mask_mixed_positions
+        # The correction is TRL's own, which is tied to its own vLLM: that is asked nowhere else of what is used here.
+        self.use_vllm = self._correct_mismatch = correct_mismatch
+        self._mismatch_bound = mismatch_bound
+        self._mismatch = Mismatch(self.accelerator)
+        self._scores: Tensor | None = None
         self._observers = observers
         self._validation = validation
         self._mixer: Mixer | None = None
         self._prompts: list[list[int]] = []
         self._rollouts: list[Rollout] = []
         self._mixture: Any = _NOT_SCORING
+        self._embedding: nn.Module | None = None
 
     def close(self) -> None:
         """Release the engine."""
@@ -154,17 +169,19 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         part = self._step % self.args.gradient_accumulation_steps
         seeds = [request_seed(self.args.seed, step, part, first + row) for row in range(len(prompt_ids))]
         sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
-        with self._generation() as (engine, model):
-            self._mixer = self._current_mixer(_with_whole_embeddings(model))
+        with self._generation() as (engine, whole):
+            self._mixer = self._current_mixer(whole)
             # In here a process waits for no other: they end at different steps.
             rollouts = engine.generate(prompt_ids, seeds, sampling, self._mixer)
+        self._embedding = whole.get_input_embeddings()
         self._prompts, self._rollouts = prompt_ids, rollouts
         self._mixture = self._collate(rollouts)
-        return [rollout.token_ids for rollout in rollouts], [rollout.logprobs for rollout in rollouts]
+        sampled = [_unmixed(rollout) if self._correct_mismatch else rollout.logprobs for rollout in rollouts]
+        return [rollout.token_ids for rollout in rollouts], sampled
 
     @contextmanager
-    def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel]]:
-        """Provide the engine with the weights of now, and the model that they are of."""
+    def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel | _Embeddings]]:
+        """Provide the engine with the weights of now, and the model that they are of with whole input embeddings."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -176,8 +193,9 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         ):
             if self._engine is None:
                 self._engine = self._make_engine(model)
-            self._engine.load_weights(_whole_parameters(model))
-            yield self._engine, model
+            whole = _with_whole_embeddings(model)
+            self._engine.load_weights(_whole_parameters(model, whole.get_input_embeddings().weight))
+            yield self._engine, whole
             self._engine.sleep()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -213,6 +231,24 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
                 tool_mask.append([int(position not in mixed) for position in range(len(rollout.token_ids))])
         return prompt_ids, completion_ids, tool_mask, *rest
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before or not self._rows_may_move():
+            return inputs
+        # An optimizer step may end after as many micro-batches as divide both a step's and a rollout batch's.
+        window = math.gcd(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
+        self._buffered_inputs = sorted_micro_batches(self._buffered_inputs, window, self.accelerator)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _rows_may_move(self) -> bool:
+        """Whether the loss of an optimizer step is the same in whichever micro-batches its rows are."""
+        alone = self.args.per_device_train_batch_size == 1
+        if self.top_entropy_quantile < 1:  # a quantile of the rows that all processes go through together
+            return alone and self.accelerator.num_processes == 1
+        means = self.loss_type not in SUMS_OVER_ROWS or self._entropy_bonus_enabled or self.aux_loss_enabled
+        return alone or not means
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -222,6 +258,13 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         if mixture is not None:
             values = (mixture.mask, mixture.candidates, mixture.weights, mixture.seeds)
             output.update(zip(_MIXTURE_KEYS, values, strict=True))
+        if self.model.training and "old_per_token_logps" in output:
+            old = output["old_per_token_logps"]
+            engine = torch.zeros_like(old, dtype=torch.float32)
+            for row, rollout in enumerate(self._rollouts):
+                engine[row, : len(rollout.logprobs)] = torch.tensor(rollout.logprobs)
+            self._mismatch.add(output, engine, old)
+            self._settle_mismatch()
         self._observe(mixture)
         self._log_sets(inputs)
         return output
@@ -238,14 +281,15 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
     def _observe(self, mixture: InputMixture | None) -> None:
         start = self.accelerator.process_index * len(self._rollouts)
         by_function = [list(rewards)[start : start + len(self._rollouts)] for rewards in self._logs["rewards"].values()]
-        model = self.accelerator.unwrap_model(self.model)
+        embedding, self._embedding = self._embedding, None  # of a sharded model, a copy that training has no room for
+        assert embedding is not None, "rollouts come before what they are"
         batch = RolloutBatch(
             step=self.state.global_step,
             prompts=self._prompts,
             rollouts=self._rollouts,
             rewards=[_total(values, self.reward_weights.tolist()) for values in zip(*by_function, strict=True)],
             mixture=mixture,
-            embedding=_with_whole_embeddings(model).get_input_embeddings(),
+            embedding=embedding,
         )
         numbers = {name: value for observe in self._observers for name, value in observe(batch).items()}
         # A process may have nothing to say where another has: with few rollouts, none of them may be mixed.
@@ -293,42 +337,119 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         batch_size: int | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        mixture = self._mixture
-        if mixture is None:
-            stock: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **kwargs
-            )
-            return stock
-        # TRL splits the rows into chunks; the records must be split with them, so one call scores one chunk.
         embedding = self.accelerator.unwrap_model(model).get_input_embeddings()
-        size = batch_size or len(input_ids)
+        mixture = self._mixture
+        # TRL would score rows in the order they have, padded to the longest of all.
+        order = by_length(attention_mask.sum(dim=1)) if batch_size and batch_size < len(input_ids) else None
+        chunks = (slice(None),) if order is None else order.split(batch_size)
         parts = []
-        for start in range(0, len(input_ids), size):
-            rows = slice(start, start + size)
-            with mixed_inputs(embedding, mixture.select(rows)):
-                parts.append(
-                    super()._get_per_token_logps_and_entropies(
-                        model, input_ids[rows], attention_mask[rows], logits_to_keep, **kwargs
-                    )
+        for rows in chunks:
+            columns = Columns.of(attention_mask[rows], logits_to_keep, self.pad_to_multiple_of or 1)
+            seen = slice(columns.start, columns.end)
+            chosen = None if mixture is None else mixture.select(rows, columns.kept)
+            with mixed_inputs(embedding, chosen):
+                logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
+                    model, input_ids[rows, seen], attention_mask[rows, seen], columns.kept, **kwargs
                 )
+            padding = (0, logits_to_keep - columns.kept)
+            parts.append((pad(logps, padding), None if entropies is None else pad(entropies, padding), aux_loss))
         logps, entropies, aux_losses = zip(*parts, strict=True)
+        self._scores = _in_order(logps, order)
         return (
-            torch.cat(logps),
-            torch.cat(entropies) if entropies[0] is not None else None,
+            self._scores,
+            _in_order(entropies, order) if entropies[0] is not None else None,
             torch.stack(aux_losses).mean() if aux_losses[0] is not None else None,
         )
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        self._mixture = None
-        if self._mixer is not None:
-            mask, candidates, weights, seeds = (inputs[key] for key in _MIXTURE_KEYS)
-            start = torch.zeros_like(seeds)
-            self._mixture = InputMixture(mask, candidates, weights, seeds, start, self._mixer.strategy)
+        self._mixture = self._mixture_of(inputs)
         try:
             loss: Tensor = super()._compute_loss(model, inputs)
-            return loss
         finally:
             self._mixture = _NOT_SCORING
+            scores, self._scores = self._scores, None
+        if self.model.training and "old_per_token_logps" not in inputs:
+            # All updates with this rollout batch are one: its weights are those that generated.
+            assert scores is not None, "TRL scores rows to compute their loss"
+            self._mismatch.add(inputs, inputs["sampling_per_token_logps"], scores)
+            if (self._step + 1) % self.args.steps_per_generation == 0:
+                self._settle_mismatch()
+        return loss
+
+    def _mixture_of(self, inputs: Mapping[str, Tensor]) -> InputMixture | None:
+        """Return what is mixed in the rows of a batch."""
+        if self._mixer is None:
+            return None
+        mask, candidates, weights, seeds = (inputs[key] for key in _MIXTURE_KEYS)
+        return InputMixture(mask, candidates, weights, seeds, torch.zeros_like(seeds), self._mixer.strategy)
+
+    def _settle_mismatch(self) -> None:
+        """Log how far engine and trainer were from each other on a rollout batch.
+
+        Raises:
+            TrainingError: Too far.
+        """
+        numbers = self._mismatch.statistics()
+        for name, value in numbers.items():
+            self._metrics["train"][name].append(value)
+        bound = self._mismatch_bound
+        for kind in ("mixed", "unmixed"):
+            mean = numbers.get(f"mismatch/{kind}_mean", 0.0)
+            if bound is not None and not mean <= bound:
+                raise TrainingError(
+                    f"step {self.state.global_step + 1}: log-probabilities of engine and trainer differ by {mean:.3g} on average on "
+                    f"{kind} steps, more than {self.section}.mismatch_bound={bound:g}: the engine does not compute what is trained; "
+                    f"make its type and kernels more exact, or raise the bound\n{self._worst_texts()}"
+                )
+        self._mismatch.clear()
+
+    @torch.no_grad()
+    def _worst_texts(self) -> str:
+        """Return the engine's tokens where it differs most, beside those that the trainer finds most likely there."""
+        worst = self._mismatch.worst()
+        model, tokenizer = self.model, self._tokenizer
+        rows = slice(worst.row, worst.row + 1)
+        ids, mask = (
+            torch.cat([worst.inputs[f"prompt_{of}"], worst.inputs[f"completion_{of}"]], dim=1)[rows]
+            for of in ("ids", "mask")
+        )
+        responses = worst.inputs["completion_ids"]
+        columns = Columns.of(mask, responses.shape[1], self.pad_to_multiple_of or 1)
+        seen = slice(columns.start, columns.end)
+        before = torch.tensor(worst.columns, device=ids.device) + (columns.end - columns.start - columns.kept - 1)
+        mixture = self._mixture_of(worst.inputs)
+        unwrapped = self.accelerator.unwrap_model(model)
+        with (
+            positions_of_text(unwrapped) if self._padding_counts else nullcontext(),
+            mixed_inputs(
+                unwrapped.get_input_embeddings(), None if mixture is None else mixture.select(rows, columns.kept)
+            ),
+            self.accelerator.autocast(),
+        ):
+            logits = model(
+                input_ids=ids[:, seen], attention_mask=mask[:, seen], logits_to_keep=before, use_cache=False
+            ).logits[0]
+        scores = (logits.float() / self.temperature).log_softmax(dim=-1).max(dim=-1)
+        lines = []
+        for place, column in enumerate(worst.columns):
+            token, likely = int(responses[worst.row, column]), int(scores.indices[place])
+            lines.append(
+                f"  token {column}: engine {tokenizer.decode([token])!r} {worst.engine[place]:.2f} | trainer "
+                f"{tokenizer.decode([likely])!r} {scores.values[place]:.2f}, the engine's {worst.trainer[place]:.2f}"
+            )
+        texts = gather_object([(worst.difference, "\n".join(lines))])
+        return max(texts)[1]
+
+
+def _unmixed(rollout: Rollout) -> list[float]:
+    """Return log-probabilities for TRL's correction; of mixed steps none, which is a ratio of one: their tokens were not sampled."""
+    mixed = set(rollout.records.positions.tolist())
+    return [math.nan if place in mixed else value for place, value in enumerate(rollout.logprobs)]
+
+
+def _in_order(parts: Sequence[Tensor], order: Tensor | None) -> Tensor:
+    """Return rows that were taken in an order where they were before."""
+    return torch.cat(parts) if order is None else torch.cat(parts)[order.argsort()]
 
 
 def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
@@ -337,10 +458,14 @@ def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
     return sum(weighted) if weighted else None
 
 
-def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named parameters, gathered from all processes where they are sharded."""
+def _whole_parameters(model: PreTrainedModel, embedding: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the named parameters, gathered from all processes where they are sharded; the input embeddings may be at hand."""
+    held = None if embedding is None else model.get_input_embeddings().weight
     for name, value in model.named_parameters():
-        yield name, value.full_tensor() if isinstance(value, DTensor) else value
+        if embedding is not None and value is held:
+            yield name, embedding
+        else:
+            yield name, value.full_tensor() if isinstance(value, DTensor) else value
 
 
 @dataclass(frozen=True)

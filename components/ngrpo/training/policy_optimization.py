@@ -120,7 +120,9 @@ def train_policy(
                 dtype=config.model.dtype,
             ),
             current_mixer=following.mixer,
-            mask_mixed_positions=config.training.mask_mixed_positions,
+            mask_mixed_positions=settings.mask_mixed_positions,
+            correct_mismatch=settings.mismatch_correction != "off",
+            mismatch_bound=settings.mismatch_bound,
             observers=observers,
             validation=_validation(config, validation, tokenizer, grader),
         )
@@ -167,6 +169,11 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
             "metric_for_best_model": "eval_mean",
             "greater_is_better": True,
         }
+    correcting: dict[str, Any] = {}
+    if settings.mismatch_correction != "off":
+        correcting["vllm_importance_sampling_mode"] = settings.mismatch_correction
+        if settings.mismatch_cap is not None:
+            correcting["vllm_importance_sampling_clip_max"] = settings.mismatch_cap
     arguments: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "max_steps": settings.steps,
@@ -200,6 +207,8 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         "importance_sampling_level": settings.importance_sampling_level,
         "disable_dropout": True,
         "bf16": config.model.dtype == "bfloat16",
+        # transformers advises accelerate's own where a model is sharded. With FSDP2 either gathers a layer once for its backward pass, and
+        # accelerate's puts a wrapper's name into the names of parameters, by which engines and checkpoints know them.
         "gradient_checkpointing": settings.gradient_checkpointing,
         "cast_lm_head_to_fp32": settings.cast_lm_head_to_fp32,
         "seed": config.seed,
@@ -213,6 +222,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         "use_cpu": not torch.cuda.is_available(),
         "reward_weights": [reward.weight for reward in settings.rewards.values()] or None,
         **selecting,
+        **correcting,
     }
     result = built(GRPOConfig, arguments | settings.trl, "training.trl")
     if result.bf16 and result.fsdp_plugin_args is not None:

@@ -1,0 +1,49 @@
+"""What is measured of a rollout batch."""
+
+import torch
+from torch import nn
+
+from ngrpo.mixing.inputs import mixed_inputs
+from ngrpo.mixing.records import RolloutRecords, collate
+from ngrpo.mixing.strategies import Neighbor
+from ngrpo.report.rollout_log import anchor_cosines
+from ngrpo.rollout.engine import Rollout
+from ngrpo.training.ngrpo_trainer import RolloutBatch
+
+V, K = 50, 3
+
+
+class Counting(nn.Embedding):
+    looked_up = 0
+
+    def forward(self, ids):
+        self.looked_up += ids.numel()
+        return super().forward(ids)
+
+
+def test_only_mixed_tokens_are_embedded():
+    torch.manual_seed(0)
+    embedding = Counting(V, 8)
+    neighbors = torch.stack([(torch.arange(V) + shift) % V for shift in (1, 2, 3)], dim=1)
+    rollouts = []
+    for length, mixed in ((9, [0, 4, 8]), (30, [7]), (12, [])):
+        weights = torch.rand(len(mixed), K).softmax(dim=-1)
+        records = RolloutRecords(torch.tensor(mixed).long(), weights, length, 0)
+        rollouts.append(Rollout(torch.randint(V, (length,)).tolist(), [0.0] * length, "length", records))
+    mixture = collate(
+        [rollout.records for rollout in rollouts],
+        [rollout.token_ids for rollout in rollouts],
+        30,
+        strategy=Neighbor(K),
+        neighbors=neighbors,
+        index_version=0,
+        device="cpu",
+    )
+    cosines = anchor_cosines(RolloutBatch(0, [[1]] * 3, rollouts, [0.0] * 3, mixture, embedding))
+    assert embedding.looked_up == 4 * (K + 1)
+    tokens = torch.tensor([[*rollout.token_ids, *[0] * (30 - len(rollout.token_ids))] for rollout in rollouts])
+    with mixed_inputs(embedding, mixture):
+        seen = embedding(tokens)
+    expected = nn.functional.cosine_similarity(seen[mixture.mask], embedding(tokens)[mixture.mask], dim=-1)
+    assert torch.equal(cosines, expected)
+    assert cosines.max() < 0.999
