@@ -123,7 +123,7 @@ def _patch(metadata: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
 
 def _pod(cluster: ClusterConfig, needs: ResourcesConfig) -> dict[str, Any]:
     selector, tolerations = cluster.node_selector, cluster.tolerations
-    volumes: list[dict[str, Any]] = [{"name": "scratch", "emptyDir": {"sizeLimit": f"{cluster.scratch_gib}Gi"}}]
+    volumes: list[dict[str, Any]] = [{"name": "scratch", "emptyDir": {"sizeLimit": f"{cluster.scratch_of(needs)}Gi"}}]
     mounts = [{"name": "scratch", "mountPath": SCRATCH}]
     if needs.gpus:
         selector, tolerations = selector | cluster.gpu.node_selector, tolerations + cluster.gpu.tolerations

@@ -114,7 +114,7 @@ def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster:
     _place(task, cluster.node_selector, cluster.tolerations)
     for label, value in {**cluster.labels, STAGE_LABEL: name}.items():
         kubernetes.add_pod_label(task, label, value)
-    _set_environment(task, cluster)
+    _set_environment(task, needs, cluster)
     _restrict(task, cluster)
     # The waits are constant: a pod that was preempted time and again would wait ever longer.
     task.set_retry(
@@ -133,8 +133,8 @@ def _place(task: dsl.PipelineTask, labels: dict[str, str], tolerations: tuple[To
         kubernetes.add_toleration(task, **toleration.model_dump())
 
 
-def _set_environment(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
-    kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=f"{cluster.scratch_gib}Gi")
+def _set_environment(task: dsl.PipelineTask, needs: ResourcesConfig, cluster: ClusterConfig) -> None:
+    kubernetes.empty_dir_mount(task, "scratch", SCRATCH, size_limit=f"{cluster.scratch_of(needs)}Gi")
     for name, value in cluster.pod_environment().items():
         task.set_env_variable(name, value)
     kubernetes.use_field_path_as_env(task, PIPELINE_RUN, f"metadata.labels['{RUN_LABEL}']")

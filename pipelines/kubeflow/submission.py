@@ -6,7 +6,7 @@ import json
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ConfigError
+from ngrpo.sizing.fit import misfits
 from ngrpo.stages.declarations import STAGES
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
@@ -93,8 +94,8 @@ def submit(
     return str(run.run_id)
 
 
-def _require_possible(config: RunConfig, images: Images, stages: Iterable[str]) -> None:
-    """Refuse what no pod can get or what has no image, of all stages at once: a compilation ends with the first.
+def _require_possible(config: RunConfig, images: Images, stages: Collection[str]) -> None:
+    """Refuse what no pod can get, what asks for too little or what has no image, of all stages at once: a compilation ends with the first.
 
     Raises:
         ConfigError: A line for each.
@@ -111,6 +112,7 @@ def _require_possible(config: RunConfig, images: Images, stages: Iterable[str]) 
                 look()
             except ConfigError as error:
                 problems[str(error)] = None
+    problems |= {misfit.line: None for misfit in misfits(config, stages)}
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -25,7 +25,7 @@ from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.content import read_contents
-from ngrpo_kfp.pipelines.planning.needs import require_gpus, show_needs
+from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus, show_amounts, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
 from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
@@ -88,12 +88,15 @@ def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base
     """Say what a run would do, and why; see `run`.
 
     Raises:
+        ConfigError: A stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
     with services(workspace) as around:
         config = _based(config, base)
         plan = _plan(config, workspace, around.artifact_store(workspace))
     console.print(plan_table(plan, config))
+    show_amounts(config, plan, console)
+    require_fit(config, plan)
 
 
 def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -12,28 +15,79 @@ from ngrpo.config import CopiedModel, FilesSource, HubModel, HubSource, RunConfi
 from ngrpo.data.copies import is_copy
 from ngrpo.data.locations import is_bucket, is_local
 from ngrpo.errors import ConfigError
+from ngrpo.sizing.amounts import MIB, Amount
+from ngrpo.sizing.fit import gpu_cure, misfits
+from ngrpo.sizing.model_shape import model_shape
+from ngrpo.sizing.stages import needs_of
 from ngrpo_kfp.pipelines.planning.nodes import Plan
+
+_PATIENCE = 20.0
+"""Seconds that the driver's program may take."""
 
 
 def show_needs(config: RunConfig, plan: Plan, console: Console) -> None:
-    """Print what each node asks for and what the run would fetch from outside."""
-    console.print(_resources_table(config, plan))
+    """Print what each node that has to run needs and asks for, how that is made up, and what the run would fetch from outside."""
+    show_amounts(config, plan, console)
+    for line in _explanations(config, plan):
+        console.print(f"  {escape(line)}", soft_wrap=True)
     lines = downloads(config)
     console.print("Downloads:" if lines else "Downloads: none")
     for line in lines:
         console.print(f"  {escape(line)}", soft_wrap=True)
 
 
-def _resources_table(config: RunConfig, plan: Plan) -> Table:
-    table = Table(title="What each stage needs")
-    table.add_column("stage")
-    for column in ("GPUs", "cores", "memory"):
-        table.add_column(column, justify="right")
-    for node in plan:
-        needs = config.needs(node.stage)
-        gpus = f"{needs.gpus} x {needs.gpu_memory_gib} GiB" if needs.gpus else "-"
-        table.add_row(node.name, gpus, str(needs.cpus), f"{needs.memory_gib} GiB")
-    return table
+def show_amounts(config: RunConfig, plan: Plan, console: Console) -> None:
+    """Print what each node that has to run needs at most, and what it asks for."""
+    if not plan.to_run:
+        return
+    shape = model_shape(config.model.source)
+    table = Table(title="What each stage needs at most, of what it asks for (GiB)")
+    table.add_column("stage", no_wrap=True)
+    for column in ("GPUs", "of each", "cores", "memory", "scratch"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for node in plan.to_run:
+        asked = config.needs(node.stage)
+        needs = None if shape is None else needs_of(config, node.stage, shape)
+        gpus = f"{asked.gpus} x {asked.gpu_memory_gib} GiB" if asked.gpus else "-"
+        table.add_row(
+            node.name,
+            gpus,
+            _amount(needs and needs.gpu, None) if asked.gpus else "-",
+            str(asked.cpus),
+            _amount(needs and needs.memory, asked.memory_gib),
+            _amount(needs and needs.scratch, config.cluster.scratch_of(asked)),
+        )
+    console.print(table)
+    if shape is None:
+        console.print("?: the shape of the model is not known here, so that nothing can be computed (docs/sizing.md)")
+
+
+def _amount(needed: Amount | None, asked: int | None) -> str:
+    said = "?" if needed is None else str(needed.gib)
+    return said if asked is None else f"{said} of {asked}"
+
+
+def _explanations(config: RunConfig, plan: Plan) -> Iterator[str]:
+    """Yield of each node that has to run what its amounts are made up of, and how long it may take."""
+    shape = model_shape(config.model.source)
+    for node in plan.to_run:
+        needs = None if shape is None else needs_of(config, node.stage, shape)
+        if needs is None:
+            continue
+        amounts = {"each GPU": needs.gpu, "memory": needs.memory, "scratch": needs.scratch}
+        said = [f"{name}: {amount.text}" for name, amount in amounts.items() if amount is not None and amount.terms]
+        yield "; ".join([f"{node.name}  {said[0]}", *said[1:], f"time: {needs.duration.text}"])
+
+
+def require_fit(config: RunConfig, plan: Plan) -> None:
+    """Refuse a run on this machine whose stages need more of each GPU than they ask for.
+
+    Raises:
+        ConfigError: A line for each.
+    """
+    lines = [misfit.line for misfit in misfits(config, plan.stages_to_run) if not misfit.on_cluster]
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 def downloads(config: RunConfig) -> list[str]:
@@ -61,7 +115,7 @@ def _at(source: CopiedModel | HubSource) -> str:
 
 
 def require_gpus(config: RunConfig, plan: Plan, devices: Path = Path("/dev")) -> None:
-    """Refuse a run whose stages ask for more GPUs than this machine has.
+    """Refuse a run whose stages ask for more GPUs than this machine has, or need more memory than the smallest of them has.
 
     Args:
         config: Configuration of the run.
@@ -72,10 +126,35 @@ def require_gpus(config: RunConfig, plan: Plan, devices: Path = Path("/dev")) ->
         ConfigError: Names the first such stage.
     """
     present = sum(device.name.removeprefix("nvidia").isdigit() for device in devices.glob("nvidia*"))
+    smallest = min(gpu_memories(), default=None) if present else None
     for stage in plan.stages_to_run:
-        needs = config.needs(stage)
-        if needs.gpus > present:
+        asked = config.needs(stage)
+        if asked.gpus > present:
             raise ConfigError(
-                f"resources.{stage}.gpus={needs.gpus} but this machine has {present}: run the preset on a machine that "
+                f"resources.{stage}.gpus={asked.gpus} but this machine has {present}: run the preset on a machine that "
                 f"has them, or set resources.{stage}.gpus={present}; --dry-run shows what it needs"
             )
+        if asked.gpus and asked.gpu_memory_gib and smallest is not None:
+            _require_memory(config, stage, smallest)
+
+
+def _require_memory(config: RunConfig, stage: str, mib: int) -> None:
+    needs = needs_of(config, stage)
+    if needs is not None and needs.gpu is not None and needs.gpu.bytes > mib * MIB:
+        raise ConfigError(
+            f"{stage}: up to {needs.gpu.gib} GiB of each GPU are needed ({needs.gpu.largest_terms}) but a GPU of this machine has "
+            f"{mib / 1024:.1f}; {gpu_cure(config, stage)}; resources.{stage}.gpu_memory_gib=0 leaves this check out"
+        )
+
+
+def gpu_memories() -> list[int]:
+    """Return the memory of each GPU of this machine in MiB, as the driver's own program says it; none where there is no such program."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []  # a driver that does not answer is the stage's to name
+    return [int(line) for line in said.split() if line.isdigit()]

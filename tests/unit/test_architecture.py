@@ -26,6 +26,7 @@ ORDER = """
     ngrpo.tracking
     ngrpo.report
     ngrpo.library
+    ngrpo.sizing
     ngrpo.checking
     ngrpo.drafting
     ngrpo.stages

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from ngrpo.checking.decoding_time import check_decoding_time
 from ngrpo.checking.findings import Examination, Finding
+from ngrpo.checking.needs import check_needs
 from ngrpo.checking.places import (
     check_data_files,
     check_lengths,
@@ -27,6 +28,7 @@ def examine_quickly(config: RunConfig) -> Examination:
     examination.add(check_model_files(config))
     examination.add(check_data_files(config))
     examination.add(check_decoding_time(config))
+    examination.add(check_needs(config))
     place = model_directory(config)
     if place is not None and not examination.errors:
         examination.add(check_lengths(config, positions_of(place)))

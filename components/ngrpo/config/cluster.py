@@ -60,6 +60,8 @@ class ResourcesConfig(Section):
     """Processor cores."""
     memory_gib: GiB = 8
     """Memory."""
+    scratch_gib: GiB | None = None
+    """Disk for downloads, caches and unfinished work; none takes `cluster.scratch_gib`."""
 
 
 class Toleration(Section):
@@ -145,7 +147,7 @@ class ClusterConfig(Section):
     memory_gib_per_pod: GiB = 512
     """Most memory that one pod can get."""
     scratch_gib: GiB = 50
-    """Disk of a pod for downloads, caches and unfinished work."""
+    """Disk of a pod for downloads, caches and unfinished work, unless its stage asks for another (`resources.STAGE.scratch_gib`)."""
     queue: QueueName | None = None
     """Kueue local queue; none leaves pods to the scheduler."""
     priority_class: QueueName | None = None
@@ -237,6 +239,10 @@ class ClusterConfig(Section):
                 f"cluster.gpu.shared_memory_gib={self.gpu.shared_memory_gib} is taken from resources.{stage}.memory_gib="
                 f"{needs.memory_gib} and leaves nothing: raise the latter"
             )
+
+    def scratch_of(self, needs: ResourcesConfig) -> int:
+        """Return the disk of a stage's pod in GiB."""
+        return needs.scratch_gib or self.scratch_gib
 
     def pod_environment(self) -> dict[str, str]:
         """Return the environment of every pod, less what comes from secrets."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from ngrpo.config import NeighborIndexConfig
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.embedding import load_embedding
@@ -33,13 +35,13 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, c
     context.progress(f"embedding matrix {tuple(embedding.shape)}, {int(eligible.sum())} tokens may be mixed")
     started = time.perf_counter()
     index = NeighborIndex.build(
-        embedding,
+        embedding.to(_device()),
         eligible,
         candidates=config.neighbors.candidates,
         block_rows=config.neighbors.block_rows,
         metric=config.neighbors.metric,
         progress=lambda done, total: context.progress(f"neighbor index: {100 * done // total} % of the tiles"),
-    )
+    ).to("cpu")
     seconds = time.perf_counter() - started
     index.save(output)
     (output / "neighbors.json").write_text(json.dumps(describe(index, tokenizer)), encoding="utf-8")
@@ -52,6 +54,11 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, c
         "build_seconds": round(seconds, 3),
     }
     write_metrics(output, metrics)
+
+
+def _device() -> str:
+    """Return where the index is built: on the GPU where the stage has one. The neighbors are the same there, but for ties."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What a stage needs: memory of a GPU and of its pod, scratch, time; computed from the configuration before anything runs."""

@@ -1,0 +1,212 @@
+"""Memory of a training: weights, gradients, Adam, reference, activations, logits, rollouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ngrpo.config import RunConfig
+from ngrpo.sizing import figures
+from ngrpo.sizing.amounts import Amount, largest
+from ngrpo.sizing.generation import Generation
+from ngrpo.sizing.model_shape import ModelShape
+
+Arithmetic = Literal["float32", "bfloat16", "autocast"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as its memory sees it."""
+
+    shape: ModelShape
+    arithmetic: Arithmetic
+    """What activations are kept in: `bfloat16` where FSDP casts the weights, `autocast` where each operation does."""
+    shards: int
+    """Processes that share weights, gradients and Adam's moments."""
+    copies: int
+    """Processes beyond the first with a copy of their own: they sum gradients through a buffer."""
+    sequences: int
+    """Sequences of a forward pass."""
+    tokens: int
+    """Tokens of the longest sequence."""
+    checkpointing: bool
+    """Whether activations are computed again."""
+    reference: bool
+    """Whether there is a reference model."""
+    adam: int
+    """Bytes of a parameter that the optimizer keeps."""
+    tiles: int
+    """Tiles of logits in memory at once."""
+
+    @property
+    def model(self) -> Amount:
+        """What is there from the first step to the last."""
+        share = self.shape.parameters / self.shards
+        return Amount.of(
+            weights=figures.FLOAT32 * share,
+            gradients=figures.FLOAT32 * share * (2 if self.copies else 1),
+            optimizer=self.adam * share,
+            reference_model=figures.FLOAT32 * share if self.reference else 0,
+        )
+
+    @property
+    def pass_(self) -> Amount:
+        """What a forward and a backward pass add."""
+        number = figures.FLOAT32 if self.arithmetic == "float32" else figures.BFLOAT16
+        return Amount.of(
+            working_copy=self._working_copy(number),
+            activations=self._activations(number),
+            LM_head=self._head(number),
+        )
+
+    def _working_copy(self, number: int) -> float:
+        """Weights in the type that is computed with: of all of them, or with FSDP of two layers and of what is in none."""
+        shape = self.shape
+        if self.arithmetic == "float32" and self.shards == 1:
+            return 0
+        if self.shards == 1:
+            return number * shape.parameters
+        outside = shape.parameters - shape.layers * shape.layer
+        return number * (2 * shape.layer + outside)
+
+    def _activations(self, number: int) -> float:
+        shape, kept = self.shape, self.sequences * self.tokens
+        of_hidden, of_feed_forward = figures.ACTIVATIONS[self.arithmetic]
+        token = (
+            of_hidden * shape.hidden_size + of_feed_forward * shape.intermediate_size + figures.FLOAT32 * shape.heads
+        )
+        mask = number * self.sequences * self.tokens**2
+        layer = kept * token + mask
+        if self.checkpointing:
+            inputs = shape.layers * kept * figures.LAYER_INPUT[self.arithmetic] * shape.hidden_size
+            return inputs + 2 * layer
+        return (shape.layers + 1) * layer  # the backward pass has the gradients of one layer beside all that is kept
+
+    def _head(self, number: int) -> float:
+        """The gradient of the head, which is whole, the head itself where it is gathered, and tiles of logits."""
+        whole = figures.FLOAT32 * self.shape.embedding
+        gathered = whole + number * self.shape.embedding if self.shards > 1 else 0
+        rows = min(self.sequences * self.tokens, figures.TILE_TOKENS)
+        tile = rows * min(self.shape.vocabulary, figures.TILE_COLUMNS) * figures.FLOAT32
+        return whole + gathered + self.tiles * tile
+
+
+def processes(config: RunConfig, stage: str) -> int:
+    """Return how many processes train together."""
+    return max(config.needs(stage).gpus, 1) * config.cluster.nodes if stage == "ngrpo_training" else 1
+
+
+def policy_optimization(config: RunConfig, shape: ModelShape) -> Training:
+    """Return the training of the stage `ngrpo_training`."""
+    settings, gpus = config.training, config.needs("ngrpo_training").gpus
+    many = processes(config, "ngrpo_training")
+    return Training(
+        shape,
+        _arithmetic(config, sharded=gpus > 0 and many > 1),
+        shards=many if gpus else 1,
+        copies=0 if gpus else many - 1,
+        sequences=settings.micro_batch_size,
+        tokens=config.data.max_prompt_tokens + config.rollout.max_tokens,
+        checkpointing=settings.gradient_checkpointing,
+        reference=settings.kl_coefficient > 0,
+        adam=_optimizer(settings.trl),
+        tiles=figures.TILES_OF_A_KERNEL if gpus else figures.TILES,
+    )
+
+
+def warm_start(config: RunConfig, shape: ModelShape) -> Training:
+    """Return the training of the stage `sft_warm_start`: one process, without gradient checkpointing."""
+    settings, gpus = config.warm_start, config.needs("sft_warm_start").gpus
+    return Training(
+        shape,
+        _arithmetic(config, sharded=False),
+        shards=1,
+        copies=0,
+        sequences=settings.micro_batch_size,
+        tokens=settings.max_tokens,
+        checkpointing=False,
+        reference=False,
+        adam=_optimizer(settings.trl),
+        tiles=figures.TILES_OF_A_KERNEL if gpus else figures.TILES,
+    )
+
+
+def rollouts(config: RunConfig, shape: ModelShape) -> Generation:
+    """Return what each process of the stage `ngrpo_training` generates at once."""
+    training, rollout = config.training, config.rollout
+    share = processes(config, "ngrpo_training")
+    asked = training.prompts_per_batch * rollout.group_size
+    if training.selection is not None:
+        source = config.data.benchmarks[training.selection.benchmark]
+        problems = getattr(source, "size", None) or getattr(source, "limit", None) or 0
+        asked = max(asked, problems * training.selection.samples)
+    rows = min(rollout.batch_size, -(-asked // share))
+    number = figures.FLOAT32 if config.model.dtype == "float32" else figures.BFLOAT16
+    return Generation(rollout, shape, number, rows, config.data.max_prompt_tokens)
+
+
+def gpu_of_policy_optimization(config: RunConfig, shape: ModelShape, gpu_gib: int) -> Amount:
+    """Return the memory of each GPU that the stage `ngrpo_training` takes: at the start, in a rollout batch or in a step.
+
+    Args:
+        config: Configuration of the run.
+        shape: Shape of the model.
+        gpu_gib: Memory of a GPU, of which vLLM takes a share.
+    """
+    training, generation = policy_optimization(config, shape), rollouts(config, shape)
+    outside = Amount.of(CUDA=figures.CUDA)
+    held = training.model + _index(config, shape)
+    whole = figures.FLOAT32 * shape.parameters
+    start = Amount.of(whole_models_before_they_are_shared=whole * (2 if training.reference else 1))
+    gathered = Amount.of(input_embedding=figures.FLOAT32 * shape.embedding if training.shards > 1 else 0)
+    if config.rollout.engine == "transformers":
+        copy = whole + (generation.number * shape.parameters if generation.number != figures.FLOAT32 else 0)
+        engine = Amount.of(copy_that_generates=copy if training.shards > 1 else 0)
+        resting, generating = engine, engine + generation.of_transformers
+    elif config.rollout.vllm.tensor_parallel_size > 1:  # in processes of its own it does not sleep
+        resting = generating = generation.of_vllm(gpu_gib)
+    else:
+        resting, generating = Amount.of(vLLM_asleep=figures.SLEEPING), generation.of_vllm(gpu_gib)
+    step = held + training.pass_ + resting
+    return largest(start, held + gathered + generating, step + _fragments(step)) + outside
+
+
+def gpu_of_warm_start(config: RunConfig, shape: ModelShape) -> Amount:
+    """Return the memory of its GPU that the stage `sft_warm_start` takes."""
+    training = warm_start(config, shape)
+    step = training.model + training.pass_
+    return step + _fragments(step) + Amount.of(CUDA=figures.CUDA)
+
+
+def index_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the neighbor index."""
+    row = (
+        config.neighbors.candidates * figures.INDEX_CANDIDATE + figures.SPARES * figures.INDEX_SPARE + figures.INDEX_ROW
+    )
+    return shape.vocabulary * row
+
+
+def _index(config: RunConfig, shape: ModelShape) -> Amount:
+    if config.mixing.strategy == "token":
+        return Amount(())
+    followed = config.training.index_refresh == "every_batch"
+    return Amount.of(
+        neighbor_index=index_bytes(config, shape),
+        embedding_that_the_index_follows=figures.FLOAT32 * shape.embedding if followed else 0,
+    )
+
+
+def _arithmetic(config: RunConfig, *, sharded: bool) -> Arithmetic:
+    if config.model.dtype == "float32":
+        return "float32"
+    return "bfloat16" if sharded else "autocast"
+
+
+def _optimizer(trl: object) -> int:
+    """Return the bytes of a parameter that the optimizer keeps; of one that is chosen by its name in TRL nothing is known."""
+    chosen = trl.get("optim", "adamw_torch") if isinstance(trl, dict) else "adamw_torch"
+    return figures.ADAM if str(chosen).startswith("adamw_torch") and "8bit" not in str(chosen) else 0
+
+
+def _fragments(amount: Amount) -> Amount:
+    return Amount.of(fragments=figures.FRAGMENTATION * amount.bytes)
