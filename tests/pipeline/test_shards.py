@@ -3,6 +3,7 @@
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from forks import Script
 from ngrpo.errors import DataError
 from ngrpo.training import shards
+from ngrpo.training.sharded_trainer import ShardedTrainer
 
 pytestmark = pytest.mark.pipeline
 
@@ -151,6 +153,15 @@ def test_shards_that_do_not_make_a_model_are_refused_in_one_line(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(DataError, match=r"this optimizer's 'state1' cannot be divided anew: train with 2 processes"):
         shards.load_optimizer(model, optimizer, tmp_path / "whole")
+
+
+def test_several_processes_do_not_go_on_from_the_checkpoint_of_one(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    several = SimpleNamespace(_shards=lambda: True, args=SimpleNamespace(world_size=4))
+    with pytest.raises(
+        DataError, match=r"was saved by a process that trained alone, and 4 that shard .*: train with one"
+    ):
+        ShardedTrainer._load_from_checkpoint(several, str(tmp_path))
 
 
 def test_nothing_in_a_shard_is_run(tmp_path):
