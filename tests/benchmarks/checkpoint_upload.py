@@ -16,9 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from ngrpo.config import WarmStartConfig, load_config
 from ngrpo.environment import environment
-from ngrpo.storage.checkpoint_store import CheckpointStore
+from ngrpo.storage.checkpoint_store import CheckpointStore, Part
 from ngrpo.storage.objects import ObjectStore
-from ngrpo.training.checkpointing import KEPT, checkpoints_of
+from ngrpo.training.checkpoint_size import KEPT
+from ngrpo.training.checkpointing import checkpoints_of
 
 # Of SmolLM2-135M: its config.json.
 SMOLLM2 = {
@@ -101,7 +102,7 @@ def _processor_time(work: Path, store: CheckpointStore) -> float:
     """Return the seconds of processor time that the upload of the checkpoint takes."""
     (checkpoint,) = (work / "checkpoints").glob("checkpoint-*")
     started = time.process_time()
-    store.put(1, checkpoint, keep=KEPT, best=None)
+    store.put(1, checkpoint, Part("ab"), keep=KEPT, best=None)
     return time.process_time() - started
 
 

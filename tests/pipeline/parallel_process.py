@@ -104,8 +104,8 @@ def main() -> None:
     NGRPOTrainer._generate_and_score_completions = count
     rank, save = PartialState().process_index, policy_optimization.save_model
 
-    def save_both(trainer, directory):
-        save(trainer, directory)
+    def save_both(trainer, directory, dtype):
+        save(trainer, directory, dtype)
         parameters = _whole_parameters(trainer.accelerator.unwrap_model(trainer.model))
         tensors = {name: value.detach().clone() for name, value in parameters}
         save_file(tensors, output / f"weights-{rank}.safetensors")

@@ -158,3 +158,18 @@ def test_a_sharded_training_that_is_resumed_ends_with_the_same_bytes(root, shard
     resumed = train(root, tmp_path / "resumed", processes=2, way="sharded")
     assert len(json.loads((resumed / "seen-0.json").read_text())["errors"]) == STEPS - 2
     assert weights(resumed / "artifact") == weights(sharded / "artifact")
+    files = sorted(path.name for path in (resumed / "work" / "checkpoints" / "checkpoint-4").iterdir())
+    assert [name for name in files if name.startswith(("model", "optimizer", "pytorch", "weights"))] == [
+        f"{kind}-{rank}-of-2.pt" for kind in ("optimizer", "weights") for rank in (0, 1)
+    ]
+
+
+# `make test` has the shards themselves, read by fewer processes and by more (test_shards.py).
+@pytest.mark.long
+def test_one_process_goes_on_from_the_shards_of_two(root, alone, sharded, tmp_path):
+    checkpoints = tmp_path / "work" / "checkpoints"
+    shutil.copytree(sharded / "work" / "checkpoints" / "checkpoint-2", checkpoints / "checkpoint-2")
+    went_on = train(root, tmp_path, processes=1)
+    expected = load_file(alone / "weights-0.safetensors")
+    for name, tensor in load_file(went_on / "weights-0.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=TOLERANCE, atol=1e-5)

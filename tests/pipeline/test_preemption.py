@@ -14,7 +14,8 @@ from small_training import CONFIG, INPUTS, SCORED, SELECTION, start, weights, wr
 
 from forks import Script
 from ngrpo.errors import StoreError
-from ngrpo.storage.checkpoint_store import CheckpointStore
+from ngrpo.storage import checkpoint_store
+from ngrpo.storage.checkpoint_store import CheckpointStore, Part
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.objects import ObjectStore
 
@@ -195,7 +196,12 @@ def put(checkpoints: CheckpointStore, directory: Path, *steps: int, best: int | 
         path.mkdir(exist_ok=True)
         (path / "weights").write_bytes(b"%d" % step * 1000)
         (path / "complete").touch()
-        checkpoints.put(step, path, keep=2, best=best)
+        checkpoints.put(step, path, Part(f"{random.getrandbits(32):08x}"), keep=2, best=best)
+
+
+def names(checkpoints: CheckpointStore) -> list[str]:
+    """The names of the saves that are whole, newest first."""
+    return checkpoint_store._sorted(checkpoints._saves())[0]
 
 
 def restored(checkpoints: CheckpointStore, directory: Path, after: int = 0) -> list[str]:
@@ -205,7 +211,7 @@ def restored(checkpoints: CheckpointStore, directory: Path, after: int = 0) -> l
 
 def test_the_newest_are_kept_and_the_newest_is_restored(objects, checkpoints, tmp_path):
     put(checkpoints, tmp_path, 5, 95, 100)
-    assert len(checkpoints._names()[0]) == 2
+    assert len(names(checkpoints)) == 2
     assert restored(checkpoints, tmp_path / "here", after=100) == []
     (tmp_path / "here" / "checkpoint-100").mkdir(parents=True)
     (tmp_path / "here" / "checkpoint-100" / "half").write_bytes(b"left by a killed save")
@@ -220,7 +226,7 @@ def test_the_newest_are_kept_and_the_newest_is_restored(objects, checkpoints, tm
 
 def test_the_best_is_kept_and_restored_by_itself(checkpoints, tmp_path):
     put(checkpoints, tmp_path, 5, 10, 15, 20, best=10)
-    assert [int(one[:9]) for one in checkpoints._names()[0]] == [20, 15, 10]
+    assert [int(one[:9]) for one in names(checkpoints)] == [20, 15, 10]
     checkpoints.restore(tmp_path / "here", after=9, until=10)
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["checkpoint-10"]
 
@@ -228,26 +234,24 @@ def test_the_best_is_kept_and_restored_by_itself(checkpoints, tmp_path):
 @pytest.mark.parametrize("damage", ["content", "missing", "manifest"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(objects, checkpoints, tmp_path, capsys, damage):
     put(checkpoints, tmp_path, 4, 8)
-    name = f"{PLACE}/{checkpoints._names()[0][0]}"
+    name = f"{PLACE}/{names(checkpoints)[0]}"
     if damage == "content":
-        objects.put_bytes(b"9" * 1000, f"{name}/weights")
+        objects.put_bytes(b"9" * 1000, f"{name}/0of1/weights")
     elif damage == "missing":
-        objects.delete(f"{name}/weights")
+        objects.delete(f"{name}/0of1/weights")
     else:
-        objects.put_bytes(b"{", f"{name}/manifest.json")
+        objects.put_bytes(b"{", f"{name}/0of1/manifest.json")
     assert restored(checkpoints, tmp_path / "here") == ["checkpoint-4"]
     assert "checkpoint of step 8: damaged in object storage" in capsys.readouterr().out
     assert objects.list(f"{name}/"), "it stays until a newer one is whole"
     put(checkpoints, tmp_path, 6)
-    assert [int(one[:9]) for one in checkpoints._names()[0]] == [6, 4], (
-        "a damaged one must not count as one that is kept"
-    )
+    assert [int(one[:9]) for one in names(checkpoints)] == [6, 4], "a damaged one must not count as one that is kept"
     assert not objects.list(f"{name}/")
 
 
 def test_a_checkpoint_whose_upload_was_killed_is_not_restored(objects, checkpoints, tmp_path):
     put(checkpoints, tmp_path, 4)
-    objects.put_bytes(b"half", f"{PLACE}/000000008-0/weights")
+    objects.put_bytes(b"half", f"{PLACE}/000000008-0/0of1/weights")
     assert restored(checkpoints, tmp_path / "here") == ["checkpoint-4"]
     put(checkpoints, tmp_path, 6)
     assert objects.list(f"{PLACE}/000000008-0/"), "perhaps a process that runs elsewhere is uploading it"
@@ -255,6 +259,27 @@ def test_a_checkpoint_whose_upload_was_killed_is_not_restored(objects, checkpoin
     assert objects.list(f"{PLACE}/000000008-0/"), "of the same step as one that is kept"
     put(checkpoints, tmp_path, 12)
     assert not objects.list(f"{PLACE}/000000008-0/")
+
+
+def test_a_checkpoint_is_whole_once_every_node_has_uploaded_its_part(objects, checkpoints, tmp_path, capsys):
+    put(checkpoints, tmp_path, 4)
+    for node in (1, 0):
+        path = tmp_path / f"node-{node}"
+        (path / "of_node").mkdir(parents=True)
+        (path / "of_node" / f"weights-{node}").write_bytes(b"%d" % node * 1000)
+        (path / "complete").write_text("both")
+        assert restored(checkpoints, tmp_path / "here") == ["checkpoint-4"]
+        checkpoints.put(8, path, Part("ab", node, 2), keep=1, best=None)
+    assert [int(name[:9]) for name in names(checkpoints)] == [8], "the first node deletes"
+    checkpoints.restore(tmp_path / "only", after=0, only=("complete",))
+    assert [path.name for path in (tmp_path / "only" / "checkpoint-8").iterdir()] == ["complete"]
+    assert restored(checkpoints, tmp_path / "there") == ["checkpoint-8"]
+    whole = tmp_path / "there" / "checkpoint-8"
+    found = {path.relative_to(whole).as_posix(): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert found == {"complete": b"both"} | {f"of_node/weights-{node}": b"%d" % node * 1000 for node in (0, 1)}
+    objects.put_bytes(b"x" * 1000, f"{PLACE}/000000008-ab/1of2/of_node/weights-1")
+    assert restored(checkpoints, tmp_path / "nowhere") == []
+    assert "checkpoint of step 8: damaged in object storage (of_node/weights-1" in capsys.readouterr().out
 
 
 def test_a_service_that_is_down_is_no_damage(checkpoints, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
 from ngrpo.errors import StoreError
 from ngrpo.storage.artifacts import MANIFEST, ArtifactStore
-from ngrpo.storage.checkpoint_store import CheckpointStore
+from ngrpo.storage.checkpoint_store import CheckpointStore, Part
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.objects import ObjectStore, OutOfReachError
 
@@ -305,7 +305,7 @@ def test_a_checkpoint_is_not_given_up_for_one_fault(proxy, faulty, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "weights").write_bytes(b"w" * 1000)
     for step in (4, 8):
-        checkpoints.put(step, tmp_path / "saved", keep=2, best=None)
+        checkpoints.put(step, tmp_path / "saved", Part("ab"), keep=2, best=None)
     before = faulty.list()
     proxy.add("flip", "GET", "000000008-")
     proxy.add("cut", "GET", "weights")

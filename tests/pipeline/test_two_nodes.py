@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from small_training import CONFIG, INPUTS, weights, write_inputs
+from small_training import CONFIG, INPUTS, SELECTION, weights, write_inputs
 
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.stages.task import Task
@@ -17,11 +18,14 @@ from ngrpo_kfp.components.launching.train_job_manifest import JobSettings, manif
 
 pytestmark = pytest.mark.pipeline
 
-# Runs where a process of the group starts. A random model answers nothing correctly: a reward that gives it something to learn.
-REWARD = """
+# Runs where a process of the group starts: it shards the model, as on GPUs. A random model answers nothing correctly: a reward that
+# gives it something to learn. The first checkpoint is then the best, and the result.
+HOOK = """
 import sys
 if "ngrpo.stages.torchrun" in sys.orig_argv and "ngrpo.stages.torchrun_agent" not in sys.orig_argv:
+    from parallel_process import shard_on_processors
     from ngrpo.training import policy_optimization
+    shard_on_processors()
     class LengthReward:
         __name__ = "correctness"
         def __init__(self, grader): pass
@@ -77,9 +81,12 @@ def test_two_nodes_train_as_two_processes_of_one_do_and_go_on_elsewhere_when_one
         published = store.publish(name, "k", tmp_path / name, config_digest="", code_version="", inputs={})
         published.write(tmp_path / f"{name}.json")
     (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(REWARD)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "hook"), os.environ.get("PYTHONPATH", "")]))
-    nodes = Nodes(tmp_path, objects.uri, {**CONFIG, "training": CONFIG["training"] | {"save_steps": 2}})
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
+    here = Path(__file__).parent
+    places = [str(tmp_path / "hook"), str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    training = CONFIG["training"] | {"save_steps": 2, "micro_batch_size": 4, "selection": SELECTION}
+    nodes = Nodes(tmp_path, objects.uri, {**CONFIG, "training": training})
 
     (alone,) = nodes.start("alone", nodes=1)
     alone.communicate(timeout=300)
@@ -87,7 +94,7 @@ def test_two_nodes_train_as_two_processes_of_one_do_and_go_on_elsewhere_when_one
 
     first, second = nodes.start("together", nodes=2)
     for line in first.stdout:
-        if line.startswith("step 3/"):
+        if line.startswith("step 7/"):
             break
     second.send_signal(signal.SIGTERM)
     for node in (first, second):
@@ -95,14 +102,19 @@ def test_two_nodes_train_as_two_processes_of_one_do_and_go_on_elsewhere_when_one
         assert node.returncode != 0
     assert store.find("ngrpo_training", "together") is None
     saved = {key.split("/")[-1] for key in objects.list("checkpoints/")}
-    assert {"complete", "manifest.json", "rng_state_0.pth", "rng_state_1.pth"} <= saved
+    parts = {f"{kind}-{rank}-of-2.pt" for kind in ("weights", "optimizer") for rank in (0, 1)}
+    assert {"complete", "manifest.json", "rng_state_0.pth", "rng_state_1.pth"} | parts <= saved
+    for number in (2, 3):  # each node has its own shards, and of the best the weights alone
+        (best,) = tmp_path.glob(f"node-{number}/**/checkpoint-2")
+        assert sorted(path.name for path in best.iterdir()) == ["complete", f"weights-{number - 2}-of-2.pt"]
 
     again = nodes.start("together", nodes=2)
     outputs = [node.communicate(timeout=300)[0] for node in again]
     assert [node.returncode for node in again] == [0, 0]
-    assert re.search(r"^resuming from checkpoint-\d", outputs[0], re.MULTILINE)
+    assert re.search(r"^resuming from checkpoint-[4-9]", outputs[0], re.MULTILINE), "not the best, but the newest"
     assert [output.count("step 12/12") for output in outputs] == [1, 0]
     ended, expected = (store.fetch(store.find("ngrpo_training", key)) for key in ("together", "alone"))
     assert weights(ended) == weights(expected) != weights(tmp_path / "warm_start")
+    assert json.loads((ended / "metrics.json").read_text())["selected_step"] == 2
     assert (ended / "rollout_samples.json").read_bytes() == (expected / "rollout_samples.json").read_bytes()
     assert objects.list("checkpoints/") == []

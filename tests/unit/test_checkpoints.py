@@ -12,9 +12,11 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from ngrpo.environment import SAVE_MINUTES
 from ngrpo.errors import ConfigError
 from ngrpo.stages.surroundings import save_minutes
+from ngrpo.storage.checkpoint_store import Part
 from ngrpo.training import checkpointing as module
+from ngrpo.training.checkpoint_size import checkpoint_bytes, checkpoints_bytes
 from ngrpo.training.checkpointing import Checkpoints
-from ngrpo.training.marker import MARKER, mark, problem
+from ngrpo.training.marker import MARKER, mark, problem, settled
 
 
 def write(work: Path, *steps: int, best: int | None = None) -> None:
@@ -22,11 +24,12 @@ def write(work: Path, *steps: int, best: int | None = None) -> None:
     for step in steps:
         path = work / "checkpoints" / f"checkpoint-{step}"
         (path / "neighbor_index").mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(b"%d" % step * 500)
         (path / "optimizer.pt").write_bytes(b"%d" % step * 1000)
         (path / "neighbor_index" / "index.json").write_text("{}")
         remembered = best if best is not None and best <= step else None
         TrainerState(global_step=step, best_global_step=remembered).save_to_json(str(path / "trainer_state.json"))
-        mark(path)
+        mark(path, settled(path))
 
 
 def restore(work: Path, steps: int = 8) -> str | None:
@@ -85,7 +88,7 @@ def test_a_checkpoint_beyond_the_last_step_is_not_used(tmp_path):
 
 def test_a_checkpoint_stands_with_the_best_of_its_time(tmp_path, capsys):
     write(tmp_path, 2, 4, 6, 8, best=4)
-    flip_a_bit(tmp_path / "checkpoints" / "checkpoint-4" / "optimizer.pt")
+    flip_a_bit(tmp_path / "checkpoints" / "checkpoint-4" / "model.safetensors")
     assert restore(tmp_path) == "checkpoint-2", "the best is trained again: what comes out is the same"
     assert "checkpoint-8 is not used: the best of its time, checkpoint-4, is lost" in capsys.readouterr().out
 
@@ -93,7 +96,10 @@ def test_a_checkpoint_stands_with_the_best_of_its_time(tmp_path, capsys):
 def save(checkpoints: Checkpoints, work: Path, step: int, best: int | None = None) -> None:
     """Save as a trainer does."""
     path = work / "checkpoints" / f"checkpoint-{step}"
-    path.mkdir(parents=True)
+    (path / "neighbor_index").mkdir(parents=True)
+    (path / "neighbor_index" / "index.json").write_text("{}")
+    for name in ("model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt"):
+        (path / name).write_bytes(b"%d" % step * 500)
     state = TrainerState(global_step=step, best_global_step=best)
     state.save_to_json(str(path / "trainer_state.json"))
     checkpoints.on_save(TrainingArguments(output_dir=str(work)), state, TrainerControl())
@@ -106,7 +112,7 @@ def test_what_is_sound_is_deleted_only_after_its_successors_are_whole(tmp_path, 
         save(checkpoints, tmp_path, step, best=2)
     assert sorted(path.name for path in here.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
-    def killed(checkpoint: Path) -> None:
+    def killed(checkpoint: Path, files: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -121,6 +127,105 @@ def test_what_is_sound_is_deleted_only_after_its_successors_are_whole(tmp_path, 
     assert sorted(path.name for path in here.iterdir()) == ["checkpoint-6", "checkpoint-8"]
     assert not list((tmp_path / "set_aside").iterdir()), "the unfinished one has a successor"
     assert problem(here / "checkpoint-8") is None
+
+
+def contents(checkpoint: Path) -> list[str]:
+    return sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
+
+
+def test_of_the_best_only_the_weights_are_kept_and_it_is_not_gone_on_from(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, None, 100, 1)
+    here = tmp_path / "checkpoints"
+    for step in (2, 4):
+        save(checkpoints, tmp_path, step, best=2)
+    assert len(contents(here / "checkpoint-2")) == 7, "one of the newest is whole"
+    save(checkpoints, tmp_path, 6, best=2)
+    assert contents(here / "checkpoint-2") == ["complete", "model.safetensors"]
+    assert problem(here / "checkpoint-2", weights_alone=True) is None
+    assert restore(tmp_path) == "checkpoint-6"
+    for step in (4, 6):
+        flip_a_bit(here / f"checkpoint-{step}" / "optimizer.pt")
+    assert restore(tmp_path) is None
+    said = capsys.readouterr().out
+    assert "checkpoint-2 is not used: only its weights were kept" in said
+    assert "checkpoint-4 is not used: the content of optimizer.pt was changed" in said
+
+
+def test_a_best_that_a_kill_left_half_deleted_is_still_the_best(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, None, 100, 1)
+    for step in (2, 4):
+        save(checkpoints, tmp_path, step, best=2)
+    deleted, unlink = [], Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == "checkpoint-2":
+            if len(deleted) == 2:
+                raise KeyboardInterrupt
+            deleted.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(checkpoints, tmp_path, 6, best=2)
+    assert deleted[0] == "trainer_state.json"
+    assert restore(tmp_path) == "checkpoint-6"
+    again = Checkpoints(tmp_path, None, 100, 1)
+    save(again, tmp_path, 8, best=2)
+    assert contents(tmp_path / "checkpoints" / "checkpoint-2") == ["complete", "model.safetensors"]
+
+
+def test_room_is_made_before_a_save_and_one_whole_checkpoint_stays_meanwhile(tmp_path):
+    checkpoints = Checkpoints(tmp_path, None, 100, 1)
+    here = tmp_path / "checkpoints"
+    for step in (2, 4, 6):
+        save(checkpoints, tmp_path, step, best=2)
+    state = TrainerState(global_step=8, max_steps=100, best_global_step=2)
+    for should_save, left in ((False, {2, 4, 6}), (True, {2, 6})):
+        checkpoints.on_step_end(
+            TrainingArguments(output_dir=str(tmp_path)), state, TrainerControl(should_save=should_save)
+        )
+        assert {int(path.name.removeprefix("checkpoint-")) for path in here.iterdir()} == left
+    assert contents(here / "checkpoint-2") == ["complete", "model.safetensors"]
+    assert problem(here / "checkpoint-6") is None
+
+
+def test_the_parts_of_two_nodes_are_one_checkpoint(tmp_path, monkeypatch):
+    """Each node has the files of its processes; the marker of both has all of them, and object storage gets both parts."""
+    uploads = []
+
+    class Uploads:
+        def put(self, step: int, directory: Path, part: Part, *, keep: int, best: int | None) -> None:
+            uploads.append((step, contents(directory), part))
+
+    files = {}
+    for node in (0, 1):  # so that each can be told what the other has
+        (tmp_path / f"{node}").mkdir()
+        (tmp_path / f"{node}" / f"weights-{node}-of-2.pt").write_bytes(b"%d" % node * 500)
+        files |= settled(tmp_path / f"{node}")
+    for node in (0, 1):
+        arguments = TrainingArguments(output_dir=str(tmp_path))
+        told = iter([[(True, "aaaa"), (True, "bbbb")], [files]])
+        monkeypatch.setattr(module, "gather_object", lambda own, told=told: next(told))
+        monkeypatch.setitem(module.PartialState._shared_state, "process_index", node)
+        work = tmp_path / f"node-{node}"
+        checkpoints = Checkpoints(work, Uploads(), 100, 1)
+        shutil.copytree(tmp_path / f"{node}", work / "checkpoints" / "checkpoint-4")
+        checkpoints.on_save(arguments, TrainerState(global_step=4), TrainerControl())
+        checkpoints.finish_upload()
+        own = f"weights-{node}-of-2.pt"
+        assert uploads.pop() == (4, ["complete", own], Part("aaaa", node, 2))
+        assert problem(work / "checkpoints" / "checkpoint-4") == f"weights-{1 - node}-of-2.pt is missing"
+        shutil.copy(tmp_path / f"{1 - node}" / f"weights-{1 - node}-of-2.pt", work / "checkpoints" / "checkpoint-4")
+        assert problem(work / "checkpoints" / "checkpoint-4") is None
+
+
+def test_the_size_of_checkpoints_is_computed():
+    assert checkpoint_bytes(1000) == 12_000
+    assert checkpoint_bytes(1000, weights_alone=True) == 4_000
+    assert checkpoints_bytes(1000) == 24_000, "two that are whole, while the second is written"
+    assert checkpoints_bytes(1000, selection=True) == 28_000
+    assert checkpoints_bytes(1000, nodes=4, selection=True) == 12_000 + 3_000 + 4_000
 
 
 def test_nodes_go_on_from_a_checkpoint_that_all_have(tmp_path, monkeypatch, capsys):
@@ -138,11 +243,17 @@ class Store:
     def __init__(self, directory: Path):
         self._directory = directory
 
-    def restore(self, directory: Path, *, after: int, until: float = math.inf) -> None:
+    def restore(
+        self, directory: Path, *, after: int, until: float = math.inf, only: tuple[str, ...] | None = None
+    ) -> None:
         steps = [int(path.name.rpartition("-")[2]) for path in self._directory.iterdir()]
         wanted = max((step for step in steps if after < step <= until), default=None)
         if wanted is not None:
-            shutil.copytree(self._directory / f"checkpoint-{wanted}", directory / f"checkpoint-{wanted}")
+            stored, target = (where / f"checkpoint-{wanted}" for where in (self._directory, directory))
+            shutil.copytree(stored, target)
+            for path in target.iterdir():
+                if only is not None and not path.name.startswith(only):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_what_is_damaged_here_comes_from_object_storage_and_what_is_damaged_there_is_passed_over(tmp_path):
@@ -151,11 +262,13 @@ def test_what_is_damaged_here_comes_from_object_storage_and_what_is_damaged_ther
     write(stored, 2, 4, 6, best=2)
     flip_a_bit(stored / "checkpoints" / "checkpoint-6" / "optimizer.pt")  # before it was uploaded
     for step in (2, 4):
-        flip_a_bit(work / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt")
+        flip_a_bit(work / "checkpoints" / f"checkpoint-{step}" / "model.safetensors")
     checkpoints = Checkpoints(work, Store(stored / "checkpoints"), 8, 1)
     checkpoints.restore()
     assert Path(checkpoints.resumed_from).name == "checkpoint-4"
-    assert [problem(path) for path in sorted((work / "checkpoints").iterdir())] == [None, None]
+    assert problem(work / "checkpoints" / "checkpoint-4") is None
+    assert contents(work / "checkpoints" / "checkpoint-2") == ["complete", "model.safetensors"], "the best of its time"
+    assert problem(work / "checkpoints" / "checkpoint-2", weights_alone=True) is None
 
 
 class Clock:
@@ -174,7 +287,7 @@ class SlowStore:
     def __init__(self):
         self.done = threading.Event()
 
-    def put(self, step: int, directory: Path, *, keep: int, best: int | None) -> None:
+    def put(self, step: int, directory: Path, part: Part, *, keep: int, best: int | None) -> None:
         assert self.done.wait(30)
 
 

@@ -2,16 +2,18 @@
 
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerControl, TrainerState, TrainingArguments
 
 from made_up_run import PRESETS
 from ngrpo.config import MixingConfig, NeighborIndexConfig, NeighborsConfig, load_config, select
 from ngrpo.errors import DataError
 from ngrpo.mixing.neighbor_mixing import candidate_sets
-from ngrpo.neighbors.index import NeighborIndex, look_up
+from ngrpo.neighbors import index as index_module
+from ngrpo.neighbors.index import NeighborIndex, fingerprint, look_up
 from ngrpo.report.index_facts import describe
 from ngrpo.rollout.configured_mixer import build_mixer
 from ngrpo.training.following_index import FollowingIndex
@@ -166,7 +168,8 @@ def test_a_refresh_finds_what_a_rebuild_finds(move, metric):
     again = NeighborIndex.build(after, eligible, candidates=COUNT, block_rows=512, metric=metric)
     assert torch.equal(index.neighbors, again.neighbors)
     assert torch.equal(index.similarity, again.similarity)
-    assert (index.version, index.fingerprint) == (5, again.fingerprint)
+    assert (index.version, index.fingerprint) == (5, None)
+    assert index.fingerprinted(after).fingerprint == again.fingerprint
     print(f"{metric}, {move}: {index.statistics['searched']} of 1498 rows searched again")
     assert index.statistics["searched"] <= most * 1498
     similarity, order = brute_force(after, eligible, metric)
@@ -337,21 +340,60 @@ def test_training_refreshes_the_index_instead_of_building_it(tmp_path):
         mixer = follower.mixer(Policy(embedding))
         built = NeighborIndex.build(embedding, everything(base), candidates=COUNT, block_rows=64)
         assert torch.equal(mixer.neighbors, built.neighbors)
-        assert follower.index.matches(embedding)
+        assert follower.index.fingerprinted(embedding).matches(embedding)
         versions.append(mixer.index_version)
         searched.append(follower.index.statistics["searched"])
     assert versions == [0, 1, 1, 2]
     assert searched[1:] == [0, 0, 0]
 
     # After a resume the matrix of the saved index is gone: the first batch builds, the next ones refresh again.
-    follower.index.save(tmp_path / "neighbor_index")
+    save(follower, tmp_path, 4)
     resumed = following(index, every_batch=True)
-    resumed.resume(tmp_path)
+    resumed.resume(tmp_path / "checkpoint-4")
     for number, rows in ((3, len(base)), (4, 0)):
         embedding = embedding + 1e-5 * torch.randn_like(embedding)
         assert resumed.mixer(Policy(embedding)).index_version == number
         assert resumed.index.statistics["searched"] == rows
-        assert resumed.index.matches(embedding)
+        assert resumed.index.fingerprinted(embedding).matches(embedding)
+
+
+def save(follower: FollowingIndex, directory: Path, step: int) -> None:
+    """Save the index as the trainer's callback does."""
+    state = TrainerState(global_step=step, is_world_process_zero=True)
+    follower.on_save(TrainingArguments(output_dir=str(directory)), state, TrainerControl())
+
+
+def test_training_hashes_the_matrix_when_it_saves_and_never_to_follow_it(tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(index_module, "fingerprint", lambda *of: hashed.append(of) or fingerprint(*of))
+    base = matrices()["plain"]
+    follower = following(NeighborIndex.build(base, everything(base), candidates=COUNT, block_rows=64), every_batch=True)
+    follower.mixer(Policy(base))
+    assert len(hashed) == 2, "it is built, and verified once"
+    embedding = base.clone()
+    for _ in range(3):
+        embedding += 1e-5 * torch.randn_like(embedding)  # in place, as an optimizer does
+        follower.mixer(Policy(embedding))
+    assert len(hashed) == 2
+    followed = embedding.clone()
+    embedding += 1e-5  # the step after the last rollout batch: the index saved is that of the batch
+    for step in (3, 4):
+        save(follower, tmp_path, step)
+    assert len(hashed) == 3, "what is known is not hashed again"
+    saved = NeighborIndex.load(tmp_path / "checkpoint-4" / "neighbor_index")
+    assert saved.version == 3
+    assert saved.matches(followed)
+    assert not saved.matches(embedding)
+
+
+def test_an_index_without_a_fingerprint_is_not_saved_nor_compared(tmp_path):
+    base = matrices()["plain"]
+    index = NeighborIndex.build(base, everything(base), candidates=COUNT, block_rows=64)
+    refreshed = index.refresh(base, base + 0.1, block_rows=64)
+    for use in (lambda: refreshed.save(tmp_path), lambda: refreshed.matches(base + 0.1)):
+        with pytest.raises(DataError, match=r"^neighbor index of version 1: refreshed, .* `index\.fingerprinted"):
+            use()
+    assert not list(tmp_path.iterdir())
 
 
 def test_at_start_the_index_is_built_for_other_weights_once():

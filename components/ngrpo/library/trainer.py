@@ -114,7 +114,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
     @property
     def index(self) -> NeighborIndex | None:
         """The neighbor index as of the last rollout batch; none where nothing is mixed with neighbors."""
-        return self._following.index if self._following else None
+        return self._following.fingerprinted() if self._following else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; a checkpoint that is resumed from brings its index along. See `Trainer.train`."""

@@ -33,7 +33,8 @@ class NeighborIndex:
         reserve_bound: float32 `[V, r]`, upper bounds of their similarities.
         bound: float32 `[V]`, upper bound of the similarity of every eligible token in neither; minus infinity if there is none.
         eligible: bool `[V]`, tokens that may be anchors or neighbors.
-        fingerprint: Digest of the matrix and of `eligible`, see `fingerprint`.
+        fingerprint: Digest of the matrix and of `eligible`, see `fingerprint`; none after a refresh, which hashes nothing: see
+            `fingerprinted`.
         metric: `cosine`, `dot`, `l2` or `l1`; a distance counts as similarity with its sign turned.
         version: Counts the builds and refreshes since training began; 0 for an index from its stage.
         statistics: What the last build or refresh did: `searched`, the rows that were compared with all others, and
@@ -46,7 +47,7 @@ class NeighborIndex:
     reserve_bound: Tensor
     bound: Tensor
     eligible: Tensor
-    fingerprint: str
+    fingerprint: str | None
     metric: str = "cosine"
     version: int = 0
     statistics: dict[str, int] = field(default_factory=dict)
@@ -95,6 +96,8 @@ class NeighborIndex:
     def refresh(self, before: Tensor, embedding: Tensor, *, block_rows: int) -> NeighborIndex:
         """Return the index of a matrix that has moved, the next version: the neighbors are those that `build` finds.
 
+        It has no fingerprint: to hash the matrix takes longer than to follow a small move, and only a saved index needs it.
+
         Args:
             before: `[V, d]`, the matrix that this index belongs to.
             embedding: `[V, d]`, the matrix as it is now.
@@ -120,16 +123,29 @@ class NeighborIndex:
         return replace(
             self,
             **_spread(rows, found, len(self.eligible)),
-            fingerprint=fingerprint(embedding, self.eligible),
+            fingerprint=None,
             version=self.version + 1,
             statistics={"searched": searched, "uncertified": found.uncertified},
         )
 
+    def fingerprinted(self, embedding: Tensor) -> NeighborIndex:
+        """Return the index with the fingerprint of its matrix, hashed if it is not known.
+
+        Args:
+            embedding: `[V, d]`, the matrix that this index was built from or refreshed to.
+        """
+        if self.fingerprint is not None:
+            return self
+        return replace(self, fingerprint=fingerprint(embedding, self.eligible))
+
     def matches(self, embedding: Tensor) -> bool:
-        """Whether the index was built from exactly this matrix."""
-        if embedding.shape[0] != len(self.eligible):
-            return False
-        return fingerprint(embedding.detach(), self.eligible) == self.fingerprint
+        """Whether the index was built from exactly this matrix.
+
+        Raises:
+            DataError: It has no fingerprint.
+        """
+        known = self._known_fingerprint()
+        return embedding.shape[0] == len(self.eligible) and fingerprint(embedding, self.eligible) == known
 
     def to(self, device: torch.device | str) -> NeighborIndex:
         """Return the index with its tensors on a device."""
@@ -139,11 +155,11 @@ class NeighborIndex:
         """Write `index.safetensors` and `index.json` into a directory: both, or neither.
 
         Raises:
-            DataError: There is no room, or the directory cannot be written.
+            DataError: It has no fingerprint, there is no room, or the directory cannot be written.
         """
         description = {
             "metric": self.metric,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self._known_fingerprint(),
             "version": self.version,
             "vocabulary": len(self.eligible),
             "candidates": self.neighbors.shape[1],
@@ -166,6 +182,14 @@ class NeighborIndex:
         tensors, description = files.read(directory, _TENSORS)
         values = {name: description[name] for name in ("fingerprint", "metric", "version", "statistics")}
         return cls(**tensors, **values)
+
+    def _known_fingerprint(self) -> str:
+        if self.fingerprint is None:
+            raise DataError(
+                f"neighbor index of version {self.version}: refreshed, so the fingerprint of its matrix is not known; take "
+                "`index.fingerprinted(embedding)` with the matrix that it was refreshed to"
+            )
+        return self.fingerprint
 
 
 _TENSORS = ("neighbors", "similarity", "reserve", "reserve_bound", "bound", "eligible")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -18,7 +19,7 @@ from ngrpo.report.progress_lines import show_progress
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.storage.checkpoint_store import CheckpointStore
-from ngrpo.training.checkpointing import save_model
+from ngrpo.training.trained_model import save_model
 from ngrpo.training.warm_start import train_warm_start
 
 _SHOWN = {"loss": "loss", "mean_token_accuracy": "accuracy"}
@@ -29,7 +30,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
     """Write `model/`, `log_history.json` and `metrics.json`.
 
     Args:
-        config: Settings of the stage; with `warm_start.steps = 0` the base model is copied.
+        config: Settings of the stage; with `warm_start.steps = 0` the base model is passed on as it is.
         inputs: `dataset`.
         output: Empty directory for the artifact.
         context: What it takes from outside.
@@ -40,7 +41,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
     """
     base = materialize(config.model.source, context.work / "base_model", config.model)
     if config.warm_start.steps == 0:
-        shutil.copytree(base, output / "model")
+        shutil.copytree(base, output / "model", copy_function=_link)
         write_history(output, [])
         write_metrics(output, {"steps": 0})
         return
@@ -63,7 +64,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
         reporters=context.reporters,
         watch=partial(show_progress, metrics=_SHOWN, say=context.progress),
     )
-    save_model(trainer, output / "model")
+    save_model(trainer, output / "model")  # in float32: training starts from these weights
     # Its last entry tells of time; `num_tokens` is counted by TRL from the last resume on.
     history = [
         {name: value for name, value in entry.items() if name != "num_tokens"}
@@ -73,6 +74,14 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
     write_history(output, history)
     losses = [entry["loss"] for entry in history if "loss" in entry]
     write_metrics(output, {"steps": config.warm_start.steps, "final_loss": losses[-1], "examples": len(dataset)})
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name: a model takes gigabytes. It is copied where the name would be on another file system."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 if __name__ == "__main__":

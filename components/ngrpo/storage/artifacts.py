@@ -193,7 +193,7 @@ class ArtifactStore:
         self._objects.put_bytes(reference.to_json().encode(), f"{place}/{REFERENCE}")
         return reference
 
-    def fetch(self, reference: Reference, *, only: str | None = None) -> Path:
+    def fetch(self, reference: Reference, *, only: str | tuple[str, ...] | None = None) -> Path:
         """Return a local directory with an artifact, its manifest included; do not write there.
 
         A file is downloaded beside that directory, hashed and renamed into place. Files that are in the cache are hashed
@@ -201,7 +201,7 @@ class ArtifactStore:
 
         Args:
             reference: The artifact.
-            only: Fetch only files whose path starts with this, for example `model/`.
+            only: Fetch only files whose path starts with this, for example `model/`, or with one of these.
 
         Raises:
             StoreError: The artifact is gone, a file does not match the manifest, the service cannot be used, or the cache cannot

@@ -1,26 +1,48 @@
 """Checkpoints of a stage in object storage, so that a stage whose machine is gone goes on elsewhere.
 
 A checkpoint is an artifact like any other (see `ngrpo.storage.artifacts`): it is whole once its manifest is there, and all that is
-read of it is hashed. Each has a place of its own, `<store>/checkpoints/<stage>/<key>/<step>-<random>/`: a process that was given up
-and still runs somewhere can write over nothing.
+read of it is hashed. Where several nodes train, each uploads what its processes wrote as an artifact of its own, and the checkpoint is
+whole once all of them are. Each save has a place of its own, `<store>/checkpoints/<stage>/<key>/<step>-<random>/<part>of<parts>/`: a
+process that was given up and still runs somewhere can write over nothing.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
-import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.disk import disk_trouble
-from ngrpo.storage.manifest import MANIFEST, SUSPECT, Reference
+from ngrpo.storage.manifest import MANIFEST, SUSPECT
 from ngrpo.storage.objects import ObjectStore
 
 _NAME = re.compile(r"\d{9}-[0-9a-f]+")
+_PART = re.compile(r"\d+of(\d+)/")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one node uploads of a checkpoint.
+
+    Attributes:
+        save: Random, the same for all parts of a save and for no other.
+        number: Which part, from 0.
+        count: Parts of the checkpoint.
+    """
+
+    save: str
+    number: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        """Its name below the place of the save."""
+        return f"{self.number}of{self.count}"
 
 
 class CheckpointStore:
@@ -45,8 +67,8 @@ class CheckpointStore:
         """Return the checkpoints at a place below a store; none where there is no store or no place. See `__init__`."""
         return None if store is None or place is None else cls(ObjectStore(store, proven=True), place, downloads)
 
-    def put(self, step: int, directory: Path, *, keep: int, best: int | None) -> None:
-        """Upload a checkpoint; once it is whole, delete all but the newest and the best.
+    def put(self, step: int, directory: Path, part: Part, *, keep: int, best: int | None) -> None:
+        """Upload a checkpoint, or a node's part of it; then delete all but the newest whole ones and the best.
 
         Damaged ones go too, and what was left half uploaded, if it is older than all that is kept: what is newer may be the upload of a
         process that still runs elsewhere.
@@ -54,21 +76,26 @@ class CheckpointStore:
         Args:
             step: Steps made before it.
             directory: The checkpoint; it must not change meanwhile.
-            keep: Newest whole checkpoints that are kept, this one included.
+            part: Which part of it is there; the first deletes.
+            keep: Newest whole checkpoints that are kept.
             best: Steps made before a checkpoint that is kept too.
 
         Raises:
             StoreError: The service cannot be used; what was there before is still there.
         """
-        name = f"{step:09d}-{uuid.uuid4().hex[:8]}"
         # Settings, source and inputs are in the key, which is in the place.
-        self._artifacts.publish(self.place, name, directory, config_digest="", code_version="", inputs={})
-        whole, partial, damaged = self._names()
-        oldest = min(map(_step, whole[:keep]))
+        place = f"{self.place}/{step:09d}-{part.save}"
+        self._artifacts.publish(place, str(part), directory, config_digest="", code_version="", inputs={})
+        if part.number > 0:
+            return
+        whole, partial, damaged = _sorted(self._saves())
+        oldest = min(map(_step, whole[:keep]), default=0)
         outdated = [name for name in whole[keep:] if _step(name) != best]
         self._discard(outdated + [name for name in partial if _step(name) < oldest] + damaged)
 
-    def restore(self, directory: Path, *, after: int, until: float = math.inf) -> None:
+    def restore(
+        self, directory: Path, *, after: int, until: float = math.inf, only: tuple[str, ...] | None = None
+    ) -> None:
         """Download the newest checkpoint that is sound to `directory/checkpoint-<step>`, if there is one.
 
         A damaged one is passed over for the one before it. It stays until a newer one is whole.
@@ -77,35 +104,31 @@ class CheckpointStore:
             directory: Where checkpoints are on this machine.
             after: Newest step that is there: an older checkpoint is not wanted.
             until: Nor is a newer one than of this step.
+            only: Download only files whose path starts with one of these.
 
         Raises:
             StoreError: The service cannot be used, or the disk is full.
         """
-        whole, _, suspects = self._names()
+        saves = self._saves()
+        whole, _, suspects = _sorted(saves)
         for name in sorted(whole + suspects, reverse=True):
             step = _step(name)
             if step > until:
                 continue
             if step <= after:
                 break
-            reference = self._artifacts.find(self.place, name)
-            if reference is None:
-                continue
-            try:
-                fetched = self._artifacts.fetch(reference)
-            except StoreError:
-                problems = self._artifacts.verify(reference)
-                if not problems:
-                    raise
-                print(f"checkpoint of step {step}: damaged in object storage ({problems[0]}), not used", flush=True)
-                self._objects.put_bytes(problems[0].encode(), f"{self.place}/{name}/{SUSPECT}")
+            parts = self._fetch(name, _parts(saves[name]), only)
+            if not parts:
                 continue
             target = directory / f"checkpoint-{step}"
             try:
                 shutil.rmtree(target, ignore_errors=True)  # left by a save that was killed
                 directory.mkdir(parents=True, exist_ok=True)
-                (fetched / MANIFEST).unlink()
-                fetched.rename(target)
+                first, *others = parts
+                for part in others:
+                    shutil.copytree(part, first, copy_function=os.replace, dirs_exist_ok=True)
+                (first / MANIFEST).unlink()
+                first.rename(target)
             except OSError as error:
                 raise StoreError(f"{target}: cannot be written ({disk_trouble(error, directory)})") from error
             break
@@ -113,20 +136,65 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Delete every checkpoint."""
-        self._discard([name for names in self._names() for name in names])
+        self._discard(list(self._saves()))
 
-    def _names(self) -> tuple[list[str], list[str], list[str]]:
-        """Return the names of the checkpoints that are whole, of those without a manifest and of those found damaged, newest first."""
-        keys = {key.removeprefix(f"{self.place}/") for key in self._objects.list(f"{self.place}/")}
-        names = sorted({key.partition("/")[0] for key in keys}, reverse=True)
-        names = [name for name in names if _NAME.fullmatch(name)]
-        partial = [name for name in names if f"{name}/{MANIFEST}" not in keys]
-        damaged = [name for name in names if f"{name}/{SUSPECT}" in keys and name not in partial]
-        return [name for name in names if name not in partial + damaged], partial, damaged
+    def _fetch(self, name: str, parts: list[str], only: tuple[str, ...] | None) -> list[Path]:
+        """Download the parts of a save; none if one of them is damaged, which is noted beside it, or gone."""
+        fetched = []
+        for part in parts:
+            reference = self._artifacts.find(f"{self.place}/{name}", part)
+            if reference is None:
+                return []
+            try:
+                fetched.append(self._artifacts.fetch(reference, only=only))
+            except StoreError:
+                problems = self._artifacts.verify(reference)
+                if not problems:
+                    raise
+                print(
+                    f"checkpoint of step {_step(name)}: damaged in object storage ({problems[0]}), not used", flush=True
+                )
+                self._objects.put_bytes(problems[0].encode(), f"{self.place}/{name}/{part}/{SUSPECT}")
+                return []
+        return fetched
+
+    def _saves(self) -> dict[str, set[str]]:
+        """Return the files below each save, by its name, newest first."""
+        saves: dict[str, set[str]] = {}
+        for key in sorted(self._objects.list(f"{self.place}/"), reverse=True):
+            name, _, file = key.removeprefix(f"{self.place}/").partition("/")
+            if _NAME.fullmatch(name):
+                saves.setdefault(name, set()).add(file)
+        return saves
 
     def _discard(self, names: list[str]) -> None:
+        """Delete saves, their manifests first."""
         for name in names:
-            self._artifacts.discard(Reference(f"{self._objects.uri}/{self.place}/{name}/", name, digest=""))
+            keys = self._objects.list(f"{self.place}/{name}/")
+            for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
+                self._objects.delete(key)
+
+
+def _parts(files: set[str]) -> list[str]:
+    """Return the names of the parts that a save must have, by those of its files."""
+    counts = {int(found[1]) for file in files if (found := _PART.match(file))}
+    return [f"{number}of{count}" for count in counts for number in range(count)]
+
+
+def _sorted(saves: dict[str, set[str]]) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of the saves that are whole, of those that lack a manifest and of those found damaged, in their order."""
+    whole: list[str] = []
+    partial: list[str] = []
+    damaged: list[str] = []
+    for name, files in saves.items():
+        parts = _parts(files)
+        if not parts or any(f"{part}/{MANIFEST}" not in files for part in parts):
+            partial.append(name)
+        elif any(f"{part}/{SUSPECT}" in files for part in parts):
+            damaged.append(name)
+        else:
+            whole.append(name)
+    return whole, partial, damaged
 
 
 def _step(name: str) -> int:

@@ -1,6 +1,9 @@
 """Checkpoints of a training: marked once they are whole, copied to object storage while training goes on, resumed from.
 
-One that is damaged is not resumed from: the one before it is. Training is exact, so that it comes to the same bytes.
+One that is damaged is not resumed from: the one before it is. Training is exact, so that it comes to the same bytes. Of the best
+checkpoint only the weights are kept once it is not one of the newest.
+
+Where several nodes train, each has what its own processes wrote. Object storage has the whole, and all go on from there.
 
 What a killed training loses is bounded by how often it saves: every `save_steps` steps, and every so many minutes where it is told to.
 A save at SIGTERM comes on top of these where a process is given the time for it. A step of a Kubeflow pipeline is not: Argo ends it about
@@ -15,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,16 +28,15 @@ from types import FrameType
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
-from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from ngrpo.errors import Preempted, StoreError
-from ngrpo.storage.checkpoint_store import CheckpointStore
-from ngrpo.training.marker import MARKER, mark, problem
+from ngrpo.storage.checkpoint_store import CheckpointStore, Part
+from ngrpo.training.checkpoint_size import KEPT
+from ngrpo.training.marker import MARKER, WEIGHTS, mark, problem, settled
 
-KEPT = 2
-"""Checkpoints that are kept beside the best, on disk and in object storage: while one is uploaded, only older ones are deleted."""
 _SET_ASIDE = "set_aside"
 
 
@@ -58,7 +61,7 @@ class Checkpoints(TrainerCallback):
         self._stride = stride
         self._minutes = minutes
         self._saved = time.monotonic()
-        self._sound: set[int] = set()
+        self._sound: set[tuple[int, bool]] = set()
         self._told_to_stop = False
         self._uploads = ThreadPoolExecutor(1, initializer=_yield_to_training)
         self._upload: Future[None] | None = None
@@ -78,9 +81,7 @@ class Checkpoints(TrainerCallback):
         if PartialState().is_local_main_process:
             for step in self._here():
                 if step > limit:
-                    self._set_aside(
-                        step, f"training has {self._steps} steps" if step > self._steps else "not every node has it"
-                    )
+                    self._set_aside(step, self._why_not(step))
         PartialState().wait_for_everyone()
         if limit:
             PartialState().print(f"resuming from checkpoint-{limit}", flush=True)
@@ -104,31 +105,42 @@ class Checkpoints(TrainerCallback):
         if state.global_step >= state.max_steps:
             # The last checkpoint is saved wherever it falls: it is measured too where others are.
             control.should_evaluate = args.eval_strategy != IntervalStrategy.NO
-            return
-        if state.global_step % self._stride:
-            return
-        # The clock is that of the first process, which also knows of the upload.
-        wishes = [float(self._told_to_stop), float(state.is_world_process_zero and self._due())]
-        stop, save = reduce(torch.tensor(wishes, device=PartialState().device)).tolist()
-        if stop > 0:
-            self.preempted = control.should_training_stop = True
-        if stop > 0 or save > 0:
-            control.should_save = True
+        elif state.global_step % self._stride == 0:
+            # The clock is that of the first process, which also knows of the upload.
+            wishes = [float(self._told_to_stop), float(state.is_world_process_zero and self._due())]
+            stop, save = reduce(torch.tensor(wishes, device=PartialState().device)).tolist()
+            if stop > 0:
+                self.preempted = control.should_training_stop = True
+            if stop > 0 or save > 0:
+                control.should_save = True
+        if control.should_save and PartialState().is_local_main_process:
+            self._remove_old(state.best_global_step, keep=KEPT - 1)  # its place is for the one that is written next
 
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded."""
+        """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded.
+
+        One process of each node does that with the files of its node. The marker has those of all nodes.
+        """
         PartialState().wait_for_everyone()  # every process writes files of its own
+        first_of_node = PartialState().is_local_main_process
+        told = gather_object([(first_of_node, uuid.uuid4().hex[:8])])
+        nodes = [process for process, (first, _) in enumerate(told) if first]
         checkpoint = self._of(state.global_step)
-        if sum(gather_object([PartialState().is_local_main_process])) > 1:  # one such process a node
-            _gather(checkpoint)
-        if not state.is_world_process_zero:
+        files = settled(checkpoint) if first_of_node else {}
+        if len(nodes) > 1:
+            files = {name: entry for of_process in gather_object([files]) for name, entry in of_process.items()}
+        if not first_of_node:
             return
-        mark(checkpoint)
-        self._remove_old(state.global_step, state.best_global_step)
+        mark(checkpoint, files)
+        self._remove_old(state.best_global_step)
+        for path in self._aside.glob("checkpoint-*"):
+            if _step(path) <= state.global_step:
+                shutil.rmtree(path, ignore_errors=True)
         if self._store is not None:
             self.finish_upload()
+            part = Part(told[0][1], nodes.index(PartialState().process_index), len(nodes))
             self._upload = self._uploads.submit(
-                self._store.put, state.global_step, checkpoint, keep=KEPT, best=state.best_global_step
+                self._store.put, state.global_step, checkpoint, part, keep=KEPT, best=state.best_global_step
             )
         self._saved = time.monotonic()
 
@@ -160,23 +172,36 @@ class Checkpoints(TrainerCallback):
 
     def _usable(self, step: int) -> bool:
         """Whether a checkpoint and the best that it remembers are whole; it is set aside if not."""
-        if not self._whole(step):
+        if self._is_weights_alone(step) or not self._whole(step):
             return False
         best = TrainerState.load_from_json(str(self._of(step) / TRAINER_STATE_NAME)).best_global_step
-        if best is None or self._whole(best):
+        if best is None or self._whole(best, weights_alone=True):
             return True
         if self._store is not None:
-            self._store.restore(self.directory, after=best - 1, until=best)
-        return self._whole(best) or self._set_aside(step, f"the best of its time, checkpoint-{best}, is lost")
+            self._store.restore(self.directory, after=best - 1, until=best, only=(MARKER, *WEIGHTS))
+        return self._whole(best, weights_alone=True) or self._set_aside(
+            step, f"the best of its time, checkpoint-{best}, is lost"
+        )
 
-    def _whole(self, step: int) -> bool:
-        """Whether a checkpoint is here and whole; it is set aside if it is damaged."""
-        if step not in self._sound and self._of(step).exists():
-            damage = problem(self._of(step))
+    def _whole(self, step: int, *, weights_alone: bool = False) -> bool:
+        """Whether a checkpoint, or what there is of its weights, is here and whole; it is set aside if it is damaged."""
+        known = (step, weights_alone)
+        if known not in self._sound and self._of(step).exists():
+            damage = problem(self._of(step), weights_alone=weights_alone)
             if damage is not None:
                 return self._set_aside(step, damage)
-            self._sound.add(step)
-        return step in self._sound
+            self._sound.add(known)
+        return known in self._sound
+
+    def _is_weights_alone(self, step: int) -> bool:
+        """Whether this was kept as the best of a newer one."""
+        return (self._of(step) / MARKER).exists() and not (self._of(step) / TRAINER_STATE_NAME).exists()
+
+    def _why_not(self, step: int) -> str:
+        """Say why a checkpoint beyond the one that is resumed from is not."""
+        if step > self._steps:
+            return f"training has {self._steps} steps"
+        return "only its weights were kept" if self._is_weights_alone(step) else "not every node has it"
 
     def _set_aside(self, step: int, reason: str) -> bool:
         """Move a checkpoint out of the way of the one that will take its place; return false."""
@@ -186,21 +211,20 @@ class Checkpoints(TrainerCallback):
 
     def _move(self, step: int) -> Path:
         """Move a checkpoint away, so that none is ever there in part."""
-        self._sound.discard(step)
+        self._sound -= {(step, True), (step, False)}
         target = self._aside / self._of(step).name
         shutil.rmtree(target, ignore_errors=True)
         self._aside.mkdir(exist_ok=True)
         return self._of(step).rename(target)
 
-    def _remove_old(self, newest: int, best: int | None) -> None:
-        """Delete what the checkpoint just marked makes superfluous."""
-        kept = [step for step in self._here() if (self._of(step) / MARKER).exists()][:KEPT]
+    def _remove_old(self, best: int | None, *, keep: int = KEPT) -> None:
+        """Delete what the newest marked checkpoints make superfluous: all of the others, but the weights of the best."""
+        marked = [step for step in self._here() if (self._of(step) / MARKER).exists()]
         for step in self._here():
-            if step not in (*kept, best):
+            if step == best and step in marked[keep:]:
+                _leave_weights(self._of(step))
+            elif step not in (*marked[:keep], best):
                 shutil.rmtree(self._move(step), ignore_errors=True)
-        for path in self._aside.glob("checkpoint-*"):
-            if _step(path) <= newest:
-                shutil.rmtree(path, ignore_errors=True)
 
     def _here(self) -> list[int]:
         """Return the steps of the checkpoints on this machine, whole or not, newest first."""
@@ -248,19 +272,14 @@ def checkpoints_of(
         raise Preempted
 
 
-def save_model(trainer: Trainer, directory: Path) -> None:
-    """Write a trainer's model and tokenizer, without the pickle of its arguments that `Trainer.save_model` adds."""
-    trainer.save_model(str(directory))  # every process takes part where the model is sharded
-    if trainer.is_world_process_zero():
-        (directory / TRAINING_ARGS_NAME).unlink()
-
-
-def _gather(checkpoint: Path) -> None:
-    """Bring to the first node what other nodes have written: the state of each process's random numbers, a few kB."""
-    own = checkpoint / f"rng_state_{PartialState().process_index}.pth"
-    for name, content in gather_object([(own.name, own.read_bytes())]):
-        if PartialState().is_main_process:
-            (checkpoint / name).write_bytes(content)
+def _leave_weights(checkpoint: Path) -> None:
+    """Delete all of a checkpoint but its weights and its marker, first of all what makes it one to go on from."""
+    (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    for path in checkpoint.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith((MARKER, *WEIGHTS)):
+            path.unlink()
 
 
 def _yield_to_training() -> None:

@@ -92,6 +92,12 @@ class FollowingIndex(TrainerCallback):
         if self._every_batch and (moved or self._matrix is None):
             self._matrix = embedding.clone()
 
+    def fingerprinted(self) -> NeighborIndex:
+        """Return the index with the fingerprint of its matrix, which a refresh does not hash."""
+        if self._matrix is not None:
+            self.index = self.index.fingerprinted(self._matrix)
+        return self.index
+
     def resume(self, checkpoint: Path) -> None:
         """Take the index that a checkpoint was saved with: it may be older than the checkpoint's weights."""
         self.index = NeighborIndex.load(checkpoint / "neighbor_index")
@@ -101,4 +107,4 @@ class FollowingIndex(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Save the index beside the checkpoint just written."""
         if state.is_world_process_zero:
-            self.index.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "neighbor_index")
+            self.fingerprinted().save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "neighbor_index")

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import Trainer
 
 from ngrpo.errors import TrainingError
+from ngrpo.training.sharded_trainer import ShardedTrainer
 
 
-class SoundLoop(Trainer):
+class SoundLoop(ShardedTrainer):
     """A trainer that makes as many steps as it was told to, and stops where numbers are no longer finite.
 
     Put it before TRL's trainer among the bases, and set `logging_nan_inf_filter=False`: the filter would hide a loss that is not finite.

@@ -14,44 +14,69 @@ from ngrpo.storage.state import DamagedStateError, read_state, write_state
 from ngrpo.storage.whole_files import sync
 
 MARKER = "complete"
+WEIGHTS = ("model", "weights-")
+"""How the names of the files with weights begin: transformers' own, and those of `shards`."""
 _READERS = 4
 """Files that are hashed at a time: the weights and the moments of the optimizer are most of a checkpoint."""
 
 
-class _Entry(TypedDict):
+class Entry(TypedDict):
+    """sha256 and size in bytes of a file."""
+
     sha256: str
     size: int
 
 
 class _Marker(TypedDict):
     version: Literal[1]
-    files: Mapping[str, _Entry]
+    files: Mapping[str, Entry]
 
 
-def mark(checkpoint: Path) -> None:
-    """Declare a checkpoint whole: all of it is on disk before its marker is.
+def settled(checkpoint: Path) -> dict[str, Entry]:
+    """Return the entries of the files of a checkpoint once they are on disk, by relative path.
 
     Raises:
         OSError: The disk failed.
-        StoreError: The marker cannot be written.
     """
     paths = _files(checkpoint)
     with ThreadPoolExecutor(_READERS) as pool:
         entries = dict(zip(paths, pool.map(_settled, paths.values()), strict=True))
     for directory in {path.parent for path in paths.values()}:
         sync(directory)
-    write_state(checkpoint / MARKER, _Marker(version=1, files=entries))
+    return entries
 
 
-def problem(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint; none if it is what was marked, to the byte."""
+def mark(checkpoint: Path, files: Mapping[str, Entry]) -> None:
+    """Declare a checkpoint whole: all of it is on disk before its marker is.
+
+    Args:
+        checkpoint: The directory.
+        files: What is `settled`, here and, where nodes share a checkpoint, there.
+
+    Raises:
+        StoreError: The marker cannot be written.
+    """
+    write_state(checkpoint / MARKER, _Marker(version=1, files=files))
+
+
+def problem(checkpoint: Path, *, weights_alone: bool = False) -> str | None:
+    """Say what is wrong with a checkpoint; none if it is what was marked, to the byte.
+
+    Args:
+        checkpoint: The directory.
+        weights_alone: Look at the weights only: the rest may be there or not.
+    """
     try:
         marker = read_state(checkpoint / MARKER, _Marker, cure="an older checkpoint is used")
     except DamagedStateError as error:
         return str(error)
     if marker is None:
         return "its save was not finished"
-    paths, entries = _files(checkpoint), marker["files"]
+    paths, entries = _files(checkpoint), dict(marker["files"])
+    if weights_alone:
+        paths, entries = ({name: each[name] for name in each if name.startswith(WEIGHTS)} for each in (paths, entries))
+        if not entries:
+            return "it has no weights"
     if missing := sorted(entries.keys() - paths.keys()):
         return f"{missing[0]} is missing"
     if added := sorted(paths.keys() - entries.keys()):
@@ -74,7 +99,7 @@ def _files(checkpoint: Path) -> dict[str, Path]:
     return {path.relative_to(checkpoint).as_posix(): path for path in paths}
 
 
-def _settled(path: Path) -> _Entry:
+def _settled(path: Path) -> Entry:
     """Return the entry of a file once it is on disk."""
     sync(path)
-    return _Entry(sha256=file_sha256(path), size=path.stat().st_size)
+    return Entry(sha256=file_sha256(path), size=path.stat().st_size)

@@ -23,11 +23,12 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import configured_end_marker
 from ngrpo.storage.checkpoint_store import CheckpointStore
-from ngrpo.training.checkpointing import checkpoints_of, save_model
+from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.configured_rewards import configured_rewards
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.rewards import CorrectnessReward
+from ngrpo.training.trained_model import save_model
 from ngrpo.training.trl_arguments import built
 from ngrpo.training.validation import Validation
 
@@ -130,7 +131,8 @@ def train_policy(
         with closing(trainer):
             trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
             if not checkpoints.preempted:
-                save_model(trainer, output)  # while processes can still talk: vLLM ends their group with its engine
+                # While processes can still talk: vLLM ends their group with its engine.
+                save_model(trainer, output, config.model.dtype)
     return TrainedPolicy(trainer, following.index)
 
 
@@ -219,6 +221,8 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "fsdp": processes > 1,
+        # Each process writes its own shards to a checkpoint: no process holds all, and weights are there once.
+        "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"} if processes > 1 else None,
         "use_cpu": not torch.cuda.is_available(),
         "reward_weights": [reward.weight for reward in settings.rewards.values()] or None,
         **selecting,
