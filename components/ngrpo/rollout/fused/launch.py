@@ -18,6 +18,8 @@ from ngrpo.rollout.slot_tables import Tables
 
 BLOCK = 4096
 """Logits of a block: so few that one program holds them in registers."""
+WARPS = 8
+"""Of a program that works on a block: with 4, the double precision of a block takes more registers than leave room for others."""
 DIMENSION_BLOCK = 1024
 """Numbers of an embedding that one program writes."""
 
@@ -96,6 +98,7 @@ def decide(
         BLOCK=BLOCK,
         BLOCKS=triton.next_power_of_2(maxima.shape[1]),
         WIDTH=triton.next_power_of_2(tables.width),
+        num_warps=WARPS,
     )
     return tokens
 
@@ -168,5 +171,6 @@ def _scan(tables: Tables, logits: Tensor, slots: Tensor, *, scaled: bool) -> tup
         tables.slots,
         SCALED=scaled,
         BLOCK=BLOCK,
+        num_warps=WARPS,
     )
     return maxima, sums, places
