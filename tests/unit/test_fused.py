@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from ngrpo.mixing.strategies import Gaussian, Neighbor, Token
+from ngrpo.config import load_config
+from ngrpo.config.mixing import FUSED_STRATEGIES
+from ngrpo.mixing.strategies import READY, Gaussian, Neighbor, Token
 from ngrpo.rollout import fused
+from ngrpo_kfp.pipelines.planning.nodes import Plan
+from ngrpo_kfp.pipelines.planning.summary import plan_table
 
 SCRIPT = Path(__file__).parents[1] / "fused_cases.py"
 CASES = re.findall(r"^def (case_\w+)", SCRIPT.read_text(), re.M)
@@ -50,3 +55,18 @@ def test_a_subclass_of_a_strategy_is_not_served():
     assert [fused.serves(each) for each in (Neighbor(1), Neighbor(5), Token())] == [True] * 3
     assert not fused.serves(Own(3))
     assert not fused.serves(Gaussian(0.5))
+
+
+def test_a_plan_for_gpus_says_which_rollouts_take_the_slower_path():
+    assert {name for name, strategy in READY.items() if strategy in fused.SERVED} == set(FUSED_STRATEGIES)
+    assert "take the slower path" not in planned("rollout.engine=vllm")
+    assert "take the slower path" not in planned("mixing.strategy=gaussian")
+    shown = planned("rollout.engine=vllm", "mixing.strategy=gaussian")
+    assert "mixing.strategy=gaussian take the slower path through torch; neighbor and token have GPU kernels" in shown
+
+
+def planned(*overrides: str) -> str:
+    console = Console(width=200, record=True)
+    preset = Path(__file__).parents[2] / "pipelines/presets/paper-1.5b.toml"
+    console.print(plan_table(Plan({}), load_config(preset, list(overrides))))
+    return console.export_text()

@@ -19,8 +19,8 @@ from ngrpo.mixing.mixer import mixed_step
 from ngrpo.mixing.neighbor_mixing import scale_logits
 from ngrpo.mixing.strategy import Step, Strategy
 from ngrpo.rollout.fused import Mixing, anchored, serves
+from ngrpo.rollout.request_tables import Tables
 from ngrpo.rollout.sampling import keep_nucleus, sample_tokens, token_logprobs
-from ngrpo.rollout.slot_tables import Tables
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ngrpo.rollout.fused.decision import decide_rows
 from ngrpo.rollout.fused.mixture import mix_rows
 from ngrpo.rollout.fused.nucleus import keep_nucleus
 from ngrpo.rollout.fused.scan import scan_blocks
-from ngrpo.rollout.slot_tables import Tables
+from ngrpo.rollout.request_tables import Tables
 
 BLOCK = 4096
 """Logits of a block: so few that one program holds them in registers."""
