@@ -68,6 +68,12 @@ class SlotRecord:
     candidates: Tensor | None = None
 
 
+def _kernels() -> ModuleType:
+    from ngrpo.rollout.fused import launch  # imports Triton, which only a machine with a GPU need have
+
+    return launch
+
+
 class MixingSlots:
     """Decides and mixes for the requests of a serving engine. A slot is held from `add` until the record was taken."""
 
@@ -317,9 +323,3 @@ class MixingSlots:
             )
             self._free.append(slot)
         self._finished.clear()
-
-
-def _kernels() -> ModuleType:
-    from ngrpo.rollout.fused import launch  # imports Triton, which only a machine with a GPU need have
-
-    return launch
