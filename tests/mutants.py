@@ -440,7 +440,7 @@ MUTANTS = (
     Mutant(
         "slot: index keeps the old tables",
         _SLOTS,
-        "        self._tables = _Tables.empty(self._tables.slots, 1, 1, device)\n",
+        "        self._tables = Tables.empty(self._tables.slots, 1, 1, device)\n",
         "",
         (SLOTS,),
     ),

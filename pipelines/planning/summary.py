@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ngrpo.checking.decoding_time import check_decoding_time
 from ngrpo.config import RunConfig
+from ngrpo.config.mixing import FUSED_STRATEGIES
 from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.contracts.promotion import Promotion
 from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
@@ -77,8 +78,12 @@ def _node_summary(node: PlannedStage, records: Mapping[str, Mapping[str, Any]]) 
 
 
 def plan_table(plan: Plan, config: RunConfig) -> Table:
-    """Return the table of a plan: for each node whether it runs, and why; below it what is set for the model's chats, and warnings."""
-    below = [*_chat_lines(config), *(f"warning: {finding.line}" for finding in check_decoding_time(config))]
+    """Return the table of a plan: for each node whether it runs, and why; below it what is set for chats, slow rollouts, and warnings."""
+    below = [
+        *_chat_lines(config),
+        *_rollout_lines(config),
+        *(f"warning: {finding.line}" for finding in check_decoding_time(config)),
+    ]
     table = Table(title="Plan", caption=escape("\n".join(below)) or None, caption_justify="left")
     for column in ("stage", "key", ""):
         table.add_column(column)
@@ -100,6 +105,14 @@ def _chat_lines(config: RunConfig) -> Iterator[str]:
         yield f"end of turn: the model's ends, and {', '.join(json.dumps(token, ensure_ascii=False) for token in chat.end_of_turn)}"
     if config.data.system_prompt:
         yield f"system prompt: {json.dumps(config.data.system_prompt, ensure_ascii=False)}"
+
+
+def _rollout_lines(config: RunConfig) -> Iterator[str]:
+    strategy = config.mixing.strategy
+    on_gpu = config.rollout.engine == "vllm" and config.needs("ngrpo_training").gpus > 0
+    if on_gpu and strategy not in FUSED_STRATEGIES:
+        known = " and ".join(FUSED_STRATEGIES)
+        yield f"rollouts: steps with mixing.strategy={strategy} take the slower path through torch; {known} have GPU kernels"
 
 
 def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = None, node: str | None = None) -> Table:

@@ -37,9 +37,8 @@ def marker(*tokens: int) -> EndMarker | None:
     return EndMarker.of(b"".join(letters[token] for token in tokens).decode(), letters) if tokens else None
 
 
-@pytest.fixture
-def slots():
-    slots = MixingSlots(torch.device("cpu"), 2)
+def mixing_slots(**options) -> MixingSlots:
+    slots = MixingSlots(torch.device("cpu"), 2, **options)
     neighbors = (torch.arange(VOCABULARY)[:, None] + torch.arange(1, 5)) % VOCABULARY
     eligible = torch.ones(VOCABULARY, dtype=torch.bool)
     eligible[0] = False
@@ -49,6 +48,11 @@ def slots():
     slots.add_strategy(NOISY, Gaussian(0.5))
     slots.add_strategy(TOP, Top())
     return slots
+
+
+@pytest.fixture
+def slots():
+    return mixing_slots()
 
 
 def decide(

@@ -11,6 +11,8 @@ from ngrpo.config.sources import Option
 from ngrpo.section import Coefficient, Line, Probability, Section, check_text, count
 
 READY_STRATEGIES = ("neighbor", "token", "gaussian")
+FUSED_STRATEGIES = ("neighbor", "token")
+"""Those that the kernels of a decode step on a GPU know (`ngrpo.rollout.fused`)."""
 
 
 class StrategyCode(UserCode):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.mixer import mixed_step
 from ngrpo.mixing.neighbor_mixing import scale_logits
 from ngrpo.mixing.strategy import Step, Strategy
+from ngrpo.rollout.fused import Mixing, anchored, serves
+from ngrpo.rollout.request_tables import Tables
 from ngrpo.rollout.sampling import keep_nucleus, sample_tokens, token_logprobs
 from ngrpo.rollout.transfers import ToHost, to_device
 
@@ -67,72 +70,26 @@ class SlotRecord:
     candidates: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """One row a slot, and a last one for writes that are to be ignored."""
+def _kernels() -> ModuleType:
+    from ngrpo.rollout.fused import launch  # imports Triton, which only a machine with a GPU need have
 
-    seed: Tensor  # int64 [S]
-    temperature: Tensor  # float32 [S]
-    top_p: Tensor  # float32 [S]
-    rate: Tensor  # float64 [S], compared with float64 uniform numbers
-    strategy: Tensor  # int64 [S], -1 for none
-    progress: Tensor  # int16 [S, L + 1], state of the end marker before each position; 0 before the first
-    mixed: Tensor  # bool [S, L]
-    candidates: Tensor  # int32 [S, L, K]
-    weights: Tensor  # float32 [S, L, K]
-    logprobs: Tensor  # float32 [S, L]
-
-    @classmethod
-    def empty(cls, slots: int, length: int, width: int, device: torch.device) -> _Tables:
-        rows = slots + 1
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(rows, *shape, dtype=dtype, device=device)
-
-        return cls(
-            seed=zeros(dtype=torch.long),
-            temperature=zeros() + 1.0,
-            top_p=zeros() + 1.0,
-            rate=zeros(dtype=torch.float64),
-            strategy=zeros(dtype=torch.long) - 1,
-            progress=zeros(length + 1, dtype=torch.int16),
-            mixed=zeros(length, dtype=torch.bool),
-            candidates=zeros(length, width, dtype=torch.int32),
-            weights=zeros(length, width),
-            logprobs=zeros(length),
-        )
-
-    @property
-    def slots(self) -> int:
-        return self.seed.shape[0] - 1
-
-    @property
-    def length(self) -> int:
-        return self.mixed.shape[1]
-
-    @property
-    def width(self) -> int:
-        return self.weights.shape[2]
-
-    def grown(self, slots: int, length: int, width: int) -> _Tables:
-        larger = _Tables.empty(slots, length, width, self.seed.device)
-        for field in fields(self):
-            old, new = getattr(self, field.name), getattr(larger, field.name)
-            new[tuple(slice(size) for size in (self.slots, *old.shape[1:]))] = old[:-1]
-        return larger
+    return launch
 
 
 class MixingSlots:
     """Decides and mixes for the requests of a serving engine. A slot is held from `add` until the record was taken."""
 
-    def __init__(self, device: torch.device, slots: int):
+    def __init__(self, device: torch.device, slots: int, *, fused: bool | None = None):
         """Make room.
 
         Args:
             device: Device of the model.
             slots: Requests expected at a time; grows when there are more.
+            fused: Whether steps go through the kernels of `ngrpo.rollout.fused` while they serve every strategy in use; by default on
+                CUDA.
         """
-        self._tables = _Tables.empty(slots, 1, 1, device)
+        self._kernels = _kernels() if (device.type == "cuda" if fused is None else fused) else None
+        self._tables = Tables.empty(slots, 1, 1, device)
         self._free = list(range(slots))
         self._slot: dict[str, int] = {}  # of each running request, by the engine's id
         self._request: dict[str, str] = {}  # the engine's id of each running request, by name
@@ -145,6 +102,7 @@ class MixingSlots:
         self._eligible = torch.empty(0, dtype=torch.bool, device=device)
         self._end_marker: EndMarker | None = None
         self._strategies: dict[int, Strategy] = {}
+        self._anchored = torch.empty(0, dtype=torch.int32, device=device)
         self._in_use: dict[int, Strategy] = {}  # by the running requests that mix
         self._mixing_requests: Counter[int] = Counter()  # running, by the number of their strategy
         self._nucleus_requests = 0  # running
@@ -161,6 +119,8 @@ class MixingSlots:
     def add_strategy(self, number: int, strategy: Strategy) -> None:
         """Make a strategy known, by the number that requests name it with."""
         self._strategies[number] = strategy
+        if self._kernels is not None:
+            self._anchored = anchored(self._strategies, self._tables.seed.device)
 
     def set_index(self, neighbors: Tensor, eligible: Tensor, end_marker: EndMarker | None) -> None:
         """Use another neighbor index. The engine sees to it that no request is running.
@@ -174,7 +134,7 @@ class MixingSlots:
         self.finish(list(self._slot))
         self._to_host()
         device = self._tables.seed.device
-        self._tables = _Tables.empty(self._tables.slots, 1, 1, device)
+        self._tables = Tables.empty(self._tables.slots, 1, 1, device)
         self._neighbors, self._eligible = neighbors.to(device), eligible.to(device)
         self._end_marker = None if end_marker is None else end_marker.to(device)
 
@@ -268,6 +228,13 @@ class MixingSlots:
             int64 `[B]`.
         """
         tables = self._tables
+        kernels = self._serving_kernels()
+        if kernels is not None:
+            mixing = self._mixing() if self.mixing else None
+            decided: Tensor = kernels.decide(
+                tables, logits, slots, positions, emits, mixing=mixing, nucleus=self._nucleus
+            )
+            return decided
         seeds = tables.seed[slots]
         scaled_logits = scale_logits(logits, tables.temperature[slots][:, None])
         nucleus = keep_nucleus(scaled_logits, tables.top_p[slots]) if self._nucleus else scaled_logits
@@ -314,6 +281,11 @@ class MixingSlots:
             slots: int64 `[T]`, -1 for tokens of other requests.
             positions: int64 `[T]`, positions in their responses.
         """
+        kernels = self._serving_kernels()
+        if kernels is not None:
+            embeddings = embeddings.clone()
+            kernels.mix(self._tables, self._mixing(), embed, embeddings, slots, positions)
+            return embeddings
         tables = self._tables
         mixed = (slots >= 0) & tables.mixed[slots, positions]
         candidates, weights = tables.candidates[slots, positions].long(), tables.weights[slots, positions]
@@ -323,6 +295,40 @@ class MixingSlots:
             its_own = mixed & (tables.strategy[slots] == number)
             embeddings = torch.where(its_own[:, None], mixtures, embeddings)
         return embeddings
+
+    def mix_in_place(
+        self,
+        embed: Callable[[Tensor], Tensor],
+        embeddings: Tensor,
+        rows: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        *,
+        matrix: Tensor | None = None,
+    ) -> None:
+        """Lay the mixtures over the embeddings of a batch.
+
+        Args:
+            embed: See `mix`.
+            embeddings: `[n, d]`, of all tokens of the batch; written.
+            rows: int64 `[T]`, where the tokens of responses stand in `embeddings`.
+            slots: See `mix`, as is `positions`.
+            positions: See `slots`.
+            matrix: `[V, d]` on this device, whose rows are what `embed` returns; none if there is no such thing, as where ranks share
+                the vocabulary.
+        """
+        kernels = self._serving_kernels()
+        if kernels is None:
+            embeddings[rows] = self.mix(embed, embeddings[rows], slots, positions)
+        else:
+            kernels.mix(self._tables, self._mixing(), embed, embeddings, slots, positions, rows=rows, matrix=matrix)
+
+    def _serving_kernels(self) -> ModuleType | None:
+        """Return the kernels where they serve all that runs: a batch is decided by them or by torch, as a whole."""
+        return self._kernels if all(serves(strategy) for strategy in self._in_use.values()) else None
+
+    def _mixing(self) -> Mixing:
+        return Mixing(self._anchored, self._neighbors, self._eligible, self._end_marker)
 
     def _width(self, settings: RequestSettings) -> int:
         return 1 if settings.strategy is None else self._strategies[settings.strategy].k

@@ -1,0 +1,71 @@
+"""The third kernel: the embeddings that follow mixed steps, written over those of their tokens."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def mix_rows(
+    output,
+    output_stride,
+    rows,
+    vectors,
+    vectors_stride,
+    slots,
+    positions,
+    strategies,
+    mixed,
+    candidates,
+    weights,
+    anchored,
+    length,
+    width,
+    size,
+    INDEXED: tl.constexpr,
+    LOOKED_UP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Equation 10 for one block of one token, in float32; a token whose step was not mixed is left as it is.
+
+    The grid is tokens x blocks of the dimension.
+
+    Args:
+        output: `[n, size]`, rows `output_stride` apart; written.
+        output_stride: See `output`.
+        rows: integer `[T]`, row of each token in `output` where `INDEXED`, else not used: they are as many.
+        vectors: The embedding matrix `[V, size]`, or, where `LOOKED_UP`, embeddings of the candidates `[T * width, size]`.
+        vectors_stride: Between rows of `vectors`.
+        slots: integer `[T]`, -1 for tokens of other requests.
+        positions: integer `[T]`, positions in their responses.
+        strategies: See `Tables`, as are all up to `weights`.
+        mixed: See `strategies`.
+        candidates: See `strategies`.
+        weights: See `strategies`.
+        anchored: See `Mixing`.
+        length: Positions of the tables.
+        width: Candidates of the tables.
+        size: Dimension of an embedding.
+        INDEXED: See `rows`.
+        LOOKED_UP: See `vectors`.
+        BLOCK: Numbers of a block; a power of two.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token).to(tl.int64)
+    position = tl.load(positions + token).to(tl.int64)
+    known = (slot >= 0) & (position >= 0) & (position < length)
+    step = slot * length + position
+    if tl.load(mixed + step, mask=known, other=0) != 0:
+        k = tl.maximum(tl.load(anchored + tl.load(strategies + slot)), 1)
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = at < size
+        total = tl.zeros([BLOCK], dtype=tl.float32)
+        for each in range(k):
+            source = token * width + each
+            if not LOOKED_UP:
+                source = tl.load(candidates + step * width + each).to(tl.int64)
+            vector = tl.load(vectors + source * vectors_stride + at, mask=inside, other=0.0).to(tl.float32)
+            total += vector * tl.load(weights + step * width + each)
+        into = token
+        if INDEXED:
+            into = tl.load(rows + token).to(tl.int64)
+        tl.store(output + into * output_stride + at, total.to(output.dtype.element_ty), mask=inside)

@@ -1,0 +1,57 @@
+"""The first kernel: what a step needs of all logits, in one read of them in their own type."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def scan_blocks(
+    logits,
+    logits_stride,
+    slots,
+    temperatures,
+    maxima,
+    sums,
+    places,
+    size,
+    slot_count,
+    SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Reduce one block of one row, scaled as equation 2 has it.
+
+    The grid is rows x blocks. NaN counts as the largest number, and of equal numbers the first counts, both as in `torch.argmax`.
+
+    Args:
+        logits: `[B, size]` of any floating-point type, rows `logits_stride` apart.
+        logits_stride: See `logits`.
+        slots: integer `[B]`, -1 for rows of other requests.
+        temperatures: float32 `[slot_count + 1]`, by slot; the last one is that of other requests.
+        maxima: float32 `[B, blocks]`, written: largest scaled logit, or NaN.
+        sums: float32 `[B, blocks]`, written: sum of exp(scaled logit - maximum).
+        places: int32 `[B, blocks]`, written: token of the maximum.
+        size: V.
+        slot_count: Slots of the tables.
+        SCALED: Whether the logits are scaled already.
+        BLOCK: Logits of a block; a power of two.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    values = tl.load(logits + row * logits_stride + at, mask=inside, other=float("-inf")).to(tl.float32)
+    if not SCALED:
+        slot = tl.load(slots + row).to(tl.int64)
+        # As IEEE has it: Triton's own division is an approximation, and could make or break a tie.
+        values = tl.div_rn(values, tl.load(temperatures + tl.where(slot < 0, slot_count, slot)))
+    unordered = values != values
+    ordered = tl.where(unordered, float("-inf"), values)
+    top = tl.max(ordered, 0)
+    first_nan = tl.min(tl.where(unordered, at, size), 0)
+    first_top = tl.min(tl.where(inside & (ordered == top), at, size), 0)
+    # A block of minus infinities has a sum of zero, not of exp(NaN).
+    total = tl.sum(tl.exp(values - tl.where(top == float("-inf"), 0.0, top)), 0)
+    into = row * tl.num_programs(1) + block
+    tl.store(maxima + into, tl.where(first_nan < size, float("nan"), top))
+    tl.store(sums + into, total)
+    tl.store(places + into, tl.where(first_nan < size, first_nan, first_top))

@@ -1,0 +1,72 @@
+"""The fused kernels do what the torch code does, under Triton's interpreter: see `tests/fused_cases.py`, whose cases these are."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ngrpo.config import load_config
+from ngrpo.config.mixing import FUSED_STRATEGIES
+from ngrpo.mixing.strategies import READY, Gaussian, Neighbor, Token
+from ngrpo.rollout import fused
+from ngrpo_kfp.pipelines.planning.nodes import Plan
+from ngrpo_kfp.pipelines.planning.summary import plan_table
+
+SCRIPT = Path(__file__).parents[1] / "fused_cases.py"
+CASES = re.findall(r"^def (case_\w+)", SCRIPT.read_text(), re.M)
+LONG = ["case_the_tests_of_slots_pass_with_kernels"]
+
+
+def results(names: list[str]) -> dict[str, str]:
+    paths = [str(SCRIPT.parent), str(SCRIPT.parent / "unit")]
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", str(SCRIPT), *names]
+    environment = os.environ | {"PYTHONPATH": ":".join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    print(done.stderr)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return results([case for case in CASES if case not in LONG])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in LONG])
+def test_kernels_under_the_interpreter(case, outcomes):
+    assert outcomes[case] == ""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", LONG)
+def test_kernels_under_the_interpreter_at_length(case):
+    assert results([case]) == {case: ""}
+
+
+def test_a_subclass_of_a_strategy_is_not_served():
+    class Own(Neighbor):
+        pass
+
+    assert [fused.serves(each) for each in (Neighbor(1), Neighbor(5), Token())] == [True] * 3
+    assert not fused.serves(Own(3))
+    assert not fused.serves(Gaussian(0.5))
+
+
+def test_a_plan_for_gpus_says_which_rollouts_take_the_slower_path():
+    assert {name for name, strategy in READY.items() if strategy in fused.SERVED} == set(FUSED_STRATEGIES)
+    assert "take the slower path" not in planned("rollout.engine=vllm")
+    assert "take the slower path" not in planned("mixing.strategy=gaussian")
+    shown = planned("rollout.engine=vllm", "mixing.strategy=gaussian")
+    assert "mixing.strategy=gaussian take the slower path through torch; neighbor and token have GPU kernels" in shown
+
+
+def planned(*overrides: str) -> str:
+    console = Console(width=200, record=True)
+    preset = Path(__file__).parents[2] / "pipelines/presets/paper-1.5b.toml"
+    console.print(plan_table(Plan({}), load_config(preset, list(overrides))))
+    return console.export_text()
