@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ngrpo.checking.findings import Examination, Finding
+from ngrpo.checking.light_imports import import_transformers
 from ngrpo.checking.places import (
     check_data_files,
     check_lengths,
@@ -62,14 +63,18 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
     samples = read_samples(config, examination)
     examination.add(check_samples(config, samples))
     # These take seconds to import.
+    import_transformers()
     from ngrpo.checking.rewards import check_rewards
     from ngrpo.checking.tokens import Spelling, check_tokens, prompts_of, rendered
     from ngrpo.data import models
+    from ngrpo.data.vllm_service import services
 
     with examination.catch("model.source"):
         model = config.model
-        tokenizer, facts = models.examine(model.source, scratch / "model", model.template_date, model)
-        examination.add(Finding("warning", "model.source", note) for note in facts.notes)
+        tokenizer, facts = models.examine(
+            model.source, scratch / "model", model.template_date, model, services(config, cluster=False)
+        )
+        examination.add(Finding("warning", "model.source", note) for note in (*facts.notes, *facts.on_cluster))
         spelling = Spelling(config, tokenizer, facts, prompts_of(config, samples))
         examination.prompt = rendered(spelling)
         check_tokens(spelling, examination)

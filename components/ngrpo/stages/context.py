@@ -26,5 +26,7 @@ class Context:
     """Longest time between two checkpoints, in minutes; none for no limit besides `save_steps`."""
     reporters: tuple[str, ...] = ()
     """Trackers that a trainer reports its curves to, as transformers calls them."""
+    on_cluster: bool = False
+    """Whether the run is one on a cluster."""
     progress: Callable[[str], None] = say
     """Receives lines of progress."""

@@ -139,6 +139,7 @@ def _execute(
             checkpoints=None if surroundings.store_is_local else checkpoints.place,
             save_minutes=surroundings.save_minutes,
             reporters=() if tracked is None else ("mlflow",),
+            on_cluster=surroundings.pipeline_run is not None,
         )
         if stage.parallel and surroundings.processes * surroundings.nodes > 1:
             from ngrpo.stages import torchrun
