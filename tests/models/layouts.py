@@ -97,9 +97,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "mixtral": Layout("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gemma": Layout("GemmaConfig", {"head_dim": 32}),
-    "gemma2": Layout(
-        "Gemma2Config", {"tie_word_embeddings": False, "head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32}
-    ),
+    "gemma2": Layout("Gemma2Config", {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32}),
     "gemma3_text": Layout(
         "Gemma3TextConfig",
         {"tie_word_embeddings": False, "head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32},
@@ -133,7 +131,10 @@ LAYOUTS: dict[str, Layout] = {
     "mamba2": Layout(
         "Mamba2Config", {"state_size": 16, "num_heads": 8, "head_dim": 32, "n_groups": 1, "chunk_size": 16}
     ),
-    "lfm2": Layout("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 128}),
+    "lfm2": Layout(
+        "Lfm2Config",
+        {"layer_types": ["conv", "full_attention"], "block_ff_dim": 128, "block_dim": 128, "conv_dim": 128},
+    ),
     "bamba": Layout("BambaConfig", {**_MAMBA2, "mamba_n_heads": 16, "attn_layer_indices": [1]}),
     "jamba": Layout(
         "JambaConfig", {"attn_layer_offset": 1, "attn_layer_period": 2, "num_experts": 2, "use_mamba_kernels": False}
@@ -144,8 +145,9 @@ LAYOUTS: dict[str, Layout] = {
             **_NO_GROUPS,
             "q_lora_rank": 32,
             "kv_lora_rank": 32,
-            "qk_nope_head_dim": 16,
+            "qk_nope_head_dim": 32,
             "qk_rope_head_dim": 16,
+            "topk_method": "noaux_tc",
             "v_head_dim": 32,
             "n_routed_experts": 4,
             "num_experts_per_tok": 2,

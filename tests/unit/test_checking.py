@@ -12,7 +12,7 @@ import pytest
 from ngrpo.checking.examination import examine, examine_quickly
 from ngrpo.checking.findings import Examination, refused
 from ngrpo.config import RunConfig, load_config
-from ngrpo.errors import DataError
+from ngrpo.errors import ConfigError, DataError
 from ngrpo_kfp.pipelines.cli.app import main
 from own_job import POSITIONS, REWARDS, TEMPLATE, problems, write_csv, write_job, write_jsonl
 
@@ -308,6 +308,53 @@ def test_a_refusal_imports_no_library_of_models(job):
     )
     assert done.stdout.splitlines()[-1] == "[] 1"
     assert time.monotonic() - began < 30
+
+
+def test_a_check_imports_nothing_that_it_has_no_use_for(job):
+    code = (
+        "import sys; from ngrpo_kfp.pipelines.cli.app import main; code = main(sys.argv[1:]); "
+        "print([name for name in ('datasets', 'kfp', 'pandas', 'sklearn', 'trl', 'vllm') if name in sys.modules], code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check", "mine.toml"], cwd=job, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def run(config: RunConfig) -> None:
+    from ngrpo_kfp.pipelines.local import run_pipeline
+
+    run_pipeline.run(config, None, None)
+
+
+def submit(config: RunConfig) -> None:
+    from ngrpo_kfp.pipelines.kubeflow import submission
+
+    submission.submit(config, None, None, None, "name")
+
+
+@pytest.mark.parametrize("begin", [run, submit])
+def test_run_and_submit_begin_with_the_cheap_part(job, begin):
+    """Nothing is there that they could start or send anything with."""
+    with pytest.raises(ConfigError) as failure:
+        begin(config(job, "rollout.max_tokens=128", "evaluation.max_tokens=500"))
+    (rollouts, evaluation) = str(failure.value).splitlines()
+    assert rollouts.startswith("rollout.max_tokens=128 and a prompt: more than the model's 128 positions; lower it")
+    assert evaluation.startswith("evaluation.max_tokens=500 and a prompt: ")
+
+
+def test_an_engine_that_cannot_serve_the_model_is_an_error_and_one_that_could_not_on_a_cluster_a_warning(job):
+    source = f'model.source={{"kind": "directory", "path": "{job}/model"}}'
+    edit(job / "model" / "config.json", architectures=None)
+    (line,) = errors(examine(config(job, source, 'rollout.engine="vllm"')))
+    assert "rollout.engine='vllm': model '" in line
+    assert "names no architectures" in line
+    edit(job / "model" / "config.json", architectures=["LlamaForCausalLM"])
+    several = ["rollout.vllm.tensor_parallel_size=2", "resources.ngrpo_training.gpus=2"]
+    found = examine(config(job, source, 'rollout.engine="vllm"', *several))
+    assert errors(found) == []
+    (warning,) = [finding.found for finding in found.findings if finding.level == "warning"]
+    assert "on a cluster, rollout.engine='vllm': rollout.vllm.tensor_parallel_size=2 gives vLLM processes" in warning
 
 
 def test_the_cure_of_an_error_is_what_follows_its_last_semicolon():

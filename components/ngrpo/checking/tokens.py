@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ngrpo.checking.findings import Examination, Finding, refused
 from ngrpo.checking.places import is_training, sources
-from ngrpo.config import Columns, RunConfig
+from ngrpo.config import Columns, EvaluationConfig, RolloutConfig, RunConfig
 from ngrpo.data.chat import ChatLengths, Turns
 from ngrpo.data.model_check import ModelFacts, require_positions
 from ngrpo.data.problem import Problem
@@ -109,16 +109,26 @@ def check_room(spelling: Spelling) -> Iterator[Finding]:
     for prompts in spelling.prompts:
         lengths = spelling.lengths.prompts(prompts.turns)
         if is_training(prompts.subject):
-            setting, response = "rollout.max_tokens", config.rollout.max_tokens
             lengths = [length for length in lengths if length <= config.data.max_prompt_tokens]
-        elif prompts.subject.startswith("data.benchmarks."):
-            setting, response = "evaluation.max_tokens", config.evaluation.max_tokens
-        else:
-            continue
-        try:
-            require_positions(spelling.model, prompts.subject, max(lengths, default=0), setting, response)
-        except DataError as error:
-            yield refused(setting, error)
+        longest = max(lengths, default=0)
+        for section in _generating(prompts.subject, config.serving.selection):
+            generation: RolloutConfig | EvaluationConfig = getattr(config, section)
+            setting = f"{section}.max_tokens"
+            try:
+                require_positions(
+                    spelling.model, prompts.subject, longest, setting, generation.max_tokens, generation.engine
+                )
+            except DataError as error:
+                yield refused(setting, error)
+
+
+def _generating(subject: str, selection: str | None) -> tuple[str, ...]:
+    """Return the sections that say how long responses to a source's problems may be."""
+    if is_training(subject):
+        return ("rollout",)
+    if not subject.startswith("data.benchmarks."):
+        return ()
+    return ("evaluation", "rollout") if subject == f"data.benchmarks.{selection}" else ("evaluation",)
 
 
 def check_examples(spelling: Spelling) -> Iterator[Finding]:
@@ -162,8 +172,10 @@ def check_mixing(spelling: Spelling) -> Iterator[Finding]:
         yield refused("mixing.strategy", error)
     if mixing.end_marker is None or mixing.strategy == "token":
         return
+    rows = spelling.model.rows or len(spelling.tokenizer)
     try:
-        configured_end_marker(mixing, spelling.tokenizer, spelling.model.rows or len(spelling.tokenizer))
+        if not _writes(spelling.tokenizer, mixing.end_marker, rows):
+            configured_end_marker(mixing, spelling.tokenizer, rows)
     except ConfigError as error:
         yield refused("mixing.end_marker", error)
     else:
@@ -172,3 +184,9 @@ def check_mixing(spelling: Spelling) -> Iterator[Finding]:
             "mixing.end_marker",
             f"{mixing.end_marker!r} is found in responses however its text is cut into tokens",
         )
+
+
+def _writes(tokenizer: PreTrainedTokenizerBase, text: str, rows: int) -> bool:
+    """Say whether a text comes back from the tokens that it becomes. If so, responses can hold it; if not, other tokens may write it."""
+    ids = tokenizer(f"a{text}", add_special_tokens=False)["input_ids"]
+    return max(ids, default=0) < rows and text in tokenizer.decode(ids)

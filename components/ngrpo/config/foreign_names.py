@@ -245,6 +245,7 @@ UNUSED_OF_VLLM: Mapping[str, str] = {
         (
             "enable_prompt_embeds",
             "skip_tokenizer_init",
+            "language_model_only",
             "worker_cls",
             "worker_extension_cls",
             "scheduler_cls",

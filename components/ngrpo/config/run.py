@@ -24,6 +24,7 @@ from ngrpo.config.sections import (
     TrainingConfig,
     WarmStartConfig,
 )
+from ngrpo.config.serving import Serving
 from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE
 from ngrpo.section import Line, Name, Section, Seed, StageName, name_of
 
@@ -78,6 +79,18 @@ class RunConfig(Section):
         """How answers to the benchmark that selects the checkpoint are graded; the default where none does."""
         selection = self.training.selection
         return GradingConfig() if selection is None else self.benchmark_gradings[selection.benchmark]
+
+    @property
+    def serving(self) -> Serving:
+        """What decides whether vLLM can serve the model, where it is the engine."""
+        return Serving(
+            dtype=self.model.dtype,
+            training_gpus=self.needs("ngrpo_training").gpus,
+            evaluation_gpus=self.needs("benchmark_evaluation").gpus,
+            nodes=self.cluster.nodes,
+            warm_start=self.warm_start.steps > 0,
+            selection=None if self.training.selection is None else self.training.selection.benchmark,
+        )
 
     @model_validator(mode="before")
     @classmethod

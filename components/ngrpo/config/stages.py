@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
 
@@ -18,8 +18,10 @@ from ngrpo.config.sections import (
     PromotionConfig,
     RolloutConfig,
     TrainingConfig,
+    VLLMConfig,
     WarmStartConfig,
 )
+from ngrpo.config.serving import Serving
 from ngrpo.config.sources import BaseModelSource, Source
 from ngrpo.section import Day, Name, Section, Seed, StepsOrNone, Tokens
 
@@ -59,11 +61,13 @@ class WarmStartLength(Section):
     steps: StepsOrNone
 
 
-class ResponseLimit(Section):
-    """What of `RolloutConfig` and `EvaluationConfig` decides whether the model has room for a response."""
+class Generation(Section):
+    """What of `RolloutConfig` and `EvaluationConfig` decides whether the model can be used, and has room for a response."""
 
     model_config = ConfigDict(from_attributes=True)
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: VLLMConfig = VLLMConfig()
     max_tokens: Tokens
 
 
@@ -89,10 +93,11 @@ class PrepareDataConfig(Section):
     model: TokenizerConfig
     data: Annotated[DataConfig, AfterValidator(_of_gold_answers)]
     warm_start: ExampleLimits
-    rollout: ResponseLimit
-    evaluation: ResponseLimit
+    rollout: Generation
+    evaluation: Generation
+    serving: Serving = Serving()
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"rollout", "evaluation"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"rollout", "evaluation", "serving"})
     """These are not part of the key: what the stage refuses depends on them, its result does not."""
 
 

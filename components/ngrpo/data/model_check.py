@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ngrpo.data.chat import end_of_turn
 from ngrpo.data.model_class import input_embedding, outline
 from ngrpo.data.model_directory import generation_problem, read_config, read_generation_config
 from ngrpo.data.token_rows import require_rows
+from ngrpo.data.vllm_service import Service, cluster_problem, require_service, served_positions
 from ngrpo.errors import DataError
 
 _WITHIN = {"default", "llama3", "longrope", "su", "proportional"}
@@ -26,23 +27,30 @@ class ModelFacts:
     Attributes:
         rows: Rows of the embedding matrix; none where they are not known.
         positions: Longest sequence that the model has positions for; none where it has no limit, or none that is known.
+        served: The same of vLLM, which reads some settings otherwise.
         ends: Tokens that end a response.
         notes: What a person should know, one line each; none of it stops a run.
+        on_cluster: What would stop a run on a cluster, one line each.
     """
 
     rows: int | None = None
     positions: int | None = None
+    served: int | None = None
     ends: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    on_cluster: tuple[str, ...] = ()
 
 
-def examine_model(directory: Path, tokenizer: PreTrainedTokenizerBase, label: str) -> ModelFacts:
+def examine_model(
+    directory: Path, tokenizer: PreTrainedTokenizerBase, label: str, services: Sequence[Service] = ()
+) -> ModelFacts:
     """Look at a base model as later stages will use it.
 
     Args:
         directory: Directory with its configuration; weights are not read.
         tokenizer: Its tokenizer, with a chat template that can be used.
         label: What the model is called in errors, for example `model 'org/name'`.
+        services: Where vLLM is to serve it.
 
     Returns:
         What limits it, and what to know about it.
@@ -52,7 +60,11 @@ def examine_model(directory: Path, tokenizer: PreTrainedTokenizerBase, label: st
             says what to do.
     """
     config = read_config(directory, label)
+    require_trainable(config, label)
     model = outline(config, label)
+    for service in services:
+        require_service(model, service, label)
+    on_cluster = tuple(filter(None, (cluster_problem(model, service) for service in services)))
     rows = model.get_parameter(input_embedding(model)).shape[0]
     require_rows(tokenizer, rows, label)
     settings = read_generation_config(directory, label)
@@ -87,7 +99,25 @@ def examine_model(directory: Path, tokenizer: PreTrainedTokenizerBase, label: st
             "not declare as eos_token_id: responses end there too, and the trained model declares it"
         )
     found = ends | ({turn} if turn is not None else set())
-    return ModelFacts(rows, positions_of(config), tuple(sorted(found)), tuple(notes))
+    return ModelFacts(
+        rows, positions_of(config), served_positions(config), tuple(sorted(found)), tuple(notes), on_cluster
+    )
+
+
+def require_trainable(config: PretrainedConfig, label: str) -> None:
+    """Refuse a model whose weights are quantized: they cannot be trained, nor saved as the numbers that stages pass on.
+
+    Raises:
+        DataError: They are.
+    """
+    for settings in (config, config.get_text_config(decoder=True)):
+        quantization = getattr(settings, "quantization_config", None)
+        if quantization is not None:
+            method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+            raise DataError(
+                f"{label}: its weights are quantized (quantization_config in config.json, quant_method={method!r}), so they cannot be "
+                "trained; use the model that it was made from, or dequantize it and save it with save_pretrained"
+            )
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
@@ -113,7 +143,9 @@ def _scaled(positions: int, rope: Mapping[str, Any]) -> int:
     return int(rope.get("original_max_position_embeddings", positions) * rope.get("factor", 1.0))
 
 
-def require_positions(facts: ModelFacts, label: str, prompt: int, setting: str, response: int) -> None:
+def require_positions(
+    facts: ModelFacts, label: str, prompt: int, setting: str, response: int, engine: str = "transformers"
+) -> None:
     """Refuse responses that would run past the last position of the model.
 
     Args:
@@ -122,15 +154,19 @@ def require_positions(facts: ModelFacts, label: str, prompt: int, setting: str, 
         prompt: Tokens of the longest prompt.
         setting: The setting of the longest response, for example `rollout.max_tokens`.
         response: Its value.
+        engine: The engine that generates.
 
     Raises:
         DataError: Prompt and response do not fit.
     """
-    if facts.positions is not None and prompt + response > facts.positions:
-        room = facts.positions - prompt
+    limits = [facts.positions, facts.served if engine == "vllm" else None]
+    positions = min((limit for limit in limits if limit is not None), default=None)
+    if positions is not None and prompt + response > positions:
+        room = positions - prompt
+        what = "the model has" if positions == facts.positions else "vLLM serves the model with"
         raise DataError(
-            f"{setting}={response}: with the longest prompt of {label}, {prompt} tokens, a sequence takes {prompt + response}, but the "
-            f"model has {facts.positions} positions; "
+            f"{setting}={response}: with the longest prompt of {label}, {prompt} tokens, a sequence takes {prompt + response}, but "
+            f"{what} {positions} positions; "
             + (f"set {setting} to at most {room}" if room > 0 else "leave out what is so long")
             + ", or use a model with a longer context"
         )

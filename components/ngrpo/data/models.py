@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ngrpo.data.chat_format import write_chat_format
 from ngrpo.data.model_check import ModelFacts, examine_model
 from ngrpo.data.model_directory import read_bare_tokenizer, read_config, read_tokenizer, require_weights
 from ngrpo.data.token_rows import require_rows
+from ngrpo.data.vllm_service import Service
 
 # Rows kept free for later use in vocabularies that do not list them as added tokens.
 _PLACEHOLDER = re.compile(r"<\|.*\|>|\[unused\d+\]|<unused_?\d+>|<extra_id_\d+>|<\|?reserved.*>|\[PAD\d*\]")
@@ -73,15 +75,20 @@ def materialize_tokenizer(
 
 
 def examine(
-    source: BaseModelSource, directory: Path, day: date = TEMPLATE_DATE, chat: ChatFormat = AS_IT_IS
+    source: BaseModelSource,
+    directory: Path,
+    day: date = TEMPLATE_DATE,
+    chat: ChatFormat = AS_IT_IS,
+    services: Sequence[Service] = (),
 ) -> tuple[PreTrainedTokenizerBase, ModelFacts]:
-    """Return the tokenizer of a base model, and what is known of the model without its weights: of a packaged one, nothing.
+    """Return the tokenizer of a base model, and what is known of the model without its weights.
 
     Args:
         source: Where the model comes from.
         directory: Where to write what is fetched; what is there is replaced.
         day: The day that its chat template is told (`model.template_date`).
         chat: What is set for its chats.
+        services: Where vLLM is to serve it.
 
     Raises:
         DataError: See `materialize_tokenizer`; or a later stage could not use the model (see `examine_model`).
@@ -89,9 +96,7 @@ def examine(
     """
     path, label = _provide(source, directory, chat, weights=False), _label(source)
     tokenizer = read_tokenizer(path, label, day)
-    # The settings of a packaged model are inside its weights, which take seconds to open.
-    facts = ModelFacts() if isinstance(source, PackagedModel) else examine_model(path, tokenizer, label)
-    return tokenizer, facts
+    return tokenizer, examine_model(path, tokenizer, label, services)
 
 
 def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:

@@ -8,14 +8,30 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.integrations.ggml import GGUF_CONFIG_DEFAULTS_MAPPING
+from transformers.integrations.gguf import read_gguf_metadata
+from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
 
 from ngrpo.config import PackagedModel
 from ngrpo.errors import DataError
 
+_PLAIN = {"llama"}
+"""Kinds of models whose configuration is in the metadata as it is; for the others transformers has rules of its own."""
+
 
 def write(source: PackagedModel, directory: Path, *, weights: bool) -> None:
     """Write the tokenizer that the GGUF file holds, with its chat template, and the weights as float32 safetensors.
+
+    Without weights, its configuration alone.
 
     Args:
         source: The package and its file.
@@ -29,6 +45,9 @@ def write(source: PackagedModel, directory: Path, *, weights: bool) -> None:
     tokenizer = _tokenizer(file)
     tokenizer.save_pretrained(directory)
     if not weights:
+        config = _config(file)
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        config.save_pretrained(directory)
         return
     model = AutoModelForCausalLM.from_pretrained(
         file.parent,
@@ -65,10 +84,28 @@ def _locate(source: PackagedModel) -> Path:
     return file
 
 
+def _config(file: Path) -> PretrainedConfig:
+    """Return the configuration in a GGUF file as `from_pretrained` does, which takes seconds: it reads the vocabulary as well."""
+    metadata, tensors = read_gguf_metadata(str(file))
+    kind = metadata["general.architecture"]
+    if kind not in _PLAIN or "mistral" in str(metadata.get("general.name")).lower():
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True
+        )
+        return config
+    names = GGUF_TO_TRANSFORMERS_MAPPING["config"][kind]
+    held = {name: metadata[f"{kind}.{key}"] for key, name in names.items() if name and f"{kind}.{key}" in metadata}
+    held.setdefault("vocab_size", metadata["tokenizer.ggml.tokens"])
+    held["tie_word_embeddings"] = "output.weight" not in tensors
+    config = AutoConfig.for_model(kind, **GGUF_CONFIG_DEFAULTS_MAPPING.get(kind, {}) | held)
+    return config
+
+
 def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(
-        file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True
-    )
+    kind = read_gguf_metadata(str(file))[0]["general.architecture"]
+    # The automatic choice of the class reads the whole vocabulary once more, which takes seconds.
+    loader = PreTrainedTokenizerFast if kind in _PLAIN else AutoTokenizer
+    tokenizer = loader.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True)
     if not any(len(token) > 1 and any(digit in token for digit in string.digits) for token in tokenizer.get_vocab()):
         # A vocabulary in which no token joins a digit to anything was learned on text cut around every digit (SmolLM does so);
         # the conversion cuts in GPT-2's way only.

@@ -28,5 +28,7 @@ class Context:
     """Processes that an evaluation generates in; none for one a GPU, or the stage's own where there are no GPUs."""
     reporters: tuple[str, ...] = ()
     """Trackers that a trainer reports its curves to, as transformers calls them."""
+    on_cluster: bool = False
+    """Whether the run is one on a cluster."""
     progress: Callable[[str], None] = say
     """Receives lines of progress."""

@@ -140,6 +140,7 @@ def _execute(
             save_minutes=surroundings.save_minutes,
             processes=surroundings.processes,
             reporters=() if tracked is None else ("mlflow",),
+            on_cluster=surroundings.pipeline_run is not None,
         )
         processes = surroundings.processes or 1
         if stage.parallel and processes * surroundings.nodes > 1:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ngrpo.config import Columns, FilesSource, HubSource, PrepareDataConfig, Source, Weighted
+from ngrpo.config.stages import Generation
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.contracts.sources import SOURCES, Sources, Table
@@ -26,6 +27,7 @@ from ngrpo.data.problem import SET, WEIGHT, Problem
 from ngrpo.data.problems import load_problems
 from ngrpo.data.prompts import prompt_of
 from ngrpo.data.screening import Screen, fingerprint
+from ngrpo.data.vllm_service import services
 from ngrpo.errors import DataError
 from ngrpo.grading.grader import gold_usable
 from ngrpo.stages.context import Context
@@ -53,7 +55,11 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, con
         StoreError: The object store that holds a copy of a source cannot be reached or refuses the credentials.
     """
     tokenizer, model = examine(
-        config.model.source, context.work / "tokenizer", config.model.template_date, config.model
+        config.model.source,
+        context.work / "tokenizer",
+        config.model.template_date,
+        config.model,
+        services(config, cluster=context.on_cluster),
     )
     for note in model.notes:
         context.progress(note)
@@ -101,9 +107,10 @@ class _Tables:
         rows = self._problem_rows(problems, suffix)
         prompts = [row["prompt"] for row in rows]
         self.lengths.require_known(label, [p.id for p in problems], prompts)
-        self._require_room(
-            label, self.lengths.prompts(prompts), "evaluation.max_tokens", self.config.evaluation.max_tokens
-        )
+        lengths = self.lengths.prompts(prompts)
+        self._require_room(label, lengths, "evaluation", self.config.evaluation)
+        if name == self.config.serving.selection:
+            self._require_room(label, lengths, "rollout", self.config.rollout)
         self.measured.add(name, problems)
         self._write(f"benchmarks/{name}.parquet", _problems_schema(source), rows, _made_of(source), screen.dropped)
 
@@ -138,7 +145,7 @@ class _Tables:
         self.lengths.require_known(label, [problem.id for problem in problems], prompts)
         limit, lengths = self.config.data.max_prompt_tokens, self.lengths.prompts(prompts)
         kept = [length for length in lengths if length <= limit]
-        self._require_room(label, kept, "rollout.max_tokens", self.config.rollout.max_tokens)
+        self._require_room(label, kept, "rollout", self.config.rollout)
         return screen, screen.drop("long_prompt", problems, [length > limit for length in lengths])
 
     def write_warm_start(self, source: Source) -> None:
@@ -178,9 +185,10 @@ class _Tables:
         ]
         return screen, screen.drop("in_benchmark", problems, [match is not None for match in matches])
 
-    def _require_room(self, label: str, prompts: Sequence[int], setting: str, response: int) -> None:
+    def _require_room(self, label: str, prompts: Sequence[int], section: str, generation: Generation) -> None:
         """Refuse what the model has no positions for."""
-        require_positions(self.model, label, max(prompts, default=0), setting, response)
+        longest, setting = max(prompts, default=0), f"{section}.max_tokens"
+        require_positions(self.model, label, longest, setting, generation.max_tokens, generation.engine)
 
     def _prompt(self, problem: Problem, suffix: str | None = None) -> Turns:
         return prompt_of(problem, self.config.data, suffix)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import regex
-from trl.rewards import get_soft_overlong_punishment
 
 from ngrpo.config.rewards import ExactOptions, FormatOptions, JsonOptions, OverlongOptions, RegexOptions
 from ngrpo.grading.grader import extract_answer, grade_letter
@@ -100,6 +99,8 @@ def overlong(options: OverlongOptions, longest: int) -> Function:
         options: Its options.
         longest: Longest response in tokens.
     """
+    from trl.rewards import get_soft_overlong_punishment  # takes a second, which no other reward needs
+
     most = options.max_tokens or longest
     function: Function = get_soft_overlong_punishment(most, options.buffer or max(1, most // 5))
     return function

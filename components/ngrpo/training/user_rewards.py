@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trl.trainer.utils import is_async_callable
-
 from ngrpo.config.rewards import RewardConfig
 from ngrpo.errors import UserCodeError
 from ngrpo.user_code import load
@@ -145,8 +143,15 @@ def user_reward(name: str, reference: RewardConfig, columns: Sequence[str], work
         _require_takes(where, function, options)
         function = partial(function, **options) if options else function
     _require_called(where, reference, function, passed)
-    kind = AsyncUserReward if is_async_callable(function) else UserReward
+    kind = AsyncUserReward if _is_async(function) else UserReward
     return kind(name, reference, function)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Say whether TRL awaits what a reward returns (`trl.trainer.utils.is_async_callable`, which takes seconds to import)."""
+    while isinstance(function, partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def copied(arguments: Arguments) -> Arguments:

@@ -10,6 +10,7 @@ _CPU_CACHE_BYTES = 4 << 30
 """Most memory for keys and values on a CPU, where vLLM would otherwise take a share of all there is."""
 
 MIXING = {
+    "language_model_only": True,  # models of images and text get text alone; without a tokenizer vLLM could not start them otherwise
     "enable_prompt_embeds": True,  # gives the model input embeddings, which is where mixtures go
     "worker_cls": "ngrpo.rollout.vllm.worker.MixingWorker",
     "scheduler_cls": "ngrpo.rollout.vllm.scheduler.mixing_scheduler",

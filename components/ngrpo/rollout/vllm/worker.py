@@ -55,20 +55,22 @@ class MixingWorker(Worker):
         self.mixing.add_strategy(number, load_strategy(StrategySource(**source)))
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
-        """See `Worker.reload_weights`; on a CPU, an output head that is tied to the embedding is brought up to date too.
+        """See `Worker.reload_weights`; on a CPU, packed copies of weights are brought up to date too.
 
-        There it multiplies with a packed copy of its weights, which vLLM packs again only where the head's own weights were loaded.
+        Output heads that are tied to the embedding multiply with one, which vLLM packs again only where the head's own weights were
+        loaded. Experts multiply with another, which vLLM packs only when it builds their kernel: it builds a new one here.
         """
-        if current_platform.is_cpu() and any(
-            isinstance(layer, RoutedExperts) for layer in self.model_runner.get_model().modules()
-        ):
-            # Their packed copy is not brought up to date, and packing it again packs what is packed.
-            raise ConfigError(
-                "rollout.engine='vllm': the CPU build of vLLM does not take new weights of a mixture of experts, so rollouts would be of "
-                "the old ones: set rollout.engine='transformers', or train on a GPU"
-            )
+        layers = list(self.model_runner.get_model().modules())
+        experts = [layer for layer in layers if isinstance(layer, RoutedExperts)] if current_platform.is_cpu() else []
+        for layer in experts:
+            layer.quant_method.moe_kernel = None
         super().reload_weights(*args, **kwargs)
-        for layer in self.model_runner.get_model().modules():
+        if any(layer.quant_method.moe_kernel is None for layer in experts):
+            raise ConfigError(
+                "rollout.engine='vllm': the CPU build of vLLM did not take the new weights of this model's experts: set "
+                "rollout.engine='transformers', or train on a GPU"
+            )
+        for layer in layers:
             if isinstance(layer, ParallelLMHead):
                 layer.quant_method.process_weights_after_loading(layer)
 
