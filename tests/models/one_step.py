@@ -25,8 +25,8 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import declare_ends, load_model, load_tokenizer
-from ngrpo.training.checkpointing import save_model
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
+from ngrpo.training.saved_policy import save_policy
 from ngrpo.training.warm_start import train_warm_start
 from replay import replay_error
 from tiny import save_tiny_model
@@ -105,7 +105,7 @@ def take_a_step(base: Path, root: Path, engine: str = "transformers") -> Outcome
     trainer._engine.load_weights(model.named_parameters())
     again = trainer._engine.generate(batch.prompts, range(8), Sampling(12, TEMPERATURE), mixer)
     second = replay_error(model.eval(), batch.prompts, again, mixer, TEMPERATURE)
-    save_model(trainer, root / "trained")
+    save_policy(trainer, root / "trained")
     trainer.close()
     load_model(root / "trained", "float32")
     first = replay_error(load_model(start, "float32").eval(), batch.prompts, batch.rollouts, mixer, TEMPERATURE)
@@ -125,7 +125,7 @@ def _warm_started(base: Path, root: Path) -> Path:
         warm_start={"steps": 1, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-4, "save_steps": 1},
     )
     trainer = train_warm_start(model, tokenizer, Dataset.from_list(examples), config, root / "warm_start")
-    save_model(trainer, root / "warm_started")
+    save_policy(trainer, root / "warm_started")
     return root / "warm_started"
 
 

@@ -76,7 +76,7 @@ def main() -> None:
         trainers.append(self)
 
     NGRPOTrainer.__init__ = remember
-    rank, save = PartialState().process_index, policy_optimization.save_model
+    rank, save = PartialState().process_index, policy_optimization.save_policy
 
     def save_both(trainer, directory):
         save(trainer, directory)
@@ -84,7 +84,7 @@ def main() -> None:
         tensors = {name: value.detach().clone() for name, value in parameters}
         save_file(tensors, output / f"weights-{rank}.safetensors")
 
-    policy_optimization.save_model = save_both
+    policy_optimization.save_policy = save_both
     config = NGRPOTrainingConfig.model_validate_json((root / "config.json").read_text())
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"engine": engine})})
     inputs = {name: root / name for name in ("dataset", "neighbor_index", "warm_start")}

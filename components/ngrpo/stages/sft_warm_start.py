@@ -18,7 +18,7 @@ from ngrpo.report.progress_lines import show_progress
 from ngrpo.rollout.loading import load_model, load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.storage.checkpoint_store import CheckpointStore
-from ngrpo.training.checkpointing import save_model
+from ngrpo.training.saved_policy import save_policy
 from ngrpo.training.warm_start import train_warm_start
 
 _SHOWN = {"loss": "loss", "mean_token_accuracy": "accuracy"}
@@ -63,7 +63,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
         reporters=context.reporters,
         watch=partial(show_progress, metrics=_SHOWN, say=context.progress),
     )
-    save_model(trainer, output / "model")
+    save_policy(trainer, output / "model")
     # Its last entry tells of time; `num_tokens` is counted by TRL from the last resume on.
     history = [
         {name: value for name, value in entry.items() if name != "num_tokens"}

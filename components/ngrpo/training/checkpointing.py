@@ -24,8 +24,8 @@ from types import FrameType
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
-from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
 from ngrpo.errors import Preempted, StoreError
@@ -246,13 +246,6 @@ def checkpoints_of(
         signal.signal(signal.SIGTERM, before)
     if kept.preempted:
         raise Preempted
-
-
-def save_model(trainer: Trainer, directory: Path) -> None:
-    """Write a trainer's model and tokenizer, without the pickle of its arguments that `Trainer.save_model` adds."""
-    trainer.save_model(str(directory))  # every process takes part where the model is sharded
-    if trainer.is_world_process_zero():
-        (directory / TRAINING_ARGS_NAME).unlink()
 
 
 def _gather(checkpoint: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
@@ -26,6 +25,7 @@ from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
+from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.loop import SoundLoop
 from ngrpo.training.model_traits import (
     can_balance_experts,
@@ -34,6 +34,7 @@ from ngrpo.training.model_traits import (
     positions_of_text,
     silence_dropout,
 )
+from ngrpo.training.policy_weights import base_of, merged_parameters, with_whole_embeddings
 from ngrpo.training.training_sets import TrainingSets, set_metrics
 from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
@@ -102,11 +103,11 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         """
         super().__init__(*args, **kwargs)
         for model in filter(None, (self.model, self.ref_model)):
-            name_backbone(model)
+            name_backbone(base_of(model))
         if self.args.disable_dropout:
             silence_dropout(self.model)
-        self.aux_loss_enabled &= can_balance_experts(self.model)
-        self._padding_counts = counts_from_the_padding(self.model)
+        self.aux_loss_enabled &= can_balance_experts(base_of(self.model))
+        self._padding_counts = counts_from_the_padding(base_of(self.model))
         self._make_engine = make_engine
         self._engine: RolloutEngine | None = None
         self._current_mixer = current_mixer
@@ -155,7 +156,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         seeds = [request_seed(self.args.seed, step, part, first + row) for row in range(len(prompt_ids))]
         sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
         with self._generation() as (engine, model):
-            self._mixer = self._current_mixer(_with_whole_embeddings(model))
+            self._mixer = self._current_mixer(with_whole_embeddings(model))
             # In here a process waits for no other: they end at different steps.
             rollouts = engine.generate(prompt_ids, seeds, sampling, self._mixer)
         self._prompts, self._rollouts = prompt_ids, rollouts
@@ -174,10 +175,12 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             ) as model,
             torch.no_grad(),
         ):
+            policy = base_of(model)
             if self._engine is None:
-                self._engine = self._make_engine(model)
-            self._engine.load_weights(_whole_parameters(model))
-            yield self._engine, model
+                self._engine = self._make_engine(policy)
+            if not (isinstance(self._engine, TransformersEngine) and self._engine.model is policy):
+                self._engine.load_weights(merged_parameters(model))
+            yield self._engine, policy
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the policy by `validation`; `Trainer` calls this before it saves, and remembers which checkpoint was best.
@@ -244,7 +247,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             rollouts=self._rollouts,
             rewards=[_total(values, self.reward_weights.tolist()) for values in zip(*by_function, strict=True)],
             mixture=mixture,
-            embedding=_with_whole_embeddings(model).get_input_embeddings(),
+            embedding=with_whole_embeddings(model).get_input_embeddings(),
         )
         numbers = {name: value for observe in self._observers for name, value in observe(batch).items()}
         # A process may have nothing to say where another has: with few rollouts, none of them may be mixed.
@@ -334,30 +337,6 @@ def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
     """Return the weighted sum of a rollout's rewards; TRL has NaN for those that left it out."""
     weighted = [value * weight for value, weight in zip(values, weights, strict=True) if not math.isnan(value)]
     return sum(weighted) if weighted else None
-
-
-def _whole_parameters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named parameters, gathered from all processes where they are sharded."""
-    for name, value in model.named_parameters():
-        yield name, value.full_tensor() if isinstance(value, DTensor) else value
-
-
-@dataclass(frozen=True)
-class _Embeddings:
-    """What stands for a sharded model where its input embeddings are asked for."""
-
-    embedding: nn.Embedding
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
-
-
-def _with_whole_embeddings(model: PreTrainedModel) -> PreTrainedModel | _Embeddings:
-    """Return a model whose input embeddings can be read and looked up outside of its forward pass."""
-    weight = model.get_input_embeddings().weight
-    if not isinstance(weight, DTensor):
-        return model
-    return _Embeddings(nn.Embedding.from_pretrained(weight.full_tensor().detach()))
 
 
 def _training_sets(dataset: Any) -> TrainingSets | None:

@@ -23,11 +23,13 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import configured_end_marker
 from ngrpo.storage.checkpoint_store import CheckpointStore
-from ngrpo.training.checkpointing import checkpoints_of, save_model
+from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.configured_rewards import configured_rewards
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
+from ngrpo.training.policy_weights import adapters
 from ngrpo.training.rewards import CorrectnessReward
+from ngrpo.training.saved_policy import save_policy
 from ngrpo.training.trl_arguments import built
 from ngrpo.training.validation import Validation
 
@@ -69,7 +71,7 @@ def train_policy(
         index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
         config: Settings.
         work: Where checkpoints go.
-        output: Where the trained model is saved.
+        output: Where the trained model is saved; adapters, where they are trained, are in `adapter/` beside it.
         store: Where checkpoints are kept too.
         save_minutes: See `checkpoints_of`.
         reporters: Trackers of the trainer.
@@ -119,6 +121,7 @@ def train_policy(
                 chats=[*dataset["prompt"], *([] if validation is None else validation.prompts)],
                 dtype=config.model.dtype,
             ),
+            peft_config=adapters(settings.lora),
             current_mixer=following.mixer,
             mask_mixed_positions=config.training.mask_mixed_positions,
             observers=observers,
@@ -128,7 +131,7 @@ def train_policy(
         with closing(trainer):
             trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
             if not checkpoints.preempted:
-                save_model(trainer, output)  # while processes can still talk: vLLM ends their group with its engine
+                save_policy(trainer, output)  # while processes can still talk: vLLM ends their group with its engine
     return TrainedPolicy(trainer, following.index)
 
 
