@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
@@ -28,10 +27,11 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import configured_end_marker
 from ngrpo.rollout.engine import RolloutEngine
-from ngrpo.rollout.loading import end_of_sequence_ids, weights_as_saved
+from ngrpo.rollout.loading import end_of_sequence_ids, is_sharded, weights_as_saved
 from ngrpo.training import ngrpo_trainer
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import RolloutBatch
+from ngrpo.training.policy_weights import merged_state
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -192,7 +192,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             return start_engine(
                 RolloutConfig(max_tokens=args.max_completion_length, batch_size=args.rollout_batch_size),
                 model=model,
-                directory=self._files(model) if isinstance(model, FSDPModule) else Path(),
+                directory=self._files(model) if is_sharded(model) else Path(),
                 tokenizer=self._tokenizer,
                 chats=(),
                 dtype=dtype,
@@ -223,7 +223,8 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             return
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.args.output_dir, prefix="engine-") as directory:
-            model.save_pretrained(directory)
+            weights = merged_state(self.accelerator.unwrap_model(self.model))
+            model.save_pretrained(directory, state_dict=weights)
             yield Path(directory)
 
     def _longest_prompt(self) -> int:
