@@ -25,8 +25,8 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import declare_ends, load_model, load_tokenizer
-from ngrpo.training.checkpointing import save_model
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
+from ngrpo.training.trained_model import save_model
 from ngrpo.training.warm_start import train_warm_start
 from replay import replay_error
 from tiny import save_tiny_model

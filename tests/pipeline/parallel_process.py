@@ -21,7 +21,8 @@ from ngrpo.stages import ngrpo_training
 from ngrpo.stages.context import Context
 from ngrpo.stages.torchrun import join
 from ngrpo.training import policy_optimization
-from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutBatch, _whole_parameters
+from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutBatch
+from ngrpo.training.policy_weights import merged_parameters
 from replay import replay_error
 from rewards import LengthReward
 from tiny import mixer_for
@@ -55,7 +56,7 @@ def main() -> None:
     def watched(*, config, observers, **arguments):
         def replay(batch: RolloutBatch) -> dict[str, float]:
             model = trainers[0].accelerator.unwrap_model(trainers[0].model)
-            for (_, mine), (_, theirs) in zip(whole.named_parameters(), _whole_parameters(model), strict=True):
+            for (_, mine), (_, theirs) in zip(whole.named_parameters(), merged_parameters(model), strict=True):
                 mine.data.copy_(theirs)
             version = batch.rollouts[0].records.index_version
             mixer = mixer_for(whole, "neighbor", config.mixing.rate, version=version)
@@ -106,7 +107,7 @@ def main() -> None:
 
     def save_both(trainer, directory, dtype):
         save(trainer, directory, dtype)
-        parameters = _whole_parameters(trainer.accelerator.unwrap_model(trainer.model))
+        parameters = merged_parameters(trainer.accelerator.unwrap_model(trainer.model))
         tensors = {name: value.detach().clone() for name, value in parameters}
         save_file(tensors, output / f"weights-{rank}.safetensors")
 

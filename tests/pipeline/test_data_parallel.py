@@ -23,9 +23,9 @@ MICRO_BATCHES = SEQUENCES // 2 // 4
 TOLERANCE = 1e-4
 
 
-def write(root: Path, hidden_size: int = 64, dtype: str = "float32") -> Path:
+def write(root: Path, hidden_size: int = 64, dtype: str = "float32", **more: object) -> Path:
     write_inputs(root, hidden_size)
-    training = {"steps": STEPS, "updates_per_batch": 1, "micro_batch_size": 4, "save_steps": 2}
+    training = {"steps": STEPS, "updates_per_batch": 1, "micro_batch_size": 4, "save_steps": 2} | more
     rollout = {"max_tokens": 200, "batch_size": 32}
     changed = {
         "model": CONFIG["model"] | {"dtype": dtype},
@@ -120,6 +120,22 @@ def test_two_processes_with_a_copy_each_are_one(root, alone, tmp_path):
 
 def test_two_processes_that_shard_the_model_are_one(alone, sharded):
     require_equal(sharded, alone, "sharded")
+
+
+# The unit tests have adapters of one process (test_lora.py).
+@pytest.mark.long
+def test_two_processes_that_shard_a_model_with_adapters_are_one(tmp_path):
+    inputs = write(tmp_path / "inputs", learning_rate=1e-2, lora={"rank": 4})
+    alone = train(inputs, tmp_path / "alone", processes=1)
+    together = train(inputs, tmp_path / "together", processes=2, way="sharded")
+    require_equal(together, alone, "sharded")
+    start = load_file(inputs / "warm_start" / "model" / "model.safetensors")
+    trained = load_file(together / "artifact" / "model" / "model.safetensors")
+    assert {name for name in start if not torch.equal(start[name], trained[name])} == {
+        name for name in start if name.endswith("_proj.weight")
+    }
+    adapter = load_file(together / "artifact" / "adapter" / "adapter_model.safetensors")
+    assert all("lora_" in name for name in adapter)
 
 
 def test_two_processes_train_in_bfloat16_and_replay_by_an_index_in_float32(tmp_path):

@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 from datasets import Dataset, load_dataset
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig
@@ -19,7 +20,9 @@ from how_tos import GENERATE, INDEX, MODEL, TRAIN, WORDS_OF_MODEL, how_to, prepa
 from ngrpo import NeighborIndex, NGRPOConfig, NGRPOTrainer, mixing_llm
 from ngrpo.config import MixingConfig, NeighborsConfig
 from ngrpo.errors import ConfigError, DataError, TrainingError
+from ngrpo.training.policy_weights import merged_parameters
 from ngrpo.training.trl_grpo import GRPOTrainer
+from replay import replay_error
 from tiny import save_tiny_model
 
 
@@ -93,9 +96,11 @@ def quickly(output: Path, **changes) -> dict:
     return settings | changes
 
 
-def trainer(output: Path, model, *, dataset=None, index=None, eval_dataset=None, **changes) -> NGRPOTrainer:
+def trainer(
+    output: Path, model, *, dataset=None, index=None, eval_dataset=None, peft_config=None, **changes
+) -> NGRPOTrainer:
     args = NGRPOConfig(**quickly(output, **({"rate": 0.5} | changes)))
-    return NGRPOTrainer(model, distinct, args, dataset or rows(), eval_dataset, index=index)
+    return NGRPOTrainer(model, distinct, args, dataset or rows(), eval_dataset, peft_config=peft_config, index=index)
 
 
 def logged(trained: NGRPOTrainer, name: str) -> list[float]:
@@ -317,7 +322,7 @@ def test_rollouts_are_computed_as_the_policy_is(here, tmp_path, monkeypatch, bf1
     assert names >= load_file(Path(MODEL) / "model.safetensors").keys()
 
 
-@pytest.mark.parametrize("name", ["peft_config", "quantization_config", "tools", "rollout_func", "environment_factory"])
+@pytest.mark.parametrize("name", ["quantization_config", "tools", "rollout_func", "environment_factory"])
 def test_what_the_trainer_cannot_do_is_refused(name):
     with pytest.raises(ConfigError, match=rf"^NGRPOTrainer\.{name}: [^\n]*$"):
         NGRPOTrainer(MODEL, distinct, train_dataset=rows(), **{name: [print]})
@@ -344,10 +349,46 @@ def test_what_a_model_is_sharded_by_or_reads_is_refused(changes, said):
         NGRPOTrainer._require_supported(one)
 
 
+def test_adapters_are_trained_and_rollouts_come_from_the_merged_weights(here, tmp_path):
+    errors = []
+    trained = trainer(tmp_path, MODEL, peft_config=LoraConfig(r=4, target_modules="all-linear"), learning_rate=1e-2)
+    embedding = trained.model.get_input_embeddings().weight.detach().clone()
+
+    def replayed(batch):
+        whole = AutoModelForCausalLM.from_pretrained(MODEL)
+        whole.load_state_dict(strict=False, state_dict=dict(merged_parameters(trained.model)))
+        errors.append(replay_error(whole, batch.prompts, batch.rollouts, trained._mixer, trained.temperature))
+        return {}
+
+    trained._observers = [replayed]
+    trained.train()
+    assert len(errors) > 1
+    assert max(errors) <= 1e-4
+    assert torch.equal(trained.model.get_input_embeddings().weight, embedding)
+    assert trained.index.version == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([print], "list: only adapters of a peft.LoraConfig"),
+        (LoraConfig(use_dora=True), "use_dora=True: rollouts would come from other weights"),
+        (LoraConfig(lora_dropout=0.1), "lora_dropout=0.1: rollouts would"),
+        (LoraConfig(modules_to_save=["embed_tokens"]), "modules_to_save="),
+        (LoraConfig(init_lora_weights="pissa"), "init_lora_weights='pissa' changes base weights"),
+        (LoraConfig(target_modules=["q_proj", "embed_tokens"]), "embed_tokens would move under the neighbor index"),
+    ],
+)
+def test_adapters_that_are_no_product_of_two_matrices_are_refused(here, given, said):
+    with pytest.raises(ConfigError, match=r"^NGRPOTrainer\.peft_config: ") as failure:
+        NGRPOTrainer(MODEL, distinct, train_dataset=rows(), peft_config=given)
+    assert said in str(failure.value)
+
+
 def test_adapters_that_are_in_the_model_are_refused(here):
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     model.peft_config = {"default": object()}
-    with pytest.raises(ConfigError, match=r"^NGRPOTrainer\.model: adapters are not supported"):
+    with pytest.raises(ConfigError, match=r"^NGRPOTrainer\.model: it has adapters already"):
         NGRPOTrainer(model, distinct, train_dataset=rows())
 
 

@@ -305,6 +305,8 @@ UNUSED_OF_VLLM: Mapping[str, str] = {
 }
 
 _VERL: Mapping[str, str] = {
+    "actor_rollout_ref.model.lora_alpha": "training.lora.alpha",
+    "actor_rollout_ref.model.lora_rank": "training.lora.rank",
     "actor_rollout_ref.model.path": "model.source",
     "actor_rollout_ref.model.enable_gradient_checkpointing": "training.gradient_checkpointing",
     "actor_rollout_ref.actor.optim.lr": "training.learning_rate",
@@ -347,6 +349,18 @@ _VERL: Mapping[str, str] = {
 }
 """verl's settings, in full."""
 
+_PEFT: Mapping[str, str] = {
+    "lora.lora_alpha": "lora.alpha",
+    "lora.r": "lora.rank",
+    "lora.target_modules": "lora.targets",
+    "lora_alpha": "lora.alpha",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_target_modules": "lora.targets",
+    "peft_config": "lora",
+    "use_peft": "lora",
+}
+"""PEFT's settings, and those that TRL and verl have for them, below `training` and `warm_start`."""
 _RENAMED: Mapping[str, str] = {
     "data.max_prompt_length": "data.max_prompt_tokens",
     "mixing.rho": "mixing.rate",
@@ -370,6 +384,10 @@ def called_here(path: str) -> str | None:
         return _RENAMED[path]
     if path in _VERL:
         return _VERL[path]
+    for theirs, ours in _PEFT.items():
+        above, found, rest = f".{path}".rpartition(f".{theirs}")
+        if found and not rest and above in ("", ".training", ".warm_start"):
+            return f"{above}.{ours}".removeprefix(".")
     section, _, name = path.rpartition(".")
     trainer = OURS_OF_SFT if section == "warm_start" else OURS_OF_GRPO
     if section in ("", "training", "rollout", "warm_start") and name in trainer:

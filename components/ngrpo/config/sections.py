@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.passed_on import GRPOOptions, SFTOptions, VLLMOptions
 from ngrpo.config.rewards import RewardConfig, named
@@ -138,6 +139,8 @@ class WarmStartConfig(Section):
     """Longer examples are refused by the data stage."""
     save_steps: Steps = 100
     """Steps between two checkpoints."""
+    lora: LoRAConfig | None = unless_set(None)
+    """Adapters that are trained in place of all weights, and merged at the end; none trains all."""
     trl: SFTOptions = {}
     """Further arguments of TRL's `SFTConfig`."""
 
@@ -284,6 +287,8 @@ class TrainingConfig(Section):
     """When the neighbor index follows the weights: once before the first rollout, or before every rollout batch."""
     save_steps: Steps
     """Optimizer steps between two checkpoints; a multiple of the steps of a rollout batch, so that a resumed run is exact."""
+    lora: LoRAConfig | None = unless_set(None)
+    """Adapters that are trained in place of all weights. The result has them by themselves and merged. None trains all weights."""
     selection: SelectionConfig | None = None
     """Measures the policy at every checkpoint; the result is the best of them. Without, it is the last."""
     trl: GRPOOptions = {}

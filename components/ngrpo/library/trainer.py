@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import is_peft_model
 from datasets import IterableDataset
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
@@ -19,6 +19,7 @@ from trl import GRPOConfig
 from ngrpo.config import RolloutConfig
 from ngrpo.data.models import usable_tokens
 from ngrpo.errors import ConfigError
+from ngrpo.library.adapters import adapted_embedding, problem_of
 from ngrpo.library.arguments import NGRPOConfig
 from ngrpo.library.models import model_files
 from ngrpo.mixing.mixer import Mixer
@@ -26,14 +27,17 @@ from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.rollout.configured_engine import start_engine
 from ngrpo.rollout.configured_mixer import configured_end_marker
 from ngrpo.rollout.engine import RolloutEngine
-from ngrpo.rollout.loading import end_of_sequence_ids, weights_as_saved
+from ngrpo.rollout.loading import end_of_sequence_ids, is_sharded, weights_as_saved
 from ngrpo.training import ngrpo_trainer
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import RolloutBatch
+from ngrpo.training.trained_model import save_model
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 _REFUSED = {
     "quantization_config": "a quantized model is trained by adapters, which are not supported; leave it out",
-    "peft_config": "adapters are not supported: train the whole model, or merge the adapter into it first",
     "tools": "a rollout with calls of tools is not one mixed text; leave it out",
     "rollout_func": "rollouts come from ngrpo's engines; leave it out",
     "environment_factory": "a rollout in an environment is not one mixed text; leave it out",
@@ -60,6 +64,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
         callbacks: Any = None,
         optimizers: Any = (None, None),
         *,
+        peft_config: PeftConfig | None = None,
         index: NeighborIndex | str | os.PathLike[str] | None = None,
         **refused: Any,
     ):
@@ -75,6 +80,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             reward_processing_classes: See `GRPOTrainer`.
             callbacks: See `GRPOTrainer`.
             optimizers: See `GRPOTrainer`.
+            peft_config: A `peft.LoraConfig`: adapters are trained in place of all weights, embeddings excepted.
             index: Neighbor index of the model, or the directory that one was saved in; built by default.
             **refused: Arguments of `GRPOTrainer` that cannot be had.
 
@@ -85,11 +91,15 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
         if unknown := refused.keys() - _REFUSED.keys():
             raise TypeError(f"NGRPOTrainer got an unexpected keyword argument {min(unknown)!r}")
         problems = [f"NGRPOTrainer.{name}: {_REFUSED[name]}" for name, value in refused.items() if value]
+        if peft_config is not None and (problem := problem_of(peft_config)):
+            problems.append(f"NGRPOTrainer.peft_config: {problem}")
         if problems:
             raise ConfigError("\n".join(problems))
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         if hasattr(model, "peft_config"):
-            raise ConfigError(f"NGRPOTrainer.model: {_REFUSED['peft_config']}")
+            raise ConfigError(
+                "NGRPOTrainer.model: it has adapters already: merge them, and give new ones as peft_config"
+            )
         args = _arguments(model, args)
         super().__init__(
             model,
@@ -101,6 +111,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             reward_processing_classes,
             callbacks,
             optimizers,
+            peft_config=peft_config,
             make_engine=self._start_engine,
             current_mixer=self._current,
             mask_mixed_positions=args.mask_mixed_positions,
@@ -141,6 +152,10 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             raise ConfigError("deepspeed: stage 3 leaves no whole embedding to mix from: use stage 2 at most, or FSDP2")
         if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ConfigError("fsdp: version 1 leaves no whole embedding to mix from: set fsdp_version to 2")
+        if is_peft_model(self.model) and (name := adapted_embedding(self.model)):
+            raise ConfigError(
+                f"NGRPOTrainer.peft_config: {name} would move under the neighbor index: leave it out of target_modules"
+            )
         if self._is_vlm:
             raise ConfigError("NGRPOTrainer.processing_class: prompts with images are not supported; pass a tokenizer")
 
@@ -180,7 +195,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             return start_engine(
                 RolloutConfig(max_tokens=args.max_completion_length, batch_size=args.rollout_batch_size),
                 model=model,
-                directory=self._files(model) if isinstance(model, FSDPModule) else Path(),
+                directory=self._files(model) if is_sharded(model) else Path(),
                 tokenizer=self._tokenizer,
                 chats=(),
                 dtype=dtype,
@@ -211,7 +226,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             return
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.args.output_dir, prefix="engine-") as directory:
-            model.save_pretrained(directory)
+            save_model(self, Path(directory))
             yield Path(directory)
 
     def _longest_prompt(self) -> int:

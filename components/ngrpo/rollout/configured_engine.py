@@ -7,12 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.config import EvaluationConfig, RolloutConfig
 from ngrpo.rollout.engine import RolloutEngine
-from ngrpo.rollout.loading import end_of_sequence_ids, load_model, saved_end_of_sequence_ids, weights_as_saved
+from ngrpo.rollout.loading import (
+    end_of_sequence_ids,
+    is_sharded,
+    load_model,
+    saved_end_of_sequence_ids,
+    weights_as_saved,
+)
 from ngrpo.rollout.transformers_engine import TransformersEngine
 
 
@@ -48,7 +53,7 @@ def start_engine(
         # Padding is masked: a tokenizer without a token for it may use any.
         padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
         # Every forward of a sharded model gathers weights: processes would have to decode in step.
-        whole = load_model(directory, "float32") if isinstance(model, FSDPModule) else model
+        whole = load_model(directory, "float32") if is_sharded(model) else model
         return TransformersEngine(whole, ends, padding, config.batch_size, dtype=dtype)
     from ngrpo.rollout.vllm.engine import VLLMEngine
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -53,6 +54,11 @@ def load_tokenizer(directory: Path, vocabulary: int, day: date = TEMPLATE_DATE) 
     tokenizer = read_tokenizer(directory, f"model directory {directory}", day, padding_side="left")
     require_rows(tokenizer, vocabulary, f"model directory {directory}")
     return tokenizer
+
+
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether processes share the weights of a model (FSDP2), so that its forward pass needs all of them."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -58,7 +58,7 @@ class Stage:
 
 
 _MODELS = ("jinja2", "safetensors", "tokenizers", "torch", "transformers")
-_TRAINING = ("accelerate", "datasets", "pyarrow", "trl")
+_TRAINING = ("accelerate", "datasets", "peft", "pyarrow", "trl")
 
 STAGES: Mapping[str, Stage] = {
     stage.name: stage

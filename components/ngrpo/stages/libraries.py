@@ -31,6 +31,8 @@ _ONLY_WITH: Mapping[str, tuple[str, str]] = {
     "vllm": ("engine", "vllm"),
 }
 """Libraries that count only where settings have this value, by the name of the setting at any depth."""
+_ONLY_WHERE_SET: Mapping[str, str] = {"peft": "lora"}
+"""Libraries that count only where this setting, at any depth, has any value."""
 
 
 def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
@@ -47,6 +49,8 @@ def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
     pairs = list(_pairs(json.loads(settings)))
     names = {canonical(name) for name in declared}
     names = {name for name in names if name not in _ONLY_WITH or _ONLY_WITH[name] in pairs}
+    set_there = {setting for setting, value in pairs if value is not None}
+    names = {name for name in names if name not in _ONLY_WHERE_SET or _ONLY_WHERE_SET[name] in set_there}
     if "gguf" in names:
         names |= {canonical(str(value)) for name, value in pairs if name == "package"}
     for module in sorted(_modules(json.loads(settings), declared) - sys.stdlib_module_names):

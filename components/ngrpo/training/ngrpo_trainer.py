@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from trl.models import unwrap_model_for_generation
@@ -28,6 +27,7 @@ from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
+from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.loop import SoundLoop
 from ngrpo.training.micro_batches import SUMS_OVER_ROWS, Columns, by_length, sorted_micro_batches
 from ngrpo.training.mismatch import Mismatch
@@ -38,6 +38,7 @@ from ngrpo.training.model_traits import (
     positions_of_text,
     silence_dropout,
 )
+from ngrpo.training.policy_weights import WholeEmbeddings, base_of, merged_parameters, with_whole_embeddings
 from ngrpo.training.training_sets import TrainingSets, set_metrics
 from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
@@ -111,11 +112,11 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         """
         super().__init__(*args, **kwargs)
         for model in filter(None, (self.model, self.ref_model)):
-            name_backbone(model)
+            name_backbone(base_of(model))
         if self.args.disable_dropout:
             silence_dropout(self.model)
-        self.aux_loss_enabled &= can_balance_experts(self.model)
-        self._padding_counts = counts_from_the_padding(self.model)
+        self.aux_loss_enabled &= can_balance_experts(base_of(self.model))
+        self._padding_counts = counts_from_the_padding(base_of(self.model))
         self._make_engine = make_engine
         self._engine: RolloutEngine | None = None
         self._current_mixer = current_mixer
@@ -180,7 +181,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         return [rollout.token_ids for rollout in rollouts], sampled
 
     @contextmanager
-    def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel | _Embeddings]]:
+    def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel | WholeEmbeddings]]:
         """Provide the engine with the weights of now, and the model that they are of with whole input embeddings."""
         with (
             unwrap_model_for_generation(
@@ -191,10 +192,12 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             ) as model,
             torch.no_grad(),
         ):
+            policy = base_of(model)
             if self._engine is None:
-                self._engine = self._make_engine(model)
-            whole = _with_whole_embeddings(model)
-            self._engine.load_weights(_whole_parameters(model, whole.get_input_embeddings().weight))
+                self._engine = self._make_engine(policy)
+            whole = with_whole_embeddings(policy)
+            if not (isinstance(self._engine, TransformersEngine) and self._engine.model is policy):
+                self._engine.load_weights(merged_parameters(model, whole.get_input_embeddings().weight))
             yield self._engine, whole
             self._engine.sleep()
 
@@ -456,34 +459,6 @@ def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
     """Return the weighted sum of a rollout's rewards; TRL has NaN for those that left it out."""
     weighted = [value * weight for value, weight in zip(values, weights, strict=True) if not math.isnan(value)]
     return sum(weighted) if weighted else None
-
-
-def _whole_parameters(model: PreTrainedModel, embedding: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield the named parameters, gathered from all processes where they are sharded; the input embeddings may be at hand."""
-    held = None if embedding is None else model.get_input_embeddings().weight
-    for name, value in model.named_parameters():
-        if embedding is not None and value is held:
-            yield name, embedding
-        else:
-            yield name, value.full_tensor() if isinstance(value, DTensor) else value
-
-
-@dataclass(frozen=True)
-class _Embeddings:
-    """What stands for a sharded model where its input embeddings are asked for."""
-
-    embedding: nn.Embedding
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
-
-
-def _with_whole_embeddings(model: PreTrainedModel) -> PreTrainedModel | _Embeddings:
-    """Return a model whose input embeddings can be read and looked up outside of its forward pass."""
-    weight = model.get_input_embeddings().weight
-    if not isinstance(weight, DTensor):
-        return model
-    return _Embeddings(nn.Embedding.from_pretrained(weight.full_tensor().detach()))
 
 
 def _training_sets(dataset: Any) -> TrainingSets | None:

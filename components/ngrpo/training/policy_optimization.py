@@ -27,6 +27,7 @@ from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.configured_rewards import configured_rewards
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
+from ngrpo.training.policy_weights import adapters
 from ngrpo.training.rewards import CorrectnessReward
 from ngrpo.training.trained_model import save_model
 from ngrpo.training.trl_arguments import built
@@ -70,7 +71,7 @@ def train_policy(
         index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
         config: Settings.
         work: Where checkpoints go.
-        output: Where the trained model is saved.
+        output: Where the trained model is saved; adapters, where they are trained, are in `adapter/` beside it.
         store: Where checkpoints are kept too.
         save_minutes: See `checkpoints_of`.
         reporters: Trackers of the trainer.
@@ -120,6 +121,7 @@ def train_policy(
                 chats=[*dataset["prompt"], *([] if validation is None else validation.prompts)],
                 dtype=config.model.dtype,
             ),
+            peft_config=adapters(settings.lora),
             current_mixer=following.mixer,
             mask_mixed_positions=settings.mask_mixed_positions,
             correct_mismatch=settings.mismatch_correction != "off",

@@ -16,6 +16,7 @@ from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.loop import SoundLoop
 from ngrpo.training.model_traits import can_balance_experts, name_backbone
+from ngrpo.training.policy_weights import adapters, base_of
 from ngrpo.training.trl_arguments import built
 
 _LOGS = 60
@@ -72,10 +73,12 @@ def train_warm_start(
             train_dataset=dataset,
             processing_class=tokenizer,
             callbacks=[checkpoints],
+            peft_config=adapters(config.warm_start.lora),
         )
-        name_backbone(trainer.model)
-        if trainer.aux_loss_enabled and not can_balance_experts(trainer.model):
-            trainer.aux_loss_enabled = trainer.model.config.get_text_config().output_router_logits = False
+        policy = base_of(trainer.model)
+        name_backbone(policy)
+        if trainer.aux_loss_enabled and not can_balance_experts(policy):
+            trainer.aux_loss_enabled = policy.config.get_text_config().output_router_logits = False
         watch(trainer)
         trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
     return trainer

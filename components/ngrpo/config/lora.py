@@ -1,0 +1,40 @@
+"""Low-rank adapters: what is trained in place of all weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ngrpo.section import NonEmpty, Section, count, number
+
+_FROZEN = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
+"""Names that the layers below and above a transformer have."""
+
+
+class LoRAConfig(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685) trained in place of all weights, as PEFT makes them.
+
+    Base weights, embeddings and output head among them, stay as they are, so the neighbor index does too.
+    """
+
+    rank: Annotated[int, count(1, 4096)] = 32
+    """Rank of each adapter, r."""
+    alpha: Annotated[float, number(above=0.0, most=1e6)] = 64.0
+    """An adapter is scaled by `alpha / rank`."""
+    targets: Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=100)] | Literal["all-linear"] = "all-linear"
+    """Linear layers that get an adapter: all but the output head, or those with these names, for example `["q_proj", "v_proj"]`."""
+
+    @model_validator(mode="after")
+    def _embeddings_stay(self) -> Self:
+        frozen = (
+            []
+            if isinstance(self.targets, str)
+            else [name for name in self.targets if name.rpartition(".")[2] in _FROZEN]
+        )
+        if frozen:
+            raise ValueError(
+                f"targets={list(self.targets)} names {frozen[0]!r}: embeddings and output head are not adapted; name linear layers "
+                "of the blocks, or 'all-linear'"
+            )
+        return self

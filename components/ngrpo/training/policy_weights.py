@@ -1,0 +1,138 @@
+"""The weights of a policy, whole or with adapters: for an engine, for the neighbor index, and as files.
+
+A policy with adapters is, to all others, the model that it is after merging (LoRA, arXiv 2106.09685, section 4.1: W + B A alpha / r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from ngrpo.config.lora import LoRAConfig
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
+ADAPTER = "adapter"
+"""Directory of the adapters by themselves, beside that of the merged model."""
+_ADAPTED = ".base_layer"
+"""What PEFT puts into the names of the weights that it adapts."""
+
+
+def adapters(settings: LoRAConfig | None) -> LoraConfig | None:
+    """Translate settings into PEFT's; none where all weights are trained."""
+    if settings is None:
+        return None
+    from peft import LoraConfig, TaskType
+
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.rank,
+        lora_alpha=cast(int, settings.alpha),  # PEFT divides it by the rank; any number will do
+        target_modules=settings.targets if isinstance(settings.targets, str) else list(settings.targets),
+    )
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """Return the model of transformers that adapters, if any, are built into. Its forward pass uses them."""
+    return cast(PreTrainedModel, model.get_base_model() if is_peft_model(model) else model)
+
+
+def merged_parameters(model: nn.Module, embedding: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of a policy under the names that they have without adapters.
+
+    Where they are sharded, all processes must go through them together: each is gathered for itself.
+
+    Args:
+        model: The policy.
+        embedding: Its input embeddings, where they are gathered already.
+    """
+    base = base_of(model)
+    held = None if embedding is None else base.get_input_embeddings().weight
+    named = (
+        (name, embedding if value is held and embedding is not None else value)
+        for name, value in base.named_parameters()
+    )
+    yield from merged(model, named)
+
+
+@dataclass(frozen=True)
+class WholeEmbeddings:
+    """What stands for a sharded model where its input embeddings are asked for."""
+
+    embedding: nn.Embedding
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return them, as a model does."""
+        return self.embedding
+
+
+def with_whole_embeddings(model: PreTrainedModel) -> PreTrainedModel | WholeEmbeddings:
+    """Return a model whose input embeddings can be read and looked up outside of its forward pass."""
+    weight = model.get_input_embeddings().weight
+    if not isinstance(weight, DTensor):
+        return model
+    return WholeEmbeddings(nn.Embedding.from_pretrained(weight.full_tensor().detach()))
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return what the file of the adapters by themselves holds, as PEFT names it; see `merged_parameters`."""
+    from peft import get_peft_model_state_dict
+
+    return {name: _whole(value).contiguous() for name, value in get_peft_model_state_dict(model).items()}
+
+
+def merged(
+    model: nn.Module,
+    weights: Iterable[tuple[str, Tensor]],
+    rounded: Callable[[str, Tensor], Tensor] = lambda _name, weight: weight,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield weights of a policy's base model under the names that they have without adapters, adapters merged into them.
+
+    Args:
+        model: The policy.
+        weights: By the names that they have in memory.
+        rounded: Given the name and a weight, returns the weight as it is wanted; asked before it is gathered, where it is not merged.
+    """
+    adapted = _adapted_layers(model)
+    for name, weight in weights:
+        layer, _, rest = name.rpartition(f"{_ADAPTED}.")
+        if layer in adapted and rest == "weight":
+            yield f"{layer}.{rest}", rounded(name, _whole(weight) + _update(adapted[layer]).to(weight.dtype))
+        elif layer in adapted:
+            yield f"{layer}.{rest}", _whole(rounded(name, weight))
+        elif not any(above in adapted for above in _above(name)):
+            yield name, _whole(rounded(name, weight))
+
+
+def _above(name: str) -> Iterator[str]:
+    """Yield the names of the modules that a parameter is below."""
+    while name := name.rpartition(".")[0]:
+        yield name
+
+
+def _adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    if not is_peft_model(model):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in base_of(model).named_modules() if isinstance(module, LoraLayer)}
+
+
+def _update(layer: LoraLayer) -> Tensor:
+    """Return what the adapter of a layer adds to its weight."""
+    (name,) = layer.active_adapters
+    product = _whole(layer.lora_B[name].weight) @ _whole(layer.lora_A[name].weight)
+    update = product.T if layer.fan_in_fan_out else product
+    return update * layer.scaling[name]
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
