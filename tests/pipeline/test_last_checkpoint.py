@@ -14,11 +14,15 @@ pytestmark = pytest.mark.pipeline
 ONLY_THE_END = ("training.save_steps=4", "warm_start.save_steps=5")
 
 
-def test_a_training_that_saves_by_time_and_is_killed_ends_with_the_same_bytes(objects, store, tmp_path):
+ADAPTERS = ("training.lora.rank=4", "warm_start.lora.rank=4")
+
+
+@pytest.mark.parametrize("lora", [(), pytest.param(ADAPTERS, marks=pytest.mark.long)], ids=["whole", "adapters"])
+def test_a_training_that_saves_by_time_and_is_killed_ends_with_the_same_bytes(objects, store, tmp_path, lora):
     with Stages(tmp_path, objects.uri) as stages:
 
         def run(stage: str, key: str, settings: tuple[str, ...], kill_at: str | None = None) -> None:
-            ended = stages.run(stage, key, keys(stage, "whole"), settings=settings, kill_at=kill_at)
+            ended = stages.run(stage, key, keys(stage, "whole"), settings=(*settings, *lora), kill_at=kill_at)
             assert ended == (0 if kill_at is None else -9), stages.log(stage, key)
 
         for stage in ("prepare_data", "neighbor_index"):

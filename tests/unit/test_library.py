@@ -341,6 +341,7 @@ def test_what_a_model_is_sharded_by_or_reads_is_refused(changes, said):
     state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=setup["fsdp_version"]))
     one = SimpleNamespace(
         args=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=setup["zero_stage"])),
+        model=torch.nn.Linear(1, 1),
         is_fsdp_enabled=True,
         accelerator=SimpleNamespace(state=state),
         _is_vlm=setup["vlm"],

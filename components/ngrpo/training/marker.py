@@ -14,8 +14,8 @@ from ngrpo.storage.state import DamagedStateError, read_state, write_state
 from ngrpo.storage.whole_files import sync
 
 MARKER = "complete"
-WEIGHTS = ("model", "weights-")
-"""How the names of the files with weights begin: transformers' own, and those of `shards`."""
+WEIGHTS = ("model", "weights-", "adapter_")
+"""How the names of the files with weights begin: transformers' own, those of `shards`, and PEFT's."""
 _READERS = 4
 """Files that are hashed at a time: the weights and the moments of the optimizer are most of a checkpoint."""
 

@@ -152,9 +152,13 @@ class _Shards:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters, tied ones once, and the buffers that are part of the weights."""
+    """Return the parameters, tied ones once, and the buffers that are part of the weights.
+
+    Parameters that are frozen, below adapters, are those that training starts from.
+    """
     state = model.state_dict(keep_vars=True)
-    return dict(model.named_parameters()) | {name: value for name, value in model.named_buffers() if name in state}
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return trained | {name: value for name, value in model.named_buffers() if name in state}
 
 
 def _write(checkpoint: Path, kind: str, values: Mapping[Any, Any], **more: Any) -> None:
