@@ -14,11 +14,11 @@ from ngrpo.config import (
     ArithmeticSource,
     DataConfig,
     ExampleLimits,
+    Generation,
     HubSource,
     InitializedModel,
     PrepareDataConfig,
     ReasoningGymSource,
-    Generation,
     TokenizerConfig,
 )
 from ngrpo.data import mirror as mirrors
