@@ -239,7 +239,7 @@ def test_positions_that_vllm_does_not_count_are_refused_where_it_generates():
 
 def test_the_benchmark_that_training_is_measured_by_must_leave_room_for_its_rollouts(tmp_path):
     overrides = [
-        "rollout.max_tokens=1000",
+        "rollout.max_tokens=1012",
         "data.train.size=8",
         "data.train.max_operands=2",
         "data.train.min_operands=2",
@@ -255,7 +255,7 @@ def test_the_benchmark_that_training_is_measured_by_must_leave_room_for_its_roll
             select(selected, PrepareDataConfig), {}, tmp_path / "other", Context(tmp_path / "work")
         )
     )
-    assert "rollout.max_tokens=1000: with the longest prompt of data.benchmarks.long" in message
+    assert "rollout.max_tokens=1012: with the longest prompt of data.benchmarks.long" in message
 
 
 @pytest.mark.parametrize("setting", ["rollout.max_tokens", "evaluation.max_tokens"])
