@@ -60,9 +60,12 @@ class Layout:
     config: str
     options: dict[str, Any]
     nested: dict[str, Any] | None = None
+    without: str | None = None
+    """One of the common sizes that the class has no use for, and that vLLM would go by."""
 
     def build(self) -> Any:
         sizes = {**_SIZES, **self.options}
+        sizes.pop(self.without, None)
         if self.nested is None:
             return getattr(transformers, self.config)(**sizes)
         own = {name: sizes[name] for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")}
@@ -129,7 +132,9 @@ LAYOUTS: dict[str, Layout] = {
     "falcon_h1": Layout("FalconH1Config", {**_MAMBA2, "mamba_d_ssm": 128}),
     "mamba": Layout("MambaConfig", {"state_size": 8}),
     "mamba2": Layout(
-        "Mamba2Config", {"state_size": 16, "num_heads": 8, "head_dim": 32, "n_groups": 1, "chunk_size": 16}
+        "Mamba2Config",
+        {"state_size": 16, "num_heads": 8, "head_dim": 32, "n_groups": 1, "chunk_size": 16},
+        without="intermediate_size",
     ),
     "lfm2": Layout(
         "Lfm2Config",
@@ -163,7 +168,7 @@ LAYOUTS: dict[str, Layout] = {
             "head_dim": 32,
             "num_local_experts": 2,
             "intermediate_size_mlp": 128,
-            "attention_chunk_size": 8,
+            "attention_chunk_size": 128,  # vLLM's blocks hold so many positions
             "no_rope_layers": [1, 0],
         },
     ),
@@ -200,5 +205,5 @@ REFUSED: dict[str, tuple[Layout, str]] = {
 }
 """These are refused, with these words."""
 
-WITH_VLLM = ("llama", "olmo2", "gpt_neox", "gpt2")
-"""Of those that train, some that vLLM serves in each of its ways: by a class of its own, and by its Transformers backend."""
+WITH_VLLM = ("llama", "olmo2", "gpt_neox", "gpt2", "qwen3_moe", "mixtral")
+"""Of those that train, some that vLLM serves in each of its ways: by a class of its own, by its Transformers backend, with experts."""

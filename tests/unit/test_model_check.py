@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from ngrpo.config import HubModel, PrepareDataConfig, load_config, select
+from ngrpo.config import DirectoryModel, HubModel, PrepareDataConfig, load_config, select
 from ngrpo.data.chat import ChatLengths, end_of_turn
 from ngrpo.data.embedding import read_embedding
 from ngrpo.data.model_check import ModelFacts, examine_model, positions_of, require_positions
-from ngrpo.data.models import materialize
+from ngrpo.data.models import examine, materialize
 from ngrpo.data.word_tokenizer import word_tokenizer
 from ngrpo.errors import DataError
 from ngrpo.rollout.loading import declare_ends, load_model
@@ -239,7 +239,7 @@ def test_positions_that_vllm_does_not_count_are_refused_where_it_generates():
 
 def test_the_benchmark_that_training_is_measured_by_must_leave_room_for_its_rollouts(tmp_path):
     overrides = [
-        "rollout.max_tokens=1000",
+        "rollout.max_tokens=1012",
         "data.train.size=8",
         "data.train.max_operands=2",
         "data.train.min_operands=2",
@@ -255,7 +255,7 @@ def test_the_benchmark_that_training_is_measured_by_must_leave_room_for_its_roll
             select(selected, PrepareDataConfig), {}, tmp_path / "other", Context(tmp_path / "work")
         )
     )
-    assert "rollout.max_tokens=1000: with the longest prompt of data.benchmarks.long" in message
+    assert "rollout.max_tokens=1012: with the longest prompt of data.benchmarks.long" in message
 
 
 @pytest.mark.parametrize("setting", ["rollout.max_tokens", "evaluation.max_tokens"])
@@ -286,6 +286,25 @@ def test_quantized_weights_are_refused(model, method):
     message = refused(lambda: examined(model))
     assert f"quant_method='{method}'" in message
     assert "use the model that it was made from, or dequantize it" in message
+
+
+def test_weights_that_are_not_in_the_files_are_refused_before_and_when_they_are_loaded(model, tmp_path):
+    lost = "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(model / "model.safetensors")
+    save_file({name: weights[name] for name in weights if name != lost}, model / "model.safetensors", {"format": "pt"})
+    source = DirectoryModel(kind="directory", path=str(model))
+    message = refused(lambda: examine(source, tmp_path / "examined"))
+    assert (
+        f"1 of its weights are not in its files ({lost}), and would be random numbers; copy the model again" in message
+    )
+    assert f"1 of them are missing, {lost} for example" in refused(lambda: load_model(model, "float32"))
+
+
+@pytest.mark.parametrize("name", ["gemma3_multimodal", "qwen3_moe", "gpt2", "gpt_neox", "mamba", "bloom"])
+def test_files_of_many_layouts_hold_all_weights(name, tmp_path):
+    from one_step import save
+
+    examine(DirectoryModel(kind="directory", path=str(save(name, tmp_path / "model"))), tmp_path / "examined")
 
 
 def test_the_stage_refuses_a_model_that_vllm_could_not_serve(model, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ngrpo.data.chat import end_of_turn
-from ngrpo.data.model_class import input_embedding, outline
+from ngrpo.data.model_class import input_embedding, missing_weights, outline
 from ngrpo.data.model_directory import generation_problem, read_config, read_generation_config
 from ngrpo.data.token_rows import require_rows
 from ngrpo.data.vllm_service import Service, cluster_problem, require_service, served_positions
@@ -42,7 +42,11 @@ class ModelFacts:
 
 
 def examine_model(
-    directory: Path, tokenizer: PreTrainedTokenizerBase, label: str, services: Sequence[Service] = ()
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    label: str,
+    services: Sequence[Service] = (),
+    stored: Sequence[str] | None = None,
 ) -> ModelFacts:
     """Look at a base model as later stages will use it.
 
@@ -51,6 +55,7 @@ def examine_model(
         tokenizer: Its tokenizer, with a chat template that can be used.
         label: What the model is called in errors, for example `model 'org/name'`.
         services: Where vLLM is to serve it.
+        stored: Names of the tensors in its files; none where they are not at hand.
 
     Returns:
         What limits it, and what to know about it.
@@ -62,6 +67,12 @@ def examine_model(
     config = read_config(directory, label)
     require_trainable(config, label)
     model = outline(config, label)
+    missing = [] if stored is None else missing_weights(model, stored)
+    if missing:
+        raise DataError(
+            f"{label}: {len(missing)} of its weights are not in its files ({missing[0]}), and would be random numbers; copy the model "
+            "again, or save it with save_pretrained"
+        )
     for service in services:
         require_service(model, service, label)
     on_cluster = tuple(filter(None, (cluster_problem(model, service) for service in services)))

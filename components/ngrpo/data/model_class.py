@@ -75,9 +75,7 @@ def stored_name(model: PreTrainedModel, parameter: str, stored: Iterable[str]) -
         parameter: Name of the parameter in the model.
         stored: Names of the tensors in the files.
     """
-    transforms = get_model_conversion_mapping(model)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    renamings, converters = _transforms(model)
     known = model.state_dict()
     return next(
         (
@@ -86,4 +84,37 @@ def stored_name(model: PreTrainedModel, parameter: str, stored: Iterable[str]) -
             if rename_source_key(name, renamings, converters, model.base_model_prefix, known)[0] == parameter
         ),
         None,
+    )
+
+
+def missing_weights(model: PreTrainedModel, stored: Iterable[str]) -> list[str]:
+    """Return the parameters of a model that its files do not hold, and that loading would fill with random numbers in silence.
+
+    Where files hold parts of a parameter, as of stacked experts, nothing is said.
+
+    Args:
+        model: The model, with or without the content of its weights.
+        stored: Names of the tensors in the files.
+    """
+    _, converters = _transforms(model)
+    if converters:
+        return []
+    found = _loaded_as(model, stored)
+    # Tied parameters are there once, by one of their names.
+    held = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in found}
+    return [name for name, parameter in model.named_parameters() if id(parameter) not in held]
+
+
+def _loaded_as(model: PreTrainedModel, stored: Iterable[str]) -> set[str]:
+    """Return what tensors of a model's files are called in the model."""
+    renamings, converters = _transforms(model)
+    known = model.state_dict()
+    return {rename_source_key(name, renamings, converters, model.base_model_prefix, known)[0] for name in stored}
+
+
+def _transforms(model: PreTrainedModel) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    transforms = get_model_conversion_mapping(model)
+    return (
+        [transform for transform in transforms if isinstance(transform, WeightRenaming)],
+        [transform for transform in transforms if isinstance(transform, WeightConverter)],
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -131,9 +132,20 @@ def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
         # Trainers ask for them where they need them; a model that always gives them cannot decode with a cache.
         config.get_text_config().output_router_logits = False
     with explained(f"{label}: its weights in {directory} cannot be used", _COPY_AGAIN):
-        model: PreTrainedModel = loader.from_pretrained(
-            directory, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **_CLOSED
+        model: PreTrainedModel
+        model, loading = loader.from_pretrained(
+            directory,
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **_CLOSED,
         )
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of them are missing, {missing[0]} for example, and would be random numbers"
+            )
     if generation_problem(model.generation_config) is not None:
         kept = {name: getattr(model.generation_config, name) for name in _TOKENS}
         model.generation_config = GenerationConfig(**kept)
@@ -182,6 +194,19 @@ def require_weights(directory: Path, label: str) -> None:
     problem = weights_problem(directory)
     if problem is not None:
         raise DataError(f"{label}: its weights in {directory} cannot be used: {problem}; copy or save the model again")
+
+
+def tensor_names(directory: Path, label: str) -> list[str]:
+    """Return the names of the tensors in a directory, which the files' headers hold: no weights are read.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    names: list[str] = []
+    for path in sorted(directory.glob("*.safetensors")):
+        with explained(f"{label}: {path} cannot be used", _COPY_AGAIN), safe_open(path, framework="pt") as file:
+            names += file.keys()
+    return names
 
 
 def shards(index: Any, label: str) -> Mapping[str, str]:

@@ -15,8 +15,16 @@ from ngrpo.config import BaseModelSource, CopiedModel, InitializedModel, Package
 from ngrpo.config.sections import TEMPLATE_DATE, ChatFormat
 from ngrpo.data import hub_model, initialized, packaged, registered
 from ngrpo.data.chat_format import write_chat_format
+from ngrpo.data.copies import is_copy
+from ngrpo.data.locations import is_bucket, local_directory
 from ngrpo.data.model_check import ModelFacts, examine_model
-from ngrpo.data.model_directory import read_bare_tokenizer, read_config, read_tokenizer, require_weights
+from ngrpo.data.model_directory import (
+    read_bare_tokenizer,
+    read_config,
+    read_tokenizer,
+    require_weights,
+    tensor_names,
+)
 from ngrpo.data.token_rows import require_rows
 from ngrpo.data.vllm_service import Service
 
@@ -96,7 +104,7 @@ def examine(
     """
     path, label = _provide(source, directory, chat, weights=False), _label(source)
     tokenizer = read_tokenizer(path, label, day)
-    return tokenizer, examine_model(path, tokenizer, label, services)
+    return tokenizer, examine_model(path, tokenizer, label, services, _stored(source))
 
 
 def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:
@@ -140,6 +148,13 @@ def _files(source: BaseModelSource, directory: Path, *, weights: bool) -> Path:
     else:
         packaged.write(source, directory, weights=weights)
     return directory
+
+
+def _stored(source: BaseModelSource) -> list[str] | None:
+    """Return the names of the tensors of a model in a directory of this machine; none of one from elsewhere, or without weights."""
+    if not isinstance(source, CopiedModel) or is_bucket(source.location) or not is_copy(source):
+        return None
+    return tensor_names(local_directory(source.location, source.named), _label(source)) or None
 
 
 def _label(source: BaseModelSource) -> str:
