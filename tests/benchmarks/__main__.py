@@ -19,6 +19,7 @@ BENCHMARKS = (
     "artifact_transfer",
     "compile_and_plan",
     "vllm_mixing",
+    "decode_step",
     "neighbor_index",
     "full_neighbor_index",
     "grading",

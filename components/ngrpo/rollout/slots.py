@@ -106,6 +106,11 @@ class MixingSlots:
         """Whether any running request mixes."""
         return bool(self._in_use)
 
+    @property
+    def fused(self) -> bool:
+        """Whether steps go through kernels where they serve."""
+        return self._kernels is not None
+
     def add_strategy(self, number: int, strategy: Strategy) -> None:
         """Make a strategy known, by the number that requests name it with."""
         self._strategies[number] = strategy
