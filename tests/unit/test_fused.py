@@ -69,4 +69,4 @@ def planned(*overrides: str) -> str:
     console = Console(width=200, record=True)
     preset = Path(__file__).parents[2] / "pipelines/presets/paper-1.5b.toml"
     console.print(plan_table(Plan({}), load_config(preset, list(overrides))))
-    return console.export_text()
+    return " ".join(console.export_text().split())
