@@ -106,11 +106,6 @@ class MixingSlots:
         """Whether any running request mixes."""
         return bool(self._in_use)
 
-    @property
-    def fused(self) -> bool:
-        """Whether steps go through kernels where they serve."""
-        return self._kernels is not None
-
     def add_strategy(self, number: int, strategy: Strategy) -> None:
         """Make a strategy known, by the number that requests name it with."""
         self._strategies[number] = strategy
@@ -288,6 +283,11 @@ class MixingSlots:
             embeddings[rows] = self.mix(embed, embeddings[rows], slots, positions)
         else:
             kernels.mix(self._tables, self._mixing(), embed, embeddings, slots, positions, rows=rows, matrix=matrix)
+
+    @property
+    def fused(self) -> bool:
+        """Whether steps go through kernels where they serve."""
+        return self._kernels is not None
 
     def _serving_kernels(self) -> ModuleType | None:
         """Return the kernels where they serve all that runs: a batch is decided by them or by torch, as a whole."""

@@ -53,17 +53,17 @@ class MixingSampler(Sampler):
 class MixingRunner(GPUModelRunner):
     """What a V1 runner's class becomes a subclass of (see `ngrpo.rollout.vllm.worker`)."""
 
-    slots: MixingSlots
     embedding: VocabParallelEmbedding | None
+    slots: MixingSlots
+
+    def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
+        follow(self.slots, scheduler_output)
+        return super()._update_states(scheduler_output)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """See `GPUModelRunner.load_model`."""
         super().load_model(*args, **kwargs)
         self.embedding = whole_embedding(self.model) if self.slots.fused else None
-
-    def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
-        follow(self.slots, scheduler_output)
-        return super()._update_states(scheduler_output)
 
     def _preprocess(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._preprocess(scheduler_output, *args, **kwargs)
