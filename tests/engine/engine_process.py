@@ -383,7 +383,9 @@ def start_engine(directory: Path) -> VLLMEngine:
             stack.enter_context(mock.patch.object(CpuPlatform, "check_and_update_config", classmethod(keep_async)))
         if CONFIG["kernels"]:
             from ngrpo.rollout.vllm import worker
+            from quick_interpreter import patch_once
 
+            patch_once()
             stack.enter_context(mock.patch.object(worker, "MixingSlots", partial(MixingSlots, fused=True)))
         return VLLMEngine(
             directory,
