@@ -1,4 +1,4 @@
-"""Compiles the fused kernels for GPUs, which needs none, and prints what was compiled: Triton's interpreter takes what its compiler does not."""
+"""Compiles the fused kernels for a GPU, which needs none, and says what came of it: the interpreter takes what the compiler does not."""
 
 import json
 
