@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     UnquantizedEmbeddingMethod,
@@ -13,7 +14,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 _TRIED = 64
 
 
-def whole_embedding(model: nn.Module) -> VocabParallelEmbedding | None:
+def whole_embedding(model: Any) -> VocabParallelEmbedding | None:
     """Return the layer whose weight's rows are the model's input embeddings, all of them on this device.
 
     Args:
