@@ -11,7 +11,6 @@ import json
 import sys
 import traceback
 from dataclasses import fields
-from types import SimpleNamespace
 from unittest import mock
 
 import test_slots
@@ -29,24 +28,13 @@ assert "triton" not in sys.modules, "a processor's path imports Triton"
 
 import triton
 import triton.language as tl
-from triton.runtime import interpreter
 
 from decode_traffic import counted
 from ngrpo.rollout.fused import launch
 from ngrpo.rollout.fused.counter import uniform
+from quick_interpreter import patch_once
 
-_patched: dict = {}
-_patch = interpreter._patch_lang
-
-
-def _patch_once(function):
-    # The interpreter patches its language anew at each call of each function, and takes most of its time for that.
-    if function not in _patched:
-        _patched[function] = _patch(function)
-    return SimpleNamespace(restore=lambda: None)
-
-
-interpreter._patch_lang = _patch_once
+patch_once()
 
 BLOCK = 64
 WEIGHT_BOUND = 2e-6

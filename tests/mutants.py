@@ -65,6 +65,7 @@ VLLM_WEIGHTS = "tests/unit/test_vllm_weights.py"
 EQUATIONS = "tests/unit/test_mixing.py"
 REPLAY = "tests/unit/test_replay.py"
 KEYS = "tests/pipeline/test_keys.py"
+FUSED = "tests/unit/test_fused.py"
 
 _GRPO = "components/ngrpo/training/policy_optimization.py"
 _SFT = "components/ngrpo/training/warm_start.py"
@@ -75,6 +76,10 @@ _PROTOCOL = "components/ngrpo/evaluation/protocol.py"
 _SLOTS = "components/ngrpo/rollout/slots.py"
 _ENGINE = "components/ngrpo/rollout/transformers_engine.py"
 _EQUATIONS = "components/ngrpo/mixing/neighbor_mixing.py"
+_DECISION = "components/ngrpo/rollout/fused/decision.py"
+_SCAN = "components/ngrpo/rollout/fused/scan.py"
+_MIXTURE = "components/ngrpo/rollout/fused/mixture.py"
+_COUNTER = "components/ngrpo/rollout/fused/counter.py"
 _MIXER = "components/ngrpo/mixing/mixer.py"
 _INPUTS = "components/ngrpo/mixing/inputs.py"
 _RECORDS = "components/ngrpo/mixing/records.py"
@@ -427,6 +432,17 @@ MUTANTS = (
         '_COMMAND.sub(" ", text)).casefold()',
         '_COMMAND.sub(" ", text))',
         (CONTAMINATION,),
+    ),
+    # Kernels of a decode step.
+    Mutant("kernel: random numbers of half a seed", _COUNTER, "(seed >> 32)", "(seed >> 31)", (FUSED,)),
+    Mutant("kernel: mixing never ends", _DECISION, "(state != last_state)", "(state >= 0)", (FUSED,)),
+    Mutant("kernel: any token may be mixed", _DECISION, " & (tl.load(eligible + head) != 0)", "", (FUSED,)),
+    Mutant("kernel: the block's place is forgotten", _DECISION, "threshold - before", "threshold", (FUSED,)),
+    Mutant("kernel: drawn from the full distribution", _DECISION, "    if NUCLEUS:\n", "    if False:\n", (FUSED,)),
+    Mutant("kernel: minus infinity throughout", _SCAN, 'tl.where(top == float("-inf"), 0.0, top)', "top", (FUSED,)),
+    Mutant("kernel: NaN goes unseen", _SCAN, 'tl.where(first_nan < size, float("nan"), top)', "top", (FUSED,)),
+    Mutant(
+        "kernel: one candidate", _MIXTURE, "step * width + each).to(tl.int64)", "step * width).to(tl.int64)", (FUSED,)
     ),
     # Slots of a serving engine.
     Mutant(

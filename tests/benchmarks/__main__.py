@@ -19,6 +19,7 @@ BENCHMARKS = (
     "checkpoint_upload",
     "artifact_transfer",
     "compile_and_plan",
+    "decode_step",
     "vllm_mixing",
     "vllm_stock",
     "neighbor_index",

@@ -9,13 +9,14 @@ import sys
 import tempfile
 import threading
 from contextlib import ExitStack, chdir, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 CONFIG = json.loads(os.environ["ENGINE"])
-"""`runner` ("v1", "v2"), `in_process`, `async_scheduling`, `options` of the engine, and the names of the `cases`."""
+"""`runner` ("v1", "v2"), `in_process`, `async_scheduling`, `kernels`, `options` of the engine, and the names of the `cases`."""
 
 # Before anything imports vLLM, in the processes that it starts too: they import this file.
 if CONFIG["runner"] == "v2":
@@ -117,6 +118,20 @@ class Cases:
             "begin": [_begin(rollout, 10) for rollout in ours],
             "their_begin": [_begin(rollout, 10) for rollout in theirs],
         }
+
+    def kernels(self) -> dict:
+        """How often kernels decided and mixed, and torch did, while a request mixed with neighbors and then one with noise."""
+        from ngrpo.rollout.fused import launch
+
+        with (
+            mock.patch.object(launch, "decide", wraps=launch.decide) as decide,
+            mock.patch.object(launch, "mix", wraps=launch.mix) as mix,
+        ):
+            self.generate(self.mixer)
+            served = decide.call_count, mix.call_count
+            matrix = all(call.kwargs["matrix"] is not None for call in mix.call_args_list)
+            self.generate(mixer_for(self.model, "gaussian", 0.3))
+        return {"served": served, "matrix": matrix, "after": (decide.call_count, mix.call_count)}
 
     def preemption(self) -> dict:
         return {"preemptions": self.preemptions()}
@@ -389,6 +404,12 @@ def start_engine(directory: Path) -> VLLMEngine:
         if CONFIG["async_scheduling"]:
             # vLLM switches it off on a CPU, for speed alone.
             stack.enter_context(mock.patch.object(CpuPlatform, "check_and_update_config", classmethod(keep_async)))
+        if CONFIG["kernels"]:
+            from ngrpo.rollout.vllm import worker
+            from quick_interpreter import patch_once
+
+            patch_once()
+            stack.enter_context(mock.patch.object(worker, "MixingSlots", partial(MixingSlots, fused=True)))
         return VLLMEngine(
             directory,
             [EOS],

@@ -22,13 +22,14 @@ FEW_BLOCKS = {"num_gpu_blocks_override": 5}
 CHUNKED = {"max_num_batched_tokens": 16}
 
 
-def configuration(runner, cases, *, in_process=True, async_scheduling=False, **options):
+def configuration(runner, cases, *, in_process=True, async_scheduling=False, kernels=False, **options):
     # The interpreter under Model Runner V2 takes a third of a second a step: what need not wait for room is decoded at once.
     size = (24, 40) if runner == "v1" else (12, 24) if "num_gpu_blocks_override" in options else (8, 16)
     return {
         "runner": runner,
         "in_process": in_process,
         "async_scheduling": async_scheduling,
+        "kernels": kernels,
         "options": options,
         "cases": cases,
         "size": size,
@@ -73,6 +74,7 @@ CONFIGURATIONS = {
     "v2-async-processes-chunked-preempted": configuration(
         "v2", ["rollouts", "preemption"], in_process=False, async_scheduling=True, **FEW_BLOCKS, **CHUNKED
     ),
+    "v2-kernels-preempted": configuration("v2", ["rollouts", "preemption", "kernels"], kernels=True, **FEW_BLOCKS),
     "v2-two-ranks": configuration("v2", ["rollouts"], in_process=False, tensor_parallel_size=2),
 }
 LONG = (
@@ -80,6 +82,7 @@ LONG = (
     "v1-async-processes-chunked-preempted",
     "v1-processes-no-cache",
     "v2-preempted",
+    "v2-kernels-preempted",
     "v2-two-ranks",
 )
 """Of each, `make test` has what it is made of: V2 with few blocks in processes, V1 on two ranks in processes."""
@@ -139,6 +142,14 @@ def test_rollouts_replay_and_are_those_of_the_transformers_engine(outcome, name)
         if strategy != "token":
             assert result["mixed"] > 20
             assert result["records_ignored"] > 0.5, "replay must depend on the records"
+
+
+@pytest.mark.parametrize("name", with_case("kernels"))
+def test_the_kernels_decide_and_mix_what_they_serve(outcome, name):
+    result = outcome(name)["kernels"]
+    assert min(result["served"]) > 10
+    assert result["matrix"], "the model's embeddings are rows of one matrix"
+    assert result["after"] == result["served"], "another strategy takes the path through torch"
 
 
 @pytest.mark.parametrize("name", with_case("own_strategy"))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -22,11 +23,14 @@ CASES = re.findall(r"^def (case_\w+)", SCRIPT.read_text(), re.M)
 LONG = ["case_the_tests_of_slots_pass_with_kernels"]
 
 
-def results(names: list[str]) -> dict[str, str]:
-    paths = [str(SCRIPT.parent), str(SCRIPT.parent / "unit")]
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", str(SCRIPT), *names]
-    environment = os.environ | {"PYTHONPATH": ":".join(paths)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def printed(script: Path, *arguments: str, **environment: str) -> Any:
+    paths = [str(script.parent), str(script.parent / "unit")]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     print(done.stderr)
     return json.loads(done.stdout)
@@ -34,7 +38,7 @@ def results(names: list[str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def outcomes():
-    return results([case for case in CASES if case not in LONG])
+    return printed(SCRIPT, *(case for case in CASES if case not in LONG))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in LONG])
@@ -45,7 +49,17 @@ def test_kernels_under_the_interpreter(case, outcomes):
 @pytest.mark.long
 @pytest.mark.parametrize("case", LONG)
 def test_kernels_under_the_interpreter_at_length(case):
-    assert results([case]) == {case: ""}
+    assert printed(SCRIPT, case) == {case: ""}
+
+
+@pytest.mark.long
+def test_kernels_compile_for_gpus(tmp_path):
+    compiled = printed(SCRIPT.with_name("compiled_kernels.py"), TRITON_CACHE_DIR=str(tmp_path))
+    assert {each["kernel"] for each in compiled} == {"scan_blocks", "decide_rows", "mix_rows"}
+    assert all(each["bytes"] for each in compiled)
+    # What makes or breaks a tie is divided as IEEE has it.
+    assert [each["ieee_division"] for each in compiled if each["kernel"] == "decide_rows"] == [True] * 3
+    assert compiled[0]["ieee_division"]
 
 
 def test_a_subclass_of_a_strategy_is_not_served():
@@ -69,4 +83,4 @@ def planned(*overrides: str) -> str:
     console = Console(width=200, record=True)
     preset = Path(__file__).parents[2] / "pipelines/presets/paper-1.5b.toml"
     console.print(plan_table(Plan({}), load_config(preset, list(overrides))))
-    return console.export_text()
+    return " ".join(console.export_text().split())

@@ -323,6 +323,11 @@ class MixingSlots:
         else:
             kernels.mix(self._tables, self._mixing(), embed, embeddings, slots, positions, rows=rows, matrix=matrix)
 
+    @property
+    def fused(self) -> bool:
+        """Whether steps go through kernels where they serve."""
+        return self._kernels is not None
+
     def _serving_kernels(self) -> ModuleType | None:
         """Return the kernels where they serve all that runs: a batch is decided by them or by torch, as a whole."""
         return self._kernels if all(serves(strategy) for strategy in self._in_use.values()) else None

@@ -13,10 +13,12 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from ngrpo.rollout.slots import MixingSlots
 from ngrpo.rollout.transfers import to_device
+from ngrpo.rollout.vllm.embedding import whole_embedding
 from ngrpo.rollout.vllm.request import follow
 from ngrpo.rollout.vllm.rows import response_tokens
 
 if TYPE_CHECKING:
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
     from vllm.v1.core.sched.output import SchedulerOutput
 
 
@@ -52,6 +54,7 @@ class MixingSampler(Sampler):
 class MixingRunner(GPUModelRunner):
     """What a V1 runner's class becomes a subclass of (see `ngrpo.rollout.vllm.worker`)."""
 
+    embedding: VocabParallelEmbedding | None
     slots: MixingSlots
     rows: np.ndarray
     """Slot of each request of the step, in the order of the batch, -1 for none."""
@@ -59,6 +62,11 @@ class MixingRunner(GPUModelRunner):
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         follow(self.slots, scheduler_output)
         return super()._update_states(scheduler_output)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """See `GPUModelRunner.load_model`."""
+        super().load_model(*args, **kwargs)
+        self.embedding = whole_embedding(self.model) if self.slots.fused else None
 
     def _preprocess(self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._preprocess(scheduler_output, *args, **kwargs)
@@ -75,8 +83,10 @@ class MixingRunner(GPUModelRunner):
         )
         if tokens is not None:
             indices, slots, positions = tokens
-            embeddings = self.inputs_embeds.gpu
-            embeddings[indices] = self.slots.mix(self.model.embed_input_ids, embeddings[indices], slots, positions)
+            matrix = None if self.embedding is None else self.embedding.weight
+            self.slots.mix_in_place(
+                self.model.embed_input_ids, self.inputs_embeds.gpu, indices, slots, positions, matrix=matrix
+            )
         return prepared
 
     def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:

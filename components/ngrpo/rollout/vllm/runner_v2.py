@@ -17,10 +17,12 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from ngrpo.rollout.slots import MixingSlots
+from ngrpo.rollout.vllm.embedding import whole_embedding
 from ngrpo.rollout.vllm.request import follow
 from ngrpo.rollout.vllm.rows import response_tokens
 
 if TYPE_CHECKING:
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.states import RequestState
@@ -95,6 +97,7 @@ class MixingModelState(DefaultModelState):
     """What the class of a model's state becomes a subclass of."""
 
     slot_map: _SlotMap
+    embedding: VocabParallelEmbedding | None
 
     def prepare_inputs_embeds(
         self, scheduled_encoder_inputs: dict[str, list[int]], input_batch: InputBatch, req_states: RequestState
@@ -114,7 +117,8 @@ class MixingModelState(DefaultModelState):
         )
         if tokens is not None:
             indices, of_slots, positions = tokens
-            embeddings[indices] = slots.mix(self.model.embed_input_ids, embeddings[indices], of_slots, positions)
+            matrix = None if self.embedding is None else self.embedding.weight
+            slots.mix_in_place(self.model.embed_input_ids, embeddings, indices, of_slots, positions, matrix=matrix)
         return embeddings
 
 
@@ -129,6 +133,7 @@ class MixingRunner(GPUModelRunner):
         for part, mixing in ((self.model_state, MixingModelState), (self.sampler, MixingSampler)):
             part.slot_map = self.slot_map
             part.__class__ = type(f"Mixing{type(part).__name__}", (mixing, type(part)), {})
+        self.model_state.embedding = whole_embedding(self.model) if self.slot_map.slots.fused else None
 
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
         """See `GPUModelRunner.add_requests`; a request that comes back from a preemption arrives here again."""
