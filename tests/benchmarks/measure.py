@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,26 @@ def alternate(
     return times
 
 
-def rotate(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Run several ways in turn, each round beginning with the next one, after one uncounted round; return the seconds of each."""
+@dataclass(frozen=True)
+class Times:
+    """What the rounds of one way of doing something took: by the clock, and of all its threads on the processors."""
+
+    seconds: list[float] = field(default_factory=list)
+    processor_seconds: list[float] = field(default_factory=list)
+
+
+def rotate(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+    """Run several ways in turn, each round beginning with the next one, after one uncounted round; return the times of each."""
     names = list(ways)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times = {name: Times() for name in names}
     for turn in range(rounds + 1):
         for place in range(len(names)):
             name = names[(turn + place) % len(names)]
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             ways[name]()
             if turn:
-                times[name].append(time.perf_counter() - started)
+                times[name].seconds.append(time.perf_counter() - started)
+                times[name].processor_seconds.append(time.process_time() - used)
     return times
 
 
