@@ -243,7 +243,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
 
     def _rows_may_move(self) -> bool:
         """Whether the loss of an optimizer step is the same in whichever micro-batches its rows are."""
-        alone = self.args.per_device_train_batch_size == 1
+        alone: bool = self.args.per_device_train_batch_size == 1
         if self.top_entropy_quantile < 1:  # a quantile of the rows that all processes go through together
             return alone and self.accelerator.num_processes == 1
         means: bool = self.loss_type not in SUMS_OVER_ROWS or self._entropy_bonus_enabled or self.aux_loss_enabled
