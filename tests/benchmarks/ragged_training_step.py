@@ -21,10 +21,10 @@ from ngrpo.rollout.engine import Rollout
 from ngrpo.rollout.loading import load_tokenizer
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
 
-PROMPTS, GROUP, MICRO, ROUNDS = 16, 4, 4, 5
-MEDIAN, SPREAD = 120, 10
+PROMPTS, GROUP, MICRO, ROUNDS = 16, 4, 4, 3
+MEDIAN, SPREAD = 80, 10
 """Tokens of a response: log-normal, the longest of twenty about ten times as long as the shortest, and none beyond."""
-VOCABULARY = 8192
+VOCABULARY = 4096
 
 
 class Recorded:
@@ -65,7 +65,7 @@ def run() -> list[dict]:
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = materialize(InitializedModel(kind="initialized"), Path(directory) / "tokenizer")
         model = Path(directory) / "model"
-        sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
+        sizes = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
         torch.manual_seed(0)
         LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **sizes, tie_word_embeddings=True)).save_pretrained(model)
         ours, peer = alternate(

@@ -111,6 +111,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             **kwargs: Passed on to `GRPOTrainer`.
         """
         super().__init__(*args, **kwargs)
+        self._buffered_inputs: Any
         for model in filter(None, (self.model, self.ref_model)):
             name_backbone(base_of(model))
         if self.args.disable_dropout:
@@ -246,10 +247,10 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
 
     def _rows_may_move(self) -> bool:
         """Whether the loss of an optimizer step is the same in whichever micro-batches its rows are."""
-        alone = self.args.per_device_train_batch_size == 1
+        alone: bool = self.args.per_device_train_batch_size == 1
         if self.top_entropy_quantile < 1:  # a quantile of the rows that all processes go through together
             return alone and self.accelerator.num_processes == 1
-        means = self.loss_type not in SUMS_OVER_ROWS or self._entropy_bonus_enabled or self.aux_loss_enabled
+        means: bool = self.loss_type not in SUMS_OVER_ROWS or self._entropy_bonus_enabled or self.aux_loss_enabled
         return alone or not means
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -401,8 +402,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             if bound is not None and not mean <= bound:
                 raise TrainingError(
                     f"step {self.state.global_step + 1}: log-probabilities of engine and trainer differ by {mean:.3g} on average on "
-                    f"{kind} steps, more than {self.section}.mismatch_bound={bound:g}: the engine does not compute what is trained; "
-                    f"make its type and kernels more exact, or raise the bound\n{self._worst_texts()}"
+                    f"{kind} steps, more than {self.section}.mismatch_bound={bound:g}: the engine does not compute what is trained: "
+                    f"look for other weights, types or kernels in it, or raise the bound\n{self._worst_texts()}"
                 )
         self._mismatch.clear()
 
@@ -441,7 +442,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
                 f"{tokenizer.decode([likely])!r} {scores.values[place]:.2f}, the engine's {worst.trainer[place]:.2f}"
             )
         texts = gather_object([(worst.difference, "\n".join(lines))])
-        return max(texts)[1]
+        _, text = max(texts)
+        return str(text)
 
 
 def _unmixed(rollout: Rollout) -> list[float]:
@@ -450,7 +452,7 @@ def _unmixed(rollout: Rollout) -> list[float]:
     return [math.nan if place in mixed else value for place, value in enumerate(rollout.logprobs)]
 
 
-def _in_order(parts: Sequence[Tensor], order: Tensor | None) -> Tensor:
+def _in_order(parts: tuple[Tensor, ...], order: Tensor | None) -> Tensor:
     """Return rows that were taken in an order where they were before."""
     return torch.cat(parts) if order is None else torch.cat(parts)[order.argsort()]
 
