@@ -71,6 +71,9 @@ class Checkpoints(TrainerCallback):
 
         What is damaged, unfinished or beyond it is set aside, and deleted once there is another of the same step or a later one.
         """
+        if self._store is not None and _trains_on_several_nodes() and PartialState().is_local_main_process:
+            for step in self._here():  # a part of it, whose place is needed: the whole comes from object storage
+                shutil.rmtree(self._of(step))
         limit = self._steps
         while True:  # until all nodes have the same: one may have more than another
             own = self._newest(limit) if PartialState().is_local_main_process else None
@@ -270,6 +273,10 @@ def checkpoints_of(
         signal.signal(signal.SIGTERM, before)
     if kept.preempted:
         raise Preempted
+
+
+def _trains_on_several_nodes() -> bool:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", PartialState().num_processes)) < PartialState().num_processes
 
 
 def _leave_weights(checkpoint: Path) -> None:

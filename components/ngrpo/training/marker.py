@@ -74,7 +74,8 @@ def problem(checkpoint: Path, *, weights_alone: bool = False) -> str | None:
         return "its save was not finished"
     paths, entries = _files(checkpoint), dict(marker["files"])
     if weights_alone:
-        paths, entries = ({name: each[name] for name in each if name.startswith(WEIGHTS)} for each in (paths, entries))
+        paths = {name: path for name, path in paths.items() if name.startswith(WEIGHTS)}
+        entries = {name: entry for name, entry in entries.items() if name.startswith(WEIGHTS)}
         if not entries:
             return "it has no weights"
     if missing := sorted(entries.keys() - paths.keys()):

@@ -76,8 +76,9 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, checkpoint: Path) -> 
     shards = _Shards.open(checkpoint, _OPTIMIZER, model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     kept: dict[str, list[str]] = {}
-    for name, key in shards.values:
-        kept.setdefault(name, []).append(key)
+    for known in shards.values:
+        if isinstance(known, tuple):  # as all of an optimizer's are
+            kept.setdefault(known[0], []).append(known[1])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         number: {key: shards.read((names[parameter], key), parameter) for key in kept[names[parameter]]}
@@ -142,9 +143,14 @@ class _Shards:
                 )
             return value.clone() if isinstance(value, Tensor) else value
         if isinstance(like, DTensor) and len(self.files) == 1:
-            local = value.to(like.device, copy=True)
-            layout = {"shape": like.shape, "stride": like.stride()}
-            return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, **layout)
+            return DTensor.from_local(
+                value.to(like.device, copy=True),
+                like.device_mesh,
+                like.placements,
+                run_check=False,
+                shape=like.shape,
+                stride=like.stride(),
+            )
         whole = torch.cat([file["values"][name] for file in self.files]).to(like.device)
         if not isinstance(like, DTensor):
             return whole
