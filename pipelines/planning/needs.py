@@ -29,7 +29,7 @@ def show_needs(config: RunConfig, plan: Plan, console: Console) -> None:
     """Print what each node that has to run needs and asks for, how that is made up, and what the run would fetch from outside."""
     show_amounts(config, plan, console)
     for line in _explanations(config, plan):
-        console.print(f"  {escape(line)}", soft_wrap=True)
+        console.print(escape(line))
     lines = downloads(config)
     console.print("Downloads:" if lines else "Downloads: none")
     for line in lines:
@@ -42,9 +42,9 @@ def show_amounts(config: RunConfig, plan: Plan, console: Console) -> None:
         return
     shape = model_shape(config.model.source)
     table = Table(title="What each stage needs at most, of what it asks for (GiB)")
-    table.add_column("stage", no_wrap=True)
+    table.add_column("stage", overflow="fold")
     for column in ("GPUs", "of each", "cores", "memory", "scratch"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     for node in plan.to_run:
         asked = config.needs(node.stage)
         needs = None if shape is None else needs_of(config, node.stage, shape)
@@ -52,10 +52,10 @@ def show_amounts(config: RunConfig, plan: Plan, console: Console) -> None:
         table.add_row(
             node.name,
             gpus,
-            _amount(needs and needs.gpu, None) if asked.gpus else "-",
+            _amount(None if needs is None else needs.gpu, None) if asked.gpus else "-",
             str(asked.cpus),
-            _amount(needs and needs.memory, asked.memory_gib),
-            _amount(needs and needs.scratch, config.cluster.scratch_of(asked)),
+            _amount(None if needs is None else needs.memory, asked.memory_gib),
+            _amount(None if needs is None else needs.scratch, config.cluster.scratch_of(asked)),
         )
     console.print(table)
     if shape is None:

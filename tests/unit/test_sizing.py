@@ -413,7 +413,7 @@ def plan_of(config):
 
 def test_the_plan_shows_what_is_needed_of_what_is_asked_for():
     config = preset("paper-7b", *VLLM)
-    console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=1000, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
     planned.show_needs(config, plan_of(config), console)
     text = console.export_text()
     needs = needs_of(config, "ngrpo_training")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 GIB = 2**30
 MIB = 2**20
+_SMALLEST = 0.05
+"""GiB of a term that is worth a word."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ class Amount:
 
     @property
     def text(self) -> str:
-        """Its terms in GiB, the largest first."""
-        return ", ".join(f"{term.name} {term.bytes / GIB:.1f}" for term in self._ordered)
+        """Its terms in GiB, the largest first, less those that would read 0.0."""
+        return ", ".join(_said(term) for term in self._ordered if term.bytes >= _SMALLEST * GIB) or "next to nothing"
 
     @property
     def largest_terms(self) -> str:
         """The three largest of them."""
-        return ", ".join(f"{term.name} {term.bytes / GIB:.1f}" for term in self._ordered[:3])
+        return ", ".join(map(_said, self._ordered[:3]))
 
     @property
     def _ordered(self) -> list[Term]:
@@ -60,3 +62,7 @@ class Amount:
 def largest(*phases: Amount) -> Amount:
     """Return the phase that takes most: phases come one after another."""
     return max(phases, key=lambda phase: phase.bytes)
+
+
+def _said(term: Term) -> str:
+    return f"{term.name} {term.bytes / GIB:.1f}"

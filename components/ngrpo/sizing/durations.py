@@ -24,8 +24,8 @@ class Duration:
         if self.seconds is None:
             return f"not known ({self.basis})" if self.basis else "not known"
         minutes = self.seconds / 60
-        said = f"{minutes:.0f} min" if minutes >= 1 else "below 1 min"
-        return f"about {said} ({self.basis})"
+        said = f"about {minutes:.0f} min" if minutes >= 1 else "below 1 min"
+        return f"{said} ({self.basis})"
 
 
 def duration(config: RunConfig, stage: str, shape: ModelShape) -> Duration:
