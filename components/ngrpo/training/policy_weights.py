@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ngrpo.config.lora import LoRAConfig
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "adapter"
@@ -42,7 +42,9 @@ def adapters(settings: LoRAConfig | None) -> LoraConfig | None:
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """Return the model of transformers that adapters, if any, are built into. Its forward pass uses them."""
-    return cast(PreTrainedModel, model.get_base_model() if is_peft_model(model) else model)
+    if is_peft_model(model):
+        model = cast("PeftModel", model).get_base_model()
+    return cast(PreTrainedModel, model)
 
 
 def merged_parameters(model: nn.Module, embedding: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -129,9 +131,10 @@ def _adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
 def _update(layer: LoraLayer) -> Tensor:
     """Return what the adapter of a layer adds to its weight."""
     (name,) = layer.active_adapters
-    product = _whole(layer.lora_B[name].weight) @ _whole(layer.lora_A[name].weight)
-    update = product.T if layer.fan_in_fan_out else product
-    return update * layer.scaling[name]
+    down, up = (cast(nn.Linear, matrices[name]).weight for matrices in (layer.lora_A, layer.lora_B))
+    update = _whole(up) @ _whole(down) * cast(float, layer.scaling[name])
+    # Classes with a `Conv1D` in place of a linear layer, as GPT-2, hold its weight transposed.
+    return update.T if getattr(layer, "fan_in_fan_out", False) else update
 
 
 def _whole(value: Tensor) -> Tensor:
