@@ -27,7 +27,7 @@ STAGES = [
 SMALL = ["training.steps=1", "training.prompts_per_batch=2", "training.save_steps=1", "rollout.max_tokens=8"]
 SMALL += ["evaluation.max_tokens=8", "evaluation.samples=1", "evaluation.pass_at=[1]", "mixing.end_marker=null"]
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.long]
+pytestmark = [pytest.mark.pipeline, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 class Shell:
@@ -104,9 +104,8 @@ def test_from_own_files_to_a_trained_model_and_again_after_edits(tmp_path):
     assert shell.to_run() == ["model_promotion"], "the content counts, not the time of the file"
 
     edited(shell.folder / "chat.jinja", "<|assistant|>", "<|assistant|> ")
-    assert "model_promotion" in shell.to_run()
-    assert {"prepare_data", "sft_warm_start", "ngrpo_training", "benchmark_evaluation"} <= set(shell.to_run())
-    assert "neighbor_index" not in shell.to_run(), "the index is made of weights and vocabulary"
+    every = [name for name in STAGES if name != "neighbor_index"]
+    assert shell.to_run() == every, "the index is made of weights and vocabulary"
     (shell.folder / "chat.jinja").write_text(TEMPLATE, encoding="utf-8")
 
     # The cheapest of the edits is run, so that what was planned is seen to happen.

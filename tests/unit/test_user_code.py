@@ -1,5 +1,6 @@
 """Functions of the user: read with the configuration, and imported where a stage runs."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -195,6 +196,14 @@ def test_what_cannot_be_imported_is_said_in_one_line(tmp_path, source, said):
     assert str(failure.value).startswith("function 'rewards.py:f': ")
     assert "\n" not in str(failure.value)
     assert "_ngrpo_user_code" not in str(failure.value)
+
+
+def test_a_file_that_failed_is_imported_from_where_it_is_now(tmp_path):
+    code = reference(write(tmp_path, rewards="import not_there_at_all\ndef f(): ..."), "rewards.py:f")
+    for work in ("gone", "here"):
+        with pytest.raises(UserCodeError, match=r"rewards\.py imports not_there_at_all, which is not installed here"):
+            load(code, tmp_path / work)
+        shutil.rmtree(tmp_path / work)
 
 
 def test_a_function_of_a_package(tmp_path):

@@ -77,12 +77,10 @@ def _package(code: Mapping[str, str], work: Path) -> str:
     digest = hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()[:16]
     name, folder = f"{_PREFIX}{digest}", (work / "code" / digest).absolute()
     write_code(code, folder)
-    if name not in sys.modules:
-        package = ModuleType(name)
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
-        if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _Finder())
+    package = sys.modules.setdefault(name, ModuleType(name))
+    package.__path__ = [str(folder)]  # the folder of an earlier import may be gone
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
     return name
 
 
