@@ -123,7 +123,7 @@ def train_policy(
             ),
             peft_config=adapters(settings.lora),
             current_mixer=following.mixer,
-            mask_mixed_positions=settings.mask_mixed_positions,
+            mask_mixed_positions=config.training.mask_mixed_positions,
             correct_mismatch=settings.mismatch_correction != "off",
             mismatch_bound=settings.mismatch_bound,
             observers=observers,
