@@ -276,7 +276,8 @@ def checkpoints_of(
 
 
 def _trains_on_several_nodes() -> bool:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", PartialState().num_processes)) < PartialState().num_processes
+    processes: int = PartialState().num_processes
+    return int(os.environ.get("LOCAL_WORLD_SIZE", processes)) < processes
 
 
 def _leave_weights(checkpoint: Path) -> None:
