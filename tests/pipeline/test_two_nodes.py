@@ -112,7 +112,7 @@ def test_two_nodes_train_as_two_processes_of_one_do_and_go_on_elsewhere_when_one
     outputs = [node.communicate(timeout=300)[0] for node in again]
     assert [node.returncode for node in again] == [0, 0]
     assert re.search(r"^resuming from checkpoint-[4-9]", outputs[0], re.MULTILINE), "not the best, but the newest"
-    assert [output.count("step 12/12") for output in outputs] == [1, 0]
+    assert [output.count("step 12/12 validation") for output in outputs] == [1, 0]
     ended, expected = (store.fetch(store.find("ngrpo_training", key)) for key in ("together", "alone"))
     assert weights(ended) == weights(expected) != weights(tmp_path / "warm_start")
     assert json.loads((ended / "metrics.json").read_text())["selected_step"] == 2

@@ -147,6 +147,11 @@ class Checkpoints(TrainerCallback):
             )
         self._saved = time.monotonic()
 
+    def on_train_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Wait until all nodes have uploaded their part: the first one deletes the checkpoints once its stage is done."""
+        self.finish_upload()
+        PartialState().wait_for_everyone()
+
     def _due(self) -> bool:
         """Whether the last save is too long ago. An upload that is under way is not outrun: the next save would wait for its end."""
         if self._minutes is None or time.monotonic() < self._saved + 60 * self._minutes:
