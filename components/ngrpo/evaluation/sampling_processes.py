@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -68,7 +68,7 @@ def sampled_by_processes(
     ahead: int,
     work: Path,
     what: str,
-) -> Iterator[tuple[Part, pa.Table]]:
+) -> Generator[tuple[Part, pa.Table]]:
     """Generate samples with one model in several processes; the one that is done with a part gets the next.
 
     Whatever ends this also ends the processes, and the failure of one ends this. To be closed if it is not read to its end.
