@@ -97,7 +97,7 @@ def test_parts_overlap_and_each_gets_its_own_samples(tmp_path, monkeypatch):
 
 def test_a_sampler_waits_for_parts_only_when_it_has_nothing_to_decode():
     asked = []
-    given = iter([(0, Part(0, [(0, 0), (0, 1)])), None, (1, Part(0, [(1, 0)])), None, None])
+    given = iter([(0, Part(0, [(0, 0), (0, 1)])), None, (1, Part(0, [(1, 0)])), None, None, None])
 
     def take(*, wait):
         asked.append(wait)
@@ -106,7 +106,7 @@ def test_a_sampler_waits_for_parts_only_when_it_has_nothing_to_decode():
     sampler = Sampler(Continuous(), Tokenizer(), Sampling(5, 1.0), seed=3)
     numbers = [number for number, _ in sampler.tables([benchmark("first", 2)], take)]
     assert numbers == [1, 0]
-    assert asked == [True, False, False, False, False]
+    assert asked == [True, False, False, False, False, True]
 
 
 def test_vllm_keeps_the_samples_of_a_problem_together_and_transformers_a_batch(tmp_path, monkeypatch):
