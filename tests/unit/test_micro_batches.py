@@ -124,7 +124,7 @@ def flat(micro_batches) -> list[list[int]]:
 
 LOSSES = [
     {"loss_type": "grpo"},
-    {"loss_type": "dapo"},
+    pytest.param({"loss_type": "dapo"}, marks=pytest.mark.long),
     {"loss_type": "bnpo", "per_device_train_batch_size": 1},
     pytest.param({"loss_type": "dr_grpo"}, marks=pytest.mark.long),
     pytest.param({"loss_type": "sapo"}, marks=pytest.mark.long),

@@ -87,7 +87,7 @@ def logged(learner) -> list[dict]:
     [
         ("neighbor", {}),
         ("neighbor", {"updates": 2}),
-        ("gaussian", {"top_p": 0.8}),
+        pytest.param("gaussian", {"top_p": 0.8}, marks=pytest.mark.long),
         ("token", {}),
     ],
     ids=str,
@@ -103,7 +103,7 @@ def test_an_honest_engine_differs_by_rounding_alone(directory, strategy, changes
             assert 0 < mean < late <= most < TOLERANCE
 
 
-@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("updates", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_mixed_and_unmixed_steps_are_told_apart(directory, updates):
     def engine(model):
         return Lying(model, mixed=0.5, unmixed=-0.25)
@@ -198,7 +198,9 @@ def test_ratios_of_tokens_correct_unmixed_steps_alone(directory, lie, mode, expe
     assert (ratio[inside & mixed] == 1).all()
 
 
-@pytest.mark.parametrize(("mode", "above"), [("sequence_truncate", CAP), ("sequence_mask", 0.0)])
+@pytest.mark.parametrize(
+    ("mode", "above"), [pytest.param("sequence_truncate", CAP, marks=pytest.mark.long), ("sequence_mask", 0.0)]
+)
 def test_ratios_of_sequences_leave_out_mixed_steps(directory, mode, above):
     lie = -HALF / 2
     batch = corrected(directory, lie, mode, 1)
