@@ -70,6 +70,7 @@ FUSED = "tests/unit/test_fused.py"
 _GRPO = "components/ngrpo/training/policy_optimization.py"
 _SFT = "components/ngrpo/training/warm_start.py"
 _TRAINER = "components/ngrpo/training/ngrpo_trainer.py"
+_SAMPLER = "components/ngrpo/evaluation/configured_sampler.py"
 _MEASURING = "components/ngrpo/stages/benchmark_evaluation.py"
 _GATE = "components/ngrpo/evaluation/gate.py"
 _PROTOCOL = "components/ngrpo/evaluation/protocol.py"
@@ -163,7 +164,7 @@ MUTANTS = (
     ),
     Mutant(
         "arguments: nucleus of evaluation",
-        _MEASURING,
+        _SAMPLER,
         "config.evaluation.temperature, config.evaluation.top_p)",
         "config.evaluation.temperature)",
         (ARGUMENTS,),
