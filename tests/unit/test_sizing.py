@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Con
 
 from ngrpo.checking.examination import examine_quickly, require_possible
 from ngrpo.config import DirectoryModel, HubModel, InitializedModel, PackagedModel, RegisteredModel, load_config
+from ngrpo.config.lora import LoRAConfig
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError
-from ngrpo.sizing import figures, training
+from ngrpo.sizing import training
 from ngrpo.sizing.amounts import GIB, Amount, largest
 from ngrpo.sizing.fit import misfits
 from ngrpo.sizing.generation import Generation
@@ -146,6 +147,7 @@ def by_name(amount):
 def small_training(**changes):
     given = {
         "shape": SMALL,
+        "trained": SMALL.parameters,
         "arithmetic": "bfloat16",
         "shards": 4,
         "copies": 0,
@@ -216,8 +218,23 @@ def test_the_published_7b_training_by_hand():
     # Qwen2.5-7B: 28 layers, 4 heads of 128 for keys and values, in bfloat16: 56 KiB a token
     assert generation.cache == 57_344 * 12_288
     scratch = by_name(needs_of(config, "ngrpo_training").scratch)
-    assert scratch["result"] == 4 * 7_615_616_512
-    assert scratch["checkpoints"] == pytest.approx(4 * figures.CHECKPOINT * 7_615_616_512, rel=0.01)
+    assert scratch["result"] == 2 * 7_615_616_512
+    # Weights and moments of the two that are kept, weights of the best.
+    assert scratch["checkpoints"] == pytest.approx((2 * 12 + 4) * 7_615_616_512, rel=0.01)
+
+
+def test_adapters_by_hand():
+    assert training.trained_parameters(SMALL, None) == 4000
+    # Two layers, rank 3: heads 2 x 5, one for keys and values; 2 (10 + 10) + 2 (10 + 5) + 3 (10 + 20)
+    trained = training.trained_parameters(SMALL, LoRAConfig(rank=3))
+    assert trained == 3 * 2 * (40 + 30 + 90)
+    found = small_training(trained=trained, shards=1, reference=False)
+    assert by_name(found.model) == {"weights": 16000, "adapters": 3840, "gradients": 3840, "optimizer": 7680}
+    config = preset("paper-7b", *VLLM, 'training.lora={"rank": 16}')
+    assert "reference model" not in by_name(
+        training.policy_optimization(config, model_shape(config.model.source)).model
+    )
+    assert needs_of(config, "ngrpo_training").scratch.bytes < 60 * GIB
 
 
 def test_the_largest_phase_counts():

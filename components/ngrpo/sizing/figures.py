@@ -8,12 +8,8 @@ FLOAT32, BFLOAT16 = 4, 2
 """Bytes of a number."""
 ADAM = 8
 """Bytes a parameter: two moments in float32 (`torch.optim.AdamW` over float32 weights)."""
-CHECKPOINT = 16
-"""Bytes a parameter of a checkpoint: the weights in float32 and Adam's moments; trained with FSDP, the weights twice."""
-CHECKPOINTS = 4
-"""Checkpoints that are on disk at once: the two that are kept, the best, and the one being written (`ngrpo.training.checkpointing`)."""
-FINAL_MODEL = FLOAT32
-"""Bytes a parameter of the model that training leaves."""
+CHECKPOINTS = 3
+"""Checkpoints with an index that are on disk at once: the two that are kept and the best (`ngrpo.training.checkpoint_size`)."""
 
 ACTIVATIONS = {"float32": (40, 16), "bfloat16": (24, 8), "autocast": (34, 8)}
 """Bytes that a layer keeps of each token for its backward pass: of each unit of the hidden size, and of the feed-forward width. Counted

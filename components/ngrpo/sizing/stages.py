@@ -13,6 +13,7 @@ from ngrpo.sizing.amounts import GIB, Amount, largest
 from ngrpo.sizing.durations import Duration, duration
 from ngrpo.sizing.generation import Generation
 from ngrpo.sizing.model_shape import ModelShape, model_shape
+from ngrpo.training.checkpoint_size import checkpoints_bytes
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,7 @@ def _memory_of_training(config: RunConfig, shape: ModelShape) -> Amount:
         )
         return base + step.model + largest(step.pass_, engine)
     loading = Amount.of(models_as_they_are_loaded=many * whole)
-    asleep = many * figures.BFLOAT16 * shape.parameters if config.rollout.engine == "vllm" else 0
-    saving = Amount.of(
-        weights_that_vLLM_puts_aside=asleep, checkpoint_as_it_is_gathered=figures.CHECKPOINT * shape.parameters
-    )
+    saving = Amount.of(result_as_it_is_gathered=_result(config, shape))
     return base + largest(loading, saving)
 
 
@@ -155,7 +153,7 @@ def _memory_of_evaluation(config: RunConfig, shape: ModelShape) -> Amount:
         engine = Amount.of(weights_of_vLLM=weights, keys_and_values_of_vLLM=generation.rows * generation.cache)
         return base + Amount.of(weights=weights) + engine
     # The file of the weights is mapped into memory while they are read.
-    loading = Amount.of(file_of_the_weights=figures.FINAL_MODEL * shape.parameters)
+    loading = Amount.of(file_of_the_weights=figures.FLOAT32 * shape.parameters)
     return base + Amount.of(weights=weights) + largest(loading, generation.of_transformers)
 
 
@@ -182,24 +180,27 @@ def _scratch_of_warm_start(config: RunConfig, shape: ModelShape) -> Amount:
     base, start = _base(config, shape), _start(config, shape)
     if not config.warm_start.steps:
         return Amount.of(base_model=base, copy_of_it=start)
-    saves = figures.CHECKPOINTS - 1  # nothing is selected here
+    trained = training.trained_parameters(shape, config.warm_start.lora)
     return Amount.of(
         base_model=base,
         data_sets=_data_sets(config),
-        checkpoints=saves * figures.CHECKPOINT * shape.parameters,
+        checkpoints=checkpoints_bytes(trained),
         result=start,
     )
 
 
 def _scratch_of_training(config: RunConfig, shape: ModelShape) -> Amount:
     index = training.index_bytes(config, shape)
-    saves = figures.CHECKPOINTS if config.training.selection is not None else figures.CHECKPOINTS - 1
+    selection = config.training.selection is not None
+    trained = training.trained_parameters(shape, config.training.lora)
+    adapters = figures.FLOAT32 * trained if config.training.lora else 0
     return Amount.of(
         start=_start(config, shape),
         neighbor_index=index,
         data_sets=_data_sets(config),
-        checkpoints=saves * (figures.CHECKPOINT * shape.parameters + index),
-        result=figures.FINAL_MODEL * shape.parameters,
+        checkpoints=checkpoints_bytes(trained, nodes=config.cluster.nodes, selection=selection)
+        + figures.CHECKPOINTS * index,
+        result=_result(config, shape) + adapters,
     )
 
 
@@ -207,14 +208,19 @@ def _scratch_of_evaluation(config: RunConfig, shape: ModelShape) -> Amount:
     return Amount.of(
         base_model=_base(config, shape) if config.warm_start.steps else 0,
         start=_start(config, shape),
-        trained_model=figures.FINAL_MODEL * shape.parameters,
+        trained_model=_result(config, shape),
         data_sets=_data_sets(config),
     )
 
 
 def _scratch_of_promotion(config: RunConfig, shape: ModelShape) -> Amount:
-    model = figures.FINAL_MODEL * shape.parameters
+    model = _result(config, shape)
     return Amount.of(trained_model=model, model_as_it_is_read_back=model)
+
+
+def _result(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the model that training leaves, in the type of the model."""
+    return (figures.FLOAT32 if config.model.dtype == "float32" else figures.BFLOAT16) * shape.parameters
 
 
 def _base(config: RunConfig, shape: ModelShape, *, whole: bool = True) -> float:

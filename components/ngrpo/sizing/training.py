@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ngrpo.config import RunConfig
+from ngrpo.config.lora import LoRAConfig
 from ngrpo.sizing import figures
 from ngrpo.sizing.amounts import Amount, largest
 from ngrpo.sizing.generation import Generation
@@ -19,6 +20,8 @@ class Training:
     """A training as its memory sees it."""
 
     shape: ModelShape
+    trained: int
+    """Parameters that have gradients: all, or those of the adapters."""
     arithmetic: Arithmetic
     """What activations are kept in: `bfloat16` where FSDP casts the weights, `autocast` where each operation does."""
     shards: int
@@ -39,13 +42,19 @@ class Training:
     """Tiles of logits in memory at once."""
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether adapters are trained in place of all weights."""
+        return self.trained < self.shape.parameters
+
+    @property
     def model(self) -> Amount:
         """What is there from the first step to the last."""
-        share = self.shape.parameters / self.shards
+        share, trained = self.shape.parameters / self.shards, self.trained / self.shards
         return Amount.of(
             weights=figures.FLOAT32 * share,
-            gradients=figures.FLOAT32 * share * (2 if self.copies else 1),
-            optimizer=self.adam * share,
+            adapters=figures.FLOAT32 * trained if self.has_adapters else 0,
+            gradients=figures.FLOAT32 * trained * (2 if self.copies else 1),
+            optimizer=self.adam * trained,
             reference_model=figures.FLOAT32 * share if self.reference else 0,
         )
 
@@ -86,14 +95,24 @@ class Training:
         """The gradient of the head, which is whole, the head itself where it is gathered, and tiles of logits."""
         whole = figures.FLOAT32 * self.shape.embedding
         gathered = whole + number * self.shape.embedding if self.shards > 1 else 0
+        gradient = 0 if self.has_adapters else whole
         rows = min(self.sequences * self.tokens, figures.TILE_TOKENS)
         tile = rows * min(self.shape.vocabulary, figures.TILE_COLUMNS) * figures.FLOAT32
-        return whole + gathered + self.tiles * tile
+        return gradient + gathered + self.tiles * tile
 
 
 def processes(config: RunConfig, stage: str) -> int:
     """Return how many processes train together."""
     return max(config.needs(stage).gpus, 1) * config.cluster.nodes if stage == "ngrpo_training" else 1
+
+
+def trained_parameters(shape: ModelShape, lora: LoRAConfig | None) -> int:
+    """Return how many parameters have gradients: of adapters at most `rank` for each input and output of a layer's seven matrices."""
+    if lora is None:
+        return shape.parameters
+    heads, own, hidden = shape.heads * shape.head_size, shape.kv_heads * shape.head_size, shape.hidden_size
+    attention = 2 * (hidden + heads) + 2 * (hidden + own)
+    return lora.rank * shape.layers * (attention + 3 * (hidden + shape.intermediate_size))
 
 
 def policy_optimization(config: RunConfig, shape: ModelShape) -> Training:
@@ -102,13 +121,14 @@ def policy_optimization(config: RunConfig, shape: ModelShape) -> Training:
     many = processes(config, "ngrpo_training")
     return Training(
         shape,
+        trained_parameters(shape, settings.lora),
         _arithmetic(config, sharded=gpus > 0 and many > 1),
         shards=many if gpus else 1,
         copies=0 if gpus else many - 1,
         sequences=settings.micro_batch_size,
         tokens=config.data.max_prompt_tokens + config.rollout.max_tokens,
         checkpointing=settings.gradient_checkpointing,
-        reference=settings.kl_coefficient > 0,
+        reference=settings.kl_coefficient > 0 and settings.lora is None,  # else it is the model without its adapters
         adam=_optimizer(settings.trl),
         tiles=figures.TILES_OF_A_KERNEL if gpus else figures.TILES,
     )
@@ -119,6 +139,7 @@ def warm_start(config: RunConfig, shape: ModelShape) -> Training:
     settings, gpus = config.warm_start, config.needs("sft_warm_start").gpus
     return Training(
         shape,
+        trained_parameters(shape, settings.lora),
         _arithmetic(config, sharded=False),
         shards=1,
         copies=0,
