@@ -71,7 +71,8 @@ class Checkpoints(TrainerCallback):
 
         What is damaged, unfinished or beyond it is set aside, and deleted once there is another of the same step or a later one.
         """
-        if self._store is not None and _trains_on_several_nodes() and PartialState().is_local_main_process:
+        first_of_node = PartialState().is_local_main_process
+        if self._store is not None and gather_object([first_of_node]).count(True) > 1 and first_of_node:
             for step in self._here():  # a part of it, whose place is needed: the whole comes from object storage
                 shutil.rmtree(self._of(step))
         limit = self._steps
@@ -278,11 +279,6 @@ def checkpoints_of(
         signal.signal(signal.SIGTERM, before)
     if kept.preempted:
         raise Preempted
-
-
-def _trains_on_several_nodes() -> bool:
-    processes: int = PartialState().num_processes
-    return int(os.environ.get("LOCAL_WORLD_SIZE", processes)) < processes
 
 
 def _leave_weights(checkpoint: Path) -> None:
