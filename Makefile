@@ -33,7 +33,7 @@ run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What takes long and `make test` leaves out: traps of kfp's own runner, further ways to run vLLM and several processes, a real model.
 test-long: $(VENV)/installed
