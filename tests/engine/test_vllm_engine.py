@@ -64,11 +64,9 @@ CONFIGURATIONS = {
         **CHUNKED,
     ),
     "v1-processes-no-cache": configuration(
-        "v1", ["rollouts", "own_strategy", "submitted"], in_process=False, enable_prefix_caching=False
+        "v1", ["rollouts", "own_strategy", "submitted", "death"], in_process=False, enable_prefix_caching=False
     ),
-    "v1-two-ranks": configuration(
-        "v1", ["rollouts", "own_strategy", "submitted", "weights", "death"], in_process=False, tensor_parallel_size=2
-    ),
+    "v1-two-ranks": configuration("v1", ["rollouts", "weights"], in_process=False, tensor_parallel_size=2),
     "v2": configuration("v2", ["rollouts", "own_strategy", "different_settings", "in_flight", "cache", "weights"]),
     "v2-preempted": configuration("v2", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
     "v2-async-processes-chunked-preempted": configuration(

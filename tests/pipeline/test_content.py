@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_plan import BASE, Store
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ngrpo.config import HubModel, HubSource, PrepareDataConfig, load_config, select, validate
 from ngrpo.data.hub import load
@@ -250,6 +250,7 @@ def given(planner, place, stage):
 
 
 def test_the_stage_refuses_data_that_are_not_those_of_the_plan(place, planner, tmp_path):
+    LlamaForCausalLM(LlamaConfig.from_pretrained(place / "model")).save_pretrained(place / "model")
     config = validate(PrepareDataConfig, given(planner, place, "prepare_data"))
     output = tmp_path / "output"
     output.mkdir()

@@ -30,6 +30,7 @@ OUTSIDE = {
     "s3transfer": "brings bytes",
     "huggingface_hub": "brings the files of a pinned commit",
     "mlflow": "keeps records of what was done; the stage that reads them is never cached",
+    "triton": "comes with torch, in the version that torch pins",
     "pydantic": "checks values and gives them back as they are",
     "typing_extensions": "names types",
 }

@@ -72,6 +72,8 @@ class Nodes:
             return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 
+# `make test` has two processes that shard a model and go on (test_data_parallel.py), and the parts of two nodes (test_checkpoints.py).
+@pytest.mark.long
 def test_two_nodes_train_as_two_processes_of_one_do_and_go_on_elsewhere_when_one_is_taken_away(
     objects, store, tmp_path, monkeypatch
 ):

@@ -353,7 +353,8 @@ def test_an_engine_that_cannot_serve_the_model_is_an_error_and_one_that_could_no
     several = ["rollout.vllm.tensor_parallel_size=2", "resources.ngrpo_training.gpus=2"]
     found = examine(config(job, source, 'rollout.engine="vllm"', *several))
     assert errors(found) == []
-    (warning,) = [finding.found for finding in found.findings if finding.level == "warning"]
+    of_model = [finding for finding in found.findings if finding.subject == "model.source"]
+    (warning,) = [finding.found for finding in of_model if finding.level == "warning"]
     assert "on a cluster, rollout.engine='vllm': rollout.vllm.tensor_parallel_size=2 gives vLLM processes" in warning
 
 

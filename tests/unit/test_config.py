@@ -281,7 +281,11 @@ def test_a_configuration_survives_json() -> None:
     ["seed=5", "model.dtype=bfloat16", "warm_start.steps=20", "warm_start.learning_rate=0.1", "training.steps=2"],
 )
 def test_prepared_data_does_not_depend_on_settings_that_cannot_change_it(override: str) -> None:
-    assert select(load_config(TINY, [override]), PrepareDataConfig) == select(load_config(TINY), PrepareDataConfig)
+    changed, before = (
+        select(load_config(TINY, overrides), PrepareDataConfig).model_dump(exclude=set(PrepareDataConfig.unkeyed))
+        for overrides in ([override], [])
+    )
+    assert changed == before
 
 
 @pytest.mark.parametrize("override", ["data.train.size=9", "warm_start.max_tokens=9", "data.prompt_suffix=x"])

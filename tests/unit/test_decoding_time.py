@@ -62,7 +62,8 @@ def test_no_warning_where_nothing_is_slow(preset, settings):
 
 
 def test_who_says_it_and_that_it_refuses_nothing():
-    config = load_config(PRESETS / "paper-1.5b.toml", BOTH)
+    unknown = [f"resources.{stage}.gpu_memory_gib=0" for stage in ("ngrpo_training", "benchmark_evaluation")]
+    config = load_config(PRESETS / "paper-1.5b.toml", [*BOTH, *unknown])
     found = [finding for finding in examine_quickly(config).findings if finding.level == "warning"]
     assert [finding.subject for finding in found] == ["rollout.engine", "evaluation.engine"]
     require_possible(config)

@@ -74,7 +74,7 @@ def test_a_subclass_of_a_strategy_is_not_served():
 def test_a_plan_for_gpus_says_which_rollouts_take_the_slower_path():
     assert {name for name, strategy in READY.items() if strategy in fused.SERVED} == set(FUSED_STRATEGIES)
     assert "take the slower path" not in planned("rollout.engine=vllm")
-    assert "take the slower path" not in planned("mixing.strategy=gaussian")
+    assert "take the slower path" not in planned("rollout.engine=transformers", "mixing.strategy=gaussian")
     shown = planned("rollout.engine=vllm", "mixing.strategy=gaussian")
     assert "mixing.strategy=gaussian take the slower path through torch; neighbor and token have GPU kernels" in shown
 

@@ -41,6 +41,9 @@ class Ragged:
         for _ in weights:
             pass
 
+    def sleep(self):
+        pass
+
     def close(self):
         pass
 

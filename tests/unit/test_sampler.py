@@ -43,6 +43,9 @@ class Continuous:
     def load_weights(self, weights):
         raise NotImplementedError
 
+    def sleep(self):
+        raise NotImplementedError
+
     def close(self):
         self.closed = True
 

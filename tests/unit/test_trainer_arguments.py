@@ -113,7 +113,9 @@ ELSEWHERE = {
     "training.mismatch_bound",
     "training.mismatch_cap",  # needs a correction: see below
     "training.index_refresh",
+    "training.lora",  # see `test_lora`
     "training.trl",  # see `test_passed_on`
+    "warm_start.lora",
     "warm_start.trl",
 }
 """Settings that are none of TRL's."""
