@@ -73,7 +73,7 @@ def history(output: Path) -> list[dict]:
     return json.loads((output / "artifact" / "log_history.json").read_text())
 
 
-def require_equal(together: Path, alone: Path, way: str) -> None:
+def require_equal(together: Path, alone: Path, way: str, gathered: int = 2) -> None:
     """Require that two processes made the rollouts, losses and weights that one process makes."""
     # The rows of a step are shared out by length, so that no process waits long for another.
     for step in range(STEPS):
@@ -99,7 +99,7 @@ def require_equal(together: Path, alone: Path, way: str) -> None:
         assert max(seen["errors"]) <= 1e-4, "the replay law, on the rollouts of this process"
         assert set(seen["sharded"]) == {way == "sharded"}
         if way == "sharded":
-            assert seen["gathered"] == [2] * STEPS, (
+            assert seen["gathered"] == [gathered] * STEPS, (
                 "the embeddings: once for training, and once for the replay of this test"
             )
         for name, tensor in load_file(together / f"weights-{rank}.safetensors").items():
@@ -125,10 +125,11 @@ def test_two_processes_that_shard_the_model_are_one(alone, sharded):
 # The unit tests have adapters of one process (test_lora.py).
 @pytest.mark.long
 def test_two_processes_that_shard_a_model_with_adapters_are_one(tmp_path):
-    inputs = write(tmp_path / "inputs", learning_rate=1e-2, lora={"rank": 4})
+    inputs = write(tmp_path / "inputs", lora={"rank": 4})
     alone = train(inputs, tmp_path / "alone", processes=1)
     together = train(inputs, tmp_path / "together", processes=2, way="sharded")
-    require_equal(together, alone, "sharded")
+    # What is frozen stays gathered after a forward pass, until the replay of this test.
+    require_equal(together, alone, "sharded", gathered=1)
     start = load_file(inputs / "warm_start" / "model" / "model.safetensors")
     trained = load_file(together / "artifact" / "model" / "model.safetensors")
     assert {name for name in start if not torch.equal(start[name], trained[name])} == {
