@@ -28,13 +28,14 @@ def directory(tmp_path_factory):
 
 
 def learner_of(directory, lora=LORA, make_engine=lambda model: TransformersEngine(model, [EOS], PAD, 64), **changes):
+    model = AutoModelForCausalLM.from_pretrained(directory)
     return NGRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(directory),
+        model=model,
         reward_funcs=[length_reward],
         args=arguments(directory, learning_rate=2e-2, **changes),
         train_dataset=problems(),
         processing_class=AutoTokenizer.from_pretrained(directory, padding_side="left"),
-        peft_config=adapters(lora),
+        peft_config=adapters(lora, model, "training"),
         make_engine=make_engine,
         current_mixer=lambda model: mixer_for(model, "neighbor", 0.4),
     )
@@ -117,7 +118,7 @@ def test_weights_that_a_class_holds_transposed_are_merged_so(tmp_path):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=32, n_layer=1, n_head=2, n_positions=64))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    policy = get_peft_model(model, adapters(LORA))
+    policy = get_peft_model(model, adapters(LORA, model, "training"))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -152,6 +153,17 @@ def test_what_adapters_cannot_be_is_one_line(lora, said):
     with pytest.raises(ConfigError, match=said) as failure:
         validate(WarmStartConfig, {"steps": 5, "lora": lora})
     assert str(failure.value).startswith("lora")
+
+
+@pytest.mark.parametrize("target", ["q_prj", "norm", "layers"])
+def test_a_target_that_is_no_linear_layer_is_refused_with_those_that_are(directory, target):
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    with pytest.raises(
+        ConfigError, match=rf"^training\.lora\.targets=\['q_proj', '{target}'\]: .*no linear layer"
+    ) as failure:
+        adapters(LoRAConfig(targets=("q_proj", target)), model, "training")
+    assert str(failure.value).endswith("it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj")
+    assert adapters(LoRAConfig(targets=("self_attn.q_proj",)), model, "training") is not None
 
 
 def test_pefts_version_counts_where_adapters_are_trained():

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ngrpo.section import NonEmpty, Section, count, number
 
-_FROZEN = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
+FROZEN = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out"})
 """Names that the layers below and above a transformer have."""
 
 
@@ -30,7 +30,7 @@ class LoRAConfig(Section):
         frozen = (
             []
             if isinstance(self.targets, str)
-            else [name for name in self.targets if name.rpartition(".")[2] in _FROZEN]
+            else [name for name in self.targets if name.rpartition(".")[2] in FROZEN]
         )
         if frozen:
             raise ValueError(

@@ -179,7 +179,8 @@ def _scratch_of_index(config: RunConfig, shape: ModelShape) -> Amount:
 def _scratch_of_warm_start(config: RunConfig, shape: ModelShape) -> Amount:
     base, start = _base(config, shape), _start(config, shape)
     if not config.warm_start.steps:
-        return Amount.of(base_model=base, copy_of_it=start)
+        # What is fetched is linked into the result; a directory may lie on another disk.
+        return Amount.of(base_model=base, copy_of_it=0 if base else start)
     trained = training.trained_parameters(shape, config.warm_start.lora)
     return Amount.of(
         base_model=base,

@@ -121,7 +121,7 @@ def train_policy(
                 chats=[*dataset["prompt"], *([] if validation is None else validation.prompts)],
                 dtype=config.model.dtype,
             ),
-            peft_config=adapters(settings.lora),
+            peft_config=adapters(settings.lora, model, "training"),
             current_mixer=following.mixer,
             mask_mixed_positions=config.training.mask_mixed_positions,
             correct_mismatch=settings.mismatch_correction != "off",

@@ -13,8 +13,10 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from ngrpo.config.lora import LoRAConfig
+from ngrpo.config.lora import FROZEN, LoRAConfig
+from ngrpo.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -26,12 +28,28 @@ _ADAPTED = ".base_layer"
 """What PEFT puts into the names of the weights that it adapts."""
 
 
-def adapters(settings: LoRAConfig | None) -> LoraConfig | None:
-    """Translate settings into PEFT's; none where all weights are trained."""
+def adapters(settings: LoRAConfig | None, model: PreTrainedModel, section: str) -> LoraConfig | None:
+    """Translate settings into PEFT's; none where all weights are trained.
+
+    Args:
+        settings: `lora` of a training.
+        model: The model that is to have adapters.
+        section: Where the settings stand, for the error.
+
+    Raises:
+        ConfigError: The model has no linear layer that is called like a target.
+    """
     if settings is None:
         return None
     from peft import LoraConfig, TaskType
 
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    for target in () if isinstance(settings.targets, str) else settings.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear} - FROZEN)
+            raise ConfigError(
+                f"{section}.lora.targets={list(settings.targets)}: the model has no linear layer {target!r}; it has {', '.join(known)}"
+            )
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.rank,

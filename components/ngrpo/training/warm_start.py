@@ -73,7 +73,7 @@ def train_warm_start(
             train_dataset=dataset,
             processing_class=tokenizer,
             callbacks=[checkpoints],
-            peft_config=adapters(config.warm_start.lora),
+            peft_config=adapters(config.warm_start.lora, model, "warm_start"),
         )
         policy = base_of(trainer.model)
         name_backbone(policy)
