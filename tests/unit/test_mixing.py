@@ -149,7 +149,24 @@ def test_a_step_leaves_out_rows_past_the_marker_and_anchors_that_may_not_be_mixe
     step = decided(Neighbor(K), logits, sampled=torch.tensor([1, 2, 3, 4]), eligible=eligible, active=active)
     assert step.mixed.tolist() == [True, False, False, True]
     assert step.tokens.tolist() == [3, 2, 3, 9], "rows that are not mixed emit what was sampled"
-    assert torch.allclose(step.weights.sum(dim=1), torch.ones(4))
+    assert torch.allclose(step.weights[step.mixed].sum(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_what_is_decided_on_a_processor_for_the_gated_rows_is_what_all_rows_would_get(rate):
+    rows, strategy = 64, Neighbor(K)
+    random = torch.Generator().manual_seed(3)
+    seeds, positions = torch.arange(rows), torch.randint(0, 40, (rows,), generator=random)
+    sampled = torch.randint(0, VOCABULARY, (rows,), generator=random)
+    step = Step(torch.randn(rows, VOCABULARY, generator=random), sampled, seeds, positions, neighbors())
+    active, eligible = torch.rand(rows, generator=random) < 0.8, torch.rand(VOCABULARY, generator=random) < 0.9
+    found, everything = mixed_step(strategy, step, rate=rate, active=active, eligible=eligible), strategy.decide(step)
+    mixed = gate(seeds, positions, rate) & active & eligible[everything.tokens]
+    assert torch.equal(found.mixed, mixed)
+    assert mixed.any() == (rate > 0)
+    assert torch.equal(found.tokens, torch.where(mixed, everything.tokens, sampled))
+    assert torch.equal(found.candidates[mixed], everything.candidates[mixed])
+    assert torch.equal(found.weights[mixed], everything.weights[mixed])
 
 
 def test_gaussian_steps_keep_the_sampled_token():

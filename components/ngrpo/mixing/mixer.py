@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.neighbor_mixing import gate
-from ngrpo.mixing.strategy import Step, Strategy, StrategySource
+from ngrpo.mixing.strategy import Decision, Step, Strategy, StrategySource
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: 
 
     A gated row whose token is not eligible (an end-of-sequence token, say) stays an ordinary sampled step.
 
+    On a processor the strategy is asked about the gated rows alone, a tenth of them; on a device about all, since which rows they
+    are is not known here without waiting for it. Rows are decided each by itself, so what comes is the same.
+
     Args:
         strategy: Decides what is mixed.
         step: The step.
@@ -41,8 +44,26 @@ def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: 
         active: bool `[N]`, rows that may be mixed.
         eligible: bool `[V]`, see `Mixer`.
     """
-    decision = strategy.decide(step)
-    mixed = gate(step.seeds, step.positions, rate) & active & eligible[decision.tokens]
+    gated = gate(step.seeds, step.positions, rate) & active
+    if gated.device.type != "cpu":
+        return _laid_over(step, strategy.decide(step), gated, eligible)
+    tokens = step.sampled
+    mixed, candidates, weights = (
+        torch.zeros_like(gated),
+        tokens.new_zeros(len(tokens), strategy.k),
+        torch.zeros(len(tokens), strategy.k),
+    )
+    rows = gated.nonzero()[:, 0]
+    if len(rows):
+        part = Step(step.scaled_logits[rows], tokens[rows], step.seeds[rows], step.positions[rows], step.neighbors)
+        decided = _laid_over(part, strategy.decide(part), gated[rows], eligible)
+        mixed[rows], candidates[rows], weights[rows] = decided.mixed, decided.candidates, decided.weights
+        tokens = tokens.index_copy(0, rows, decided.tokens)
+    return MixedStep(mixed, tokens, candidates, weights)
+
+
+def _laid_over(step: Step, decision: Decision, gated: Tensor, eligible: Tensor) -> MixedStep:
+    mixed = gated & eligible[decision.tokens]
     return MixedStep(
         mixed, torch.where(mixed, decision.tokens, step.sampled), decision.candidates, decision.weights.float()
     )

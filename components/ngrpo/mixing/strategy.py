@@ -49,7 +49,7 @@ class Strategy(ABC):
     """How a gated step is mixed.
 
     Every row is decided by itself and by its values alone: anything random is drawn from its seed and position
-    (`ngrpo.mixing.counter`). Rows that are not mixed are decided too, and thrown away, so that nothing waits for the device.
+    (`ngrpo.mixing.counter`). On a device rows that are not mixed are decided too, and thrown away, so that nothing waits for it.
     """
 
     k: int
