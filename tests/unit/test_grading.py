@@ -202,7 +202,8 @@ CASES = [
     ("no solution", "5", False, None),
     ("A", r"\text{(A)}", True, None),
     ("A", "B", False, None),
-    ("18", "eighteen", False, UNREAD),
+    ("18", "eighteen", True, None),
+    ("18", "eighteenth", False, UNREAD),
     ("18", "not 17 but 18", False, None),
     # what cannot be read is said, not swallowed
     ("5", "5.", True, None),  # the full stop of a sentence

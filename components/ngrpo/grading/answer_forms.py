@@ -6,6 +6,7 @@ A rule is here only if no two different answers become equal by it; what the rul
 - An answer that there is nothing (`no solution`, `none`, `DNE`, `\varnothing`, `\{\}`) is the empty set: the question says what
   there is none of. `real` may be said, since real numbers are meant where nothing else is. Any other condition makes another claim
   ("no integer solutions", "no unique solution"), and `0`, `undefined` and `\{\emptyset\}` are no such answer.
+- Numbers in words: `\text{twenty-one}`, `one half`; the base of a numeral too (`101_{\text{two}}`).
 - Numbers as people write them: `10\,000`, `1,000\pi`, `1 1/2`, `3{:}00`, `2^\frac{1}{2}`, `0.\overline{5}`, `1.5e5`; intervals as in
   ISO 80000-2: `[1,2[` is `[1,2)`; upright constants (`\mathrm{e}`), and a full stop at the end.
 """
@@ -16,6 +17,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
+
+from ngrpo.grading.number_words import number_in_words
 
 _SIGNS = {
     "∞": r"\infty ",
@@ -63,6 +66,11 @@ def _upright(constant: re.Match[str]) -> str:
     return f" {constant[1] or constant[2] or 'i'} "
 
 
+def _base_in_words(base: re.Match[str]) -> str:
+    number = number_in_words(base[1])
+    return base[0] if number is None else f"_{{{number}}}"
+
+
 def _primed(name: re.Match[str]) -> str:
     return f"{name[1]}_{{{'prime' * len(name[2])}}}"
 
@@ -90,6 +98,8 @@ _UNICODE_RULES: tuple[_Rule, ...] = (
 )
 _DELIMITERS = (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")
 _FULL_STOP = re.compile(r"(?<![.\s])(?<!\\right)\s*\.$")
+
+_LINE_END = re.compile(r"(?:\s*\\\\)+$")
 
 _RULES: tuple[_Rule, ...] = (
     # A number of a table with floating-point numbers is not a multiple of Euler's number, nor is `1.5e5`; `2e-3` may be a difference.
@@ -119,6 +129,10 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\varnothing|(?:\\left\s*)?\\\{\s*(?:\\right\s*)?\\\}"), r"\\emptyset "),
     (re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{_GAP}\d{{3}})+(?!\d)"), _without_gaps),
     (re.compile(r"^([+-]?\d+)\s+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
+    (re.compile(r"(?<=\w)_\s*\{\s*\\(?:text|mathrm)\s*\{\s*(?:base\s+)?([a-z]+)\s*\}\s*\}"), _base_in_words),
+    (re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\(?:text|mathrm)\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?$"), r"\\text{\1}"),
+    (re.compile(r"\\bmod(?![A-Za-z])"), r"\\mod "),
+    (re.compile(r"\\langle(?![A-Za-z])(.+?,.+?)\\rangle(?![A-Za-z])"), r"(\1)"),
     (re.compile(rf"\^\s*(\\[dtc]?frac{_ARGUMENT}{_ARGUMENT})"), r"^{\1}"),
     # Before a percent sign too, where the parser takes the whole number for a factor.
     (re.compile(r"(?<![\d.])(\d{1,9})\s*\\[dtc]?frac\{(\d{1,9})\}\{(\d{1,9})\}(?=\s*\\?%)"), _improper),
@@ -147,12 +161,15 @@ def canonical(answer: str) -> str:
         text = "".join(map(_character, text))
         for rule, spelling in _UNICODE_RULES:
             text = rule.sub(spelling, text)
-    text = _FULL_STOP.sub("", text)
+    text = _LINE_END.sub("", _FULL_STOP.sub("", text))
     for rule, spelling in _RULES:
         text = rule.sub(spelling, text)
     words = " ".join(_TYPESETTING.sub(" ", text).split()).rstrip(" .").lower()
     if _NO_SOLUTION.fullmatch(words):
         return r"\emptyset"
+    number = number_in_words(words) if words[:1].isalpha() else None
+    if number is not None:
+        return str(number) if number.denominator == 1 else rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
     return r"\cup".join(map(_usual_brackets, text.split(r"\cup"))).strip()
 
 

@@ -29,6 +29,7 @@ from ngrpo.grading.expressions import (
     Row,
     Span,
     Without,
+    folded,
     nodes,
     read,
 )
@@ -101,7 +102,7 @@ def _same_quantity(gold: Quantity, answer: Quantity) -> bool:
     """Compare two quantities. Of a percentage the number alone is right, and its value; a whole number may stand for a percentage."""
     if gold.words != answer.words or gold.bound != answer.bound or not units_agree(gold.unit, answer.unit):
         return False
-    expected, given = read(gold.number), read(answer.number)
+    expected, given = _read_both(gold.number, answer.number)
     if PERCENT in (gold.unit, answer.unit) and gold.unit != answer.unit:
         value = Fraction(1, 100)
         if gold.unit == PERCENT:
@@ -112,6 +113,18 @@ def _same_quantity(gold: Quantity, answer: Quantity) -> bool:
             return True
         return isinstance(expected, sympy.Integer) and _same(expected, given, gold.factor, answer.factor)
     return _same(expected, given, gold.factor, answer.factor)
+
+
+def _read_both(gold: str, answer: str) -> tuple[Any, Any]:
+    """Read both. The case of letters does not count, `3r^2` for `3R^2`, unless one has a letter in both cases, as `R^2 - r^2` has."""
+    expected, given = read(gold), read(answer)
+    if any(name.lower() in names for names in map(_letters, (expected, given)) for name in names if name.isupper()):
+        return expected, given
+    return read(folded(gold)), read(folded(answer))
+
+
+def _letters(node: Any) -> set[str]:
+    return {part.name for part in nodes(node) if isinstance(part, sympy.Symbol) and len(part.name) == 1}
 
 
 def _same(gold: Any, answer: Any, gold_factor: Fraction, answer_factor: Fraction) -> bool:

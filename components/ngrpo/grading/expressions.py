@@ -15,7 +15,7 @@ from typing import Any
 
 import sympy
 import sympy.tensor.tensor  # sympy loads it with its first sum, when the process that grades may read no file any more
-from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.logic import And
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from sympy.core.function import AppliedUndef
@@ -35,6 +35,7 @@ _LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/(?:\d\d){1,
 """A time or a date, which is neither a quotient nor a difference."""
 
 _BASED = re.compile(r"\(?(?<![\w.])(\d+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(\d+)\s*\}?\s*\}|(\d))")
+_LARGE_LETTER = re.compile(r"\\(?:math(?:bb|cal|rm)|text|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Z]")
 _ORDER = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|in)(?![A-Za-z])|[≤≥≠∈]")
 _OR = re.compile(r",?\s*(?:\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
 _AND = re.compile(
@@ -109,7 +110,10 @@ class Both(Form):
 
 
 class _Reader(_Latex2Sympy):
-    """The parser, without what it would evaluate."""
+    """The parser, without what it would evaluate, and with the case of letters."""
+
+    def __init__(self) -> None:
+        super().__init__(config=ConversionConfig(lowercase_symbols=False))
 
     def parse_number(self, text: str) -> Any:
         text = text.replace(",", "")
@@ -122,6 +126,8 @@ class _Reader(_Latex2Sympy):
         if atom.number_subexpr() and atom.number_subexpr().subexpr():
             base = atom.number_subexpr().subexpr().getText().strip("_{} ")
             return Based(sympy.Symbol(atom.number_subexpr().NUMBER().getText()), sympy.Symbol(base))
+        if atom.FUNC_GAMMA():  # a name like others; the parser takes it for Euler's constant
+            return sympy.Symbol(atom.FUNC_GAMMA().getText().strip("\\ "))
         return super().convert_atom(atom)
 
     def convert_interval(self, expr: Any) -> Any:
@@ -314,6 +320,11 @@ def _split(text: str, word: re.Pattern[str]) -> list[str]:
             parts.append(text[start : match.start()])
             start = match.end()
     return [*parts, text[start:]]
+
+
+def folded(text: str) -> str:
+    """Return a formula with small letters for large ones, Greek ones and those of commands left as they are."""
+    return _LARGE_LETTER.sub(lambda found: found[0].lower() if len(found[0]) == 1 else found[0], text)
 
 
 def nodes(expression: Any) -> Iterator[Any]:

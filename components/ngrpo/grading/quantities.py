@@ -93,9 +93,15 @@ _EDGES = re.compile(r"^[\s,;]+|[\s,;]+$")
 
 
 def same_text(gold: str, answer: str) -> bool:
-    r"""Whether two answers are the same words, in \text{} or not, in large letters or small."""
+    r"""Whether two answers are the same words, in \text{} or not, in large letters or small.
+
+    In what may be a formula the case of letters counts, `2X` is not `2x`; a letter alone may name an option.
+    """
     first = _plain(gold)
-    return first is not None and first == _plain(answer)
+    if first is None or first != _plain(answer):
+        return False
+    is_words = len(first) == 1 or re.search("[a-z]{3}", first) or any(map(_TEXT.search, (gold, answer)))
+    return bool(is_words) or _SPACE.sub("", _TEXT.sub(r"\1", gold)) == _SPACE.sub("", _TEXT.sub(r"\1", answer))
 
 
 def is_text(answer: str) -> bool:
