@@ -41,6 +41,14 @@ def test_a_dead_link_is_noticed(tmp_path):
     assert dead(page) == ["#another", "gone.md"]
 
 
+def test_the_site_has_every_page():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
+    assert sorted(listed) == sorted(
+        ["index.md", "CONTRIBUTING.md", "CHANGELOG.md", *(page.name for page in PAGES if page.parent.name == "docs")]
+    )
+
+
 def test_every_page_can_be_reached_from_the_readme():
     reached, waiting = set(), [ROOT / "README.md"]
     while waiting:
