@@ -27,7 +27,7 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-long test-models test-faults test-container test-cluster kind-cluster lint lint-images bench gpu-check golden settings mutants ui images lock lock-images clean
+.PHONY: run test test-long test-models test-faults test-container test-cluster kind-cluster lint lint-images docs bench gpu-check golden settings mutants ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -69,6 +69,16 @@ lint: $(VENV)/installed .mypy/ngrpo_kfp
 
 lint-images: $(VENV)/image-tools
 	$(BIN)/hadolint images/*.Dockerfile
+
+# The documentation as a site, in outputs/site; a link that leads nowhere is an error.
+docs: $(VENV)/docs-tools
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --quiet
+	@echo "outputs/site/index.html"
+
+$(VENV)/docs-tools: requirements/docs.txt
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip --quiet --disable-pip-version-check install -r requirements/docs.txt
+	@touch $@
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks $(ARGS)
