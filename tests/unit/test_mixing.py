@@ -135,9 +135,10 @@ def decided(strategy: Strategy, logits: torch.Tensor, **changes) -> MixedStep:
     """Decide the first position of rows that are all gated."""
     rows = len(logits)
     sampled = changes.pop("sampled", torch.zeros(rows).long())
-    step = Step(logits, sampled, torch.arange(rows), torch.zeros(rows).long(), neighbors())
-    everything = {"active": torch.ones(rows).bool(), "eligible": torch.ones(VOCABULARY).bool()}
-    return mixed_step(strategy, step, rate=1.0, **(everything | changes))
+    active = changes.pop("active", torch.ones(rows).bool())
+    eligible = changes.pop("eligible", torch.ones(logits.shape[1]).bool())
+    step = Step(logits, sampled, torch.arange(rows), torch.zeros(rows).long(), neighbors(), eligible)
+    return mixed_step(strategy, step, rate=1.0, active=active)
 
 
 def test_a_step_leaves_out_rows_past_the_marker_and_anchors_that_may_not_be_mixed():

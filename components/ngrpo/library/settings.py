@@ -38,7 +38,7 @@ def read_settings(owner: str, values: Mapping[str, Any], further: Iterable[str] 
             problems += str(error).splitlines()
     if not problems:
         mixing, neighbors = sections
-        if mixing.k <= neighbors.candidates + 1:
+        if mixing.neighbors_needed <= neighbors.candidates:
             return Settings(mixing, neighbors)
         problems.append(
             f"k={mixing.k} exceeds candidates={neighbors.candidates} plus the anchor: raise candidates to at least "

@@ -29,7 +29,7 @@ class MixedStep:
     weights: Tensor
 
 
-def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: Tensor, eligible: Tensor) -> MixedStep:
+def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: Tensor) -> MixedStep:
     """Decide one decode step.
 
     A gated row whose token is not eligible (an end-of-sequence token, say) stays an ordinary sampled step.
@@ -39,10 +39,9 @@ def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: 
         step: The step.
         rate: Gate rate rho; one for all rows, or `[N]`.
         active: bool `[N]`, rows that may be mixed.
-        eligible: bool `[V]`, see `Mixer`.
     """
     decision = strategy.decide(step)
-    mixed = gate(step.seeds, step.positions, rate) & active & eligible[decision.tokens]
+    mixed = gate(step.seeds, step.positions, rate) & active & step.eligible[decision.tokens]
     return MixedStep(
         mixed, torch.where(mixed, decision.tokens, step.sampled), decision.candidates, decision.weights.float()
     )
