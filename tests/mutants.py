@@ -594,15 +594,15 @@ MUTANTS = (
     Mutant(
         "mixing: anchors that may not be",
         _MIXER,
-        " & active & eligible[decision.tokens]",
+        " & active & step.eligible[decision.tokens]",
         " & active",
         (EQUATIONS,),
     ),
     Mutant(
         "mixing: past the marker",
         _MIXER,
-        " & active & eligible[decision.tokens]",
-        " & eligible[decision.tokens]",
+        " & active & step.eligible[decision.tokens]",
+        " & step.eligible[decision.tokens]",
         (EQUATIONS,),
     ),
     Mutant(

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.mixer import Mixer
-from ngrpo.mixing.strategies import Gaussian, Neighbor
+from ngrpo.mixing.strategies import Gaussian, Gumbel, Neighbor, Soft
 from ngrpo.mixing.strategy import Strategy
 from ngrpo.neighbors.index import NeighborIndex
 
@@ -61,8 +61,18 @@ def end_marker(text: str | None) -> EndMarker | None:
     return None if text is None else EndMarker.of(text, [f" {word}".encode() for word in [*SPECIAL, *WORDS]])
 
 
-def strategy_of(name: str) -> Strategy:
-    return Gaussian(0.5) if name == "gaussian" else Neighbor(3)
+STRATEGIES: dict[str, Strategy] = {
+    "neighbor": Neighbor(3),
+    "gaussian": Gaussian(0.5),
+    "sampled": Neighbor(3, label="sampled"),
+    "release": Neighbor(3, label="sampled", weights="release"),
+    "soft": Soft(4),
+    "soft-sampled": Soft(4, label="sampled"),
+    "gumbel": Gumbel(4),
+    "gumbel-choice": Gumbel(4, noise_in_weights=False),
+}
+"""Every way to mix that comes with us."""
+FURTHER = [name for name in STRATEGIES if name not in ("neighbor", "gaussian")]
 
 
 def mixer_for(model, strategy: str | Strategy, rate: float, marker: str | None = None, version: int = 0) -> Mixer:
@@ -71,7 +81,7 @@ def mixer_for(model, strategy: str | Strategy, rate: float, marker: str | None =
         model.get_input_embeddings().weight, eligible(), candidates=6, block_rows=64, version=version
     )
     return Mixer(
-        strategy=strategy_of(strategy) if isinstance(strategy, str) else strategy,
+        strategy=STRATEGIES[strategy] if isinstance(strategy, str) else strategy,
         rate=rate,
         neighbors=index.neighbors,
         eligible=index.eligible,

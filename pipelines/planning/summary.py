@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.checking.decoding_time import check_decoding_time
+from ngrpo.checking.exploration import check_exploration
 from ngrpo.config import RunConfig
 from ngrpo.config.mixing import FUSED_STRATEGIES
 from ngrpo.contracts.evaluation import Evaluation
@@ -82,7 +83,11 @@ def plan_table(plan: Plan, config: RunConfig) -> Table:
     below = [
         *_chat_lines(config),
         *_rollout_lines(config),
-        *(f"warning: {finding.line}" for finding in check_decoding_time(config)),
+        *(
+            f"warning: {finding.line}"
+            for check in (check_decoding_time, check_exploration)
+            for finding in check(config)
+        ),
     ]
     table = Table(title="Plan", caption=escape("\n".join(below)) or None, caption_justify="left")
     for column in ("stage", "key", ""):
@@ -108,11 +113,14 @@ def _chat_lines(config: RunConfig) -> Iterator[str]:
 
 
 def _rollout_lines(config: RunConfig) -> Iterator[str]:
-    strategy = config.mixing.strategy
+    unknown = config.mixing.without_kernels
     on_gpu = config.rollout.engine == "vllm" and config.needs("ngrpo_training").gpus > 0
-    if on_gpu and strategy not in FUSED_STRATEGIES:
+    if on_gpu and unknown is not None:
         known = " and ".join(FUSED_STRATEGIES)
-        yield f"rollouts: steps with mixing.strategy={strategy} take the slower path through torch; {known} have GPU kernels"
+        yield (
+            f"rollouts: steps with {unknown} take the slower path through torch; {known} have GPU kernels, with label=anchor and "
+            "weights=softmax"
+        )
 
 
 def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = None, node: str | None = None) -> Table:

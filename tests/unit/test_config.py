@@ -47,7 +47,7 @@ IMPOSSIBLE = {
     "mixing.k=40": ("mixing.k=40", "neighbors.candidates=32", "raise neighbors.candidates to at least 39"),
     "mixing.rate=1.5": ("mixing.rate", "less than or equal to 1", "1.5"),
     "mixing.rate=-0.1": ("mixing.rate", "greater than or equal to 0", "-0.1"),
-    "mixing.strategy=noise": ("mixing.strategy", "'neighbor', 'token' or 'gaussian'", "noise"),
+    "mixing.strategy=noise": ("mixing.strategy", "'neighbor', 'token', 'gaussian', 'soft' or 'gumbel'", "noise"),
     "rollout.temperature=0": ("rollout.temperature", "greater than 0", "0"),
     "rollout.temperature=-1": ("rollout.temperature", "greater than 0", "-1"),
     "rollout.top_p=0.9": ("rollout.top_p=0.9", "set 1.0"),

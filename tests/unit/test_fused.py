@@ -15,10 +15,12 @@ from ngrpo.config import load_config
 from ngrpo.config.mixing import FUSED_STRATEGIES
 from ngrpo.mixing.strategies import READY, Gaussian, Neighbor, Token
 from ngrpo.rollout import fused
+from ngrpo.rollout.configured_strategy import load_strategy, strategy_source
 from ngrpo_kfp.pipelines.planning.nodes import Plan
 from ngrpo_kfp.pipelines.planning.summary import plan_table
 
 SCRIPT = Path(__file__).parents[1] / "fused_cases.py"
+PRESET = Path(__file__).parents[2] / "pipelines/presets/paper-1.5b.toml"
 CASES = re.findall(r"^def (case_\w+)", SCRIPT.read_text(), re.M)
 LONG = ["case_the_tests_of_slots_pass_with_kernels"]
 
@@ -77,10 +79,21 @@ def test_a_plan_for_gpus_says_which_rollouts_take_the_slower_path():
     assert "take the slower path" not in planned("rollout.engine=transformers", "mixing.strategy=gaussian")
     shown = planned("rollout.engine=vllm", "mixing.strategy=gaussian")
     assert "mixing.strategy=gaussian take the slower path through torch; neighbor and token have GPU kernels" in shown
+    for setting in ("strategy=soft", "strategy=gumbel", "label=sampled", "weights=release"):
+        assert f"steps with mixing.{setting} take the slower path" in planned(
+            "rollout.engine=vllm", f"mixing.{setting}"
+        )
+        strategy = load_strategy(strategy_source(load_config(PRESET, [f"mixing.{setting}"]).mixing))
+        assert not fused.serves(strategy), "the plan and the kernels agree"
+
+
+def test_a_plan_says_where_rollouts_cannot_differ():
+    shown = planned("mixing.rate=1")
+    assert "warning: mixing.rate=1 with strategy='neighbor' and label='anchor' takes the most likely token" in shown
+    assert "takes the most likely token" not in planned()
 
 
 def planned(*overrides: str) -> str:
     console = Console(width=200, record=True)
-    preset = Path(__file__).parents[2] / "pipelines/presets/paper-1.5b.toml"
-    console.print(plan_table(Plan({}), load_config(preset, list(overrides))))
+    console.print(plan_table(Plan({}), load_config(PRESET, list(overrides))))
     return " ".join(console.export_text().split())

@@ -152,7 +152,14 @@ def test_the_model_may_be_named_or_at_hand(here, tmp_path, form):
 
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize(
-    "changes", [{}, {"strategy": "gaussian"}, {"mask_mixed_positions": True, "index_refresh": "every_batch"}]
+    "changes",
+    [
+        {},
+        {"strategy": "gaussian"},
+        {"mask_mixed_positions": True, "index_refresh": "every_batch"},
+        {"label": "sampled", "weights": "release", "mixed_ratio": "one"},
+        {"strategy": "gumbel", "gumbel_temperature": 1.0, "k": 5},
+    ],
 )
 def test_rollouts_are_scored_on_the_inputs_they_were_generated_from(here, tmp_path, chat, changes):
     """At the first step nothing has moved: old policy, policy and rollout agree, so the ratio is 1 and nothing is clipped."""
@@ -271,6 +278,20 @@ def test_defaults_are_those_of_a_preset():
         ({"metric": "dice"}, "NGRPOConfig.metric: "),
         ({"engine": "tgi"}, "NGRPOConfig.engine='tgi': choose one of 'transformers', 'vllm'"),
         ({"index_refresh": "never"}, "NGRPOConfig.index_refresh='never': choose one of"),
+        ({"label": "argmax"}, "NGRPOConfig.label: "),
+        (
+            {"weights": "release", "strategy": "soft"},
+            "NGRPOConfig.weights='release' has no effect with strategy='soft'",
+        ),
+        ({"mixed_ratio": 1.0}, "NGRPOConfig.mixed_ratio=1.0: choose one of 'policy', 'one'"),
+        (
+            {"mixed_ratio": "one"},
+            "NGRPOConfig.mixed_ratio='one': has no effect where a rollout batch is used for one step",
+        ),
+        (
+            {"mixed_ratio": "one", "mask_mixed_positions": True, "num_iterations": 2},
+            "NGRPOConfig.mixed_ratio='one': has no effect with mask_mixed_positions=True",
+        ),
         ({"mismatch_bound": -0.1}, "NGRPOConfig.mismatch_bound=-0.1: a number above 0, or None"),
         ({"mismatch_bound": float("nan")}, "NGRPOConfig.mismatch_bound=nan: a number above 0, or None"),
         ({"rollout_batch_size": 0}, "NGRPOConfig.rollout_batch_size=0: a whole number above 0"),

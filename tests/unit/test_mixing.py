@@ -135,9 +135,10 @@ def decided(strategy: Strategy, logits: torch.Tensor, **changes) -> MixedStep:
     """Decide the first position of rows that are all gated."""
     rows = len(logits)
     sampled = changes.pop("sampled", torch.zeros(rows).long())
-    step = Step(logits, sampled, torch.arange(rows), torch.zeros(rows).long(), neighbors())
-    everything = {"active": torch.ones(rows).bool(), "eligible": torch.ones(VOCABULARY).bool()}
-    return mixed_step(strategy, step, rate=1.0, **(everything | changes))
+    active = changes.pop("active", torch.ones(rows).bool())
+    eligible = changes.pop("eligible", torch.ones(logits.shape[1]).bool())
+    step = Step(logits, sampled, torch.arange(rows), torch.zeros(rows).long(), neighbors(), eligible)
+    return mixed_step(strategy, step, rate=1.0, active=active)
 
 
 def test_a_step_leaves_out_rows_past_the_marker_and_anchors_that_may_not_be_mixed():
@@ -158,9 +159,10 @@ def test_what_is_decided_on_a_processor_for_the_gated_rows_is_what_all_rows_woul
     random = torch.Generator().manual_seed(3)
     seeds, positions = torch.arange(rows), torch.randint(0, 40, (rows,), generator=random)
     sampled = torch.randint(0, VOCABULARY, (rows,), generator=random)
-    step = Step(torch.randn(rows, VOCABULARY, generator=random), sampled, seeds, positions, neighbors())
     active, eligible = torch.rand(rows, generator=random) < 0.8, torch.rand(VOCABULARY, generator=random) < 0.9
-    found, everything = mixed_step(strategy, step, rate=rate, active=active, eligible=eligible), strategy.decide(step)
+    logits = torch.randn(rows, VOCABULARY, generator=random)
+    step = Step(logits, sampled, seeds, positions, neighbors(), eligible)
+    found, everything = mixed_step(strategy, step, rate=rate, active=active), strategy.decide(step)
     mixed = gate(seeds, positions, rate) & active & eligible[everything.tokens]
     assert torch.equal(found.mixed, mixed)
     assert mixed.any() == (rate > 0)

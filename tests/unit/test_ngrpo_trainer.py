@@ -9,7 +9,7 @@ from trl import GRPOConfig, GRPOTrainer
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
-from tiny import EOS, PAD, mixer_for, save_tiny_model
+from tiny import EOS, FURTHER, PAD, mixer_for, save_tiny_model
 
 GROUP, SEQUENCES = 4, 32
 
@@ -57,7 +57,9 @@ def arguments(directory, **changes) -> GRPOConfig:
     return GRPOConfig(**(settings | changes))
 
 
-def trainer(directory, strategy: str, rate: float = 0.4, mask: bool = False, **changes) -> NGRPOTrainer:
+def trainer(
+    directory, strategy: str, rate: float = 0.4, mask: bool = False, mixed_ratio: str = "policy", **changes
+) -> NGRPOTrainer:
     return NGRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(directory),
         reward_funcs=[length_reward],
@@ -67,6 +69,7 @@ def trainer(directory, strategy: str, rate: float = 0.4, mask: bool = False, **c
         make_engine=lambda model: TransformersEngine(model, [EOS], PAD, 64),
         current_mixer=lambda model: None if strategy == "token" else mixer_for(model, strategy, rate),
         mask_mixed_positions=mask,
+        mixed_ratio=mixed_ratio,
     )
 
 
@@ -80,8 +83,18 @@ def worst(first: torch.Tensor, second: torch.Tensor, batch: dict) -> float:
     return (first - second)[batch["completion_mask"].bool()].abs().max().item()
 
 
-@pytest.mark.parametrize("strategy", ["neighbor", "gaussian", "token"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("strategy", "checkpointing"),
+    [
+        *(
+            (strategy, checkpointing)
+            for strategy in ("neighbor", "gaussian", "token")
+            for checkpointing in (False, True)
+        ),
+        ("gumbel", False),
+        *(pytest.param(name, True, marks=pytest.mark.long) for name in FURTHER),
+    ],
+)
 def test_every_pass_sees_the_recorded_inputs(directory, strategy, checkpointing):
     learner = trainer(directory, strategy, gradient_checkpointing=checkpointing)
     batch = rollout_batch(learner)

@@ -140,13 +140,13 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
     [
         (
             ["strategy=noise"],
-            "mixing.strategy: 'neighbor', 'token' or 'gaussian', or a class of your own: file.py:NAME",
+            "mixing.strategy: 'neighbor', 'token', 'gaussian', 'soft' or 'gumbel', or a class of your own: file.py:NAME",
         ),
         (
             ["strategy=missing.py:Mine"],
             "mixing.strategy: no such file: 'missing.py' is relative to",
         ),
-        (["strategy=mine.py"], "mixing.strategy: 'neighbor', 'token' or 'gaussian'"),
+        (["strategy=mine.py"], "mixing.strategy: 'neighbor', 'token', 'gaussian', 'soft' or 'gumbel'"),
         (["strategy=a b:c"], "mixing.strategy: "),
         (["strategy=3"], "mixing.strategy"),
         (['options={"k": 2}'], "mixing.options={'k': 2}: only a class of your own has them; strategy='neighbor'"),

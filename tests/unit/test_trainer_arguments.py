@@ -110,6 +110,7 @@ ELSEWHERE = {
     "rollout.top_p",  # must be 1
     "training.cast_lm_head_to_fp32",  # needs another `model.dtype`: see below
     "training.mask_mixed_positions",
+    "training.mixed_ratio",
     "training.mismatch_bound",
     "training.mismatch_cap",  # needs a correction: see below
     "training.index_refresh",
@@ -221,6 +222,11 @@ def built(tmp_path, *overrides: str) -> dict[str, Any]:
 def test_mixed_positions_are_left_out_of_the_loss_where_it_is_asked_for(tmp_path, masked):
     arguments = built(tmp_path, f"training.mask_mixed_positions={str(masked).lower()}")
     assert arguments["mask_mixed_positions"] is masked
+
+
+def test_the_ratio_of_mixed_steps_is_what_is_asked_for(tmp_path):
+    assert built(tmp_path)["mixed_ratio"] == "policy"
+    assert built(tmp_path, *SMALL, "training.num_iterations=2", "training.mixed_ratio=one")["mixed_ratio"] == "one"
 
 
 @pytest.mark.parametrize(("correction", "corrected"), [("off", False), ("token_mask", True)])

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ngrpo.config.code import UserCode
 from ngrpo.config.sources import Option
-from ngrpo.section import Coefficient, Line, Probability, Section, check_text, count
+from ngrpo.section import Coefficient, Flag, Line, Probability, Section, check_text, count, number, refuse, unless_set
 
-READY_STRATEGIES = ("neighbor", "token", "gaussian")
+READY_STRATEGIES = ("neighbor", "token", "gaussian", "soft", "gumbel")
 FUSED_STRATEGIES = ("neighbor", "token")
-"""Those that the kernels of a decode step on a GPU know (`ngrpo.rollout.fused`)."""
+"""Those that the kernels of a decode step on a GPU know (`ngrpo.rollout.fused`); `neighbor` with the label and the weights of the paper."""
+_SETTINGS_OF = {
+    "label": ("neighbor", "soft"),
+    "weights": ("neighbor",),
+    "gumbel_temperature": ("gumbel",),
+    "noise_in_weights": ("gumbel",),
+}
+"""The ready strategies that a setting is for."""
 
 
 class StrategyCode(UserCode):
@@ -28,16 +36,25 @@ class MixingConfig(Section):
     """Filled by itself: the code that `strategy` names, where it is none of the ready ones."""
     strategy: Line = "neighbor"
     """`neighbor`: Semantic Neighbor Mixing (N-GRPO). `token`: no mixing (plain GRPO). `gaussian`: the step's token is
-    sampled and noise is added to its embedding. Or a class of your own: `file.py:NAME`, a file relative to the preset, or
+    sampled and noise is added to its embedding. `soft`: soft thinking, a mixture of the `k` most likely tokens. `gumbel`: soft
+    thinking with Gumbel noise on the logits. Or a class of your own: `file.py:NAME`, a file relative to the preset, or
     `package.module:NAME`."""
     options: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Option] = {}
     """Arguments of a class of your own, but for `k` and `noise_std`, which it gets if it has arguments of these names."""
     rate: Probability = 0.1
     """Gate rate, rho of equation 11."""
     k: Annotated[int, count(1, 10_001)] = 3
-    """Size of the candidate set, the anchor counted (equation 8)."""
+    """Size of the candidate set, the anchor counted (equation 8). With `neighbor` and 1, gated steps are greedy and nothing is mixed."""
+    label: Literal["anchor", "sampled"] = unless_set("anchor")
+    """`neighbor` and `soft`: the token that a mixed step emits, the most likely one or the sampled one (the authors' release)."""
+    weights: Literal["softmax", "release"] = unless_set("softmax")
+    """`neighbor` only: softmax of the candidates' logits (equation 9), or of their probabilities (the authors' release)."""
     noise_std: Coefficient = 0.1
     """`gaussian` only: standard deviation of the noise, relative to the root mean square of the token's embedding."""
+    gumbel_temperature: Annotated[float, number(least=0.01, most=100.0)] = unless_set(0.5)
+    """`gumbel` only: temperature of the weights."""
+    noise_in_weights: Flag = unless_set(True)
+    """`gumbel` only: whether the weights have the noise too, or only the choice of the tokens has."""
     end_marker: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(check_text)] | None = "</think>"
     """Mixing ends once the rollout has produced this text, however its tokens divide it; with none it never ends."""
 
@@ -67,7 +84,7 @@ class MixingConfig(Section):
                 said = error.errors()[0]["msg"].removeprefix("Value error, ")
                 raise ValueError(said.removeprefix(f"function={strategy!r}: ")) from error
         raise ValueError(
-            "'neighbor', 'token' or 'gaussian', or a class of your own: file.py:NAME or package.module:NAME"
+            "'neighbor', 'token', 'gaussian', 'soft' or 'gumbel', or a class of your own: file.py:NAME or package.module:NAME"
         )
 
     @model_validator(mode="after")
@@ -85,4 +102,34 @@ class MixingConfig(Section):
         for name in ("k", "noise_std"):
             if name in self.options:
                 raise ValueError(f"options.{name}={self.options[name]!r}: is set by mixing.{name}; leave it out here")
+        refuse(self._without_effect())
         return self
+
+    def _without_effect(self) -> Iterator[str]:
+        for name, strategies in _SETTINGS_OF.items():
+            value = getattr(self, name)
+            if self.strategy not in strategies and value != type(self).model_fields[name].default:
+                yield f"{name}={value!r} has no effect with strategy={self.strategy!r}: leave it out"
+        if self.weights != "softmax" and self.k == 1:
+            yield f"weights={self.weights!r} has no effect with k=1, a single weight of 1: leave it out"
+        if self.strategy == "gumbel" and not self.noise_in_weights and self.gumbel_temperature != 0.5:
+            yield f"gumbel_temperature={self.gumbel_temperature:g} has no effect with noise_in_weights=false: leave it out"
+
+    @property
+    def neighbors_needed(self) -> int:
+        """Neighbors of a token that a ready strategy takes from the index."""
+        return self.k - 1 if self.strategy == "neighbor" else 0
+
+    @property
+    def without_kernels(self) -> str | None:
+        """The setting that the kernels of a decode step on a GPU do not know; none where they serve."""
+        if self.strategy not in FUSED_STRATEGIES:
+            return f"mixing.strategy={self.strategy}"
+        if self.label != "anchor":
+            return f"mixing.label={self.label}"
+        return None if self.weights == "softmax" else f"mixing.weights={self.weights}"
+
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether every step that can be mixed emits the most likely token, so that rollouts of one prompt are the same."""
+        return self.rate == 1 and self.strategy in ("neighbor", "soft") and self.label == "anchor"

@@ -146,7 +146,7 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
     promotion: PromotionConfig | None = sections.get("promotion")
     resources: dict[StageName, ResourcesConfig] | None = sections.get("resources")
     cluster: ClusterConfig | None = sections.get("cluster")
-    if mixing and not mixing.reference and neighbors and mixing.k > neighbors.candidates + 1:
+    if mixing and neighbors and mixing.neighbors_needed > neighbors.candidates:
         yield (
             f"mixing.k={mixing.k} exceeds neighbors.candidates={neighbors.candidates} plus the anchor: "
             f"raise neighbors.candidates to at least {mixing.k - 1} or lower mixing.k"

@@ -268,6 +268,9 @@ class TrainingConfig(Section):
     """`token` is GRPO, `sequence` is GSPO."""
     mask_mixed_positions: Flag = False
     """Leave mixed steps out of the loss: their label is an argmax, not a sample."""
+    mixed_ratio: Literal["policy", "one"] = unless_set("policy")
+    """Importance ratio of mixed steps: `policy` is that of the probabilities now and at the rollout, as of any other step. `one` is
+    exp(log p - sg(log p)) with sg a stop of the gradient: 1 whatever the update, so it is never clipped, with the gradient of log p."""
     mismatch_correction: Literal["off", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         unless_set("off")
     )
@@ -331,6 +334,13 @@ class TrainingConfig(Section):
             yield f"{loss} weighs whole sequences: set importance_sampling_level to 'sequence'"
         if self.loss_type == "vespo" and self.importance_sampling_level != "token":
             yield f"{loss} has weights of sequences of its own: leave importance_sampling_level at 'token'"
+        if self.mixed_ratio == "one" and self.mask_mixed_positions:
+            yield "mixed_ratio='one' has no effect with mask_mixed_positions=true, which leaves mixed steps out: leave one of them out"
+        if self.mixed_ratio == "one" and self.steps_per_batch == 1:
+            yield (
+                "mixed_ratio='one' has no effect with updates_per_batch=1 and num_iterations=1, where every ratio is one: leave it "
+                "out, or raise updates_per_batch"
+            )
         if self.mismatch_cap is not None and self.mismatch_correction == "off":
             yield f"mismatch_cap={self.mismatch_cap:g} has no effect with mismatch_correction='off': leave it out"
         if self.loss_type == "vespo" and self.mismatch_correction.startswith("sequence"):

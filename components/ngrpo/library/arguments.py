@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from trl import GRPOConfig
 
@@ -40,9 +40,25 @@ class NGRPOConfig(GRPOConfig):
     rate: float = field(default=0.1, metadata={"help": "Share of the decode steps that are mixed."})
     strategy: str = field(
         default="neighbor",
-        metadata={"help": "`neighbor` (N-GRPO), `token` (plain GRPO) or `gaussian` (noise on the token's embedding)."},
+        metadata={
+            "help": "`neighbor` (N-GRPO), `token` (plain GRPO), `gaussian` (noise on the token's embedding), `soft` (soft thinking) "
+            "or `gumbel` (soft thinking with Gumbel noise)."
+        },
+    )
+    label: str = field(
+        default="anchor",
+        metadata={"help": "`neighbor` and `soft`: what a mixed step emits, the `anchor` or the `sampled` token."},
+    )
+    weights: str = field(
+        default="softmax",
+        metadata={"help": "`neighbor` only: `softmax` (equation 9), or as in the authors' `release`."},
     )
     noise_std: float = field(default=0.1, metadata={"help": "`gaussian` only: standard deviation of the noise."})
+    gumbel_temperature: float = field(default=0.5, metadata={"help": "`gumbel` only: temperature of the weights."})
+    noise_in_weights: bool = field(
+        default=True,
+        metadata={"help": "`gumbel` only: whether the weights have the noise too, or the choice of tokens alone."},
+    )
     end_marker: str | None = field(
         default="</think>", metadata={"help": "Mixing ends once a rollout has produced this text; none: it never ends."}
     )
@@ -53,6 +69,10 @@ class NGRPOConfig(GRPOConfig):
         metadata={"help": "When the index follows the weights: `at_start`, or `every_batch` of rollouts."},
     )
     mask_mixed_positions: bool = field(default=False, metadata={"help": "Leave mixed steps out of the loss."})
+    mixed_ratio: Literal["policy", "one"] = field(
+        default="policy",
+        metadata={"help": "Importance ratio of mixed steps: the `policy`'s, or `one`, which is never clipped."},
+    )
     correct_mismatch: bool = field(
         default=False,
         metadata={
@@ -127,9 +147,20 @@ class NGRPOConfig(GRPOConfig):
         for name, allowed in (
             ("engine", ("transformers", "vllm")),
             ("index_refresh", ("at_start", "every_batch")),
+            ("mixed_ratio", ("policy", "one")),
         ):
             if getattr(self, name) not in allowed:
                 yield f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, allowed))}"
+        if self.mixed_ratio == "one" and self.mask_mixed_positions:
+            yield "mixed_ratio='one': has no effect with mask_mixed_positions=True; leave one of them out"
+        if (
+            self.mixed_ratio == "one"
+            and self.num_iterations * self.steps_per_generation <= self.gradient_accumulation_steps
+        ):
+            yield (
+                "mixed_ratio='one': has no effect where a rollout batch is used for one step; raise steps_per_generation or "
+                "num_iterations"
+            )
         bound = self.mismatch_bound
         if bound is not None and (type(bound) not in (int, float) or not 0 < bound < math.inf):
             yield f"mismatch_bound={bound!r}: a number above 0, or None"

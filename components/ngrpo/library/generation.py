@@ -25,7 +25,11 @@ def mixing_llm(
     rate: float = 0.1,
     *,
     strategy: str = "neighbor",
+    label: str = "anchor",
+    weights: str = "softmax",
     noise_std: float = 0.1,
+    gumbel_temperature: float = 0.5,
+    noise_in_weights: bool = True,
     end_marker: str | None = "</think>",
     candidates: int = 32,
     metric: str = "cosine",
@@ -38,8 +42,13 @@ def mixing_llm(
         model: A directory, or a name on the hub.
         k: Size of the candidate set, the anchor counted.
         rate: Share of the decode steps that are mixed.
-        strategy: `neighbor`, or `gaussian` for noise on the token's embedding.
+        strategy: `neighbor`, `gaussian` for noise on the token's embedding, `soft` for soft thinking, or `gumbel` for soft thinking
+            with Gumbel noise.
+        label: `neighbor` and `soft`: what a mixed step emits, the `anchor` or the `sampled` token.
+        weights: `neighbor` only: `softmax` (equation 9), or as in the authors' `release`.
         noise_std: `gaussian` only: standard deviation of the noise.
+        gumbel_temperature: `gumbel` only: temperature of the weights.
+        noise_in_weights: `gumbel` only: whether the weights have the noise too, or the choice of tokens alone.
         end_marker: Mixing ends once a response holds this text; none: it never ends.
         candidates: Neighbors kept for each token.
         metric: Similarity of tokens: `cosine`, `dot`, `l2` or `l1`.
@@ -51,7 +60,10 @@ def mixing_llm(
         DataError: The model or the index cannot be found or read.
         EngineError: vLLM is not installed.
     """
-    values = {"strategy": strategy, "rate": rate, "k": k, "noise_std": noise_std, "end_marker": end_marker}
+    values = {
+        **{"strategy": strategy, "rate": rate, "k": k, "label": label, "weights": weights, "noise_std": noise_std},
+        **{"gumbel_temperature": gumbel_temperature, "noise_in_weights": noise_in_weights, "end_marker": end_marker},
+    }
     problems = [f"{name}: ours to set; leave it out" for name in _OURS if name in vllm_options]
     problems += [
         f"{name}={vllm_options[name]!r}: vLLM cannot mix with it; leave it out"

@@ -35,10 +35,11 @@ def read_settings(owner: str, values: Mapping[str, Any], further: Iterable[str] 
         try:
             sections.append(_read(section, values))
         except ConfigError as error:
-            problems += str(error).splitlines()
+            # What settings do not agree on names them, behind the section, which is no argument.
+            problems += [line.removeprefix("configuration: ") for line in str(error).splitlines()]
     if not problems:
         mixing, neighbors = sections
-        if mixing.k <= neighbors.candidates + 1:
+        if mixing.neighbors_needed <= neighbors.candidates:
             return Settings(mixing, neighbors)
         problems.append(
             f"k={mixing.k} exceeds candidates={neighbors.candidates} plus the anchor: raise candidates to at least "

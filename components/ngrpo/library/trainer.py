@@ -115,6 +115,7 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
             make_engine=self._start_engine,
             current_mixer=self._current,
             mask_mixed_positions=args.mask_mixed_positions,
+            mixed_ratio=args.mixed_ratio,
             correct_mismatch=args.correct_mismatch,
             mismatch_bound=args.mismatch_bound,
             observers=[_gate_rate],

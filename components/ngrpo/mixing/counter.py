@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-GATE, TOKEN, NOISE = 0, 1, 2
+GATE, TOKEN, NOISE, GUMBEL = 0, 1, 2, 3
 """Streams: what a number is drawn for. Different streams of one seed and position are independent."""
 
 _MASK = 0xFFFFFFFF
+_ROWS = 64
+"""Rows whose Gumbel numbers are drawn at a time: each takes some doubles for every token of the vocabulary."""
 
 
 def _avalanche(x: Tensor) -> Tensor:
@@ -57,3 +59,24 @@ def normal(seed: Tensor, position: Tensor, size: int) -> Tensor:
     first, second = uniform(key, counter, NOISE).chunk(2, dim=-1)
     # 1 - first is in (0, 1], so the logarithm is finite.
     return (torch.sqrt(-2.0 * torch.log(1.0 - first)) * torch.cos(2.0 * math.pi * second)).float()
+
+
+def gumbel(seeds: Tensor, positions: Tensor, size: int) -> Tensor:
+    """Return standard Gumbel numbers, -log(-log(u)), for each token of a vocabulary: a function of seed, position and token id.
+
+    Args:
+        seeds: int64 `[N]`.
+        positions: int64 `[N]`.
+        size: Size of the vocabulary.
+
+    Returns:
+        float32 `[N, size]`.
+    """
+    tokens = torch.arange(size, device=seeds.device)[None, :]
+    keys = random_bits(seeds, positions, GUMBEL)[:, None]
+    return torch.cat([_gumbel(random_bits(some, tokens, GUMBEL)) for some in keys.split(_ROWS)])
+
+
+def _gumbel(bits: Tensor) -> Tensor:
+    # Half a step above the bits: in (0, 1), so both logarithms are finite.
+    return -torch.log(-torch.log((bits.double() + 0.5) * 2.0**-32)).float()

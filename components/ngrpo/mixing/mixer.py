@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class MixedStep:
     weights: Tensor
 
 
-def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: Tensor, eligible: Tensor) -> MixedStep:
+def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: Tensor) -> MixedStep:
     """Decide one decode step.
 
     A gated row whose token is not eligible (an end-of-sequence token, say) stays an ordinary sampled step.
@@ -42,11 +42,10 @@ def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: 
         step: The step.
         rate: Gate rate rho; one for all rows, or `[N]`.
         active: bool `[N]`, rows that may be mixed.
-        eligible: bool `[V]`, see `Mixer`.
     """
     gated = gate(step.seeds, step.positions, rate) & active
     if gated.device.type != "cpu":
-        return _laid_over(step, strategy.decide(step), gated, eligible)
+        return _laid_over(step, strategy.decide(step), gated)
     tokens = step.sampled
     mixed, candidates, weights = (
         torch.zeros_like(gated),
@@ -55,15 +54,16 @@ def mixed_step(strategy: Strategy, step: Step, *, rate: float | Tensor, active: 
     )
     rows = gated.nonzero()[:, 0]
     if len(rows):
-        part = Step(step.scaled_logits[rows], tokens[rows], step.seeds[rows], step.positions[rows], step.neighbors)
-        decided = _laid_over(part, strategy.decide(part), gated[rows], eligible)
+        of_rows = {name: getattr(step, name)[rows] for name in ("scaled_logits", "sampled", "seeds", "positions")}
+        part = replace(step, **of_rows)
+        decided = _laid_over(part, strategy.decide(part), gated[rows])
         mixed[rows], candidates[rows], weights[rows] = decided.mixed, decided.candidates, decided.weights
         tokens = tokens.index_copy(0, rows, decided.tokens)
     return MixedStep(mixed, tokens, candidates, weights)
 
 
-def _laid_over(step: Step, decision: Decision, gated: Tensor, eligible: Tensor) -> MixedStep:
-    mixed = gated & eligible[decision.tokens]
+def _laid_over(step: Step, decision: Decision, gated: Tensor) -> MixedStep:
+    mixed = gated & step.eligible[decision.tokens]
     return MixedStep(
         mixed, torch.where(mixed, decision.tokens, step.sampled), decision.candidates, decision.weights.float()
     )

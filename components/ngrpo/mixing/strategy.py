@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ngrpo.mixing.neighbor_mixing import mix
+
+Label = Literal["anchor", "sampled"]
+"""The token that a mixed step emits: the most likely one, or the one that was sampled."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Step:
         seeds: int64 `[N]`, the rollouts' seeds.
         positions: int64 `[N]`, positions of the next tokens in their responses.
         neighbors: integer `[V, m]`, nearest tokens of each token, nearest first, the token itself left out.
+        eligible: bool `[V]`, tokens that a mixed step may emit; special and unused tokens may not.
     """
 
     scaled_logits: Tensor
@@ -28,6 +33,7 @@ class Step:
     seeds: Tensor
     positions: Tensor
     neighbors: Tensor
+    eligible: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Decision:
     """What a strategy decides for each row, should the row be mixed.
 
     Attributes:
-        tokens: int64 `[N]`, the tokens to emit: text, reward and loss label of the step.
+        tokens: int64 `[N]`, the tokens to emit: text, reward and loss label of the step. A row whose token is not eligible is not mixed.
         candidates: int64 `[N, k]`, tokens whose embeddings are mixed.
         weights: float32 `[N, k]`.
     """
@@ -54,8 +60,16 @@ class Strategy(ABC):
 
     k: int
     """Candidates of a step."""
-    records_candidates: ClassVar[bool] = True
-    """Whether records carry candidate ids. They need not where the candidates are the token and its `k - 1` nearest neighbors."""
+
+    @property
+    def records_candidates(self) -> bool:
+        """Whether records carry candidate ids. They need not where the candidates are the token and its `k - 1` nearest neighbors."""
+        return True
+
+    @property
+    def neighbors_needed(self) -> int:
+        """Neighbors of a token that the index must hold."""
+        return 0 if self.records_candidates else self.k - 1
 
     @abstractmethod
     def decide(self, step: Step) -> Decision:
@@ -74,6 +88,19 @@ class Strategy(ABC):
             `[N, d]`, in the type of `vectors`.
         """
         return mix(vectors, weights)
+
+
+def labels(step: Step, anchors: Tensor, label: Label) -> Tensor:
+    """Return the tokens that mixed steps emit.
+
+    Where the anchor may not be mixed (an end-of-sequence token, say) it is returned whatever the label is: such a row is not mixed.
+
+    Args:
+        step: The step.
+        anchors: int64 `[N]`, the most likely token of each row.
+        label: Which token.
+    """
+    return anchors if label == "anchor" else torch.where(step.eligible[anchors], step.sampled, anchors)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,13 @@ def method_name(mixing: MixingConfig, training: TrainingConfig) -> str:
     """Return the name of the algorithm that the settings make."""
     plain = "GSPO" if training.importance_sampling_level == "sequence" else "GRPO"
     strategy = mixing.strategy if mixing.rate else "token"
-    ready = {"neighbor": f"N-{plain}", "token": plain, "gaussian": f"{plain} with Gaussian noise"}
+    ready = {
+        "neighbor": f"N-{plain}" if mixing.k > 1 else f"{plain} with greedy steps",
+        "token": plain,
+        "gaussian": f"{plain} with Gaussian noise",
+        "soft": f"{plain} with soft thinking",
+        "gumbel": f"{plain} with Gumbel soft thinking",
+    }
     return ready.get(strategy, f"{plain} with {strategy}")
 
 

@@ -30,11 +30,13 @@ def build_mixer(config: MixingConfig, index: NeighborIndex, end_marker: EndMarke
     strategy = load_strategy(source)
     if isinstance(strategy, Token):
         return None
-    if not strategy.records_candidates and strategy.k > index.neighbors.shape[1] + 1:
+    if strategy.neighbors_needed > index.neighbors.shape[1]:
         raise ConfigError(
-            f"mixing.k={strategy.k} needs {strategy.k - 1} neighbors but the index holds {index.neighbors.shape[1]}: "
+            f"mixing.k={strategy.k} needs {strategy.neighbors_needed} neighbors but the index holds {index.neighbors.shape[1]}: "
             "lower mixing.k or rebuild the index with more neighbors.candidates"
         )
+    if strategy.k > len(index.eligible):
+        raise ConfigError(f"mixing.k={strategy.k}: the model has {len(index.eligible)} tokens; lower mixing.k")
     return Mixer(
         strategy=strategy,
         rate=config.rate,

@@ -29,7 +29,9 @@ def strategy_source(config: MixingConfig) -> StrategySource:
     code = config.reference.code if config.reference else {}
     kind = _class_of(config.strategy, json.dumps(code))
     parameters = inspect.signature(kind).parameters
-    options = {name: getattr(config, name) for name in ("k", "noise_std") if name in parameters} | config.options
+    # The settings of ready ones only: a class of the user's may have arguments that are called like them.
+    settings = ("k", "noise_std") if config.reference else type(config).model_fields
+    options = {name: getattr(config, name) for name in parameters if name in settings} | config.options
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for name in options.keys() - parameters.keys():
             known = ", ".join(parameters) or "none"

@@ -243,7 +243,7 @@ class MixingSlots:
         rows = torch.where(emits, slots, tables.slots)
         positions = positions.clamp(0, tables.length - 1)
         if self.mixing:
-            step = Step(scaled_logits, tokens, seeds, positions, self._neighbors)
+            step = Step(scaled_logits, tokens, seeds, positions, self._neighbors, self._eligible)
             mixed, tokens = self._mix_step(step, slots, rows, emits)
             tables.mixed[rows, positions] = mixed
         tables.logprobs[rows, positions] = token_logprobs(scaled_logits, tokens)
@@ -262,7 +262,6 @@ class MixingSlots:
                 step,
                 rate=tables.rate[slots],
                 active=active & (tables.strategy[slots] == number),
-                eligible=self._eligible,
             )
             mixed, tokens = mixed | decided.mixed, torch.where(decided.mixed, decided.tokens, tokens)
             into = torch.where(decided.mixed, rows, tables.slots)

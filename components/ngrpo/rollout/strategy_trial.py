@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,11 +75,13 @@ def _step(k: int) -> Step:
         seeds=torch.arange(_ROWS) + 2**40,
         positions=torch.arange(_ROWS) * 7,
         neighbors=(torch.arange(vocabulary)[:, None] + torch.arange(1, k + 1)) % vocabulary,
+        eligible=torch.ones(vocabulary, dtype=torch.bool),
     )
 
 
 def _rows(step: Step, rows: slice) -> Step:
-    return Step(step.scaled_logits[rows], step.sampled[rows], step.seeds[rows], step.positions[rows], step.neighbors)
+    rowwise = {name: getattr(step, name)[rows] for name in ("scaled_logits", "sampled", "seeds", "positions")}
+    return replace(step, **rowwise)
 
 
 def _pairs(one: Decision, other: Decision) -> list[tuple[Tensor, Tensor]]:

@@ -194,7 +194,9 @@ class _Batch:
         tokens = sample_tokens(nucleus, self.seeds, positions)
         mixture = None
         if self.mixer is not None:
-            step = self._mixed_step(self.mixer, Step(scaled, tokens, self.seeds, positions, self.mixer.neighbors))
+            mixer = self.mixer
+            asked = Step(scaled, tokens, self.seeds, positions, mixer.neighbors, mixer.eligible)
+            step = self._mixed_step(mixer, asked)
             tokens = step.tokens
             mixture = InputMixture(
                 step.mixed[:, None],
@@ -202,7 +204,7 @@ class _Batch:
                 step.weights[:, None],
                 self.seeds,
                 positions,
-                self.mixer.strategy,
+                mixer.strategy,
             )
             self._record(step, position)
         rows = self.request[self.alive]
@@ -216,7 +218,7 @@ class _Batch:
         active, marker = self.alive, mixer.end_marker
         if marker is not None:
             active = active & ~marker.passed(self.progress)
-        decided = mixed_step(mixer.strategy, step, rate=mixer.rate, active=active, eligible=mixer.eligible)
+        decided = mixed_step(mixer.strategy, step, rate=mixer.rate, active=active)
         if marker is not None:
             self.progress = marker.advance(self.progress, decided.tokens)
         return decided

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
@@ -89,6 +89,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         make_engine: Callable[[PreTrainedModel], RolloutEngine],
         current_mixer: Callable[[PreTrainedModel], Mixer | None],
         mask_mixed_positions: bool = False,
+        mixed_ratio: Literal["policy", "one"] = "policy",
         correct_mismatch: bool = False,
         mismatch_bound: float | None = None,
         observers: Sequence[RolloutObserver] = (),
@@ -103,6 +104,10 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             current_mixer: Called with the unwrapped model before each rollout batch, with the weights that will generate it; of a
                 model that is sharded it gets the input embeddings alone.
             mask_mixed_positions: Leave mixed positions out of the loss and of its normaliser.
+            mixed_ratio: Importance ratio r of mixed steps. `policy`: exp(log p - log p_old), as of other steps. `one`:
+                exp(log p - sg(log p)), where sg stops the gradient. Its value is 1, so it is never clipped, and its gradient is that
+                of log p: the label is learned from as if it came from the policy of now. In a ratio of sequences (GSPO) such a step
+                adds nothing to the mean of log ratios.
             correct_mismatch: Weigh the policy loss of unmixed steps by the probabilities of trainer and engine, as TRL does for vLLM:
                 see its `vllm_importance_sampling_mode`.
             mismatch_bound: Mean difference of their log-probabilities above which training stops.
@@ -122,6 +127,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         self._engine: RolloutEngine | None = None
         self._current_mixer = current_mixer
         self._mask_mixed_positions = mask_mixed_positions
+        self._mixed_ratio = mixed_ratio
+        self._loss_inputs: dict[str, Any] = {}  # what TRL computes the loss of, while it does
         # The correction is TRL's own, which is tied to its own vLLM: that is asked nowhere else of what is used here.
         self.use_vllm = self._correct_mismatch = correct_mismatch
         self._mismatch_bound = mismatch_bound
@@ -359,18 +366,28 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             parts.append((pad(logps, padding), None if entropies is None else pad(entropies, padding), aux_loss))
         logps, entropies, aux_losses = zip(*parts, strict=True)
         self._scores = _in_order(logps, order)
+        if self._mixed_ratio == "one":
+            self._fix_mixed_ratios(self._scores)
         return (
             self._scores,
             _in_order(entropies, order) if entropies[0] is not None else None,
             torch.stack(aux_losses).mean() if aux_losses[0] is not None else None,
         )
 
+    def _fix_mixed_ratios(self, logps: Tensor) -> None:
+        """Make the importance ratios of mixed steps one, where a loss is computed: TRL looks for the old policy after it has scored."""
+        inputs = self._loss_inputs
+        if "old_per_token_logps" in inputs and "mix_mask" in inputs:
+            old = inputs["old_per_token_logps"]
+            inputs["old_per_token_logps"] = torch.where(inputs["mix_mask"], logps.detach(), old)
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._mixture = self._mixture_of(inputs)
+        self._loss_inputs = dict(inputs)
         try:
-            loss: Tensor = super()._compute_loss(model, inputs)
+            loss: Tensor = super()._compute_loss(model, self._loss_inputs)
         finally:
-            self._mixture = _NOT_SCORING
+            self._mixture, self._loss_inputs = _NOT_SCORING, {}
             scores, self._scores = self._scores, None
         if self.model.training and "old_per_token_logps" not in inputs:
             # All updates with this rollout batch are one: its weights are those that generated.

@@ -124,6 +124,7 @@ def train_policy(
             peft_config=adapters(settings.lora, model, "training"),
             current_mixer=following.mixer,
             mask_mixed_positions=config.training.mask_mixed_positions,
+            mixed_ratio=settings.mixed_ratio,
             correct_mismatch=settings.mismatch_correction != "off",
             mismatch_bound=settings.mismatch_bound,
             observers=observers,

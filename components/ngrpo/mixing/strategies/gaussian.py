@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,13 +15,16 @@ from ngrpo.mixing.strategy import Decision, Step, Strategy
 class Gaussian(Strategy):
     """Emits the sampled token and adds noise to its embedding.
 
+    With noise of 0.33 at every step it is the "fuzzy token" of Soft Tokens, Hard Truths (Butt et al., arXiv 2509.19170), with the
+    sampled token as its centre. The noise is the same in training: every pass replays it from seed and position.
+
     Attributes:
         noise_std: Standard deviation of the noise, relative to the root mean square of the embedding.
     """
 
     noise_std: float
     k: int = field(default=1, init=False)
-    records_candidates: ClassVar[bool] = False
+    records_candidates = False
 
     def decide(self, step: Step) -> Decision:
         """See `Strategy.decide`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 
@@ -15,7 +14,7 @@ class Token(Strategy):
     """Emits the sampled token, followed by its own embedding: the same as no strategy, so nothing is set up for it."""
 
     k: int = field(default=1, init=False)
-    records_candidates: ClassVar[bool] = False
+    records_candidates = False
 
     def decide(self, step: Step) -> Decision:
         """See `Strategy.decide`."""

@@ -17,11 +17,13 @@ from ngrpo.mixing.strategies import Neighbor, Token
 from ngrpo.mixing.strategy import Strategy
 
 SERVED: tuple[type[Strategy], ...] = (Neighbor, Token)
-"""The strategies that the kernels know, and no subclass of theirs: that one may decide otherwise."""
+"""The strategies that the kernels know, and no subclass of theirs: that one may decide otherwise. Of `Neighbor` they know the paper's."""
 
 
 def serves(strategy: Strategy) -> bool:
     """Return whether the kernels do what a strategy does."""
+    if type(strategy) is Neighbor:
+        return strategy == Neighbor(strategy.k)
     return type(strategy) in SERVED
 
 

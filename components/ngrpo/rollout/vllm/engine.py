@@ -332,10 +332,10 @@ class VLLMEngine:
             raise ConfigError(
                 f"the neighbor index has {rows} tokens but the model has {vocabulary}: build it for this model"
             )
-        if not mixer.strategy.records_candidates and mixer.k > columns + 1:
+        if mixer.strategy.neighbors_needed > columns:
             raise ConfigError(
-                f"mixing.k={mixer.k} needs {mixer.k - 1} neighbors but the index holds {columns}: lower mixing.k or build the "
-                "index with more neighbors.candidates"
+                f"mixing.k={mixer.k} needs {mixer.strategy.neighbors_needed} neighbors but the index holds {columns}: lower mixing.k or "
+                "build the index with more neighbors.candidates"
             )
         if self._mixer is not None and (
             mixer.index_version == self._mixer.index_version
