@@ -129,6 +129,20 @@ def test_the_best_checkpoint_by_validation_is_the_result_and_the_users_code_stay
     assert (code / "training.selection.grading" / "graders.py").read_text() == graders["selection"]
 
 
+def test_the_policy_may_be_measured_more_often_than_it_is_saved(inputs, tmp_path):
+    root = directory(inputs, tmp_path / "run", selection=SELECTION | {"steps": 2}, steps=10, save_steps=8)
+    (root / "scores.json").write_text(json.dumps({2: 1, 4: 3, 6: 2, 8: 3, 10: 0}))
+    assert start(SCORED + STAGE, root).wait() == 0, (root / "errors.log").read_text()[-2000:]
+    history = json.loads((root / "output" / "log_history.json").read_text())
+    measured = {entry["step"]: entry["eval_mean"] for entry in history if "eval_mean" in entry}
+    assert measured == {2: 0.25, 4: 0.75, 6: 0.5, 8: 0.75, 10: 0.0}
+    kept = root / "work" / "checkpoints"
+    assert {path.name for path in kept.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8", "checkpoint-10"}
+    best = hashlib.sha256((kept / "checkpoint-4" / "model.safetensors").read_bytes()).hexdigest()
+    assert weights(root / "output") == best, "saved where it was the best so far, not at 8, which is only as good"
+    assert json.loads((root / "output" / "metrics.json").read_text())["selected_step"] == 4
+
+
 def test_a_checkpoint_that_was_not_finished_is_not_resumed_from_and_what_is_written(inputs, tmp_path):
     root = directory(inputs, tmp_path / "run", steps=4)
     unfinished = root / "work" / "checkpoints" / "checkpoint-2"

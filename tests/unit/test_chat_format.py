@@ -47,6 +47,24 @@ def place(tmp_path_factory):
     )
 
 
+@pytest.mark.parametrize(
+    ("tokens", "start"),
+    [
+        ({"bos_token": "<s>", "eos_token": "</s>"}, "<s>"),
+        ({"eos_token": "</s>"}, ""),
+        ({"bos_token": "</s>", "eos_token": "</s>"}, ""),
+    ],
+)
+def test_the_plain_template_writes_what_is_said_and_ends_a_response(tokens, start):
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(ChatFormat.model_validate({"chat_template": "plain"}).chat_template)
+    chat = [{"role": "system", "content": "Compute."}, *CHAT]
+    asked = template.render(messages=chat, add_generation_prompt=True, **tokens)
+    assert asked == f"{start}Compute.\n\nwhat is 1+1?\n\n"
+    answered = [*chat, {"role": "assistant", "content": "2"}]
+    assert template.render(messages=answered, **tokens) == f"{asked}2</s>"
+
+
 def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
@@ -110,11 +128,13 @@ def test_a_model_without_a_template_gets_one_and_its_index_needs_none(place, tmp
     source = DirectoryModel(kind="directory", path=str(copy))
     with pytest.raises(DataError, match="no chat template"):
         materialize(source, tmp_path / "base")
-    with pytest.raises(DataError, match=r"no chat template; name one in model\.chat_template"):
+    with pytest.raises(DataError, match=r"no chat template; for a base model set model\.chat_template='plain'"):
         materialize_tokenizer(source, tmp_path / "base", chat=ChatFormat(generation_prompt="<think>"))
     assert len(load_embedding(source, tmp_path / "index")[0]) == 63
-    chat = ChatFormat(chat_template=(place / "chat_template.jinja").read_text())
-    assert materialize_tokenizer(source, tmp_path / "base", chat=chat).chat_template is not None
+    for chosen in ((place / "chat_template.jinja").read_text(), "plain"):
+        chat = ChatFormat.model_validate({"chat_template": chosen})
+        tokenizer = materialize_tokenizer(source, tmp_path / "base", chat=chat)
+        assert tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True).count("1+1") == 1
 
 
 @pytest.mark.parametrize("token", ["<|stop|>", "what", "1+1"])

@@ -11,8 +11,10 @@ import pytest
 
 from ngrpo.checking.examination import examine, examine_quickly
 from ngrpo.checking.findings import Examination, refused
-from ngrpo.config import RunConfig, load_config
+from ngrpo.config import PrepareDataConfig, RunConfig, load_config, select
 from ngrpo.errors import ConfigError, DataError
+from ngrpo.stages import prepare_data
+from ngrpo.stages.context import Context
 from ngrpo_kfp.pipelines.cli.app import main
 from own_job import POSITIONS, REWARDS, TEMPLATE, problems, write_csv, write_job, write_jsonl
 
@@ -166,7 +168,26 @@ def test_a_model_without_a_template_is_refused(job):
     (job / "model" / "chat_template.jinja").unlink()
     (line,) = errors(examine(config(job)))
     assert line.startswith("model.source: model '")
-    assert "has no chat template" in line
+    assert line.endswith(
+        "its tokenizer has no chat template; for a base model set model.chat_template='plain', or name a Jinja file there"
+    )
+    found = examine(config(job, "model.chat_template=plain"))
+    assert errors(found) == []
+    assert found.prompt == f"{PLAIN[0][0]}\n\n"
+
+
+def test_adapters_for_layers_that_the_model_does_not_have_are_refused_before_anything_runs(job, tmp_path):
+    wrong = config(job, 'training.lora={"targets": ["q_proj", "query"]}')
+    said = "training.lora.targets=['q_proj', 'query']: the model has no linear layer 'query'; it has down_proj, gate_proj, "
+    (line,) = errors(examine(wrong))
+    assert line.startswith(said)
+    (tmp_path / "output").mkdir()
+    with pytest.raises(ConfigError) as failure:
+        prepare_data.run(select(wrong, PrepareDataConfig), {}, tmp_path / "output", Context(tmp_path / "work"))
+    assert str(failure.value) == line
+    assert errors(examine(config(job, 'training.lora={"targets": ["q_proj", "mlp.down_proj"]}'))) == []
+    unused = ['warm_start.lora={"targets": ["query"]}', "warm_start.steps=0"]
+    assert errors(examine(config(job, *unused))) == [], "nothing is trained there"
 
 
 def test_a_template_that_leaves_out_the_question_is_refused(job):

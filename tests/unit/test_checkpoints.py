@@ -129,6 +129,28 @@ def test_what_is_sound_is_deleted_only_after_its_successors_are_whole(tmp_path, 
     assert problem(here / "checkpoint-8") is None
 
 
+def test_a_policy_that_is_the_best_is_saved_wherever_it_is_measured(tmp_path):
+    checkpoints = Checkpoints(tmp_path, None, 100, 1)
+    arguments = TrainingArguments(output_dir=str(tmp_path))
+    for step in (2, 4):
+        save(checkpoints, tmp_path, step, best=2)
+
+    def asked(measured: float, best: float | None) -> bool:
+        control, state = TrainerControl(), TrainerState(global_step=6, best_global_step=2, best_metric=best)
+        checkpoints.on_evaluate(arguments, state, control, {"eval_mean": measured})
+        return control.should_save
+
+    assert not asked(0.5, 0.5)
+    assert not asked(0.4, 0.5)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert asked(0.0, None), "the first is the best so far"
+    assert asked(0.6, 0.5)
+    here = tmp_path / "checkpoints"
+    assert {path.name: len(contents(path)) for path in here.iterdir()} == {"checkpoint-2": 2, "checkpoint-4": 7}, (
+        "there is room for a third before it is written"
+    )
+
+
 def contents(checkpoint: Path) -> list[str]:
     return sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
 

@@ -122,6 +122,17 @@ def test_a_checkpoint_or_an_end_off_a_rollout_boundary_is_refused(updates, save_
         load_config(TINY, overrides)
 
 
+@pytest.mark.parametrize(("steps", "fits"), [(4, True), (8, True), (6, False), (16, False), (2, False)])
+def test_the_policy_is_measured_between_checkpoints_where_it_can_be_saved_too(steps, fits) -> None:
+    settings = ("updates_per_batch=4", "steps=16", "save_steps=8", f"selection.steps={steps}")
+    overrides = [*PINNED, "training.micro_batch_size=16", *(f"training.{setting}" for setting in settings)]
+    if fits:
+        assert load_config(TINY, overrides).training.selection.steps == steps
+        return
+    with pytest.raises(ConfigError, match=rf"training\.selection\.steps={steps} must be a multiple .* leave it out"):
+        load_config(TINY, overrides)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

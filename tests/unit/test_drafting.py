@@ -127,11 +127,13 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_at_once(job, capsys, arg
     assert not (job / "mine.toml").exists()
 
 
-def test_a_model_without_a_chat_template_needs_one(job, capsys):
+@pytest.mark.parametrize(("named", "chosen"), [((), "plain"), (("--chat-template", "chat.jinja"), "chat.jinja")])
+def test_a_model_without_a_chat_template_gets_one_that_writes_problems_as_they_are(job, capsys, named, chosen):
     (job / "model" / "chat_template.jinja").unlink()
-    assert (
-        fails(capsys, *WHOLE) == "--model 'model': its tokenizer has no chat template; name one by --chat-template FILE"
-    )
+    assert main([*WHOLE, *named]) == 0
+    assert ("chat_template = 'plain'" in capsys.readouterr().out) is not named
+    assert tomllib.loads((job / "mine.toml").read_text())["model"]["chat_template"] == chosen
+    assert main(["check", "mine.toml"]) == 0, capsys.readouterr().out
 
 
 def test_columns_are_guessed_by_their_names_or_by_what_they_hold():

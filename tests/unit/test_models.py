@@ -160,7 +160,7 @@ def test_a_model_in_shards_is_complete_only_with_every_shard(copy: Path, tmp_pat
         (["model.safetensors"], r"no weights: model\.safetensors missing in .*save_pretrained"),
         (["config.json"], r"no config\.json in"),
         (["tokenizer.json"], r"no tokenizer in .*save it there with save_pretrained"),
-        (["chat_template.jinja"], r"no chat template; use a chat model or add chat_template\.jinja"),
+        (["chat_template.jinja"], r"no chat template; for a base model set model\.chat_template='plain', or name"),
     ],
 )
 def test_what_a_model_directory_lacks_is_named(copy: Path, tmp_path: Path, removed: list[str], message: str) -> None:

@@ -178,6 +178,13 @@ def test_every_schedule_has_a_warm_up(schedule, expected):
     assert (arguments.lr_scheduler_type, arguments.warmup_steps) == (expected, 15)
 
 
+def test_the_policy_is_measured_as_often_as_it_is_asked_for():
+    setting, value = "training.selection.steps", 5
+    before = grpo(read(NGRPOTrainingConfig, *SMALL))
+    assert (before.eval_steps, before.save_steps) == (read(NGRPOTrainingConfig).training.save_steps,) * 2
+    assert changes(lambda *overrides: grpo(read(NGRPOTrainingConfig, *overrides)), setting, value) == {"eval_steps": 5}
+
+
 def test_no_setting_is_forgotten():
     """A new setting belongs into one of the tables above, or among those of which TRL knows nothing."""
     sections = {"training": TrainingConfig, "rollout": RolloutConfig, "warm_start": WarmStartConfig}

@@ -74,6 +74,7 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
     from ngrpo.checking.rewards import check_rewards
     from ngrpo.checking.tokens import Spelling, check_tokens, prompts_of, rendered
     from ngrpo.data import models
+    from ngrpo.data.adapter_targets import require_targets
     from ngrpo.data.vllm_service import services
 
     examination.add(check_evaluation_code(config, scratch / "code"))
@@ -83,6 +84,9 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
             model.source, scratch / "model", model.template_date, model, services(config, cluster=False)
         )
         examination.add(Finding("warning", "model.source", note) for note in (*facts.notes, *facts.on_cluster))
+        for section, lora in config.adapters.items():
+            with examination.catch(f"{section}.lora.targets"):
+                require_targets(lora, facts.linear, section)
         spelling = Spelling(config, tokenizer, facts, prompts_of(config, samples))
         examination.prompt = rendered(spelling)
         check_tokens(spelling, examination)

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.code import references
 from ngrpo.config.grading import GradingConfig
+from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.passed_on import GRPO, SFT, VLLM
 from ngrpo.config.rewards import OF_ONE_ANSWER
@@ -79,6 +80,13 @@ class RunConfig(Section):
         """How answers to the benchmark that selects the checkpoint are graded; the default where none does."""
         selection = self.training.selection
         return GradingConfig() if selection is None else self.benchmark_gradings[selection.benchmark]
+
+    @property
+    def adapters(self) -> dict[str, LoRAConfig]:
+        """The adapters that are trained, by the section of their training."""
+        warm_start = self.warm_start.lora if self.warm_start.steps else None
+        both = {"warm_start": warm_start, "training": self.training.lora}
+        return {section: lora for section, lora in both.items() if lora is not None}
 
     @property
     def serving(self) -> Serving:

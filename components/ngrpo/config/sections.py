@@ -83,7 +83,8 @@ class ChatFormat(Section):
     """What a run sets for the chats of its model; all of it stays with the trained model."""
 
     chat_template: TemplateFromFile | None = unless_set(None)
-    """Chat template in place of the model's: a Jinja file, relative to the preset file. Its text becomes part of the settings."""
+    """Chat template in place of the model's: a Jinja file, relative to the preset file, whose text becomes part of the settings; or
+    `plain`, for a base model that has none: problem and response as they are, the end token after the response."""
     generation_prompt: Text = unless_set("")
     """Text that every response begins after, behind what the chat template writes there, for example `<think>\\n`. A worked solution
     gets it in front unless it begins with it."""
@@ -206,6 +207,9 @@ class SelectionConfig(Section):
     """One of `data.benchmarks`, other than those that promotion decides by."""
     samples: Samples = 8
     """Answers for each problem."""
+    steps: Steps | None = unless_set(None)
+    """Optimizer steps between two measurements, a divisor of `training.save_steps`: the policy is measured more often than it is saved,
+    and saved too where it is better than ever before. None measures at `training.save_steps`."""
     temperature: Temperature = 0.6
     """Sampling temperature."""
     top_p: Nucleus = 0.95
@@ -293,7 +297,7 @@ class TrainingConfig(Section):
     lora: LoRAConfig | None = unless_set(None)
     """Adapters that are trained in place of all weights. The result has them by themselves and merged. None trains all weights."""
     selection: SelectionConfig | None = None
-    """Measures the policy at every checkpoint; the result is the best of them. Without, it is the last."""
+    """Measures the policy at every checkpoint, or more often; the result is the best of them. Without, it is the last."""
     trl: GRPOOptions = {}
     """Further arguments of TRL's `GRPOConfig`."""
 
@@ -317,6 +321,12 @@ class TrainingConfig(Section):
         ):
             if value % self.steps_per_batch:
                 yield f"{name}={value} must be a multiple of {each}: {why}"
+        measured = self.selection.steps if self.selection is not None else None
+        if measured is not None and (measured % self.steps_per_batch or self.save_steps % measured):
+            yield (
+                f"selection.steps={measured} must be a multiple of {each}, and divide save_steps={self.save_steps}: every checkpoint is "
+                f"measured, and one that is the best can be resumed from exactly; set it to {self.steps_per_batch}, or leave it out"
+            )
 
     def _without_effect(self) -> Iterator[str]:
         """Yield what TRL would accept and not use, or use for something else."""

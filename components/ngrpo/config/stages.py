@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, ConfigDict
 
 from ngrpo.config.grading import GradingConfig
+from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.run import RunConfig
 from ngrpo.config.sections import (
@@ -96,8 +97,9 @@ class PrepareDataConfig(Section):
     rollout: Generation
     evaluation: Generation
     serving: Serving = Serving()
+    adapters: dict[str, LoRAConfig] = {}
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"rollout", "evaluation", "serving"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"rollout", "evaluation", "serving", "adapters"})
     """These are not part of the key: what the stage refuses depends on them, its result does not."""
 
 

@@ -1,4 +1,4 @@
-"""A chat template that a preset names by its file: the text is what counts, and becomes the setting."""
+"""A chat template that a preset names: ours for base models, or a file. The text is what counts, and becomes the setting."""
 
 from __future__ import annotations
 
@@ -12,14 +12,26 @@ from ngrpo.section import LongText
 
 _LONGEST = 100_000
 """Characters; the longest templates of published models have about ten thousand."""
+PLAIN = (
+    "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n\\n' }}{% endfor %}"
+)
+"""The template called `plain`: what is said, and nothing else, for base models that have none.
+
+A text begins with the tokenizer's beginning token, unless that is its end token too: models whose token for both is one (GPT-2,
+SmolLM2) were trained without it in front. A response ends with the end token.
+"""
 
 
 def _text_of_file(value: Any) -> Any:
-    """Return the text of the file that a value names; a value that is a template already, as in settings that are read again, stays."""
+    """Return the text that a value names; a value that is a template already, as in settings that are read again, stays."""
+    if value == "plain":
+        return PLAIN
     if not isinstance(value, str) or "{{" in value or "{%" in value:
         return value
     if not 0 < len(value) <= 1000 or not value.isprintable():
-        raise ValueError("name a Jinja file")
+        raise ValueError("name a Jinja file, or 'plain'")
     path = Path(absolute(value))
     try:
         if not path.is_file():
@@ -37,4 +49,4 @@ def _text_of_file(value: Any) -> Any:
 
 
 TemplateFromFile = Annotated[LongText, BeforeValidator(_text_of_file)]
-"""A Jinja file, relative to the file that it stands in; read once, when the settings are."""
+"""`plain`, or a Jinja file, relative to the file that it stands in; read once, when the settings are."""

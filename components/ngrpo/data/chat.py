@@ -52,7 +52,9 @@ def require_template(tokenizer: PreTrainedTokenizerBase, label: str, day: date =
         DataError: There is no template, or it is no text, does not end, raises, writes too much, or leaves out what is asked.
     """
     if tokenizer.chat_template is None:
-        raise DataError(f"{label}: its tokenizer has no chat template; use a chat model or add chat_template.jinja")
+        raise DataError(
+            f"{label}: its tokenizer has no chat template; for a base model set model.chat_template='plain', or name a Jinja file there"
+        )
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:  # several, and none is called `default`

@@ -72,7 +72,9 @@ def write_chat_format(chat: ChatFormat, place: Path, directory: Path, label: str
 
 def _own_template(tokenizer: PreTrainedTokenizerBase, label: str) -> str:
     if tokenizer.chat_template is None:
-        raise DataError(f"{label}: its tokenizer has no chat template; name one in model.chat_template")
+        raise DataError(
+            f"{label}: its tokenizer has no chat template; for a base model set model.chat_template='plain', or name a Jinja file there"
+        )
     with explained(f"{label}: its chat template cannot be used", "name one in model.chat_template"):
         template: str = tokenizer.get_chat_template()
     return template

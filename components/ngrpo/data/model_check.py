@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from ngrpo.data.adapter_targets import linear_layers
 from ngrpo.data.chat import end_of_turn
 from ngrpo.data.model_class import input_embedding, missing_weights, outline
 from ngrpo.data.model_directory import generation_problem, read_config, read_generation_config
@@ -31,6 +32,7 @@ class ModelFacts:
         ends: Tokens that end a response.
         notes: What a person should know, one line each; none of it stops a run.
         on_cluster: What would stop a run on a cluster, one line each.
+        linear: Names of its linear layers, which may have adapters.
     """
 
     rows: int | None = None
@@ -39,6 +41,7 @@ class ModelFacts:
     ends: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     on_cluster: tuple[str, ...] = ()
+    linear: tuple[str, ...] = ()
 
 
 def examine_model(
@@ -111,7 +114,13 @@ def examine_model(
         )
     found = ends | ({turn} if turn is not None else set())
     return ModelFacts(
-        rows, positions_of(config), served_positions(config), tuple(sorted(found)), tuple(notes), on_cluster
+        rows,
+        positions_of(config),
+        served_positions(config),
+        tuple(sorted(found)),
+        tuple(notes),
+        on_cluster,
+        linear_layers(model),
     )
 
 

@@ -55,10 +55,6 @@ def write_preset(named: Named, file: Path, *, force: bool = False) -> list[str]:
         raise ConfigError(
             f"--chat-template {str(named.chat_template)!r}: no such file (seen from {Path.cwd()}); name a Jinja file"
         )
-    if named.chat_template is None and not model.has_template:
-        raise ConfigError(
-            f"--model {str(named.model)!r}: its tokenizer has no chat template; name one by --chat-template FILE"
-        )
     rewards = [_reward(text) for text in named.rewards]
     twice = next(
         (name for name in (each[0] for each in rewards) if [each[0] for each in rewards].count(name) > 1), None
@@ -67,6 +63,10 @@ def write_preset(named: Named, file: Path, *, force: bool = False) -> list[str]:
         raise ConfigError(f"--reward: {twice!r} is named twice; leave one out")
     data = look_at_data("--data", named.data, named.problem_column, named.answer_column)
     said = [_guess("data", data)]
+    if named.chat_template is None and not model.has_template:
+        said.append(
+            "model: its tokenizer has no chat template, so it gets problems as they are: chat_template = 'plain'"
+        )
     if named.benchmark is not None:
         benchmark = look_at_data("--benchmark", named.benchmark)
         said.append(_guess("benchmark", benchmark))

@@ -90,6 +90,8 @@ def _model(draft: Draft) -> Iterator[str]:
         yield 'dtype = "float32"  # of the arithmetic; "bfloat16" on a GPU'
     if draft.chat_template is not None:
         yield f"chat_template = {_path(draft, draft.chat_template)}  # in place of the model's"
+    elif not draft.model.has_template:
+        yield 'chat_template = "plain"  # the model has none: problems as they are; or name a Jinja file'
     yield '# generation_prompt = "<think>\\n"  # every response begins after this text'
     yield '# end_of_turn = ["<|im_end|>"]  # tokens that end a response, besides those that the model declares'
     yield ""

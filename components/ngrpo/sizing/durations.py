@@ -44,7 +44,7 @@ def duration(config: RunConfig, stage: str, shape: ModelShape) -> Duration:
         training, rollout = config.training, config.rollout
         batches = training.steps // training.steps_per_batch
         most = batches * training.prompts_per_batch * rollout.group_size * rollout.max_tokens
-        return Duration(None, f"generates at most {_millions(most)} tokens")
+        return Duration(None, f"generates at most {_millions(most)} tokens{_measurements(config)}")
     if stage == "benchmark_evaluation":
         sizes = [
             getattr(each, "size", None) or getattr(each, "limit", None) for each in config.data.benchmarks.values()
@@ -54,6 +54,16 @@ def duration(config: RunConfig, stage: str, shape: ModelShape) -> Duration:
             most = models * sum(size or 0 for size in sizes) * config.evaluation.samples * config.evaluation.max_tokens
             return Duration(None, f"generates at most {_millions(most)} tokens")
     return Duration(None, "")
+
+
+def _measurements(config: RunConfig) -> str:
+    """Say what a training generates beside its rollouts, to measure the policy."""
+    training = config.training
+    if training.selection is None:
+        return ""
+    selection = training.selection
+    times = -(-training.steps // (selection.steps or training.save_steps))
+    return f" in rollouts, and {times:,} times {selection.samples} answers to each problem of {selection.benchmark}"
 
 
 def _millions(tokens: int) -> str:

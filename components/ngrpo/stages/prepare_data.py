@@ -18,6 +18,7 @@ from ngrpo.config.stages import Generation
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.contracts.sources import SOURCES, Sources, Table
+from ngrpo.data.adapter_targets import require_targets
 from ngrpo.data.chat import ChatLengths, Turns
 from ngrpo.data.contamination import BenchmarkProblems
 from ngrpo.data.copies import identity
@@ -61,6 +62,8 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, con
         config.model,
         services(config, cluster=context.on_cluster),
     )
+    for section, lora in config.adapters.items():
+        require_targets(lora, model.linear, section)
     for note in model.notes:
         context.progress(note)
     stage = _Tables(config, ChatLengths(tokenizer, model.rows), model, output, context.progress)

@@ -120,6 +120,14 @@ class Checkpoints(TrainerCallback):
         if control.should_save and PartialState().is_local_main_process:
             self._remove_old(state.best_global_step, keep=KEPT - 1)  # its place is for the one that is written next
 
+    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Save a policy that was measured between two `save_steps` and is better than all before: it may be the result."""
+        if control.should_save or (state.best_metric is not None and metrics["eval_mean"] <= state.best_metric):
+            return
+        control.should_save = True
+        if PartialState().is_local_main_process:
+            self._remove_old(state.best_global_step, keep=KEPT - 1)
+
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded.
 

@@ -168,7 +168,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
     if settings.selection is not None:
         selecting = {
             "eval_strategy": "steps",
-            "eval_steps": settings.save_steps,
+            "eval_steps": settings.selection.steps or settings.save_steps,
             "num_generations_eval": 1,  # not used, see `NGRPOTrainer.evaluate`
             "load_best_model_at_end": True,
             "metric_for_best_model": "eval_mean",

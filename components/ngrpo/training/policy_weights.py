@@ -13,10 +13,9 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from ngrpo.config.lora import FROZEN, LoRAConfig
-from ngrpo.errors import ConfigError
+from ngrpo.config.lora import LoRAConfig
+from ngrpo.data.adapter_targets import linear_layers, require_targets
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -43,13 +42,7 @@ def adapters(settings: LoRAConfig | None, model: PreTrainedModel, section: str) 
         return None
     from peft import LoraConfig, TaskType
 
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    for target in () if isinstance(settings.targets, str) else settings.targets:
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
-            known = sorted({name.rpartition(".")[2] for name in linear} - FROZEN)
-            raise ConfigError(
-                f"{section}.lora.targets={list(settings.targets)}: the model has no linear layer {target!r}; it has {', '.join(known)}"
-            )
+    require_targets(settings, linear_layers(model), section)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.rank,
