@@ -17,6 +17,8 @@ class Duration:
     """None where nothing was measured to go by."""
     basis: str
     """What the estimate goes by, or what is to be done."""
+    tokens: int | None = None
+    """How many tokens are generated at most, where that is what is to be done."""
 
     @property
     def text(self) -> str:
@@ -44,7 +46,7 @@ def duration(config: RunConfig, stage: str, shape: ModelShape) -> Duration:
         training, rollout = config.training, config.rollout
         batches = training.steps // training.steps_per_batch
         most = batches * training.prompts_per_batch * rollout.group_size * rollout.max_tokens
-        return Duration(None, f"generates at most {_millions(most)} tokens")
+        return _generating(most)
     if stage == "benchmark_evaluation":
         sizes = [
             getattr(each, "size", None) or getattr(each, "limit", None) for each in config.data.benchmarks.values()
@@ -52,8 +54,12 @@ def duration(config: RunConfig, stage: str, shape: ModelShape) -> Duration:
         if all(sizes):
             models = 3 if config.warm_start.steps else 2
             most = models * sum(size or 0 for size in sizes) * config.evaluation.samples * config.evaluation.max_tokens
-            return Duration(None, f"generates at most {_millions(most)} tokens")
+            return _generating(most)
     return Duration(None, "")
+
+
+def _generating(tokens: int) -> Duration:
+    return Duration(None, f"generates at most {_millions(tokens)} tokens", tokens)
 
 
 def _millions(tokens: int) -> str:

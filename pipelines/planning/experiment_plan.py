@@ -1,0 +1,233 @@
+"""What the plan of an experiment says: which runs share a node, which arms are one, and what is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ngrpo.errors import ConfigError
+from ngrpo.sizing.model_shape import ModelShape, model_shape
+from ngrpo.sizing.stages import Needs, needs_of
+from ngrpo_kfp.pipelines.planning.experiment import ArmRun, Experiment
+from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
+
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """The plan of all runs of an experiment."""
+
+    experiment: Experiment
+    plan: Plan
+    nodes: Mapping[ArmRun, tuple[str, ...]]
+    """Names of the nodes of each run, in order."""
+    merged: Mapping[str, str]
+    """Arms that do what another one does, each with that arm: the two are one."""
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that are different, in order."""
+        return [arm for arm in self.experiment.arms if arm not in self.merged]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of merged arms."""
+        return [
+            f"arm {arm}: the same settings as arm {other}, for every stage: they are one, reported as {other}"
+            for arm, other in self.merged.items()
+        ]
+
+    def of(self, run: ArmRun, stage: str) -> PlannedStage | None:
+        """Return the last node of a run that runs a stage, the one whose result stands for the run; none if it has none."""
+        found = [name for name in self.nodes[run] if self.plan[name].stage == stage]
+        return self.plan[found[-1]] if found else None
+
+    def is_cached(self, run: ArmRun) -> bool:
+        """Whether every result of a run is in the store."""
+        return all(self.plan[name].cached for name in self.nodes[run])
+
+    def of_arm(self, arm: str) -> Plan:
+        """Return the nodes of an arm as a plan of its own."""
+        return self.plan.part([name for run, names in self.nodes.items() if run.arm == arm for name in names], {})
+
+    def users(self) -> dict[str, set[ArmRun]]:
+        """Return by key the runs that have a node of that key, of arms that are different."""
+        users: dict[str, set[ArmRun]] = {}
+        for run, names in self.nodes.items():
+            if run.arm not in self.merged:
+                for name in names:
+                    users.setdefault(self.plan[name].key, set()).add(run)
+        return users
+
+    def first_of(self, arm: str) -> list[PlannedStage]:
+        """Return the nodes that an arm shares with no other and that read nothing of the kind: what follows from them is the arm's own.
+
+        Raises:
+            ConfigError: There is no such arm, or it is one with another.
+        """
+        if arm not in self.experiment.arms:
+            raise ConfigError(f"--rerun {arm!r}: no such arm; name one of {', '.join(self.arms)}")
+        if arm in self.merged:
+            raise ConfigError(f"--rerun {arm!r}: it is one with arm {self.merged[arm]}: name that")
+        own = {key for key, users in self.users().items() if {run.arm for run in users} == {arm}}
+        return [
+            node
+            for run, names in self.nodes.items()
+            if run.arm == arm
+            for node in map(self.plan.__getitem__, names)
+            if node.key in own
+            and node.same_as is None
+            and not any(source.key in own for source in node.inputs.values())
+        ]
+
+
+def planned_experiment(experiment: Experiment, runs: Iterable[ArmRun], plan: Plan) -> ExperimentPlan:
+    """Return the plan of an experiment with what it means for the runs.
+
+    Args:
+        experiment: The experiment.
+        runs: Its runs, in the order in which they were planned.
+        plan: The plan of `experiment_pipeline`.
+    """
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name in plan.nodes:
+        names.setdefault(tuple(name.split(".")[-2:]), []).append(name)
+    nodes = {run: tuple(names[run.labels]) for run in runs}
+    keys: dict[str, list[str]] = {arm: [] for arm in experiment.arms}
+    for run in sorted(nodes, key=lambda run: run.seed):
+        keys[run.arm] += [plan[name].key for name in nodes[run]]
+    merged: dict[str, str] = {}
+    first: dict[tuple[str, ...], str] = {}
+    # The baseline keeps its name: the comparison is with it.
+    for arm in sorted(keys, key=lambda arm: arm != experiment.file.baseline):
+        other = first.setdefault(tuple(keys[arm]), arm)
+        if other != arm:
+            merged[arm] = other
+    return ExperimentPlan(experiment, plan, nodes, merged)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Nodes of one stage that the same arms share."""
+
+    stage: str
+    arms: tuple[str, ...]
+    nodes: list[PlannedStage]
+
+    @property
+    def to_run(self) -> int:
+        return sum(not node.cached for node in self.nodes)
+
+
+def show_experiment(
+    planned: ExperimentPlan, console: Console, seconds: Mapping[str, float], shapes: ModelShapes | None = None
+) -> None:
+    """Print what an experiment has to do: for each stage and arm how many results there are, who shares them, and what they need.
+
+    Args:
+        planned: The plan.
+        console: Where it is shown.
+        seconds: By key, how long the stages of earlier runs of this experiment took.
+        shapes: Looks up the shape of a model; by default `model_shape`.
+    """
+    experiment = planned.experiment
+    known = shapes or ModelShapes()
+    table = Table(
+        title=f"Experiment {escape(experiment.name)}: {len(planned.arms)} arms x {len(experiment.file.seeds)} seeds"
+    )
+    table.add_column("stage", no_wrap=True)
+    table.add_column("of", overflow="fold")
+    for column in ("results", "to run", "GPUs of each", "needed", "time"):
+        table.add_column(column, justify="right", overflow="fold")
+    total, tokens, unknown, gpu_hours = 0.0, 0, 0, 0.0
+    for row in _rows(planned):
+        config = experiment.arms[row.arms[0]]
+        asked, needs = config.needs(row.stage), known.needs(planned, row.arms[0], row.stage)
+        each, most = _time(row, needs, seconds)
+        if each is None:
+            unknown += row.to_run
+            tokens += (most or 0) * row.to_run
+        else:
+            total += each * row.to_run
+            gpu_hours += each * row.to_run * asked.gpus / _HOUR
+        gpu = None if needs is None else needs.gpu
+        table.add_row(
+            row.stage,
+            "all arms" if len(row.arms) == len(planned.arms) > 1 else ", ".join(row.arms),
+            str(len(row.nodes)),
+            str(row.to_run) if row.to_run else "[green]cached",
+            f"{asked.gpus} x {asked.gpu_memory_gib} GiB" if asked.gpus else "-",
+            "-" if not asked.gpus else "?" if gpu is None else f"{gpu.gib} GiB",
+            _said(each, most, row.to_run),
+        )
+    console.print(table)
+    for note in planned.notes:
+        console.print(escape(note), soft_wrap=True)
+    left = sum(row.to_run for row in _rows(planned))
+    if not left:
+        console.print("every result is in the store")
+        return
+    console.print(f"{left} stages to run", end="")
+    if unknown < left:
+        console.print(
+            f"; {left - unknown} of them in about {_hours(total)} one after another, {gpu_hours:.1f} GPU hours", end=""
+        )
+    if unknown:
+        of_tokens = f", which generate at most {tokens / 1e6:,.0f} million tokens" if tokens else ""
+        console.print(f"; the time of {unknown} is not known{of_tokens}", end="")
+    console.print()
+
+
+class ModelShapes:
+    """Needs of stages; the shape of each arm's model is looked up once."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, ModelShape | None] = {}
+
+    def needs(self, planned: ExperimentPlan, arm: str, stage: str) -> Needs | None:
+        """Return what a stage of an arm needs; none where the shape of its model is not known."""
+        config = planned.experiment.arms[arm]
+        source = config.model.source.model_dump_json()
+        if source not in self._shapes:
+            self._shapes[source] = model_shape(config.model.source)
+        shape = self._shapes[source]
+        return None if shape is None else needs_of(config, stage, shape)
+
+
+def _rows(planned: ExperimentPlan) -> Iterator[_Row]:
+    users, order = planned.users(), planned.arms
+    rows: dict[tuple[str, tuple[str, ...]], dict[str, PlannedStage]] = {}
+    for run, names in planned.nodes.items():
+        for node in map(planned.plan.__getitem__, names) if run.arm not in planned.merged else ():
+            arms = {each.arm for each in users[node.key]}
+            rows.setdefault((node.stage, tuple(arm for arm in order if arm in arms)), {}).setdefault(node.key, node)
+    stages = list(dict.fromkeys(node.stage for node in planned.plan))
+    for (stage, shared), nodes in sorted(rows.items(), key=lambda item: (stages.index(item[0][0]), -len(item[0][1]))):
+        yield _Row(stage, shared, list(nodes.values()))
+
+
+def _time(row: _Row, needs: Needs | None, seconds: Mapping[str, float]) -> tuple[float | None, int | None]:
+    """Return how many seconds a node of a row takes, by others of the row that were run or by an estimate, and its tokens at most."""
+    took = [seconds[node.key] for node in row.nodes if node.key in seconds]
+    if took:
+        return sum(took) / len(took), None
+    return (None, None) if needs is None else (needs.duration.seconds, needs.duration.tokens)
+
+
+def _said(each: float | None, tokens: int | None, count: int) -> str:
+    if not count:
+        return ""
+    if each is not None:
+        return _hours(each * count)
+    return "?" if tokens is None else f"? ({tokens * count / 1e6:,.1f} million tokens)"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < _HOUR:
+        return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return f"{seconds / _HOUR:,.1f} h"
