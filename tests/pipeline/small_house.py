@@ -100,7 +100,7 @@ class House:
         (self.root / "ngrpo" / "stages" / f"{name}.py").write_text(STAGE.format(name=name, body=lines))
 
     def command(self, *arguments: str) -> list[str]:
-        preset = [] if arguments[0] in ("report", "ui") else ["--preset", str(self.root / "small.toml")]
+        preset = [] if arguments[0] in ("report", "ui", "experiment") else ["--preset", str(self.root / "small.toml")]
         return [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", *arguments, *preset]
 
     def ngrpo(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
