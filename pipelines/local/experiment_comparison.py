@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
 from ngrpo.storage.artifacts import ArtifactStore
-from ngrpo.storage.manifest import MANIFEST, Manifest, Reference
+from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.local.workspace import written
 from ngrpo_kfp.pipelines.planning.experiment import ArmRun
 from ngrpo_kfp.pipelines.planning.experiment_plan import ExperimentPlan
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ngrpo.report.comparison import Arm
 
 _CURE = "run the experiment again"
-_MODEL = "model/"
+_LOG = "log_history.json"
+_SAMPLES = "samples/trained/"
 _FILES = ("comparison.json", "comparison.html")
 
 
@@ -47,7 +48,7 @@ class ComparedArms:
     def __init__(
         self, planned: ExperimentPlan, outcome: Outcome, store: ArtifactStore, seconds: Mapping[str, float]
     ) -> None:
-        """Fetch the evaluations and what the trainings logged, without the models.
+        """Fetch the evaluations and their samples of the trained models.
 
         Args:
             planned: The plan of the experiment.
@@ -64,7 +65,7 @@ class ComparedArms:
         for run in planned.nodes:
             reference = outcome.reference(planned.of(run, "benchmark_evaluation"))
             if run.arm not in planned.merged and reference is not None and run not in outcome.failed:
-                self._directories[run] = store.fetch(reference)
+                self._directories[run] = store.fetch(reference, only=(EVALUATION, _SAMPLES))
                 self.evaluations[run] = read_evaluation(self._directories[run] / EVALUATION, _CURE)
 
     @property
@@ -135,22 +136,15 @@ class ComparedArms:
         return sum(run.arm == arm for run in self.evaluations)
 
     def _training(self, run: ArmRun) -> Path | None:
-        """Return the artifact of a training without its model, which nobody reads here."""
+        """Return what a training logged; none where the pipeline has no training."""
         reference = self._outcome.reference(self._planned.of(run, "ngrpo_training"))
-        if reference is None:
-            return None
-        manifest = (self._store.fetch(reference, only="metrics.json") / MANIFEST).read_bytes()
-        names = Manifest.from_bytes(manifest).files
-        return self._store.fetch(reference, only=tuple(name for name in names if not name.startswith(_MODEL)))
+        return None if reference is None else self._store.fetch(reference, only=_LOG)
 
     def _gpu_seconds(self, run: ArmRun) -> float | None:
-        """Return how long the GPUs of a run's stages were in use, shared stages included; none where that is not known, or without GPUs."""
-        config = self._planned.experiment.arms[run.arm]
-        nodes = [self._planned.plan[name] for name in self._planned.nodes[run]]
-        on_gpus = [node for node in nodes if config.needs(node.stage).gpus]
-        if not on_gpus or any(node.key not in self._seconds for node in on_gpus):
-            return None
-        return sum(self._seconds[node.key] * config.needs(node.stage).gpus for node in on_gpus)
+        """Return the seconds of a training times its GPUs; none where they are not known, or it had none."""
+        node = self._planned.of(run, "ngrpo_training")
+        gpus = self._planned.experiment.arms[run.arm].needs("ngrpo_training").gpus
+        return None if node is None or not gpus or node.key not in self._seconds else self._seconds[node.key] * gpus
 
 
 def node_summaries(planned: ExperimentPlan, run: ArmRun, outcome: Outcome, seconds: Mapping[str, float]) -> Any:

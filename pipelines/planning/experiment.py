@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, field_validator
 from ngrpo.config import RunConfig, Section, load_config, validate
 from ngrpo.config.reading import named_preset, read_toml
 from ngrpo.errors import ConfigError
-from ngrpo.section import NonEmpty, Points, Seed, Spelled, check_name, count
+from ngrpo.section import NonEmpty, Points, Seed, Spelled, check_name, count, number
 from ngrpo.stages.declarations import STAGES
 from ngrpo_kfp.pipelines.planning.nodes import label_problem
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
@@ -65,7 +65,7 @@ class ExperimentFile(Section):
     """Benchmark of the primary comparison."""
     measure: Annotated[str, AfterValidator(_check_measure)]
     """Measure of the primary comparison: `mean`, `maj`, `pass@K` or `best@K`."""
-    equivalence: Points
+    equivalence: Annotated[float, number(above=0.0, most=100.0)]
     """Arms whose difference lies within so many points are equivalent."""
     parallel: Annotated[int, count(1, 1000)] | None = None
     """How many runs, each an arm with a seed, go at the same time on a cluster; not limited by default."""

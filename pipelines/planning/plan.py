@@ -57,8 +57,11 @@ def make_plan(
     first_with: dict[str, PlannedStage] = {}
     of_run = read(config) if contents is None else contents
     whole = config
-    # To look up a version takes milliseconds, and an experiment has hundreds of nodes.
-    versions = cache(versions)
+
+    @cache
+    def versions_of(stage_name: str, names: tuple[str, ...]) -> Mapping[str, str]:
+        """To look up a version takes milliseconds, and an experiment has hundreds of nodes."""
+        return versions(stage_name, names)
 
     def trace(
         stage_name: str,
@@ -76,7 +79,7 @@ def make_plan(
         content = {setting: each.digest for setting, each in chosen.content.items()}
         code = code_version(stage.module)
         input_keys = {input_name: source.key for input_name, source in inputs.items()}
-        libraries = versions(stage_name, selected(stage.libraries, chosen.keyed))
+        libraries = versions_of(stage_name, selected(stage.libraries, chosen.keyed))
         parts = partial(stage_key, stage_name, chosen.keyed, code, input_keys, libraries=libraries, content=content)
         base_key = parts()
         token = rerun_tokens.get(base_key) if stage.cacheable else run

@@ -103,6 +103,7 @@ def test_presets_and_files_of_the_user_are_relative_to_the_experiment(read, tmp_
         (("seeds = [0, 1]", "seeds = []"), "seeds: Tuple should have at least 1 item"),
         (("seeds = [0, 1]", "seeds = [3, 1, 3]"), "seeds: 3 stands there twice: a run is counted once"),
         (("seeds = [0, 1]", "seeds = [-1]"), "seeds.0: "),
+        (("equivalence = 1.0", "equivalence = 0"), "equivalence: Input should be greater than 0"),
         (("equivalence = 1.0", "equivalence = 101"), "equivalence: Input should be less than or equal to 100"),
         (("equivalence = 1.0", ""), "equivalence: missing; this setting has no default"),
         (

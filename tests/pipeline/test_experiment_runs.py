@@ -31,7 +31,7 @@ strategy = "token"
 """
 ADDED = "\n[arms.k-1.mixing]\nk = 1\n"
 TRAINING = """
-from pathlib import Path
+(output / "log_history.json").write_text("[]")
 (output / "model").mkdir()
 (output / "model" / "weights").write_text("w")
 (output / "strategy").write_text(f"{config.mixing.strategy} {config.mixing.k} {config.seed}")
@@ -98,7 +98,7 @@ def test_an_experiment_runs_what_is_left_and_compares(house):
     arms = compared(house)["arms"]
     assert arms["grpo"]["means"] == {"0": 0.25, "1": 0.35}
     assert arms["ngrpo"]["means"] == {"0": 0.5, "1": 0.6}
-    assert arms["ngrpo"]["training"] == [["manifest.json", "metrics.json", "payload.txt", "strategy"]] * 2, "no model"
+    assert all("log_history.json" in names for names in arms["ngrpo"]["training"])
     assert compared(house)["asked"] == [
         "grpo",
         "arithmetic",
