@@ -15,8 +15,8 @@ import typer
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.storage.disk import explain
-from ngrpo_kfp.pipelines.cli import checking, cluster, drafting, evaluating, experiment, inspection, local, models
-from ngrpo_kfp.pipelines.cli.help import RUN_HERE, Sections, examples
+from ngrpo_kfp.pipelines.cli import checking, cluster, drafting, evaluating, inspection, local, models
+from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import workspace
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
 
@@ -38,7 +38,6 @@ app = typer.Typer(
 )
 for group in (drafting, checking, local, evaluating, cluster, models, inspection):
     app.add_typer(group.app)
-app.add_typer(experiment.app, name="experiment", rich_help_panel=RUN_HERE)
 
 
 @app.callback(invoke_without_command=True)
