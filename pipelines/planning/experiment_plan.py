@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.config.cluster import ResourcesConfig
 from ngrpo.errors import ConfigError
+from ngrpo.sizing.amounts import Amount
 from ngrpo.sizing.model_shape import ModelShape, model_shape
 from ngrpo.sizing.stages import Needs, needs_of
 from ngrpo_kfp.pipelines.planning.experiment import ArmRun, Experiment
@@ -124,34 +126,33 @@ class _Row:
         return sum(not node.cached for node in self.nodes)
 
 
-def show_experiment(
-    planned: ExperimentPlan, console: Console, seconds: Mapping[str, float], shapes: ModelShapes | None = None
-) -> None:
+def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[str, float]) -> None:
     """Print what an experiment has to do: for each stage and arm how many results there are, who shares them, and what they need.
 
     Args:
         planned: The plan.
         console: Where it is shown.
         seconds: By key, how long the stages of earlier runs of this experiment took.
-        shapes: Looks up the shape of a model; by default `model_shape`.
     """
     experiment = planned.experiment
-    known = shapes or ModelShapes()
+    known, rows = _Needs(experiment), list(_rows(planned))
     table = Table(
         title=f"Experiment {escape(experiment.name)}: {len(planned.arms)} arms x {len(experiment.file.seeds)} seeds"
     )
     table.add_column("stage", no_wrap=True)
     table.add_column("of", overflow="fold")
-    for column in ("results", "to run", "GPUs of each", "needed", "time"):
+    on_gpus = any(config.needs(node.stage).gpus for config in experiment.arms.values() for node in planned.plan)
+    for column in ("results", "to run", *(("GPUs of each", "needed") if on_gpus else ()), "tokens", "time"):
         table.add_column(column, justify="right", overflow="fold")
     total, tokens, unknown, gpu_hours = 0.0, 0, 0, 0.0
-    for row in _rows(planned):
-        config = experiment.arms[row.arms[0]]
-        asked, needs = config.needs(row.stage), known.needs(planned, row.arms[0], row.stage)
-        each, most = _time(row, needs, seconds)
+    for row in rows:
+        asked = experiment.arms[row.arms[0]].needs(row.stage)
+        needs = known.of(row.arms[0], row.stage)
+        each = _seconds(row, needs, seconds)
+        most = row.to_run * ((None if needs is None else needs.duration.tokens) or 0)
         if each is None:
             unknown += row.to_run
-            tokens += (most or 0) * row.to_run
+            tokens += most
         else:
             total += each * row.to_run
             gpu_hours += each * row.to_run * asked.gpus / _HOUR
@@ -161,37 +162,36 @@ def show_experiment(
             "all arms" if len(row.arms) == len(planned.arms) > 1 else ", ".join(row.arms),
             str(len(row.nodes)),
             str(row.to_run) if row.to_run else "[green]cached",
-            f"{asked.gpus} x {asked.gpu_memory_gib} GiB" if asked.gpus else "-",
-            "-" if not asked.gpus else "?" if gpu is None else f"{gpu.gib} GiB",
-            _said(each, most, row.to_run),
+            *((_asked(asked), _needed(asked, gpu)) if on_gpus else ()),
+            f"{most / 1e6:,.1f} M" if most else "",
+            "" if not row.to_run else "?" if each is None else _hours(each * row.to_run),
         )
     console.print(table)
     for note in planned.notes:
         console.print(escape(note), soft_wrap=True)
-    left = sum(row.to_run for row in _rows(planned))
+    left = sum(row.to_run for row in rows)
     if not left:
         console.print("every result is in the store")
         return
-    console.print(f"{left} stages to run", end="")
+    said = [f"{left} stages to run"]
     if unknown < left:
-        console.print(
-            f"; {left - unknown} of them in about {_hours(total)} one after another, {gpu_hours:.1f} GPU hours", end=""
-        )
+        said.append(f"{left - unknown} of them in about {_hours(total)} one after another, {gpu_hours:.1f} GPU hours")
     if unknown:
-        of_tokens = f", which generate at most {tokens / 1e6:,.0f} million tokens" if tokens else ""
-        console.print(f"; the time of {unknown} is not known{of_tokens}", end="")
-    console.print()
+        most_tokens = f"; they generate at most {tokens / 1e6:,.1f} million tokens" if tokens else ""
+        said.append(f"the time of {unknown} is not known{most_tokens}")
+    console.print("; ".join(said), soft_wrap=True)
 
 
-class ModelShapes:
-    """Needs of stages; the shape of each arm's model is looked up once."""
+class _Needs:
+    """What the stages of arms need; the shape of each model is looked up once."""
 
-    def __init__(self) -> None:
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
         self._shapes: dict[str, ModelShape | None] = {}
 
-    def needs(self, planned: ExperimentPlan, arm: str, stage: str) -> Needs | None:
+    def of(self, arm: str, stage: str) -> Needs | None:
         """Return what a stage of an arm needs; none where the shape of its model is not known."""
-        config = planned.experiment.arms[arm]
+        config = self._experiment.arms[arm]
         source = config.model.source.model_dump_json()
         if source not in self._shapes:
             self._shapes[source] = model_shape(config.model.source)
@@ -211,20 +211,22 @@ def _rows(planned: ExperimentPlan) -> Iterator[_Row]:
         yield _Row(stage, shared, list(nodes.values()))
 
 
-def _time(row: _Row, needs: Needs | None, seconds: Mapping[str, float]) -> tuple[float | None, int | None]:
-    """Return how many seconds a node of a row takes, by others of the row that were run or by an estimate, and its tokens at most."""
+def _seconds(row: _Row, needs: Needs | None, seconds: Mapping[str, float]) -> float | None:
+    """Return how long a node of a row takes, by others of the row that were run or by an estimate."""
     took = [seconds[node.key] for node in row.nodes if node.key in seconds]
     if took:
-        return sum(took) / len(took), None
-    return (None, None) if needs is None else (needs.duration.seconds, needs.duration.tokens)
+        return sum(took) / len(took)
+    return None if needs is None else needs.duration.seconds
 
 
-def _said(each: float | None, tokens: int | None, count: int) -> str:
-    if not count:
-        return ""
-    if each is not None:
-        return _hours(each * count)
-    return "?" if tokens is None else f"? ({tokens * count / 1e6:,.1f} million tokens)"
+def _asked(asked: ResourcesConfig) -> str:
+    return f"{asked.gpus} x {asked.gpu_memory_gib} GiB" if asked.gpus else "-"
+
+
+def _needed(asked: ResourcesConfig, gpu: Amount | None) -> str:
+    if not asked.gpus:
+        return "-"
+    return "?" if gpu is None else f"{gpu.gib} GiB"
 
 
 def _hours(seconds: float) -> str:
