@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import secrets
 import threading
 import time
@@ -19,7 +20,6 @@ from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.local.experiment_comparison import ComparedArms, Outcome, node_summaries
 from ngrpo_kfp.pipelines.local.experiment_records import ExperimentRecords, ExperimentSummary
 from ngrpo_kfp.pipelines.local.experiment_tracking import TrackedExperiment, experiment_runs
-from ngrpo_kfp.pipelines.local.run_pipeline import import_modules
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.stage_records import read_record
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -65,8 +65,8 @@ def run(
     """
     began = time.monotonic()
     experiment.require(lambda arm, config: require_possible(config))
-    # These take seconds to import, and are needed only once the store is up and the plan is made.
-    threading.Thread(target=import_modules, args=("kfp.local", "ngrpo.tracking.mlflow_runs"), daemon=True).start()
+    # It takes seconds to import, and is needed only once the store is up and the plan is made.
+    threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     records = ExperimentRecords.of(workspace, experiment.name)
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)

@@ -64,7 +64,7 @@ def run(
     if base is None:
         require_possible(config)
     # These take seconds to import, and are needed only once the store is up and the plan is made.
-    threading.Thread(target=import_modules, args=("kfp.local", "ngrpo.tracking.mlflow_runs"), daemon=True).start()
+    threading.Thread(target=_import, args=("kfp.local", "ngrpo.tracking.mlflow_runs"), daemon=True).start()
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)
         config = _based(config, base)
@@ -182,8 +182,7 @@ def _run_plan(
     console.print(places(report, summary, promotions), soft_wrap=True)
 
 
-def import_modules(*modules: str) -> None:
-    """Import modules by name, for a thread to do beside other work."""
+def _import(*modules: str) -> None:
     for module in modules:
         importlib.import_module(module)
 

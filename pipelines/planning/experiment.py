@@ -112,7 +112,6 @@ class Experiment:
     """An experiment that was read: every arm is a whole configuration."""
 
     name: str
-    path: Path
     file: ExperimentFile
     arms: Mapping[str, RunConfig]
     """Configuration of each arm; its seed is that of no run yet (`config`)."""
@@ -212,7 +211,10 @@ def read_experiment(
         file = validate(ExperimentFile, tree)
     except ConfigError as error:
         raise ConfigError("\n".join(f"experiment {name}: {line}" for line in str(error).splitlines())) from error
-    problems = list(_disagreements(file))
+    problems = [
+        *(f"--set {field}: {why}; leave it out" for field, why in _OF_ALL.items() if _sets(overrides, field)),
+        *_disagreements(file),
+    ]
     if problems:
         raise ConfigError("\n".join(f"experiment {name}: {line}" for line in problems))
     preset = named_preset(file.preset, f"experiment {name}: preset", path.parent, presets)
@@ -226,7 +228,7 @@ def read_experiment(
             refused[arm] = str(error).splitlines()
     if refused:
         raise ConfigError("\n".join(_by_arm(name, refused, len(file.arms))))
-    experiment = Experiment(name, path, file, arms)
+    experiment = Experiment(name, file, arms)
     experiment.require_measured()
     measured = {benchmark for config in arms.values() for benchmark in config.data.benchmarks}
     unknown = sorted({each for of_arm in file.published.values() for each in of_arm} - measured)
@@ -272,6 +274,10 @@ def _tracer(stage: StageTracer, run: ArmRun, config: RunConfig) -> StageTracer:
         return stage(name, *labels, *run.labels, settings=settings, config=config, **inputs)
 
     return trace
+
+
+def _sets(overrides: Sequence[str], field: str) -> bool:
+    return any(each.partition("=")[0] == field for each in overrides)
 
 
 def _disagreements(file: ExperimentFile) -> Iterator[str]:

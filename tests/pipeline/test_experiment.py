@@ -180,6 +180,13 @@ def test_what_is_wrong_with_an_arm_is_said_with_its_name_and_once_where_all_have
     assert line.startswith("experiment lab: training.stepz: unknown setting (value 1); did you mean training.steps?")
 
 
+def test_a_seed_on_the_command_line_is_refused(read):
+    with pytest.raises(
+        ConfigError, match="experiment lab: --set seed: the seeds of an experiment are its setting `seeds`"
+    ):
+        read(HEAD + ARMS, "seed=3")
+
+
 def test_an_experiment_of_a_name_that_is_not_there(capsys):
     assert cli.main(["experiment", "plan", "nonesuch"]) == 2
     assert capsys.readouterr().err.startswith("ngrpo: experiment nonesuch: unknown; ")
