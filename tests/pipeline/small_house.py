@@ -83,6 +83,8 @@ class House:
 
     root: Path
     home: Path
+    patience: float = 240.0
+    """Seconds that a command may take."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -110,7 +112,7 @@ class House:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=self.patience,
             cwd=self.root,
         )
         assert done.returncode == code, done.stdout + done.stderr

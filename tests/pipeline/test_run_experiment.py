@@ -77,6 +77,7 @@ class Lab:
         monkeypatch.setattr(run_experiment, "services", self._services)
         monkeypatch.setattr(run_experiment, "experiment_runs", self._experiment_runs)
         monkeypatch.setattr(runner, "run_stages", self._run_stages)
+        monkeypatch.setattr(run_experiment, "importlib", SimpleNamespace(import_module=lambda name: None))  # of MLflow
         monkeypatch.setitem(sys.modules, "ngrpo.report.comparison", stand_in_comparison)
 
     def write(self, text):
