@@ -11,6 +11,7 @@ from test_plan import Store
 
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.experiment import EXPERIMENTS
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow import experiment_submission
 from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
@@ -388,3 +389,14 @@ def test_an_experiment_is_submitted_as_one_run_and_is_no_run_of_a_preset(kubeflo
     assert "ngrpo_training.grpo.seed1" in ngrpo("status")
     refused = ngrpo("rerun", "prepare_data", "--from", run.run_id, code=2)
     assert "is an experiment of several configurations: submit it again (ngrpo experiment submit)" in refused
+
+
+# --- ours ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.toml")))
+def test_each_of_ours_can_be_planned_and_has_no_arm_twice(name):
+    experiment = read_experiment(EXPERIMENTS / f"{name}.toml", PRESETS)
+    planned = plan_of(experiment, runs=experiment.by_seed[: len(experiment.arms)])
+    assert planned.merged == {}
+    assert to_run(planned)["benchmark_evaluation"] == len(experiment.arms)
