@@ -24,6 +24,7 @@ def kubeflow_pipeline(
     plan: Plan,
     configure: Callable[[dsl.PipelineTask, PlannedStage], None] = lambda task, node: None,
     description: str | None = None,
+    name: str = NAME,
 ) -> Any:
     """Build the pipeline that runs what a plan has to run.
 
@@ -35,12 +36,13 @@ def kubeflow_pipeline(
         plan: The plan of the run.
         configure: Gives the task of a node what it needs beside its inputs where it runs.
         description: Text that goes with the pipeline.
+        name: Name of the pipeline.
 
     Returns:
         The pipeline as kfp can compile it, or run it when called.
     """
 
-    @dsl.pipeline(name=NAME, description=description)
+    @dsl.pipeline(name=name, description=description)
     def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
         made: dict[str, Any] = {node.name: node.reference for node in plan if node.cached}
         for node in plan.to_run:

@@ -6,7 +6,10 @@ A function of this form is traced by the planner, and by nothing else: the plan 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from ngrpo.config import RunConfig
 
 NAME = "ngrpo-post-training"
 
@@ -14,14 +17,23 @@ NAME = "ngrpo-post-training"
 class StageTracer(Protocol):
     """Called once for each node of the pipeline, in order; returns a handle that later nodes take as input."""
 
-    def __call__(self, stage: str, /, *labels: str, settings: Mapping[str, Any] | None = None, **inputs: Any) -> Any:
+    def __call__(
+        self,
+        stage: str,
+        /,
+        *labels: str,
+        settings: Mapping[str, Any] | None = None,
+        config: RunConfig | None = None,
+        **inputs: Any,
+    ) -> Any:
         """Add a node that runs the stage `stage` and reads the artifacts of the nodes that its `inputs` are handles of.
 
         Args:
             stage: Name of the stage; that of the node too, where there are no labels.
-            labels: What tells this node from others of the same stage, lower-case letters and digits: `("grpo", "seed1")` makes the node
-                `<stage>.grpo.seed1`.
-            settings: Settings that the node has in place of the run's, by their path, as in `{"training.steps": 40}`.
+            labels: What tells this node from others of the same stage, lower-case letters, digits and `-`: `("grpo", "seed1")` makes the
+                node `<stage>.grpo.seed1`.
+            config: The whole configuration that the node has in place of the run's.
+            settings: Settings that the node has in place of those, by their path, as in `{"training.steps": 40}`.
             inputs: By name of the input.
         """
         ...

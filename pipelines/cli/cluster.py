@@ -86,7 +86,7 @@ def submit(
     home = workspace()
     chosen = config if base is None else from_champion(config)
     run = submission.submit(chosen, found, terminal(), cache=home.cache, name=home.run_name(config.preset))
-    _follow(run, wait)
+    follow_run(run, wait)
 
 
 @app.command(rich_help_panel=ON_CLUSTER)
@@ -138,12 +138,14 @@ def rerun_on_cluster(stage: str, run: str, images: Path, wait: bool | None) -> N
 
     checked("--from", run)
     found, home = Images(images), workspace()
-    config = submission.recorded_config(connect(), run)
+    client = connect()
+    submission.require_no_experiment(client, run)
+    config = submission.recorded_config(client, run)
     name = home.run_name(config.preset)
-    _follow(submission.submit(config, found, terminal(), cache=home.cache, name=name, rerun=stage), wait)
+    follow_run(submission.submit(config, found, terminal(), cache=home.cache, name=name, rerun=stage), wait)
 
 
-def _follow(run: str, wait: bool | None) -> None:
+def follow_run(run: str, wait: bool | None) -> None:
     """Follow a run that was submitted: to its end, not at all, or to its start.
 
     Raises:

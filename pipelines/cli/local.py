@@ -1,4 +1,4 @@
-"""The commands of a run on this machine: `ngrpo plan | run | rerun`."""
+"""The commands of a run on this machine: `ngrpo plan | run | rerun`, and `ngrpo experiment`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ngrpo.errors import ConfigError
+from ngrpo_kfp.pipelines.cli import experiment
 from ngrpo_kfp.pipelines.cli.help import RUN_HERE
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import (
@@ -27,6 +28,7 @@ from ngrpo_kfp.pipelines.cli.options import (
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
 
 app = typer.Typer()
+app.add_typer(experiment.app, name="experiment", rich_help_panel=RUN_HERE)
 
 
 @app.command(rich_help_panel=RUN_HERE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PRESETS = Path(__file__).parent.parent / "presets"
 IMAGES = Path("images/images.lock")
 """Where the images are looked up if no option names a file."""
+IN_ENVIRONMENT = "the environment"
+IN_SECRET = "a secret of cluster.secrets"
 _DEFAULT_PRESET = "tiny"
 
 
@@ -113,16 +115,7 @@ def read_config(preset: str | None = None, settings: Sequence[str] | None = None
     Raises:
         ConfigError: There is no such preset, or a setting is unknown or impossible.
     """
-    from ngrpo.data.gated import gated_benchmarks
-
-    config = _load(preset, settings, seed)
-    gated = gated_benchmarks(config)
-    if gated:
-        from huggingface_hub import get_token
-
-        if get_token() is None:
-            return _left_out(config, gated, "the environment")
-    return config
+    return _without(closed_here, _load(preset, settings, seed), IN_ENVIRONMENT)
 
 
 def read_preset(name: str) -> RunConfig:
@@ -148,13 +141,43 @@ def read_cluster_config(
     Raises:
         ConfigError: There is no such preset or file, or a setting is unknown or impossible.
     """
+    return _without(closed_there, _load(preset, settings, seed, cluster), IN_SECRET)
+
+
+def closed_here(config: RunConfig) -> list[str]:
+    """Return the benchmarks that a run on this machine cannot read, for they are gated and no token is there."""
     from ngrpo.data.gated import gated_benchmarks
 
-    config = _load(preset, settings, seed, cluster)
     gated = gated_benchmarks(config)
-    if gated and not any("HF_TOKEN" in variables for variables in config.cluster.secrets.values()):
-        return _left_out(config, gated, "a secret of cluster.secrets")
-    return config
+    if gated:
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            return gated
+    return []
+
+
+def closed_there(config: RunConfig) -> list[str]:
+    """Return the benchmarks that the pods of a cluster cannot read, for they are gated and the pods will have no token."""
+    from ngrpo.data.gated import gated_benchmarks
+
+    has_token = any("HF_TOKEN" in variables for variables in config.cluster.secrets.values())
+    return [] if has_token else gated_benchmarks(config)
+
+
+def say_left_out(benchmarks: Iterable[str], where: str) -> None:
+    """Say which benchmarks are left out because no token is there.
+
+    Args:
+        benchmarks: Their names.
+        where: Where the token would have to be: `IN_ENVIRONMENT` or `IN_SECRET`.
+    """
+    for name in benchmarks:
+        print(
+            f"left out: data.benchmarks.{name}, which is gated: accept its terms on the hub and put HF_TOKEN into {where}, or set its "
+            "id to a copy (ngrpo mirror)",
+            file=sys.stderr,
+        )
 
 
 def checked(what: str, name: str) -> str:
@@ -219,14 +242,10 @@ def _load(
     return config
 
 
-def _left_out(config: RunConfig, gated: Sequence[str], where: str) -> RunConfig:
+def _without(closed: Callable[[RunConfig], list[str]], config: RunConfig, where: str) -> RunConfig:
     """Leave out benchmarks for which no token is there, and say so."""
     from ngrpo.data.gated import without_benchmarks
 
-    for name in gated:
-        print(
-            f"left out: data.benchmarks.{name}, which is gated: accept its terms on the hub and put HF_TOKEN into {where}, or set its "
-            "id to a copy (ngrpo mirror)",
-            file=sys.stderr,
-        )
-    return without_benchmarks(config, gated)
+    names = closed(config)
+    say_left_out(names, where)
+    return without_benchmarks(config, names) if names else config

@@ -34,6 +34,8 @@ from ngrpo_kfp.pipelines.planning.summary import plan_table
 if TYPE_CHECKING:
     from kfp import Client
 
+EXPERIMENT = "ngrpo-experiment"
+"""Name of the pipeline of an experiment."""
 _TOKENS = "rerun_tokens"
 
 
@@ -64,7 +66,7 @@ def submit(
     objects = ObjectStore(config.cluster.store)
     objects.check()
     store = ArtifactStore(objects, cache)
-    tokens = _rerun_tokens(objects)
+    tokens = rerun_tokens(objects)
     asked: dict[str, str] = {}
     if rerun is not None:
         again = _plan(config, images, None, tokens).find(rerun)
@@ -72,29 +74,49 @@ def submit(
             # Names of tokens sort by time: the last one counts.
             asked = {again.base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
     plan = _plan(config, images, store, tokens | asked)
-    _require_possible(config, images, plan.stages_to_run)
+    require_pods(config, images, plan.stages_to_run)
     text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan, config))
     client = connect()
     require(config, images, console, plan.stages_to_run)
+    run = start(client, config, text, name)
+    # Only now: a run that was refused leaves no wish behind.
+    for base_key, token in asked.items():
+        objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
+    return show_started(run, console)
+
+
+def start(client: Client, config: RunConfig, text: str, name: str) -> Any:
+    """Have a cluster run a compiled pipeline, and return the run.
+
+    Args:
+        client: Client of the cluster.
+        config: Configuration of the run.
+        text: The pipeline.
+        name: Name of the run.
+
+    Raises:
+        ClusterError: It was not accepted, or that is not known.
+    """
     experiment = experiment_id(client)
     with package(text) as path, explained(f"run of {config.preset}"):
-        run = client.run_pipeline(
+        return client.run_pipeline(
             experiment,
             name,
             str(path),
             service_account=config.cluster.service_account,
         )
-    # Only now: a run that was refused leaves no wish behind.
-    for base_key, token in asked.items():
-        objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
+
+
+def show_started(run: Any, console: Console) -> str:
+    """Say where a run is to be seen, and return its id."""
     console.print(f"run  {run.run_id} ({run.display_name})", soft_wrap=True)
     for line in links(run.run_id):
         console.print(line, soft_wrap=True)
     return str(run.run_id)
 
 
-def _require_possible(config: RunConfig, images: Images, stages: Collection[str]) -> None:
+def require_pods(config: RunConfig, images: Images, stages: Collection[str]) -> None:
     """Refuse what no pod can get, what asks for too little or what has no image, of all stages at once: a compilation ends with the first.
 
     Raises:
@@ -137,6 +159,18 @@ def recorded_config(client: Client, run_id: str) -> RunConfig:
         ) from error
 
 
+def require_no_experiment(client: Client, run_id: str) -> None:
+    """Refuse the run of an experiment where a run of one preset is needed.
+
+    Raises:
+        ClusterError: It is one, or there is no such run.
+    """
+    if pipeline_of(client, run_id)["pipelineInfo"]["name"] == EXPERIMENT:
+        raise ClusterError(
+            f"run {run_id} is an experiment of several configurations: submit it again (ngrpo experiment submit): what it has made is kept"
+        )
+
+
 def pipeline_of(client: Client, run_id: str) -> Mapping[str, Any]:
     """Return the pipeline of a run on the cluster.
 
@@ -169,7 +203,7 @@ def _plan(config: RunConfig, images: Images, store: ArtifactStore | None, tokens
     )
 
 
-def _rerun_tokens(objects: ObjectStore) -> dict[str, str]:
+def rerun_tokens(objects: ObjectStore) -> dict[str, str]:
     """Return the rerun token of each result that was asked for again, by its key without one.
 
     On a cluster they are kept beside the artifacts, where everyone who plans finds them. A token is the name of an empty

@@ -46,7 +46,7 @@ def pipeline_run(config: RunConfig, around: Services, directory: Path) -> Iterat
             if refusal is not None:
                 raise refusal from failure
             tracked = opening.result()
-            _end_open_runs(tracked, f"tags.`mlflow.parentRunId` = '{tracked.run_id}'")
+            end_open_runs(tracked, f"tags.`mlflow.parentRunId` = '{tracked.run_id}'")
             raise
         wait([opening])
 
@@ -63,7 +63,7 @@ def _open(stack: ExitStack, config: RunConfig, around: Services, directory: Path
         tracked = stack.enter_context(parent_run(EXPERIMENT, directory.name, tags, around.artifact_location))
         if around.owns_database:
             # This workspace is locked: whoever opened those runs was killed before it could end them.
-            _end_open_runs(tracked)
+            end_open_runs(tracked)
     except BaseException as error:
         write_state(announcement, {"error": str(error)})
         raise
@@ -72,7 +72,7 @@ def _open(stack: ExitStack, config: RunConfig, around: Services, directory: Path
     return tracked
 
 
-def _end_open_runs(tracked: TrackedRun, condition: str = "") -> None:
+def end_open_runs(tracked: TrackedRun, condition: str = "") -> None:
     """End the MLflow runs whose process was killed; `condition` narrows them down."""
     experiment = tracked.client.get_run(tracked.run_id).info.experiment_id
     is_open = "attributes.status = 'RUNNING'"

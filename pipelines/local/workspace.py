@@ -93,6 +93,11 @@ class Workspace:
         return self.root / "evaluations"
 
     @property
+    def experiments(self) -> Path:
+        """One directory for each experiment (`ngrpo_kfp.pipelines.local.experiment_records`)."""
+        return self.root / "experiments"
+
+    @property
     def latest(self) -> Path:
         """Link to the directory of the last run that finished: what it shows is whole, whatever failed since."""
         return self.root / "latest"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,6 +113,19 @@ def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool
         contents[setting] = Content(content_digest(files), planned)
     digests.save()
     return contents
+
+
+def reader(known: Path | None = None, *, buckets: bool = True) -> Callable[[RunConfig], Mapping[str, Content]]:
+    """Return a `read_contents` that reads once what many configurations name; see there."""
+    seen: dict[str, Mapping[str, Content]] = {}
+
+    def read(config: RunConfig) -> Mapping[str, Content]:
+        named = canonical_json([[path, source.model_dump(mode="json")] for path, source in _copies(config)])
+        if named not in seen:
+            seen[named] = read_contents(config, known, buckets=buckets)
+        return seen[named]
+
+    return read
 
 
 def stage_settings(section: Section, contents: Mapping[str, Content]) -> StageSettings:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.planning.content import StageSettings
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
 
-_LABEL = re.compile(r"[a-z0-9]+")
+_LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _DRIVER = "driver"
 """Kubeflow puts a task `<task>-driver` before each task."""
 _LONGEST_NAME = 63
@@ -88,6 +89,28 @@ class Plan:
         """Return the node that a person means; see `find_node`."""
         return self[find_node(name, self.nodes)]
 
+    def part(self, names: Iterable[str], made: Mapping[str, Reference]) -> Plan:
+        """Return some nodes as a plan of their own.
+
+        Args:
+            names: Names of the nodes, which follow the nodes that they read from.
+            made: Results by key that were made since the plan was: their nodes count as cached.
+        """
+        nodes: dict[str, PlannedStage] = {}
+        first: dict[str, PlannedStage] = {}
+        for name in names:
+            node = self[name]
+            reference = node.reference or made.get(node.key)
+            nodes[name] = replace(
+                node,
+                inputs={title: nodes[source.name] for title, source in node.inputs.items()},
+                reference=reference,
+                same_as=None if reference is not None else first.get(node.key),
+                reasons=() if reference is not None else node.worker.reasons,
+            )
+            first.setdefault(node.key, nodes[name])
+        return Plan(nodes)
+
     @property
     def to_run(self) -> list[PlannedStage]:
         """The nodes that have to run, in order."""
@@ -122,17 +145,25 @@ def node_name(stage: str, labels: Sequence[str], taken: Collection[str]) -> str:
     """
     name = ".".join([stage, *labels])
     for label in labels:
-        if _LABEL.fullmatch(label) is None or label == _DRIVER:
-            raise ConfigError(
-                f"node {name}: label {label!r}: a label has lower-case letters and digits only, and is not {_DRIVER!r}, a word of "
-                "Kubeflow's: choose another"
-            )
+        problem = label_problem(label)
+        if problem is not None:
+            raise ConfigError(f"node {name}: label {label!r}: {problem}")
     if len(name) > _LONGEST_NAME:
         raise ConfigError(f"node {name}: its name has more than {_LONGEST_NAME} characters: shorten the labels")
     for other in taken:
         if task_name(other) == task_name(name):
             raise ConfigError(f"node {name}: the pipeline has a node {other} already: give one of them another label")
     return name
+
+
+def label_problem(label: str) -> str | None:
+    """Return why files, Kubernetes and Kubeflow do not all take a label; none if they do."""
+    if _LABEL.fullmatch(label) is not None and label.rpartition("-")[2] != _DRIVER:
+        return None
+    return (
+        f"a label has lower-case letters and digits only, `-` between them, and does not end in {_DRIVER!r}, a word of Kubeflow's: "
+        "choose another"
+    )
 
 
 def stage_of(node: str) -> str:
@@ -186,7 +217,14 @@ def names_of(pipeline: Callable[[StageTracer], None] = post_training) -> list[st
     """
     names: list[str] = []
 
-    def trace(stage: str, /, *labels: str, settings: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+    def trace(
+        stage: str,
+        /,
+        *labels: str,
+        settings: Mapping[str, Any] | None = None,
+        config: RunConfig | None = None,
+        **inputs: Any,
+    ) -> None:
         names.append(node_name(stage, labels, names))
 
     pipeline(trace)

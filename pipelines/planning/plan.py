@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ngrpo.config import RunConfig, select
@@ -32,6 +32,7 @@ def make_plan(
     stages: Mapping[str, Stage] = STAGES,
     pipeline: Callable[[StageTracer], None] = post_training,
     contents: Mapping[str, Content] | None = None,
+    read: Callable[[RunConfig], Mapping[str, Content]] = read_contents,
 ) -> Plan:
     """Plan a run.
 
@@ -45,6 +46,7 @@ def make_plan(
         stages: The stages by name.
         pipeline: The pipeline to trace.
         contents: The copies that the run reads (`read_contents`); read by default.
+        read: Returns the copies that a node with a configuration of its own reads (`reader` reads each once).
 
     Raises:
         ConfigError: A node has a name or settings that cannot be, or a library that a stage declares is not there.
@@ -53,18 +55,31 @@ def make_plan(
     """
     planned: dict[str, PlannedStage] = {}
     first_with: dict[str, PlannedStage] = {}
-    read = read_contents(config) if contents is None else contents
+    of_run = read(config) if contents is None else contents
+    whole = config
+
+    @cache
+    def versions_of(stage_name: str, names: tuple[str, ...]) -> Mapping[str, str]:
+        """To look up a version takes milliseconds, and an experiment has hundreds of nodes."""
+        return versions(stage_name, names)
 
     def trace(
-        stage_name: str, /, *labels: str, settings: Mapping[str, Any] | None = None, **inputs: PlannedStage
+        stage_name: str,
+        /,
+        *labels: str,
+        settings: Mapping[str, Any] | None = None,
+        config: RunConfig | None = None,
+        **inputs: PlannedStage,
     ) -> PlannedStage:
         name, stage = node_name(stage_name, labels, planned), stages[stage_name]
-        own = config if settings is None else _own_config(config, name, settings, stages)
-        chosen = stage_settings(select(own, stage.config), read if settings is None else read_contents(own))
+        own = whole if config is None else config
+        if settings is not None:
+            own = _own_config(own, name, settings, stages)
+        chosen = stage_settings(select(own, stage.config), of_run if own is whole else read(own))
         content = {setting: each.digest for setting, each in chosen.content.items()}
         code = code_version(stage.module)
         input_keys = {input_name: source.key for input_name, source in inputs.items()}
-        libraries = versions(stage_name, selected(stage.libraries, chosen.keyed))
+        libraries = versions_of(stage_name, selected(stage.libraries, chosen.keyed))
         parts = partial(stage_key, stage_name, chosen.keyed, code, input_keys, libraries=libraries, content=content)
         base_key = parts()
         token = rerun_tokens.get(base_key) if stage.cacheable else run

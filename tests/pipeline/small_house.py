@@ -83,6 +83,8 @@ class House:
 
     root: Path
     home: Path
+    patience: float = 240.0
+    """Seconds that a command may take."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -100,7 +102,7 @@ class House:
         (self.root / "ngrpo" / "stages" / f"{name}.py").write_text(STAGE.format(name=name, body=lines))
 
     def command(self, *arguments: str) -> list[str]:
-        preset = [] if arguments[0] in ("report", "ui") else ["--preset", str(self.root / "small.toml")]
+        preset = [] if arguments[0] in ("report", "ui", "experiment") else ["--preset", str(self.root / "small.toml")]
         return [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", *arguments, *preset]
 
     def ngrpo(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +112,7 @@ class House:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=self.patience,
             cwd=self.root,
         )
         assert done.returncode == code, done.stdout + done.stderr

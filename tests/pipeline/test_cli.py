@@ -167,7 +167,7 @@ def test_a_report_of_no_run(capsys):
 # --- help, usage, completion ----------------------------------------------------------------------------------------------
 
 COMMANDS = {
-    "Run here": ["init", "check", "plan", "run", "rerun", "evaluate"],
+    "Run here": ["init", "check", "plan", "run", "rerun", "experiment", "evaluate"],
     "Run on a cluster": ["compile", "submit", "cancel", "doctor", "schedule"],
     "Models": ["regrade", "promote", "rollback", "history", "mirror"],
     "Inspect": ["status", "logs", "report", "config", "ui", "neighbors"],

@@ -112,7 +112,9 @@ def test_the_task_of_a_node_leads_back_to_it():
     ("labels", "settings", "problem"),
     [
         (("Grpo",), {}, "label 'Grpo': a label has lower-case letters and digits only"),
-        (("seed-1",), {}, "label 'seed-1': "),
+        (("seed--1",), {}, "label 'seed--1': "),
+        (("-1",), {}, "label '-1': "),
+        (("a-driver",), {}, "label 'a-driver': "),
         (("",), {}, "label '': "),
         (("driver",), {}, "label 'driver': "),
         (("a" * 60,), {}, "its name has more than 63 characters: shorten the labels"),

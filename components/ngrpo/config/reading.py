@@ -43,7 +43,11 @@ _short.maxstring = _short.maxother = _short.maxlong = 120
 
 
 def load_config(
-    preset: Path, overrides: Sequence[str] = (), cluster: Path | None = None, presets: Path | None = None
+    preset: Path,
+    overrides: Sequence[str] = (),
+    cluster: Path | None = None,
+    presets: Path | None = None,
+    above: Sequence[tuple[Path, Mapping[str, Any]]] = (),
 ) -> RunConfig:
     """Read a preset and apply overrides.
 
@@ -53,6 +57,7 @@ def load_config(
             else as text; a part of the field with other characters than letters, digits, `_` and `-` stands in double quotes.
         cluster: TOML file with the section `cluster`, in place of the preset's.
         presets: Directory of the presets that `extends` may name.
+        above: Settings of other files that extend the preset in turn, the last of one field counts, each with its file.
 
     Raises:
         ConfigError: A file cannot be read or is not TOML, or settings are unknown or impossible. The message has a line for each: the
@@ -62,7 +67,8 @@ def load_config(
         check_name(preset.stem)
     except ValueError as error:
         raise ConfigError(f"preset {str(preset)!r}: {error}; rename the file") from error
-    chain = _read_chain(preset, presets)
+    own = [(file, locate(settings, file.parent)) for file, settings in reversed(above)]
+    chain = [*own, *_read_chain(preset, presets)]
     inherits = len(chain) > 1
     tree = reduce(merge, (settings for _, settings in reversed(chain))) | {"preset": preset.stem}
     if cluster is not None:
@@ -104,18 +110,28 @@ def _read_chain(preset: Path, presets: Path | None) -> list[tuple[Path, dict[str
         if extends is None:
             return chain
         what = f"preset {str(path)!r}: extends"
-        path = _extended(path, extends, presets)
+        path = named_preset(extends, f"preset {str(path)!r}: extends", path.parent, presets)
 
 
-def _extended(path: Path, extends: Any, presets: Path | None) -> Path:
-    """Return the file that a preset extends."""
+def named_preset(name: Any, what: str, directory: Path, presets: Path | None) -> Path:
+    """Return the preset that a file names.
+
+    Args:
+        name: Name of a preset, or a TOML file.
+        what: The setting that names it, for the message.
+        directory: What the TOML file is relative to.
+        presets: Directory of the presets that have names.
+
+    Raises:
+        ConfigError: It is no file's name, and there is no preset of the name.
+    """
     known = sorted(each.stem for each in presets.glob("*.toml")) if presets is not None else []
     allowed = "name a TOML file, relative to this one" + (f", or one of {', '.join(known)}" if known else "")
-    if isinstance(extends, str) and extends.endswith(".toml"):
-        return path.parent / Path(extends).expanduser()
-    if not isinstance(extends, str) or presets is None or extends not in known:
-        raise ConfigError(f"preset {str(path)!r}: extends={_show(extends)}: unknown; {allowed}")
-    return presets / f"{extends}.toml"
+    if isinstance(name, str) and name.endswith(".toml"):
+        return directory / Path(name).expanduser()
+    if not isinstance(name, str) or presets is None or name not in known:
+        raise ConfigError(f"{what}={_show(name)}: unknown; {allowed}")
+    return presets / f"{name}.toml"
 
 
 def _with_origin(line: str, preset: Path, origins: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:

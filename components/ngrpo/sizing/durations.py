@@ -17,6 +17,8 @@ class Duration:
     """None where nothing was measured to go by."""
     basis: str
     """What the estimate goes by, or what is to be done."""
+    tokens: int | None = None
+    """How many tokens are generated at most, where that is what is to be done."""
 
     @property
     def text(self) -> str:
@@ -44,7 +46,7 @@ def duration(config: RunConfig, stage: str, shape: ModelShape) -> Duration:
         training, rollout = config.training, config.rollout
         batches = training.steps // training.steps_per_batch
         most = batches * training.prompts_per_batch * rollout.group_size * rollout.max_tokens
-        return Duration(None, f"generates at most {_millions(most)} tokens{_measurements(config)}")
+        return _generating(most, _measurements(config))
     if stage == "benchmark_evaluation":
         sizes = [
             getattr(each, "size", None) or getattr(each, "limit", None) for each in config.data.benchmarks.values()
@@ -52,7 +54,7 @@ def duration(config: RunConfig, stage: str, shape: ModelShape) -> Duration:
         if all(sizes):
             models = 3 if config.warm_start.steps else 2
             most = models * sum(size or 0 for size in sizes) * config.evaluation.samples * config.evaluation.max_tokens
-            return Duration(None, f"generates at most {_millions(most)} tokens")
+            return _generating(most)
     return Duration(None, "")
 
 
@@ -64,6 +66,10 @@ def _measurements(config: RunConfig) -> str:
     selection = training.selection
     times = -(-training.steps // (selection.steps or training.save_steps))
     return f" in rollouts, and {times:,} times {selection.samples} answers to each problem of {selection.benchmark}"
+
+
+def _generating(tokens: int, besides: str = "") -> Duration:
+    return Duration(None, f"generates at most {_millions(tokens)} tokens{besides}", tokens)
 
 
 def _millions(tokens: int) -> str:

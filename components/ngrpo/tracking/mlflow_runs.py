@@ -104,6 +104,23 @@ def parent_run(
         yield run
 
 
+def child_run(parent: TrackedRun, name: str, tags: Mapping[str, str]) -> TrackedRun:
+    """Open a run below another one; whoever opens it ends it.
+
+    Args:
+        parent: The run above it.
+        name: Name of the run.
+        tags: Its tags.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    with explained():
+        experiment_id = parent.client.get_run(parent.run_id).info.experiment_id
+        own = {MLFLOW_PARENT_RUN_ID: parent.run_id, **tags}
+        return TrackedRun(parent.client, parent.client.create_run(experiment_id, run_name=name, tags=own).info.run_id)
+
+
 @contextmanager
 def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun | None]:
     """Open the run of a stage; how the context ends is how the run ends.

@@ -1,0 +1,162 @@
+"""The comparison of an experiment: what `ngrpo.report.comparison` is given of each run, and where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.local.workspace import written
+from ngrpo_kfp.pipelines.planning.experiment import ArmRun
+from ngrpo_kfp.pipelines.planning.experiment_plan import ExperimentPlan
+from ngrpo_kfp.pipelines.planning.nodes import PlannedStage
+
+if TYPE_CHECKING:
+    from ngrpo.report.comparison import Arm
+
+_CURE = "run the experiment again"
+_LOG = "log_history.json"
+_SAMPLES = "samples/trained/"
+_FILES = ("comparison.json", "comparison.html")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has come of the runs of an experiment."""
+
+    made: Mapping[str, Reference]
+    """Results by key, those that were there before and those of this run."""
+    failed: Mapping[ArmRun, str] = field(default_factory=dict)
+    """Why a run failed, or was not begun."""
+    failed_keys: Mapping[ArmRun, str] = field(default_factory=dict)
+    """Key of the node that failed."""
+
+    def reference(self, node: PlannedStage | None) -> Reference | None:
+        """Return the result of a node; none if there is none."""
+        return None if node is None else node.reference or self.made.get(node.key)
+
+
+class ComparedArms:
+    """The arms of an experiment with what their finished runs have come to."""
+
+    def __init__(
+        self, planned: ExperimentPlan, outcome: Outcome, store: ArtifactStore, seconds: Mapping[str, float]
+    ) -> None:
+        """Fetch the evaluations and their samples of the trained models.
+
+        Args:
+            planned: The plan of the experiment.
+            outcome: What has come of it.
+            store: Where the results are.
+            seconds: By key, how long stages took.
+
+        Raises:
+            StoreError: A result is gone, or does not match its manifest.
+        """
+        self._planned, self._outcome, self._store, self._seconds = planned, outcome, store, seconds
+        self.evaluations: dict[ArmRun, Evaluation] = {}
+        self._directories: dict[ArmRun, Path] = {}
+        for run in planned.nodes:
+            reference = outcome.reference(planned.of(run, "benchmark_evaluation"))
+            if run.arm not in planned.merged and reference is not None and run not in outcome.failed:
+                self._directories[run] = store.fetch(reference, only=(EVALUATION, _SAMPLES))
+                self.evaluations[run] = read_evaluation(self._directories[run] / EVALUATION, _CURE)
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """By arm, the numbers of the trained model by benchmark, averaged over seeds; of the seeds that have them."""
+        from ngrpo.evaluation.results import flat_metrics
+
+        values: dict[str, dict[str, list[float]]] = {}
+        for run, evaluation in self.evaluations.items():
+            for benchmark, result in evaluation["models"]["trained"].items():
+                for name, value in flat_metrics(result, benchmark).items():
+                    values.setdefault(run.arm, {}).setdefault(name, []).append(value)
+        return {
+            arm: {name: sum(each) / len(each) for name, each in of_arm.items()} | {"seeds": float(self._seeds(arm))}
+            for arm, of_arm in values.items()
+        }
+
+    def compare(self, directory: Path, console: Console) -> list[Path]:
+        """Compare the arms, show the result, and return the files that have it.
+
+        Args:
+            directory: Gets the files.
+            console: Where the tables are shown.
+
+        Raises:
+            ConfigError: The runs cannot be compared, for example because they were measured in different ways.
+        """
+        from ngrpo.report.comparison import compare, comparison_table, write_comparison
+
+        file = self._planned.experiment.file
+        comparison = compare(
+            self._arms(),
+            baseline=file.baseline,
+            benchmark=file.benchmark,
+            measure=file.measure,
+            margin=file.equivalence,
+            published=file.published,
+        )
+        with written(directory):
+            write_comparison(comparison, directory)
+        console.print(comparison_table(comparison))
+        return [directory / name for name in _FILES]
+
+    def _arms(self) -> list[Arm]:
+        from ngrpo.report.comparison import Arm, ComparedRun
+
+        arms = []
+        for arm in self._planned.arms:
+            runs = [run for run in self._planned.nodes if run.arm == arm]
+            compared = tuple(
+                ComparedRun(
+                    seed=run.seed,
+                    evaluation=self.evaluations[run],
+                    training=self._training(run),
+                    samples=self._directories[run],
+                    gpu_seconds=self._gpu_seconds(run),
+                )
+                for run in runs
+                if run in self.evaluations
+            )
+            failed = {
+                run.seed: self._outcome.failed.get(run, "has not run") for run in runs if run not in self.evaluations
+            }
+            arms.append(Arm(name=arm, runs=compared, failed=failed))
+        return arms
+
+    def _seeds(self, arm: str) -> int:
+        return sum(run.arm == arm for run in self.evaluations)
+
+    def _training(self, run: ArmRun) -> Path | None:
+        """Return what a training logged; none where the pipeline has no training."""
+        reference = self._outcome.reference(self._planned.of(run, "ngrpo_training"))
+        return None if reference is None else self._store.fetch(reference, only=_LOG)
+
+    def _gpu_seconds(self, run: ArmRun) -> float | None:
+        """Return the seconds of a training times its GPUs; none where they are not known, or it had none."""
+        node = self._planned.of(run, "ngrpo_training")
+        gpus = self._planned.experiment.arms[run.arm].needs("ngrpo_training").gpus
+        return None if node is None or not gpus or node.key not in self._seconds else self._seconds[node.key] * gpus
+
+
+def node_summaries(planned: ExperimentPlan, run: ArmRun, outcome: Outcome, seconds: Mapping[str, float]) -> Any:
+    """Return what `summary.json` says of the nodes of a run that have a result (`NodeSummary`)."""
+    found = {name: outcome.reference(planned.plan[name]) for name in planned.nodes[run]}
+    return {
+        name: {
+            "key": reference.key,
+            "artifact": reference.uri,
+            "digest": reference.digest,
+            "seconds": seconds.get(reference.key),
+        }
+        for name, reference in found.items()
+        if reference is not None
+    }

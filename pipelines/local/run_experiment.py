@@ -1,0 +1,295 @@
+"""An experiment on this machine, from the plan to the comparison."""
+
+from __future__ import annotations
+
+import importlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ngrpo.checking.examination import require_possible
+from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.local.experiment_comparison import ComparedArms, Outcome, node_summaries
+from ngrpo_kfp.pipelines.local.experiment_records import ExperimentRecords, ExperimentSummary
+from ngrpo_kfp.pipelines.local.experiment_tracking import TrackedExperiment, experiment_runs
+from ngrpo_kfp.pipelines.local.services import services
+from ngrpo_kfp.pipelines.local.stage_records import read_record
+from ngrpo_kfp.pipelines.local.workspace import Workspace, written
+from ngrpo_kfp.pipelines.planning.content import reader
+from ngrpo_kfp.pipelines.planning.experiment import ArmRun, Experiment, experiment_pipeline
+from ngrpo_kfp.pipelines.planning.experiment_plan import ExperimentPlan, planned_experiment, show_experiment
+from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus
+from ngrpo_kfp.pipelines.planning.nodes import History, Plan
+from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
+from ngrpo_kfp.pipelines.planning.user_imports import require_imports
+
+if TYPE_CHECKING:
+    from ngrpo_kfp.pipelines.local.runner import Runner
+
+
+class ExperimentError(NGRPOError):
+    """Runs of an experiment failed; the message has a line for each."""
+
+
+def run(
+    experiment: Experiment,
+    workspace: Workspace,
+    console: Console,
+    *,
+    rerun: str | None = None,
+    runner: Callable[[], Runner] | None = None,
+) -> None:
+    """Run what is left of an experiment, seed by seed, and compare its arms.
+
+    A run that fails does not stop the others. What it shares with them and could not be made is not tried again: they fail with it.
+
+    Args:
+        experiment: The experiment.
+        workspace: Where everything is kept.
+        console: Where progress and results are shown.
+        rerun: An arm whose results are made again although the store has them; what it shares with others is kept.
+        runner: See `run_stages`.
+
+    Raises:
+        ExperimentError: Runs failed; those that did not are compared all the same.
+        NGRPOError: What the user can put right, or of a service: then nothing more was run.
+        Interrupted: The experiment was told to stop.
+    """
+    began = time.monotonic()
+    experiment.require(lambda arm, config: require_possible(config))
+    # It takes seconds to import, and is needed only once the store is up and the plan is made.
+    threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
+    records = ExperimentRecords.of(workspace, experiment.name)
+    with workspace.lock(), services(workspace) as around:
+        store = around.artifact_store(workspace)
+        if rerun is not None:
+            token = secrets.token_hex(8)
+            for node in _planned(experiment, workspace, None, History()).first_of(rerun):
+                workspace.set_rerun_token(node.base_key, token)
+        took = records.seconds()
+        planned = _planned(experiment, workspace, store, records.history(took))
+
+        def check(arm: str, config: Any) -> None:
+            part = planned.of_arm(arm)
+            require_gpus(config, part)
+            require_imports(config, part.stages_to_run)
+
+        experiment.require(check)
+        directory = records.begin(plan_record(planned.plan))
+        show_experiment(planned, console, took)
+        with experiment_runs(experiment, around, f"{directory.name}-{experiment.name}") as tracked:
+            outcome = _run_all(planned, directory, tracked, console, runner)
+            seconds = records.seconds()
+            compared = ComparedArms(planned, outcome, store, seconds)
+            problems = [f"{run}: {why}" for run, why in outcome.failed.items()]
+            files: list[Path] = []
+            try:
+                files = compared.compare(records.directory, console)
+            except ConfigError as error:
+                problems += str(error).splitlines()
+            summary = _summary(planned, outcome, seconds, {"tracking_uri": around.tracking_uri})
+            summary["mlflow"]["run_id"] = tracked.parent().run_id
+            ran = {node.key for node in planned.plan if not node.cached}
+            summary["stage_seconds"] = round(sum(spent for key, spent in seconds.items() if key in ran), 3)
+            summary["wall_seconds"] = round(time.monotonic() - began, 3)
+            files.append(records.write_summary(summary))
+            tracked.finish(compared.metrics, frozenset(run.arm for run in outcome.failed), tuple(files))
+            _show_places(files, summary, console)
+            if problems:
+                raise ExperimentError("\n".join(problems))
+
+
+def show_plan(experiment: Experiment, workspace: Workspace, console: Console) -> None:
+    """Say what an experiment has to do, who shares it, and what it needs.
+
+    Raises:
+        ConfigError: A stage needs more of a GPU than it asks for.
+        StoreError: The object store cannot be reached.
+    """
+    records = ExperimentRecords.of(workspace, experiment.name)
+    with services(workspace) as around:
+        took = records.seconds()
+        planned = _planned(experiment, workspace, around.artifact_store(workspace), records.history(took))
+    show_experiment(planned, console, took)
+    experiment.require(lambda arm, config: require_fit(config, planned.of_arm(arm)))
+
+
+def report(experiment: Experiment, workspace: Workspace, console: Console) -> Path:
+    """Compare the arms of an experiment by the results that are there, and return the page.
+
+    Raises:
+        ConfigError: No run has finished, or the runs cannot be compared.
+        StoreError: A result is gone, or the object store cannot be reached.
+    """
+    records = ExperimentRecords.of(workspace, experiment.name)
+    with services(workspace) as around:
+        store = around.artifact_store(workspace)
+        planned = _planned(experiment, workspace, store, History())
+        return compare_finished(planned, store, records, console)
+
+
+def compare_finished(
+    planned: ExperimentPlan, store: ArtifactStore, records: ExperimentRecords, console: Console
+) -> Path:
+    """Compare the arms by the results that a plan found in a store; see `report`."""
+    outcome = Outcome(made={}, failed=_failed_last_time(planned, records))
+    compared = ComparedArms(planned, outcome, store, records.seconds())
+    name = planned.experiment.name
+    if not compared.evaluations:
+        raise ConfigError(f"experiment {name}: no run has finished: run it first (ngrpo experiment run {name})")
+    for note in planned.notes:
+        console.print(escape(note), soft_wrap=True)
+    with written(records.directory):
+        records.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    page = compared.compare(records.directory, console)[-1]
+    console.print(f"report  {page}", soft_wrap=True)
+    return page
+
+
+def _planned(
+    experiment: Experiment, workspace: Workspace, store: ArtifactStore | None, history: History
+) -> ExperimentPlan:
+    runs = experiment.by_seed
+    plan = make_plan(
+        experiment.baseline,
+        run="",
+        store=store,
+        rerun_tokens=workspace.rerun_tokens(),
+        history=history,
+        pipeline=experiment_pipeline(experiment, runs),
+        contents={},
+        read=reader(workspace.digests),
+    )
+    return planned_experiment(experiment, runs, plan)
+
+
+def _run_all(
+    planned: ExperimentPlan,
+    directory: Path,
+    tracked: TrackedExperiment,
+    console: Console,
+    runner: Callable[[], Runner] | None,
+) -> Outcome:
+    """Run what has to be run, one arm with one seed after another."""
+    made = {node.key: node.reference for node in planned.plan if node.reference is not None}
+    failed: dict[ArmRun, str] = {}
+    culprits: dict[ArmRun, str] = {}
+    why: dict[str, str] = {}
+    runs = [run for run in planned.nodes if run.arm not in planned.merged and not planned.is_cached(run)]
+    for number, run in enumerate(runs, 1):
+        part = planned.plan.part(planned.nodes[run], made)
+        hopeless = next((node for node in part.to_run if node.key in why), None)
+        if hopeless is not None:
+            failed[run], culprits[run] = f"not begun, for it shares what failed: {why[hopeless.key]}", hopeless.key
+            continue
+        console.print(f"[bold]{run}[/bold]  {number} of {len(runs)}")
+        problem = _run_one(part, run, directory, tracked, console, runner, made)
+        if problem is not None:
+            culprit, said = problem
+            failed[run], culprits[run] = said, part[culprit].key
+            why[part[culprit].key] = said
+            console.print(f"[red]{run} failed[/red]; the others go on", soft_wrap=True)
+    return Outcome(made, failed, culprits)
+
+
+def _run_one(
+    part: Plan,
+    run: ArmRun,
+    directory: Path,
+    tracked: TrackedExperiment,
+    console: Console,
+    runner: Callable[[], Runner] | None,
+    made: dict[str, Reference],
+) -> tuple[str, str] | None:
+    """Run one arm with one seed; return the node that failed and why, none if all went well. What was made is added to `made`."""
+    from ngrpo_kfp.pipelines.local.runner import StageError, first_failure, run_stages
+
+    if not part.to_run:
+        return None
+    place = directory / run.name
+    with written(place):
+        place.mkdir(mode=0o700)
+    tracked.announce(run.arm, place)
+    try:
+        run_stages(part, place, console, runner)
+    except StageError as error:
+        tracked.require_open()
+        records = {node.name: read_record(place, node.name) for node in part.to_run}
+        made |= _made(records)
+        culprit = first_failure(records)
+        assert culprit is not None
+        return culprit, str(error)
+    made |= _made({node.name: read_record(place, node.name) for node in part.to_run})
+    return None
+
+
+def _made(records: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Reference]:
+    return {
+        record["key"]: Reference(uri=record["artifact"], key=record["key"], digest=record["digest"])
+        for record in records.values()
+        if record is not None and "artifact" in record and "error" not in record
+    }
+
+
+def _failed_last_time(planned: ExperimentPlan, records: ExperimentRecords) -> dict[ArmRun, str]:
+    """Return why runs failed when the experiment was last run, as far as nothing that failed has changed or succeeded since."""
+    summary = records.summary()
+    if summary is None:
+        return {}
+    failed = {}
+    for run, names in planned.nodes.items():
+        before = summary["arms"].get(run.arm, {}).get(str(run.seed))
+        nodes = {planned.plan[name].key: planned.plan[name] for name in names}
+        if before is not None and "failed" in before:
+            culprit = nodes.get(before.get("failed_key", ""))
+            if culprit is not None and not culprit.cached:
+                failed[run] = before["failed"]
+    return failed
+
+
+def _show_places(files: Sequence[Path], summary: ExperimentSummary, console: Console) -> None:
+    """Say where the results are, and what the experiment took beside its stages."""
+    for file in files:
+        console.print(f"{file.stem:<12}{file}", soft_wrap=True)
+    uri = summary["mlflow"]["tracking_uri"]
+    served = uri if uri.startswith("http") else "`make ui` serves it"
+    console.print(f"{'MLflow':<12}run {summary['mlflow']['run_id']} ({served})", soft_wrap=True)
+    wall, stages = summary["wall_seconds"], summary["stage_seconds"]
+    console.print(f"{wall:.1f} s, of which stages {stages:.1f} s")
+
+
+def _summary(
+    planned: ExperimentPlan, outcome: Outcome, seconds: Mapping[str, float], mlflow: dict[str, str]
+) -> ExperimentSummary:
+    experiment = planned.experiment
+    file = experiment.file
+    arms: dict[str, Any] = {arm: {} for arm in planned.arms}
+    for run in planned.nodes:
+        if run.arm in planned.merged:
+            continue
+        of_run: dict[str, Any] = {"nodes": node_summaries(planned, run, outcome, seconds)}
+        if run in outcome.failed:
+            of_run |= {"failed": outcome.failed[run], "failed_key": outcome.failed_keys[run]}
+        arms[run.arm][str(run.seed)] = of_run
+    return {
+        "experiment": experiment.name,
+        "preset": experiment.baseline.preset,
+        "baseline": file.baseline,
+        "benchmark": file.benchmark,
+        "measure": file.measure,
+        "equivalence": file.equivalence,
+        "seeds": list(file.seeds),
+        "merged": dict(planned.merged),
+        "arms": arms,
+        "wall_seconds": 0.0,
+        "stage_seconds": 0.0,
+        "mlflow": mlflow,
+    }

@@ -1,0 +1,55 @@
+"""A comparison of few lines, for experiments of small stages: what is tested is what the experiment gives it, and does with it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from ngrpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    seed: int
+    evaluation: dict
+    training: Path | None
+    samples: Path | None
+    gpu_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    runs: tuple[ComparedRun, ...]
+    failed: Mapping[int, str]
+
+
+def compare(arms, *, baseline, benchmark, measure, margin, published=None):
+    if not any(arm.name == baseline and arm.runs for arm in arms):
+        raise ConfigError(f"baseline {baseline}: no run of it has finished")
+    return {
+        "arms": {
+            arm.name: {
+                "means": {run.seed: run.evaluation["models"]["trained"][benchmark]["mean"] for run in arm.runs},
+                "training": [sorted(path.name for path in run.training.iterdir()) for run in arm.runs],
+                "gpu_seconds": [run.gpu_seconds for run in arm.runs],
+                "failed": dict(arm.failed),
+            }
+            for arm in arms
+        },
+        "asked": [baseline, benchmark, measure, margin, published],
+    }
+
+
+def write_comparison(comparison, directory):
+    (directory / "comparison.json").write_text(json.dumps(comparison))
+    (directory / "comparison.html").write_text("<html>comparison")
+
+
+def comparison_table(comparison):
+    table = Table("arm", "seeds", "failed")
+    for name, arm in comparison["arms"].items():
+        table.add_row(name, str(len(arm["means"])), str(len(arm["failed"])))
+    return table
