@@ -9,6 +9,11 @@ from typing import Any
 from ngrpo.config import MixingConfig, TrainingConfig
 from ngrpo.data.locations import is_bucket, is_local
 
+ESTIMATORS = (
+    "pass@k is the unbiased estimate; best@k is 1 - (1 - c/n)^k, which papers often call pass@k. "
+    "Never compare one with the other."
+)
+
 
 def method_name(mixing: MixingConfig, training: TrainingConfig) -> str:
     """Return the name of the algorithm that the settings make."""
