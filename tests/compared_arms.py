@@ -83,16 +83,15 @@ def run_of(
     return ComparedRun(seed, evaluation, training, samples, 5400.0)
 
 
-def counts_of(skill: float, name: str, seed: int, problems: int = 30) -> list[int]:
+def counts_of(skill: float, name: str, seed: int, size: int = 16) -> list[int]:
     """Correct samples of each problem: how hard a problem is does not depend on arm and seed."""
     noise = random.Random(f"{name} {seed}")
-    hard = [random.Random(f"problem {problem}").uniform(-0.3, 0.3) for problem in range(problems)]
+    hard = [random.Random(f"problem {problem}").uniform(-0.3, 0.3) for problem in range(size)]
     return [sum(noise.random() < skill + each for _ in range(N)) for each in hard]
 
 
-def arm_of(directory: Path, name: str, skill: float, seeds: int, *, problems: int = 30, **settings: object) -> Arm:
+def arm_of(directory: Path, name: str, skill: float, seeds: int, *, size: int = 16, **settings: object) -> Arm:
     runs = tuple(
-        run_of(directory, name, seed, {"sums": counts_of(skill, name, seed, problems)}, **settings)
-        for seed in range(seeds)
+        run_of(directory, name, seed, {"sums": counts_of(skill, name, seed, size)}, **settings) for seed in range(seeds)
     )
     return Arm(name, runs)

@@ -129,9 +129,9 @@ def compare_runs(
         asked = asked.or_else(promotion.benchmark, promotion.statistic)
     in_order = list(dict.fromkeys(arms[word].name for word in words))
     by_name: dict[str, Arm] = {}
-    for arm in arms.values():
-        if by_name.setdefault(arm.name, arm) is not arm:
-            raise ConfigError(f"comparison: two arms are called {arm.name}: name them, NAME=RUN")
+    for found in arms.values():
+        if by_name.setdefault(found.name, found) is not found:
+            raise ConfigError(f"comparison: two arms are called {found.name}: name them, NAME=RUN")
     if len(by_name) < 2:
         raise ConfigError(
             f"comparison: {', '.join(words)}: one arm only, {in_order[0]}: name runs that differ by more than their seed, or give them "

@@ -139,9 +139,7 @@ def test_arms_without_a_common_seed_are_paired_by_problem(tmp_path):
 
 
 def test_eight_seeds_have_a_sign_flip_test(tmp_path):
-    arms = [
-        arm_of(tmp_path, name, skill, 8, problems=5, trained=False) for name, skill in (("grpo", 0.3), ("ngrpo", 0.7))
-    ]
+    arms = [arm_of(tmp_path, name, skill, 8, size=5, trained=False) for name, skill in (("grpo", 0.3), ("ngrpo", 0.7))]
     found = compare(arms, **SETTINGS)
     assert found.benchmarks["sums"].differences["ngrpo"]["mean@8"].sign_flip_p == 2 / 256
     assert not any("sign-flip" in note for note in found.notes)
@@ -228,7 +226,7 @@ def test_published_numbers_stand_beside_ours_under_the_name_of_their_estimator(t
 def test_tables_hold_at_80_columns_and_cut_nothing(tmp_path, arms):
     several = [
         *arms,
-        *(arm_of(tmp_path, f"a-rather-long-name-{number}", 0.4, 2, problems=30, trained=False) for number in range(4)),
+        *(arm_of(tmp_path, f"a-rather-long-name-{number}", 0.4, 2, trained=False) for number in range(4)),
     ]
     text = printed(compare(several, **SETTINGS | {"measure": "pass@8"}))
     assert max(map(len, text.splitlines())) <= 80

@@ -172,7 +172,8 @@ def _measures(samples: int, asked: Mapping[str, Any], primary: str, published: S
     ks = {int(k) for k in asked} | {int(each[3]) for each in pairs if each is not None and each[3]} | {samples}
     passed = {f"pass@{k}": _of_counts(pass_at_k, k) for k in sorted(ks) if 1 < k <= samples}
     best = {f"best@{k}": _of_counts(best_at_k, k) for k in sorted(ks) if 1 < k <= samples}
-    single = {name: _of_counts(pass_at_k, 1) for name in ("pass@1", "best@1") if name == primary}
+    # Of k = 1 both are mean@n, and shown only where somebody asked for them.
+    single = {primary: _of_counts(pass_at_k, 1)} if primary in ("pass@1", "best@1") else {}
     return {f"mean@{samples}": _mean, f"maj@{samples}": _maj, **single, **passed, **best}
 
 

@@ -38,7 +38,7 @@ def comparison_table(comparison: Comparison) -> Group:
 
 def over(difference: Difference) -> str:
     """Say over what an interval is."""
-    return f"problems and {len(difference.seeds)} seeds" if len(difference.seeds) > 1 else "problems alone"
+    return f"problems, {len(difference.seeds)} seeds" if len(difference.seeds) > 1 else "problems alone"
 
 
 def rounded_p(value: float) -> str:

@@ -137,7 +137,7 @@ def _of_table(path: Path) -> dict[str, float]:
     )
     texts = problems["text_list"].to_pylist()
     verdicts = zip(problems["extracted_list"].to_pylist(), problems["correct_list"].to_pylist(), strict=True)
-    by_problem = {
+    by_problem: dict[str, Sequence[float | None]] = {
         "answer_entropy": [answer_entropy(answers, correct) for answers, correct in verdicts],
         "distinct_prefixes": [distinct_prefixes(each, _PREFIX) for each in texts],
         "self_bleu": [self_bleu(each, _WORDS) for each in texts],
