@@ -10,7 +10,7 @@ from rich.table import Table
 from scipy import stats
 from tests.comparison_simulation import Design, simulated
 
-REPETITIONS = 4000
+REPETITIONS = 1000
 SIZES = ((0.0, 0.0), (0.2, 0.0), (0.05, 0.5), (0.3, 0.3), (1.0, 1.0))
 """Standard deviations of seeds and problems; that of what is left of each pair of seed and problem is 1."""
 OF_SEEDS, OF_PROBLEMS, LEFT = 0.7, 3.0, {"mean@16": 15.0, "pass@16": 30.0}
@@ -42,8 +42,8 @@ def _power() -> Table:
         for problems in (200, 1000):
             for seeds in (5, 10, 20):
                 design = (seeds, problems, OF_SEEDS / left, OF_PROBLEMS / left)
-                apart = simulated(Design(*design, delta=1.0 / left), REPETITIONS // 4)
-                equal = simulated(Design(*design), REPETITIONS // 4, margin=1.0 / left)
+                apart = simulated(Design(*design, delta=1.0 / left), REPETITIONS // 2)
+                equal = simulated(Design(*design), REPETITIONS // 2, margin=1.0 / left)
                 table.add_row(
                     measure, str(problems), str(seeds), f"{100 * apart.power:.0f}", f"{100 * equal.equivalent:.0f}"
                 )

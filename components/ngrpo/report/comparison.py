@@ -106,8 +106,9 @@ def write_comparison(comparison: Comparison, directory: Path) -> None:
 
     Args:
         comparison: The comparison.
-        directory: Where to; it is there.
+        directory: Where to; it is made if need be.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / JSON, _tree(comparison))
     (directory / PAGE).write_text(comparison_page(comparison), encoding="utf-8")
 

@@ -18,6 +18,8 @@ from ngrpo.report.compared_runs import ComparedRun
 _CURE = "run the preset again: its results are in the store"
 _PREFIX = 64
 _WORDS = 200
+_BLEU_PROBLEMS, _BLEU_SAMPLES = 100, 16
+"""Self-BLEU looks at so many problems, evenly spaced, and so many responses to each: it grows with all that they hold."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _of_table(path: Path) -> dict[str, float]:
     by_problem: dict[str, Sequence[float | None]] = {
         "answer_entropy": [answer_entropy(answers, correct) for answers, correct in verdicts],
         "distinct_prefixes": [distinct_prefixes(each, _PREFIX) for each in texts],
-        "self_bleu": [self_bleu(each, _WORDS) for each in texts],
+        "self_bleu": [self_bleu(each[:_BLEU_SAMPLES], _WORDS) for each in texts[:: -(-len(texts) // _BLEU_PROBLEMS)]],
     }
     known = {name: [value for value in values if value is not None] for name, values in by_problem.items()}
     return {name: fmean(values) for name, values in known.items() if values}
