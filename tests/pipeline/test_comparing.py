@@ -155,6 +155,19 @@ def test_a_run_that_failed_is_a_seed_of_its_arm_and_no_arm_by_itself(house, caps
     assert "'a1': it has no evaluation (ngrpo_training: the loss is not finite)" in said(capsys, "a1", "b0")
 
 
+def test_gpu_hours_are_those_of_a_training_that_ran_and_asked_for_gpus(house, tmp_path):
+    house.run("a0", 0, 0.4, "resources.ngrpo_training.gpus=2")
+    second = house.run("a1", 1, 0.4, "resources.ngrpo_training.gpus=2")
+    summary = json.loads((second / "summary.json").read_text())
+    summary["stages"]["ngrpo_training"] |= {"seconds": 0.0, "cached": True}
+    write_state(second / "summary.json", summary)
+    house.run("b0", 0, 0.6, "mixing.k=1")
+    assert cli.main(["compare", "a=a0", "a=a1", "b0", "--measure", "mean", "--output", str(tmp_path / "out")]) == 0
+    tree = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert tree["facts"]["a"]["gpu_hours"]["by_seed"] == {"0": 2.0}
+    assert "1 of 2 seeds" in (tmp_path / "out" / "comparison.html").read_text()
+
+
 def test_what_is_no_run_or_cannot_be_compared_is_said(house, tmp_path, capsys):
     first = house.run("a0", 0, 0.4)
     house.run("a1", 1, 0.4)
