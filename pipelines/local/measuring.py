@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ngrpo.config import RunConfig
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Result, read_evaluation
+from ngrpo.report.wording import ESTIMATORS
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
@@ -109,9 +110,14 @@ def _rows(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str, str
         rows.append((title, f"mean@{result['n_samples']}", _percent(result["mean"]), _interval(result["mean_ci"])))
         if "maj" in result and "maj_ci" in result:
             rows.append((title, f"maj@{result['n_samples']}", _percent(result["maj"]), _interval(result["maj_ci"])))
-        intervals = result.get("pass_at_k_ci", {})
-        for k, value in result["pass_at_k"].items():
-            rows.append((title, f"pass@{k}", _percent(value), _interval(intervals[k]) if k in intervals else ""))
+        for estimator, values, intervals in (
+            ("pass", result["pass_at_k"], result.get("pass_at_k_ci", {})),
+            ("best", result.get("best_at_k", {}), result.get("best_at_k_ci", {})),
+        ):
+            for k, value in values.items():
+                if estimator == "pass" or k != "1":  # best@1 is pass@1
+                    interval = _interval(intervals[k]) if k in intervals else ""
+                    rows.append((title, f"{estimator}@{k}", _percent(value), interval))
     return rows
 
 
@@ -147,6 +153,8 @@ def _report(evaluation: Evaluation, config: RunConfig, model: str, reference: Re
         "",
         "Two measurements are comparable where their protocols in `evaluation.json` are equal: problems, revision, prompts, sampling and "
         "graders. A model with another chat template has other prompts.",
+        "",
+        ESTIMATORS,
         "",
     ]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from ngrpo.checking.decoding_time import check_decoding_time
 from ngrpo.checking.exploration import check_exploration
 from ngrpo.config import RunConfig
 from ngrpo.config.mixing import FUSED_STRATEGIES
-from ngrpo.contracts.evaluation import Evaluation
+from ngrpo.contracts.evaluation import Evaluation, Result
 from ngrpo.contracts.promotion import Promotion
+from ngrpo.report.wording import ESTIMATORS
 from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
 
-_RESULT_FIELDS = ("mean", "mean_ci", "pass_at_k", "n_problems", "n_samples")
+_RESULT_FIELDS = ("mean", "mean_ci", "pass_at_k", "best_at_k", "n_problems", "n_samples")
 
 
 def summarize(
@@ -61,7 +62,7 @@ def _one_or_by_node(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _means(evaluation: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
     return {
-        model: {field: results[benchmark][field] for field in _RESULT_FIELDS}
+        model: {field: results[benchmark][field] for field in _RESULT_FIELDS if field in results[benchmark]}
         for model, results in evaluation["models"].items()
     }
 
@@ -132,10 +133,13 @@ def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = Non
         node: Whose results they are, where there are several.
     """
     models = evaluation["models"]
+    place = {model: number for number, model in enumerate(models)}
     # Without a warm start, base model and warm start are one (see `benchmark_evaluation`).
     names = {"warm_start": "warm start" if "base" in models else "base model"}
     whose = "" if node is None else f" of {node}"
-    table = Table(title=f"Results{whose} (%, with the interval of the mean)")
+    table = Table(
+        title=f"Results{whose} (%, with the interval of the mean)", caption=ESTIMATORS, caption_justify="left"
+    )
     table.add_column("benchmark")
     table.add_column("")
     for model in models:
@@ -153,14 +157,23 @@ def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = Non
             ),
             f"{100 * (trained['mean'] - start['mean']):+.1f}",
         )
-        for k, value in trained["pass_at_k"].items():
+        for estimator, each in _solved_within(results):
             table.add_row(
                 "",
-                f"pass@{k}",
-                *(_percent(result["pass_at_k"][k]) for result in results),
-                f"{100 * (value - start['pass_at_k'][k]):+.1f}",
+                estimator,
+                *map(_percent, each),
+                f"{100 * (each[place['trained']] - each[place['warm_start']]):+.1f}",
             )
     return table
+
+
+def _solved_within(results: Sequence[Result]) -> Iterator[tuple[str, list[float]]]:
+    """Yield pass@k and best@k by name, with the value of each result. best@1 is pass@1; earlier versions stored no best@k."""
+    for k in results[-1]["pass_at_k"]:
+        yield f"pass@{k}", [result["pass_at_k"][k] for result in results]
+    for k in results[-1].get("best_at_k", {}):
+        if k != "1":
+            yield f"best@{k}", [result["best_at_k"][k] for result in results]
 
 
 def places(report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Promotion]) -> str:

@@ -133,7 +133,14 @@ def test_summary_says_what_others_rely_on(finished_house):
         assert 20e6 < stage["peak_memory_bytes"] < 3e9
         assert stage["artifact"].startswith("s3://ngrpo/artifacts/")
     assert set(summary["evaluation"]) == {"warm_start", "trained"}
-    assert set(summary["evaluation"]["trained"]) == {"mean", "mean_ci", "pass_at_k", "n_problems", "n_samples"}
+    assert set(summary["evaluation"]["trained"]) == {
+        "mean",
+        "mean_ci",
+        "pass_at_k",
+        "best_at_k",
+        "n_problems",
+        "n_samples",
+    }
     assert summary["promotion"] == {"decision": "promoted", "model": "ngrpo", "version": 1, "alias": "champion"}
     assert set(summary["mlflow"]) == {"tracking_uri", "run_id"}
     assert 0 < sum(stage["seconds"] for stage in summary["stages"].values()) <= summary["wall_seconds"]

@@ -44,6 +44,8 @@ RESULT_FIELDS = {
     "maj_ci",
     "pass_at_k",
     "pass_at_k_ci",
+    "best_at_k",
+    "best_at_k_ci",
     "n_problems",
     "n_samples",
     "mean_tokens",
@@ -199,6 +201,10 @@ def test_the_artifact(inputs, engines, tmp_path):
                 assert result["pass_at_k"][str(k)] == pytest.approx(expected)
                 low, high = result["pass_at_k_ci"][str(k)]
                 assert 0 <= low <= expected <= high <= 1
+                expected = np.mean([1 - (1 - c / 4) ** k for c in counts.values()])
+                assert result["best_at_k"][str(k)] == pytest.approx(expected)
+                low, high = result["best_at_k_ci"][str(k)]
+                assert 0 <= low <= expected <= high <= 1
             assert result["mean_ci"][0] <= result["mean"] <= result["mean_ci"][1]
             cut = [row["finish_reason"] == "length" for row in rows]
             assert result["truncated_rate"] == result["ungraded_rate"] == pytest.approx(np.mean(cut))
@@ -208,6 +214,7 @@ def test_the_artifact(inputs, engines, tmp_path):
             assert result["distinct_answers"] == pytest.approx(np.mean([len(answers) / 4 for answers in given]))
             assert metrics[f"{model}/{name}/mean"] == result["mean"]
             assert metrics[f"{model}/{name}/pass_at_2"] == result["pass_at_k"]["2"]
+            assert metrics[f"{model}/{name}/best_at_2"] == result["best_at_k"]["2"]
     assert 0 < models["trained"]["addition"]["mean"] < 1
     row = next(row for row in rows if row["finish_reason"] == "stop")
     assert row["text"] == rf"<think>\boxed{{3}}</think>\boxed{{{row['extracted']}}}", "special tokens are left out"

@@ -37,6 +37,7 @@ def test_the_table_has_every_number_of_the_evaluation(run):
             (result["mean"], result["mean_ci"]),
             (result["maj"], result["maj_ci"]),
             *((result["pass_at_k"][k], result["pass_at_k_ci"][k]) for k in result["pass_at_k"]),
+            *((result["best_at_k"][k], result["best_at_k_ci"][k]) for k in result["best_at_k"]),
         ]:
             assert f"{100 * value:.1f} {100 * low:.1f} to {100 * high:.1f}" in text
         assert f"{result['mean_tokens']:.1f}" in text
@@ -117,6 +118,17 @@ def test_a_champion_that_was_not_asked_for_a_statistic_has_a_dash_for_it(run):
     del champion["models"]["trained"]["arithmetic"]["pass_at_k"]["4"]
     run.write("model_promotion", place.name, champion)
     assert re.search(r"pass@4( [\d.]+ [\d.]+ to [\d.]+){3} – \+", text_of(run.report()))
+
+
+def test_best_at_k_of_an_evaluation_of_an_earlier_version_follows_from_its_counts(run):
+    expected = run.evaluation["models"]["trained"]["arithmetic"]["best_at_k"]["16"]
+    for benchmarks in run.evaluation["models"].values():
+        for field in ("best_at_k", "best_at_k_ci"):
+            del benchmarks["arithmetic"][field]
+    run.write("benchmark_evaluation", "evaluation.json", run.evaluation)
+    text = text_of(run.report())
+    assert re.search(rf"best@16 [\d.]+ [\d.]+ {100 * expected:.1f} [+−]", text)
+    assert "best@k is 1 − (1 − c/n) k (with replacement)" in text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from scipy.stats import hypergeom
 
 from ngrpo.evaluation import statistics
 from ngrpo.evaluation.statistics import (
+    best_at_k,
     bootstrap_interval,
     bootstrap_intervals,
     maj_at_n,
@@ -38,6 +39,33 @@ def test_pass_at_k_is_stable_for_many_samples(n, k):
     counts = np.unique(np.linspace(0, n, 60).astype(int))
     expected = [float(1 - Fraction(comb(n - int(c), k), comb(n, k))) for c in counts]
     np.testing.assert_allclose(pass_at_k(counts, n, k), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_best_at_k_equals_exact_enumeration_of_draws_with_replacement(n):
+    for k in (1, 2, 3, 6):
+        draws = list(product(range(n), repeat=k))
+        expected = [
+            sum(any(sample < correct for sample in draw) for draw in draws) / len(draws) for correct in range(n + 1)
+        ]
+        np.testing.assert_allclose(best_at_k(range(n + 1), n, k), expected, rtol=0, atol=1e-15)
+
+
+def test_best_at_k_is_below_the_unbiased_estimate_and_never_a_multiple_of_one_over_the_problems():
+    """At k = n the unbiased estimate is 1 for every problem that was ever solved; published numbers are not of that kind."""
+    counts = np.arange(33)
+    assert set(pass_at_k(counts, 32, 32)) == {0.0, 1.0}
+    best = best_at_k(counts, 32, 32)
+    assert (best[1:17] < 1).all()  # what follows rounds to 1
+    for k in (2, 8, 16, 32):
+        assert (best_at_k(counts, 32, k) <= pass_at_k(counts, 32, k) + 1e-12).all()
+    np.testing.assert_allclose(best_at_k(counts, 32, 1), pass_at_k(counts, 32, 1), atol=1e-15)
+
+
+@pytest.mark.parametrize(("correct", "k"), [(1, 0), (-1, 2), (5, 2)])
+def test_best_at_k_refuses_what_cannot_be(correct, k):
+    with pytest.raises(ValueError, match=r"k=0|do not fit"):
+        best_at_k([correct], 4, k)
 
 
 def test_pass_at_k_equals_the_hypergeometric_distribution_of_scipy():

@@ -25,6 +25,8 @@ _Count = Annotated[int, Field(ge=0)]
 class Result(TypedDict):
     """One model on one benchmark, as `ngrpo.evaluation.results.benchmark_result` says; rates and statistics are fractions.
 
+    `pass_at_k` is the unbiased estimate and `best_at_k` is `1 - (1 - c/n)^k` (`ngrpo.evaluation.statistics`).
+
     What is not required, and what is not declared here, is missing in evaluations of earlier versions of the library.
     """
 
@@ -38,6 +40,8 @@ class Result(TypedDict):
     maj: NotRequired[FiniteFloat]
     maj_ci: NotRequired[Interval]
     pass_at_k_ci: NotRequired[dict[str, Interval]]
+    best_at_k: NotRequired[dict[str, FiniteFloat]]
+    best_at_k_ci: NotRequired[dict[str, Interval]]
     mean_tokens: NotRequired[FiniteFloat]
     truncated_rate: NotRequired[FiniteFloat]
     ungraded_rate: NotRequired[FiniteFloat]

@@ -56,9 +56,9 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
     """
     names = dict.fromkeys([config.benchmark, *config.tolerated_regression])
     for name in names:
-        obstacle = _obstacle(name, candidate, opponent)
-        if obstacle is not None:
-            return kept(obstacle)
+        problem = obstacle(name, candidate, opponent)
+        if problem is not None:
+            return kept(problem)
     comparisons = {name: _comparison(config, name, candidate, opponent, seed) for name in names}
     first = comparisons[config.benchmark]
     low = first["interval"][0]
@@ -82,17 +82,17 @@ def kept(reason: str) -> Verdict:
     return {"decision": "kept", "reason": reason, "comparison": None}
 
 
-def _obstacle(name: str, candidate: Measured, opponent: Measured) -> str | None:
-    """Say why two models cannot be compared on a benchmark; none if they can."""
+def obstacle(name: str, candidate: Measured, opponent: Measured) -> str | None:
+    """Say why two models cannot be compared on a benchmark, and what to do; none if they can."""
     cure = "evaluate both alike: run the pipeline that made it with these settings, then this one again"
     if name not in opponent.results:
         return f"{opponent.name} was not evaluated on {name}; {cure}"
     problem = difference(candidate.protocols.get(name), opponent.protocols.get(name))
     if problem is not None:
-        return f"the evaluations of {opponent.name} and of the candidate on {name} differ in their {problem}; {cure}"
+        return f"the evaluations of {opponent.name} and of {candidate.name} on {name} differ in their {problem}; {cure}"
     # Nothing that a protocol leaves out may let two models be compared on different problems.
     if set(candidate.results[name]["per_problem"]) != set(opponent.results[name]["per_problem"]):
-        return f"the evaluations of {opponent.name} and of the candidate on {name} hold other problems; {cure}"
+        return f"the evaluations of {opponent.name} and of {candidate.name} on {name} hold other problems; {cure}"
     return None
 
 

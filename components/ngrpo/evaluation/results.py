@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from ngrpo.config import EvaluationConfig
 from ngrpo.contracts.evaluation import Result
 from ngrpo.evaluation.diversity import distinct_answers
-from ngrpo.evaluation.statistics import bootstrap_intervals, maj_at_n, mean_at_n, pass_at_k
+from ngrpo.evaluation.statistics import best_at_k, bootstrap_intervals, maj_at_n, mean_at_n, pass_at_k
 
 
 def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> Result:
@@ -21,10 +21,11 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
         seed: Seed of the bootstrap.
 
     Returns:
-        `mean`, `maj` (maj@n) and `pass_at_k` by k, each with its interval (`_ci`), `n_problems`, `n_samples` (a problem),
-        `mean_tokens`, `truncated_rate`, `ungraded_rate` (no answer), `grader_errors`, `distinct_answers` (over samples, by problem),
-        `per_problem` (correct samples by problem id) and `per_problem_maj`; where the table has it, `string_match` (mean@n by string
-        match) with its interval and `per_problem_string_match`. Rates and statistics are fractions.
+        `mean`, `maj` (maj@n), `pass_at_k` (unbiased) and `best_at_k` (`1 - (1 - c/n)^k`) by k, each with its interval (`_ci`),
+        `n_problems`, `n_samples` (a problem), `mean_tokens`, `truncated_rate`, `ungraded_rate` (no answer), `grader_errors`,
+        `distinct_answers` (over samples, by problem), `per_problem` (correct samples by problem id) and `per_problem_maj`; where the
+        table has it, `string_match` (mean@n by string match) with its interval and `per_problem_string_match`. Rates and statistics
+        are fractions.
     """
     by_problem = samples.group_by("problem_id", use_threads=False).aggregate(
         [("correct", "sum"), ("correct", "count"), ("correct", "list"), ("extracted", "list"), ("string_match", "sum")]
@@ -37,7 +38,8 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
     votes = zip(answers, by_problem["correct_list"].to_pylist(), strict=True)
     majority = np.array([maj_at_n(given, correct) for given, correct in votes])
     # Every column is drawn in the same way, whatever stands beside it: a column more changes no interval.
-    columns = [mean_at_n(counts, n), majority, *(pass_at_k(counts, n, k) for k in config.pass_at)]
+    columns = [mean_at_n(counts, n), majority]
+    columns += [estimate(counts, n, k) for estimate in (pass_at_k, best_at_k) for k in config.pass_at]
     matched = samples["string_match"].null_count == 0
     if matched:
         matches = by_problem["string_match_sum"].to_numpy()
@@ -48,14 +50,17 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
         values, confidence=config.confidence, draws=config.bootstrap_draws, seed=seed
     ).tolist()
     names = [str(k) for k in config.pass_at]
+    passed, best = slice(2, 2 + len(names)), slice(2 + len(names), 2 + 2 * len(names))
     problems = by_problem["problem_id"].to_pylist()
     result: Result = {
         "mean": means[0],
         "mean_ci": intervals[0],
         "maj": means[1],
         "maj_ci": intervals[1],
-        "pass_at_k": dict(zip(names, means[2:], strict=False)),
-        "pass_at_k_ci": dict(zip(names, intervals[2:], strict=False)),
+        "pass_at_k": dict(zip(names, means[passed], strict=True)),
+        "pass_at_k_ci": dict(zip(names, intervals[passed], strict=True)),
+        "best_at_k": dict(zip(names, means[best], strict=True)),
+        "best_at_k_ci": dict(zip(names, intervals[best], strict=True)),
         "n_problems": len(counts),
         "n_samples": n,
         "mean_tokens": pc.mean(samples["tokens"]).as_py(),
@@ -77,4 +82,5 @@ def flat_metrics(result: Result, prefix: str) -> dict[str, float]:
     """Return the numbers of a result by name, for `metrics.json`."""
     values = {name: value for name, value in result.items() if isinstance(value, int | float)}
     values |= {f"pass_at_{k}": value for k, value in result["pass_at_k"].items()}
+    values |= {f"best_at_{k}": value for k, value in result["best_at_k"].items()}
     return {f"{prefix}/{name}": value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Statistics of sampled answers: mean@n, unbiased pass@k, maj@n, bootstrap intervals and a paired test over problems.
+"""Statistics of sampled answers: mean@n, unbiased pass@k, best@k, maj@n, bootstrap intervals and a paired test over problems.
 
 Problems are what is drawn from a population; the samples of one problem are not independent of each other. So intervals come
 from resampling whole problems (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
@@ -57,6 +57,30 @@ def pass_at_k(correct: ArrayLike, n: int, k: int) -> Floats:
     # The product over the c largest i, for every c at once. Where fewer than k samples are wrong it contains 1 - k/k = 0.
     all_wrong = np.concatenate([[1.0], np.cumprod(1.0 - k / np.arange(n, 0, -1))])
     return 1.0 - all_wrong[_counts(correct, n)]
+
+
+def best_at_k(correct: ArrayLike, n: int, k: int) -> Floats:
+    """Return best@k of each problem: `1 - (1 - c/n)^k`, the chance that k samples drawn *with* replacement hold a correct one.
+
+    That is what verl's bootstrap estimates, and what is published as pass@k of N-GRPO. It puts the observed share c/n in place of
+    the true one, so it is biased: below `pass_at_k` for every 1 < k <= n, and below 1 at k = n wherever a sample is wrong. Numbers of
+    the two estimators must not be compared with each other.
+
+    Args:
+        correct: c, number of correct samples of each problem, `[problems]`.
+        n: Samples of each problem.
+        k: Samples drawn, at least 1; it may be more than n.
+
+    Returns:
+        float64 `[problems]`; its mean is best@k of the benchmark.
+
+    Raises:
+        ValueError: k is less than 1, or a count not within 0 to n.
+    """
+    if k < 1:
+        raise ValueError(f"k={k} must be at least 1: best@k draws k samples")
+    best: Floats = 1.0 - (1.0 - _counts(correct, n) / n) ** k
+    return best
 
 
 def bootstrap_intervals(values: ArrayLike, *, confidence: float, draws: int, seed: int) -> Floats:

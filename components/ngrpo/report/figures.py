@@ -203,6 +203,57 @@ def difference_chart(
     return _svg(width, height, label, parts)
 
 
+def interval_chart(
+    rows: Sequence[tuple[str, float, tuple[float, float]]], *, label: str, x_label: str, margin: float, width: int = 360
+) -> Markup:
+    """Draw differences with their intervals, each below its name, over a band of what counts as equivalent.
+
+    Args:
+        rows: From top to bottom the name, the difference and the ends of its interval; at least one.
+        label: What the chart shows, for those who cannot see it.
+        x_label: Name of the horizontal axis.
+        margin: The band goes from `-margin` to `margin`.
+        width: Width, which fits a phone.
+
+    Returns:
+        An `<svg>` element.
+    """
+    row, side = 36, 18
+    height = row * len(rows) + _BOTTOM + 6
+    ends = [end for _, value, interval in rows for end in (value, *interval)]
+    places = ticks(min(*ends, -margin), max(*ends, margin), 6)
+    low, high = places[0], places[-1]
+
+    def at(value: float) -> float:
+        return round(side + (value - low) / (high - low) * (width - 2 * side), 1)
+
+    base = height - _BOTTOM
+    band = Markup(
+        '<rect class="gain" x="{}" y="0" width="{}" height="{}"><title>equivalent: within {:g}</title></rect>'
+    )
+    parts = [band.format(at(-margin), round(at(margin) - at(-margin), 1), base, margin)]
+    for place in places:
+        mark = Markup('<path class="grid" d="M{0} 0V{1}"/><text class="middle" x="{0}" y="{2}">{3:g}</text>')
+        parts.append(mark.format(at(place), base, base + 15, place))
+    parts.append(Markup('<path class="axis" d="M{} 0V{}"/>').format(at(0.0), base))
+    for index, (name, value, (start, end)) in enumerate(rows):
+        y = index * row + 26
+        line = Markup(
+            '<text x="2" y="{}">{}</text><path class="whisker" d="M{} {}H{}"/>'
+            '<circle class="point" cx="{}" cy="{}" r="4"><title>{}: {:+.2f}, {:+.2f} to {:+.2f}</title></circle>'
+        )
+        parts.append(line.format(y - 12, name, at(start), y, at(end), at(value), y, name, value, start, end))
+    parts.append(Markup('<text class="middle" x="{}" y="{}">{}</text>').format(width / 2, height - 4, x_label))
+    return _svg(width, height, label, parts)
+
+
+def line_sample(style: str) -> Markup:
+    """Return a short piece of a line of a chart, for a legend."""
+    return Markup(
+        '<svg class="sample" viewBox="0 0 34 8" width="34" height="8" aria-hidden="true"><path class="curve {}" d="M1 4H33"/></svg>'
+    ).format(style)
+
+
 def bar_chart(bars: Sequence[Bar], *, label: str, width: int = 720) -> Markup:
     """Draw horizontal bars.
 

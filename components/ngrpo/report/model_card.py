@@ -57,7 +57,7 @@ def model_card(
             *_items(settings),
             "\n## Evaluation\n",
             "Percent, with the interval of the mean over problems; the warm start is the model that training started from.\n",
-            "| benchmark | model | mean@n | pass@k | problems × samples |",
+            "| benchmark | model | mean@n | pass@k, unbiased | problems × samples |",
             "|---|---|---|---|---|",
             *rows,
             "\n## Decision\n",

@@ -23,17 +23,11 @@ from ngrpo.report.promotion import comparisons, promotion_sentence
 from ngrpo.report.results import STYLES, benchmark_views, headline, signed
 from ngrpo.report.rollouts import rollout_views
 from ngrpo.report.training import learning_curves, mixing_view, warm_start_curve
-from ngrpo.report.wording import describe, method_name
+from ngrpo.report.wording import describe, method_name, printable
 from ngrpo.storage.state import DamagedStateError
 
 _TEMPLATE = "page.html.j2"
 _CURE = "run the preset again"
-
-# Characters that HTML does not allow, and those that reorder the text around them.
-_UNPRINTABLE = dict.fromkeys(
-    [*(set(range(0x20)) - {0x09, 0x0A, 0x0D}), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
-    "\ufffd",
-)
 
 
 def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, artifacts: dict[str, Path]) -> None:
@@ -77,8 +71,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
         **_results(artifacts, config),
         **_training(artifacts, config),
     )
-    # Half a surrogate pair, which JSON can hold, has no UTF-8 form.
-    path.write_bytes(page.translate(_UNPRINTABLE).encode("utf-8", errors="replace"))
+    path.write_text(printable(page), encoding="utf-8")
 
 
 def _data(artifacts: Mapping[str, Path]) -> dict[str, Any]:

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from ngrpo.config import RunConfig
 from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.evaluation.protocol import difference
-from ngrpo.evaluation.statistics import Floats, bootstrap_intervals, mean_at_n, paired_difference, pass_at_k
+from ngrpo.evaluation.statistics import (
+    Floats,
+    best_at_k,
+    bootstrap_intervals,
+    mean_at_n,
+    paired_difference,
+    pass_at_k,
+)
 from ngrpo.report.figures import Curve, line_chart
 
 STYLES = {"base": "base", "warm_start": "first", "trained": "second", "champion": "third"}
@@ -113,11 +120,20 @@ def _benchmark_view(name: str, results: Mapping[str, Result], config: RunConfig,
         return np.array([result[field][problem] for problem in problems])
 
     def row(label: str, field: str, values: Callable[[Result], Floats], k: str | None = None) -> Row:
-        estimates = [_estimate(result, field, k) for result in results.values()]
+        # Evaluations of earlier versions have no best@k, but what it follows from.
+        estimates = [
+            Estimate(f"{100 * values(result).mean():.1f}")
+            if field == "best_at_k" and field not in result
+            else _estimate(result, field, k)
+            for result in results.values()
+        ]
         return Row(label, estimates, _difference(values(results["warm_start"]), values(trained), config))
 
     def solved(k: int) -> Callable[[Result], Floats]:
         return lambda result: pass_at_k(counts("per_problem", result), n, k)
+
+    def best(k: int) -> Callable[[Result], Floats]:
+        return lambda result: best_at_k(counts("per_problem", result), n, k)
 
     def plain(label: str, field: str, form: str = ".1f", scale: int = 100) -> Row:
         values = [scale * result[field] for result in results.values()]
@@ -130,6 +146,7 @@ def _benchmark_view(name: str, results: Mapping[str, Result], config: RunConfig,
         rows.append(row(label, "string_match", lambda result: mean_at_n(counts("per_problem_string_match", result), n)))
     rows.append(row(f"maj@{n}", "maj", lambda result: counts("per_problem_maj", result).astype(float)))
     rows += [row(f"pass@{k}", "pass_at_k", solved(int(k)), k) for k in trained["pass_at_k"]]
+    rows += [row(f"best@{k}", "best_at_k", best(int(k)), k) for k in trained["pass_at_k"] if int(k) > 1]
     rows += [
         plain("mean response, tokens", "mean_tokens", scale=1),
         plain("cut off at the token limit, %", "truncated_rate"),

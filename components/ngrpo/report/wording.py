@@ -9,6 +9,23 @@ from typing import Any
 from ngrpo.config import MixingConfig, TrainingConfig
 from ngrpo.data.locations import is_bucket, is_local
 
+ESTIMATORS = (
+    "pass@k is the unbiased estimate; best@k is 1 - (1 - c/n)^k, which papers often call pass@k. "
+    "Never compare one with the other."
+)
+
+
+# Characters that HTML does not allow, and those that reorder the text around them.
+_UNPRINTABLE = dict.fromkeys(
+    [*(set(range(0x20)) - {0x09, 0x0A, 0x0D}), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
+    "\ufffd",
+)
+
+
+def printable(page: str) -> str:
+    """Return a page without what HTML or UTF-8 cannot hold, such as half a surrogate pair, which JSON can."""
+    return page.translate(_UNPRINTABLE).encode("utf-8", errors="replace").decode("utf-8")
+
 
 def method_name(mixing: MixingConfig, training: TrainingConfig) -> str:
     """Return the name of the algorithm that the settings make."""

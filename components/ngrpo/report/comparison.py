@@ -1,0 +1,399 @@
+"""The comparison of arms: of each benchmark and measure, what an arm differs from the baseline by, over problems and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ngrpo.contracts.evaluation import Result
+from ngrpo.contracts.layout import write_json
+from ngrpo.errors import ConfigError
+from ngrpo.evaluation.gate import Measured, obstacle
+from ngrpo.evaluation.paired_arms import SIGN_FLIP_SEEDS, holm, paired_arms, solved_by
+from ngrpo.evaluation.statistics import Floats, best_at_k, bootstrap_intervals, mean_at_n, pass_at_k
+from ngrpo.report.compared_runs import Arm, ComparedRun
+from ngrpo.report.comparison_page import comparison_page
+from ngrpo.report.comparison_result import (
+    BenchmarkComparison,
+    Comparison,
+    Difference,
+    Fact,
+    Line,
+    SolvedBy,
+    Value,
+)
+from ngrpo.report.comparison_tables import comparison_table
+from ngrpo.report.run_facts import CURVES, OF_SAMPLES, OF_TRAINING, history_of, logged, sample_facts, training_facts
+
+__all__ = ["Arm", "ComparedRun", "Comparison", "compare", "comparison_table", "write_comparison"]
+
+JSON = "comparison.json"
+PAGE = "comparison.html"
+
+_MEASURE = re.compile(r"(mean|maj)|(pass|best)@([1-9][0-9]{0,5})")
+_DRAWS = 10_000
+_CONFIDENCE = 0.95
+_SEED = 0
+_MOST_POINTS = 300
+
+Published = Mapping[str, Mapping[str, Mapping[str, float]]]
+Estimate = Callable[[Result, Sequence[str]], Floats]
+"""Gives a measure of each problem as a fraction."""
+
+
+def compare(
+    arms: Sequence[Arm],
+    *,
+    baseline: str,
+    benchmark: str | None,
+    measure: str,
+    margin: float,
+    published: Published | None = None,
+) -> Comparison:
+    """Compare the trained models of arms with those of a baseline.
+
+    Args:
+        arms: The arms, in the order in which they are shown.
+        baseline: Name of the arm that the others are compared with.
+        benchmark: Benchmark of the primary comparison; none for the first, by name, that all runs have.
+        measure: Its measure: `mean`, `maj`, `pass@K` or `best@K`.
+        margin: Within how many points arms count as equivalent; to be fixed before anything has run.
+        published: What publications say, in percent, by arm or `base`, benchmark and measure.
+
+    Raises:
+        ConfigError: Arms have one name, the baseline has no result, the measure or benchmark cannot be, or two runs were not measured
+            alike.
+        StoreError: The log of a training is damaged.
+    """
+    _check_arms(arms, baseline, margin)
+    measured = [arm for arm in arms if arm.runs]
+    names = _benchmarks(measured, benchmark)
+    reference = next(arm for arm in measured if arm.name == baseline)
+    _require_comparable(measured, reference, names)
+    primary = names[0] if benchmark is None else benchmark
+    comparisons = {name: _benchmark(measured, reference, name, measure, margin, published or {}) for name in names}
+    histories = {arm.name: {seed: history_of(run) for seed, run in arm.by_seed.items()} for arm in measured}
+    return Comparison(
+        baseline=baseline,
+        benchmark=primary,
+        measure=_measure_name(measure, comparisons[primary].samples),
+        margin=margin,
+        confidence=_CONFIDENCE,
+        seeds={arm.name: list(arm.by_seed) for arm in arms},
+        failed={arm.name: dict(arm.failed) for arm in arms if arm.failed},
+        benchmarks=comparisons,
+        facts={
+            arm.name: _facts(
+                OF_TRAINING,
+                {seed: training_facts(run, histories[arm.name][seed]) for seed, run in arm.by_seed.items()},
+            )
+            for arm in measured
+        },
+        curves=_curves(histories),
+        published=published or {},
+        notes=list(_notes(arms, reference, comparisons)),
+    )
+
+
+def write_comparison(comparison: Comparison, directory: Path) -> None:
+    """Write `comparison.json` and `comparison.html`, which needs nothing else, neither network nor scripts.
+
+    Args:
+        comparison: The comparison.
+        directory: Where to; it is made if need be.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / JSON, _tree(comparison))
+    (directory / PAGE).write_text(comparison_page(comparison), encoding="utf-8")
+
+
+def _check_arms(arms: Sequence[Arm], baseline: str, margin: float) -> None:
+    names = [arm.name for arm in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"comparison: two arms are called {twice[0]!r}: give each a name of its own")
+    if baseline not in names:
+        raise ConfigError(f"comparison: baseline {baseline!r} is no arm: choose one of {', '.join(names)}")
+    if not (math.isfinite(margin) and margin > 0):
+        raise ConfigError(f"comparison: margin of equivalence {margin:g}: it must be a positive number of points")
+    for arm in arms:
+        seeds = [run.seed for run in arm.runs]
+        for seed in seeds:
+            if seeds.count(seed) > 1:
+                raise ConfigError(f"comparison: arm {arm.name} has two runs with seed {seed}: leave one out")
+    if not next(arm for arm in arms if arm.name == baseline).runs:
+        raise ConfigError(
+            f"comparison: no run of the baseline {baseline} has an evaluation: run it to its end, or choose another baseline"
+        )
+
+
+def _benchmarks(arms: Sequence[Arm], wanted: str | None) -> list[str]:
+    """Return the benchmarks that every run has."""
+    of_runs = [set(run.evaluation["models"]["trained"]) for arm in arms for run in arm.runs]
+    common = sorted(set.intersection(*of_runs))
+    if not common:
+        raise ConfigError("comparison: no benchmark was measured in all runs: evaluate them alike")
+    if wanted is not None and wanted not in common:
+        raise ConfigError(
+            f"comparison: benchmark {wanted!r} was not measured in all runs: choose one of {', '.join(common)}"
+        )
+    return common
+
+
+def _require_comparable(arms: Sequence[Arm], reference: Arm, benchmarks: Sequence[str]) -> None:
+    """Refuse runs that were not measured alike, by the function by which promotion does."""
+    first = reference.runs[0]
+    standard = Measured.of(first.evaluation, "trained", _run_name(reference, first))
+    for arm in arms:
+        for run in arm.runs:
+            for name in benchmarks:
+                problem = obstacle(name, Measured.of(run.evaluation, "trained", _run_name(arm, run)), standard)
+                if problem is not None:
+                    raise ConfigError(f"comparison: {problem}")
+
+
+def _run_name(arm: Arm, run: ComparedRun) -> str:
+    return f"{arm.name} with seed {run.seed}"
+
+
+def _measures(samples: int, asked: Mapping[str, Any], primary: str, published: Sequence[str]) -> dict[str, Estimate]:
+    """Return the measures of a benchmark by name: mean@n, maj@n, and pass@k and best@k of every k that somebody asked for."""
+    matched = _MEASURE.fullmatch(primary)
+    if matched is None:
+        raise ConfigError(f"comparison: measure {primary!r}: choose mean, maj, pass@K or best@K, with a number for K")
+    if matched[3] and int(matched[3]) > samples:
+        raise ConfigError(f"comparison: measure {primary!r}: K is at most the {samples} samples of a problem")
+    pairs = [_MEASURE.fullmatch(each) for each in (primary, *published)]
+    ks = {int(k) for k in asked} | {int(each[3]) for each in pairs if each is not None and each[3]} | {samples}
+    passed = {f"pass@{k}": _of_counts(pass_at_k, k) for k in sorted(ks) if 1 < k <= samples}
+    best = {f"best@{k}": _of_counts(best_at_k, k) for k in sorted(ks) if 1 < k <= samples}
+    # Of k = 1 both are mean@n, and shown only where somebody asked for them.
+    single = {primary: _of_counts(pass_at_k, 1)} if primary in ("pass@1", "best@1") else {}
+    return {f"mean@{samples}": _mean, f"maj@{samples}": _maj, **single, **passed, **best}
+
+
+def _measure_name(measure: str, samples: int) -> str:
+    return measure if "@" in measure else f"{measure}@{samples}"
+
+
+def _of_counts(estimate: Callable[[Any, int, int], Floats], k: int) -> Estimate:
+    return lambda result, problems: estimate(_counts(result, problems), result["n_samples"], k)
+
+
+def _mean(result: Result, problems: Sequence[str]) -> Floats:
+    return mean_at_n(_counts(result, problems), result["n_samples"])
+
+
+def _maj(result: Result, problems: Sequence[str]) -> Floats:
+    return np.array([result["per_problem_maj"][problem] for problem in problems], dtype=np.float64)
+
+
+def _counts(result: Result, problems: Sequence[str]) -> list[int]:
+    return [result["per_problem"][problem] for problem in problems]
+
+
+def _benchmark(
+    arms: Sequence[Arm], reference: Arm, name: str, primary: str, margin: float, published: Published
+) -> BenchmarkComparison:
+    first = reference.runs[0].evaluation["models"]["trained"][name]
+    problems, samples = sorted(first["per_problem"]), first["n_samples"]
+    said = [measure for of_arm in published.values() for measure in of_arm.get(name, {})]
+    measures = _measures(samples, first["pass_at_k"], primary, said)
+    values = {
+        arm.name: {
+            measure: {
+                seed: 100.0 * estimate(run.evaluation["models"]["trained"][name], problems)
+                for seed, run in arm.by_seed.items()
+            }
+            for measure, estimate in measures.items()
+        }
+        for arm in arms
+    }
+    others = [arm.name for arm in arms if arm.name != reference.name]
+    differences: dict[str, dict[str, Difference]] = {other: {} for other in others}
+    for measure in measures:
+        paired = {other: _paired(values[other][measure], values[reference.name][measure], margin) for other in others}
+        adjusted = holm([each.p_value for each in paired.values()])
+        for (other, difference), p_value in zip(paired.items(), adjusted, strict=True):
+            differences[other][measure] = _judged(difference, p_value)
+    return BenchmarkComparison(
+        problems=len(problems),
+        samples=samples,
+        measures=list(measures),
+        references=_references(reference, name, problems, measures),
+        arms={arm: {measure: _value(by_seed, margin) for measure, by_seed in of.items()} for arm, of in values.items()},
+        differences=differences,
+        solved={arm.name: _solved(arm, reference, name, problems) for arm in arms if arm is not reference},
+        pass_curves={arm.name: _pass_curve(arm, name, problems, samples) for arm in arms},
+        facts={
+            arm.name: _facts(OF_SAMPLES, {seed: sample_facts(run, name) for seed, run in arm.by_seed.items()})
+            for arm in arms
+        },
+    )
+
+
+def _value(by_seed: Mapping[int, Floats], margin: float) -> Value:
+    found = paired_arms(list(by_seed.values()), margin=margin, confidence=_CONFIDENCE, draws=_DRAWS, seed=_SEED)
+    means = {seed: float(values.mean()) for seed, values in by_seed.items()}
+    return Value(found.difference, found.interval, means)
+
+
+def _paired(ours: Mapping[int, Floats], theirs: Mapping[int, Floats], margin: float) -> Difference:
+    seeds = sorted(ours.keys() & theirs.keys())
+    differences = [ours[seed] - theirs[seed] for seed in seeds]
+    if not seeds:
+        differences = [np.mean(list(ours.values()), axis=0) - np.mean(list(theirs.values()), axis=0)]
+    found = paired_arms(differences, margin=margin, confidence=_CONFIDENCE, draws=_DRAWS, seed=_SEED)
+    return Difference(
+        seeds=seeds,
+        value=found.difference,
+        interval=found.interval,
+        p_value=found.p_value,
+        holm_p=found.p_value,
+        equivalence_p=found.equivalence_p,
+        seed_interval=found.seed_interval,
+        seed_p=found.seed_p,
+        sign_flip_p=found.sign_flip_p,
+        verdict="undecided",
+    )
+
+
+def _judged(difference: Difference, holm_p: float) -> Difference:
+    level = 1.0 - _CONFIDENCE
+    verdict = "undecided"
+    if holm_p < level:
+        verdict = "better" if difference.value > 0 else "worse"
+    elif difference.equivalence_p < level:
+        verdict = "equivalent"
+    return dataclasses.replace(difference, holm_p=holm_p, verdict=verdict)
+
+
+def _references(
+    reference: Arm, benchmark: str, problems: Sequence[str], measures: Mapping[str, Estimate]
+) -> dict[str, dict[str, float]]:
+    """Return the measures of the models that training started from."""
+    found = {}
+    for model in ("base", "warm_start"):
+        results = [
+            run.evaluation["models"][model][benchmark]
+            for run in reference.runs
+            if benchmark in run.evaluation["models"].get(model, {})
+        ]
+        alike = [result for result in results if set(result["per_problem"]) == set(problems)]
+        if alike:
+            found[model] = {
+                measure: float(np.mean([100.0 * estimate(result, problems) for result in alike]))
+                for measure, estimate in measures.items()
+            }
+    return found
+
+
+def _solved(arm: Arm, reference: Arm, benchmark: str, problems: Sequence[str]) -> SolvedBy | None:
+    ours, theirs = arm.by_seed, reference.by_seed
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    counts = (
+        [_counts(of[seed].evaluation["models"]["trained"][benchmark], problems) for seed in seeds]
+        for of in (ours, theirs)
+    )
+    found = solved_by(*counts)
+    return SolvedBy(found.first_only, found.second_only, found.both, found.neither)
+
+
+def _pass_curve(arm: Arm, benchmark: str, problems: Sequence[str], samples: int) -> Line:
+    """Return pass@k of every k, over all seeds, with its bootstrap interval over problems."""
+    ks = range(1, samples + 1)
+    runs = arm.by_seed
+    counts = [_counts(run.evaluation["models"]["trained"][benchmark], problems) for run in runs.values()]
+    tables = [np.stack([100.0 * pass_at_k(each, samples, k) for k in ks], axis=1) for each in counts]
+    table = np.mean(tables, axis=0)
+    ends = bootstrap_intervals(table, confidence=_CONFIDENCE, draws=_DRAWS // 10, seed=_SEED)
+    return Line(
+        [float(k) for k in ks], table.mean(axis=0).tolist(), ends[:, 0].tolist(), ends[:, 1].tolist(), list(runs)
+    )
+
+
+def _facts(names: Mapping[str, object], by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Fact]:
+    return {name: Fact({seed: facts[name] for seed, facts in by_seed.items() if name in facts}) for name in names}
+
+
+def _curves(histories: Mapping[str, Mapping[int, Sequence[Any]]]) -> dict[str, dict[str, Line]]:
+    curves: dict[str, dict[str, Line]] = {}
+    for metric in CURVES:
+        for arm, of_seeds in histories.items():
+            line = _curve({seed: logged(history, metric) for seed, history in of_seeds.items()})
+            if line is not None:
+                curves.setdefault(metric, {})[arm] = line
+    return curves
+
+
+def _curve(by_seed: Mapping[int, tuple[list[float], list[float]]]) -> Line | None:
+    """Return the mean over seeds at the steps that all seeds with any have, with the lowest and the highest seed."""
+    known = {seed: dict(zip(*points, strict=True)) for seed, points in by_seed.items() if points[0]}
+    if not known:
+        return None
+    steps = sorted(set.intersection(*(set(points) for points in known.values())))
+    if not steps:
+        return None
+    merged = math.ceil(len(steps) / _MOST_POINTS)
+    table = np.array([[points[step] for step in steps] for points in known.values()])
+    starts = range(0, len(steps), merged)
+    smooth = np.stack([table[:, start : start + merged].mean(axis=1) for start in starts], axis=1)
+    return Line(
+        [steps[start : start + merged][-1] for start in starts],
+        smooth.mean(axis=0).tolist(),
+        smooth.min(axis=0).tolist(),
+        smooth.max(axis=0).tolist(),
+        list(known),
+    )
+
+
+def _notes(arms: Sequence[Arm], reference: Arm, comparisons: Mapping[str, BenchmarkComparison]) -> list[str]:
+    notes = []
+    for arm in arms:
+        for seed, reason in sorted(arm.failed.items()):
+            rest = f"its other {len(arm.runs)} count" if arm.runs else "it has no other run and is left out"
+            notes.append(f"{arm.name} failed with seed {seed} ({reason}); {rest}.")
+    for arm in arms:
+        if arm is reference or not arm.runs:
+            continue
+        shared = sorted(arm.by_seed.keys() & reference.by_seed.keys())
+        if not shared:
+            notes.append(
+                f"{arm.name} and {reference.name} share no seed: their means over seeds were paired by problem, and intervals are over "
+                "problems alone."
+            )
+        elif len(shared) == 1:
+            notes.append(
+                f"{arm.name} and {reference.name} share one seed: intervals are over problems alone and say nothing of another training "
+                "run."
+            )
+        elif len(shared) < max(len(arm.runs), len(reference.runs)):
+            notes.append(
+                f"{arm.name} is paired with {reference.name} by seeds {', '.join(map(str, shared))}, which both have."
+            )
+    notes += [
+        f"{name} has one problem: what is said of it holds for that problem alone."
+        for name, each in comparisons.items()
+        if each.problems == 1
+    ]
+    if all(
+        len(arm.by_seed.keys() & reference.by_seed.keys()) < SIGN_FLIP_SEEDS for arm in arms if arm is not reference
+    ):
+        notes.append(f"No sign-flip test over seeds: it needs {SIGN_FLIP_SEEDS} seeds that two arms share.")
+    measured = {name for arm in arms for run in arm.runs for name in run.evaluation["models"]["trained"]}
+    left = sorted(measured - comparisons.keys())
+    if left:
+        notes.append(f"Left out, for not all runs measured them: {', '.join(left)}.")
+    return notes
+
+
+def _tree(comparison: Comparison) -> dict[str, Any]:
+    return dataclasses.asdict(comparison)
