@@ -139,6 +139,38 @@ MUTANTS = (
             "max_length=settings.max_tokens",
         )
     ),
+    # Bases, adapters and selection.
+    Mutant(
+        "selection: measured at checkpoints alone",
+        _GRPO,
+        "settings.selection.steps or settings.save_steps",
+        "settings.save_steps",
+        (f"{ARGUMENTS}::test_the_policy_is_measured_as_often_as_it_is_asked_for",),
+    ),
+    Mutant(
+        "selection: the best is not saved between checkpoints",
+        "components/ngrpo/training/checkpointing.py",
+        'metrics["eval_mean"] <= state.best_metric',
+        'metrics["eval_mean"] > state.best_metric',
+        ("tests/unit/test_checkpoints.py::test_a_policy_that_is_the_best_is_saved_wherever_it_is_measured",),
+    ),
+    Mutant(
+        "adapters: the first stage takes any target",
+        "components/ngrpo/stages/prepare_data.py",
+        "in config.adapters.items()",
+        "in ()",
+        (
+            "tests/unit/test_checking.py"
+            "::test_adapters_for_layers_that_the_model_does_not_have_are_refused_before_anything_runs",
+        ),
+    ),
+    Mutant(
+        "plain template: an end token in front",
+        "components/ngrpo/config/template_file.py",
+        "{% if bos_token and bos_token != eos_token %}",
+        "{% if bos_token %}",
+        ("tests/unit/test_chat_format.py::test_the_plain_template_writes_what_is_said_and_ends_a_response",),
+    ),
     Mutant(
         "arguments: memory of vLLM",
         "components/ngrpo/rollout/configured_engine.py",

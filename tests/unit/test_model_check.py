@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ SELECTED = (
     'training.selection={"benchmark": "long", "samples": 2}',
 )
 """A benchmark whose prompts are longer than those of training, and that training is measured by."""
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -79,7 +81,8 @@ def test_a_sound_model_is_examined_in_no_time_and_without_its_weights(model):
     began = time.monotonic()
     facts = examined(model)
     assert time.monotonic() - began < 2
-    assert facts == ModelFacts(rows=48, positions=2048, served=2048, ends=(EOS,))
+    assert {name.rpartition(".")[2] for name in facts.linear} == {*PROJECTIONS, "lm_head"}
+    assert replace(facts, linear=()) == ModelFacts(rows=48, positions=2048, served=2048, ends=(EOS,))
 
 
 # --- generation settings ----------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def test_the_papers_objective(name: str) -> None:
     training = preset(name).training
     assert (training.loss_type, training.delta, training.weight_decay) == ("grpo", None, 0.0)
     assert (training.save_steps, training.selection.steps) == (120, None)
+    assert (preset(name).mixing.label, preset(name).mixing.weights) == ("anchor", "softmax")
     assert preset(name).data.prompt_suffix == f"{SUFFIX}."
 
 
@@ -106,7 +107,7 @@ def test_the_releases_objective(name: str) -> None:
     asked = {name: source.prompt_suffix for name, source in config.data.benchmarks.items()}
     assert asked.pop("gpqa_diamond") == preset("paper-1.5b").data.benchmarks["gpqa_diamond"].prompt_suffix
     assert set(asked.values()) == {f"{SUFFIX}."}
-    assert config.mixing.end_marker == "</think>"
+    assert (config.mixing.label, config.mixing.weights, config.mixing.end_marker) == ("sampled", "release", "</think>")
 
 
 def test_base_models_without_a_chat_template_get_one() -> None:

@@ -19,7 +19,7 @@ ARMS = {
     "authors-release-7b": {"grpo", "ngrpo", "k1"},
     "paper-ablations": {"ngrpo", "k1", "k2", "k5", "rate5", "rate20", "inference"},
     "paper-gspo": {"gspo", "ngspo"},
-    "paper-main": {"grpo", "stht", "ngrpo", "k1"},
+    "paper-main": {"grpo", "stht", "gumbel", "rho1", "ngrpo", "k1"},
     "paper-main-7b": {"grpo", "ngrpo", "k1"},
     "paper-main-llama": {"grpo", "ngrpo", "k1"},
     "paper-main-qwen3": {"grpo", "ngrpo", "k1"},
@@ -102,6 +102,21 @@ def test_arms_by_the_published_definitions(name: str) -> None:
         assert (noise.strategy, noise.noise_std, noise.rate) == ("gaussian", 0.33, 1.0)
 
 
+def test_what_a_mixed_step_emits_and_weighs() -> None:
+    main = arms("paper-main")
+    gumbel, rho1 = main["gumbel"].mixing, main["rho1"].mixing
+    assert (gumbel.strategy, gumbel.k, gumbel.rate) == ("gumbel", 3, 1.0)
+    assert (rho1.strategy, rho1.k, rho1.rate, rho1.label) == ("neighbor", 3, 1.0, "sampled")
+    paper = [config.mixing for name in NAMES if name.startswith("paper-") for config in arms(name).values()]
+    assert {mixing.weights for mixing in paper} == {"softmax"}
+    assert [mixing.label for mixing in paper].count("sampled") == 1
+    for name in ("authors-release-1.5b", "authors-release-7b"):
+        chosen = {arm: (config.mixing.label, config.mixing.weights) for arm, config in arms(name).items()}
+        assert chosen.pop("ngrpo") == ("sampled", "release")
+        assert chosen.pop("k1") == ("sampled", "softmax"), "a single weight is 1 either way"
+        assert set(chosen.values()) == {("anchor", "softmax")}, "nothing of this is without mixing"
+
+
 def test_the_released_comparison_is_confounded_and_says_what_it_would_be_otherwise() -> None:
     found = arms("authors-release-1.5b")
     recipes = {arm: (config.training.learning_rate, config.training.kl_coefficient) for arm, config in found.items()}
@@ -152,6 +167,8 @@ AVERAGES = {
     ("paper-main", "base"): (53.28, 73.05, 74.62),
     ("paper-main", "grpo"): (53.62, 75.49, 77.41),
     ("paper-main", "stht"): (52.42, 75.28, 78.05),
+    ("paper-main", "gumbel"): (53.87, 74.58, 76.89),
+    ("paper-main", "rho1"): (53.56, 75.16, 77.32),
     ("paper-main", "ngrpo"): (54.11, 76.82, 79.17),
     ("paper-main-7b", "base"): (65.80, 79.96, 81.23),
     ("paper-main-7b", "grpo"): (67.18, 80.87, 81.94),
@@ -172,7 +189,8 @@ def test_published_figures_are_those_whose_averages_are_published_too() -> None:
     assert {
         arm: tuple(each["gpqa_diamond"].values()) for arm, each in published.items() if "gpqa_diamond" in each
     } == GPQA
-    assert tree("authors-release-1.5b")["published"] == published
+    of_release = tree("authors-release-1.5b")["published"]
+    assert of_release == {arm: published[arm] for arm in ("base", "grpo", "stht", "ngrpo")}
     ngrpo = tree("paper-ablations")["published"]["ngrpo"]
     assert ngrpo == published["ngrpo"]
 

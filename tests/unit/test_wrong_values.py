@@ -282,6 +282,7 @@ CASES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "SelectionConfig": {
         "benchmark": ("aime24", "not one of data.benchmarks: arithmetic, mine"),
+        "steps": (0, "greater than or equal to 1"),
         "samples": (0, "greater than or equal to 1"),
         "temperature": (1e-9, "a temperature is at least 0.001"),
         "top_p": (0, "greater than 0"),
