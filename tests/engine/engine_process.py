@@ -30,6 +30,10 @@ if CONFIG["runner"] == "v2":
 
     patch_once()
 
+from ngrpo.checking.light_imports import import_transformers
+
+import_transformers()
+
 import psutil
 import torch
 from library_llm import use_library
