@@ -86,7 +86,7 @@ def run_stages(
 
 def _run_in_processes(plan: Plan, run_directory: Path, runner: Callable[[], Runner] | None) -> Exception | None:
     with (
-        forked_stages(run_directory / "logs" / "kfp.log")
+        forked_stages(plan.stages_to_run, run_directory / "logs" / "kfp.log")
         if runner is None and can_fork()
         else contextlib.nullcontext(),
         _reaped(plan, run_directory),

@@ -1,7 +1,8 @@
 """Stages of a local run as forks of one process: what they work with is imported once a run, not once a stage.
 
 As a module that is run it is that process. It reads a job a line from its standard input, imports the stage's module, forks, and says how
-the fork ended. The fork does what kfp's own process of a stage does: it writes the component's source to a file and executes it.
+the fork ended; beside the first stage it imports what those after it need. The fork does what kfp's own process of a stage does: it writes
+the component's source to a file and executes it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 from unittest import mock
@@ -47,16 +48,17 @@ def can_fork() -> bool:
 
 
 @contextlib.contextmanager
-def forked_stages(log: Path) -> Iterator[None]:
+def forked_stages(stages: Sequence[str], log: Path) -> Iterator[None]:
     """Let kfp's `SubprocessRunner` fork its stages while the context is open.
 
     Args:
+        stages: Stages that will run.
         log: File for what a stage says before it has a log of its own.
     """
     from kfp.local import subprocess_task_handler
 
     server = subprocess.Popen(
-        [sys.executable, "-m", __name__],
+        [sys.executable, "-m", __name__, *stages],
         env={**os.environ, **QUIET, **_RUNTIME},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -93,7 +95,7 @@ def forked_stages(log: Path) -> Iterator[None]:
         answers.close()
 
 
-def _serve() -> None:
+def _serve(stages: list[str]) -> None:
     stage_process()
     jobs, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -112,6 +114,8 @@ def _serve() -> None:
             jobs.close()
             answers.close()
             _execute(**job)
+        while stages:
+            _import_stage(stages.pop(0))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         with contextlib.suppress(BrokenPipeError):  # the run was killed
             answers.write(f"{code}\n")
@@ -147,4 +151,4 @@ def _execute(source: str, arguments: list[str], environment: dict[str, str], log
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _serve()
+    _serve(sys.argv[1:])

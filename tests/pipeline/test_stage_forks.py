@@ -51,7 +51,7 @@ def run(source, **environment):
 def test_forks_are_what_processes_would_be(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nowhere.db")
     log, original = tmp_path / "kfp.log", subprocess_task_handler.run_local_subprocess
-    with forked_stages(log):
+    with forked_stages([STAGE], log):
         facts = []
         for number in range(2):
             # What changes after the first process was started holds in the next fork.
