@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -98,6 +100,8 @@ def show_history(config: RunConfig, workspace: Workspace, console: Console) -> N
 
 @contextmanager
 def _promotions(config: RunConfig, workspace: Workspace) -> Iterator[Promotions]:
+    # MLflow is imported beside the start of the store: both take a second or more.
+    threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.promotions",), daemon=True).start()
     with services(workspace) as around:
         from ngrpo.tracking.promotions import Promotions
 

@@ -63,8 +63,8 @@ def run(
     began = time.monotonic()
     if base is None:
         require_possible(config)
-    # These take seconds to import, and are needed only once the store is up and the plan is made.
-    threading.Thread(target=_import, args=("kfp.local", "ngrpo.tracking.mlflow_runs"), daemon=True).start()
+    # It takes seconds to import, and is needed only once the store is up and the plan is made.
+    threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)
         config = _based(config, base)
@@ -180,11 +180,6 @@ def _run_plan(
     for name, evaluation in evaluations.items():
         console.print(results_table(evaluation, config.titles, name if len(evaluations) > 1 else None))
     console.print(places(report, summary, promotions), soft_wrap=True)
-
-
-def _import(*modules: str) -> None:
-    for module in modules:
-        importlib.import_module(module)
 
 
 def _reference(record: dict[str, Any]) -> Reference:

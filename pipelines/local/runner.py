@@ -10,21 +10,26 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from kfp import local
 from rich.console import Console
 
 from ngrpo.environment import environment
 from ngrpo.errors import NGRPOError
 from ngrpo.stages.supervision import QUIET
 from ngrpo.storage.state import DamagedStateError
-from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
+from ngrpo_kfp.pipelines.local.decisions import decide, only_decides
 from ngrpo_kfp.pipelines.local.lifeline import lifeline
 from ngrpo_kfp.pipelines.local.progress import StageProgress, last_line
+from ngrpo_kfp.pipelines.local.stage_forks import can_fork, forked_stages
 from ngrpo_kfp.pipelines.local.stage_records import read_record
 from ngrpo_kfp.pipelines.local.workspace import written
 from ngrpo_kfp.pipelines.planning.nodes import Plan
+
+if TYPE_CHECKING:
+    from kfp import local
+
+Runner: TypeAlias = "local.SubprocessRunner | local.DockerRunner"
 
 _SECONDS_TO_DIE = 3.0
 
@@ -33,18 +38,17 @@ class StageError(NGRPOError):
     """A stage failed; the message names it, says why and where its log is."""
 
 
-Runner: TypeAlias = local.SubprocessRunner | local.DockerRunner
-
-
 def in_processes() -> Runner:
     """Return the runner that gives each stage a process of this machine."""
+    from kfp import local
+
     return local.SubprocessRunner(use_venv=False)
 
 
 def run_stages(
     plan: Plan, run_directory: Path, console: Console, runner: Callable[[], Runner] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Run the nodes of a plan that have to run, one after another.
+    """Run the nodes of a plan that have to run, one after another: through kfp, unless nothing but decisions is left.
 
     Args:
         plan: The plan of the run.
@@ -65,10 +69,12 @@ def run_stages(
         tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
         environment({"NGRPO_RUN_DIR": str(run_directory), "TMPDIR": scratch, **QUIET}),
         StageProgress(plan, run_directory, console),
-        _reaped(plan, run_directory),
-        lifeline(run_directory),
     ):
-        failure = _run_pipeline(plan, run_directory, (runner or in_processes)())
+        if runner is None and only_decides(plan):
+            with lifeline(run_directory):
+                failure = decide(plan, run_directory)
+        else:
+            failure = _run_in_processes(plan, run_directory, runner)
     records = {node.name: read_record(run_directory, node.name) for node in plan.to_run}
     culprit = first_failure(records)
     if culprit is not None:
@@ -78,8 +84,23 @@ def run_stages(
     return {name: record for name, record in records.items() if record is not None}
 
 
-def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> RuntimeError | None:
+def _run_in_processes(plan: Plan, run_directory: Path, runner: Callable[[], Runner] | None) -> Exception | None:
+    with (
+        forked_stages(plan.stages_to_run, run_directory / "logs" / "kfp.log")
+        if runner is None and can_fork()
+        else contextlib.nullcontext(),
+        _reaped(plan, run_directory),
+        lifeline(run_directory),
+    ):
+        return _run_pipeline(plan, run_directory, (runner or in_processes)())
+
+
+def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> Exception | None:
     """Let kfp run the pipeline, its talk going to a file; return its complaint if a task failed."""
+    from kfp import local
+
+    from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
+
     local.init(
         runner=runner,
         pipeline_root=str(run_directory / "kfp"),
@@ -88,7 +109,7 @@ def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> RuntimeErr
         raise_on_error=True,
     )
     with (
-        (run_directory / "logs" / "kfp.log").open("w", encoding="utf-8") as log,
+        (run_directory / "logs" / "kfp.log").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
     ):

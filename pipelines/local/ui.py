@@ -64,7 +64,11 @@ def _mlflow_server(around: Services, port: int, log: Path) -> Iterator[None]:
     with written(log):
         output = log.open("wb")
     with output:
-        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        # Judges of traces would be its jobs, and each of their processes imports all of MLflow.
+        variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
+        server = subprocess.Popen(
+            command, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         _wait_until_up(server, port, log)
         yield

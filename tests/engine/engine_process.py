@@ -27,6 +27,14 @@ if CONFIG["runner"] == "v2":
     # vLLM uses Triton only where a backend for the platform is listed; the interpreter needs none.
     triton.backends.backends["cpu"] = next(iter(triton.backends.backends.values()))
 
+    from quick_interpreter import patch_once
+
+    patch_once()
+
+from ngrpo.checking.light_imports import import_transformers
+
+import_transformers()
+
 import psutil
 import torch
 from library_llm import use_library
@@ -431,9 +439,7 @@ def start_engine(directory: Path) -> VLLMEngine:
             stack.enter_context(mock.patch.object(CpuPlatform, "check_and_update_config", classmethod(keep_async)))
         if CONFIG["kernels"]:
             from ngrpo.rollout.vllm import worker
-            from quick_interpreter import patch_once
 
-            patch_once()
             stack.enter_context(mock.patch.object(worker, "MixingSlots", partial(MixingSlots, fused=True)))
         return VLLMEngine(
             directory,

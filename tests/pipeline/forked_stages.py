@@ -182,6 +182,9 @@ def _serve() -> None:
 def _import_everything() -> None:
     import importlib
 
+    from ngrpo.checking.light_imports import import_transformers
+
+    import_transformers()
     from ngrpo.training import policy_optimization
     from rewards import LengthReward
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ngrpo.checking.light_imports import light_imports
 from ngrpo.config import (
     BenchmarkEvaluationConfig,
     ModelPromotionConfig,
@@ -53,7 +54,8 @@ class Stage:
 
     def function(self) -> StageFunction:
         """Import the stage's module, with all the libraries it works with, and return its `run`."""
-        run: StageFunction = importlib.import_module(self.module).run
+        with light_imports():
+            run: StageFunction = importlib.import_module(self.module).run
         return run
 
 

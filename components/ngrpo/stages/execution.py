@@ -34,24 +34,27 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes
 
 
 @addresses_without_users()
-def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None) -> None:
+def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own_process: bool = True) -> None:
     """Do the work of a stage in this process, unless its result is in the store already.
 
     Args:
         task: What is to be done; only the first of several nodes writes `output` and `metrics`.
         elsewhere: Has the work done by other processes, which publish the artifact; none where this one does it.
+        own_process: Whether this process is there for the stage alone: it then has the stage's log and ends with its run.
 
     Raises:
         NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the node
             says what happened, and nothing is in the store under the key.
         Preempted: The process was told to stop (SIGTERM) and had the time to save a checkpoint; a step of Kubeflow does not have it.
     """
-    sys.excepthook = _print_redacted
+    if own_process:
+        sys.excepthook = _print_redacted
     surroundings = Surroundings.from_environment()
     record: dict[str, Any] = {"key": task.key, "pid": os.getpid()}
     process = None
     if surroundings.run_directory is not None:
-        process = attach(surroundings.run_directory, task.node_name)
+        if own_process:
+            process = attach(surroundings.run_directory, task.node_name)
         write_record(surroundings.run_directory, task.node_name, record)
     started = time.monotonic()
     try:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ class StageProcess:
     """To be set once the stage is done and only the end of the process is left."""
 
 
+@cache
+def stage_process() -> StageProcess:
+    """Return this process as a stage. Called before the libraries of the stage are imported, its end comes after what they do at theirs."""
+    process = StageProcess()
+    atexit.register(_skip_teardown, process)
+    return process
+
+
 def attach(run_directory: Path, node: str) -> StageProcess:
     """Make this process the stage of a run.
 
@@ -42,9 +51,7 @@ def attach(run_directory: Path, node: str) -> StageProcess:
         run_directory: Directory of the run; its file `lifeline` is locked for as long as the run lives.
         node: Name of its place in the pipeline.
     """
-    process = StageProcess()
-    # Registered before the libraries of the stage register theirs, and so called after them.
-    atexit.register(_skip_teardown, process)
+    process = stage_process()
     _write_output_to(run_directory / "logs" / f"{node}.log")
     # The runner logs from INFO on, and boto3 has a line to say each time it finds its credentials.
     logging.getLogger("botocore").setLevel(logging.WARNING)

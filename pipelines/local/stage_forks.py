@@ -1,0 +1,154 @@
+"""Stages of a local run as forks of one process: what they work with is imported once a run, not once a stage.
+
+As a module that is run it is that process. It reads a job a line from its standard input, imports the stage's module, forks, and says how
+the fork ended; beside the first stage it imports what those after it need. The fork does what kfp's own process of a stage does: it writes
+the component's source to a file and executes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+from unittest import mock
+
+from ngrpo.stages.process import stage_process
+from ngrpo.stages.supervision import QUIET
+
+_RUNTIME = {"_KFP_RUNTIME": "true"}
+"""By which kfp knows that a process executes a component; it then imports no compiler."""
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd")
+_IMPORTED_FIRST = (
+    "kfp.dsl.executor_main",
+    "ngrpo.config",
+    "ngrpo.stages.execution",
+    "ngrpo.stages.keys",
+    "ngrpo.stages.soundness",
+    "ngrpo.storage.checkpoint_store",
+    "ngrpo.tracking.mlflow_runs",
+)
+_IMPORTED_FOR_A_DATABASE = (
+    "ngrpo.tracking.database",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+)
+
+
+def can_fork() -> bool:
+    """Whether stages may be forks: on Linux, where no driver of a GPU could be open when a process forks."""
+    return sys.platform == "linux" and not any(map(os.path.exists, _DRIVERS))
+
+
+@contextlib.contextmanager
+def forked_stages(stages: Sequence[str], log: Path) -> Iterator[None]:
+    """Let kfp's `SubprocessRunner` fork its stages while the context is open.
+
+    Args:
+        stages: Stages that will run.
+        log: File for what a stage says before it has a log of its own.
+    """
+    from kfp.local import subprocess_task_handler
+
+    server = subprocess.Popen(
+        [sys.executable, "-m", __name__, *stages],
+        env={**os.environ, **QUIET, **_RUNTIME},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # a terminal's Ctrl-C is for the run, which ends its stages
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    requests, answers = server.stdin, server.stdout
+
+    def run(full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+        # sh -ec SCRIPT SOURCE ARGUMENT…, as kfp compiles a component
+        job = {
+            "source": full_command[3],
+            "arguments": full_command[4:],
+            "environment": {**os.environ, **(env_vars or {})},
+            "log": str(log),
+        }
+        try:
+            requests.write(json.dumps(job) + "\n")
+            requests.flush()
+            return int(answers.readline())
+        except (BrokenPipeError, ValueError):  # it was killed, and the stage ends with the run
+            return 1
+
+    try:
+        with mock.patch.object(subprocess_task_handler, "run_local_subprocess", run):
+            yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            requests.close()
+        server.wait()
+        answers.close()
+
+
+def _serve(stages: list[str]) -> None:
+    stage_process()
+    jobs, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    for name in _IMPORTED_FIRST:
+        importlib.import_module(name)
+    if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:"):
+        for name in _IMPORTED_FOR_A_DATABASE:
+            importlib.import_module(name)
+    for line in jobs:
+        job = json.loads(line)
+        _import_stage(job["arguments"][job["arguments"].index("--function_to_execute") + 1])
+        child = os.fork()
+        if child == 0:
+            jobs.close()
+            answers.close()
+            _execute(**job)
+        while stages:
+            _import_stage(stages.pop(0))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with contextlib.suppress(BrokenPipeError):  # the run was killed
+            answers.write(f"{code}\n")
+            answers.flush()
+    os._exit(0)
+
+
+def _import_stage(name: str) -> None:
+    """Import what a stage works with. A module that cannot be imported is left to the stage, whose log is to say so."""
+    from ngrpo.stages.declarations import STAGES
+
+    with contextlib.suppress(Exception):
+        STAGES[name].function()
+
+
+def _execute(source: str, arguments: list[str], environment: dict[str, str], log: str) -> NoReturn:
+    """Be the process of a stage."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    os.environ.clear()
+    os.environ.update({**environment, **_RUNTIME})
+    tempfile.tempdir = None  # an import may have asked for it
+    program = Path(tempfile.mkdtemp()) / "ephemeral_component.py"
+    program.write_text(source, encoding="utf-8")
+    sys.argv = ["kfp.dsl.executor_main", "--component_module_path", str(program), *arguments]
+    from kfp.dsl.executor_main import executor_main
+
+    executor_main()
+    sys.exit()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _serve(sys.argv[1:])

@@ -1,0 +1,104 @@
+"""Commands as forks of one process that has imported libraries and nothing of ours: to import them takes most of a command's time.
+
+As a script it is that process: it reads a command a line (`Commands.run` writes them), forks, and says how the fork ended.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+LIBRARIES = (
+    "boto3",
+    "cryptography.fernet",
+    "filelock",
+    "jinja2",
+    "mlflow",
+    "mlflow.db",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "kfp.local",
+    "pydantic",
+    "rich.live",
+    "rich.table",
+    "typer",
+)
+COMMAND = "ngrpo_kfp.pipelines.cli.app"
+
+
+class Commands:
+    """Runs `python -m ngrpo_kfp.pipelines.cli.app` in forks."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[str] | None = None
+
+    def run(
+        self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; modules of ours come from where `PYTHONPATH` says."""
+        if self._server is None:
+            variables = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+            self._server = subprocess.Popen(
+                [sys.executable, __file__], env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            said = [Path(folder) / name for name in ("stdout", "stderr")]
+            job = {
+                "arguments": list(arguments),
+                "environment": dict(environment),
+                "cwd": str(cwd),
+                "said": list(map(str, said)),
+            }
+            self._server.stdin.write(json.dumps(job) + "\n")
+            self._server.stdin.flush()
+            code = int(self._server.stdout.readline())
+            return subprocess.CompletedProcess(arguments, code, *(file.read_text() for file in said))
+
+    def close(self) -> None:
+        """End the process that forks."""
+        if self._server is not None:
+            self._server.stdin.close()
+            self._server.wait()
+            self._server = None
+
+
+# --- the process that forks ----------------------------------------------------------------------------------------------
+
+
+def _serve() -> None:
+    jobs, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    for line in jobs:
+        child = os.fork()
+        if child == 0:
+            jobs.close()
+            answers.close()
+            _be(**json.loads(line))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        answers.write(f"{code}\n")
+        answers.flush()
+
+
+def _be(arguments: list[str], environment: dict[str, str], cwd: str, said: list[str]) -> None:
+    """Be the command; leaves the interpreter."""
+    for descriptor, file in enumerate(said, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.path[:1] = [cwd, *environment["PYTHONPATH"].split(os.pathsep)]
+    sys.argv = [COMMAND, *arguments]
+    runpy.run_module(COMMAND, run_name="__main__", alter_sys=True)
+    sys.exit()
+
+
+if __name__ == "__main__":
+    _serve()

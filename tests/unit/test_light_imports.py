@@ -1,0 +1,39 @@
+"""What transformers imports for purposes that nobody here has is not found while a stage's module is imported."""
+
+import importlib.util
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+
+from ngrpo.checking import light_imports
+from ngrpo.stages.declarations import STAGES, Stage
+
+
+def test_what_has_no_use_is_hidden_for_a_while(monkeypatch):
+    monkeypatch.setattr(light_imports, "_UNUSED", ("colorsys", "zipapp"))
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    loaded = types.ModuleType("zipapp")
+    monkeypatch.setitem(sys.modules, "zipapp", loaded)
+    with light_imports.light_imports():
+        assert importlib.util.find_spec("colorsys") is None
+        with pytest.raises(ImportError):
+            importlib.import_module("colorsys")
+        assert sys.modules["zipapp"] is loaded, "what is loaded stays"
+    assert importlib.import_module("colorsys").rgb_to_hsv
+    with pytest.raises(KeyError), light_imports.light_imports():
+        raise KeyError
+    assert sys.modules["colorsys"] is not None
+
+
+def test_the_module_of_a_stage_is_imported_so(monkeypatch, tmp_path):
+    (tmp_path / "own_stage.py").write_text(
+        "from importlib.util import find_spec\nFOUND = find_spec('colorsys')\ndef run(*_): return FOUND\n"
+    )
+    monkeypatch.setattr(light_imports, "_UNUSED", ("colorsys",))
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    monkeypatch.delitem(sys.modules, "own_stage", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Stage, "module", "own_stage")
+    assert replace(STAGES["prepare_data"]).function()() is None
