@@ -12,7 +12,7 @@ from ngrpo.sizing.stages import needs_of
 from ngrpo.stages.declarations import STAGES
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-NAMES = ["laptop"]
+NAMES = ["laptop", "laptop-full"]
 
 
 def experiment(name: str) -> dict[str, Any]:
