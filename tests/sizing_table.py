@@ -9,7 +9,7 @@ from ngrpo.stages.declarations import STAGES
 DOCUMENT = Path(__file__).parents[1] / "docs" / "sizing.md"
 PRESETS = Path(__file__).parents[1] / "pipelines" / "presets"
 NAMES = sorted(path.stem for path in PRESETS.glob("*.toml"))
-ON_GPUS = [name for name in NAMES if name not in ("tiny", "smollm2")]
+ON_GPUS = [name for name in NAMES if name not in ("tiny", "countdown", "smollm2")]
 VLLM = ("rollout.engine=vllm", "evaluation.engine=vllm")
 """The engine of the presets for GPUs."""
 BEGIN, END = "<!-- table: python tests/sizing_table.py -->\n", "<!-- end of table -->\n"

@@ -73,7 +73,7 @@ IMPOSSIBLE = {
     "data.train.size=0": ("data.train.size", "greater than or equal to 1", "0"),
     "data.train.fold=test": ("data.train.fold", "'held_out'", "test"),
     "data.train.min_operands=5": ("data.train.min_operands=5", "max_operands=4"),
-    "data.train.kind=csv": ("data.train.kind", "'arithmetic', 'reasoning_gym', 'hub'", "csv"),
+    "data.train.kind=csv": ("data.train.kind", "'arithmetic', 'countdown', 'reasoning_gym', 'hub'", "csv"),
     "data.benchmarks={}": ("data.benchmarks", "at least 1 item", "{}"),
     "model.source.heads=5": ("model.source.hidden_size=64", "heads=5"),
     "model.source.kv_heads=3": ("model.source.kv_heads=3", "divide heads=4"),

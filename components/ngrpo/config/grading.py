@@ -52,9 +52,9 @@ Pattern = Annotated[NonEmpty, AfterValidator(_check_pattern)]
 
 
 class Comparison(UserCode):
-    """How an answer is compared with the gold answer: `math`, `exact`, or a function of the user's."""
+    """How an answer is compared with the gold answer: `math`, `exact`, `countdown`, or a function of the user's."""
 
-    ready: ClassVar[tuple[str, ...]] = ("math", "exact")
+    ready: ClassVar[tuple[str, ...]] = ("math", "exact", "countdown")
 
     @property
     def of_user(self) -> bool:
@@ -78,7 +78,8 @@ class GradingConfig(Section):
     """`one`: the column holds one answer. `any`: it holds a list, and a response gives one of them. `all`: it holds a list, and a response
     gives all of them, in any order, and no other."""
     compare: Annotated[Comparison, BeforeValidator(_reference)] = Comparison(function="math")
-    """`math`: equal in value, however written. `exact`: the same characters. Or a function of yours, `file.py:NAME`, which is called
+    """`math`: equal in value, however written. `exact`: the same characters. `countdown`: an expression of the same numbers,
+    each used as often, with the same value. Or a function of yours, `file.py:NAME`, which is called
     `grade(response, answer)`: trusted code, which runs outside the sandbox."""
 
     @model_validator(mode="before")
@@ -110,12 +111,12 @@ class GradingConfig(Section):
     @property
     def of_gold(self) -> GradingConfig:
         """What of it decides which gold answers there are; the rest is at its default."""
-        exact = self.response == "letter" or self.compare.function != "math"
+        kept = self.compare.function if self.compare.function in ("math", "countdown") else "exact"
         return self.model_copy(
             update={
                 "response": "letter" if self.response == "letter" else "boxed",
                 "pattern": None,
-                "compare": Comparison(function="exact" if exact else "math"),
+                "compare": Comparison(function=kept),
             }
         )
 

@@ -100,6 +100,35 @@ class ArithmeticSource(Graded):
         return self
 
 
+class CountdownSource(Graded):
+    """Numbers and a target: an expression of each number once that has the target's value (see `ngrpo.data.countdown`)."""
+
+    kind: Literal["countdown"]
+    size: Problems
+    """Number of problems; every problem is distinct, and distinct from those of a source with another `fold`."""
+    fold: Literal["warm_start", "train", "selection", "held_out"]
+    """Which part of the problem space this source draws from. The folds do not overlap."""
+    numbers: Annotated[int, count(2, 6)] = 4
+    """How many numbers a problem gives, each from 1 to 9."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _solutions_are_verified(cls, tree: Any) -> Any:
+        """Judge by the verifier where nothing else is named."""
+        grading = tree.get("grading", {}) if isinstance(tree, dict) else None
+        return tree | {"grading": {"compare": "countdown"} | grading} if isinstance(grading, dict) else tree
+
+    @model_validator(mode="after")
+    def _by_what_verifies(self) -> Self:
+        compare = self.grading.compare
+        if not compare.of_user and compare.function != "countdown":
+            raise ValueError(
+                f"grading.compare={compare.function!r} does not see which numbers an answer uses: leave it out, or name a function of "
+                "yours"
+            )
+        return self
+
+
 class ReasoningGymSource(Graded):
     """Problems of a procedural generator of the `reasoning-gym` library."""
 
@@ -212,7 +241,9 @@ class FilesSource(OwnFiles, Columns):
     """A file, a directory or a glob (`data/*.jsonl`), relative to the preset file; or the same below `s3://`. The files are of one kind."""
 
 
-Source = Annotated[ArithmeticSource | ReasoningGymSource | HubSource | FilesSource, Field(discriminator="kind")]
+Source = Annotated[
+    ArithmeticSource | CountdownSource | ReasoningGymSource | HubSource | FilesSource, Field(discriminator="kind")
+]
 
 
 class Weighted(Section):
@@ -224,6 +255,10 @@ class Weighted(Section):
 
 class WeightedArithmetic(Weighted, ArithmeticSource):
     """See `ArithmeticSource`."""
+
+
+class WeightedCountdown(Weighted, CountdownSource):
+    """See `CountdownSource`."""
 
 
 class WeightedReasoningGym(Weighted, ReasoningGymSource):
@@ -239,7 +274,8 @@ class WeightedFiles(Weighted, FilesSource):
 
 
 WeightedSource = Annotated[
-    WeightedArithmetic | WeightedReasoningGym | WeightedHub | WeightedFiles, Field(discriminator="kind")
+    WeightedArithmetic | WeightedCountdown | WeightedReasoningGym | WeightedHub | WeightedFiles,
+    Field(discriminator="kind"),
 ]
 ONE, SEVERAL = "[one]", "[several]"
 """Parts of a path to a setting that pydantic puts there: whether `data.train` is one source or a table of them."""
@@ -263,6 +299,8 @@ class InitializedModel(Section):
     """A small Llama model with random weights and a word-level tokenizer (see `ngrpo.data.models`)."""
 
     kind: Literal["initialized"]
+    vocabulary: Literal["arithmetic", "countdown"] = "arithmetic"
+    """Source whose problems and solutions the tokenizer has words for."""
     hidden_size: Annotated[int, count(1, 131_072)] = 64
     """Width of the model."""
     layers: Annotated[int, count(1, 1000)] = 3

@@ -33,7 +33,7 @@ VOCABULARY = (
 THINK = "<think>"
 END_THINK = "</think>"
 
-_FOLDS = {"warm_start": 0.5, "train": 0.75, "selection": 0.875, "held_out": 1.0}
+FOLDS = {"warm_start": 0.5, "train": 0.75, "selection": 0.875, "held_out": 1.0}
 """Upper end of each fold's part of the unit interval."""
 _MISSES = 20_000
 """Draws in a row without a new problem after which the fold counts as used up."""
@@ -83,7 +83,7 @@ def _draw(random: Random, operands: int) -> str | None:
 
 def _fold(expression: str) -> str:
     share = _share(expression, "fold")
-    return next(fold for fold, upper in _FOLDS.items() if share < upper)
+    return next(fold for fold, upper in FOLDS.items() if share < upper)
 
 
 def _problem(expression: str, direct_share: float) -> Problem:

@@ -14,7 +14,7 @@ _MAX_TOKENS = 1024
 
 
 def write(source: InitializedModel, directory: Path, *, weights: bool) -> None:
-    """Write the tokenizer of the arithmetic task and a Llama model: float32, embeddings tied, weights decided by the seed.
+    """Write the tokenizer of a generated task and a Llama model: float32, embeddings tied, weights decided by the seed.
 
     Without weights, its configuration alone.
 
@@ -23,7 +23,7 @@ def write(source: InitializedModel, directory: Path, *, weights: bool) -> None:
         directory: Existing directory to write to.
         weights: Write the model as well as the tokenizer.
     """
-    tokenizer = word_tokenizer()
+    tokenizer = word_tokenizer(source.vocabulary)
     tokenizer.save_pretrained(directory)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ngrpo.config import ArithmeticSource, FilesSource, HubSource, ReasoningGymSource, Source
-from ngrpo.data import arithmetic, files, hub, reasoning_gym
+from ngrpo.config import ArithmeticSource, CountdownSource, FilesSource, HubSource, ReasoningGymSource, Source
+from ngrpo.data import arithmetic, countdown, files, hub, reasoning_gym
 from ngrpo.data.problem import Problem
 
 
@@ -15,6 +15,8 @@ def load_problems(source: Source) -> list[Problem]:
     """
     if isinstance(source, ArithmeticSource):
         return arithmetic.load(source)
+    if isinstance(source, CountdownSource):
+        return countdown.load(source)
     if isinstance(source, ReasoningGymSource):
         return reasoning_gym.load(source)
     if isinstance(source, FilesSource):

@@ -1,11 +1,14 @@
-"""The word-level tokenizer of the arithmetic task, and the chat format of a model that is trained from nothing."""
+"""The word-level tokenizer of a generated task, and the chat format of a model that is trained from nothing."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ngrpo.data.arithmetic import END_THINK, THINK, VOCABULARY
+from ngrpo.data.arithmetic import END_THINK, THINK
+from ngrpo.data.vocabularies import VOCABULARIES
 
 PAD, END, UNKNOWN, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|unknown|>", "<|user|>", "<|assistant|>"
 
@@ -23,17 +26,18 @@ _CHAT_TEMPLATE = (
 )
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer with one token for each piece of `ngrpo.data.arithmetic`.
+def word_tokenizer(task: Literal["arithmetic", "countdown"] = "arithmetic") -> PreTrainedTokenizerFast:
+    """Build a tokenizer with one token for each piece of a task's problems and solutions.
 
     Decoding gives back the text exactly. `<think>` and `</think>` are added tokens that are not special, so they stay in
     decoded text. A piece that is not in the vocabulary becomes the unknown token.
     """
     special = [PAD, END, UNKNOWN, USER, ASSISTANT]
-    words = [*special, THINK, END_THINK, *VOCABULARY]
+    vocabulary = VOCABULARIES[task]
+    words = [*special, THINK, END_THINK, *vocabulary]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     # Longest first, so that 1 does not split 12.
-    pieces = "|".join(_escape(word) for word in sorted(VOCABULARY, key=len, reverse=True))
+    pieces = "|".join(_escape(word) for word in sorted(vocabulary, key=len, reverse=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])

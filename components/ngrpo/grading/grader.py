@@ -18,11 +18,13 @@ from types import TracebackType
 from typing import Self
 
 from ngrpo.config.grading import Gold, GradingConfig
+from ngrpo.grading import countdown
 from ngrpo.grading.answer_forms import canonical, several_numbers
 from ngrpo.grading.extraction import after_thought, answers_in, extract_answer, last
 from ngrpo.grading.pool import GradingPool, Request, Response
 from ngrpo.grading.several import given_answers, gives_all, too_many
 from ngrpo.grading.user_grader import UserGrader
+from ngrpo.grading.worker import COUNTDOWN
 
 __all__ = ["Grade", "Grader", "extract_answer", "gold_answers", "gold_parses", "gold_usable", "grade_letter"]
 
@@ -129,7 +131,7 @@ class Grader:
             for answer in answers
             for each in gold
         ]
-        verdicts = self._verdicts(dict.fromkeys(pairs), exact=grading.compare.function == "exact")
+        verdicts = self._verdicts(dict.fromkeys(pairs), grading.compare.function)
         grades = []
         for answers, gold, answer, (_, unread) in zip(given, golds, shown, found, strict=True):
             correct = (gives_all if grading.accepted == "all" else _gives_any)(answers, gold, verdicts)
@@ -148,12 +150,15 @@ class Grader:
             return [(answers_in(grading.response, text), None) for text in texts]
         return _matches(self._pool, grading.pattern, texts)
 
-    def _verdicts(self, pairs: Iterable[tuple[str, str]], *, exact: bool) -> dict[tuple[str, str], Response]:
+    def _verdicts(self, pairs: Iterable[tuple[str, str]], function: str) -> dict[tuple[str, str], Response]:
         """Return the verdict on each pair of an answer and a gold answer."""
         verdicts: dict[tuple[str, str], Response] = {}
         hard: dict[tuple[str, str], Request] = {}
         for pair in pairs:
-            verdict: Response | None = (pair[0] == pair[1] != "", None) if exact else _decide(*pair)
+            if function == "countdown":
+                hard[pair] = (COUNTDOWN, pair[1], pair[0])
+                continue
+            verdict: Response | None = (pair[0] == pair[1] != "", None) if function == "exact" else _decide(*pair)
             if verdict is None:
                 answer, gold = map(canonical, pair)
                 verdict = _decide(answer, gold) or _decide_by_form(answer, gold)
@@ -172,10 +177,12 @@ def gold_answers(texts: Sequence[str], grading: GradingConfig) -> list[tuple[lis
 
 
 def gold_usable(gold: Gold, grading: GradingConfig) -> bool:
-    """Whether answers can be compared with a gold answer, or with each of a list: it is a letter, or can be read as mathematics."""
+    """Whether answers can be compared with a gold answer, or with each of a list: it is a letter, or can be read."""
     golds = [gold] if isinstance(gold, str) else gold
     if grading.response == "letter":
         return all(_LETTER.fullmatch(each) for each in golds)
+    if grading.compare.function == "countdown":
+        return all(countdown.read(each) is not None for each in golds)
     return grading.compare.function != "math" or all(map(gold_parses, golds))
 
 

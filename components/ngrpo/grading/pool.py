@@ -19,10 +19,12 @@ from typing import Any, cast
 
 from ngrpo.errors import GradingError
 from ngrpo.grading import sandbox
+from ngrpo.grading import worker as messages
 from ngrpo.grading.patterns import MOST, Span
 from ngrpo.grading.worker import HEADER, LONGEST_ERROR, SEARCH, encode
 
-Request = tuple[str, str | None]
+Request = tuple[str, str | None] | tuple[str, str, str]
+"""Gold answer and answer, or none to say whether the gold answer can be parsed; or `COUNTDOWN` before the two."""
 Response = tuple[bool, str | None]
 Found = tuple[list[Span], str | None]
 _Search = tuple[str, str, str]
@@ -140,7 +142,7 @@ class GradingPool:
                 ) from None
             # One that sent nonsense was killed for it, so its status says nothing.
             why = self._death(status) if isinstance(error, EOFError) else str(error)
-            responses[task] = (False, why) if len(request) == 2 else ([], why)
+            responses[task] = ([], why) if request[0] == SEARCH and len(request) == 3 else (False, why)
 
     def _death(self, status: int) -> str:
         attempt = sandbox.refusal(status)
@@ -309,12 +311,14 @@ def _response(message: object, nonce: str, request: Request | _Search) -> Respon
         ValueError: It is none, or none to this request.
     """
     match message, request:
-        case [str() as echo, bool() as correct, None | str() as error], (_, _) if echo == nonce:
+        case [str() as echo, bool() as correct, None | str() as error], (_, _) | (messages.COUNTDOWN, _, _) if (
+            echo == nonce
+        ):
             if error is None:
                 return correct, None
             if not correct and len(error) <= LONGEST_ERROR:
                 return False, _printable(error)
-        case [str() as echo, list() as spans, None | str() as error], (_, _, text) if echo == nonce:
+        case [str() as echo, list() as spans, None | str() as error], (messages.SEARCH, _, text) if echo == nonce:
             if len(spans) <= MOST and all(_is_span(span, len(text)) for span in spans):
                 return [(start, end) for start, end in spans], error and _printable(error[:LONGEST_ERROR])
     raise ValueError("the grading worker sent something that is no reply to its request")

@@ -6,7 +6,8 @@ kernel kills it when the time for one request is over.
 
 A message is JSON after its length in bytes, as four bytes, most significant first. The first one from here is the list of walls
 that are missing. A request is (nonce, gold, answer or none), its reply (nonce, verdict, error or none). A request to search is
-(nonce, `SEARCH`, pattern, text), its reply (nonce, spans, error or none).
+(nonce, `SEARCH`, pattern, text), its reply (nonce, spans, error or none). A request to judge a solution of Countdown is (nonce,
+`COUNTDOWN`, gold, answer).
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from ngrpo.grading.countdown import solves
 from ngrpo.grading.patterns import search
 
 Respond = Callable[[str, str | None], tuple[bool, str | None]]
 
 HEADER = struct.Struct(">I")
 
-SEARCH = "search"
+SEARCH, COUNTDOWN = "search", "countdown"
+
+_OTHERS: dict[str, Callable[[str, str], tuple[object, str | None]]] = {SEARCH: search, COUNTDOWN: solves}
 
 LONGEST_ERROR = 300
 """Characters of an error."""
@@ -85,7 +89,7 @@ def serve(respond: Respond, requests: int, replies: int, seconds: float) -> None
     while (message := _receive(requests)) is not None:
         nonce, *request = message
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        found: tuple[object, str | None] = search(*request[1:]) if len(request) == 3 else respond(*request)
+        found: tuple[object, str | None] = _OTHERS[request[0]](*request[1:]) if len(request) == 3 else respond(*request)
         signal.setitimer(signal.ITIMER_REAL, 0)
         send(replies, [nonce, found[0], found[1] and found[1][:LONGEST_ERROR]])
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ngrpo.config import BaseModelSource, CopiedModel, HubModel, InitializedModel, PackagedModel
 from ngrpo.config.sources import is_bucket
-from ngrpo.data.arithmetic import VOCABULARY
 from ngrpo.data.locations import is_local
+from ngrpo.data.vocabularies import VOCABULARIES
 from ngrpo.sizing.known_models import KNOWN
 
 _COUNTED_BY_FORMULA = {"llama": 0, "mistral": 0, "smollm3": 0, "qwen2": 1, "qwen3": 0}
@@ -89,7 +89,7 @@ def _initialized(source: InitializedModel) -> Mapping[str, Any]:
         "num_attention_heads": source.heads,
         "num_key_value_heads": source.kv_heads,
         "intermediate_size": source.intermediate_size,
-        "vocab_size": len(VOCABULARY) + _FURTHER_TOKENS,
+        "vocab_size": len(VOCABULARIES[source.vocabulary]) + _FURTHER_TOKENS,
     }
 
 
