@@ -88,11 +88,13 @@ class RunConfig(Section):
     @property
     def serving(self) -> Serving:
         """What decides whether vLLM can serve the model, where it is the engine."""
+        gpus = self.needs("ngrpo_training").gpus
+        apart = self.rollout.placement == "separate"  # then each engine is alone in its process
         return Serving(
             dtype=self.model.dtype,
-            training_gpus=self.needs("ngrpo_training").gpus,
+            training_gpus=min(gpus, 1) if apart else gpus,
             evaluation_gpus=self.needs("benchmark_evaluation").gpus,
-            nodes=self.cluster.nodes,
+            nodes=1 if apart else self.cluster.nodes,
             warm_start=self.warm_start.steps > 0,
             selection=None if self.training.selection is None else self.training.selection.benchmark,
         )
