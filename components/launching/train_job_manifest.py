@@ -37,6 +37,8 @@ class JobSettings(Section):
     """What each node asks for."""
     cluster: ClusterConfig
     """Number, placement and limits of the nodes."""
+    generating: int = 0
+    """GPUs of each node that no process trains on (`rollout.gpus`)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = N
     """
     cluster, needs = settings.cluster, settings.needs
     step = Step() if step is None else step
-    processes = max(needs.gpus, 1)
+    processes = max(needs.gpus - settings.generating, 1)
     # What the step is told of its pipeline run goes before the settings: Kubeflow's MLflow plugin may name another server.
     variables = {PROCESSES: str(processes), **QUIET, **cluster.pod_environment(), **_passed_on()}
     secrets = {

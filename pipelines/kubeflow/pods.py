@@ -60,7 +60,8 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
     cluster.require_room(stage, needs)
     timeout = cluster.timeout_seconds(stage)
     if cluster.nodes > 1 and STAGES[stage].parallel:
-        settings = JobSettings(image=images.reference(_image(needs)), needs=needs, cluster=cluster)
+        reference = images.reference(_image(needs))
+        settings = JobSettings(image=reference, needs=needs, cluster=cluster, generating=config.rollout.gpus)
         task.set_env_variable(TRAIN_JOB, settings.model_dump_json(exclude_defaults=True))
         if cluster.training_token is not None:
             # An account of its own a step cannot have: all pods of a run share one.
@@ -76,8 +77,8 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
     for name, value in cluster.queue_labels().items():
         kubernetes.add_pod_label(task, name, value)
-    if needs.gpus > 1 and STAGES[stage].parallel:
-        task.set_env_variable(PROCESSES, str(needs.gpus))
+    if (processes := config.processes(stage)) > 1 and STAGES[stage].parallel:
+        task.set_env_variable(PROCESSES, str(processes))
     kubernetes.set_timeout(task, timeout)
     task.set_env_variable(TRIES, cluster.retry.model_dump_json(exclude={"lost_pods"}))
 

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from forked_sampling import ForkedSampling
+from forked_children import ForkedChild
 
 from ngrpo.config import BenchmarkEvaluationConfig
 from ngrpo.errors import ConfigError, DataError, EngineError
-from ngrpo.evaluation import configured_sampler, sampling_processes
+from ngrpo.evaluation import configured_sampler
 from ngrpo.evaluation.samples import Part, Sampler
 from ngrpo.evaluation.sampling_processes import devices_of_processes, sampled_by_processes
+from ngrpo.rollout import child_process
 from ngrpo.stages import benchmark_evaluation
 from ngrpo.stages.context import Context
 from ngrpo.storage.state import read_state
@@ -58,15 +59,15 @@ def one_thread():
 
 
 @pytest.fixture
-def forks(monkeypatch) -> list[ForkedSampling]:
+def forks(monkeypatch) -> list[ForkedChild]:
     """Have the processes made as forks, and return them."""
-    made: list[ForkedSampling] = []
+    made: list[ForkedChild] = []
 
     def fork(*arguments, **options):
-        made.append(ForkedSampling(*arguments, **options))
+        made.append(ForkedChild(*arguments, **options))
         return made[-1]
 
-    monkeypatch.setattr(sampling_processes.subprocess, "Popen", fork)
+    monkeypatch.setattr(child_process.subprocess, "Popen", fork)
     return made
 
 
@@ -207,13 +208,13 @@ def stage_that_is_killed(root: Path, inputs: dict[str, Path], told) -> None:
     pids: list[int] = []
 
     def fork(*arguments, **options):
-        made = ForkedSampling(*arguments, **options)
+        made = ForkedChild(*arguments, **options)
         pids.append(made.pid)
         if len(pids) == 2:
             told.send(pids)
         return made
 
-    sampling_processes.subprocess.Popen = fork
+    child_process.subprocess.Popen = fork
     Sampler.generate = lambda *_: time.sleep(600)
     evaluate(root, inputs, 2)
 

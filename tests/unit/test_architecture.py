@@ -134,7 +134,7 @@ READERS = {
     "ngrpo.tracking.connection": "MLflow's own address and credentials, which its client reads too",
     "ngrpo.tracking.mlflow_runs": "MLflow's own name of the open run, which its client and the platform share",
     "ngrpo.tracking.cluster_parent_run": "the same, and the address of MLflow",
-    "ngrpo.evaluation.sampling_processes": "CUDA's own list of GPUs, of which it gives each of its processes a part",
+    "ngrpo.rollout.child_process": "CUDA's own list of GPUs, of which each child gets a part, and torchrun's number of processes",
     "ngrpo.rollout.vllm.engine": "sets defaults that vLLM reads when it is imported",
 }
 

@@ -22,7 +22,7 @@ def check_decoding_time(config: RunConfig) -> Iterator[Finding]:
     A batch is decoded until its longest response has ended, which is taken to be as long as it may be.
     """
     rollout, evaluation, training = config.rollout, config.evaluation, config.training
-    gpus = config.needs("ngrpo_training").gpus * config.cluster.nodes
+    gpus = (rollout.gpus or config.needs("ngrpo_training").gpus) * config.cluster.nodes
     if rollout.engine == "transformers" and gpus and rollout.max_tokens >= _LONG:
         sequences = training.prompts_per_batch * rollout.group_size
         hours = (

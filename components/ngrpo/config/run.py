@@ -65,6 +65,11 @@ class RunConfig(Section):
         """Return what a stage asks for."""
         return next((needs for name, needs in self.resources.items() if name == stage), ResourcesConfig())
 
+    def processes(self, stage: str) -> int:
+        """Return how many processes of each node work together in a stage that can work as several: one a GPU, or one without GPUs."""
+        generating = self.rollout.gpus if stage == "ngrpo_training" else 0
+        return max(self.needs(stage).gpus - generating, 1)
+
     @property
     def train_grading(self) -> GradingConfig:
         """How rollouts are graded."""
@@ -91,11 +96,13 @@ class RunConfig(Section):
     @property
     def serving(self) -> Serving:
         """What decides whether vLLM can serve the model, where it is the engine."""
+        gpus = self.needs("ngrpo_training").gpus
+        apart = self.rollout.placement == "separate"  # then each engine is alone in its process
         return Serving(
             dtype=self.model.dtype,
-            training_gpus=self.needs("ngrpo_training").gpus,
+            training_gpus=min(gpus, 1) if apart else gpus,
             evaluation_gpus=self.needs("benchmark_evaluation").gpus,
-            nodes=self.cluster.nodes,
+            nodes=1 if apart else self.cluster.nodes,
             warm_start=self.warm_start.steps > 0,
             selection=None if self.training.selection is None else self.training.selection.benchmark,
         )
@@ -169,6 +176,8 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         yield f"warm_start.steps={warm_start.steps} needs data.warm_start: name a source or set steps to 0"
     if training and rollout:
         yield from _long_buffers(training, rollout)
+    if training and rollout and rollout.placement == "separate":
+        yield from _apart(training, rollout, resources)
     codes = {
         f"{name}.{path}": code
         for name, section in sections.items()
@@ -259,11 +268,39 @@ def _unequal_shares(
         )
     if resources is None or cluster is None or cluster.nodes == 1:
         return
-    gpus = resources.get("ngrpo_training", ResourcesConfig()).gpus
+    gpus = max(resources.get("ngrpo_training", ResourcesConfig()).gpus - rollout.gpus, 0)
     kind = f"{gpus} GPUs" if gpus else "1 process"
     shares = each * cluster.nodes * max(gpus, 1)
     if sequences % shares:
         yield (
             f"{what} cannot be shared by cluster.nodes={cluster.nodes} x {kind}: they must be a multiple of "
             f"updates_per_batch x micro_batch_size x nodes x {'GPUs' if gpus else 'processes'} = {shares}"
+        )
+
+
+def _apart(
+    training: TrainingConfig, rollout: RolloutConfig, resources: Mapping[StageName, ResourcesConfig] | None
+) -> Iterator[str]:
+    """Yield why rollouts cannot be generated apart from training."""
+    where = "rollout.placement='separate'"
+    if training.mismatch_correction == "off":
+        yield (
+            f"training.mismatch_correction='off' with {where}: rollouts are those of the weights one batch ago, which the loss must "
+            "correct: set it to 'token_truncate', for example"
+        )
+    if resources is None:
+        return
+    gpus = resources.get("ngrpo_training", ResourcesConfig()).gpus
+    each = rollout.vllm.tensor_parallel_size if rollout.engine == "vllm" else 1
+    if not gpus and rollout.gpus:
+        yield f"rollout.gpus={rollout.gpus} but resources.ngrpo_training.gpus=0: leave it out, or give the stage GPUs"
+    elif gpus and not 0 < rollout.gpus < gpus:
+        yield (
+            f"rollout.gpus={rollout.gpus} with {where} and resources.ngrpo_training.gpus={gpus}: at least one GPU generates and one "
+            "trains; raise one of them"
+        )
+    elif gpus and rollout.gpus % ((gpus - rollout.gpus) * each):
+        yield (
+            f"rollout.gpus={rollout.gpus} cannot be shared by {gpus - rollout.gpus} GPUs that train, each with engines of its own: set it "
+            f"to a multiple of {(gpus - rollout.gpus) * each}"
         )

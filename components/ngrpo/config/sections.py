@@ -180,6 +180,11 @@ class RolloutConfig(Section):
     """Engine that generates the rollouts."""
     vllm: VLLMConfig = VLLMConfig()
     """How vLLM is started, where it is the engine."""
+    placement: Literal["colocated", "separate"] = unless_set("colocated")
+    """Where rollouts are generated: by turns with training on the same GPUs, or in processes of their own while training goes on with the
+    batch before. Rollouts are then those of the weights one batch ago, which `training.mismatch_correction` must correct."""
+    gpus: Annotated[int, count(0, 1024)] = unless_set(0)
+    """Of the GPUs of `ngrpo_training`, on each node, those that only generate, where `placement` is separate; the others train."""
     group_size: Annotated[int, count(2, 100_000)] = 4
     """Rollouts of one prompt, G."""
     temperature: Temperature = 0.7
@@ -196,6 +201,11 @@ class RolloutConfig(Section):
         if self.top_p != 1.0:
             raise ValueError(
                 f"top_p={self.top_p} is not allowed in training: the loss assumes samples of the full distribution; set 1.0"
+            )
+        if self.gpus and self.placement == "colocated":
+            raise ValueError(
+                f"gpus={self.gpus} has no effect with placement='colocated', where all GPUs train and generate by turns: leave it out, "
+                "or set placement to 'separate'"
             )
         return self
 

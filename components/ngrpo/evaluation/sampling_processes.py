@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import torch
 
-from ngrpo import errors
-from ngrpo.environment import redacted
-from ngrpo.errors import ConfigError, EngineError, NGRPOError
+from ngrpo.errors import ConfigError
 from ngrpo.evaluation.samples import Part
-from ngrpo.evaluation.sampling_worker import Failure, Task
+from ngrpo.evaluation.sampling_worker import Task
+from ngrpo.rollout.child_process import ChildProcess, visible_gpus
 from ngrpo.storage.state import write_state
 
 _WORKER = "ngrpo.evaluation.sampling_worker"
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LOOK_SECONDS = 1.0
 """How often it is looked whether a process is still there; as a rule its end is heard of at once."""
-_END_SECONDS = 60.0
-"""Longest time that a process may take to end after its last part."""
-_RELAY_SECONDS = 5.0
-"""Longest wait for what a process that is gone had printed."""
-_LONGEST_LINE = 500
 
 
 def devices_of_processes(asked: int | None, gpus_each: int) -> list[str | None]:
@@ -54,8 +40,7 @@ def devices_of_processes(asked: int | None, gpus_each: int) -> list[str | None]:
             f"evaluation.vllm.tensor_parallel_size={gpus_each} but {count} GPU{'s are' if count > 1 else ' is'} visible here: lower it, or "
             "raise resources.benchmark_evaluation.gpus"
         )
-    visible = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()][:count]
-    names = visible or [str(number) for number in range(count)]
+    names = visible_gpus(count)
     groups = [",".join(names[start : start + gpus_each]) for start in range(0, count - gpus_each + 1, gpus_each)]
     return list(groups[:asked])
 
@@ -106,7 +91,7 @@ def sampled_by_processes(
                 idlest.give(*waiting.popleft())
             ready = wait(list(by_connection), _LOOK_SECONDS)
             for worker in [by_connection[one] for one in ready if isinstance(one, Connection)] or workers:
-                found = worker.receive()
+                found = worker.samples()
                 if found is not None:
                     left -= 1
                     yield found
@@ -114,28 +99,12 @@ def sampled_by_processes(
             worker.end()
 
 
-class _Worker:
+class _Worker(ChildProcess):
     """One of the processes, and what it is at work on."""
 
     def __init__(self, task: Path, device: str | None, who: str):
-        self._who = who
+        super().__init__(_WORKER, [str(task)], device, who, _KEPT)
         self._under_way: dict[int, Part] = {}
-        ours, theirs = socket.socketpair()
-        self.connection = Connection(ours.detach())
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", _WORKER, str(task), str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=_environment(device),
-            )
-        assert self._process.stdout is not None
-        self._last = ""
-        self._relay = threading.Thread(target=self._pass_on, args=(self._process.stdout,), name="relay", daemon=True)
-        self._relay.start()
 
     @property
     def requests(self) -> int:
@@ -145,80 +114,19 @@ class _Worker:
     def give(self, number: int, part: Part) -> None:
         """Send a part."""
         self._under_way[number] = part
-        with suppress(OSError):  # it is gone: `receive` says so
-            self.connection.send((number, part))
+        self.send((number, part))
 
-    def receive(self) -> tuple[Part, pa.Table] | None:
+    def samples(self) -> tuple[Part, pa.Table] | None:
         """Return a part that is ready with its samples; none if there is none yet.
 
         Raises:
             NGRPOError: It failed or is gone.
         """
-        gone = self._process.poll() is not None  # asked first: what it sent before its end can be read afterwards
-        try:
-            if not self.connection.poll():
-                if gone:
-                    raise EOFError
-                return None
-            reply = self.connection.recv()
-        except (EOFError, OSError):
-            raise self._death() from None
-        match reply:
-            case int() as number, pa.Table() as table:
-                return self._under_way.pop(number), table
-        raise self._failure(reply)
-
-    def end(self) -> None:
-        """Let it end, so that the next model finds its devices free.
-
-        Raises:
-            EngineError: It does not.
-        """
-        with suppress(OSError):
-            self.connection.send(None)
-        try:
-            self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            print(f"{self._who} does not end by itself: it is killed", file=sys.stderr, flush=True)
-
-    def kill(self) -> None:
-        """Kill what still runs of it, with the processes of its engine."""
-        if self.connection.closed:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._relay.join(_RELAY_SECONDS)
-        self.connection.close()
-
-    def _failure(self, said: Failure) -> NGRPOError:
-        kind, message = said
-        if kind is None:
-            return EngineError(f"{self._who} failed: {message}; the log has its traceback. {_KEPT}")
-        known = getattr(errors, kind, NGRPOError)
-        return known(message) if isinstance(known, type) and issubclass(known, NGRPOError) else NGRPOError(message)
-
-    def _death(self) -> EngineError:
-        self.kill()
-        code = self._process.returncode
-        how = (
-            f"was killed by {signal.Signals(-code).name}, for want of memory perhaps"
-            if code < 0
-            else f"ended with {code}"
-        )
-        return EngineError(f"{self._who} {how}; its last line: {self._last or 'none'}. {_KEPT}")
-
-    def _pass_on(self, printed: IO[bytes]) -> None:
-        """Print what it prints, without credentials, and remember the last line."""
-        for line in printed:
-            text = redacted(line.decode(errors="replace"))
-            sys.stderr.write(text)
-            sys.stderr.flush()
-            self._last = text.strip()[:_LONGEST_LINE] or self._last
+        reply = self.receive()
+        if reply is None:
+            return None
+        number, table = reply
+        return self._under_way.pop(number), table
 
 
 _KEPT = "Samples that are ready are kept: run again, and only the others are generated"
-
-
-def _environment(device: str | None) -> Mapping[str, str]:
-    return dict(os.environ) if device is None else {**os.environ, _VISIBLE: device}

@@ -110,3 +110,13 @@ def weights_as_saved(
     """
     for _, layer in groupby(weights, key=lambda item: _LAYER.sub(r"\1", item[0])):
         yield from revert_weight_conversion(model, dict(layer)).items()
+
+
+def matrices_as(dtype: torch.dtype, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield weights in a type, cast where they are, one at a time.
+
+    Vectors stay as they are: they weigh nothing, and vLLM computes with some of them in float32.
+    """
+    for name, value in weights:
+        cast = value.is_floating_point() and value.dim() > 1
+        yield name, value.detach().to(dtype) if cast else value.detach()

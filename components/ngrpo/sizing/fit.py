@@ -57,6 +57,7 @@ def _of_stage(config: RunConfig, stage: str, shape: ModelShape) -> Iterator[Misf
     if needs is None:
         return
     yield from _engine(config, stage, shape)
+    yield from _shared_memory(config, stage, shape)
     place = f"resources.{stage}"
     if needs.gpu is not None and 0 < asked.gpu_memory_gib < needs.gpu.gib:
         found = _needed(f"={asked.gpu_memory_gib}", needs.gpu, "of each GPU")
@@ -100,6 +101,16 @@ def _engine(config: RunConfig, stage: str, shape: ModelShape) -> Iterator[Misfit
             f"raise it, or {section}.vllm.tensor_parallel_size, or lower {section}.max_tokens; {PAGE}",
             False,
         )
+
+
+def _shared_memory(config: RunConfig, stage: str, shape: ModelShape) -> Iterator[Misfit]:
+    """Yield that the weights have no room on their way to engines in processes of their own."""
+    if stage != "ngrpo_training" or config.rollout.placement == "colocated" or not config.needs(stage).gpus:
+        return
+    sent, asked = Amount.of(weights_as_they_are_sent=training.sent_weights(config, shape)), config.cluster.gpu
+    if sent.gib > asked.shared_memory_gib:
+        found = _needed(f"={asked.shared_memory_gib}", sent, "of shared memory")
+        yield Misfit("cluster.gpu.shared_memory_gib", found, f"set it to {sent.gib} or more; {PAGE}", True)
 
 
 def _gpu_cures(config: RunConfig, stage: str) -> Iterator[str]:

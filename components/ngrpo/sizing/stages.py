@@ -123,10 +123,17 @@ def _memory_of_warm_start(config: RunConfig, shape: ModelShape) -> Amount:
 
 
 def _memory_of_training(config: RunConfig, shape: ModelShape) -> Amount:
-    asked = config.needs("ngrpo_training")
-    many = max(asked.gpus, 1)
-    base = _process("ngrpo_training", asked, many) + _graders(asked)
+    asked, separate = config.needs("ngrpo_training"), config.rollout.placement == "separate"
+    many = config.processes("ngrpo_training")
+    base = _process("ngrpo_training", asked, max(asked.gpus, 2 if separate else 1)) + _graders(asked)
     whole = figures.FLOAT32 * shape.parameters
+    if not asked.gpus and separate:
+        # Both work at once. The file is gone before they do.
+        step = training.policy_optimization(config, shape)
+        sending = Amount.of(weights_as_they_are_sent=training.sent_weights(config, shape))
+        cache = training.rollouts(config, shape)
+        held = Amount.of(keys_and_values_of_vLLM=cache.cache * cache.rows if config.rollout.engine == "vllm" else 0)
+        return base + step.model + training.apart(config, shape) + largest(step.pass_ + held, sending)
     if not asked.gpus:
         step, generation = training.policy_optimization(config, shape), training.rollouts(config, shape)
         engine = (
@@ -137,7 +144,7 @@ def _memory_of_training(config: RunConfig, shape: ModelShape) -> Amount:
             )
         )
         return base + step.model + largest(step.pass_, engine)
-    loading = Amount.of(models_as_they_are_loaded=many * whole)
+    loading = Amount.of(models_as_they_are_loaded=(many + config.rollout.gpus) * whole)
     saving = Amount.of(result_as_it_is_gathered=_result(config, shape))
     return base + largest(loading, saving)
 

@@ -103,7 +103,15 @@ class Training:
 
 def processes(config: RunConfig, stage: str) -> int:
     """Return how many processes train together."""
-    return max(config.needs(stage).gpus, 1) * config.cluster.nodes if stage == "ngrpo_training" else 1
+    return config.processes(stage) * config.cluster.nodes if stage == "ngrpo_training" else 1
+
+
+def engines(config: RunConfig) -> int:
+    """Return how many engines share the rollouts of a batch: one a training process, or those on GPUs of their own."""
+    each = config.rollout.vllm.tensor_parallel_size if config.rollout.engine == "vllm" else 1
+    if config.rollout.gpus:
+        return config.rollout.gpus // each * config.cluster.nodes
+    return processes(config, "ngrpo_training")
 
 
 def trained_parameters(shape: ModelShape, lora: LoRAConfig | None) -> int:
@@ -153,9 +161,9 @@ def warm_start(config: RunConfig, shape: ModelShape) -> Training:
 
 
 def rollouts(config: RunConfig, shape: ModelShape) -> Generation:
-    """Return what each process of the stage `ngrpo_training` generates at once."""
+    """Return what each engine of the stage `ngrpo_training` generates at once."""
     training, rollout = config.training, config.rollout
-    share = processes(config, "ngrpo_training")
+    share = engines(config)
     asked = training.prompts_per_batch * rollout.group_size
     if training.selection is not None:
         source = config.data.benchmarks[training.selection.benchmark]
@@ -169,6 +177,8 @@ def rollouts(config: RunConfig, shape: ModelShape) -> Generation:
 def gpu_of_policy_optimization(config: RunConfig, shape: ModelShape, gpu_gib: int) -> Amount:
     """Return the memory of each GPU that the stage `ngrpo_training` takes: at the start, in a rollout batch or in a step.
 
+    Where some GPUs only generate, it is the larger of what those and the others take.
+
     Args:
         config: Configuration of the run.
         shape: Shape of the model.
@@ -180,6 +190,9 @@ def gpu_of_policy_optimization(config: RunConfig, shape: ModelShape, gpu_gib: in
     whole = figures.FLOAT32 * shape.parameters
     start = Amount.of(whole_models_before_they_are_shared=whole * (2 if training.reference else 1))
     gathered = Amount.of(input_embedding=figures.FLOAT32 * shape.embedding if training.shards > 1 else 0)
+    if config.rollout.placement == "separate":
+        step = held + training.pass_
+        return largest(start, held + gathered, step + _fragments(step), _apart(config, shape, gpu_gib)) + outside
     if config.rollout.engine == "transformers":
         copy = whole + (generation.number * shape.parameters if generation.number != figures.FLOAT32 else 0)
         engine = Amount.of(copy_that_generates=copy if training.shards > 1 else 0)
@@ -190,6 +203,22 @@ def gpu_of_policy_optimization(config: RunConfig, shape: ModelShape, gpu_gib: in
         resting, generating = Amount.of(vLLM_asleep=figures.SLEEPING), generation.of_vllm(gpu_gib)
     step = held + training.pass_ + resting
     return largest(start, held + gathered + generating, step + _fragments(step)) + outside
+
+
+def apart(config: RunConfig, shape: ModelShape) -> Amount:
+    """Return the memory that a process takes which only generates, beside its libraries; of vLLM without keys and values."""
+    generation = rollouts(config, shape)
+    if config.rollout.engine == "vllm":
+        return Amount.of(weights_of_vLLM=generation.weights_of_vllm)
+    whole = figures.FLOAT32 * shape.parameters
+    copy = whole + (generation.number * shape.parameters if generation.number != figures.FLOAT32 else 0)
+    return Amount.of(copy_that_generates=copy) + generation.of_transformers + _index(config, shape)
+
+
+def sent_weights(config: RunConfig, shape: ModelShape) -> float:
+    """Return the bytes of the file in which weights go to engines in processes of their own; one a node."""
+    as_they_are = config.rollout.engine == "transformers" or config.model.dtype == "float32"
+    return (figures.FLOAT32 if as_they_are else figures.BFLOAT16) * shape.parameters
 
 
 def gpu_of_warm_start(config: RunConfig, shape: ModelShape) -> Amount:
@@ -205,6 +234,10 @@ def index_bytes(config: RunConfig, shape: ModelShape) -> float:
         config.neighbors.candidates * figures.INDEX_CANDIDATE + figures.SPARES * figures.INDEX_SPARE + figures.INDEX_ROW
     )
     return shape.vocabulary * row
+
+
+def _apart(config: RunConfig, shape: ModelShape, gpu_gib: int) -> Amount:
+    return rollouts(config, shape).of_vllm(gpu_gib) if config.rollout.engine == "vllm" else apart(config, shape)
 
 
 def _index(config: RunConfig, shape: ModelShape) -> Amount:

@@ -58,7 +58,11 @@ class FollowingIndex(TrainerCallback):
         if self._every_batch or not self._verified:
             self._follow(embedding.detach())
             self._verified = True
-        return build_mixer(self._mixing, self.index, self._end_marker)
+        return self.held()
+
+    def held(self) -> Mixer | None:
+        """Return the mixer over the index as it is, whatever the weights are."""
+        return None if self._mixing.strategy == "token" else build_mixer(self._mixing, self.index, self._end_marker)
 
     def _follow(self, embedding: Tensor) -> None:
         """Make the index belong to a matrix."""

@@ -10,13 +10,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
@@ -27,6 +30,7 @@ from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import InputMixture, collate
 from ngrpo.rollout.engine import Rollout, RolloutEngine, Sampling
 from ngrpo.rollout.seeds import request_seed
+from ngrpo.rollout.separate_engine import SeparateEngine
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.loop import SoundLoop
 from ngrpo.training.micro_batches import SUMS_OVER_ROWS, Columns, by_length, sorted_micro_batches
@@ -39,6 +43,7 @@ from ngrpo.training.model_traits import (
     silence_dropout,
 )
 from ngrpo.training.policy_weights import WholeEmbeddings, base_of, merged_parameters, with_whole_embeddings
+from ngrpo.training.rollouts_ahead import Arrived, Request, RolloutsAhead
 from ngrpo.training.training_sets import TrainingSets, set_metrics
 from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
@@ -60,7 +65,7 @@ class RolloutBatch:
         rollouts: One a prompt.
         rewards: One a rollout, the weighted sum of all; none where no reward was for it.
         mixture: What was mixed, padded to the longest rollout; none without mixing.
-        embedding: The input embedding module that generated it.
+        embedding: The input embedding module that generated it; where the batch is older than the weights, that of now.
     """
 
     step: int
@@ -94,6 +99,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         mismatch_bound: float | None = None,
         observers: Sequence[RolloutObserver] = (),
         validation: Validation | None = None,
+        ahead: RolloutsAhead | None = None,
         **kwargs: Any,
     ):
         """Build the trainer.
@@ -113,6 +119,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             mismatch_bound: Mean difference of their log-probabilities above which training stops.
             observers: Called after each rollout batch.
             validation: What `evaluate` measures.
+            ahead: Holds the next rollout batch, which a `SeparateEngine` generates while training goes on with one; none to generate each
+                when it is needed.
             **kwargs: Passed on to `GRPOTrainer`.
         """
         super().__init__(*args, **kwargs)
@@ -136,6 +144,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         self._scores: Tensor | None = None
         self._observers = observers
         self._validation = validation
+        self._ahead = ahead
         self._mixer: Mixer | None = None
         self._prompts: list[list[int]] = []
         self._rollouts: list[Rollout] = []
@@ -149,16 +158,19 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             self._engine = None
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
+        return self._sampler(lambda: int(self.state.epoch or 0), dataset)
+
+    def _sampler(self, epoch: Callable[[], int], dataset: Any = None, **changes: int) -> RepeatSampler:
         stock = super()._get_train_sampler(dataset)
+        repeats = {"mini_repeat_count": stock.mini_repeat_count, "repeat_count": stock.repeat_count} | changes
         return _EpochSampler(
-            lambda: int(self.state.epoch or 0),
+            epoch,
             data_source=stock.data_source,
-            mini_repeat_count=stock.mini_repeat_count,
             batch_size=stock.batch_size,
-            repeat_count=stock.repeat_count,
             shuffle=stock.shuffle,
             seed=stock.seed,
             sets=_training_sets(self.train_dataset if dataset is None else dataset),
+            **repeats,
         )
 
     def _generate_single_turn(
@@ -172,21 +184,74 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         if images is not None or multimodal_fields:
             raise ValueError("N-GRPO mixes token embeddings: prompts with images are not supported")
         step = self.state.global_step
-        # Rows are counted over all processes, so that a rollout does not depend on how many there are.
-        first = self.accelerator.process_index * len(prompt_ids)
         # One step may take several rollout batches.
         part = self._step % self.args.gradient_accumulation_steps
-        seeds = [request_seed(self.args.seed, step, part, first + row) for row in range(len(prompt_ids))]
         sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
         with self._generation() as (engine, whole):
-            self._mixer = self._current_mixer(whole)
             # In here a process waits for no other: they end at different steps.
-            rollouts = engine.generate(prompt_ids, seeds, sampling, self._mixer)
+            if self._ahead is None:
+                self._mixer = self._current_mixer(whole)
+                rollouts = engine.generate(prompt_ids, self._seeds(step, part, prompt_ids), sampling, self._mixer)
+            else:
+                rollouts = self._batch_before(cast(SeparateEngine, engine), whole, prompt_ids, sampling)
         self._embedding = whole.get_input_embeddings()
         self._prompts, self._rollouts = prompt_ids, rollouts
         self._mixture = self._collate(rollouts)
         sampled = [_unmixed(rollout) if self._correct_mismatch else rollout.logprobs for rollout in rollouts]
         return [rollout.token_ids for rollout in rollouts], sampled
+
+    def _seeds(self, step: int, part: int, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """Return the seeds of this process's rollouts."""
+        # Rows are counted over all processes, so that a rollout does not depend on how many there are.
+        first = self.accelerator.process_index * len(prompts)
+        return [request_seed(self.args.seed, step, part, first + row) for row in range(len(prompts))]
+
+    def _batch_before(
+        self,
+        engine: SeparateEngine,
+        whole: PreTrainedModel | WholeEmbeddings,
+        prompts: list[list[int]],
+        sampling: Sampling,
+    ) -> list[Rollout]:
+        """Return the rollouts of this step, which the weights one batch ago have made, and have those of the next begun."""
+        assert self._ahead is not None
+        step, first = self.state.global_step, self.accelerator.process_index * len(prompts)
+        following = step + self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
+        arrived = self._ahead.take(step, first, prompts)
+        mixer = None
+        if arrived is None or following < self.state.max_steps:
+            mixer = self._current_mixer(whole)
+        if arrived is None:  # the first of all
+            rollouts = engine.generate(prompts, self._seeds(step, 0, prompts), sampling, mixer)
+            arrived = Arrived(rollouts, mixer, step)
+        if following < self.state.max_steps:
+            later = self._prompts_of(following, len(prompts))
+            request = Request(following, step, first, later, self._seeds(following, 0, later), mixer)
+            self._ahead.ask(engine, request, sampling)
+        self._mixer = arrived.mixer
+        self._metrics["train"]["rollout/steps_behind"].append(step - arrived.made_at)
+        if arrived.mixer is not None:
+            self._metrics["train"]["rollout/index_version"].append(arrived.mixer.index_version)
+        return arrived.rollouts
+
+    def _prompts_of(self, step: int, rows: int) -> list[list[int]]:
+        """Return the prompts that this process will learn from at a later step; the data loader reads them only then."""
+        batch = step * self.args.gradient_accumulation_steps // (self.args.steps_per_generation * self.num_iterations)
+        prompts = self.args.generation_batch_size // self.num_generations
+        epoch, place = divmod(batch, len(self.train_dataset) // prompts)
+        order = self._sampler(lambda: epoch, mini_repeat_count=1, repeat_count=1)
+        ahead = islice(order, place * prompts, (place + 1) * prompts)
+        first = self.accelerator.process_index * rows
+        numbers = [number for number in ahead for _ in range(self.num_generations)][first : first + rows]
+        ids, *_ = self._tokenize_prompts([self.train_dataset[number]["prompt"] for number in numbers])
+        return [list(each) for each in ids]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self._ahead is not None:
+            self._ahead.settle(cast(SeparateEngine, self._engine))
+            directory = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self._ahead.save(Path(self._get_output_dir(trial=trial)) / directory)
 
     @contextmanager
     def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel | WholeEmbeddings]]:
@@ -203,6 +268,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             policy = base_of(model)
             if self._engine is None:
                 self._engine = self._make_engine(policy)
+            if self._ahead is not None:
+                self._ahead.settle(cast(SeparateEngine, self._engine))
             whole = with_whole_embeddings(policy)
             if not (isinstance(self._engine, TransformersEngine) and self._engine.model is policy):
                 self._engine.load_weights(merged_parameters(model, whole.get_input_embeddings().weight))

@@ -29,6 +29,7 @@ from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
 from ngrpo.training.policy_weights import adapters
 from ngrpo.training.rewards import CorrectnessReward
+from ngrpo.training.rollouts_ahead import RolloutsAhead
 from ngrpo.training.trained_model import save_model
 from ngrpo.training.trl_arguments import built
 from ngrpo.training.validation import Validation
@@ -100,8 +101,11 @@ def train_policy(
             work, steps=settings.steps, stride=settings.steps_per_batch, store=store, minutes=save_minutes
         ) as checkpoints,
     ):
+        ahead = RolloutsAhead() if config.rollout.placement == "separate" else None
         if checkpoints.resumed_from is not None:
             following.resume(Path(checkpoints.resumed_from))
+            if ahead is not None:
+                ahead.resume(Path(checkpoints.resumed_from), following.held())
         trainer = NGRPOTrainer(
             model=model,
             reward_funcs=configured_rewards(settings, config.rollout, grader, dataset.column_names, work)
@@ -129,6 +133,7 @@ def train_policy(
             mismatch_bound=settings.mismatch_bound,
             observers=observers,
             validation=_validation(config, validation, tokenizer, grader),
+            ahead=ahead,
         )
         watch(trainer)
         with closing(trainer):
@@ -159,7 +164,8 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
             f"sequences cannot be shared by {processes} processes: they must be a multiple of updates_per_batch x micro_batch_size "
             f"x processes = {settings.updates_per_batch} x {settings.micro_batch_size} x {processes}"
         )
-    if processes > 1 and rollout.engine == "vllm" and rollout.vllm.tensor_parallel_size > 1:
+    shared = rollout.placement == "colocated"
+    if shared and processes > 1 and rollout.engine == "vllm" and rollout.vllm.tensor_parallel_size > 1:
         raise ConfigError(
             f"rollout.vllm.tensor_parallel_size={rollout.vllm.tensor_parallel_size}: each of the {processes} training processes has an "
             "engine on its own GPU; set 1"
@@ -232,6 +238,8 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         **correcting,
     }
     result = built(GRPOConfig, arguments | settings.trl, "training.trl")
+    # A process trains on one GPU. Where it is alone, `Trainer` would take all that it sees, those that only generate too.
+    result._n_gpu = min(result.n_gpu, 1)
     if result.bf16 and result.fsdp_plugin_args is not None:
         # accelerate's own policy would sum gradients, and hand out the logits, in bfloat16.
         result.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(

@@ -23,6 +23,7 @@ from ngrpo.mixing.records import RolloutRecords
 from ngrpo.mixing.strategy import Strategy
 from ngrpo.rollout.configured_strategy import source_of
 from ngrpo.rollout.engine import Rollout, Sampling
+from ngrpo.rollout.loading import matrices_as
 from ngrpo.rollout.slots import RequestSettings
 from ngrpo.rollout.vllm.backend import rewrites_classes
 from ngrpo.rollout.vllm.shared_file import shared_tensors
@@ -300,7 +301,7 @@ class VLLMEngine:
         self._require_idle("weights")
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        weights = self._as_saved(self._in_its_dtype(weights))
+        weights = self._as_saved(matrices_as(self._dtype, weights))
         if self._in_process:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         else:
@@ -382,15 +383,6 @@ class VLLMEngine:
         """Call a method of every worker."""
         answers: list[Any] = self._llm.collective_rpc(method, args=arguments)
         return answers
-
-    def _in_its_dtype(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Yield weights as the engine computes, cast where they are, one at a time.
-
-        Vectors stay as they are: they weigh nothing, and vLLM computes with some of them in float32.
-        """
-        for name, value in weights:
-            cast = value.is_floating_point() and value.dim() > 1
-            yield name, value.detach().to(self._dtype) if cast else value.detach()
 
 
 def rollout_of(output: Any, record: tuple[bytes, bytes, bytes, bytes], seed: int, mixer: Mixer | None) -> Rollout:

@@ -1,21 +1,22 @@
-"""A stand-in for `subprocess.Popen` where the processes of an evaluation are started: a fork, which has imported everything already."""
+"""A stand-in for `subprocess.Popen` where engines get processes of their own: a fork, which has imported everything already."""
 
 import os
+import runpy
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from subprocess import TimeoutExpired
 from time import monotonic, sleep
 from typing import BinaryIO
 
-from ngrpo.evaluation import sampling_worker
+MODULES = ("ngrpo.evaluation.sampling_worker", "ngrpo.rollout.separate_process")
 
 
-class ForkedSampling:
-    """A process that runs `ngrpo.evaluation.sampling_worker`."""
+class ForkedChild:
+    """A process that runs a module as `python -m` does."""
 
     def __init__(self, command: Sequence[str], *, pass_fds: Sequence[int], env: Mapping[str, str], **options: object):
-        assert command[1:3] == ["-m", "ngrpo.evaluation.sampling_worker"]
+        assert command[1] == "-m"
+        assert command[2] in MODULES
         assert options["start_new_session"]
         (descriptor,) = pass_fds
         reader, writer = os.pipe()
@@ -27,7 +28,8 @@ class ForkedSampling:
                 os.environ.clear()
                 os.environ.update(env)
                 _become(writer, descriptor)
-                sampling_worker.main(Path(command[3]), descriptor)
+                sys.argv = ["", *command[3:]]
+                runpy.run_module(command[2], run_name="__main__")
             finally:
                 os._exit(70)
         os.close(writer)

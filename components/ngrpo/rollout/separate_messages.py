@@ -1,0 +1,74 @@
+"""What training asks of an engine in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ngrpo.config import RolloutConfig
+from ngrpo.mixing.strategy import StrategySource
+from ngrpo.rollout.engine import Sampling
+
+
+@dataclass(frozen=True)
+class EngineTask:
+    """What such a process needs to start its engine; the first message.
+
+    Attributes:
+        config: Settings of the rollouts.
+        directory: Directory of the model, as it was saved.
+        ends: Tokens that end a response.
+        padding: Token that fills short prompts.
+        max_length: Longest prompt and response together.
+        dtype: Name of the torch type to compute in.
+        threads: Threads that an operation on processors takes: with another number, sums round in another way.
+    """
+
+    config: RolloutConfig
+    directory: Path
+    ends: Sequence[int]
+    padding: int
+    max_length: int
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class NewWeights:
+    """Asks to replace weights.
+
+    Attributes:
+        path: File with the weights, which is there until the answer.
+    """
+
+    path: str
+
+
+@dataclass(frozen=True)
+class NewMixer:
+    """Says what mixes from now on; see `Mixer`. There is no answer.
+
+    Attributes:
+        source: What its strategy is made from.
+        rate: Gate rate.
+        index_version: Version of its index.
+        tables: Neighbors, eligible tokens and the end marker's transitions; none where they are those that were sent last.
+    """
+
+    source: StrategySource
+    rate: float
+    index_version: int
+    tables: tuple[Tensor, Tensor, Tensor | None] | None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Asks for responses; see `RolloutEngine.generate`."""
+
+    prompts: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    sampling: Sampling
+    mixed: bool
