@@ -83,8 +83,6 @@ class House:
 
     root: Path
     home: Path
-    patience: float = 240.0
-    """Seconds that a command may take."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -112,7 +110,7 @@ class House:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=self.patience,
+            timeout=240,
             cwd=self.root,
         )
         assert done.returncode == code, done.stdout + done.stderr
