@@ -88,8 +88,6 @@ class House:
 
     root: Path
     home: Path
-    patience: float = 240.0
-    """Seconds that a command may take."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -112,8 +110,19 @@ class House:
 
     def ngrpo(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
+<<<<<<< HEAD
         _, _, _, *given = self.command(*arguments)
         done = COMMANDS.run(given, self.environment | environment, self.root)
+=======
+        done = subprocess.run(
+            self.command(*arguments),
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=self.root,
+        )
+>>>>>>> experiment
         assert done.returncode == code, done.stdout + done.stderr
         return done
 

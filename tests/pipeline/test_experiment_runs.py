@@ -47,7 +47,6 @@ small_shared.EVALUATION["models"]["trained"]["arithmetic"]["mean"] = mean
 def house(tmp_path):
     """A house in which nothing has run."""
     house = build(tmp_path)
-    house.patience = 1200.0
     (house.root / "lab.toml").write_text(EXPERIMENT)
     shutil.copy(Path(__file__).with_name("stand_in_comparison.py"), house.root / "ngrpo" / "report" / "comparison.py")
     house.write_stage("ngrpo_training", TRAINING)
@@ -197,7 +196,7 @@ if (config.mixing.strategy, config.seed) == ("neighbor", 0) and not os.path.exis
     house.write_stage("ngrpo_training", hold + TRAINING)
     process = house.start("experiment", "run", "lab.toml")
     try:
-        deadline = time.monotonic() + house.patience
+        deadline = time.monotonic() + 240
         while not waiting.exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
