@@ -162,7 +162,9 @@ def test_gumbel_noise_is_a_function_of_seed_position_and_token():
     assert torch.equal(
         gumbel(torch.arange(150), torch.full((150,), 9), 40)[149:], gumbel(*torch.tensor([[149], [9]]), 40)
     )
-    correlation = torch.corrcoef(gumbel(torch.arange(6), torch.arange(6) % 2, 20_000))
+    correlation = torch.corrcoef(
+        gumbel(torch.tensor([3, 3, 3, 4, 4, 2**40 + 3]), torch.tensor([0, 1, 2, 1, 2, 1]), 20_000)
+    )
     assert (correlation - torch.eye(6)).abs().max() < 0.03
     drawn = uniform(torch.arange(20_000), torch.tensor(0), TOKEN)
     of_first = gumbel(torch.arange(20_000), torch.zeros(20_000).long(), 1)[:, 0].double()

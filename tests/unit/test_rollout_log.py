@@ -47,3 +47,21 @@ def test_only_mixed_tokens_are_embedded():
     expected = nn.functional.cosine_similarity(seen[mixture.mask], embedding(tokens)[mixture.mask], dim=-1)
     assert torch.equal(cosines, expected)
     assert cosines.max() < 0.999
+
+
+def test_the_anchor_of_a_mixture_is_not_the_token_that_was_sampled():
+    torch.manual_seed(0)
+    embedding = nn.Embedding(V, 8)
+    record = RolloutRecords(torch.tensor([1]), torch.tensor([[1.0, 0.0, 0.0]]), 0, 0, torch.tensor([[5, 6, 7]]))
+    rollout = Rollout([1, 2, 3], [0.0] * 3, "length", record)
+    mixture = collate(
+        [record],
+        [rollout.token_ids],
+        3,
+        strategy=Neighbor(3, label="sampled"),
+        neighbors=torch.zeros(V, 3).long(),
+        index_version=0,
+        device="cpu",
+    )
+    cosines = anchor_cosines(RolloutBatch(0, [[1]], [rollout], [0.0], mixture, embedding))
+    torch.testing.assert_close(cosines, torch.ones(1))

@@ -54,7 +54,7 @@ class Mixing:
 
     Attributes:
         positions: Positions in the response whose tokens were mixed on their way into the model.
-        candidates: For each of them the token ids that were mixed, the response's own first.
+        candidates: For each of them the token ids that were mixed, the response's own first; with `label="sampled"` the most likely one.
         weights: Their weights.
         logprobs: Log-probability of each token of the response, at the temperature it was sampled with.
         seed: Seed of the response.

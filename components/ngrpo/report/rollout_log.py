@@ -120,18 +120,15 @@ class RolloutLog(TrainerCallback):
 
 
 def anchor_cosines(batch: RolloutBatch) -> Tensor:
-    """Cosine between each mixed embedding of a batch and the embedding of its step's token; float32 `[n]`."""
+    """Cosine between each mixed embedding of a batch and the embedding of its anchor, the first of the candidates; float32 `[n]`."""
     mixture = batch.mixture
     assert mixture is not None
     rows, columns = mixture.mask.nonzero(as_tuple=True)
-    tokens = [
-        batch.rollouts[row].token_ids[column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
-    ]
     mixed = mixture.strategy.embed(
         batch.embedding(mixture.candidates[rows, columns]),
         mixture.weights[rows, columns],
         mixture.seeds[rows],
         mixture.positions[rows] + columns,
     )
-    anchors = batch.embedding(torch.tensor(tokens, dtype=torch.long, device=rows.device))
+    anchors = batch.embedding(mixture.candidates[rows, columns, 0])
     return torch.nn.functional.cosine_similarity(mixed.float(), anchors.float(), dim=-1)
