@@ -90,8 +90,11 @@ def counts_of(skill: float, name: str, seed: int, size: int = 16) -> list[int]:
     return [sum(noise.random() < skill + each for _ in range(N)) for each in hard]
 
 
-def arm_of(directory: Path, name: str, skill: float, seeds: int, *, size: int = 16, **settings: object) -> Arm:
+def arm_of(
+    directory: Path, name: str, skill: float, seeds: int, *, size: int = 16, trained: bool = False, **settings: object
+) -> Arm:
     runs = tuple(
-        run_of(directory, name, seed, {"sums": counts_of(skill, name, seed, size)}, **settings) for seed in range(seeds)
+        run_of(directory, name, seed, {"sums": counts_of(skill, name, seed, size)}, trained=trained, **settings)
+        for seed in range(seeds)
     )
     return Arm(name, runs)

@@ -74,21 +74,24 @@ def test_p_values_are_adjusted_for_the_number_of_arms(tmp_path, arms):
 
 def test_arms_that_are_the_same_are_equivalent_and_not_undecided(tmp_path):
     counts = {"sums": [4] * 20}
-    arms = [Arm(name, tuple(run_of(tmp_path, name, seed, counts) for seed in range(3))) for name in ("grpo", "k1")]
+    arms = [
+        Arm(name, tuple(run_of(tmp_path, name, seed, counts, trained=False) for seed in range(3)))
+        for name in ("grpo", "k1")
+    ]
     difference = compare(arms, **SETTINGS).benchmarks["sums"].differences["k1"]["mean@8"]
     assert (difference.value, difference.verdict) == (0.0, "equivalent")
 
 
 def test_problems_that_one_arm_solves_alone_are_counted(tmp_path):
     runs = {"grpo": [0, 0, 3, 5], "ngrpo": [1, 0, 0, 8]}
-    arms = [Arm(name, (run_of(tmp_path, name, 0, {"sums": counts}),)) for name, counts in runs.items()]
+    arms = [Arm(name, (run_of(tmp_path, name, 0, {"sums": counts}, trained=False),)) for name, counts in runs.items()]
     found = compare(arms, **SETTINGS).benchmarks["sums"].solved["ngrpo"]
     assert (found.arm_only, found.baseline_only, found.both, found.neither) == (1.0, 1.0, 1.0, 1.0)
 
 
-def test_a_run_without_training_or_samples_shows_what_is_missing_and_no_zeros(tmp_path, arms):
-    bare = arm_of(tmp_path, "bare", 0.5, 3, trained=False)
-    found = compare([*arms, bare], **SETTINGS)
+def test_a_run_without_training_or_samples_shows_what_is_missing_and_no_zeros(tmp_path):
+    arms = [arm_of(tmp_path, "grpo", 0.35, 2, trained=True), arm_of(tmp_path, "ngrpo", 0.6, 2, trained=True)]
+    found = compare([*arms, arm_of(tmp_path, "bare", 0.5, 2)], **SETTINGS)
     assert found.facts["bare"]["tokens_per_second"].value is None
     assert found.benchmarks["sums"].facts["bare"]["self_bleu"].value is None
     assert found.benchmarks["sums"].facts["bare"]["mean_tokens"].value == 13.5
@@ -139,7 +142,7 @@ def test_arms_without_a_common_seed_are_paired_by_problem(tmp_path):
 
 
 def test_eight_seeds_have_a_sign_flip_test(tmp_path):
-    arms = [arm_of(tmp_path, name, skill, 8, size=5, trained=False) for name, skill in (("grpo", 0.3), ("ngrpo", 0.7))]
+    arms = [arm_of(tmp_path, name, skill, 8, size=5) for name, skill in (("grpo", 0.3), ("ngrpo", 0.7))]
     found = compare(arms, **SETTINGS)
     assert found.benchmarks["sums"].differences["ngrpo"]["mean@8"].sign_flip_p == 2 / 256
     assert not any("sign-flip" in note for note in found.notes)
@@ -169,7 +172,7 @@ def test_nothing_is_nan_where_nothing_varies(tmp_path, counts, seeds):
     ],
 )
 def test_runs_that_were_not_measured_alike_are_refused_as_promotion_refuses_them(tmp_path, arms, protocol, words):
-    other = arm_of(tmp_path, "k1", 0.5, 2, trained=False, **protocol)
+    other = arm_of(tmp_path, "k1", 0.5, 2, **protocol)
     with pytest.raises(
         ConfigError, match=f"grpo with seed 0 and of k1 with seed 0 on sums {words}; evaluate both alike"
     ):
@@ -226,7 +229,7 @@ def test_published_numbers_stand_beside_ours_under_the_name_of_their_estimator(t
 def test_tables_hold_at_80_columns_and_cut_nothing(tmp_path, arms):
     several = [
         *arms,
-        *(arm_of(tmp_path, f"a-rather-long-name-{number}", 0.4, 2, trained=False) for number in range(4)),
+        *(arm_of(tmp_path, f"a-rather-long-name-{number}", 0.4, 2) for number in range(4)),
     ]
     text = printed(compare(several, **SETTINGS | {"measure": "pass@8"}))
     assert max(map(len, text.splitlines())) <= 80
@@ -237,8 +240,8 @@ def test_tables_hold_at_80_columns_and_cut_nothing(tmp_path, arms):
 
 def test_the_page_needs_nothing_else_escapes_names_and_is_fit_for_a_phone_and_print(tmp_path):
     arms = [
-        arm_of(tmp_path, "grpo", 0.4, 2),
-        replace(arm_of(tmp_path, "other", 0.5, 2), name="<script>alert(1)</script>"),
+        arm_of(tmp_path, "grpo", 0.4, 2, trained=True),
+        replace(arm_of(tmp_path, "other", 0.5, 2, trained=True), name="<script>alert(1)</script>"),
     ]
     page = page_of(compare(arms, **SETTINGS), tmp_path)
     assert "<script" not in page

@@ -134,6 +134,6 @@ def test_p_values_are_uniform_where_there_is_no_difference():
 def test_coverage_over_designs():
     for design in (Design(seeds, problems, *sizes) for seeds in (5, 10) for problems in (30, 200) for sizes in
                    ((0.0, 0.0), (0.2, 0.0), (0.05, 0.5), (0.3, 0.3), (1.0, 1.0))):  # fmt: skip
-        found = simulated(design, 4000)
+        found = simulated(design, 1000)
         print(f"{design}: covered {found.coverage:.1%}")
         assert 0.93 < found.coverage < 0.97, design
