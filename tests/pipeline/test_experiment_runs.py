@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import time
 from pathlib import Path
 
@@ -55,7 +56,17 @@ def house(tmp_path):
 
 
 def run(house, *arguments, code=0):
-    return house.ngrpo("experiment", "run", "lab.toml", *arguments, code=code, COLUMNS="200")
+    """Run the experiment to its end: a dozen stages, of which each is a process."""
+    done = subprocess.run(
+        house.command("experiment", "run", "lab.toml", *arguments),
+        env=house.environment | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        cwd=house.root,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
 
 
 def counted(stages):
@@ -196,7 +207,7 @@ if (config.mixing.strategy, config.seed) == ("neighbor", 0) and not os.path.exis
     house.write_stage("ngrpo_training", hold + TRAINING)
     process = house.start("experiment", "run", "lab.toml")
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 1200
         while not waiting.exists():
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
