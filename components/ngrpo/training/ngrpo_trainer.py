@@ -7,6 +7,7 @@ records. Objective, clipping, advantages and KL are TRL's own.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -215,14 +216,16 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         if arrived is None or following < self.state.max_steps:
             mixer = self._current_mixer(whole)
         if arrived is None:  # the first of all
+            began = time.perf_counter()
             rollouts = engine.generate(prompts, self._seeds(step, 0, prompts), sampling, mixer)
-            arrived = Arrived(rollouts, mixer, step)
+            arrived = Arrived(rollouts, mixer, step, time.perf_counter() - began)
         if following < self.state.max_steps:
             later = self._prompts_of(following, len(prompts))
             request = Request(following, step, first, later, self._seeds(following, 0, later), mixer)
             self._ahead.ask(engine, request, sampling)
         self._mixer = arrived.mixer
         self._metrics["train"]["rollout/steps_behind"].append(step - arrived.made_at)
+        self._metrics["train"]["rollout/wait_seconds"].append(arrived.waited)
         if arrived.mixer is not None:
             self._metrics["train"]["rollout/index_version"].append(arrived.mixer.index_version)
         return arrived.rollouts
