@@ -467,12 +467,15 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         for name, value in numbers.items():
             self._metrics["train"][name].append(value)
         bound = self._mismatch_bound
+        cause = "the engine does not compute what is trained"
+        if self._ahead is not None:
+            cause += ", or the policy moves too far within a batch"
         for kind in ("mixed", "unmixed"):
             mean = numbers.get(f"mismatch/{kind}_mean", 0.0)
             if bound is not None and not mean <= bound:
                 raise TrainingError(
                     f"step {self.state.global_step + 1}: log-probabilities of engine and trainer differ by {mean:.3g} on average on "
-                    f"{kind} steps, more than {self.section}.mismatch_bound={bound:g}: the engine does not compute what is trained: "
+                    f"{kind} steps, more than {self.section}.mismatch_bound={bound:g}: {cause}: "
                     f"look for other weights, types or kernels in it, or raise the bound\n{self._worst_texts()}"
                 )
         self._mismatch.clear()
