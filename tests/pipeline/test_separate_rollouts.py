@@ -114,6 +114,7 @@ def test_rollouts_are_those_of_the_weights_one_batch_ago(root, children, tmp_pat
     history = [entry for entry in trainer.state.log_history if "rollout/steps_behind" in entry]
     assert [entry["rollout/steps_behind"] for entry in history] == [0, 2, 2, 2, 2, 2]
     assert [entry["rollout/index_version"] for entry in history] == [1, 1, 2, 3, 4, 5]
+    assert all(entry["rollout/wait_seconds"] >= 0 for entry in history)
     assert len(batches) == BATCHES
     assert len(children) == 1
 
@@ -192,7 +193,11 @@ def test_a_training_that_was_stopped_goes_on_with_the_batch_in_flight(root, chil
     ours, theirs = weights(resumed), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     ends = [
-        {name: value for name, value in trainer.state.log_history[-2].items() if "time" not in name}
+        {
+            name: value
+            for name, value in trainer.state.log_history[-2].items()
+            if "time" not in name and "seconds" not in name
+        }
         for trainer in (resumed, whole)
     ]
     assert ends[0] == ends[1]

@@ -477,6 +477,20 @@ def test_the_pod_of_the_step_asks_for_no_gpu_and_knows_the_job():
     assert "NGRPO_TRAIN_JOB" not in {one["name"] for one in other["env"]}
 
 
+def test_gpus_that_only_generate_have_no_training_process():
+    apart = ("rollout.placement=separate", "rollout.gpus=4")
+    spec, _ = compiled(WHOLE, "cluster.nodes=2", *apart)
+    container = spec["deploymentSpec"]["executors"]["exec-ngrpo-training"]["container"]
+    (variable,) = [one["value"] for one in container["env"] if one["name"] == "NGRPO_TRAIN_JOB"]
+    trainer = manifest("n", TASK, JobSettings.model_validate_json(variable))["spec"]["trainer"]
+    assert trainer["numProcPerNode"] == 4
+    assert {"name": "NGRPO_PROCESSES", "value": "4"} in trainer["env"]
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "8"
+    spec, _ = compiled(WHOLE, *apart)
+    executors = spec["deploymentSpec"]["executors"]
+    assert {"name": "NGRPO_PROCESSES", "value": "4"} in executors["exec-ngrpo-training"]["container"]["env"]
+
+
 def test_nodes_without_gpus_have_the_image_without_them():
     spec, _ = compiled("tiny", "cluster.nodes=2", "training.micro_batch_size=128")
     container = spec["deploymentSpec"]["executors"]["exec-ngrpo-training"]["container"]

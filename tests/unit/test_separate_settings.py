@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,13 @@ def test_what_was_in_flight_comes_back_to_the_last_bit(tmp_path, candidates, mix
         if candidates:
             assert torch.equal(ours.records.candidates, theirs.records.candidates)
     assert ahead.take(6, 2, [[1, 2], [1, 3]]) is None, "it is taken once"
+
+
+def test_no_part_of_a_rollout_is_left_behind():
+    """A field that is added must go into checkpoints too."""
+    parts = {"positions", "weights", "seed", "index_version", "candidates"}
+    assert {each.name for each in fields(RolloutRecords)} == parts
+    assert {each.name for each in fields(Rollout)} == {"token_ids", "logprobs", "finish_reason", "records"}
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,8 @@ CASES: dict[str, dict[str, tuple[Any, ...]]] = {
     "RolloutConfig": {
         "engine": ("sglang", "'transformers' or 'vllm'"),
         "vllm": (True, A_TABLE),
+        "placement": ("apart", "'colocated' or 'separate'"),
+        "gpus": (-1, "greater than or equal to 0"),
         "group_size": (1, "greater than or equal to 2"),
         "temperature": (0, "greater than 0"),
         "top_p": (0.9, "set 1.0"),

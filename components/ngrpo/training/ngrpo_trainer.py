@@ -7,6 +7,7 @@ records. Objective, clipping, advantages and KL are TRL's own.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -222,14 +223,16 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         if arrived is None or following < self.state.max_steps:
             mixer = self._current_mixer(whole)
         if arrived is None:  # the first of all
+            began = time.perf_counter()
             rollouts = engine.generate(prompts, self._seeds(step, 0, prompts), sampling, mixer)
-            arrived = Arrived(rollouts, mixer, step)
+            arrived = Arrived(rollouts, mixer, step, time.perf_counter() - began)
         if following < self.state.max_steps:
             later = self._prompts_of(following, len(prompts))
             request = Request(following, step, first, later, self._seeds(following, 0, later), mixer)
             self._ahead.ask(engine, request, sampling)
         self._mixer = arrived.mixer
         self._metrics["train"]["rollout/steps_behind"].append(step - arrived.made_at)
+        self._metrics["train"]["rollout/wait_seconds"].append(arrived.waited)
         if arrived.mixer is not None:
             self._metrics["train"]["rollout/index_version"].append(arrived.mixer.index_version)
         return arrived.rollouts
@@ -481,12 +484,15 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         for name, value in numbers.items():
             self._metrics["train"][name].append(value)
         bound = self._mismatch_bound
+        cause = "the engine does not compute what is trained"
+        if self._ahead is not None:
+            cause += ", or the policy moves too far within a batch"
         for kind in ("mixed", "unmixed"):
             mean = numbers.get(f"mismatch/{kind}_mean", 0.0)
             if bound is not None and not mean <= bound:
                 raise TrainingError(
                     f"step {self.state.global_step + 1}: log-probabilities of engine and trainer differ by {mean:.3g} on average on "
-                    f"{kind} steps, more than {self.section}.mismatch_bound={bound:g}: the engine does not compute what is trained: "
+                    f"{kind} steps, more than {self.section}.mismatch_bound={bound:g}: {cause}: "
                     f"look for other weights, types or kernels in it, or raise the bound\n{self._worst_texts()}"
                 )
         self._mismatch.clear()

@@ -5,6 +5,7 @@ Its weights are those that the batch before it is trained from: no checkpoint ho
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,11 +69,13 @@ class Arrived:
         rollouts: One a prompt.
         mixer: That of the request.
         made_at: That of the request.
+        waited: Seconds that training has waited for it.
     """
 
     rollouts: list[Rollout]
     mixer: Mixer | None
     made_at: int
+    waited: float
 
 
 class RolloutsAhead:
@@ -82,6 +85,7 @@ class RolloutsAhead:
         """Begin without one."""
         self._request: Request | None = None
         self._rollouts: list[Rollout] | None = None
+        self._waited = 0.0
 
     def ask(self, engine: SeparateEngine, request: Request, sampling: Sampling) -> None:
         """Have a batch generated with the weights that the engine holds."""
@@ -95,7 +99,9 @@ class RolloutsAhead:
             EngineError: The engine failed or is gone.
         """
         if self._request is not None and self._rollouts is None:
+            began = time.perf_counter()
             self._rollouts = engine.finish()
+            self._waited = time.perf_counter() - began
 
     def take(self, step: int, first: int, prompts: Sequence[Sequence[int]]) -> Arrived | None:
         """Return the batch of a step, once it has settled; none if no batch was asked for.
@@ -115,7 +121,7 @@ class RolloutsAhead:
         if request.step != step or [list(each) for each in request.prompts[rows]] != [list(each) for each in prompts]:
             raise RuntimeError(f"the rollouts that were made for step {request.step} are not those of step {step}")
         self._request = self._rollouts = None
-        return Arrived(rollouts[rows], request.mixer, request.made_at)
+        return Arrived(rollouts[rows], request.mixer, request.made_at, self._waited)
 
     def save(self, checkpoint: Path) -> None:
         """Write the batch into a checkpoint, once it has settled; every process its own part."""
