@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
-from unittest import mock
 
 from ngrpo.stages.process import stage_process
 from ngrpo.stages.supervision import QUIET
@@ -57,15 +56,16 @@ def forked_stages(stages: Sequence[str], log: Path) -> Iterator[None]:
     """
     from kfp.local import subprocess_task_handler
 
-    server = subprocess.Popen(
-        [sys.executable, "-m", __name__, *stages],
-        env={**os.environ, **QUIET, **_RUNTIME},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,  # a terminal's Ctrl-C is for the run, which ends its stages
-    )
+    with log.open("ab") as errors:
+        server = subprocess.Popen(
+            [sys.executable, "-m", __name__, *stages],
+            env={**os.environ, **QUIET, **_RUNTIME},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,  # a terminal's Ctrl-C is for the run, which ends its stages
+        )
     assert server.stdin is not None
     assert server.stdout is not None
     requests, answers = server.stdin, server.stdout
@@ -85,10 +85,13 @@ def forked_stages(stages: Sequence[str], log: Path) -> Iterator[None]:
         except (BrokenPipeError, ValueError):  # it was killed, and the stage ends with the run
             return 1
 
+    original = subprocess_task_handler.run_local_subprocess
+    # kfp has no place for a runner of ours.
+    subprocess_task_handler.run_local_subprocess = run
     try:
-        with mock.patch.object(subprocess_task_handler, "run_local_subprocess", run):
-            yield
+        yield
     finally:
+        subprocess_task_handler.run_local_subprocess = original
         with contextlib.suppress(BrokenPipeError):
             requests.close()
         server.wait()

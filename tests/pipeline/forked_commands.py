@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ LIBRARIES = (
     "typer",
 )
 COMMAND = "ngrpo_kfp.pipelines.cli.app"
+SECONDS = 240
+"""After which a command that hangs is killed."""
 
 
 class Commands:
@@ -89,6 +92,7 @@ def _serve() -> None:
 
 def _be(arguments: list[str], environment: dict[str, str], cwd: str, said: list[str]) -> None:
     """Be the command; leaves the interpreter."""
+    signal.alarm(SECONDS)
     for descriptor, file in enumerate(said, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     os.environ.clear()
