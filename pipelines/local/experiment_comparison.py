@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,13 +71,11 @@ class ComparedArms:
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """By arm, the numbers of the trained model by benchmark, averaged over seeds; of the seeds that have them."""
-        from ngrpo.evaluation.results import flat_metrics
-
         values: dict[str, dict[str, list[float]]] = {}
         for run, evaluation in self.evaluations.items():
             for benchmark, result in evaluation["models"]["trained"].items():
-                for name, value in flat_metrics(result, benchmark).items():
-                    values.setdefault(run.arm, {}).setdefault(name, []).append(value)
+                for name, value in _numbers(result):
+                    values.setdefault(run.arm, {}).setdefault(f"{benchmark}/{name}", []).append(value)
         return {
             arm: {name: sum(each) / len(each) for name, each in of_arm.items()} | {"seeds": float(self._seeds(arm))}
             for arm, of_arm in values.items()
@@ -145,6 +143,15 @@ class ComparedArms:
         node = self._planned.of(run, "ngrpo_training")
         gpus = self._planned.experiment.arms[run.arm].needs("ngrpo_training").gpus
         return None if node is None or not gpus or node.key not in self._seconds else self._seconds[node.key] * gpus
+
+
+def _numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a result by name; of what is by K, `pass_at_k` for example, one for each: `pass_at_4`."""
+    for name, value in result.items():
+        if isinstance(value, int | float):
+            yield name, float(value)
+        elif name.endswith("_at_k"):
+            yield from ((f"{name.removesuffix('k')}{k}", float(each)) for k, each in value.items())
 
 
 def node_summaries(planned: ExperimentPlan, run: ArmRun, outcome: Outcome, seconds: Mapping[str, float]) -> Any:

@@ -199,7 +199,7 @@ def test_what_all_share_is_not_tried_again_for_each(house):
 def test_an_experiment_that_was_killed_goes_on(house):
     waiting = house.root / "waiting"
     hold = f"""
-import os, time
+import time  # os is imported above
 if (config.mixing.strategy, config.seed) == ("neighbor", 0) and not os.path.exists({str(house.root / "go")!r}):
     open({str(waiting)!r}, "w").close()
     time.sleep(600)

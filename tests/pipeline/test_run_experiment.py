@@ -141,6 +141,7 @@ def test_only_what_is_not_there_runs(lab):
     }
     metrics, failed, files = lab.tracked.finished
     assert metrics["ngrpo"]["arithmetic/mean"] == 0.5
+    assert metrics["ngrpo"]["arithmetic/pass_at_1"] == 0.5
     assert metrics["ngrpo"]["seeds"] == 2
     assert not failed
     assert files == ["comparison.json", "comparison.html", "summary.json"]
