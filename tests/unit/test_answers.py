@@ -115,7 +115,10 @@ def test_an_expression_without_an_end_ends_in_the_worker(grader):
         ({"response": "box"}, r"response: one of text, boxed, ####, .*; did you mean 'boxed'\?"),
         ({"gold": "answer"}, r"gold: one of .*; did you mean '<answer>'\?"),
         ({"accepted": "some"}, r"accepted: one of one, any, all"),
-        ({"compare": "maths"}, r"^compare\.function='maths': no ready one \(math, exact, countdown\); did you mean 'math'\?"),
+        (
+            {"compare": "maths"},
+            r"^compare\.function='maths': no ready one \(math, exact, countdown\); did you mean 'math'\?",
+        ),
         ({"compare": "nowhere.py:grade"}, r"^compare\.function=.*no such file: 'nowhere.py' is relative to"),
         ({"response": "letter", "compare": "math"}, r"a letter is no mathematical value"),
         ({"response": 5}, r"response: .*\(value 5\)"),
