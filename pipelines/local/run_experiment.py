@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.local.experiment_comparison import ComparedArms, Outcome, node_summaries
 from ngrpo_kfp.pipelines.local.experiment_records import ExperimentRecords, ExperimentSummary
 from ngrpo_kfp.pipelines.local.experiment_tracking import TrackedExperiment, experiment_runs
+from ngrpo_kfp.pipelines.local.runner import in_processes
 from ngrpo_kfp.pipelines.local.services import services
+from ngrpo_kfp.pipelines.local.stage_forks import can_fork, forked_stages
 from ngrpo_kfp.pipelines.local.stage_records import read_record
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 from ngrpo_kfp.pipelines.planning.content import reader
@@ -86,7 +89,8 @@ def run(
         directory = records.begin(plan_record(planned.plan))
         show_experiment(planned, console, took)
         with experiment_runs(experiment, around, f"{directory.name}-{experiment.name}") as tracked:
-            outcome = _run_all(planned, directory, tracked, console, runner)
+            with _forks(planned.plan, directory, runner):
+                outcome = _run_all(planned, directory, tracked, console, runner or in_processes)
             seconds = records.seconds()
             compared = ComparedArms(planned, outcome, store, seconds)
             problems = [f"{run}: {why}" for run, why in outcome.failed.items()]
@@ -105,6 +109,13 @@ def run(
             _show_places(files, summary, console)
             if problems:
                 raise ExperimentError("\n".join(problems))
+
+
+def _forks(plan: Plan, directory: Path, runner: Callable[[], Runner] | None) -> AbstractContextManager[None]:
+    """Let all runs fork their stages from one process, so that what stages work with is imported once an experiment."""
+    if runner is not None or not plan.to_run or not can_fork():
+        return nullcontext()
+    return forked_stages(plan.stages_to_run, directory / "kfp.log")
 
 
 def show_plan(experiment: Experiment, workspace: Workspace, console: Console) -> None:

@@ -112,19 +112,8 @@ class House:
 
     def ngrpo(self, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-<<<<<<< HEAD
         _, _, _, *given = self.command(*arguments)
         done = COMMANDS.run(given, self.environment | environment, self.root)
-=======
-        done = subprocess.run(
-            self.command(*arguments),
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            cwd=self.root,
-        )
->>>>>>> experiment
         assert done.returncode == code, done.stdout + done.stderr
         return done
 
