@@ -85,7 +85,7 @@ def test_the_keys_of_other_runs_do_not_move():
 
 
 def test_gpus_that_only_generate_do_not_train():
-    config = load_config(LARGE, ["rollout.placement=separate", "rollout.gpus=4"])
+    config = load_config(LARGE, [*APART, "rollout.gpus=4"])
     assert config.needs("ngrpo_training").gpus == 8
     assert (config.processes("ngrpo_training"), config.processes("benchmark_evaluation")) == (4, 8)
     apart, together = (needs_of(each, "ngrpo_training") for each in (config, load_config(LARGE, [])))
@@ -97,14 +97,13 @@ def test_gpus_that_only_generate_do_not_train():
 
 
 def test_weights_need_room_on_their_way():
-    overrides = ["rollout.placement=separate", "rollout.gpus=4"]
     said = [
         misfit
-        for misfit in misfits(load_config(LARGE, overrides), ["ngrpo_training"])
+        for misfit in misfits(load_config(LARGE, [*APART, "rollout.gpus=4"]), ["ngrpo_training"])
         if "shared_memory" in misfit.setting
     ]
     assert not said, "bfloat16 has room"
-    config = load_config(LARGE, [*overrides, "cluster.gpu.shared_memory_gib=8"])
+    config = load_config(LARGE, [*APART, "rollout.gpus=4", "cluster.gpu.shared_memory_gib=8"])
     (misfit,) = [one for one in misfits(config, ["ngrpo_training"]) if "shared_memory" in one.setting]
     assert misfit.line.startswith("cluster.gpu.shared_memory_gib=8: up to 15 GiB of shared memory are needed")
     assert "set it to 15 or more" in misfit.line
