@@ -39,6 +39,8 @@ READ = {
 """The files of each artifact that later stages read."""
 NOT_SAVED = {"neighbors/files.py"}
 """An index that a stage builds and neither saves nor loads needs no files."""
+SEPARATE = "rollout/separate_process.py"
+"""The process that generates apart from training, where `rollout.placement` asks for one."""
 DESCRIBES = {
     "neighbor_index": ["neighbors.json"],
     "ngrpo_training": ["rollout_samples.json", "example_neighbors.json", "log_history.json"],
@@ -136,7 +138,13 @@ def test_a_stage_loads_all_that_its_key_covers_but_what_other_settings_and_proce
     in_workers = {file_of(module) for _, module in runs.loaded("ngrpo.grading.worker")}
     rest = set(keys.source_files(STAGES[stage].module)) - loaded - in_workers
     of_vllm = {file for file in rest if file.startswith(("rollout/vllm/", "rollout/fused/"))}
-    assert rest - of_vllm <= {"rollout/request_tables.py", "rollout/slots.py", "rollout/transfers.py", *NOT_SAVED}
+    assert rest - of_vllm <= {
+        "rollout/request_tables.py",
+        "rollout/slots.py",
+        "rollout/transfers.py",
+        SEPARATE,
+        *NOT_SAVED,
+    }
 
 
 def test_what_a_grading_worker_loads_is_in_the_key_of_every_stage_that_grades(runs):

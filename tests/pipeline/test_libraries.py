@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 ADDRESSES = {name: f"registry.example/ngrpo-{name}@sha256:{64 * name[0]}" for name in ("cpu", "gpu")}
 DISTRIBUTIONS = metadata.packages_distributions()
 OUTSIDE = {
+    "accelerate": "tells the processes of a training from each other; training declares it",
     "boto3": "brings bytes",
     "botocore": "brings bytes",
     "s3transfer": "brings bytes",

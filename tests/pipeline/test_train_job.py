@@ -478,7 +478,7 @@ def test_the_pod_of_the_step_asks_for_no_gpu_and_knows_the_job():
 
 
 def test_gpus_that_only_generate_have_no_training_process():
-    apart = ("rollout.placement=separate", "rollout.gpus=4")
+    apart = ("rollout.placement=separate", "rollout.gpus=4", "training.mismatch_correction=token_truncate")
     spec, _ = compiled(WHOLE, "cluster.nodes=2", *apart)
     container = spec["deploymentSpec"]["executors"]["exec-ngrpo-training"]["container"]
     (variable,) = [one["value"] for one in container["env"] if one["name"] == "NGRPO_TRAIN_JOB"]

@@ -554,7 +554,9 @@ PART_DAMAGE = {
     "no Parquet": lambda part: b"PAR1",
     "one bit": lambda part: bytes([part.read_bytes()[0] ^ 1]) + part.read_bytes()[1:],
     "other responses": changed,
-    "another part": lambda part: next(p for p in part.parents[2].rglob("*.parquet") if p != part).read_bytes(),
+    "another part": lambda part: next(
+        other for other in (p.read_bytes() for p in part.parents[2].rglob("*.parquet")) if other != part.read_bytes()
+    ),
     "of another benchmark": lambda part: next(
         p for p in part.parents[2].rglob("*.parquet") if p.parent.name != part.parent.name
     ).read_bytes(),

@@ -246,6 +246,9 @@ def test_the_benchmark_that_training_is_measured_by_must_leave_room_for_its_roll
         "data.train.size=8",
         "data.train.max_operands=2",
         "data.train.min_operands=2",
+        "data.benchmarks.validation.size=8",
+        "data.benchmarks.validation.max_operands=2",
+        "data.benchmarks.validation.min_operands=2",
     ]
     overrides += ["data.warm_start.size=8", "data.max_prompt_tokens=24"]
     config = load_config(PRESETS / "tiny.toml", overrides)

@@ -24,7 +24,7 @@ from ngrpo.sizing.model_shape import ModelShape, _of_settings, model_shape
 from ngrpo.sizing.stages import needs_of
 from ngrpo.stages.declarations import STAGES
 from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.kubeflow.submission import _require_possible
+from ngrpo_kfp.pipelines.kubeflow.submission import require_pods
 from ngrpo_kfp.pipelines.planning import needs as planned
 from ngrpo_kfp.pipelines.planning.nodes import History
 from ngrpo_kfp.pipelines.planning.plan import make_plan
@@ -386,7 +386,7 @@ def test_pods_that_are_too_small_are_refused_on_a_cluster_and_said_elsewhere():
     }
     images = Images(ROOT / "tests" / "pipeline" / "golden" / "images.lock")
     with pytest.raises(ConfigError) as refused:
-        _require_possible(config, images, ["ngrpo_training", "neighbor_index", "benchmark_evaluation"])
+        require_pods(config, images, ["ngrpo_training", "neighbor_index", "benchmark_evaluation"])
     lines = str(refused.value).splitlines()
     assert len(lines) == 3
     assert re.match(
@@ -396,7 +396,7 @@ def test_pods_that_are_too_small_are_refused_on_a_cluster_and_said_elsewhere():
     assert re.search(r"set resources.ngrpo_training.scratch_gib to \d{3} or more", lines[0])
     assert lines[1].startswith("resources.neighbor_index.memory_gib=2: up to ")
     assert lines[2].startswith("cluster.scratch_gib=20: up to ")
-    assert _require_possible(config, images, ["prepare_data"]) is None
+    assert require_pods(config, images, ["prepare_data"]) is None
 
 
 def test_nothing_is_refused_of_a_model_that_is_not_known():
