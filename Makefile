@@ -17,7 +17,8 @@ LOCK := requirements/$(if $(filter cuda,$(MACHINE)),cuda,cpu).txt
 TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-UV := $(BIN)/uv --quiet pip install --python $(BIN)/python
+# Bytecode now, as pip makes it: where none may be written later (PYTHONDONTWRITEBYTECODE, common in containers) every process would compile anew.
+UV := $(BIN)/uv --quiet pip install --compile-bytecode --python $(BIN)/python
 # `--dry-run` resolves an installation and fetches nothing (tests/unit/test_installation.py).
 PIP_OPTIONS ?=
 EXTRAS := .[pipeline,local,dev$(if $(filter cuda,$(MACHINE)),$(comma)vllm)]
