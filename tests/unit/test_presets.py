@@ -4,6 +4,7 @@ import pytest
 
 from ngrpo.config import HubSource, RunConfig, load_config
 from ngrpo.config.template_file import PLAIN
+from ngrpo.sizing.stages import needs_of
 from ngrpo.stages.declarations import STAGES
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
@@ -34,7 +35,7 @@ def preset(name: str) -> RunConfig:
 
 
 def test_the_presets_are_all_there() -> None:
-    assert set(NAMES) == {"tiny", "countdown", "smollm2", *PUBLISHED}
+    assert set(NAMES) == {"tiny", "countdown", "smollm2", "one-gpu", *PUBLISHED}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,6 +159,19 @@ def test_the_embedded_presets_need_no_hub_and_no_gpu(name: str) -> None:
     sources = [config.model.source, config.data.train, config.data.warm_start, *config.data.benchmarks.values()]
     assert all(source.kind != "hub" for source in sources)
     assert all(resources.gpus == 0 for resources in config.resources.values())
+
+
+def test_one_gpu_is_enough_for_its_preset() -> None:
+    config = preset("one-gpu")
+    assert {resources.gpus for resources in config.resources.values() if resources.gpus} == {1}
+    for stage in ("ngrpo_training", "benchmark_evaluation"):
+        needs = needs_of(config, stage)
+        assert needs.gpu is not None
+        assert 0 < needs.gpu.gib <= config.resources[stage].gpu_memory_gib == 24
+    # The problems that select a checkpoint come from the training split: what both hold is left out of the training.
+    validation, train = config.data.benchmarks["validation"], config.data.train
+    assert (validation.id, validation.split, validation.revision) == (train.id, train.split, train.revision)
+    assert config.data.benchmarks["gsm8k"].split == "test"
 
 
 @pytest.mark.parametrize(("name", "benchmark"), [("tiny", "arithmetic"), ("countdown", "countdown")])

@@ -1,7 +1,7 @@
 """Shapes of the models that the presets name, for where neither a configuration file nor the hub's cache is at hand.
 
 From the `config.json` of deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B, deepseek-ai/DeepSeek-R1-Distill-Qwen-7B,
-meta-llama/Llama-3.2-1B, Qwen/Qwen3-1.7B-Base and HuggingFaceTB/SmolLM2-135M-Instruct.
+Qwen/Qwen2.5-1.5B-Instruct, meta-llama/Llama-3.2-1B, Qwen/Qwen3-1.7B-Base and HuggingFaceTB/SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
@@ -29,6 +29,16 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 4,
         "intermediate_size": 18944,
         "vocab_size": 152064,
+    },
+    "Qwen2.5-1.5B-Instruct": {
+        **_QWEN2,
+        "tie_word_embeddings": True,
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "vocab_size": 151936,
     },
     "Llama-3.2-1B": {
         "model_type": "llama",
