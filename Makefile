@@ -28,7 +28,7 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-long test-models test-faults test-container test-cluster kind-cluster lint lint-images docs bench gpu-check golden settings mutants ui images lock lock-images clean
+.PHONY: help run test test-long test-docs test-models test-faults test-container test-cluster kind-cluster lint lint-images docs bench gpu-check golden reference mutants ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
@@ -39,6 +39,11 @@ test: $(VENV)/installed
 # What takes long and `make test` leaves out: traps of kfp's own runner, further ways to run vLLM and several processes, a real model.
 test-long: $(VENV)/installed
 	$(BIN)/python -m pytest -m "long and not models" $(ARGS)
+
+# What the documentation shows: command lines, the README's from its first to its last, how-tos, the tour with a job of one's own.
+test-docs: $(VENV)/installed
+	$(BIN)/python -m pytest -m "" tests/unit/test_documented_commands.py tests/unit/test_links.py tests/unit/test_library.py \
+		tests/pipeline/test_readme.py tests/pipeline/test_own_job.py $(ARGS)
 
 # Every layout of models, a training step each, in both engines.
 test-models: $(VENV)/installed
@@ -93,9 +98,10 @@ golden: $(VENV)/installed
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/gpu_check.py $(ARGS)
 
-# The page of all settings, from their docstrings.
-settings: $(VENV)/installed
+# The pages of all settings and of the command line, from their docstrings.
+reference: $(VENV)/installed
 	$(BIN)/ngrpo config --markdown > docs/settings.md
+	$(BIN)/python tests/cli_reference.py
 
 # Faults put into the code on purpose; the tests beside them must see each.
 mutants: $(VENV)/installed

@@ -96,7 +96,7 @@ def test_one_thing_is_printed(capsys, arguments):
 
 
 def test_the_page_of_the_settings_is_fresh(capsys):
-    """If this fails: `make settings`."""
+    """If this fails: `make reference`."""
     assert printed(capsys, "--markdown") == (DOCS / "settings.md").read_text(encoding="utf-8")
 
 
