@@ -28,7 +28,7 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: help run test test-long test-docs test-models test-faults test-container test-cluster kind-cluster lint lint-images docs bench gpu-check golden reference mutants ui images lock lock-images clean
+.PHONY: run test test-long test-docs test-models test-faults test-container test-cluster kind-cluster lint lint-images docs bench gpu-check golden reference mutants ui images lock lock-images clean
 
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import documented_commands
 import pytest
+
+import documented_commands
 
 ROOT = Path(__file__).parents[2]
 NGRPO = Path(sys.executable).parent / "ngrpo"
