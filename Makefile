@@ -43,7 +43,7 @@ test-long: $(VENV)/installed
 # What the documentation shows: command lines, the README's from its first to its last, how-tos, the tour with a job of one's own.
 test-docs: $(VENV)/installed
 	$(BIN)/python -m pytest -m "" tests/unit/test_documented_commands.py tests/unit/test_links.py tests/unit/test_library.py \
-		tests/pipeline/test_readme.py tests/pipeline/test_own_job.py $(ARGS)
+		tests/pipeline/test_readme.py tests/pipeline/test_own_job.py tests/pipeline/test_notebook.py $(ARGS)
 
 # Every layout of models, a training step each, in both engines.
 test-models: $(VENV)/installed
