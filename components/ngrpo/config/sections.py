@@ -369,6 +369,13 @@ class TrainingConfig(Section):
             yield "use_bias_correction_kl=false has no effect with kl_coefficient=0: leave it out"
 
 
+class EarlyStopConfig(Section):
+    """When the evaluation of the trained model stops before all its samples are there; see docs/watch.md."""
+
+    error: Annotated[float, number(above=0.0, most=0.2)] = 0.01
+    """How often the verdict of the gate may be another than that of all samples."""
+
+
 class EvaluationConfig(Section):
     """How models are measured."""
 
@@ -397,6 +404,9 @@ class EvaluationConfig(Section):
     string_match: tuple[Spelled, ...] = ()
     """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.grading.string_match`):
     reported beside the verdict, nothing depends on it."""
+    early_stop: EarlyStopConfig | None = unless_set(None)
+    """Stops generating for the trained model, on the benchmarks of the gate, once the gate's verdict against the warm start is settled.
+    None generates all samples. The table may be empty, `[evaluation.early_stop]`."""
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:
