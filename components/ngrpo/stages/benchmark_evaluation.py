@@ -53,6 +53,9 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
 
     Where there are GPUs, each generates with a process of its own; they share one queue over all benchmarks of a model.
 
+    With `evaluation.endpoint` a served model answers, which must be each of the three. What it answers is kept for this try and the next
+    ones alone: nobody knows what it will answer tomorrow.
+
     `evaluation.json` holds the gold answers too, and nothing else of the problems: with them, other graders can grade the samples again.
 
     Args:
@@ -69,7 +72,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     """
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks", config.benchmark_gradings)
     data_revisions = revisions(inputs["dataset"])
-    store = _sample_store(context)
+    store = _sample_store(config, context)
     all_results: dict[str, dict[str, Result]] = {}
     all_protocols: dict[str, dict[str, Protocol]] = {}
     weights: dict[str, str] = {}
@@ -155,7 +158,9 @@ def _unit(config: BenchmarkEvaluationConfig) -> int:
 
     vLLM puts its batches together itself. Those of the transformers engine stay the same, whoever decodes them.
     """
-    return config.evaluation.samples if config.evaluation.engine == "vllm" else config.evaluation.batch_size
+    evaluation = config.evaluation
+    continuous = evaluation.engine == "vllm" or evaluation.endpoint is not None
+    return evaluation.samples if continuous else evaluation.batch_size
 
 
 def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work: Path) -> dict[str, Path]:
@@ -168,8 +173,8 @@ def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work:
     )
 
 
-def _sample_store(context: Context) -> SampleStore:
-    if context.store is None:
+def _sample_store(config: BenchmarkEvaluationConfig, context: Context) -> SampleStore:
+    if context.store is None or config.evaluation.endpoint is not None:
         return LocalSamples(context.work / "samples")
     return ObjectStore(f"{context.store.rstrip('/')}/samples")
 
@@ -189,6 +194,8 @@ def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) 
     ]
     if evaluation.engine == "vllm" and evaluation.vllm.options:
         sampling.append(evaluation.vllm.options)  # quantization, for example
+    if evaluation.endpoint is not None:
+        sampling.append(evaluation.endpoint.model_dump(mode="json"))
     generator = code_version("ngrpo.rollout.configured_engine")
     libraries = installed("benchmark_evaluation", selected(GENERATING, canonical_json({"engine": evaluation.engine})))
     return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator, libraries]))
@@ -212,7 +219,8 @@ def _generate(
 ) -> None:
     """Generate the samples that are missing, round by round where there are rounds; with none, the model is not even loaded."""
     evaluation = config.evaluation
-    continuous = evaluation.engine == "vllm"
+    served = evaluation.endpoint is not None
+    continuous = evaluation.engine == "vllm" or served
     if rounds is None:
         waiting = [part for place, samples in enumerate(kept) for part in parts(place, samples.missing, _unit(config))]
     else:
@@ -223,7 +231,8 @@ def _generate(
     require_weights(Path(task["model"]), f"model directory {task['model']}")  # once, and not by each process
     # While vLLM decodes a batch, another one waits: it takes from that as soon as a response has ended.
     ahead = evaluation.batch_size * (2 if continuous else 1)
-    devices = devices_of_processes(context.processes, evaluation.vllm.tensor_parallel_size if continuous else 1)
+    gpus_each = evaluation.vllm.tensor_parallel_size if continuous else 1
+    devices = [None] if served else devices_of_processes(context.processes, gpus_each)
     if devices == [None]:
         tables = _sampled_here(config, task, [samples.benchmark for samples in kept], waiting, more, ahead)
     else:
