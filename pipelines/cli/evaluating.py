@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -26,11 +27,20 @@ def evaluate(
     preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="OpenAI API of a vLLM that serves MODEL; it answers in place of an engine here",
+        ),
+    ] = None,
 ) -> None:
     """Measure any model on a preset's benchmarks, under its protocol."""
     from ngrpo_kfp.pipelines.local import measuring
     from ngrpo_kfp.pipelines.planning.measured_model import source_by_name
 
-    config = read_config(chosen_preset(preset, preset_option), settings, seed)
+    served = [] if endpoint is None else [f"evaluation.endpoint.url={json.dumps(endpoint)}"]
+    config = read_config(chosen_preset(preset, preset_option), [*(settings or ()), *served], seed)
     source_by_name(model)  # what is no model is refused before anything is started
     measuring.measure(config, model, workspace(), terminal())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import RunConfig
+from ngrpo.config.reading import override
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Result, read_evaluation
 from ngrpo.report.wording import ESTIMATORS
 from ngrpo.storage.artifacts import ArtifactStore
@@ -38,6 +40,9 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
     The data is that of a run of the preset, to the byte: a table that such a run has made is taken. Everything is kept under keys of
     content, so that the same model is measured once.
 
+    With `evaluation.endpoint` the model is measured where it is served, and anew each time: what an endpoint answers today says nothing
+    about tomorrow.
+
     Args:
         config: Configuration of a run of the preset.
         model: The model; see `model_source`.
@@ -48,18 +53,23 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
         NGRPOError: What the user can put right, of a service or of a stage.
         Interrupted: The measurement was told to stop.
     """
+    config = _without_gpus(config) if config.evaluation.endpoint is not None else config
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)
         name = workspace.run_name(config.preset)
-        plan = make_plan(
+        planned = partial(
+            make_plan,
             config,
             run=name,
             store=store,
-            rerun_tokens=workspace.rerun_tokens(),
             history=workspace.history(config.preset),
-            pipeline=_measurement(model_source(model, config)),
+            pipeline=_measurement(model_source(model, config), config),
             contents=read_contents(config, workspace.digests),
         )
+        tokens = workspace.rerun_tokens()
+        plan = planned(rerun_tokens=tokens)
+        if config.evaluation.endpoint is not None:
+            plan = planned(rerun_tokens=tokens | {plan["benchmark_evaluation"].base_key: name})
         require_gpus(config, plan)
         directory = workspace.evaluations / name
         with written(directory):
@@ -75,9 +85,17 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
     return directory
 
 
-def _measurement(source: Mapping[str, Any]) -> Callable[[StageTracer], None]:
+def _without_gpus(config: RunConfig) -> RunConfig:
+    """Return the configuration of a measurement whose GPUs are those of the endpoint."""
+    asked = [stage for stage in ("sft_warm_start", "benchmark_evaluation") if config.needs(stage).gpus]
+    return override(config, [f"resources.{stage}.{field}=0" for stage in asked for field in ("gpus", "gpu_memory_gib")])
+
+
+def _measurement(source: Mapping[str, Any], config: RunConfig) -> Callable[[StageTracer], None]:
     """Return the pipeline that measures a model: the data of the preset, and a warm start of no steps that passes the model on."""
     own = {"model.source": dict(source), "warm_start.steps": 0}
+    if config.evaluation.endpoint is not None:
+        own["evaluation.engine"] = "transformers"  # none is started, so that vLLM need not be installed here
 
     def pipeline(stage: StageTracer) -> None:
         dataset = stage("prepare_data")
@@ -122,7 +140,9 @@ def _rows(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str, str
 
 
 def _title(config: RunConfig, model: str) -> str:
-    return f"{model} under the protocol of {config.preset}"
+    endpoint = config.evaluation.endpoint
+    where = "" if endpoint is None else f", served at {endpoint.url}"
+    return f"{model} under the protocol of {config.preset}{where}"
 
 
 def _results(evaluation: Evaluation, config: RunConfig) -> Table:

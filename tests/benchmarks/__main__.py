@@ -28,7 +28,7 @@ BENCHMARKS = (
     "bootstrap",
     "evaluation_overhead",
 )
-LONG = ("grading_fuzz", "comparison_coverage")
+LONG = ("grading_fuzz", "comparison_coverage", "early_stopping", "champion_watch")
 """Benchmarks that run only where they are named: one takes hours, the other races nobody."""
 
 

@@ -45,7 +45,7 @@ def checkpoint(directory: Path, seed: int = 0) -> Path:
 
 def planned(model: str) -> Plan:
     config = load_config(PRESET)
-    pipeline = _measurement(model_source(model, config))
+    pipeline = _measurement(model_source(model, config), config)
     return make_plan(config, run="r", store=None, rerun_tokens={}, history=History(), pipeline=pipeline)
 
 

@@ -135,6 +135,7 @@ READERS = {
     "ngrpo.tracking.mlflow_runs": "MLflow's own name of the open run, which its client and the platform share",
     "ngrpo.tracking.cluster_parent_run": "the same, and the address of MLflow",
     "ngrpo.rollout.child_process": "CUDA's own list of GPUs, of which each child gets a part, and torchrun's number of processes",
+    "ngrpo.evaluation.endpoint_client": "the token of a served model, which is to stand nowhere else",
     "ngrpo.rollout.vllm.engine": "sets defaults that vLLM reads when it is imported",
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ngrpo.checking.decoding_time import check_decoding_time
+from ngrpo.checking.endpoint import check_endpoint
 from ngrpo.checking.exploration import check_exploration
 from ngrpo.checking.findings import Examination, Finding
 from ngrpo.checking.light_imports import import_transformers
@@ -31,6 +32,7 @@ def examine_quickly(config: RunConfig) -> Examination:
     examination.add(check_data_files(config))
     examination.add(check_decoding_time(config))
     examination.add(check_exploration(config))
+    examination.add(check_endpoint(config))
     examination.add(check_needs(config))
     place = model_directory(config)
     if place is not None and not examination.errors:

@@ -4,6 +4,7 @@ A preset is a TOML file with the same shape. `load_config` reads one, applies `k
 stage receives only the sections it depends on (`ngrpo.config.stages`).
 """
 
+from ngrpo.config.endpoint import EndpointConfig
 from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.reading import load_config, read_toml, validate
 from ngrpo.config.rewards import RewardConfig
@@ -60,6 +61,7 @@ __all__ = [
     "CountdownSource",
     "DataConfig",
     "DirectoryModel",
+    "EndpointConfig",
     "EvaluationConfig",
     "ExampleLimits",
     "FilesSource",

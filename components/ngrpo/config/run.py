@@ -87,6 +87,13 @@ class RunConfig(Section):
         return GradingConfig() if selection is None else self.benchmark_gradings[selection.benchmark]
 
     @property
+    def gate(self) -> PromotionConfig | None:
+        """The gate whose verdict ends an evaluation early; none where none does."""
+        if self.evaluation.early_stop is None:
+            return None
+        return self.promotion.model_copy(update={"model_name": PromotionConfig.model_fields["model_name"].default})
+
+    @property
     def adapters(self) -> dict[str, LoRAConfig]:
         """The adapters that are trained, by the section of their training."""
         warm_start = self.warm_start.lora if self.warm_start.steps else None
@@ -223,6 +230,24 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"promotion.statistic={promotion.statistic!r} needs more than evaluation.samples={evaluation.samples}: "
             "lower K or raise evaluation.samples"
+        )
+    elif promotion and evaluation and evaluation.early_stop is not None:
+        yield from _never_early(promotion, evaluation)
+
+
+def _never_early(promotion: PromotionConfig, evaluation: EvaluationConfig) -> Iterator[str]:
+    """Yield why an evaluation that may stop early never would; `ngrpo.evaluation.curtailment.looks` says when one is looked at."""
+    if promotion.statistic == "maj":
+        yield (
+            "evaluation.early_stop with promotion.statistic='maj': maj@n of fewer samples is another number, from which that of all cannot "
+            "be foreseen; leave early_stop out, or set statistic to 'mean' or 'pass@K'"
+        )
+        return
+    least = max(int(promotion.statistic.partition("@")[2] or 1) + 2, 3)
+    if evaluation.samples < least:
+        yield (
+            f"evaluation.early_stop with evaluation.samples={evaluation.samples} and promotion.statistic={promotion.statistic!r} has no "
+            f"effect: raise samples to at least {least}, or leave early_stop out"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ngrpo.config.endpoint import EndpointConfig
 from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
 from ngrpo.config.passed_on import GRPOOptions, SFTOptions, VLLMOptions
@@ -42,6 +43,8 @@ from ngrpo.section import (
 )
 
 TEMPLATE_DATE = date(2024, 7, 26)
+_LEAST_SERVED = 0.01
+"""vLLM raises a temperature below it (`vllm.sampling_params._MAX_TEMP`)."""
 
 
 class DataConfig(Section):
@@ -369,6 +372,13 @@ class TrainingConfig(Section):
             yield "use_bias_correction_kl=false has no effect with kl_coefficient=0: leave it out"
 
 
+class EarlyStopConfig(Section):
+    """When the evaluation of the trained model stops before all its samples are there; see docs/watch.md."""
+
+    error: Annotated[float, number(above=0.0, most=0.2)] = 0.01
+    """How often the verdict of the gate may be another than that of all samples."""
+
+
 class EvaluationConfig(Section):
     """How models are measured."""
 
@@ -397,6 +407,24 @@ class EvaluationConfig(Section):
     string_match: tuple[Spelled, ...] = ()
     """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.grading.string_match`):
     reported beside the verdict, nothing depends on it."""
+    early_stop: EarlyStopConfig | None = unless_set(None)
+    """Stops generating for the trained model, on the benchmarks of the gate, once the gate's verdict against the warm start is settled.
+    None generates all samples. The table may be empty, `[evaluation.early_stop]`."""
+    endpoint: EndpointConfig | None = unless_set(None)
+    """A served model that answers in place of an engine of this machine; for `ngrpo evaluate`. It must serve the model that is measured."""
+
+    @model_validator(mode="after")
+    def _as_an_endpoint_can(self) -> Self:
+        if self.endpoint is None:
+            return self
+        if self.mixing is not None:
+            raise ValueError("mixing has no effect with endpoint: a served model does not mix; leave one of them out")
+        if self.temperature < _LEAST_SERVED:
+            raise ValueError(
+                f"temperature={self.temperature:g} with endpoint: vLLM's server takes {_LEAST_SERVED} for it, so that the samples would be "
+                f"others; set {_LEAST_SERVED} or more, and a small top_p for greedy answers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _enough_samples(self) -> Self:

@@ -24,7 +24,7 @@ from ngrpo.config.sections import (
 )
 from ngrpo.config.serving import Serving
 from ngrpo.config.sources import BaseModelSource, Source
-from ngrpo.section import Day, Name, Section, Seed, StepsOrNone, Tokens
+from ngrpo.section import Day, Name, Section, Seed, StepsOrNone, Tokens, unless_set
 
 S = TypeVar("S", bound=Section)
 
@@ -143,6 +143,8 @@ class BenchmarkEvaluationConfig(Section):
     evaluation: EvaluationConfig
     benchmark_gradings: dict[Name, GradingConfig] = {}
     """How responses are graded, by benchmark."""
+    gate: PromotionConfig | None = unless_set(None)
+    """The gate whose verdict ends the evaluation early; none where none does."""
 
 
 class ModelPromotionConfig(Section):

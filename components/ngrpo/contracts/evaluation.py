@@ -21,6 +21,16 @@ Interval = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
 _Count = Annotated[int, Field(ge=0)]
 
 
+class Stopped(TypedDict):
+    """That there are fewer samples than were planned: generating stopped once the gate's verdict was settled (`curtailment`).
+
+    `planned_samples` of each problem were planned; the verdict is another than theirs with probability `error` at most.
+    """
+
+    planned_samples: Annotated[int, Field(ge=2)]
+    error: Annotated[float, Field(gt=0.0, lt=0.5)]
+
+
 @with_config(ConfigDict(extra="allow"))
 class Result(TypedDict):
     """One model on one benchmark, as `ngrpo.evaluation.results.benchmark_result` says; rates and statistics are fractions.
@@ -50,6 +60,7 @@ class Result(TypedDict):
     string_match: NotRequired[FiniteFloat]
     string_match_ci: NotRequired[Interval]
     per_problem_string_match: NotRequired[dict[str, _Count]]
+    stopped: NotRequired[Stopped]
 
 
 def _consistent(result: Result) -> Result:
@@ -57,6 +68,8 @@ def _consistent(result: Result) -> Result:
         raise ValueError("a problem has more correct samples than samples")
     if result["per_problem"].keys() != result["per_problem_maj"].keys():
         raise ValueError("per_problem and per_problem_maj are of different problems")
+    if "stopped" in result and result["stopped"]["planned_samples"] <= result["n_samples"]:
+        raise ValueError("it stopped early, but has all samples that were planned")
     return result
 
 
@@ -97,6 +110,19 @@ class Statistics(TypedDict):
     seed: _Count
 
 
+class EarlyStop(TypedDict):
+    """How an evaluation that may stop early ended: against which model the gate's verdict was sought, and what it is.
+
+    `verdict` is `open` where all samples were needed, or the two were not measured alike. `planned` samples were planned for the trained
+    model on the benchmarks of the gate, and `saved` of them were not generated.
+    """
+
+    against: str
+    verdict: Literal["promoted", "kept", "open"]
+    planned: _Count
+    saved: _Count
+
+
 class Evaluation(TypedDict):
     """The file. The registry keeps those of champions of earlier versions of the library, in which what is not required is missing.
 
@@ -109,6 +135,7 @@ class Evaluation(TypedDict):
     weights: NotRequired[dict[str, str]]
     answers: NotRequired[dict[str, Answers]]
     statistics: NotRequired[Statistics]
+    early_stop: NotRequired[EarlyStop]
 
 
 def parse_evaluation(data: bytes, *, where: object, cure: str) -> Evaluation:

@@ -18,7 +18,10 @@ PROMOTION = "promotion.json"
 
 
 class Comparison(TypedDict):
-    """Two models on one benchmark, in points of percent; see `ngrpo.evaluation.gate`."""
+    """Two models on one benchmark, in points of percent; see `ngrpo.evaluation.gate`.
+
+    Where an evaluation stopped early, `planned_samples` of each problem were planned, and the interval is the one that is foreseen of them.
+    """
 
     benchmark: str
     statistic: str
@@ -31,6 +34,7 @@ class Comparison(TypedDict):
     n_problems: int
     n_samples: int
     tolerated: NotRequired[FiniteFloat]
+    planned_samples: NotRequired[int]
 
 
 class GradedAgain(TypedDict):
@@ -41,11 +45,15 @@ class GradedAgain(TypedDict):
 
 
 class Evidence(Comparison):
-    """The comparison that decides, and those that must not show a loss."""
+    """The comparison that decides, and those that must not show a loss.
+
+    Where an evaluation stopped early, `settled` says whether the verdict is that of all samples.
+    """
 
     min_gain: FiniteFloat
     against: str
     regressions: dict[str, Comparison]
+    settled: NotRequired[bool]
     graded_again: NotRequired[dict[str, GradedAgain]]
 
 

@@ -13,6 +13,7 @@ from ngrpo.config import BenchmarkEvaluationConfig
 from ngrpo.data.embedding import read_embedding
 from ngrpo.data.model_directory import read_config
 from ngrpo.data.models import usable_tokens
+from ngrpo.evaluation.endpoint_sampler import start_endpoint_sampler
 from ngrpo.evaluation.samples import Sampler
 from ngrpo.mixing.mixer import Mixer
 from ngrpo.neighbors.index import NeighborIndex
@@ -23,7 +24,7 @@ from ngrpo.rollout.loading import load_tokenizer
 
 
 def start_sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any]) -> Sampler:
-    """Load a model and start an engine for it; whoever calls this closes the engine.
+    """Load a model and start an engine for it, or take the endpoint that serves it; whoever calls this closes the engine.
 
     Args:
         config: Settings of the stage.
@@ -33,8 +34,11 @@ def start_sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Seq
     Raises:
         DataError: Model or tokenizer cannot be used.
         EngineError: vLLM is not installed, or cannot serve the model.
-        ConfigError: `evaluation.mixing` asks for what the vocabulary cannot give, or vLLM cannot mix as it is set up.
+        ConfigError: `evaluation.mixing` asks for what the vocabulary cannot give, or vLLM cannot mix as it is set up. Or the endpoint
+            serves another model.
     """
+    if config.evaluation.endpoint is not None:
+        return start_endpoint_sampler(config, config.evaluation.endpoint, directory, chats)
     rows = read_config(directory, f"model directory {directory}").get_text_config().vocab_size
     tokenizer = load_tokenizer(directory, rows, config.model.template_date)
     mixer = _mixer(config, directory, tokenizer)  # before the engine, which takes what memory there is

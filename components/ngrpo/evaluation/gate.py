@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -11,10 +11,14 @@ import numpy as np
 from ngrpo.config import PromotionConfig
 from ngrpo.contracts.evaluation import Evaluation, Result
 from ngrpo.contracts.promotion import Comparison, Evidence, Verdict
+from ngrpo.evaluation.curtailment import Counts, error_of_a_look, foresee
 from ngrpo.evaluation.protocol import difference
 from ngrpo.evaluation.statistics import Floats, mean_at_n, paired_difference, pass_at_k, sign_flip_p_value
 
 _DRAWS = 10_000
+_TO_THE_END = (
+    "evaluate to the end: run again without evaluation.early_stop, and only the samples that are missing are generated"
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
     its difference is below what is tolerated. To reach `min_gain` is not enough: of two models that differ on a single problem the
     bound is 0, for most draws do not hold that problem. Where the two were not measured alike nothing is promoted.
 
+    Of a model whose evaluation stopped early the bounds are those that all its samples are foreseen to give. It is promoted only where they
+    are settled (`ngrpo.evaluation.curtailment`), whichever opponent they were settled against when it stopped.
+
     Args:
         config: The gate.
         candidate: The model that asks for promotion.
@@ -59,12 +66,17 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
         problem = obstacle(name, candidate, opponent)
         if problem is not None:
             return kept(problem)
-    comparisons = {name: _comparison(config, name, candidate, opponent, seed) for name in names}
+    stopped = [name for name in names if _has_stopped(name, candidate, opponent)]
+    if stopped and config.statistic == "maj":
+        return kept(
+            f"an evaluation on {stopped[0]} stopped early, and maj@n of all samples cannot be foreseen; {_TO_THE_END}"
+        )
+    compared = {name: _comparison(config, name, candidate, opponent, seed) for name in names}
+    comparisons = {name: entry for name, (entry, _) in compared.items()}
     first = comparisons[config.benchmark]
     low = first["interval"][0]
-    gained = low > config.min_gain
     regressions = {name: comparisons[name] for name in config.tolerated_regression}
-    lost = {name: entry for name, entry in regressions.items() if entry["interval"][0] < -entry["tolerated"]}
+    gained, lost = low > config.min_gain, _lost(regressions)
     reason = (
         f"{first['statistic']} on {config.benchmark} is {first['candidate']:.2f} against {opponent.name}'s "
         f"{first['champion']:.2f}; at {config.confidence:.0%} confidence the gain is above {low:+.2f} points, "
@@ -74,6 +86,23 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
         reason += f"; on {name} it may have lost up to {-entry['interval'][0]:.2f} points, more than the {entry['tolerated']:.2f} tolerated"
     evidence = {**first, "min_gain": config.min_gain, "against": opponent.name, "regressions": regressions}
     decision: Literal["promoted", "kept"] = "promoted" if gained and not lost else "kept"
+    if stopped:
+        of_gain, losses = compared[config.benchmark][1], {name: compared[name][1] for name in regressions}
+        sides = [of_gain(config.min_gain) if of_gain else _side(passed=gained)]
+        sides += [
+            side(-regressions[name]["tolerated"]) if side else _side(passed=name not in lost)
+            for name, side in losses.items()
+        ]
+        evidence["settled"] = min(sides) < 0 or min(sides) > 0
+        few = "; ".join(
+            f"{comparisons[name]['n_samples']} of {comparisons[name]['planned_samples']} samples of each problem of {name}"
+            for name in stopped
+        )
+        if evidence["settled"]:
+            reason += f", as foreseen from {few}, of all of which the verdict is settled"
+        else:
+            decision = "kept"
+            reason += f", as foreseen from {few}; that is not settled: {_TO_THE_END}"
     return {"decision": decision, "reason": reason, "comparison": cast(Evidence, evidence)}
 
 
@@ -96,7 +125,25 @@ def obstacle(name: str, candidate: Measured, opponent: Measured) -> str | None:
     return None
 
 
-def _comparison(config: PromotionConfig, name: str, candidate: Measured, opponent: Measured, seed: int) -> Comparison:
+def _side(*, passed: bool) -> float:
+    return 1.0 if passed else -1.0
+
+
+def _lost(regressions: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    return {name: entry for name, entry in regressions.items() if entry["interval"][0] < -entry["tolerated"]}
+
+
+def _has_stopped(name: str, *models: Measured) -> bool:
+    return any("stopped" in model.results[name] for model in models)
+
+
+def _comparison(
+    config: PromotionConfig, name: str, candidate: Measured, opponent: Measured, seed: int
+) -> tuple[Comparison, Callable[[float], float] | None]:
+    """Return two models on a benchmark, and what says on which side of a threshold in points the bound of all samples is.
+
+    It says 1, -1, or 0 where that is open; there is none where both have all their samples.
+    """
     problems = sorted(candidate.results[name]["per_problem"])
     n = candidate.results[name]["n_samples"]
     ours, theirs = (
@@ -118,7 +165,22 @@ def _comparison(config: PromotionConfig, name: str, candidate: Measured, opponen
     }
     if name in config.tolerated_regression:
         comparison["tolerated"] = config.tolerated_regression[name]
-    return comparison
+    if not _has_stopped(name, candidate, opponent):
+        return comparison, None
+    counts = [_counts(model.results[name], problems) for model in (candidate, opponent)]
+    foreseen = foresee(config.statistic, *counts, low / 100.0, confidence=config.confidence)
+    bound = 100.0 * float(foreseen.bound)
+    narrower = (bound - gain) / (low - gain) if low < gain else 1.0
+    comparison["interval"] = [bound, gain + narrower * (high - gain)]
+    comparison["planned_samples"] = counts[0].planned
+    error = max(model.results[name]["stopped"]["error"] for model in (candidate, opponent) if _has_stopped(name, model))
+    share = error_of_a_look(error, *counts, config.statistic, 1 + len(config.tolerated_regression))
+    return comparison, lambda threshold: float(foreseen.side(threshold / 100.0, share))
+
+
+def _counts(result: Result, problems: list[str]) -> Counts:
+    planned = result["stopped"]["planned_samples"] if "stopped" in result else result["n_samples"]
+    return Counts([result["per_problem"][problem] for problem in problems], result["n_samples"], planned)
 
 
 def per_problem(statistic: str, result: Result, problems: list[str]) -> Floats:

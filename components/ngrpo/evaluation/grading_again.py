@@ -74,6 +74,8 @@ def grade_again(
             settings = EvaluationConfig.model_validate(_settings(statistics, result["n_samples"]))
             seed = 0 if statistics is None else statistics["seed"]
             new["models"]["trained"][name] = benchmark_result(now, settings, seed)
+            if "stopped" in result:
+                new["models"]["trained"][name]["stopped"] = result["stopped"]
             new["protocols"][MODEL][name]["grader"] = grader_version(grading_of(gold))
     return GradedAgain(new, total, changed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -50,6 +50,7 @@ def sampled_by_processes(
     parts: Sequence[Part],
     devices: Sequence[str | None],
     *,
+    more: Callable[[], Sequence[Part]] = tuple,
     ahead: int,
     work: Path,
     what: str,
@@ -62,6 +63,7 @@ def sampled_by_processes(
         task: The model and its prompts.
         parts: What is to be generated, in the order in which it is given out.
         devices: Of each process the GPUs that it gets (`devices_of_processes`).
+        more: Called when all parts are done: further parts, or none.
         ahead: A process is given parts until it has so many requests.
         work: Directory for a file that tells the processes their task.
         what: What is done, for errors.
@@ -84,7 +86,7 @@ def sampled_by_processes(
             workers.append(_Worker(file, device, f"{what}: {where}"))
             stack.callback(workers[-1].kill)
         by_connection = {worker.connection: worker for worker in workers}
-        left = len(parts)
+        left, given = len(parts), len(parts)
         while left:
             # The one with least to do first: with few parts all get some.
             while waiting and (idlest := min(workers, key=lambda worker: worker.requests)).requests < ahead:
@@ -95,6 +97,10 @@ def sampled_by_processes(
                 if found is not None:
                     left -= 1
                     yield found
+            if not left:
+                further = more()
+                waiting.extend(enumerate(further, given))
+                left, given = len(further), given + len(further)
         for worker in workers:
             worker.end()
 

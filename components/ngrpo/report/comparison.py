@@ -156,6 +156,11 @@ def _require_comparable(arms: Sequence[Arm], reference: Arm, benchmarks: Sequenc
                 problem = obstacle(name, Measured.of(run.evaluation, "trained", _run_name(arm, run)), standard)
                 if problem is not None:
                     raise ConfigError(f"comparison: {problem}")
+                if "stopped" in run.evaluation["models"]["trained"][name]:
+                    raise ConfigError(
+                        f"comparison: the evaluation of {_run_name(arm, run)} on {name} stopped early, once the verdict of the gate was "
+                        "settled: run it again without evaluation.early_stop, which generates the samples that are missing"
+                    )
 
 
 def _run_name(arm: Arm, run: ComparedRun) -> str:

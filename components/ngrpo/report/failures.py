@@ -42,6 +42,7 @@ class Failure:
     gold: str
     samples: int
     before: int
+    samples_before: int
     after: int
     answer: str | None
     frequency: int
@@ -123,6 +124,7 @@ def _failure(
         gold=shorten(gold_text(benchmark.answers[index], benchmark.grading)),
         samples=after["n_samples"],
         before=before["per_problem"][problem],
+        samples_before=before["n_samples"],
         after=after["per_problem"][problem],
         answer=None if answer is None else shorten(answer),
         frequency=frequency,

@@ -63,6 +63,8 @@ class BenchmarkView:
     curve: Markup
     champion: str | None
     """Why the champion was left out; none where it was not, or where there was no champion."""
+    stopped: str | None = None
+    """That the evaluation stopped early, and what that saved; none where it did not."""
 
 
 def benchmark_views(
@@ -130,20 +132,23 @@ def _benchmark_view(name: str, results: Mapping[str, Result], config: RunConfig,
         return Row(label, estimates, _difference(values(results["warm_start"]), values(trained), config))
 
     def solved(k: int) -> Callable[[Result], Floats]:
-        return lambda result: pass_at_k(counts("per_problem", result), n, k)
+        return lambda result: pass_at_k(counts("per_problem", result), result["n_samples"], k)
 
     def best(k: int) -> Callable[[Result], Floats]:
-        return lambda result: best_at_k(counts("per_problem", result), n, k)
+        return lambda result: best_at_k(counts("per_problem", result), result["n_samples"], k)
 
     def plain(label: str, field: str, form: str = ".1f", scale: int = 100) -> Row:
         values = [scale * result[field] for result in results.values()]
         change = scale * (trained[field] - results["warm_start"][field])
         return Row(label, [Estimate(format(value, form)) for value in values], Estimate(signed(change, form)))
 
-    rows = [row(f"mean@{n}", "mean", lambda result: mean_at_n(counts("per_problem", result), n))]
+    def correct(field: str) -> Callable[[Result], Floats]:
+        return lambda result: mean_at_n(counts(field, result), result["n_samples"])
+
+    rows = [row(f"mean@{n}", "mean", correct("per_problem"))]
     if "string_match" in trained:
         label = f"mean@{n} by string match"
-        rows.append(row(label, "string_match", lambda result: mean_at_n(counts("per_problem_string_match", result), n)))
+        rows.append(row(label, "string_match", correct("per_problem_string_match")))
     rows.append(row(f"maj@{n}", "maj", lambda result: counts("per_problem_maj", result).astype(float)))
     rows += [row(f"pass@{k}", "pass_at_k", solved(int(k)), k) for k in trained["pass_at_k"]]
     rows += [row(f"best@{k}", "best_at_k", best(int(k)), k) for k in trained["pass_at_k"] if int(k) > 1]
@@ -154,9 +159,20 @@ def _benchmark_view(name: str, results: Mapping[str, Result], config: RunConfig,
         plain("different answers among samples, %", "distinct_answers"),
         plain("grader errors", "grader_errors", "d", scale=1),
     ]
-    solved_by_model = {model: counts("per_problem", result) for model, result in results.items()}
-    curve = _curve(name, solved_by_model, n, config)
-    return BenchmarkView(name, len(problems), n, list(results), rows, curve, left_out)
+    solved_by_model = {model: (counts("per_problem", result), result["n_samples"]) for model, result in results.items()}
+    curve = _curve(name, solved_by_model, config)
+    return BenchmarkView(name, len(problems), n, list(results), rows, curve, left_out, _stopped(trained, len(problems)))
+
+
+def _stopped(trained: Result, problems: int) -> str | None:
+    """Say that the evaluation of the trained model stopped early, and what that saved; nothing where it did not."""
+    if "stopped" not in trained:
+        return None
+    planned, generated = trained["stopped"]["planned_samples"], trained["n_samples"]
+    return (
+        f"The trained model has {generated} of {planned} planned samples of each problem, for the verdict of the gate was settled by them: "
+        f"{problems * (planned - generated):,} of {problems * planned:,} samples were saved. The other models have all theirs."
+    )
 
 
 def _estimate(result: Result, field: str, k: str | None) -> Estimate:
@@ -178,10 +194,10 @@ def _difference(before: Floats, after: Floats, config: RunConfig) -> Estimate:
     return Estimate(signed(100 * mean), f"{signed(100 * low)} to {signed(100 * high)}")
 
 
-def _curve(name: str, solved: Mapping[str, Counts], n: int, config: RunConfig) -> Markup:
+def _curve(name: str, solved: Mapping[str, tuple[Counts, int]], config: RunConfig) -> Markup:
     curves = []
     settings = config.evaluation
-    for model, counts in solved.items():
+    for model, (counts, n) in solved.items():
         values = np.stack([pass_at_k(counts, n, k) for k in range(1, n + 1)], axis=1)
         band = bootstrap_intervals(
             values, confidence=settings.confidence, draws=settings.bootstrap_draws, seed=config.seed

@@ -12,19 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ngrpo.config import BenchmarkEvaluationConfig
-from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Protocol, Result, write_evaluation
+from ngrpo.contracts.evaluation import EVALUATION, EarlyStop, Evaluation, Protocol, Result, write_evaluation
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.model_directory import read_config, require_weights
 from ngrpo.data.models import materialize
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmarks
 from ngrpo.evaluation.configured_sampler import start_sampler
+from ngrpo.evaluation.gate import Measured
 from ngrpo.evaluation.protocol import benchmark_protocol, revisions
 from ngrpo.evaluation.results import benchmark_result, flat_metrics
+from ngrpo.evaluation.rounds import Rounds
 from ngrpo.evaluation.samples import KeptSamples, LocalSamples, Part, SampleStore, parts
 from ngrpo.evaluation.sampling_processes import devices_of_processes, sampled_by_processes
 from ngrpo.evaluation.sampling_worker import Task
-from ngrpo.evaluation.stored_evaluation import answers_of, statistics_of
+from ngrpo.evaluation.stored_evaluation import MODEL, answers_of, statistics_of
 from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.cores import usable_cores
 from ngrpo.grading.grader import Grader
@@ -46,7 +48,13 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     try that was killed, on whatever machine, and those of an evaluation with fewer samples are not generated again. Kept samples that
     are damaged are.
 
+    With `evaluation.early_stop` generating for the trained model ends as soon as the gate's verdict against the warm start is settled
+    (`ngrpo.evaluation.rounds`); `evaluation.json` then says how many samples were planned and how many were saved.
+
     Where there are GPUs, each generates with a process of its own; they share one queue over all benchmarks of a model.
+
+    With `evaluation.endpoint` a served model answers, which must be each of the three. What it answers is kept for this try and the next
+    ones alone: nobody knows what it will answer tomorrow.
 
     `evaluation.json` holds the gold answers too, and nothing else of the problems: with them, other graders can grade the samples again.
 
@@ -64,11 +72,12 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     """
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks", config.benchmark_gradings)
     data_revisions = revisions(inputs["dataset"])
-    store = _sample_store(context)
+    store = _sample_store(config, context)
     all_results: dict[str, dict[str, Result]] = {}
     all_protocols: dict[str, dict[str, Protocol]] = {}
     weights: dict[str, str] = {}
     metrics: dict[str, float] = {}
+    early_stop: EarlyStop | None = None
     with Grader(workers=usable_cores()) as grader:
         for name, directory in _models(config, inputs, context.work).items():
             weights[name] = model_digest(directory)
@@ -87,15 +96,29 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
             task = Task(
                 config=config.model_dump_json(), model=str(directory), benchmarks=str(inputs["dataset"] / "benchmarks")
             )
-            _generate(config, name, task, kept, context)
+            rounds = None
+            if config.gate is not None and config.evaluation.early_stop is not None and name == MODEL:
+                rounds = Rounds(
+                    config.gate,
+                    config.evaluation.early_stop.error,
+                    kept,
+                    protocols,
+                    Measured("the warm start", all_results["warm_start"], all_protocols["warm_start"]),
+                    result=lambda samples: _result(config, samples, grader)[1],
+                    seed=config.seed,
+                    unit=_unit(config),
+                    say=context.progress,
+                )
+            _generate(config, name, task, kept, context, rounds)
+            early_stop = None if rounds is None else rounds.summary()
             for samples in kept:
                 benchmark = samples.benchmark
-                by_string = benchmark.name in config.evaluation.string_match
-                table = graded(samples.table(), benchmark, grader, by_string=by_string)
+                table, result = _result(config, samples, grader)
+                if rounds is not None:
+                    result = rounds.marked(samples, result)
                 path = output / "samples" / name / f"{benchmark.name}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table, path)
-                result = benchmark_result(table, config.evaluation, config.seed)
                 results[benchmark.name] = result
                 metrics |= flat_metrics(result, f"{name}/{benchmark.name}")
                 context.progress(_line(name, benchmark.name, result))
@@ -107,12 +130,37 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
         "answers": answers_of(benchmarks),
         "statistics": statistics_of(config.evaluation, config.seed),
     }
+    if early_stop is not None:
+        evaluation["early_stop"] = early_stop
+        metrics |= {f"early_stop/{field}_samples": float(early_stop[field]) for field in ("planned", "saved")}
+        context.progress(f"early stop: {early_stop['saved']:,} of {early_stop['planned']:,} samples were saved")
     write_evaluation(output / EVALUATION, evaluation)
     for benchmark in benchmarks:
         write_code(benchmark.grading.compare.code, output / "code" / benchmark.name)
     if config.evaluation.mixing is not None and config.evaluation.mixing.reference is not None:
         write_code(config.evaluation.mixing.reference.code, output / "code" / "evaluation.mixing.strategy")
     write_metrics(output, metrics)
+
+
+def _result(config: BenchmarkEvaluationConfig, samples: KeptSamples, grader: Grader) -> tuple[pa.Table, Result]:
+    """Return the samples of a benchmark that are wanted with their verdicts, and what follows from them."""
+    by_string = samples.benchmark.name in config.evaluation.string_match
+    table = graded(samples.table(), samples.benchmark, grader, by_string=by_string)
+    settings = config.evaluation
+    if samples.samples < settings.samples:  # it may have stopped early
+        drawn = tuple(k for k in settings.pass_at if k <= samples.samples)
+        settings = settings.model_copy(update={"samples": samples.samples, "pass_at": drawn})
+    return table, benchmark_result(table, settings, config.seed)
+
+
+def _unit(config: BenchmarkEvaluationConfig) -> int:
+    """Return how many requests are not taken apart.
+
+    vLLM puts its batches together itself. Those of the transformers engine stay the same, whoever decodes them.
+    """
+    evaluation = config.evaluation
+    continuous = evaluation.engine == "vllm" or evaluation.endpoint is not None
+    return evaluation.samples if continuous else evaluation.batch_size
 
 
 def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work: Path) -> dict[str, Path]:
@@ -125,8 +173,8 @@ def _models(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], work:
     )
 
 
-def _sample_store(context: Context) -> SampleStore:
-    if context.store is None:
+def _sample_store(config: BenchmarkEvaluationConfig, context: Context) -> SampleStore:
+    if context.store is None or config.evaluation.endpoint is not None:
         return LocalSamples(context.work / "samples")
     return ObjectStore(f"{context.store.rstrip('/')}/samples")
 
@@ -146,6 +194,8 @@ def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) 
     ]
     if evaluation.engine == "vllm" and evaluation.vllm.options:
         sampling.append(evaluation.vllm.options)  # quantization, for example
+    if evaluation.endpoint is not None:
+        sampling.append(evaluation.endpoint.model_dump(mode="json"))
     generator = code_version("ngrpo.rollout.configured_engine")
     libraries = installed("benchmark_evaluation", selected(GENERATING, canonical_json({"engine": evaluation.engine})))
     return digest(canonical_json([weights, prompts, config.seed, sampling, mixing, generator, libraries]))
@@ -165,25 +215,30 @@ def _generate(
     task: Task,
     kept: Sequence[KeptSamples],
     context: Context,
+    rounds: Rounds | None,
 ) -> None:
-    """Generate the samples that are missing; with none, the model is not even loaded."""
+    """Generate the samples that are missing, round by round where there are rounds; with none, the model is not even loaded."""
     evaluation = config.evaluation
-    continuous = evaluation.engine == "vllm"
-    # vLLM puts its batches together itself. Those of the transformers engine stay the same, whoever decodes them.
-    unit = evaluation.samples if continuous else evaluation.batch_size
-    waiting = [part for place, samples in enumerate(kept) for part in parts(place, samples.missing, unit)]
+    served = evaluation.endpoint is not None
+    continuous = evaluation.engine == "vllm" or served
+    if rounds is None:
+        waiting = [part for place, samples in enumerate(kept) for part in parts(place, samples.missing, _unit(config))]
+    else:
+        waiting = rounds.parts()
+    more: Callable[[], Sequence[Part]] = tuple if rounds is None else rounds.parts
     if not waiting:
         return
     require_weights(Path(task["model"]), f"model directory {task['model']}")  # once, and not by each process
     # While vLLM decodes a batch, another one waits: it takes from that as soon as a response has ended.
     ahead = evaluation.batch_size * (2 if continuous else 1)
-    devices = devices_of_processes(context.processes, evaluation.vllm.tensor_parallel_size if continuous else 1)
+    gpus_each = evaluation.vllm.tensor_parallel_size if continuous else 1
+    devices = [None] if served else devices_of_processes(context.processes, gpus_each)
     if devices == [None]:
-        tables = _sampled_here(config, task, [samples.benchmark for samples in kept], waiting, ahead)
+        tables = _sampled_here(config, task, [samples.benchmark for samples in kept], waiting, more, ahead)
     else:
         several = f"{len(devices)} process{'es' * (len(devices) > 1)}"
         context.progress(f"{name}: {sum(len(part.requests) for part in waiting)} samples by {several}")
-        tables = sampled_by_processes(task, waiting, devices, ahead=ahead, work=context.work, what=name)
+        tables = sampled_by_processes(task, waiting, devices, more=more, ahead=ahead, work=context.work, what=name)
     progress = [_Progress(f"{name} {samples.benchmark.name}", samples, context.progress) for samples in kept]
     with closing(tables):
         for part, table in tables:
@@ -192,14 +247,24 @@ def _generate(
 
 
 def _sampled_here(
-    config: BenchmarkEvaluationConfig, task: Task, benchmarks: Sequence[Benchmark], waiting: Sequence[Part], ahead: int
+    config: BenchmarkEvaluationConfig,
+    task: Task,
+    benchmarks: Sequence[Benchmark],
+    waiting: Sequence[Part],
+    more: Callable[[], Sequence[Part]],
+    ahead: int,
 ) -> Generator[tuple[Part, pa.Table]]:
     """Yield parts with their samples, generated in this process; see `sampled_by_processes`."""
-    queue = deque(enumerate(waiting))
+    given = list(waiting)
+    queue = deque(enumerate(given))
     under_way = 0
 
     def take(*, wait: bool) -> tuple[int, Part] | None:
         nonlocal under_way
+        if not queue and not under_way:
+            further = more()
+            queue.extend(enumerate(further, len(given)))
+            given.extend(further)
         if not queue or under_way >= ahead:
             return None
         number, part = queue.popleft()
@@ -211,7 +276,7 @@ def _sampled_here(
     with closing(sampler.engine):
         for number, table in sampler.tables(benchmarks, take):
             under_way -= table.num_rows
-            yield waiting[number], table
+            yield given[number], table
 
 
 class _Progress:
@@ -219,13 +284,17 @@ class _Progress:
 
     def __init__(self, what: str, samples: KeptSamples, say: Callable[[str], None]):
         self._what, self._say = what, say
-        self._total = len(samples.benchmark.ids) * samples.samples
+        self._samples = samples
         self._done = self._total - len(samples.missing)
 
+    @property
+    def _total(self) -> int:
+        return len(self._samples.benchmark.ids) * self._samples.samples
+
     def add(self, count: int) -> None:
-        before, self._done = self._done, self._done + count
-        if 10 * before // self._total < 10 * self._done // self._total:
-            self._say(f"{self._what}: {self._done}/{self._total} samples")
+        before, self._done, total = self._done, self._done + count, self._total
+        if 10 * before // total < 10 * self._done // total:
+            self._say(f"{self._what}: {self._done}/{total} samples")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,197 @@
+"""Stochastic curtailment: whether the verdict of the gate that all planned samples would give is settled by those there are.
+
+An evaluation plans n samples of every problem and generates them in rounds: after each, every problem has the same number m of them. The
+samples of a problem are exchangeable, so given what all n will say, the first m are a random subset. The per-problem value of the gate's
+statistic, mean@m or the unbiased pass@K of m samples, is a U-statistic: over random subsets its expectation is the value of all n samples
+(Hoeffding, A Class of Statistics with Asymptotically Normal Distribution, 1948). So the gain of m samples less that of all n has mean
+zero given the latter, whatever the problems' difficulties are: no prior is needed. Its variance is a sum over problems, each estimated by
+the jackknife (Efron and Stein, The Jackknife Estimate of Variance, 1981) times 1 - m/n, the correction for a finite population.
+
+The gate compares a bootstrap bound of the gain, which depends on the spread of the differences over problems too. Of few samples the
+spread is larger by just the mean of those variances; without them it is foreseen as it will be, and the bound with it.
+
+The verdict is settled once the foreseen bound is further from what the gate asks for than z standard deviations, where z is the normal
+quantile of `error` shared out over all looks and all bounds of the gate. By the union bound the verdict at the first such look, and so at
+any time at which one may choose to stop or to ask, is that of all samples with probability 1 - `error`. That is stochastic curtailment
+(Lan, Simon and Halperin, Stochastically Curtailed Tests in Long-Term Clinical Trials, 1982) with the looks of a group-sequential trial.
+Where few problems are open, z is the quantile of Student's t with the degrees of freedom that the variance was estimated with
+(Satterthwaite, An Approximate Distribution of Estimates of Variance Components, 1946). Both are approximations;
+`python -m tests.benchmarks early_stopping` measures what they leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ngrpo.evaluation.statistics import Floats, mean_at_n, pass_at_k
+
+_LEAST_SPREAD = 0.05
+"""Share of the variance over problems that is left at least when the noise of the samples is taken off."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The samples of one model on a benchmark.
+
+    Attributes:
+        correct: Correct samples of each problem, `[..., problems]`.
+        generated: Samples of each problem, m.
+        planned: Samples of each problem that were planned, n.
+    """
+
+    correct: ArrayLike
+    generated: int
+    planned: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are all that were planned."""
+        return self.generated == self.planned
+
+
+def looks(planned: int, statistic: str) -> list[int]:
+    """Return after how many samples of each problem it is asked whether the verdict is settled: 2, 3, 4, 6, 8, 12 and so on.
+
+    Args:
+        planned: Samples of each problem that are planned.
+        statistic: `mean` or `pass@K`, of which K + 1 samples are the fewest whose spread can be told; `maj` is never foreseen, for maj@n
+            of fewer samples is another number.
+    """
+    if statistic == "maj":
+        return []
+    powers = [2**exponent for exponent in range(1, planned.bit_length())]
+    steps = sorted({*powers, *(3 * power // 2 for power in powers)})
+    return [step for step in steps if _drawn(statistic) < step < planned]
+
+
+def values(statistic: str, correct: ArrayLike, samples: int) -> Floats:
+    """Return `mean` or `pass@K` of each problem as a fraction; see `ngrpo.evaluation.statistics`."""
+    if statistic == "mean":
+        return mean_at_n(correct, samples)
+    return pass_at_k(correct, samples, _drawn(statistic))
+
+
+def error_of_a_look(error: float, ours: Counts, theirs: Counts, statistic: str, bounds: int) -> float:
+    """Return the share of `error` for one bound at one look.
+
+    Args:
+        error: How often the verdict may be another than that of all samples.
+        ours: Samples of the candidate.
+        theirs: Samples of the opponent; where they are not complete either, every pair of looks may be the one.
+        statistic: `mean` or `pass@K`.
+        bounds: Bounds of the gate.
+    """
+    chances = bounds
+    for counts in (ours, theirs):
+        if not counts.complete:
+            chances *= max(len(looks(counts.planned, statistic)), 1)
+    return error / chances
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What all samples will say of the bound of a gain, as fractions.
+
+    Attributes:
+        bound: The bound that is expected, `[...]`.
+        deviation: Standard deviation of what all samples will say around it, `[...]`.
+        freedom: Degrees of freedom of that estimate, `[...]`: few where few problems are open.
+    """
+
+    bound: Floats
+    deviation: Floats
+    freedom: Floats
+
+    def side(self, threshold: float, error: float) -> Floats:
+        """Return 1 where the bound will be above a threshold, -1 where it will not, and 0 where that is open.
+
+        Args:
+            threshold: What the gate asks for, a fraction.
+            error: How often that may turn out wrong (`error_of_a_look`).
+        """
+        distance = self.bound - threshold
+        settled = np.abs(distance) > _student(NormalDist().inv_cdf(1.0 - error), self.freedom) * self.deviation
+        found: Floats = np.where(settled, np.sign(distance), 0.0)
+        return found
+
+
+def foresee(statistic: str, ours: Counts, theirs: Counts, bound: ArrayLike, *, confidence: float) -> Foreseen:
+    """Foresee the lower bound of the paired gain once both models have all their samples.
+
+    Args:
+        statistic: `mean` or `pass@K`.
+        ours: Samples of the candidate.
+        theirs: Samples of the opponent, on the same problems in the same order.
+        bound: One-sided lower bound of the gain of the samples that there are, by the bootstrap over problems, a fraction, `[...]`.
+        confidence: Its level.
+
+    Raises:
+        ValueError: A model has too few samples to tell (`looks`), or the two have other problems.
+    """
+    difference = values(statistic, ours.correct, ours.generated) - values(statistic, theirs.correct, theirs.generated)
+    problems = difference.shape[-1]
+    mean = difference.mean(axis=-1)
+    spread = difference.var(axis=-1)
+    pending = _pending(statistic, ours) + _pending(statistic, theirs)
+    left = np.maximum(spread - pending.mean(axis=-1), _LEAST_SPREAD * spread)
+    # A bootstrap bound moves and scales with the differences.
+    foreseen = mean + (np.asarray(bound) - mean) * np.sqrt(left / np.where(spread > 0, spread, 1.0))
+    # The bound is about the mean less z of its standard errors: what a change of one problem's value changes of both.
+    z = NormalDist().inv_cdf(confidence)
+    error = np.sqrt(np.where(left > 0, left, 1.0) * problems)
+    influence = 1.0 - z * (difference - mean[..., None]) / error[..., None]
+    # One problem more, as uncertain as can be: where all samples agree, the jackknife would say that nothing is open.
+    unseen = sum(_most_pending(statistic, counts) for counts in (ours, theirs))
+    parts = influence**2 * pending
+    variance = parts.sum(axis=-1) + unseen
+    freedom = variance**2 / np.maximum((parts**2).sum(axis=-1) + unseen**2, np.finfo(np.float64).tiny)
+    return Foreseen(foreseen, np.sqrt(variance) / problems, freedom)
+
+
+def _student(z: float, freedom: Floats) -> Floats:
+    """Return the quantile of Student's t that a normal quantile becomes (Cornish and Fisher's expansion, second order)."""
+    return z + (z**3 + z) / (4.0 * freedom) + (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / (96.0 * freedom**2)
+
+
+def _pending(statistic: str, counts: Counts) -> Floats:
+    """Return by how much the value of each problem may still change: the variance of that of m samples given all n, `[..., problems]`.
+
+    The jackknife leaves out one sample at a time: c of them are correct, and m - c wrong.
+    """
+    correct, samples = np.asarray(counts.correct), counts.generated
+    if counts.complete:
+        return np.zeros(correct.shape)
+    if samples <= _drawn(statistic):
+        raise ValueError(f"{statistic} cannot be foreseen of {samples} samples")
+    less_right = values(statistic, np.maximum(correct - 1, 0), samples - 1)
+    less_wrong = values(statistic, np.minimum(correct, samples - 1), samples - 1)
+    squares = correct * (samples - correct) / samples * (less_wrong - less_right) ** 2
+    pending: Floats = (samples - 1) / samples * squares * (1.0 - samples / counts.planned)
+    return pending
+
+
+def _most_pending(statistic: str, counts: Counts) -> float:
+    """Return the largest of what `_pending` can say of a problem."""
+    every = Counts(np.arange(counts.generated + 1), counts.generated, counts.planned)
+    return float(_pending(statistic, every).max())
+
+
+def _drawn(statistic: str) -> int:
+    """Return how many samples a statistic draws."""
+    return int(statistic.partition("@")[2] or 1)
+
+
+def saved(counts: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
+    """Return how many samples were planned, and how many of them were not generated.
+
+    Args:
+        counts: Of each benchmark its problems, the samples of each that were planned, and those that were generated.
+    """
+    planned = sum(problems * of_each for problems, of_each, _ in counts)
+    generated = sum(problems * of_each for problems, _, of_each in counts)
+    return planned, planned - generated

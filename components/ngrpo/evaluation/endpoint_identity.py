@@ -1,0 +1,157 @@
+"""Which model an endpoint serves: what its names say, and what it computes.
+
+A name is what whoever started the server says. So it is asked for the log-probabilities of a few prompts and of its own greedy answers to
+them, and they are compared with those of the model's files. Two models that differ by less than rounding does are not told apart that way;
+a name with the digest of the files, which `ngrpo serve` gives, tells them apart where the server is honest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ngrpo.errors import ConfigError
+from ngrpo.evaluation.endpoint_client import Choice, EndpointClient, ServedModel
+from ngrpo.evaluation.endpoint_engine import completion_request
+from ngrpo.rollout.engine import Sampling
+from ngrpo.rollout.loading import load_model
+
+_DIGEST = "ngrpo-model-"
+_PROBES = 4
+_LONGEST_PROBE = 256
+"""Tokens of a prompt that is asked for log-probabilities, at most: its first ones."""
+_ANSWER = 16
+"""Tokens of the greedy answer to it."""
+TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
+"""Largest mean difference of log-probabilities that counts as rounding. Between two engines it is about 1e-5 in float32, and a few
+hundredths in bfloat16; between two models that were trained apart it is tenths and more."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What shows that an endpoint serves a model."""
+
+    name: str
+    """Name to ask for it by."""
+    named: bool
+    """Whether one of its names is the digest of the model's files."""
+    tokens: int
+    """Tokens whose log-probabilities were compared."""
+    difference: float
+    """Their mean absolute difference, in nats."""
+
+
+def digest_name(digest: str) -> str:
+    """Return the name under which a server says which files it serves.
+
+    Args:
+        digest: `ngrpo.storage.digest.model_digest` of the model's directory.
+    """
+    return _DIGEST + digest[:32]
+
+
+def require_served(
+    client: EndpointClient, directory: Path, digest: str, *, prompts: Sequence[Sequence[int]], longest: int, dtype: str
+) -> Identity:
+    """Refuse an endpoint that does not serve a model, or without room for its answers.
+
+    Args:
+        client: The endpoint.
+        directory: The model's directory, with its weights.
+        digest: Digest of the directory.
+        prompts: Prompts that will be asked; a few of them are the probe.
+        longest: Tokens of the longest prompt and response together.
+        dtype: Name of the torch type that the model computes in.
+
+    Raises:
+        ConfigError: It serves another model, none by the name that is asked for, the model in another type, or with too little room.
+        EngineError: It cannot be reached, fails, or gives no log-probabilities.
+        DataError: The directory has no weights that can be read.
+    """
+    what = f"evaluation.endpoint.url={client.endpoint.url}"
+    served = client.models()
+    model = _chosen(served, client.endpoint.model, digest, what)
+    digests = {other.id for other in served if other.id.startswith(_DIGEST) and other.root == model.root}
+    if digests and digest_name(digest) not in digests:
+        raise ConfigError(
+            f"{what}: serves another model ({', '.join(sorted(digests))}, not {digest_name(digest)}); name the endpoint of this model, or "
+            "evaluate the model that it serves"
+        )
+    if model.max_model_len is not None and model.max_model_len < longest:
+        raise ConfigError(
+            f"{what}: has room for {model.max_model_len} tokens, but a prompt and its response may take {longest}; serve the model with "
+            f"--max-model-len {longest}, or lower evaluation.max_tokens"
+        )
+    tokens, difference = _compared(client, model.id, load_model(directory, dtype), _probes(prompts))
+    if not difference <= TOLERANCES[dtype]:
+        raise ConfigError(
+            f"{what}: {model.id} is another model than {directory}, or computes in another type than model.dtype={dtype!r}: the "
+            f"log-probabilities of {tokens} tokens differ by {difference:.2g} on average, where rounding explains {TOLERANCES[dtype]:g}; "
+            "serve the files that are evaluated, in that type"
+        )
+    return Identity(model.id, bool(digests), tokens, difference)
+
+
+def _chosen(served: Sequence[ServedModel], asked: str | None, digest: str, what: str) -> ServedModel:
+    """Return the model of an endpoint that is meant."""
+    by_name = {model.id: model for model in served}
+    names = ", ".join(by_name) or "none"
+    if asked is not None:
+        if asked not in by_name:
+            raise ConfigError(f"evaluation.endpoint.model={asked!r}: {what} serves {names}; name one of these")
+        return by_name[asked]
+    if digest_name(digest) in by_name:
+        return by_name[digest_name(digest)]
+    if not served:
+        raise ConfigError(f"{what}: serves no model; start the server with one")
+    if len({model.root or model.id for model in served}) > 1:
+        raise ConfigError(f"{what}: serves {names}; set evaluation.endpoint.model to the one that is meant")
+    return served[0]
+
+
+def _probes(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return a few different prompts, evenly spread, each without what is too long."""
+    different = [list(prompt) for prompt in dict.fromkeys(tuple(prompt[:_LONGEST_PROBE]) for prompt in prompts)]
+    return different[:: -(-len(different) // _PROBES)]
+
+
+def _compared(
+    client: EndpointClient, name: str, model: PreTrainedModel, probes: Sequence[Sequence[int]]
+) -> tuple[int, float]:
+    """Return how many log-probabilities of endpoint and model were compared, and their mean absolute difference."""
+    greedy = Sampling(_ANSWER, temperature=1.0, top_p=1.0)
+    differences = []
+    for probe in probes:
+        request = completion_request(name, probe, greedy, seed=0, ends=[])
+        # Greedy, which `Sampling` does not know. Cutting an answer short does no harm here.
+        choice = client.complete(request | {"temperature": 0.0, "logprobs": 0, "prompt_logprobs": 0})
+        theirs = _logprobs(choice, client)
+        sequence = torch.tensor([[*probe, *choice.token_ids]], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=sequence, use_cache=False).logits[0, :-1].float()
+        ours = logits.log_softmax(dim=-1).gather(1, sequence[0, 1:, None])[:, 0].cpu()
+        differences.append((torch.tensor(theirs) - ours).abs())
+    total = torch.cat(differences)
+    return len(total), float(total.mean())
+
+
+def _logprobs(choice: Choice, client: EndpointClient) -> list[float]:
+    """Return the log-probabilities that an endpoint gives: of all tokens but the first."""
+    sequence = [*choice.prompt_token_ids, *choice.token_ids]
+    prompt = choice.prompt_logprobs or []
+    answer = [] if choice.logprobs is None else choice.logprobs.token_logprobs
+    values = [
+        None if each is None or token not in each else each[token].logprob
+        for token, each in zip(choice.prompt_token_ids[1:], prompt[1:], strict=False)
+    ] + answer
+    known = [value for value in values if value is not None]
+    if len(known) != len(sequence) - 1:
+        raise ConfigError(
+            f"evaluation.endpoint.url={client.endpoint.url}: no log-probabilities of prompts, so that it is not known which model answers; "
+            "serve the model with vLLM, and with --max-logprobs above 0"
+        )
+    return known
