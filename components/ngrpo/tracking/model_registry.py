@@ -120,6 +120,13 @@ class ModelRegistry:
         return _stored_digest(self._uri(version, "")) if dict(self._files(version, MODEL_FOLDER)) else None
 
     @explained()
+    def download(self, version: ModelVersion, directory: Path) -> Path:
+        """Download the files of a version's model below a directory, which is made if missing; return where they are there."""
+        directory.mkdir(parents=True, exist_ok=True)
+        with environment(_NO_PROGRESS_BAR):
+            return Path(mlflow.artifacts.download_artifacts(self._uri(version, MODEL_FOLDER), dst_path=str(directory)))
+
+    @explained()
     def location(self, version: ModelVersion) -> str:
         """Return where the files of a version's model are, as its object storage names the place."""
         logged = self._client.get_logged_model(_logged_model(version))

@@ -1,0 +1,206 @@
+"""A model by the name that a user gives it: champion, challenger, a version's number or a run; as verified files on this machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from ngrpo.config import RunConfig, validate
+from ngrpo.errors import ConfigError, StoreError, TrackingError
+from ngrpo.storage.digest import model_digest
+from ngrpo_kfp.pipelines.local.services import Services
+from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
+from ngrpo_kfp.pipelines.local.workspace import Workspace, written
+from ngrpo_kfp.pipelines.planning.nodes import stage_of
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from ngrpo.tracking.model_registry import ModelRegistry
+
+ALIASES = ("champion", "challenger", "previous_champion", "candidate")
+"""Aliases of the registry that a model can be named by."""
+FORMS = "name champion, challenger, the number of a version, or a run"
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_TRAINING = "ngrpo_training"
+_FOLDER = "registered_models"
+"""Folder of the workspace's cache with verified copies of registered models, one directory a digest."""
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that was named, with its files at hand."""
+
+    name: str
+    """What the user wrote: champion | challenger | a version's number | a run's name or directory."""
+    directory: Path
+    """Verified local copy: safetensors, tokenizer and chat template as `save_pretrained` wrote them. Do not write there."""
+    digest: str
+    """`ngrpo.storage.digest.model_digest` of it."""
+    version: ModelVersion | None
+    """Its version in the registry; none for a run whose model was never registered."""
+    model_name: str
+    """The registered model."""
+
+
+def named_model(what: str, model_name: str | None, around: Services, workspace: Workspace) -> NamedModel:
+    """Find a model, and bring its files to this machine unless they are here already.
+
+    Args:
+        what: `champion`, `challenger`, the number of a version, or a run by its name or directory.
+        model_name: The registered model; by default that of the run, or of the latest run.
+        around: Object storage and tracking, open.
+        workspace: Where runs and cache are.
+
+    Raises:
+        ConfigError: There is no such run, it did not finish, or it has no single trained model.
+        DamagedStateError: A file of the run cannot be read.
+        TrackingError: There is no such version, its files are gone or are not those that were registered, or MLflow cannot be reached.
+        StoreError: The artifact of the run is gone, or the object store cannot be reached.
+    """
+    from ngrpo.tracking.model_registry import DIGEST, ModelRegistry
+
+    if is_version(what):
+        registry = ModelRegistry(model_name or configuration_of(latest_run(workspace)).promotion.model_name)
+        version = _version(registry, what)
+        directory, digest = _registered_files(registry, version, workspace)
+        return NamedModel(what, directory, digest, version, registry.name)
+    run = run_directory(what, workspace)
+    registry = ModelRegistry(model_name or configuration_of(run).promotion.model_name)
+    directory = _trained_files(what, run, around, workspace)
+    digest = model_digest(directory)
+    version = next((each for each in registry.versions() if each.tags.get(DIGEST) == digest), None)
+    return NamedModel(what, directory, digest, version, registry.name)
+
+
+def is_version(what: str) -> bool:
+    """Whether a name is that of a version in the registry, an alias or a number, and not that of a run."""
+    return what in ALIASES or _VERSION.fullmatch(what) is not None
+
+
+def run_directory(what: str, workspace: Workspace) -> Path:
+    """Return the directory of a run.
+
+    Args:
+        what: Its name, `latest`, or its directory.
+        workspace: Where runs are.
+
+    Raises:
+        ConfigError: There is no such run.
+    """
+    try:
+        for place in (workspace.runs / what, workspace.root / what, Path(what)):
+            if what and (place / "config.json").is_file():
+                return place.resolve()
+    except (OSError, ValueError) as error:  # a name that is too long
+        raise ConfigError(f"model {what!r}: {error}; {FORMS}") from error
+    raise ConfigError(f"model {what!r}: no run of that name in {workspace.runs}, and no directory of a run; {FORMS}")
+
+
+def latest_run(workspace: Workspace) -> Path:
+    """Return the directory of the latest run that finished.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not (workspace.latest / "config.json").is_file():
+        raise ConfigError(
+            f"workspace {workspace.root}: no run has finished there, so it is not known which registered model is meant: name it with "
+            "--model, set NGRPO_HOME to a workspace with runs, or run once"
+        )
+    return workspace.latest.resolve()
+
+
+def configuration_of(run: Path) -> RunConfig:
+    """Return the configuration of a run.
+
+    Raises:
+        ConfigError: It is none of this version, or is missing.
+        DamagedStateError: It cannot be read.
+    """
+    path = run / "config.json"
+    settings = read_settings(run)
+    if settings is None:
+        raise ConfigError(f"run {run}: no config.json there; name the directory of a run")
+    try:
+        return validate(RunConfig, settings)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: no configuration of this version: {str(error).splitlines()[0]}; run the preset again: its results are in the store"
+        ) from error
+
+
+def _version(registry: ModelRegistry, what: str) -> ModelVersion:
+    version = registry.by_alias(what) if what in ALIASES else registry.version(what)
+    if version is not None:
+        return version
+    known = ", ".join(str(each.version) for each in registry.versions())
+    if not known:
+        cure = "it has no version: run its preset, or name another model with --model"
+    elif what == "champion":
+        cure = f"make one of its versions champion with `ngrpo promote VERSION` (there are {known}), or name a version"
+    else:
+        cure = f"its versions are {known}"
+    raise TrackingError(f"model {registry.name} has no {what if what in ALIASES else f'version {what}'}; {cure}")
+
+
+def _registered_files(registry: ModelRegistry, version: ModelVersion, workspace: Workspace) -> tuple[Path, str]:
+    """Return the directory with a version's files, downloaded unless they are in the cache, and their digest."""
+    from ngrpo.tracking.model_registry import DIGEST
+
+    label = f"model {registry.name}: version {version.version}"
+    digest = version.tags.get(DIGEST)
+    if digest is None:
+        raise TrackingError(
+            f"{label} was not registered by a run (it has no tag {DIGEST}), so its files cannot be verified"
+        )
+    place = workspace.cache / _FOLDER
+    directory, partial = place / digest, place / f".{digest}.partial"
+    with written(place):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(place / f".{digest}.lock"):
+            if directory.is_dir() and model_digest(directory) == digest:
+                return directory, digest
+            lost = registry.missing(version)
+            if lost:
+                raise TrackingError(
+                    f"{label} has lost files ({lost[0]}): restore them, or name another version (`ngrpo rollback` undoes a promotion)"
+                )
+            for left in (directory, partial):  # damaged, or of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            try:
+                files = registry.download(version, partial)
+                found = model_digest(files)
+                if found != digest:
+                    raise TrackingError(
+                        f"{label}: the files in {registry.location(version)} are not those that were registered (digest {found} instead "
+                        f"of {digest}): restore them, or name another version (`ngrpo rollback` undoes a promotion)"
+                    )
+                files.rename(directory)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return directory, digest
+
+
+def _trained_files(what: str, run: Path, around: Services, workspace: Workspace) -> Path:
+    """Return the directory with the files of the model that a run trained."""
+    summary = read_summary(run)
+    if summary is None:
+        raise ConfigError(
+            f"run {what}: it did not finish (no summary.json in {run}); run its preset again, or name another"
+        )
+    trained = [node for node in summary["stages"] if stage_of(node) == _TRAINING]
+    if len(trained) != 1:
+        found = f"several trained models ({', '.join(trained)}): name a version" if trained else "no trained model"
+        raise ConfigError(f"run {what}: it has {found}; `ngrpo history` lists the versions")
+    node = summary["stages"][trained[0]]
+    store = around.artifact_store(workspace)
+    reference = store.find(_TRAINING, node["key"])
+    if reference is None:
+        raise StoreError(f"artifact {node['artifact']} is gone: run the preset of {what} again")
+    return store.fetch(reference, only="model/") / "model"
