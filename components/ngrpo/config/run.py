@@ -26,8 +26,9 @@ from ngrpo.config.sections import (
     WarmStartConfig,
 )
 from ngrpo.config.serving import Serving
+from ngrpo.config.signing import SigningConfig
 from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE
-from ngrpo.section import Line, Name, Section, Seed, StageName, name_of
+from ngrpo.section import Line, Name, Section, Seed, StageName, name_of, unless_set
 
 DISAGREEMENT = "sections_disagree"
 """Type of the error whose lines name their settings in full."""
@@ -49,6 +50,7 @@ class RunConfig(Section):
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig
+    signing: SigningConfig = unless_set(SigningConfig())
     resources: dict[StageName, ResourcesConfig] = {}
     """By stage name; a stage that is not named gets the defaults."""
     cluster: ClusterConfig = ClusterConfig()

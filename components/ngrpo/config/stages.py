@@ -23,6 +23,7 @@ from ngrpo.config.sections import (
     WarmStartConfig,
 )
 from ngrpo.config.serving import Serving
+from ngrpo.config.signing import SigningConfig
 from ngrpo.config.sources import BaseModelSource, Source
 from ngrpo.section import Day, Name, Section, Seed, StepsOrNone, Tokens, unless_set
 
@@ -157,6 +158,7 @@ class ModelPromotionConfig(Section):
     rollout: RolloutConfig
     training: TrainingConfig
     promotion: PromotionConfig
+    signing: SigningConfig = unless_set(SigningConfig())
 
 
 def select(config: RunConfig, section: type[S]) -> S:

@@ -65,14 +65,25 @@ class Verdict(TypedDict):
     comparison: Evidence | None
 
 
+class Signed(TypedDict):
+    """By which key a version was signed, as the sha256 of the public key, and the files that say so beside it in the registry."""
+
+    key: str
+    files: list[str]
+
+
 class Promotion(Verdict):
-    """The file: the verdict, the model's version in the registry and its alias, and the champion that it met."""
+    """The file: the verdict, the model's version in the registry and its alias, and the champion that it met.
+
+    `signed` is none where the version is unsigned, and missing in files of earlier versions of the library.
+    """
 
     layout: Literal[1]
     model: str
     version: int
     alias: str
     champion_version: int | None
+    signed: NotRequired[Signed | None]
 
 
 def write_promotion(artifact: Path, promotion: Promotion) -> None:

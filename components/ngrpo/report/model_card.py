@@ -10,6 +10,7 @@ from ngrpo.config import HubModel, HubSource, ModelPromotionConfig, Source
 from ngrpo.contracts.evaluation import Evaluation, Result
 from ngrpo.contracts.promotion import Promotion
 from ngrpo.data.copies import is_copy
+from ngrpo.report.promotion import signature_sentence
 from ngrpo.report.wording import describe, method_name
 
 
@@ -64,6 +65,7 @@ def model_card(
             f"**{decision['decision']}**: {decision['reason']}.",
             "\n## Lineage\n",
             *_items(lineage),
+            *(["\n## Signature\n", signature] if (signature := signature_sentence(decision)) else []),
             "\n## Limits\n",
             "The figures hold for these benchmarks, prompts and sampling settings. The model was trained to give answers that a grader "
             "accepts; nothing was done for safety, and other uses were not measured.\n",

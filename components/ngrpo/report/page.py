@@ -19,7 +19,7 @@ from ngrpo.contracts.sources import read_sources
 from ngrpo.report.failures import failure_galleries, is_confidential
 from ngrpo.report.lineage import settings_text, stage_views, table_views, timings
 from ngrpo.report.neighbors import neighbors_view
-from ngrpo.report.promotion import comparisons, promotion_sentence
+from ngrpo.report.promotion import comparisons, promotion_sentence, signature_sentence
 from ngrpo.report.results import STYLES, benchmark_views, headline, signed
 from ngrpo.report.rollouts import rollout_views
 from ngrpo.report.training import learning_curves, mixing_view, warm_start_curve
@@ -96,7 +96,10 @@ def _results(artifacts: Mapping[str, Path], config: RunConfig) -> dict[str, Any]
     directory, data = artifacts.get("benchmark_evaluation"), artifacts.get("prepare_data")
     promotion, champion = _promotion(artifacts.get("model_promotion"))
     if promotion is not None:
-        values["promotion"] = dict(promotion) | {"sentence": promotion_sentence(promotion)}
+        values["promotion"] = dict(promotion) | {
+            "sentence": promotion_sentence(promotion),
+            "signature": signature_sentence(promotion),
+        }
         values["model_names"]["champion"] = f"champion, version {promotion['champion_version']}"
     if directory is not None:
         evaluation = read_evaluation(directory / EVALUATION, _CURE)

@@ -35,6 +35,16 @@ def promotion_sentence(promotion: Promotion) -> str:
     }[promotion["decision"]]
 
 
+def signature_sentence(promotion: Promotion) -> str:
+    """Return by whom a version is signed in one sentence; nothing for a decision of an earlier version of the library."""
+    if "signed" not in promotion:
+        return ""
+    signed = promotion["signed"]
+    if signed is None:
+        return "Unsigned: signing.private_key names no key."
+    return f"Signed by the key sha256 {signed['key']}; beside the model are {', '.join(signed['files'])}, which ngrpo verify checks."
+
+
 def comparisons(promotion: Promotion, evaluation: Evaluation, champion: Evaluation | None) -> list[Comparison]:
     """Return the differences that the gate looked at, benchmark by benchmark; none where it compared nothing.
 

@@ -12,6 +12,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def no_variable(name: str) -> str | None:
+    """Give no environment variable a value."""
+    return None
+
+
 @dataclass(frozen=True)
 class Context:
     """Work directory, object store, trackers and progress of a stage. Nothing in it changes a result."""
@@ -30,5 +35,7 @@ class Context:
     """Trackers that a trainer reports its curves to, as transformers calls them."""
     on_cluster: bool = False
     """Whether the run is one on a cluster."""
+    variable: Callable[[str], str | None] = no_variable
+    """Gives the value of an environment variable: a key to sign with, which no setting may hold."""
     progress: Callable[[str], None] = say
     """Receives lines of progress."""

@@ -144,6 +144,7 @@ def _execute(
             processes=surroundings.processes,
             reporters=() if tracked is None else ("mlflow",),
             on_cluster=surroundings.pipeline_run is not None,
+            variable=os.environ.get,
         )
         processes = surroundings.processes or 1
         if stage.parallel and processes * surroundings.nodes > 1:

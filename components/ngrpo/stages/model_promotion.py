@@ -20,6 +20,7 @@ from ngrpo.evaluation.gate import kept
 from ngrpo.report.model_card import model_card
 from ngrpo.stages.context import Context
 from ngrpo.stages.opponent import BY_HAND, Judgement, judge
+from ngrpo.stages.promotion_seal import IMAGES, predicate, sign, signing_key
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.state import read_state
 from ngrpo.tracking.model_registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION
@@ -47,18 +48,21 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         context: Its store holds the lock of promotions and the samples of evaluations.
 
     Raises:
+        ConfigError: There is no key of the kind that the settings name.
         DataError: An input has no manifest, or the evaluation is of other weights or not on a benchmark of the gate.
         DamagedStateError: An input, or the journal of promotions, is damaged; an evaluation with numbers that are not finite is.
         TrackingError: The registry cannot be reached, or gives back other weights than it was given.
         StoreError: The object store that holds the lock cannot be reached, or can hold none.
     """
+    key = signing_key(config, context.variable)
     trained, evaluated = (_origin(inputs[name]) for name in ("trained", "evaluation"))
     if evaluated["inputs"].get("trained") != trained["key"]:
         raise DataError(
             f"the evaluation {evaluated['key']} is of the model {evaluated['inputs'].get('trained')}, not of "
             f"{trained['key']}: name the evaluation of this model"
         )
-    evaluation = _evaluation(inputs["evaluation"] / EVALUATION_FILE)
+    stored = _read(inputs["evaluation"] / EVALUATION_FILE)
+    evaluation = _evaluation(inputs["evaluation"] / EVALUATION_FILE, stored)
     require_benchmarks(config.promotion, evaluation)
     # The same key may have been trained twice: what counts is which bytes were evaluated.
     weights = model_digest(inputs["trained"] / "model")
@@ -83,6 +87,21 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     registry.add_evaluation(version, inputs["evaluation"] / EVALUATION_FILE, evaluated["key"])
     decision, champion = _decide(config.promotion, promotions, version, evaluation, config.seed, None)
     context.progress(f"{decision['decision']}: {decision['reason']}")
+    if key is None:
+        decision["signed"] = None
+        context.progress(f"version {decision['version']} is unsigned: signing.private_key names no key")
+    else:
+        said = predicate(
+            config,
+            digest=weights,
+            decision=decision,
+            evaluation=(evaluated["key"], stored, evaluation),
+            lineage={"trained": trained["key"], "evaluation": evaluated["key"], **trained["inputs"]},
+            code={"ngrpo_training": trained["code_version"], "benchmark_evaluation": evaluated["code_version"]},
+            images=context.variable(IMAGES),
+        )
+        decision["signed"] = sign(registry, version, inputs["trained"] / "model", said, key)
+        context.progress(f"version {decision['version']} is signed by the key sha256 {decision['signed']['key']}")
     card = model_card(
         config,
         version=decision["version"],
@@ -215,11 +234,14 @@ def _origin(artifact: Path) -> _Origin:
     return origin
 
 
-def _evaluation(path: Path) -> Evaluation:
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); name the artifact of an evaluation") from error
+
+
+def _evaluation(path: Path, data: bytes) -> Evaluation:
     return parse_evaluation(data, where=path, cure="evaluate again, with `ngrpo rerun benchmark_evaluation`")
 
 

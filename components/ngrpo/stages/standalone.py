@@ -64,5 +64,6 @@ def _run(stage: str, options: argparse.Namespace) -> None:
         save_minutes=save_minutes(),
         processes=processes(),
         reporters=("mlflow",) if os.environ.get("MLFLOW_RUN_ID") else (),
+        variable=os.environ.get,
     )
     STAGES[stage].function()(config, inputs, output, context)

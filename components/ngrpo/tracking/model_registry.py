@@ -200,10 +200,21 @@ class ModelRegistry:
     @explained()
     def add_card(self, version: ModelVersion, text: str) -> None:
         """Keep a model card with a version, in place of the one it had."""
+        self.add_file(version, MODEL_CARD, text.encode())
+
+    @explained()
+    def add_file(self, version: ModelVersion, name: str, data: bytes) -> None:
+        """Keep a file with a version, beside its model, in place of the one of that name."""
         with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / MODEL_CARD
-            path.write_text(text, encoding="utf-8")
+            path = Path(directory) / name
+            path.write_bytes(data)
             self._client.log_model_artifact(_logged_model(version), str(path))
+
+    @explained()
+    def file(self, version: ModelVersion, name: str) -> bytes | None:
+        """Return a file that is kept with a version, beside its model; none where there is no such file."""
+        beside = mlflow.artifacts.list_artifacts(self._uri(version, ""))
+        return self._read(version, name) if any(entry.path == name for entry in beside) else None
 
     @explained()
     def model_tag(self, name: str) -> str | None:

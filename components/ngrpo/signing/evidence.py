@@ -1,0 +1,101 @@
+"""What is kept with a model that vouches for it: the signatures, and what they are checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngrpo.errors import DataError
+from ngrpo.storage.digest import file_digests
+from ngrpo.tracking.model_registry import MODEL_CARD, MODEL_FOLDER
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from ngrpo.tracking.promotions import Promotions
+
+SIGNATURE = "model.sig"
+"""The signature over the files."""
+STATEMENT = "promotion.intoto.json"
+"""The statement on the promotion."""
+SIGNER = "signer.pub"
+"""The public key of both. Whoever can change them can change it too: it says who signed, and proves nothing."""
+SEAL = (SIGNATURE, STATEMENT, SIGNER)
+"""The files that signing adds beside those of a model."""
+EVALUATION_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What vouches for a model; what is not there is none."""
+
+    label: str
+    """What the model is called in messages."""
+    signature: bytes | None = None
+    statement: bytes | None = None
+    signer: bytes | None = None
+    evaluation: bytes | None = None
+    """The `evaluation.json` that speaks for it in the registry."""
+    decisions: Sequence[Mapping[str, Any]] | None = None
+    """What was decided on this version, oldest first (`ngrpo.tracking.promotions.Entry`); none where no registry is at hand."""
+    version: str | None = None
+    """Its version in the registry; none where no registry is at hand."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether any part of a signature is there."""
+        return any(part is not None for part in (self.signature, self.statement, self.signer))
+
+
+def registered_evidence(promotions: Promotions, version: ModelVersion) -> Evidence:
+    """Return what the registry keeps with a version.
+
+    Raises:
+        TrackingError: The registry cannot be reached.
+        StoreError: The object store with the history of promotions cannot be reached.
+    """
+    registry, number = promotions.registry, str(version.version)
+    signature, statement, signer = (registry.file(version, name) for name in SEAL)
+    return Evidence(
+        label=f"model {registry.name}: version {number}",
+        signature=signature,
+        statement=statement,
+        signer=signer,
+        evaluation=registry.evaluation(version),
+        decisions=[entry for entry in promotions.history() if entry["version"] == number],
+        version=number,
+    )
+
+
+def evidence_in(directory: Path) -> tuple[dict[str, str], Evidence]:
+    """Return the files of a model in a directory and what vouches for them there.
+
+    The directory is one as the registry keeps a version, with the files in `model/` and the signatures beside it, or holds all of them
+    side by side, as `ngrpo export` writes it. There the signatures, `evaluation.json` and the model card are no files of the model.
+
+    Raises:
+        DataError: There is no such directory, or no file in it.
+    """
+    try:
+        model = directory / MODEL_FOLDER
+        apart = model.is_dir()
+        files = file_digests(model if apart else directory)
+        beside = {name: _bytes(directory / name) for name in (*SEAL, EVALUATION_FILE)}
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or directory}: cannot be read ({error.strerror}); name another directory"
+        ) from error
+    if not apart:
+        files = {name: digest for name, digest in files.items() if name not in (*beside, MODEL_CARD)}
+    if not files:
+        raise DataError(
+            f"{directory}: no files of a model there; name a directory with a model, or a version of the registry"
+        )
+    signature, statement, signer, evaluation = beside.values()
+    return files, Evidence(str(directory), signature, statement, signer, evaluation)
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,126 @@
+"""Signs a version after its promotion was decided: what the statement says, and where it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngrpo.config import ModelPromotionConfig
+from ngrpo.config.code import with_digests
+from ngrpo.contracts.evaluation import Evaluation
+from ngrpo.contracts.promotion import Promotion, Signed
+from ngrpo.errors import ConfigError
+from ngrpo.evaluation.stored_evaluation import MODEL
+from ngrpo.report.wording import public
+from ngrpo.signing.keys import PrivateKey, private_key
+from ngrpo.storage.digest import file_digests
+from ngrpo.tracking.model_registry import ModelRegistry
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from ngrpo.signing.statement import Predicate
+
+IMAGES = "NGRPO_IMAGES"
+"""Environment variable of a pod: the image of every stage of the run by digest, as JSON."""
+
+
+def signing_key(config: ModelPromotionConfig, variable: Callable[[str], str | None]) -> PrivateKey | None:
+    """Return the key to sign with, before anything is decided: none where the settings name none; see `private_key`.
+
+    Raises:
+        ConfigError: There is no such key, or the library that signs is missing.
+    """
+    key = private_key(config.signing, variable)
+    if key is not None:
+        try:
+            import model_signing  # noqa: F401  # it takes a second, so a run without keys does without
+        except ImportError as error:
+            raise ConfigError(
+                f"signing.private_key needs the library model-signing ({error.name} is missing): pip install 'ngrpo[signing]'"
+            ) from error
+    return key
+
+
+def predicate(
+    config: ModelPromotionConfig,
+    *,
+    digest: str,
+    decision: Promotion,
+    evaluation: tuple[str, bytes, Evaluation],
+    lineage: Mapping[str, str],
+    code: Mapping[str, str],
+    images: str | None,
+) -> Predicate:
+    """Return what is said of a version.
+
+    Args:
+        config: Settings of the promotion and of what led to it; paths of this machine are left out.
+        digest: Digest of the model's files.
+        decision: What was decided.
+        evaluation: Key, content of the file, and the evaluation that was decided on.
+        lineage: Keys of what led to the model, by name.
+        code: Version of the code by stage.
+        images: `IMAGES` of the environment.
+    """
+    from ngrpo.signing.statement import digest_of_protocol
+
+    key, data, parsed = evaluation
+    protocol = parsed.get("protocols", {}).get(MODEL, {})
+    return {
+        "model": decision["model"],
+        "version": str(decision["version"]),
+        "digest": digest,
+        "decision": {
+            "decision": decision["decision"],
+            "reason": decision["reason"],
+            "comparison": _as_read(decision["comparison"]),
+        },
+        "evaluation": {
+            "key": key,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "protocol": protocol,
+            "protocol_sha256": digest_of_protocol(protocol),
+        },
+        "data": _settings(config.data.model_dump(mode="json", exclude_none=True)),
+        "base": _settings(config.model.source.model_dump(mode="json", exclude_none=True)),
+        "lineage": dict(lineage),
+        "code": {"ngrpo": metadata.version("ngrpo"), **code},
+        "images": json.loads(images) if images else {},
+    }
+
+
+def sign(registry: ModelRegistry, version: ModelVersion, model: Path, said: Predicate, key: PrivateKey) -> Signed:
+    """Sign a version and keep the signatures with it, in place of those it had; its files stay as they are.
+
+    Args:
+        registry: The registered model.
+        version: The version.
+        model: Its files.
+        said: What is said of it.
+        key: The key.
+
+    Raises:
+        TrackingError: The registry cannot be reached.
+    """
+    from ngrpo.signing.evidence import SEAL
+    from ngrpo.signing.files import sign_files
+    from ngrpo.signing.statement import sign_statement
+
+    seal = (sign_files(model, key), sign_statement(file_digests(model), said, key), key.public.pem)
+    for name, data in zip(SEAL, seal, strict=True):
+        registry.add_file(version, name, data)
+    return {"key": key.public.fingerprint, "files": list(SEAL)}
+
+
+def _settings(tree: dict[str, Any]) -> dict[str, Any]:
+    return public(with_digests(tree))
+
+
+def _as_read(comparison: Any) -> Any:
+    """Return a comparison as the history has it."""
+    return json.loads(json.dumps(comparison))
