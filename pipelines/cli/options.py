@@ -43,6 +43,15 @@ Preset = Annotated[
         show_default=False,
     ),
 ]
+ActingPreset = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PRESET",
+        help="name of a preset, or a TOML file (default: the settings of the latest run)",
+        autocompletion=_presets,
+        show_default=False,
+    ),
+]
 PresetOption = Annotated[
     str | None,
     typer.Option("--preset", metavar="PRESET", help="the same as PRESET", autocompletion=_presets),
