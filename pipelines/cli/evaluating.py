@@ -36,11 +36,17 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure any model on a preset's benchmarks, under its protocol."""
+    """Measure any model on a preset's benchmarks, under its protocol; a registered model by default on those of the latest run."""
+    from ngrpo_kfp.pipelines.cli.acting import acting_config
     from ngrpo_kfp.pipelines.local import measuring
-    from ngrpo_kfp.pipelines.planning.measured_model import source_by_name
+    from ngrpo_kfp.pipelines.planning.measured_model import is_registered, source_by_name
 
+    home, console, chosen = workspace(), terminal(), chosen_preset(preset, preset_option)
     served = [] if endpoint is None else [f"evaluation.endpoint.url={json.dumps(endpoint)}"]
-    config = read_config(chosen_preset(preset, preset_option), [*(settings or ()), *served], seed)
-    source_by_name(model)  # what is no model is refused before anything is started
-    measuring.measure(config, model, workspace(), terminal())
+    overrides = [*(settings or ()), *served]
+    if is_registered(model):
+        config = acting_config(chosen, overrides, seed, home, console)
+    else:
+        config = read_config(chosen, overrides, seed)
+        source_by_name(model)  # what is no model is refused before anything is started
+    measuring.measure(config, model, home, console)

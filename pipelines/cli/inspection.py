@@ -1,18 +1,24 @@
-"""The commands that inspect runs and results: `ngrpo status | logs | report | config | ui | neighbors`."""
+"""The commands that inspect runs and results: `ngrpo runs | status | logs | prune | report | config | ui | neighbors`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.help import INSPECT
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
-from ngrpo_kfp.pipelines.cli.options import RunDirectory, RunId, StageName, checked_run, checked_stage
+from ngrpo_kfp.pipelines.cli.options import AnyRun, RunDirectory, checked_run, checked_stage, stage_names
+
+if TYPE_CHECKING:
+    from ngrpo_kfp.pipelines.local.runs import Kind
 
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
 
+_ENDPOINT = "KF_PIPELINES_ENDPOINT"
 _PLANNERS = ("scheduled_run", "champion_run")
 """Tasks of a schedule's runs, which submit the run of the day; the second is what older versions called it."""
 
@@ -20,8 +26,22 @@ app = typer.Typer()
 
 
 @app.command(rich_help_panel=INSPECT)
-def status(run: RunId = None) -> None:
-    """Show how far a run on the cluster is."""
+def runs(as_json: Annotated[bool, typer.Option("--json", help="print them as JSON")] = False) -> None:
+    """List the runs on this machine, newest first: state, result, size."""
+    from ngrpo_kfp.pipelines.cli.run_list import show_runs
+
+    show_runs(workspace(), terminal(), as_json=as_json)
+
+
+@app.command(rich_help_panel=INSPECT)
+def status(run: AnyRun = None) -> None:
+    """Show how far a run is, on this machine or on the cluster."""
+    here = _run_here(run)
+    if here is not None:
+        from ngrpo_kfp.pipelines.cli.run_list import show_status as show_status_here
+
+        show_status_here(*here, workspace(), terminal())
+        return
     from ngrpo_kfp.pipelines.kubeflow.runs.status import show_status
 
     show_status(checked_run(run), terminal())
@@ -29,18 +49,105 @@ def status(run: RunId = None) -> None:
 
 @app.command(rich_help_panel=INSPECT)
 def logs(
-    stage: StageName,
-    run: RunId = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STAGE",
+            help="a stage; `ngrpo plan` lists them. On this machine also a RUN, or nothing: the stage that is at work, or was last",
+            autocompletion=stage_names,
+        ),
+    ] = None,
+    run: AnyRun = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="everything its pods have printed, Kubeflow's launcher included")
+        bool, typer.Option("--raw", help="on a cluster: everything its pods have printed, Kubeflow's launcher included")
     ] = False,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on until the stage is over")] = False,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="go on until the stage is over, or the run where no stage is named")
+    ] = False,
 ) -> None:
-    """Print what a stage on the cluster has printed, in each of its tries."""
+    """Print what a stage has printed; on the cluster in each of its tries."""
+    stage, run = _stage_and_run(what, run)
+    here = _run_here(run)
+    if here is not None:
+        from ngrpo_kfp.pipelines.cli.run_logs import show_logs as show_logs_here
+
+        if raw:
+            raise ConfigError("--raw is for runs on a cluster: a stage on this machine has one log; leave it out")
+        if stage is not None:
+            checked_stage(stage)
+        show_logs_here(*here, stage, workspace(), terminal(), follow=follow)
+        return
     from ngrpo_kfp.pipelines.kubeflow.runs.logs import show_logs
 
+    if stage is None:
+        raise ConfigError(f"STAGE is missing: on a cluster name one of {', '.join(stage_names())}")
     checked_stage(stage, *_PLANNERS)
     show_logs(checked_run(run), stage, terminal(), raw=raw, follow=follow)
+
+
+def _stage_and_run(what: str | None, run: str | None) -> tuple[str | None, str | None]:
+    """Return what is a stage and what is a run of the two words of `ngrpo logs`."""
+    if what is not None and run is None and what.partition(".")[0] not in (*stage_names(), *_PLANNERS):
+        from ngrpo_kfp.pipelines.local.runs import find_run
+
+        if find_run(what, workspace()) is not None:
+            return None, what
+    return what, run
+
+
+def _run_here(run: str | None) -> tuple[Kind, Path] | None:
+    """Return the run on this machine that a command is about; none where it is about one on the cluster.
+
+    A run that is named is one of this machine where one is called so here. Where none is named, it is the newest on the cluster if the
+    environment names a cluster, else the newest here.
+
+    Raises:
+        ConfigError: There is no such run here, and the environment names no cluster.
+    """
+    from ngrpo_kfp.pipelines.local.runs import everything, find_run
+
+    home, cluster = workspace(), bool(os.environ.get(_ENDPOINT))
+    if run is not None:
+        found = find_run(run, home)
+        if found is None and not cluster:
+            raise ConfigError(
+                f"RUN {run!r}: no run of {home.root} is called so (`ngrpo runs` lists them); for one on a cluster set {_ENDPOINT}"
+            )
+        return found
+    if cluster:
+        return None
+    newest = next(iter(everything(home)), None)
+    if newest is None:
+        raise ConfigError(
+            f"workspace {home.root}: no run yet: start one (ngrpo run); for one on a cluster: {_ENDPOINT} is not set: name its API"
+        )
+    return newest
+
+
+@app.command(rich_help_panel=INSPECT)
+def prune(
+    keep: Annotated[int, typer.Option("--keep", metavar="N", min=0, help="newest runs that are kept")] = 5,
+    keep_run: Annotated[
+        list[str] | None, typer.Option("--keep-run", metavar="RUN", help="another run that is kept; repeatable")
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--drop",
+            metavar="RUN",
+            help="a run or an experiment that goes, though it is new or could be resumed; repeatable",
+        ),
+    ] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="remove what was made here from a store that others use too")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="remove it; else it is only shown")] = False,
+) -> None:
+    """Show, or with --yes remove, what no champion, no kept run and no open resume needs."""
+    from ngrpo_kfp.pipelines.cli.pruning import show_pruning
+    from ngrpo_kfp.pipelines.local.pruning import Wish
+
+    show_pruning(workspace(), Wish(keep, keep_run or (), drop or (), shared), terminal(), yes=yes)
 
 
 @app.command(rich_help_panel=INSPECT)

@@ -12,6 +12,7 @@ from ngrpo_kfp.pipelines.cli.help import RUN_HERE
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import (
     IMAGES,
+    ActingPreset,
     Base,
     ImagesFile,
     Preset,
@@ -66,7 +67,7 @@ def run(
 @app.command(rich_help_panel=RUN_HERE)
 def rerun(
     stage: StageName,
-    preset: Preset = None,
+    preset: ActingPreset = None,
     preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -91,12 +92,9 @@ def rerun(
         return
     if wait is not None:
         raise ConfigError("--wait and --no-wait are for a run on the cluster: name one by --from, or leave them out")
+    from ngrpo_kfp.pipelines.cli.acting import acting_config
     from ngrpo_kfp.pipelines.local import run_pipeline
 
-    run_pipeline.run(
-        read_config(chosen_preset(preset, preset_option), settings, seed),
-        workspace(),
-        terminal(),
-        base=base,
-        rerun=stage,
-    )
+    home, console = workspace(), terminal()
+    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
+    run_pipeline.run(config, home, console, base=base, rerun=stage)

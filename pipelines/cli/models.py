@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ngrpo_kfp.pipelines.cli.help import MODELS
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import (
+    ActingPreset,
     Preset,
     PresetOption,
     RunDirectory,
@@ -17,6 +18,9 @@ from ngrpo_kfp.pipelines.cli.options import (
     chosen_preset,
     read_config,
 )
+
+if TYPE_CHECKING:
+    from ngrpo.tracking.promotions import NoChampionLeftError
 
 # The commands import what they need when they run: MLflow takes seconds.
 
@@ -35,7 +39,7 @@ def regrade(run: RunDirectory = None) -> None:
 @app.command(rich_help_panel=MODELS)
 def promote(
     version: Annotated[int, typer.Argument(metavar="VERSION", help="number of the version")],
-    preset: Preset = None,
+    preset: ActingPreset = None,
     preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -46,40 +50,47 @@ def promote(
 ) -> None:
     """Put a version of the registry to the gate again."""
     from ngrpo_kfp.pipelines.cli import promotion
+    from ngrpo_kfp.pipelines.cli.acting import acting_config
 
-    promotion.promote_version(
-        read_config(chosen_preset(preset, preset_option), settings, seed),
-        str(version),
-        override,
-        workspace(),
-        terminal(),
-    )
+    home, console = workspace(), terminal()
+    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
+    promotion.promote_version(config, str(version), override, home, console)
 
 
 @app.command(rich_help_panel=MODELS)
 def rollback(
     reason: Annotated[str, typer.Argument(metavar="REASON", help="why; kept in the history")],
-    preset: Preset = None,
+    preset: ActingPreset = None,
     preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask before the model is left without a champion")] = False,
 ) -> None:
     """Undo the last promotion."""
     from ngrpo_kfp.pipelines.cli import promotion
+    from ngrpo_kfp.pipelines.cli.acting import acting_config, confirmed
 
-    promotion.roll_back(
-        read_config(chosen_preset(preset, preset_option), settings, seed), reason, workspace(), terminal()
-    )
+    def confirm(refusal: NoChampionLeftError) -> bool:
+        return yes or confirmed(
+            f"model {refusal.model_name} has no champion then. Roll back version {refusal.version}?"
+        )
+
+    home, console = workspace(), terminal()
+    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
+    promotion.roll_back(config, reason, home, console, confirm=confirm)
 
 
 @app.command(rich_help_panel=MODELS)
 def history(
-    preset: Preset = None, preset_option: PresetOption = None, settings: Settings = None, seed: Seed = None
+    preset: ActingPreset = None, preset_option: PresetOption = None, settings: Settings = None, seed: Seed = None
 ) -> None:
     """List what was decided on the models."""
     from ngrpo_kfp.pipelines.cli import promotion
+    from ngrpo_kfp.pipelines.cli.acting import acting_config
 
-    promotion.show_history(read_config(chosen_preset(preset, preset_option), settings, seed), workspace(), terminal())
+    home, console = workspace(), terminal()
+    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
+    promotion.show_history(config, home, console)
 
 
 @app.command(rich_help_panel=MODELS)

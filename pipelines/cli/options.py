@@ -28,7 +28,8 @@ def _presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def _stages() -> list[str]:
+def stage_names() -> list[str]:
+    """Return the names of the stages."""
     from ngrpo.stages.declarations import STAGES
 
     return list(STAGES)
@@ -39,6 +40,15 @@ Preset = Annotated[
     typer.Argument(
         metavar="PRESET",
         help=f"name of a preset, or a TOML file (default: {_DEFAULT_PRESET})",
+        autocompletion=_presets,
+        show_default=False,
+    ),
+]
+ActingPreset = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PRESET",
+        help="name of a preset, or a TOML file (default: the settings of the latest run)",
         autocompletion=_presets,
         show_default=False,
     ),
@@ -82,13 +92,17 @@ RunDirectory = Annotated[
     Path | None,
     typer.Option("--run", metavar="DIR", help="directory of the run (default: the latest)"),
 ]
-RunId = Annotated[
+AnyRun = Annotated[
     str | None,
-    typer.Argument(metavar="RUN", help="id of the run (default: the newest)"),
+    typer.Argument(
+        metavar="RUN",
+        help="name of a run here (its beginning will do), or id of one on the cluster (default: the newest; on the cluster where "
+        "KF_PIPELINES_ENDPOINT is set)",
+    ),
 ]
 StageName = Annotated[
     str,
-    typer.Argument(metavar="STAGE", help="a stage; `ngrpo plan` lists them", autocompletion=_stages),
+    typer.Argument(metavar="STAGE", help="a stage; `ngrpo plan` lists them", autocompletion=stage_names),
 ]
 ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="name of the schedule")]
 
@@ -217,7 +231,7 @@ def checked_stage(name: str, *tasks: str) -> str:
     Raises:
         ConfigError: There is no such stage.
     """
-    known = [*_stages(), *tasks]
+    known = [*stage_names(), *tasks]
     if name.partition(".")[0] not in known:
         raise ConfigError(f"STAGE {name!r}: unknown; choose one of {', '.join(known)}")
     return name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-    from ngrpo.tracking.promotions import Entry, Promotions
+    from ngrpo.tracking.promotions import Entry, NoChampionLeftError, Promotions
 
 
 def promote_version(
@@ -70,17 +70,39 @@ def promote_version(
         _show_aliases(promotions, console)
 
 
-def roll_back(config: RunConfig, reason: str, workspace: Workspace, console: Console) -> None:
+def roll_back(
+    config: RunConfig,
+    reason: str,
+    workspace: Workspace,
+    console: Console,
+    *,
+    confirm: Callable[[NoChampionLeftError], bool],
+) -> None:
     """Undo the last promotion of a configuration's model.
 
+    Args:
+        config: Configuration with the name of the model.
+        reason: Why; kept in the history.
+        workspace: Where services are.
+        console: Where the result is shown.
+        confirm: Asked before the model is left without a champion. No lock is held meanwhile.
+
     Raises:
+        NoChampionLeftError: The model would be left without a champion, and `confirm` says no.
         ConfigError: The reason is empty or no plain text.
         TrackingError: There is none in effect, or the champion before it is gone.
         DamagedStateError: The journal, or what the history says of that promotion, is damaged.
     """
     checked_reason(reason, "rollback")
     with _promotions(config, workspace) as promotions:
-        entry = promotions.rollback(reason)
+        from ngrpo.tracking.promotions import NoChampionLeftError
+
+        try:
+            entry = promotions.rollback(reason, to_none=False)
+        except NoChampionLeftError as refusal:
+            if not confirm(refusal):
+                raise
+            entry = promotions.rollback(reason)
         console.print(f"rolled back: version {entry['version']}")
         _show_aliases(promotions, console)
 

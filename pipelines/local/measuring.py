@@ -18,6 +18,7 @@ from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Result, read_eval
 from ngrpo.report.wording import ESTIMATORS
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
+from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -25,7 +26,7 @@ from ngrpo_kfp.pipelines.planning.content import read_contents
 from ngrpo_kfp.pipelines.planning.measured_model import model_source
 from ngrpo_kfp.pipelines.planning.needs import require_gpus
 from ngrpo_kfp.pipelines.planning.nodes import Plan
-from ngrpo_kfp.pipelines.planning.plan import make_plan
+from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
 from ngrpo_kfp.pipelines.planning.summary import plan_table
 from ngrpo_kfp.pipelines.post_training import StageTracer
 
@@ -74,6 +75,8 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
         directory = workspace.evaluations / name
         with written(directory):
             directory.mkdir(mode=0o700, parents=True)
+        write_state(directory / "config.json", config.model_dump(mode="json"))
+        write_state(directory / "plan.json", plan_record(plan))
         console.print(plan_table(plan, config))
         reference = plan["benchmark_evaluation"].reference or _run(plan, config, around, directory, console)
         evaluation = _copied(store, reference, directory)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.evaluation.benchmark import read_benchmarks
@@ -35,6 +36,10 @@ def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> 
         shown.add_column(column, justify="left" if column in ("model", "benchmark") else "right")
     changed: dict[str, None] = {}
     with finished_run(run_directory, workspace) as (_summary, config, references, store), Grader() as grader:
+        console.print(
+            escape(f"model  {config.promotion.model_name}  (settings of run {run_directory.resolve().name})"),
+            soft_wrap=True,
+        )
         problems = store.fetch(references[find_node("prepare_data", references)]) / "benchmarks"
         for node in of_stage("benchmark_evaluation", references):
             samples = store.fetch(references[node]) / "samples"

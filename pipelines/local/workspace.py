@@ -148,7 +148,7 @@ class Workspace:
     def run_name(self, preset: str) -> str:
         """Return a new name for a run of a preset. Names of runs sort by time, also where the clock was set back in between."""
         now = datetime.now(UTC).replace(tzinfo=None)
-        last = max(filter(None, map(_started, self.runs.glob("*"))), default=now)
+        last = max(filter(None, map(started, self.runs.glob("*"))), default=now)
         return f"{max(now, last + timedelta(microseconds=1)):{_STAMP}}-{preset}"
 
     def new_run(self, name: str) -> Path:
@@ -245,8 +245,8 @@ def _close(path: Path) -> None:
         path.chmod(stat.S_IMODE(status.st_mode) & 0o700)
 
 
-def _started(run: Path) -> datetime | None:
-    """Return when a run started, by its name; none for what is no run."""
+def started(run: Path) -> datetime | None:
+    """Return when a run started, in UTC and by its name; none for what is no run."""
     try:
         return datetime.strptime(run.name[:_STAMP_LENGTH], _STAMP)
     except ValueError:

@@ -36,7 +36,7 @@ def model_source(model: str, config: RunConfig) -> dict[str, Any]:
         TrackingError: The registry has no such version, or cannot be reached.
         StoreError: The object store cannot be reached.
     """
-    if _is_registered(model):
+    if is_registered(model):
         return _registered(model, config)
     source = source_by_name(model)
     if is_bucket(model):
@@ -56,7 +56,7 @@ def source_by_name(model: str) -> dict[str, Any]:
         ConfigError: It is no name of a model.
         DataError: It is a directory without weights.
     """
-    if _is_registered(model):
+    if is_registered(model):
         return {}
     if is_bucket(model):
         try:
@@ -79,7 +79,8 @@ def source_by_name(model: str) -> dict[str, Any]:
     return {"kind": "hub", "id": str(place)}
 
 
-def _is_registered(model: str) -> bool:
+def is_registered(model: str) -> bool:
+    """Say whether a name is one of the registry: `champion`, or the number of a version."""
     return model == "champion" or re.fullmatch("[1-9][0-9]{0,8}", model) is not None
 
 
@@ -90,7 +91,7 @@ def _registered(model: str, config: RunConfig) -> dict[str, Any]:
     version = registry.by_alias(CHAMPION) if model == "champion" else registry.version(model)
     if version is None:
         what = "champion" if model == "champion" else f"version {model}"
-        raise TrackingError(f"model {registry.name} has no {what}: `ngrpo models` lists its versions")
+        raise TrackingError(f"model {registry.name} has no {what}: `ngrpo history` lists what was decided on them")
     return registered_source(registry, version)
 
 

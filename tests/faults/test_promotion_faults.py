@@ -111,7 +111,7 @@ def test_damaged_state_of_every_kind_is_one_line_of_each_command(promotions, tmp
             for command in commands:
                 arguments = {"history": (), "rollback": ("why not",), "promote": ("2",)}[command]
                 capsys.readouterr()
-                code = cli.main([command, *arguments, "--set", f"promotion.model_name={NAME}"])
+                code = cli.main([command, *arguments, "--preset", "tiny", "--set", f"promotion.model_name={NAME}"])
                 output = capsys.readouterr()
                 kept = path == champion and command == "promote"
                 assert code == (0 if kept else codes[command]), (path, name, command)

@@ -139,7 +139,7 @@ def test_a_candidate_of_other_graders_is_graded_again_by_hand(promotions, promot
     monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
     monkeypatch.setenv("COLUMNS", "1000")
     capsys.readouterr()
-    assert cli.main(["promote", "1", "--set", f"promotion.model_name={NAME}"]) == 0
+    assert cli.main(["promote", "1", "tiny", "--set", f"promotion.model_name={NAME}"]) == 0
     said = capsys.readouterr().out
     assert "promoted: mean@4 on arithmetic is 100.00 against the champion's 50.00" in said
     assert (

@@ -317,7 +317,7 @@ def ngrpo(promotions, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def command(*arguments: str) -> str:
-        code = cli.main([*arguments, "--set", f"promotion.model_name={NAME}"])
+        code = cli.main([*arguments, "--preset", "tiny", "--set", f"promotion.model_name={NAME}"])
         output = capsys.readouterr()
         assert (code, bool(output.err)) in ((0, False), (2, True))
         return output.out + output.err
@@ -329,10 +329,11 @@ def test_decisions_by_hand(ngrpo, promotions):
     assert "promoted: mean@8 on arithmetic is 37.50 against the warm start's 12.50" in ngrpo("promote", "1")
     assert ngrpo("promote", "3").endswith("test-model: previous_champion 1, champion 3\n")
     assert "kept: " in ngrpo("promote", "2")
-    assert ngrpo("promote", "2", "--override", "shorter answers").startswith("promoted: by hand: shorter answers\n")
+    model = "model  test-model  (settings of preset tiny)\n"
+    assert ngrpo("promote", "2", "--override", "shorter").startswith(f"{model}promoted: by hand: shorter\n")
     assert (
         ngrpo("rollback", "too short")
-        == "rolled back: version 2\ntest-model: challenger 2, previous_champion 1, champion 3\n"
+        == f"{model}rolled back: version 2\ntest-model: challenger 2, previous_champion 1, champion 3\n"
     )
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ngrpo("history").splitlines() if "│" in line]
     rows = [row for row in lines if row[0]]
@@ -347,7 +348,10 @@ def test_decisions_by_hand(ngrpo, promotions):
 
 
 def test_what_cannot_be_promoted_by_hand(ngrpo, promotions, tmp_path):
-    assert ngrpo("promote", "9") == "ngrpo: model test-model: there is no version 9; choose one of 5, 4, 3, 2, 1\n"
+    assert (
+        ngrpo("promote", "9").partition("\n")[2]
+        == "ngrpo: model test-model: there is no version 9; choose one of 5, 4, 3, 2, 1\n"
+    )
     assert "nothing to roll back" in ngrpo("rollback", "why not")
     weights = sorted((tmp_path / "artifacts" / "models").rglob("weights"))
     for path in weights:

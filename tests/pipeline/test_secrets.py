@@ -201,7 +201,7 @@ def test_a_store_that_fails_is_told_without_credentials(told, s3_environment):
 
 
 def test_a_tracking_server_that_fails_is_told_without_credentials(told, s3_environment):
-    history = ("history",)
+    history = ("history", "tiny")
     assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9" in told(*history, MLFLOW_TRACKING_URI=NOWHERE)
     for status in (401, 400):
         with echo(status) as address:

@@ -81,6 +81,17 @@ class Journal(TypedDict):
     pending: Entry | None
 
 
+class NoChampionLeftError(TrackingError):
+    """A rollback would leave a model without a champion, which somebody has to want."""
+
+    def __init__(self, model_name: str, version: str):
+        super().__init__(
+            f"model {model_name}: to roll back version {version} leaves it without a champion, for it had none before; add --yes to do "
+            "so, or make another version the champion (ngrpo promote VERSION)"
+        )
+        self.model_name, self.version = model_name, version
+
+
 class Promotions:
     """The decisions on one registered model.
 
@@ -191,16 +202,18 @@ class Promotions:
             identity = uuid.uuid4().hex
         return {"id": identity, "sequence": last["sequence"], "undo": undo, "pending": last}
 
-    def rollback(self, reason: str) -> Entry:
+    def rollback(self, reason: str, *, to_none: bool = True) -> Entry:
         """Undo the last promotion that is in effect: the aliases name what they named before it. Again undoes the one before.
 
         Args:
             reason: Why; kept in the history. The version is not promoted again unless by hand.
+            to_none: Whether the model may be left without a champion.
 
         Returns:
             The entry of the history.
 
         Raises:
+            NoChampionLeftError: There was no champion before that promotion, and `to_none` is false; nothing was changed.
             ConfigError: The reason is empty or no plain text.
             TrackingError: There is nothing to undo, the champion was not made by the last promotion, or the version that would
                 be champion again, or its files, are gone.
@@ -219,6 +232,8 @@ class Promotions:
                     f"{undone['version']}: its alias was changed by hand; change it back by hand, or promote another version"
                 )
             before: Aliases = undone["before"]
+            if before[CHAMPION] is None and not to_none:
+                raise NoChampionLeftError(name, undone["version"])
             self._require_files(before[CHAMPION])
             after = {**before, CANDIDATE: aliases[CANDIDATE]}
             return turn.settle(

@@ -1,0 +1,45 @@
+"""`ngrpo prune`: what would go and why, or that it is gone."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ngrpo_kfp.pipelines.cli.amounts import bytes_text
+from ngrpo_kfp.pipelines.local.pruning import Pruning, Wish, prune
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+
+def show_pruning(workspace: Workspace, wish: Wish, console: Console, *, yes: bool) -> None:
+    """Show what nothing needs any more, and remove it where that is wanted; see `ngrpo_kfp.pipelines.local.pruning.prune`."""
+    if not workspace.root.is_dir():
+        console.print(
+            f"workspace {escape(str(workspace.root))}: there is none, so there is nothing to remove", soft_wrap=True
+        )
+        return
+    plan, free = prune(workspace, wish, lambda plan: _show(plan, console, yes=yes), really=yes)
+    if yes and plan.items:
+        console.print(f"removed: {len(plan.items)} things, {bytes_text(plan.size)}")
+    if not free:
+        console.print(
+            "the store still holds the room of what was deleted; it gives it back in the course of the next long run"
+        )
+
+
+def _show(plan: Pruning, console: Console, *, yes: bool) -> None:
+    for name, why in plan.kept.items():
+        console.print(escape(f"kept  {name}: {why}"), soft_wrap=True)
+    if not plan.items:
+        console.print("nothing to remove")
+        return
+    table = Table()
+    for column in ("goes" if yes else "would go", "name"):
+        table.add_column(column)
+    table.add_column("size", justify="right")
+    table.add_column("why", overflow="fold")
+    for item in plan.items:
+        table.add_row(item.what, escape(item.name), bytes_text(item.size), escape(item.why))
+    console.print(table)
+    if not yes:
+        console.print(f"{bytes_text(plan.size)} in {len(plan.items)} things; nothing was removed: add --yes to do so")

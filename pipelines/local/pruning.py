@@ -1,0 +1,484 @@
+"""Make room: remove what no champion, no kept run and no open resume needs. First the plan, which changes nothing; then the deed.
+
+What is kept is named first, and all that it needs; what is left goes. Whatever is killed in between, what is kept stays readable: of an
+artifact the manifest goes first, without which there is no artifact, and directories of runs go last, so that the next pruning still knows
+what they had made.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from ngrpo.errors import ConfigError
+from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.tries import tries_of
+from ngrpo.storage.manifest import MANIFEST
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.seaweed_vacuum import vacuum
+from ngrpo.storage.state import DamagedStateError
+from ngrpo_kfp.pipelines.local.runs import (
+    Artifact,
+    Kind,
+    disk_size,
+    everything,
+    find_run,
+    look,
+    made_artifacts,
+    name_of,
+    needed_artifacts,
+)
+from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
+from ngrpo_kfp.pipelines.local.stage_records import read_settings
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_CHECKPOINTS = "checkpoints"
+_MODELS = "models"
+"""Folder of logged models below the place of MLflow's artifacts."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants of a pruning."""
+
+    keep: int
+    """Newest runs that are kept, and as many measurements."""
+    keep_runs: Sequence[str] = ()
+    """More runs that are kept, by name."""
+    drop: Sequence[str] = ()
+    """Runs and experiments that go whatever else would keep them."""
+    shared: bool = False
+    """Whether what this workspace made may be removed from a store that others use too."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that goes."""
+
+    what: str
+    name: str
+    size: int
+    """Bytes."""
+    why: str
+    remove: Callable[[], None] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What goes, in the order in which it goes, and what is kept and why."""
+
+    items: Sequence[Item]
+    kept: Mapping[str, str]
+    """By name of a run or a version, why it is kept."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that goes."""
+        return sum(item.size for item in self.items)
+
+
+def prune(workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], *, really: bool) -> tuple[Pruning, bool]:
+    """Plan what goes, show it, and remove it where that is wanted.
+
+    Args:
+        workspace: The workspace.
+        wish: What is to be kept.
+        show: Shows the plan, before anything is removed.
+        really: Remove it.
+
+    Returns:
+        The plan, and whether the room is free; else the embedded store gives it back when it has served for longer.
+
+    Raises:
+        ConfigError: There is no such run, a run is going on here, the store is shared with others and nobody said `shared`, a stage is
+            running on a cluster that uses the store, or it is not known what a kept run needs.
+        TrackingError: MLflow, which knows the versions that need something, cannot be reached.
+        StoreError: The object store cannot be reached.
+    """
+    if not embeds_store() and not wish.shared:
+        raise ConfigError(
+            "the object store that AWS_ENDPOINT_URL or NGRPO_STORE names may have other users: add --shared to remove there what runs of "
+            "this workspace made, and nothing else; who needs it elsewhere makes it again"
+        )
+    with workspace.lock() if really else nullcontext(), services(workspace) as around:
+        plan = plan_pruning(workspace, wish, around)
+        show(plan)
+        if really:
+            _finish(workspace)
+            for item in plan.items:
+                item.remove()
+            if not workspace.latest.exists():
+                workspace.latest.unlink(missing_ok=True)
+            deleted = sum(item.size for item in plan.items if item.what in _IN_STORE)
+            if embeds_store() and deleted:
+                return plan, vacuum(workspace.store, deleted)
+    return plan, True
+
+
+_IN_STORE = ("artifact", "checkpoints", "model files")
+
+
+def plan_pruning(workspace: Workspace, wish: Wish, around: Services) -> Pruning:
+    """Return what a pruning would remove; nothing is changed. See `prune`."""
+    objects = ObjectStore(around.store_uri)
+    objects.check()
+    tags = objects.tags()
+    dropped = _dropped(workspace, wish)
+    kept, why = _kept_runs(workspace, wish, dropped, set(tags))
+    needed = set[Artifact]()
+    for kind, directory in kept:
+        needed |= _needs_of(kind, directory)
+    registered = _registered(around, workspace)
+    needed |= registered.needs
+    going = [one for one in everything(workspace) if one not in kept]
+    stored = _groups(tags)
+    candidates = set(stored) - needed
+    checkpoints = {place[1:]: size for place, size in _checkpoints(tags).items() if place[1:] not in needed}
+    if not embeds_store():
+        ours = {artifact for kind, directory in going for artifact in made_artifacts(kind, directory)}
+        _require_nothing_running(objects, tags)
+        candidates &= ours - _built_on(objects, stored, ours, tags)
+        checkpoints = {artifact: size for artifact, size in checkpoints.items() if artifact in ours}
+    items = [
+        *_model_files(around, registered, kept),
+        *(_artifact(objects, artifact, stored[artifact], tags) for artifact in sorted(candidates)),
+        *(_saves(objects, artifact, size) for artifact, size in sorted(checkpoints.items())),
+        *_unfinished_work(workspace, needed),
+        *_copies(workspace, needed),
+        *(
+            _run(workspace, kind, directory, "dropped" if directory in dropped else f"not among the {wish.keep} newest")
+            for kind, directory in going
+        ),
+    ]
+    return Pruning(items, why | registered.why)
+
+
+# --- what is kept -------------------------------------------------------------------------------------------------------
+
+
+def _dropped(workspace: Workspace, wish: Wish) -> set[Path]:
+    """Return the directories that go whatever else would keep them."""
+    return {place for what in wish.drop for place in _all_of(_named("--drop", what, workspace), what, workspace)}
+
+
+def _kept_runs(
+    workspace: Workspace, wish: Wish, dropped: set[Path], keys: set[str]
+) -> tuple[list[tuple[Kind, Path]], dict[str, str]]:
+    """Return the runs that are kept, and by name why."""
+    named = {_named("--keep-run", what, workspace)[1]: what for what in wish.keep_runs}
+    both = next((what for place, what in named.items() if place in dropped), None)
+    if both is not None:
+        raise ConfigError(f"--keep-run {both}: --drop names it too; leave one of them out")
+    counted: dict[Kind, int] = {}
+    resumed: set[Artifact] = set()
+    kept, why = [], {}
+    latest = workspace.latest.resolve()
+    for kind, directory in everything(workspace):
+        if directory in dropped:
+            continue
+        view = look(kind, directory, workspace)
+        counted[kind] = counted.get(kind, 0) + 1
+        begun = {(node.node.partition(".")[0], node.key) for node in view.nodes if node.state in ("failed", "stopped")}
+        open_resume = {artifact for artifact in begun - resumed if _can_resume(workspace, artifact, keys)}
+        reason = None
+        if directory in named:
+            reason = "named"
+        elif view.state == "running":
+            reason = "running"
+        elif kind == "experiment":
+            reason = "an experiment; --drop gives it up"
+        elif counted[kind] <= wish.keep:
+            reason = f"among the {wish.keep} newest"
+        elif directory == latest:
+            reason = "the latest that finished"
+        elif open_resume:
+            reason = f"{view.stage} can go on from a checkpoint; --drop gives it up"
+        if reason is not None:
+            resumed |= begun
+            kept.append((kind, directory))
+            why[name_of(kind, directory)] = reason
+    return kept, why
+
+
+def _named(option: str, what: str, workspace: Workspace) -> tuple[Kind, Path]:
+    found = find_run(what, workspace)
+    if found is None:
+        raise ConfigError(f"{option} {what!r}: no run of {workspace.root} is called so; `ngrpo runs` lists them")
+    return found
+
+
+def _all_of(found: tuple[Kind, Path], what: str, workspace: Workspace) -> list[Path]:
+    """Return the directories that a name stands for: that of an experiment for each time that it was run."""
+    kind, directory = found
+    if kind != "experiment" or what != directory.parent.name:
+        return [directory]
+    return [place for one, place in everything(workspace) if one == kind and place.parent == directory.parent]
+
+
+def _can_resume(workspace: Workspace, artifact: Artifact, keys: set[str]) -> bool:
+    """Say whether a stage that did not finish has something to go on from: on this disk, or in the store."""
+    stage, key = artifact
+    work = workspace.work / stage / key / "work"
+    place = f"{_CHECKPOINTS}/{stage}/{key}/"
+    return any(path.is_file() for path in work.rglob("*")) or any(name.startswith(place) for name in keys)
+
+
+def _needs_of(kind: Kind, directory: Path) -> frozenset[Artifact]:
+    try:
+        return needed_artifacts(kind, directory)
+    except DamagedStateError as error:
+        name = name_of(kind, directory)
+        raise ConfigError(
+            f"run {name} is kept, but what it needs is not known: {str(error).rpartition('; ')[0]}; restore that file, or give the run up "
+            f"(--drop {name})"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """What MLflow knows: what its versions need, which logged models are theirs, and why they are kept."""
+
+    needs: frozenset[Artifact] = frozenset()
+    models: frozenset[str] = frozenset()
+    """Ids of the logged models of versions."""
+    why: Mapping[str, str] = field(default_factory=dict)
+    client: MlflowClient | None = None
+
+
+def _registered(around: Services, workspace: Workspace) -> _Registered:
+    """Ask MLflow for all versions of all models.
+
+    A version keeps its own weights and evaluation; of the store it needs the samples that it was judged by, so that they can be graded
+    again. One with an alias keeps all that it was made of too.
+    """
+    if around.owns_database and not workspace.database.exists():
+        return _Registered()
+    from ngrpo.tracking.connection import connect, explained
+    from ngrpo.tracking.model_registry import ALIASES, ModelRegistry, evaluation_key
+
+    client = connect()
+    with explained():
+        names = [model.name for model in client.search_registered_models()]
+    needs: set[Artifact] = set()
+    models: set[str] = set()
+    why: dict[str, str] = {}
+    for name in names:
+        registry = ModelRegistry(name)
+        aliases = registry.aliases()
+        for version in registry.versions():
+            models.add(str(version.source).removeprefix("models:/"))
+            lineage = {
+                stage: version.tags[f"ngrpo.input.{source}"]
+                for source, stage in STAGES["ngrpo_training"].inputs.items()
+                if version.tags.get(f"ngrpo.input.{source}")
+            }
+            judged = evaluation_key(version)
+            if judged is not None:
+                needs.add(("benchmark_evaluation", judged))
+                needs |= {(stage, key) for stage, key in lineage.items() if stage == "prepare_data"}
+            held = [alias for alias in ALIASES if aliases[alias] == str(version.version)]
+            if held:
+                needs |= set(lineage.items())
+                if version.tags.get("ngrpo.key"):
+                    needs.add(("ngrpo_training", version.tags["ngrpo.key"]))
+            why[f"{name} version {version.version}"] = ", ".join(held) or "the samples that it was judged by"
+    return _Registered(frozenset(needs), frozenset(models), why, client)
+
+
+# --- what the store has -------------------------------------------------------------------------------------------------
+
+
+def _groups(tags: Mapping[str, tuple[str, int]]) -> dict[Artifact, int]:
+    """Return the size of all objects below the place of each artifact, whole or not; nothing else of the store is looked at."""
+    found: dict[Artifact, int] = {}
+    for key, (_, size) in tags.items():
+        stage, _, rest = key.partition("/")
+        result, slash, _ = rest.partition("/")
+        if stage in STAGES and slash:
+            found[stage, result] = found.get((stage, result), 0) + size
+    return found
+
+
+def _checkpoints(tags: Mapping[str, tuple[str, int]]) -> dict[tuple[str, str, str], int]:
+    found: dict[tuple[str, str, str], int] = {}
+    for key, (_, size) in tags.items():
+        folder, *parts = key.split("/")
+        if folder == _CHECKPOINTS and len(parts) > 2 and parts[0] in STAGES:
+            place = (folder, parts[0], parts[1])
+            found[place] = found.get(place, 0) + size
+    return found
+
+
+def _require_nothing_running(objects: ObjectStore, tags: Mapping[str, tuple[str, int]]) -> None:
+    """Refuse where a stage runs on a cluster with this store: what it reads is not known.
+
+    Raises:
+        ConfigError: One runs, as far as the records of tries tell.
+    """
+    for stage, key in sorted({tuple(name.split("/")[1:3]) for name in tags if name.startswith("tries/")}):
+        if f"{stage}/{key}/{MANIFEST}" in tags:
+            continue
+        last = next(reversed(tries_of(objects, stage, key)), None)
+        if last is not None and last.outcome == "running":
+            raise ConfigError(
+                f"{stage} of run {last.pipeline_run} is running on a cluster that uses this store: wait for it to end; if its pod is gone, "
+                f"delete {objects.uri}/{last.place}.json"
+            )
+
+
+def _built_on(
+    objects: ObjectStore, stored: Mapping[Artifact, int], ours: set[Artifact], tags: Mapping[str, tuple[str, int]]
+) -> set[Artifact]:
+    """Return what artifacts that were made elsewhere were made from, however far back."""
+    found: set[Artifact] = set()
+    open_ends = [artifact for artifact in stored if artifact not in ours]
+    while open_ends:
+        stage, key = open_ends.pop()
+        if f"{stage}/{key}/{MANIFEST}" not in tags:
+            continue
+        inputs = _inputs(objects.get_bytes(f"{stage}/{key}/{MANIFEST}"))
+        sources = {(STAGES[stage].inputs[name], of) for name, of in inputs.items() if name in STAGES[stage].inputs}
+        open_ends += sources - found
+        found |= sources
+    return found
+
+
+def _inputs(manifest: bytes | None) -> Mapping[str, str]:
+    """Return the keys of an artifact's inputs by name; nothing of a manifest that is damaged: such an artifact is made again."""
+    try:
+        inputs = json.loads(manifest or b"{}").get("inputs", {})
+    except (ValueError, AttributeError):
+        return {}
+    return inputs if isinstance(inputs, dict) else {}
+
+
+# --- what goes ----------------------------------------------------------------------------------------------------------
+
+
+def _artifact(objects: ObjectStore, artifact: Artifact, size: int, tags: Mapping[str, tuple[str, int]]) -> Item:
+    place = "/".join(artifact)
+    whole = f"{place}/{MANIFEST}" in tags
+    why = "no run that is kept and no version needs it" if whole else "left half uploaded, or half removed"
+    return Item("artifact", place, size, why, lambda: _remove(objects, place))
+
+
+def _saves(objects: ObjectStore, artifact: Artifact, size: int) -> Item:
+    place = f"{_CHECKPOINTS}/{'/'.join(artifact)}"
+    return Item(
+        "checkpoints", place, size, "no run that is kept could go on from them", lambda: _remove(objects, place)
+    )
+
+
+def _remove(objects: ObjectStore, place: str) -> None:
+    """Delete all objects below a place, manifests first: without them the rest stands for nothing."""
+    for key in sorted(objects.list(f"{place}/"), key=lambda key: not key.endswith(f"/{MANIFEST}")):
+        objects.delete(key)
+
+
+def _model_files(around: Services, registered: _Registered, kept: Iterable[tuple[Kind, Path]]) -> Iterator[Item]:
+    """Yield logged models that no version has: what registering one left behind when it was killed, and of versions that were deleted.
+
+    Only in the workspace's own MLflow: elsewhere somebody may be registering one.
+    """
+    client = registered.client
+    if client is None or not around.owns_database or not around.artifact_location:
+        return
+    objects = ObjectStore(around.artifact_location)
+    sources = {_base_model(kind, directory) for kind, directory in kept}
+    places: dict[str, int] = {}
+    for key, (_, size) in objects.tags(f"{_MODELS}/").items():
+        model = key.split("/")[1]
+        places[model] = places.get(model, 0) + size
+    for model, size in sorted(places.items()):
+        place = f"{_MODELS}/{model}"
+        used = any(source is not None and source.startswith(f"{objects.uri}/{place}/") for source in sources)
+        if model not in registered.models and not used:
+            yield Item(
+                "model files",
+                place,
+                size,
+                "of no registered version",
+                lambda model=model, place=place: _remove_model(client, objects, model, place),
+            )
+
+
+def _base_model(kind: Kind, directory: Path) -> str | None:
+    """Return where the registered model lies that a run started from; none if it started from another."""
+    try:
+        settings = read_settings(directory) or {}
+    except DamagedStateError:
+        return None
+    source = settings.get("model", {}).get("source", {})
+    return str(source.get("id")) if source.get("kind") == "registered" else None
+
+
+def _remove_model(client: MlflowClient, objects: ObjectStore, model: str, place: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from ngrpo.tracking.connection import explained
+
+    with explained():
+        try:
+            client.delete_logged_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # else it was deleted, and its files were left
+                raise
+    _remove(objects, place)
+
+
+def _unfinished_work(workspace: Workspace, needed: set[Artifact]) -> Iterator[Item]:
+    why = "no run that is kept could go on from it"
+    for name, place in _unneeded(workspace.work, needed):
+        yield Item("unfinished work", name, disk_size(place), why, lambda place=place: shutil.rmtree(place))
+
+
+def _copies(workspace: Workspace, needed: set[Artifact]) -> Iterator[Item]:
+    why = "a copy of what no run that is kept and no version needs"
+    for name, place in _unneeded(workspace.cache, needed):
+        yield Item("copy", name, disk_size(place), why, lambda place=place: _remove_copy(place))
+
+
+def _unneeded(root: Path, needed: set[Artifact]) -> Iterator[tuple[str, Path]]:
+    """Yield name and place of each directory `<stage>/<key>` below a root that nothing needs."""
+    for stage in STAGES:
+        for place in sorted((root / stage).glob("[!.]*")):
+            if place.is_dir() and (stage, place.name) not in needed:
+                yield f"{stage}/{place.name}", place
+
+
+def _remove_copy(place: Path) -> None:
+    """Delete a directory while nobody downloads to it (`ArtifactStore.fetch`)."""
+    with FileLock(place.with_name(f".{place.name}.lock")):
+        shutil.rmtree(place)
+
+
+def _run(workspace: Workspace, kind: Kind, directory: Path, why: str) -> Item:
+    name, size = name_of(kind, directory), disk_size(directory)
+    return Item(kind, name, size, why, lambda: _remove_run(workspace, kind, directory))
+
+
+def _remove_run(workspace: Workspace, kind: Kind, directory: Path) -> None:
+    """Delete the directory of a run, out of the way first: half of it would look like a run that was stopped."""
+    aside = workspace.root / "pruned" / directory.name
+    aside.parent.mkdir(mode=0o700, exist_ok=True)
+    directory.rename(aside)
+    if kind == "experiment" and not any(path.is_dir() for path in directory.parent.iterdir()):
+        directory.parent.rename(aside / "experiment")
+    _finish(workspace)
+
+
+def _finish(workspace: Workspace) -> None:
+    """Delete what a pruning that was killed had put out of the way."""
+    aside = workspace.root / "pruned"
+    if aside.is_dir():
+        shutil.rmtree(aside)
