@@ -16,6 +16,7 @@ ORDER = """
     ngrpo.storage
     ngrpo.user_code
     ngrpo.contracts
+    ngrpo.notifications
     ngrpo.mixing
     ngrpo.neighbors
     ngrpo.grading
@@ -130,6 +131,7 @@ def test_the_figures(ours):
 # Who reads the environment below the stages, and why it is not an argument. Nothing else may.
 READERS = {
     "ngrpo.environment": "takes passwords out of addresses and of what is shown: any variable may hold one",
+    "ngrpo.notifications.webhooks": "the address of a webhook, which is a secret and so in no setting and no argument",
     "ngrpo.storage.objects": "names, in an error, the endpoint that boto3 reads",
     "ngrpo.storage.seaweed": "keeps requests to the embedded store from the proxy that boto3 and requests read",
     "ngrpo.tracking.connection": "MLflow's own address and credentials, which its client reads too",

@@ -13,6 +13,7 @@ from ngrpo.config.code import references
 from ngrpo.config.grading import GradingConfig
 from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
+from ngrpo.config.notifications import NotificationConfig
 from ngrpo.config.passed_on import GRPO, SFT, VLLM
 from ngrpo.config.rewards import OF_ONE_ANSWER
 from ngrpo.config.sections import (
@@ -55,6 +56,8 @@ class RunConfig(Section):
     """By stage name; a stage that is not named gets the defaults."""
     cluster: ClusterConfig = ClusterConfig()
     """How stages run on a Kubernetes cluster; no stage's key depends on it."""
+    notifications: dict[Name, NotificationConfig] = unless_set({})
+    """Webhooks that are told what happened, by a name of yours; no stage's key depends on them."""
     titles: Annotated[dict[Name, Line], Field(validate_default=True)] = {}
     """How benchmarks are called where people read, by name; a benchmark that is not here is called by its name. No stage's key depends
     on it."""

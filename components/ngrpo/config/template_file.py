@@ -1,4 +1,4 @@
-"""A chat template that a preset names: ours for base models, or a file. The text is what counts, and becomes the setting."""
+"""Templates that a preset names by a file. The text is what counts, and becomes the setting."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ SmolLM2) were trained without it in front. A response ends with the end token.
 """
 
 
-def _text_of_file(value: Any) -> Any:
-    """Return the text that a value names; a value that is a template already, as in settings that are read again, stays."""
-    if value == "plain":
-        return PLAIN
+def text_of_template(value: Any, what: str, cure: str = "name a Jinja file") -> Any:
+    """Return the text of the template that a value names; a value that is a template already, as in settings that are read again, stays.
+
+    Args:
+        value: The value of the setting.
+        what: What is expected, for messages: `chat template`.
+        cure: What may be written.
+
+    Raises:
+        ValueError: It names no file of that kind.
+    """
     if not isinstance(value, str) or "{{" in value or "{%" in value:
         return value
     if not 0 < len(value) <= 1000 or not value.isprintable():
-        raise ValueError("name a Jinja file, or 'plain'")
+        raise ValueError(cure)
     path = Path(absolute(value))
     try:
         if not path.is_file():
@@ -44,9 +51,14 @@ def _text_of_file(value: Any) -> Any:
     if len(text) > _LONGEST:
         raise ValueError(f"a template of more than {_LONGEST} characters; name a Jinja file")
     if "{{" not in text and "{%" not in text:
-        raise ValueError("no chat template: it has neither {{ }} nor {% %}; name a Jinja file")
+        raise ValueError(f"no {what}: it has neither {{{{ }}}} nor {{% %}}; name a Jinja file")
     return text.replace("\r\n", "\n")
 
 
-TemplateFromFile = Annotated[LongText, BeforeValidator(_text_of_file)]
+def _chat_template(value: Any) -> Any:
+    """Return the chat template that a value names: ours for base models, or a file's."""
+    return PLAIN if value == "plain" else text_of_template(value, "chat template", "name a Jinja file, or 'plain'")
+
+
+TemplateFromFile = Annotated[LongText, BeforeValidator(_chat_template)]
 """`plain`, or a Jinja file, relative to the file that it stands in; read once, when the settings are."""
