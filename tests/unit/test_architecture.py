@@ -24,6 +24,7 @@ ORDER = """
     ngrpo.evaluation
     ngrpo.training
     ngrpo.tracking
+    ngrpo.ledger
     ngrpo.report
     ngrpo.library
     ngrpo.sizing
