@@ -6,17 +6,22 @@ import importlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig
-from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
+from ngrpo.config.costs import CostsConfig
+from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
 from ngrpo.contracts.promotion import PROMOTION, read_promotion
+from ngrpo.environment import environment
 from ngrpo.errors import ConfigError
+from ngrpo.evaluation.gains import Gain, gain_of
+from ngrpo.ledger.prices import PRICES
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
@@ -25,6 +30,15 @@ from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.content import read_contents
+from ngrpo_kfp.pipelines.planning.final_metrics import final_metrics
+from ngrpo_kfp.pipelines.planning.ledger import (
+    cost_metrics,
+    costs_lines,
+    costs_of,
+    costs_summary,
+    expectations,
+    expectations_table,
+)
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus, show_amounts, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
@@ -79,6 +93,7 @@ def run(
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))
         console.print(plan_table(plan, config))
+        _show_expectations(plan, config, store, console)
         _run_plan(plan, config, around, store, directory, console, began, runner)
         workspace.set_latest(directory)
     return directory
@@ -93,8 +108,10 @@ def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base
     """
     with services(workspace) as around:
         config = _based(config, base)
-        plan = _plan(config, workspace, around.artifact_store(workspace))
-    console.print(plan_table(plan, config))
+        store = around.artifact_store(workspace)
+        plan = _plan(config, workspace, store)
+        console.print(plan_table(plan, config))
+        _show_expectations(plan, config, store, console)
     show_amounts(config, plan, console)
     require_fit(config, plan)
 
@@ -149,8 +166,11 @@ def _run_plan(
     from ngrpo_kfp.pipelines.local.reporting import build_report
     from ngrpo_kfp.pipelines.local.runner import run_stages
 
+    # Stages that write a model card or report to MLflow price what they took.
+    prices = {PRICES: config.costs.model_dump_json() if config.costs != CostsConfig() else None}
     with pipeline_run(config, around, directory) as opening:
-        records = run_stages(plan, directory, console, runner)
+        with environment(prices):
+            records = run_stages(plan, directory, console, runner)
         tracked = opening.result()
         references = {node.name: node.reference or _reference(records[node.worker.name]) for node in plan}
         evaluations = {
@@ -170,16 +190,35 @@ def _run_plan(
             tracking={"tracking_uri": around.tracking_uri, "run_id": tracked.run_id},
             wall_seconds=time.monotonic() - began,
         )
+        gains = _gains(config, evaluations)
+        costs = costs_summary(plan, costs_of(plan, store.objects), config.costs, gains.get(config.promotion.benchmark))
+        summary["costs"] = costs
         report = directory / "report.html"
         build_report(report, summary=summary, config=config, references=references, store=store)
         summary["wall_seconds"] = round(time.monotonic() - began, 3)
         write_state(directory / "summary.json", summary)
         for file in (report, directory / "summary.json"):
             tracked.log_file(file)
+        tracked.log_metrics(final_metrics(evaluations, gains, promotions) | cost_metrics(costs))
         tracked.set_tags({f"ngrpo.artifact.{name}": reference.uri for name, reference in references.items()})
     for name, evaluation in evaluations.items():
         console.print(results_table(evaluation, config.titles, name if len(evaluations) > 1 else None))
+    for line in costs_lines(costs):
+        console.print(escape(line), soft_wrap=True)
     console.print(places(report, summary, promotions), soft_wrap=True)
+
+
+def _gains(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> dict[str, Gain]:
+    """Return what training gained on each benchmark; nothing where there are several evaluations."""
+    if len(evaluations) != 1:
+        return {}
+    (evaluation,) = evaluations.values()
+    return {name: gain_of(evaluation, name, config.evaluation, config.seed) for name in evaluation["models"]["trained"]}
+
+
+def _show_expectations(plan: Plan, config: RunConfig, store: ArtifactStore, console: Console) -> None:
+    if plan.to_run:
+        console.print(expectations_table(expectations(plan, config, store.objects), config.costs))
 
 
 def _reference(record: dict[str, Any]) -> Reference:

@@ -125,7 +125,7 @@ def test_a_second_run_is_served_from_the_cache(house):
 
 def test_summary_says_what_others_rely_on(finished_house):
     summary = finished_house.summary
-    assert set(summary) == {"preset", "seed", "wall_seconds", "stages", "evaluation", "promotion", "mlflow"}
+    assert set(summary) == {"preset", "seed", "wall_seconds", "stages", "evaluation", "promotion", "mlflow", "costs"}
     assert (summary["preset"], summary["seed"]) == ("small", 0)
     assert list(summary["stages"]) == list(STAGES)
     for stage in summary["stages"].values():

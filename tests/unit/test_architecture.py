@@ -26,6 +26,7 @@ ORDER = """
     ngrpo.training
     ngrpo.tracking
     ngrpo.signing
+    ngrpo.ledger
     ngrpo.report
     ngrpo.library
     ngrpo.sizing

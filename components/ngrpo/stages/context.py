@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from ngrpo.config.costs import CostsConfig
 
 
 def say(line: str) -> None:
@@ -37,5 +39,7 @@ class Context:
     """Whether the run is one on a cluster."""
     variable: Callable[[str], str | None] = no_variable
     """Gives the value of an environment variable: a key to sign with, which no setting may hold."""
+    prices: CostsConfig = field(default_factory=CostsConfig)
+    """What an hour costs, for the model card."""
     progress: Callable[[str], None] = say
     """Receives lines of progress."""

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
+from ngrpo.ledger.prices import figures
 from ngrpo.stages.context import Context
+from ngrpo.stages.metering import Metered, metered, prices
 from ngrpo.stages.process import attach, write_record
 from ngrpo.stages.surroundings import ERROR_FILE, Surroundings
 from ngrpo.stages.task import Task
@@ -58,7 +60,8 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own
         write_record(surroundings.run_directory, task.node_name, record)
     started = time.monotonic()
     try:
-        values, reference, cached = _execute(task, surroundings, elsewhere)
+        with metered(task, surroundings, follows=elsewhere is not None) as process_meter:
+            values, reference, cached = _execute(task, surroundings, elsewhere, process_meter)
         record["cached"] = cached
         if reference is not None:
             record |= {"artifact": reference.uri, "digest": reference.digest}
@@ -81,7 +84,7 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own
 
 
 def _execute(
-    task: Task, surroundings: Surroundings, elsewhere: Callable[[Task], None] | None
+    task: Task, surroundings: Surroundings, elsewhere: Callable[[Task], None] | None, meter: Metered
 ) -> tuple[dict[str, float], Reference | None, bool]:
     # Imported only now, for it takes a while: the run already shows that the stage is at work.
     from ngrpo.config import validate
@@ -104,6 +107,7 @@ def _execute(
     cached = found is not None
     if found is None and elsewhere is not None:
         elsewhere(replace(task, inputs={source: _reference(text).to_json() for source, text in task.inputs.items()}))
+        meter.outcome = "ended"
         found = store.find(stage.name, key)
         if found is None:
             raise StoreError(
@@ -145,6 +149,7 @@ def _execute(
             reporters=() if tracked is None else ("mlflow",),
             on_cluster=surroundings.pipeline_run is not None,
             variable=os.environ.get,
+            prices=prices(),
         )
         processes = surroundings.processes or 1
         if stage.parallel and processes * surroundings.nodes > 1:
@@ -154,6 +159,7 @@ def _execute(
         else:
             stage.function()(config, directories, payload, context)
         if not first:
+            meter.outcome = "ended"
             return {}, None, False
         require_finite(name, payload)
         published = store.publish(
@@ -164,9 +170,11 @@ def _execute(
             code_version=task.code_version,
             inputs={source: reference.key for source, reference in references.items()},
         )
+        meter.outcome = "published"
         values = read_metrics(payload)
         if tracked is not None:
-            tracked.log_metrics(values)
+            spent = figures(meter.cost(objects), prices())
+            tracked.log_metrics(values | {f"cost/{name}": value for name, value in spent.items()})
             tracked.set_tags({"ngrpo.artifact": published.uri, "ngrpo.digest": published.digest})
     checkpoints.clear()
     shutil.rmtree(place)

@@ -33,6 +33,7 @@ TRANSPARENT: Mapping[str, str] = {
     "ngrpo.environment": (
         "Sets the variables that its callers name, and their source is in the key; takes credentials out of what is said."
     ),
+    "ngrpo.ledger": "Measures and tells what results took; no stage computes with that.",
     "ngrpo.library": "For programs of users, named in the package so that they can import it from there: no stage runs it.",
     "ngrpo.report": (
         "Words and draws results, and writes the files of an artifact that only describe it; no stage reads those, and none computes "
@@ -58,6 +59,7 @@ TRANSPARENT: Mapping[str, str] = {
     "ngrpo.stages.context": _FRAME,
     "ngrpo.stages.declarations": _FRAME,
     "ngrpo.stages.execution": _FRAME,
+    "ngrpo.stages.metering": _FRAME,
     "ngrpo.stages.process": _FRAME,
     "ngrpo.stages.soundness": "Refuses results with numbers that are not finite, and what is refused is no result.",
     "ngrpo.stages.standalone": _FRAME,

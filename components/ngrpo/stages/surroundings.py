@@ -82,6 +82,11 @@ class Surroundings:
             save_minutes=save_minutes(),
         )
 
+    @property
+    def run_name(self) -> str:
+        """What the run is called: the directory of a local run, or the id of the pipeline run; empty outside a run."""
+        return self.pipeline_run or (self.run_directory.name if self.run_directory is not None else "")
+
     @contextmanager
     def parent_run(self, node: str, objects: ObjectStore) -> Iterator[str | None]:
         """Provide the MLflow run of the whole pipeline run, none if there is none.

@@ -94,6 +94,11 @@ class ArtifactStore:
         self._cache = cache
         self._waits = tuple(WAITS if waits is None else waits)
 
+    @property
+    def objects(self) -> ObjectStore:
+        """Where the artifacts are."""
+        return self._objects
+
     def find(self, stage: str, key: str) -> Reference | None:
         """Return the artifact of a stage and key, or none if there is none. Whether it is sound, `verify` says.
 

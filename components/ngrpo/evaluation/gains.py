@@ -1,0 +1,44 @@
+"""What training changed on a benchmark, with its interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ngrpo.config import EvaluationConfig
+from ngrpo.contracts.evaluation import Evaluation
+from ngrpo.evaluation.statistics import mean_at_n, paired_difference
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Mean of the trained model less that of the model which training started from, in points of percent, paired by problem."""
+
+    benchmark: str
+    points: float
+    low: float
+    high: float
+
+
+def gain_of(evaluation: Evaluation, benchmark: str, settings: EvaluationConfig, seed: int) -> Gain:
+    """Return what training changed on a benchmark.
+
+    Args:
+        evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
+        benchmark: One that it holds.
+        settings: Confidence and draws of the interval.
+        seed: Seed of the draws.
+    """
+    trained, start = (evaluation["models"][model][benchmark] for model in ("trained", "warm_start"))
+    # In the order in which the intervals of evaluation.json were drawn.
+    after, before = (
+        mean_at_n(
+            np.array([result["per_problem"][problem] for problem in trained["per_problem"]]), trained["n_samples"]
+        )
+        for result in (trained, start)
+    )
+    mean, low, high = paired_difference(
+        after, before, confidence=settings.confidence, draws=settings.bootstrap_draws, seed=seed
+    )
+    return Gain(benchmark, 100 * mean, 100 * low, 100 * high)

@@ -1,0 +1,87 @@
+"""What quantities cost, and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ngrpo.config.costs import CostsConfig
+from ngrpo.ledger.spending import Cost
+
+PRICES = "NGRPO_COSTS"
+"""Environment variable of a stage: `CostsConfig` as JSON, for the model card and MLflow. It is no part of a stage's settings."""
+
+
+def money(cost: Cost, prices: CostsConfig) -> float | None:
+    """Return what something cost, in `prices.currency`; none where nothing of what it took has a price."""
+    parts = [
+        hours * price
+        for hours, price in ((cost.gpu_hours, prices.gpu_hour), (cost.processor_hours, prices.cpu_hour))
+        if hours and price is not None
+    ]
+    return sum(parts) if parts else None
+
+
+def figures(cost: Cost, prices: CostsConfig) -> dict[str, float]:
+    """Return the numbers of a cost by name, as they are tracked; what is not known is left out."""
+    known = {
+        "hours": cost.seconds / 3600,
+        "processor_hours": cost.processor_hours,
+        "gpu_hours": cost.gpu_hours,
+        "kwh": cost.kilowatt_hours,
+        "money": money(cost, prices),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def in_words(cost: Cost, prices: CostsConfig) -> str:
+    """Return a cost in one line."""
+    return ", ".join(_parts(cost, prices))
+
+
+def _parts(cost: Cost, prices: CostsConfig) -> Iterator[str]:
+    yield duration(cost.seconds)
+    yield f"{digits(cost.processor_hours)} processor-hours"
+    if cost.gpu_seconds:
+        yield f"{digits(cost.gpu_hours)} GPU-hours"
+        yield "energy not told" if cost.kilowatt_hours is None else f"{digits(cost.kilowatt_hours)} kWh"
+    price = money(cost, prices)
+    if price is not None:
+        yield f"{price:,.2f} {prices.currency}"
+
+
+def price_of_a_point(cost: Cost, prices: CostsConfig, gain: float, interval: tuple[float, float]) -> str:
+    """Return what a point gained cost, in money where there are prices, else in GPU-hours or, without GPUs, in processor-hours.
+
+    Args:
+        cost: What the gain took.
+        prices: Prices.
+        gain: Points of percent.
+        interval: Ends of its interval.
+    """
+    low, high = interval
+    if low <= 0:
+        return f"none: the gain is not above zero ({gain:+.1f} points, interval {low:+.1f} to {high:+.1f})"
+    amount, unit = _amount(cost, prices)
+    return (
+        f"{digits(amount / gain)} {unit} ({digits(amount / high)} to {digits(amount / low)}, by the interval of the gain: "
+        f"{gain:+.1f} points, {low:+.1f} to {high:+.1f})"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def digits(value: float) -> str:
+    """Return a quantity with three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _amount(cost: Cost, prices: CostsConfig) -> tuple[float, str]:
+    price = money(cost, prices)
+    if price is not None:
+        return price, prices.currency
+    return (cost.gpu_hours, "GPU-hours") if cost.gpu_seconds else (cost.processor_hours, "processor-hours")

@@ -1,0 +1,179 @@
+"""What each process of a stage has taken, kept beside the artifacts: `spent/<stage>/<key>/<name>.json` below the artifact store.
+
+An artifact says nothing of how long it took: equal results would have other digests. A process writes its record when it begins, once a
+minute, and when it ends. So a process that was killed counts too, up to the last minute.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.state import parse_state
+
+_FOLDER = "spent"
+_CURE = "delete it; it only tells what a result took"
+Quantity = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a process took, which worked on a result."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
+
+    stage: str
+    key: str
+    """Key of the result."""
+    name: Annotated[str, Field(pattern=r"^[0-9TZ]+-[A-Za-z0-9.-]+$")]
+    """Time of its start, its machine and its number there: names sort by time."""
+    run: str
+    """The run that it belonged to: name of a local run, or id of a pipeline run."""
+    shape: str
+    """See `shape`."""
+    hardware: str
+    """What it ran on, in words."""
+    started: str
+    """ISO 8601, UTC."""
+    rank: int = 0
+    """Which of several nodes it was."""
+    role: Literal["work", "follow"] = "work"
+    """`follow`: it only waited for the nodes of a job."""
+    outcome: Literal["running", "published", "ended", "failed"] = "running"
+    """`published`: it left the result in the store. `ended`: it did its part, and another process published."""
+    seconds: Quantity = 0.0
+    processor_seconds: Quantity = 0.0
+    gpus: Annotated[int, Field(ge=0)] = 0
+    joules: float | None = None
+    """Energy of its GPUs; none where that is not told."""
+
+    @property
+    def place(self) -> str:
+        """Key of its object in the store."""
+        return f"{_FOLDER}/{self.stage}/{self.key}/{self.name}.json"
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """When it began and when it ended, in seconds since 1970."""
+        began = datetime.fromisoformat(self.started).timestamp()
+        return began, began + self.seconds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took, all its processes together."""
+
+    seconds: float = 0.0
+    """Wall time while at least one of the processes worked."""
+    processor_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    """GPUs times the wall time of the process that had them."""
+    joules: float | None = None
+    """Energy of the GPUs; none where there were none, or where it is not told of each."""
+    tries: int = 1
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPU-hours."""
+        return self.gpu_seconds / 3600
+
+    @property
+    def processor_hours(self) -> float:
+        """Hours of processor time."""
+        return self.processor_seconds / 3600
+
+    @property
+    def kilowatt_hours(self) -> float | None:
+        """Energy of the GPUs in kWh."""
+        return None if self.joules is None else self.joules / 3.6e6
+
+
+def keep(objects: ObjectStore, record: Spent) -> None:
+    """Write a record.
+
+    Raises:
+        StoreError: The store cannot be reached.
+    """
+    objects.put_bytes(json.dumps(asdict(record)).encode(), record.place)
+
+
+def records_of(objects: ObjectStore, stage: str, key: str) -> list[Spent]:
+    """Return the records of all processes that worked on a result, oldest first.
+
+    Raises:
+        DamagedStateError: One cannot be read.
+        StoreError: The store cannot be reached.
+    """
+    return _read(objects, f"{_FOLDER}/{stage}/{key}/")
+
+
+def cost_of(records: Sequence[Spent]) -> Cost | None:
+    """Return what a result took that is in the store: the process that published it, and all before that whose work it resumed.
+
+    A result may have been made twice, where the first was damaged: what was spent up to the last but one publication is not counted.
+
+    Args:
+        records: Those of the result, oldest first.
+
+    Returns:
+        None where no record tells of a publication: results of earlier versions have none.
+    """
+    published = [record for record in records if record.outcome == "published"]
+    if not published:
+        return None
+    end = published[-1].span[1]
+    begin = published[-2].span[1] if len(published) > 1 else float("-inf")
+    return total(record for record in records if begin <= record.span[0] <= end)
+
+
+def total(records: Iterable[Spent]) -> Cost:
+    """Return what some processes took together."""
+    counted = list(records)
+    working = [record for record in counted if record.role == "work"]
+    with_gpus = [record for record in counted if record.gpus]
+    told = [record.joules for record in with_gpus if record.joules is not None]
+    return Cost(
+        seconds=_covered([record.span for record in working]),
+        processor_seconds=sum(record.processor_seconds for record in counted),
+        gpu_seconds=sum(record.gpus * record.seconds for record in counted),
+        joules=sum(told) if with_gpus and len(told) == len(with_gpus) else None,
+        tries=sum(record.rank == 0 for record in working),
+    )
+
+
+def together(costs: Iterable[Cost]) -> Cost:
+    """Return the sum of what several results took; energy is known where it is known of each that had GPUs."""
+    each = list(costs)
+    with_gpus = [cost for cost in each if cost.gpu_seconds]
+    told = [cost.joules for cost in with_gpus if cost.joules is not None]
+    return Cost(
+        seconds=sum(cost.seconds for cost in each),
+        processor_seconds=sum(cost.processor_seconds for cost in each),
+        gpu_seconds=sum(cost.gpu_seconds for cost in each),
+        joules=sum(told) if with_gpus and len(told) == len(with_gpus) else None,
+        tries=sum(cost.tries for cost in each),
+    )
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return how long at least one of the spans lasts: processes that work side by side do not take their time twice."""
+    covered, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        covered += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return covered
+
+
+def _read(objects: ObjectStore, folder: str) -> list[Spent]:
+    found = []
+    for name in sorted(objects.list(folder)):
+        data = objects.get_bytes(name)
+        if data is not None:
+            found.append(parse_state(data, Spent, where=f"{objects.uri}/{name}", cure=_CURE))
+    return found

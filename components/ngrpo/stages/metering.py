@@ -1,0 +1,158 @@
+"""What the process of a stage takes, recorded while it works (`ngrpo.ledger.spending`)."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from ngrpo.config.costs import CostsConfig
+from ngrpo.environment import redacted
+from ngrpo.errors import ConfigError, StoreError
+from ngrpo.ledger.devices import hardware, visible_gpus
+from ngrpo.ledger.meter import Meter
+from ngrpo.ledger.prices import PRICES
+from ngrpo.ledger.shapes import remember, shape
+from ngrpo.ledger.spending import Cost, Spent, keep, records_of, total
+from ngrpo.stages.surroundings import Surroundings
+from ngrpo.stages.task import Task
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.state import read_state
+
+_EVERY_SECONDS = 60.0
+_PATIENCE = 10.0
+"""Seconds that a record may hold up the end of a stage, where the store is out of reach."""
+
+
+class Metered:
+    """The process of a stage, measured."""
+
+    def __init__(self, task: Task, surroundings: Surroundings, *, follows: bool):
+        """Start to measure."""
+        gpus = [] if follows else _gpus_of(task.stage, surroundings)
+        self._meter = Meter(gpus)
+        self._store = surroundings.store
+        self._objects: ObjectStore | None = None
+        self._said = False
+        self.outcome: Literal["published", "ended", "failed"] | None = None
+        """How it ended; none where it did nothing, because the result was in the store."""
+        now = datetime.now(UTC)
+        machine = re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("KFP_POD_NAME") or socket.gethostname())
+        self._record = Spent(
+            stage=task.stage,
+            key=task.key,
+            name=f"{now:%Y%m%dT%H%M%S%fZ}-{machine}.{os.getpid()}",
+            run=surroundings.run_name,
+            shape=shape(task.stage, task.config_json),
+            hardware=hardware(gpus),
+            started=now.isoformat(),
+            rank=surroundings.node_rank,
+            role="follow" if follows else "work",
+            gpus=len(gpus),
+        )
+
+    def record(self) -> Spent:
+        """Return what was taken so far."""
+        taken = self._meter.read()
+        return replace(
+            self._record,
+            outcome=self.outcome or "running",
+            seconds=round(taken.seconds, 3),
+            processor_seconds=round(taken.processor_seconds, 3),
+            joules=None if taken.joules is None else round(taken.joules, 1),
+        )
+
+    def cost(self, objects: ObjectStore) -> Cost:
+        """Return what the result has taken so far, earlier tries and other nodes included.
+
+        Raises:
+            StoreError: The store cannot be reached.
+        """
+        before = [
+            one for one in records_of(objects, self._record.stage, self._record.key) if one.name != self._record.name
+        ]
+        published = [one.span[1] for one in before if one.outcome == "published"]
+        since = max(published, default=float("-inf"))  # the result is made again: what the last one took is not counted
+        return total([*(one for one in before if one.span[0] >= since), self.record()])
+
+    def keep(self) -> None:
+        """Write the record. A store that is out of reach must not cost a result, so that its faults are said and no more."""
+        record = self.record()
+        try:
+            if self._objects is None:
+                self._objects = ObjectStore(self._store, patience=_PATIENCE)
+            keep(self._objects, record)
+            if record.outcome == "published":
+                remember(self._objects, record)
+        except StoreError as error:
+            if not self._said:
+                print(
+                    f"{record.stage}: what it takes is not recorded: {redacted(str(error))}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._said = True
+
+
+@contextmanager
+def metered(task: Task, surroundings: Surroundings, *, follows: bool) -> Iterator[Metered]:
+    """Measure what a stage takes in this process while the context is open, and record it: once a minute, and at the end.
+
+    Args:
+        task: What is done.
+        surroundings: Where.
+        follows: Whether other processes do the work, and this one only waits for them.
+    """
+    process = Metered(task, surroundings, follows=follows)
+    ended = threading.Event()
+
+    def keep_on() -> None:
+        while not ended.wait(_EVERY_SECONDS):
+            process.keep()
+
+    thread = threading.Thread(target=keep_on, name="ledger", daemon=True)
+    thread.start()
+    try:
+        yield process
+    except BaseException:
+        process.outcome = "failed"
+        raise
+    finally:
+        ended.set()
+        thread.join()
+        if process.outcome is not None:
+            process.keep()
+
+
+def prices() -> CostsConfig:
+    """Return the prices that this process was told (`NGRPO_COSTS`).
+
+    Raises:
+        ConfigError: The variable holds no prices.
+    """
+    text = os.environ.get(PRICES)
+    if not text:
+        return CostsConfig()
+    try:
+        return CostsConfig.model_validate_json(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{PRICES}: no prices as JSON; unset it, and set the section `costs` of the preset"
+        ) from error
+
+
+def _gpus_of(stage: str, surroundings: Surroundings) -> list[str]:
+    """Return the GPUs of a stage: those of its pod; on one machine those that `resources` gives it, of those that are visible."""
+    visible = visible_gpus()
+    if surroundings.run_directory is None or not visible:
+        return visible
+    settings = read_state(surroundings.run_directory / "config.json", dict, cure="run again")
+    asked = ((settings or {}).get("resources", {}).get(stage) or {}).get("gpus", 0)
+    return visible[:asked]

@@ -1,0 +1,158 @@
+"""What a run took, what its cache hits saved, and what a run like it will take."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from ngrpo.config import RunConfig
+from ngrpo.config.costs import CostsConfig
+from ngrpo.evaluation.gains import Gain
+from ngrpo.ledger.devices import hardware, visible_gpus
+from ngrpo.ledger.prices import digits, duration, figures, in_words, money, price_of_a_point
+from ngrpo.ledger.shapes import Expected, expected, shape
+from ngrpo.ledger.spending import Cost, cost_of, records_of, together
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.state import DamagedStateError
+from ngrpo_kfp.pipelines.planning.nodes import Plan
+
+_TRAINING = "ngrpo_training"
+
+
+def costs_of(plan: Plan, objects: ObjectStore) -> dict[str, Cost | None]:
+    """Return by node what its result took, whenever that was made; none where it is not known, as of results of earlier versions.
+
+    Nodes that take the result of another one of the run are left out. A record that is damaged is said and ignored: it explains, no more.
+
+    Args:
+        plan: The plan of a run that is done.
+        objects: The artifact store.
+
+    Raises:
+        StoreError: The store cannot be reached.
+    """
+    costs: dict[str, Cost | None] = {}
+    for node in plan:
+        if node.same_as is None:
+            try:
+                costs[node.name] = cost_of(records_of(objects, node.stage, node.key))
+            except DamagedStateError as error:
+                print(f"ignored: {error}", file=sys.stderr)
+                costs[node.name] = None
+    return costs
+
+
+def costs_summary(
+    plan: Plan, costs: Mapping[str, Cost | None], prices: CostsConfig, gain: Gain | None
+) -> dict[str, Any]:
+    """Return `costs` of `summary.json`.
+
+    Args:
+        plan: The plan of the run.
+        costs: See `costs_of`.
+        prices: Prices.
+        gain: What training gained on the benchmark of the promotion, where the run has one training and one evaluation.
+    """
+    spent = [cost for name, cost in costs.items() if cost is not None and not plan[name].cached]
+    saved = [cost for name, cost in costs.items() if cost is not None and plan[name].cached]
+    summary: dict[str, Any] = {
+        "currency": prices.currency,
+        "spent": figures(together(spent), prices) | {"in_words": in_words(together(spent), prices)},
+        "saved": figures(together(saved), prices) | {"in_words": in_words(together(saved), prices)} if saved else None,
+        "unknown": [name for name, cost in costs.items() if cost is None],
+        "stages": {
+            name: figures(cost, prices) | {"tries": cost.tries, "saved": plan[name].cached}
+            for name, cost in costs.items()
+            if cost is not None
+        },
+    }
+    training = _of_training(plan, costs)
+    if gain is not None and training is not None:
+        said = price_of_a_point(training, prices, gain.points, (gain.low, gain.high))
+        summary["point_gained"] = {"benchmark": gain.benchmark, "in_words": said}
+    return summary
+
+
+def _of_training(plan: Plan, costs: Mapping[str, Cost | None]) -> Cost | None:
+    """Return what lies between the model that training started from and the trained one; none where that is not known."""
+    if _TRAINING not in plan.nodes:
+        return None
+    index = plan[_TRAINING].inputs.get("neighbor_index")
+    parts = [costs.get(_TRAINING), *([] if index is None else [costs.get(index.worker.name)])]
+    known = [part for part in parts if part is not None]
+    return together(known) if len(known) == len(parts) else None
+
+
+def costs_lines(costs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is said of costs in the terminal after a run; `costs` is that of `summary.json`."""
+    yield f"cost      {costs['spent']['in_words']}"
+    if costs["saved"] is not None:
+        yield f"cached    saved {costs['saved']['in_words']}"
+    if "point_gained" in costs:
+        point = costs["point_gained"]
+        yield f"a point   of {point['benchmark']} cost {point['in_words']}"
+
+
+def cost_metrics(costs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a run's costs as MLflow's run of the whole run has them; `costs` is that of `summary.json`."""
+    values = {f"cost/{name}": value for name, value in costs["spent"].items() if name != "in_words"}
+    saved = {f"cost/saved/{name}": value for name, value in (costs["saved"] or {}).items() if name != "in_words"}
+    return values | saved
+
+
+def expectations(
+    plan: Plan, config: RunConfig, objects: ObjectStore, *, here: bool = True
+) -> dict[str, Expected | None]:
+    """Return by node that has to run what it will take, by earlier results of its shape; none where there is none.
+
+    Args:
+        plan: The plan.
+        config: Configuration of the run.
+        objects: The artifact store.
+        here: Whether the run is one on this machine: only what was made on the same hardware counts.
+
+    Raises:
+        StoreError: The store cannot be reached.
+    """
+    visible = visible_gpus() if here else []
+    found: dict[str, Expected | None] = {}
+    for node in plan.to_run:
+        machine = hardware(visible[: config.needs(node.stage).gpus]) if here else None
+        try:
+            found[node.name] = expected(objects, node.stage, shape(node.stage, node.config), machine)
+        except DamagedStateError as error:
+            print(f"ignored: {error}", file=sys.stderr)
+            found[node.name] = None
+    return found
+
+
+def expectations_table(expected: Mapping[str, Expected | None], prices: CostsConfig) -> Table:
+    """Return the table of what a run will take; what no earlier result tells is unknown, and so is the sum then."""
+    priced = prices.gpu_hour is not None or prices.cpu_hour is not None
+    table = Table(title="What it took before", caption_justify="left")
+    table.add_column("stage", overflow="fold")
+    for column in ("time", "GPU-h", *([prices.currency] if priced else [])):
+        table.add_column(column, justify="right")
+    table.add_column("by", overflow="fold")
+    for name, each in expected.items():
+        if each is None:
+            table.add_row(name, *["unknown"] * (3 if priced else 2), "no earlier result of this shape")
+        else:
+            results = f"{each.results} result{'s' * (each.results > 1)} on {each.hardware}"
+            table.add_row(name, *_cells(each.cost, prices, priced), results)
+    known = [each.cost for each in expected.values() if each is not None]
+    if len(expected) > 1:
+        table.add_section()
+        missing = len(expected) - len(known)
+        cells = _cells(together(known), prices, priced) if known else ["unknown"] * (3 if priced else 2)
+        table.add_row("together", *cells, f"without the {missing} unknown" if missing else "")
+    return table
+
+
+def _cells(cost: Cost, prices: CostsConfig, priced: bool) -> list[str]:
+    price = money(cost, prices)
+    cells = [duration(cost.seconds), digits(cost.gpu_hours) if cost.gpu_seconds else "-"]
+    return [*cells, "-" if price is None else f"{price:,.2f}"] if priced else cells

@@ -1,0 +1,126 @@
+"""What results took: recorded beside the artifacts by real runs, summed, tracked, and expected of the next run."""
+
+import pytest
+from mlflow import MlflowClient
+from small_house import STAGES
+from test_local_runtime import objects_of
+
+from ngrpo.ledger.shapes import expected, remember
+from ngrpo.ledger.spending import Spent, keep, records_of
+
+pytestmark = pytest.mark.pipeline
+
+PRICED = ("--set", "costs.cpu_hour=3600", "--set", "costs.currency=CHF")  # a second of processor time costs a franc
+
+
+def test_a_run_says_what_it_took_and_the_next_one_what_the_cache_saved(house):
+    costs = house.summary["costs"]
+    assert costs["saved"] is None
+    assert costs["unknown"] == []
+    assert list(costs["stages"]) == list(STAGES)
+    for cost in costs["stages"].values():
+        assert cost["tries"] == 1
+        assert not cost["saved"]
+        assert 0 < cost["hours"] < 0.1
+        assert 0 < cost["processor_hours"] < 0.1
+        assert cost["gpu_hours"] == 0
+        assert not {"kwh", "money"} & cost.keys(), "a run on a processor has no energy, and without prices no money"
+    assert costs["spent"]["hours"] == pytest.approx(sum(cost["hours"] for cost in costs["stages"].values()))
+    assert costs["point_gained"]["in_words"].startswith("none: the gain is not above zero (+0.0 points")
+
+    plan = house.ngrpo("plan", *PRICED, COLUMNS="120").stdout
+    assert "configuration changed" not in plan, "prices move no key"
+    said = house.ngrpo("run", *PRICED, COLUMNS="200").stdout
+    again = house.summary["costs"]
+    assert [name for name, cost in again["stages"].items() if not cost["saved"]] == ["model_promotion"]
+    for name in STAGES[:-1]:
+        assert again["stages"][name]["hours"] == costs["stages"][name]["hours"], "what its own record says"
+    assert again["currency"] == "CHF"
+    assert again["saved"]["money"] == pytest.approx(3600 * again["saved"]["processor_hours"])
+    assert f"saved {again['saved']['in_words']}" in said
+    assert f"cost      {again['spent']['in_words']}" in said
+
+
+def test_mlflow_has_the_costs_and_the_result_of_a_run_and_the_costs_of_its_stages(finished_house):
+    tracking = finished_house.summary["mlflow"]
+    client = MlflowClient(tracking["tracking_uri"])
+    run = client.get_run(tracking["run_id"])
+    metrics = run.data.metrics
+    assert metrics["cost/processor_hours"] == finished_house.summary["costs"]["spent"]["processor_hours"]
+    assert {name: metrics[name] for name in ("final/arithmetic/mean", "gain/arithmetic", "promoted")} == {
+        "final/arithmetic/mean": 0.5,
+        "gain/arithmetic": 0.0,
+        "promoted": 1.0,
+    }
+    children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{tracking['run_id']}'")
+    assert {child.info.run_name for child in children} == set(STAGES)
+    assert all(child.data.metrics["cost/hours"] > 0 for child in children)
+
+
+def test_a_plan_tells_what_stages_of_the_same_shape_took_and_nothing_else(house):
+    plan = house.ngrpo("plan", "--set", "training.steps=40", "--seed", "0", COLUMNS="160").stdout
+    lines = {line.split()[1]: line for line in plan.splitlines() if line.startswith("│")}
+    table = plan[plan.index("What it took before") :]
+    assert table.count("unknown") == 3, "another number of steps: training is unknown, and the sum is without it"
+    assert "no earlier result of this shape" in table
+    assert "without the 1 unknown" in table
+    assert "benchmark_evaluation" in lines
+    faster = house.ngrpo("plan", "--set", "training.learning_rate=0.5", COLUMNS="160").stdout
+    table = faster[faster.index("What it took before") :]
+    assert "unknown" not in table, "another learning rate: the same work"
+    assert "1 result on" in table
+
+
+KILLED_ONCE = """
+import time
+time.sleep(1.5)
+if not (work / "checkpoint").exists():
+    (work / "checkpoint").write_text("step 1")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_try_that_was_killed_is_spent_too(house):
+    metering = house.root / "ngrpo" / "stages" / "metering.py"
+    often = metering.read_text().replace("_EVERY_SECONDS = 60.0", "_EVERY_SECONDS = 0.2")
+    assert often != metering.read_text()
+    metering.write_text(often)
+    house.write_stage("ngrpo_training", KILLED_ONCE)
+    house.ngrpo("run", code=1)
+    house.ngrpo("run")
+    training = house.summary["costs"]["stages"]["ngrpo_training"]
+    assert training["tries"] == 2
+    assert 3600 * training["hours"] > 2.5, "both tries"
+    assert house.summary["stages"]["ngrpo_training"]["seconds"] < 2.5, "the second alone"
+
+
+def test_damaged_records_are_said_and_cost_no_run(house):
+    with objects_of(house) as objects:
+        for name in objects.list("spent/prepare_data/"):
+            objects.put_bytes(b"{", name)
+        assert objects.list("spent/prepare_data/")
+    said = house.ngrpo("run")
+    assert "spent/prepare_data/" in said.stderr
+    assert "it only tells what a result took" in said.stderr
+    assert house.summary["costs"]["unknown"] == ["prepare_data"]
+
+
+def record(key: str, started: int, hardware: str = "2 cores", **fields) -> Spent:
+    name = f"20261129T{started:06}Z-pod.1"
+    began = f"2026-11-29T00:{started:02}:00+00:00"
+    return Spent("s", key, name, "r", "f00d", hardware, began, outcome="published", seconds=10.0 * started, **fields)
+
+
+def test_an_expectation_is_the_mean_of_the_newest_results_on_the_same_hardware(objects):
+    assert expected(objects, "s", "f00d", "2 cores") is None
+    for number in range(1, 9):
+        made_on = "8 x GPU" if number == 8 else "2 cores"
+        keep(objects, record(f"k{number}", number, made_on))
+        remember(objects, record(f"k{number}", number, made_on))
+    here = expected(objects, "s", "f00d", "2 cores")
+    assert (here.results, here.cost.seconds) == (5, 50.0)
+    assert expected(objects, "s", "f00d", "1 x GPU") is None
+    anywhere = expected(objects, "s", "f00d", None)
+    assert (anywhere.results, anywhere.cost.seconds, anywhere.hardware) == (1, 80.0, "8 x GPU")
+    assert [one.key for one in records_of(objects, "s", "k3")] == ["k3"]
+    assert expected(objects, "s", "beef", None) is None
