@@ -1,4 +1,4 @@
-"""The commands of a cluster: `ngrpo compile | submit | cancel | doctor`, and `ngrpo rerun --from`."""
+"""The commands of a cluster: `ngrpo compile | submit | form | cancel | doctor`, and `ngrpo rerun --from`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli import schedule
-from ngrpo_kfp.pipelines.cli.help import ON_CLUSTER
+from ngrpo_kfp.pipelines.cli.help import ON_CLUSTER, examples
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import (
     IMAGES,
@@ -87,6 +87,43 @@ def submit(
     chosen = config if base is None else from_champion(config)
     run = submission.submit(chosen, found, terminal(), cache=home.cache, name=home.run_name(config.preset))
     follow_run(run, wait)
+
+
+@app.command(
+    rich_help_panel=ON_CLUSTER,
+    epilog=examples(
+        "ngrpo form --preset paper-7b --cluster mine.toml",
+        "ngrpo form mine.toml --cluster cluster.toml      # a preset of your own goes with the form",
+        "ngrpo form --cluster mine.toml -o form.yaml      # write it, to upload it yourself",
+    ),
+)
+def form(
+    preset: Preset = None,
+    preset_option: PresetOption = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    cluster: Cluster = None,
+    images: ImagesFile = IMAGES,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="file to write, in place of the upload"),
+    ] = None,
+) -> None:
+    """Put a run form into Kubeflow's UI."""
+    from ngrpo_kfp.pipelines.kubeflow.images import Images
+    from ngrpo_kfp.pipelines.kubeflow.scheduling.form import compile_form, upload_form
+
+    named = chosen_preset(preset, preset_option)
+    config = read_cluster_config(named, settings, seed, cluster)
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise ConfigError(f"--output {str(output)!r}: a file in a directory that is there is needed; name one")
+    own = {config.preset: config} if settings or (named is not None and named.endswith(".toml")) else {}
+    text = compile_form(config, Images(images), own)
+    if output is None:
+        upload_form(text, config.preset, terminal())
+    else:
+        output.write_text(text, encoding="utf-8")
+        terminal().print(f"form  {output}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=ON_CLUSTER)

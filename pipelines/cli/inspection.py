@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
 
 _ENDPOINT = "KF_PIPELINES_ENDPOINT"
-_PLANNERS = ("scheduled_run", "champion_run")
-"""Tasks of a schedule's runs, which submit the run of the day; the second is what older versions called it."""
+_PLANNERS = ("scheduled_run", "champion_run", "requested_run")
+"""Tasks that submit a run of their own: of schedules, of those that older versions made, of the run form."""
 
 app = typer.Typer()
 

@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ngrpo.errors import ConfigError
+from ngrpo_kfp.pipelines.planning.requests import PRESETS, closed_there, preset_file, preset_names
 
 if TYPE_CHECKING:
     from ngrpo.config import RunConfig
 
 # Imported when a command needs it, for it takes a while: the configuration.
 
-PRESETS = Path(__file__).parent.parent / "presets"
+__all__ = ["PRESETS", "closed_there"]  # which other commands read from here
+
 IMAGES = Path("images/images.lock")
 """Where the images are looked up if no option names a file."""
 IN_ENVIRONMENT = "the environment"
 IN_SECRET = "a secret of cluster.secrets"
 _DEFAULT_PRESET = "tiny"
-
-
-def _presets() -> list[str]:
-    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def stage_names() -> list[str]:
@@ -40,7 +38,7 @@ Preset = Annotated[
     typer.Argument(
         metavar="PRESET",
         help=f"name of a preset, or a TOML file (default: {_DEFAULT_PRESET})",
-        autocompletion=_presets,
+        autocompletion=preset_names,
         show_default=False,
     ),
 ]
@@ -49,13 +47,13 @@ ActingPreset = Annotated[
     typer.Argument(
         metavar="PRESET",
         help="name of a preset, or a TOML file (default: the settings of the latest run)",
-        autocompletion=_presets,
+        autocompletion=preset_names,
         show_default=False,
     ),
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", metavar="PRESET", help="the same as PRESET", autocompletion=_presets),
+    typer.Option("--preset", metavar="PRESET", help="the same as PRESET", autocompletion=preset_names),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -171,14 +169,6 @@ def closed_here(config: RunConfig) -> list[str]:
     return []
 
 
-def closed_there(config: RunConfig) -> list[str]:
-    """Return the benchmarks that the pods of a cluster cannot read, for they are gated and the pods will have no token."""
-    from ngrpo.data.gated import gated_benchmarks
-
-    has_token = any("HF_TOKEN" in variables for variables in config.cluster.secrets.values())
-    return [] if has_token else gated_benchmarks(config)
-
-
 def say_left_out(benchmarks: Iterable[str], where: str) -> None:
     """Say which benchmarks are left out because no token is there.
 
@@ -244,13 +234,9 @@ def _load(
     from ngrpo.config.run import unchecked
 
     preset = _DEFAULT_PRESET if preset is None else preset
-    path = Path(preset)
-    if path.suffix != ".toml":
-        checked("preset", preset)
-        path = PRESETS / f"{preset}.toml"
-        if not path.exists():
-            raise ConfigError(f"preset {preset}: unknown; choose one of {', '.join(_presets())}, or name a .toml file")
-    config = load_config(path, [*(settings or ()), *([] if seed is None else [f"seed={seed}"])], cluster, PRESETS)
+    config = load_config(
+        preset_file(preset), [*(settings or ()), *([] if seed is None else [f"seed={seed}"])], cluster, PRESETS
+    )
     for setting, library in unchecked(config):
         print(f"{setting}: not checked here, where {library} is not installed; the stage checks it", file=sys.stderr)
     return config

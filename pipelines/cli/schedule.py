@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import terminal
 from ngrpo_kfp.pipelines.cli.options import (
@@ -28,7 +32,10 @@ from ngrpo_kfp.pipelines.cli.options import (
 app = typer.Typer(
     cls=Sections,
     help="Run the pipeline on a cluster again and again.",
-    epilog=examples("ngrpo schedule create weekly --cron '0 0 3 * * MON' --preset paper-7b --cluster mine.toml"),
+    epilog=examples(
+        "ngrpo schedule create weekly --cron '0 0 3 * * MON' --preset paper-7b --cluster mine.toml",
+        "ngrpo schedule apply schedules.toml   # all schedules of a file, differences first",
+    ),
 )
 
 
@@ -82,6 +89,36 @@ def replace(
     schedules.replace(name, cron, config, found, terminal(), base=base)
 
 
+@app.command(
+    epilog=examples(
+        "ngrpo schedule apply schedules.toml --dry-run   # what would change",
+        "ngrpo schedule apply schedules.toml --yes       # in a script",
+        "ngrpo schedule apply schedules.toml --prune     # remove what the file no longer has",
+    )
+)
+def apply(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="TOML file of schedules")],
+    images: ImagesFile = IMAGES,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would change, and change nothing")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="remove schedules that the file's owner made and the file does not have")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+) -> None:
+    """Make the schedules of the cluster like those of a file."""
+    from ngrpo_kfp.pipelines.kubeflow.images import Images
+    from ngrpo_kfp.pipelines.kubeflow.scheduling.applying import apply as apply_file
+
+    def agreed() -> bool:
+        if yes:
+            return True
+        if not sys.stdin.isatty():
+            raise ConfigError("schedule apply asks before it changes anything, and nobody can answer here: add --yes")
+        return typer.confirm("apply?")
+
+    apply_file(file, Images(images), terminal(), dry_run=dry_run, prune=prune, agreed=agreed)
+
+
 @app.command()
 def pause(name: ScheduleName) -> None:
     """Start no runs."""
@@ -106,9 +143,14 @@ def delete(name: ScheduleName) -> None:
     schedules.delete(name, terminal())
 
 
-@app.command("list")
-def list_() -> None:
-    """List the schedules."""
+@app.command("list", epilog=examples("ngrpo schedule list --json"))
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="print the schedules as JSON, times in UTC")] = False,
+) -> None:
+    """List the schedules, and which file each comes from."""
     from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
-    schedules.show(terminal())
+    if as_json:
+        typer.echo(json.dumps(schedules.listed(), indent=1, ensure_ascii=False))
+    else:
+        schedules.show(terminal())

@@ -83,10 +83,16 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
     task.set_env_variable(TRIES, cluster.retry.model_dump_json(exclude={"lost_pods"}))
 
 
-def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
-    """Give the task `scheduled_run` what its pod needs.
+def configure_planner(task: dsl.PipelineTask, name: str, config: RunConfig, images: Images) -> None:
+    """Give a task that plans and submits a run of its own what its pod needs.
 
     It waits for pods that may wait in the queue, so it takes no room there itself.
+
+    Args:
+        task: The task.
+        name: Its name: `scheduled_run` or `requested_run`.
+        config: Configuration of the run, or of one like it: `cluster`.
+        images: Where the image is looked up.
 
     Raises:
         ConfigError: There is no such image, or pods are not told where Kubeflow's API is.
@@ -94,10 +100,10 @@ def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: I
     cluster = config.cluster
     if ENDPOINT not in cluster.environment:
         raise ConfigError(
-            f"cluster.environment.{ENDPOINT}: missing; a schedule submits its runs from a pod: name the API as pods reach it, for "
+            f"cluster.environment.{ENDPOINT}: missing; schedules and forms submit runs from a pod: name the API as pods reach it, for "
             "example http://ml-pipeline.kubeflow.svc:8888"
         )
-    _prepare(task, "scheduled_run", _LAUNCHER, cluster, images)
+    _prepare(task, name, _LAUNCHER, cluster, images)
     task.set_env_variable(TRIES, cluster.retry.model_dump_json())
     if NAMESPACE not in cluster.environment:
         kubernetes.use_field_path_as_env(task, NAMESPACE, "metadata.namespace")

@@ -260,6 +260,7 @@ class Kubeflow:
             (f"{base}/runs/([^/:]+):terminate", "POST", self._terminate),
             (f"{base}/recurringruns", "GET", self._list_schedules),
             (f"{base}/recurringruns", "POST", self._create_schedule),
+            (f"{base}/recurringruns/([^/:]+)", "GET", lambda r, q, b: self._one(self.schedules, r)),
             (f"{base}/recurringruns/([^/:]+)", "DELETE", self._delete_schedule),
             (f"{base}/recurringruns/([^/:]+):(enable|disable)", "POST", self._switch_schedule),
         )

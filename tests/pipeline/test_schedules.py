@@ -16,6 +16,7 @@ from ngrpo_kfp.pipelines.kubeflow import kubernetes_api
 from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
 from ngrpo_kfp.pipelines.kubeflow.scheduling.compilation import compile_scheduled_run
 from ngrpo_kfp.pipelines.kubeflow.scheduling.cron import check_cron
+from ngrpo_kfp.pipelines.kubeflow.scheduling.wishes import Wishes
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -281,7 +282,7 @@ def test_the_pod_of_a_scheduled_run_knows_its_namespace_its_tries_and_the_api_an
     address = "http://ml-pipeline.kubeflow.svc:8888"
     overrides = [f"cluster.environment.KF_PIPELINES_ENDPOINT={address}"]
     config = load_config(PRESETS / "tiny.toml", overrides, CLUSTER)
-    spec, platform = load_ir(compile_scheduled_run(config, IMAGES, None))
+    spec, platform = load_ir(compile_scheduled_run(config, IMAGES, Wishes()))
     container = spec["deploymentSpec"]["executors"]["exec-scheduled-run"]["container"]
     environment = {item["name"]: item["value"] for item in container["env"]}
     assert environment["KF_PIPELINES_ENDPOINT"] == address

@@ -27,11 +27,12 @@ _DESCRIPTOR = re.compile(
 _ITEM = re.compile(r"(?:[*?]|(?P<from>\w+)(?:-(?P<to>\w+))?)(?:/(?P<step>[0-9]{1,4}))?")
 
 
-def check_cron(expression: str) -> str:
+def check_cron(expression: str, what: str = "--cron") -> str:
     """Return a cron expression as Kubeflow takes it, if there is a time that it means.
 
     Args:
         expression: Second, minute, hour, day of the month, month, day of the week; or a descriptor.
+        what: What it was given by, for the message.
 
     Raises:
         ConfigError: It has another number of fields, a field that cannot be, or a date that no year has.
@@ -40,33 +41,49 @@ def check_cron(expression: str) -> str:
     if expression.startswith("@"):
         if not _DESCRIPTOR.fullmatch(expression):
             raise ConfigError(
-                f"--cron {expression!r}: unknown; write @hourly, @daily, @weekly, @monthly, @yearly or '@every 12h'"
+                f"{what} {expression!r}: unknown; write @hourly, @daily, @weekly, @monthly, @yearly or '@every 12h'"
             )
         return expression
     if len(fields) == len(_FIELDS) - 1:
         raise ConfigError(
-            f"--cron {expression!r}: five fields, and Kubeflow wants seconds first: write '0 {expression}'"
+            f"{what} {expression!r}: five fields, and Kubeflow wants seconds first: write '0 {expression}'"
         )
     if len(fields) != len(_FIELDS):
         raise ConfigError(
-            f"--cron {expression!r}: {len(fields)} fields; write six: second minute hour day month weekday, for example "
+            f"{what} {expression!r}: {len(fields)} fields; write six: second minute hour day month weekday, for example "
             "'0 0 3 * * MON' for Mondays at three"
         )
-    values = [_values(expression, field, *limits) for field, limits in zip(fields, _FIELDS, strict=True)]
+    values = cron_values(expression, what)
     days, months = values[3], values[4]
     # Where days of the month and of the week are both restricted, either will do.
     if fields[5][0] in "*?" and not any(day <= _LONGEST_MONTHS[month - 1] for month in months for day in days):
-        raise ConfigError(f"--cron {expression!r}: no year has such a date: correct the day or the month")
+        raise ConfigError(f"{what} {expression!r}: no year has such a date: correct the day or the month")
     return " ".join(fields)
 
 
-def _values(expression: str, field: str, name: str, low: int, high: int, names: tuple[str, ...]) -> set[int]:
+def cron_values(expression: str, what: str = "--cron") -> list[set[int]]:
+    """Return the values that each of the six fields stands for.
+
+    Args:
+        expression: Six fields.
+        what: What it was given by, for the message.
+
+    Raises:
+        ConfigError: A field cannot be.
+    """
+    return [
+        _values(f"{what} {expression!r}", field, *limits)
+        for field, limits in zip(expression.split(), _FIELDS, strict=True)
+    ]
+
+
+def _values(what: str, field: str, name: str, low: int, high: int, names: tuple[str, ...]) -> set[int]:
     """Return the values that a field stands for."""
     values: set[int] = set()
     for item in field.split(","):
         span = _span(item, low, high, names)
         if span is None:
-            raise ConfigError(f"--cron {expression!r}: {name} {item!r} cannot be: it goes from {low} to {high}")
+            raise ConfigError(f"{what}: {name} {item!r} cannot be: it goes from {low} to {high}")
         values.update(span)
     return values
 

@@ -17,6 +17,8 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,10 @@ from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.supervision import NEVER_AGAIN
 from ngrpo.stages.surroundings import ERROR_FILE
 from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, connect, explained
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, connect, every, explained
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.scheduling.requested import Requested
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import (
     ENDS,
     is_gone,
@@ -40,6 +43,7 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import (
     remembered,
     submitted_by,
 )
+from ngrpo_kfp.pipelines.kubeflow.scheduling.wishes import Wishes
 from ngrpo_kfp.pipelines.kubeflow.submission import submit
 from ngrpo_kfp.pipelines.kubeflow.unpullable_images import unpullable
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
@@ -53,9 +57,16 @@ class EndedError(ClusterError):
     """The run of the day did not succeed, is gone, or must not be submitted: trying again changes nothing."""
 
 
-@addresses_without_users()
 def submit_and_wait(
-    config_json: str, images: str, base: str, parent: str, *, pause_seconds: float = _PAUSE_SECONDS
+    config_json: str,
+    images: str,
+    base: str,
+    parent: str,
+    *,
+    cron: str = "",
+    time_zone: str = "",
+    seed: str = "",
+    pause_seconds: float = _PAUSE_SECONDS,
 ) -> None:
     """Submit the run of the day, unless an earlier try has, and wait for its end.
 
@@ -64,21 +75,67 @@ def submit_and_wait(
         images: Text of `images.lock`.
         base: `champion` for a run that starts from the champion of the day; empty for the base model of the configuration.
         parent: Id of the run that this is the task of.
+        cron: Times of the schedule in `time_zone`: if none has come since its last run, nothing is done. Empty if every run is due.
+        time_zone: Name of the time zone.
+        seed: See `Wishes.seed`.
         pause_seconds: Time between two looks at the run.
 
     Raises:
         EndedError: The run of the day did not succeed, or this run was cancelled.
         NGRPOError: The run cannot be submitted, or the API was out of reach for an hour.
     """
-    console = Console(file=sys.stdout, highlight=False)
     config = validate(RunConfig, json.loads(config_json))
+    _plan_and_wait(config, images, Wishes(base, cron, time_zone, seed), parent, pause_seconds)
+
+
+def submit_what_is_asked(
+    preset: str,
+    seed: int,
+    overrides: Sequence[str],
+    base: str,
+    cluster: Mapping[str, Any],
+    presets: Mapping[str, Mapping[str, Any]],
+    images: str,
+    parent: str,
+    *,
+    pause_seconds: float = _PAUSE_SECONDS,
+) -> None:
+    """Submit the run that a person has asked for in Kubeflow's form, unless an earlier try has, and wait for its end.
+
+    Args:
+        preset: Name of the preset.
+        seed: Seed of the run.
+        overrides: Settings that override the preset, `section.field=value`.
+        base: As of `submit_and_wait`.
+        cluster: The section `cluster`.
+        presets: Configurations of presets that the package does not have, by name.
+        images: Text of `images.lock`.
+        parent: Id of the run that this is the task of.
+        pause_seconds: Time between two looks at the run.
+
+    Raises:
+        ConfigError: A parameter cannot be. Nothing was asked of the cluster then.
+        EndedError: The run did not succeed, or this run was cancelled.
+        NGRPOError: The run cannot be submitted, or the API was out of reach for an hour.
+    """
+    config, left_out = Requested(preset, seed, overrides, base, cluster, presets).config()
+    for name in left_out:
+        print(f"left out: data.benchmarks.{name}, which is gated: pods have no HF_TOKEN", flush=True)
+    _plan_and_wait(config, images, Wishes(base), parent, pause_seconds)
+
+
+@addresses_without_users()
+def _plan_and_wait(config: RunConfig, images: str, wishes: Wishes, parent: str, pause_seconds: float) -> None:
+    console = Console(file=sys.stdout, highlight=False)
     client = connect()
     objects = ObjectStore(config.cluster.store)
     run_id = remembered(objects, parent)
-    if run_id is None:
-        run_id = _submit_once(client, objects, config, images, base, parent, console)
-    else:
+    if run_id is not None:
         console.print(f"run  {run_id} was submitted by an earlier try", soft_wrap=True)
+    else:
+        run_id = _submit_once(client, objects, config, images, wishes, parent, console)
+    if run_id is None:
+        return
     state = _wait(client, run_id, pause_seconds)
     console.print(f"run  {run_id}: {state}", soft_wrap=True)
     if state != "SUCCEEDED":
@@ -86,16 +143,24 @@ def submit_and_wait(
 
 
 def _submit_once(
-    client: Client, objects: ObjectStore, config: RunConfig, images: str, base: str, parent: str, console: Console
-) -> str:
-    """Return the run of the day: one that was submitted without being written down, or a new one."""
+    client: Client, objects: ObjectStore, config: RunConfig, images: str, wishes: Wishes, parent: str, console: Console
+) -> str | None:
+    """Return the run of the day: one that was submitted without being written down, or a new one; none if none is due."""
     scheduled = _going(client, parent)
     submitted = submitted_by(client, parent)
     if submitted:
         run_id = str(submitted[0].run_id)
         console.print(f"run  {run_id} was submitted by an earlier try", soft_wrap=True)
+    elif scheduled.recurring_run_id and not wishes.due(lambda: _last(client, scheduled), scheduled.created_at):
+        console.print(
+            f"nothing is due: {wishes.cron} in {wishes.time_zone} has not come since the last run of the schedule",
+            soft_wrap=True,
+        )
+        return None
     else:
-        run_id = _submit(client, config, images, base, name_of_the_day(scheduled, config.preset), console)
+        seeded = wishes.seeded(config, scheduled.created_at)
+        name = name_of_the_day(scheduled, config.preset)
+        run_id = _submit(client, seeded, images, wishes.base, name, console)
     chosen = remember(objects, parent, run_id)
     if chosen != run_id:
         console.print(f"run  {chosen} was submitted by another pod; {run_id} is ended", soft_wrap=True)
@@ -114,6 +179,24 @@ def _submit(client: Client, config: RunConfig, images: str, base: str, name: str
         lock.write_text(images, encoding="utf-8")
         chosen = from_champion(config) if base else config
         return submit(chosen, Images(lock), console, cache=Path(scratch) / "cache", name=name)
+
+
+def _last(client: Client, scheduled: Any) -> datetime:
+    """Return when the run before was started of the schedule that started a run; when the schedule was made, if there is none."""
+    own = {"operation": "EQUALS", "key": "recurring_run_id", "stringValue": scheduled.recurring_run_id}
+    with explained(f"the runs of schedule {scheduled.recurring_run_id}"):
+        runs = every(
+            client.list_runs,
+            "runs",
+            experiment_id=scheduled.experiment_id,
+            sort_by="created_at desc",
+            filter=json.dumps({"predicates": [own]}),
+        )
+        before = next((run.created_at for run in runs if run.created_at < scheduled.created_at), None)
+        if before is None:
+            before = client.get_recurring_run(scheduled.recurring_run_id).created_at
+    made: datetime = before
+    return made
 
 
 def _going(client: Client, parent: str) -> Any:
@@ -176,7 +259,8 @@ def _end_if_stuck(client: Client, run_id: str) -> bool:
 def main() -> int:
     """Do the task on standard input, and return the exit code."""
     try:
-        submit_and_wait(**json.load(sys.stdin))
+        asked = json.load(sys.stdin)
+        (submit_what_is_asked if "preset" in asked else submit_and_wait)(**asked)
     except NGRPOError as error:
         problem = redacted(str(error))
         print(problem, file=sys.stderr, flush=True)

@@ -1,0 +1,223 @@
+"""Kubeflow's recurring runs, which our schedules are: found, made, put in the place of one another, and removed.
+
+Kubeflow cannot change a recurring run. Another one is made, and takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import kfp_server_api
+from kfp import Client
+
+from ngrpo.stages.keys import digest
+from ngrpo_kfp.pipelines.kubeflow.client import (
+    OVER,
+    ClusterError,
+    every,
+    existing_experiment,
+    explained,
+)
+from ngrpo_kfp.pipelines.kubeflow.submission import package
+from ngrpo_kfp.pipelines.post_training import NAME
+
+ENABLED = kfp_server_api.V2beta1RecurringRunStatus.ENABLED
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a schedule runs, and what else Kubeflow itself knows of it."""
+
+    cron: str
+    """Six fields, seconds first, in UTC."""
+    max_concurrency: int = 1
+    """How many of its runs may go at the same time, 10 at most."""
+    catch_up: bool = False
+    """Whether every time that was missed is made up for, in place of the last one only."""
+    description: str = ""
+    """A line of text, 255 characters at most: where the schedule comes from."""
+
+    @classmethod
+    def of(cls, schedule: Any) -> Timing:
+        """Return that of a schedule on the cluster, a `V2beta1RecurringRun`."""
+        return cls(
+            cron=str(schedule.trigger.cron_schedule.cron),
+            max_concurrency=int(schedule.max_concurrency),
+            catch_up=not schedule.no_catchup,
+            description=schedule.description or "",
+        )
+
+
+def schedules_on(client: Client) -> list[Any]:
+    """Return our schedules on a cluster, `V2beta1RecurringRun`s.
+
+    Raises:
+        ClusterError: The API refuses or cannot be reached.
+    """
+    experiment = existing_experiment(client)
+    if experiment is None:
+        return []
+    with explained("schedules"):
+        return list(every(client.list_recurring_runs, "recurring_runs", experiment_id=experiment))
+
+
+def find(client: Client, name: str) -> Any:
+    """Return the schedule of a name, none if there is none."""
+    return next((schedule for schedule in schedules_on(client) if schedule.display_name == name), None)
+
+
+def require(client: Client, name: str) -> Any:
+    """Return the schedule of a name.
+
+    Raises:
+        ClusterError: There is none.
+    """
+    found = find(client, name)
+    if found is None:
+        raise ClusterError(f"there is no schedule {name!r}: `ngrpo schedule list` shows those there are")
+    return found
+
+
+def make(
+    client: Client,
+    experiment: str,
+    name: str,
+    timing: Timing,
+    version: tuple[str, str],
+    service_account: str | None,
+    *,
+    enabled: bool = True,
+) -> Any:
+    """Make a schedule and return it.
+
+    Args:
+        client: The way to Kubeflow Pipelines.
+        experiment: Id of the experiment of its runs.
+        name: Its name.
+        timing: When it runs.
+        version: Ids of the pipeline and of its version (`version_of`).
+        service_account: Account of the pods of its runs.
+        enabled: Whether it runs, or is paused.
+
+    Raises:
+        ClusterError: It was not made, or that is not known.
+    """
+    pipeline_id, version_id = version
+    with explained(f"schedule {name}"):
+        return client.create_recurring_run(
+            experiment,
+            name,
+            description=timing.description or None,
+            cron_expression=timing.cron,
+            max_concurrency=timing.max_concurrency,
+            no_catchup=not timing.catch_up,
+            pipeline_id=pipeline_id,
+            version_id=version_id,
+            enabled=enabled,
+            service_account=service_account,
+        )
+
+
+def substitute(
+    client: Client, old: Any, timing: Timing, version: tuple[str, str], service_account: str | None, *, enabled: bool
+) -> Any:
+    """Put a new schedule in the place of an old one, and return it.
+
+    The new one is made first, paused, so that there is never none and never two that run.
+
+    Args:
+        client: The way to Kubeflow Pipelines.
+        old: The old schedule.
+        timing: When the new one runs.
+        version: Ids of the pipeline and of its version.
+        service_account: Account of the pods of its runs.
+        enabled: Whether the new one runs, or is paused.
+
+    Raises:
+        ClusterError: The old schedule is as it was, unless the message says that it is gone.
+    """
+    name = old.display_name
+    new = make(client, old.experiment_id, name, timing, version, service_account, enabled=False)
+    put_in_place(client, old, new)
+    if enabled:
+        with explained(f"schedule {name} was replaced, but is paused: `ngrpo schedule resume {name}`"):
+            client.enable_recurring_run(new.recurring_run_id)
+    return new
+
+
+def put_in_place(client: Client, old: Any, new: Any) -> None:
+    """Delete the old schedule. If that fails, delete the new one: then all is as it was."""
+    name = old.display_name
+    try:
+        with explained(f"schedule {name}"):
+            remove(client, old)
+    except ClusterError:
+        with explained(f"schedule {name}: there are two now; delete {new.recurring_run_id} in Kubeflow's UI"):
+            remove(client, new)
+        raise
+
+
+def remove(client: Client, schedule: Any) -> None:
+    """Delete a schedule and not the runs of it that go on, which belong to it as Kubernetes sees it (from KFP 2.16 on it can be told)."""
+    client.recurring_runs.recurring_run_service_delete_recurring_run(
+        schedule.recurring_run_id, propagation_policy="ORPHAN"
+    )
+
+
+def version_name(preset: str, text: str) -> str:
+    """Return the name of the version that holds a compiled pipeline: the same text has the same name."""
+    return f"{preset}-{digest(text)[:12]}"
+
+
+def version_of(client: Client, name: str, text: str, pipeline_name: str = NAME) -> tuple[str, str]:
+    """Return the ids of a pipeline and of its version, which is uploaded if there is none of the name.
+
+    Args:
+        client: The way to Kubeflow Pipelines.
+        name: Name of the version (`version_name`).
+        text: The compiled pipeline.
+        pipeline_name: Name of the pipeline.
+
+    Raises:
+        ClusterError: The API refuses or cannot be reached.
+    """
+    with explained(f"pipeline {pipeline_name}"):
+        # `Client.get_pipeline_id` names no namespace, and where Kubeflow has several it then looks into none of them.
+        namespace = client.get_user_namespace() or None
+        found = client.list_pipelines(namespace=namespace, filter=_equals("name", pipeline_name)).pipelines
+        if found:
+            pipeline = found[0].pipeline_id
+        else:
+            made = client.api_models.V2beta1Pipeline(
+                display_name=pipeline_name, name=pipeline_name, namespace=namespace
+            )
+            pipeline = client.pipelines.pipeline_service_create_pipeline(pipeline=made).pipeline_id
+        known = client.list_pipeline_versions(pipeline, filter=_equals("display_name", name))
+        if known.pipeline_versions:
+            return pipeline, known.pipeline_versions[0].pipeline_version_id
+        with package(text) as path:
+            return pipeline, client.upload_pipeline_version(str(path), name, pipeline_id=pipeline).pipeline_version_id
+
+
+def version_used(schedule: Any) -> tuple[str, str]:
+    """Return the ids of the pipeline that a schedule runs and of its version."""
+    used = schedule.pipeline_version_reference
+    return used.pipeline_id, used.pipeline_version_id
+
+
+def going_run(client: Client, schedule: Any) -> str | None:
+    """Return the run of a schedule that goes on; none if none does."""
+    with explained(f"runs of schedule {schedule.display_name}"):
+        newest = client.list_runs(
+            experiment_id=schedule.experiment_id,
+            filter=_equals("recurring_run_id", schedule.recurring_run_id),
+            sort_by="created_at desc",
+            page_size=1,
+        ).runs
+    return str(newest[0].run_id) if newest and newest[0].state not in OVER else None
+
+
+def _equals(key: str, value: str) -> str:
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "stringValue": value}]})
