@@ -173,7 +173,7 @@ MUTANTS = (
     ),
     Mutant(
         "arguments: memory of vLLM",
-        "components/ngrpo/rollout/configured_engine.py",
+        "components/ngrpo/rollout/engine_from_files.py",
         "gpu_memory_utilization=config.vllm.gpu_memory_utilization",
         "gpu_memory_utilization=0.4",
         (ARGUMENTS,),
@@ -631,15 +631,15 @@ MUTANTS = (
     Mutant(
         "mixing: anchors that may not be",
         _MIXER,
-        " & active & step.eligible[decision.tokens]",
-        " & active",
+        "gated & step.eligible[decision.tokens]",
+        "gated",
         (EQUATIONS,),
     ),
     Mutant(
         "mixing: past the marker",
         _MIXER,
-        " & active & step.eligible[decision.tokens]",
-        " & step.eligible[decision.tokens]",
+        "gate(step.seeds, step.positions, rate) & active",
+        "gate(step.seeds, step.positions, rate)",
         (EQUATIONS,),
     ),
     Mutant(
