@@ -1,0 +1,15 @@
+"""The mutants of `make mutants` fit the code: each changes a text that its file holds once."""
+
+from pathlib import Path
+
+from mutants import MUTANTS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_mutants_fit_the_code():
+    """What is named here has to be brought up to date with the code that it changes."""
+    stale = [each.name for each in MUTANTS if (ROOT / each.file).read_text(encoding="utf-8").count(each.text) != 1]
+    assert stale == []
+    assert all(each.text != each.replacement for each in MUTANTS)
+    assert len({each.name for each in MUTANTS}) == len(MUTANTS)
