@@ -203,4 +203,4 @@ def neighbors(
     """Show the nearest neighbors of tokens in a model's embeddings."""
     from ngrpo_kfp.pipelines.cli.neighbors import show_neighbors
 
-    show_neighbors(model, tokens, terminal(), count=count, metric=metric)
+    show_neighbors(model, tokens, workspace(), terminal(), count=count, metric=metric)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 import tempfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,21 +15,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngrpo.config import NeighborsConfig, validate
+from ngrpo.config import NeighborsConfig, PackagedModel, validate
 from ngrpo.errors import ConfigError, DataError
 from ngrpo_kfp.pipelines.cli.options import read_config
+from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from ngrpo.config import BaseModelSource
 
-def show_neighbors(model: str, words: Sequence[str], console: Console, *, count: int, metric: str) -> None:
+_CONVERTED = "converted_models"
+"""Folder of the workspace's cache with tokenizers and input embeddings that were taken out of packages."""
+_MATRIX = "embedding.safetensors"
+
+
+def show_neighbors(
+    model: str, words: Sequence[str], workspace: Workspace, console: Console, *, count: int, metric: str
+) -> None:
     """Show the nearest neighbors of tokens in the embeddings of a model.
 
     Args:
         model: Directory of a model, or a preset, for its base model.
         words: The tokens as text.
+        workspace: Where a model that had to be converted is kept.
         console: Where they are shown.
         count: Neighbors of each.
         metric: How similarity is measured.
@@ -41,16 +55,15 @@ def show_neighbors(model: str, words: Sequence[str], console: Console, *, count:
         settings = validate(NeighborsConfig, {"candidates": count, "metric": metric})
     except ConfigError as error:
         raise ConfigError(str(error).replace("candidates:", "--count:").replace("metric:", "--metric:")) from error
+    source = _source(model)
     with tempfile.TemporaryDirectory() as directory:
-        embedding, tokenizer = _load(model, Path(directory))
-        eligible = usable_tokens(tokenizer, len(embedding))
-        tokens = [_token_id(text, tokenizer) for text in words]
-        for text, token in zip(words, tokens, strict=True):
-            if not eligible[token]:
-                raise DataError(f"token {text!r}: special, added and unused tokens have no neighbors; name another")
+        kept = _kept(source, workspace)
+        tokenizer = _tokenizer(source, kept, Path(directory))
+        tokens = _token_ids(words, tokenizer)  # before the weights, which may have to be fetched or converted
+        embedding = _embedding(source, kept, Path(directory))
         found, similarities = look_up(
             embedding,
-            eligible,
+            usable_tokens(tokenizer, len(embedding)),
             tokens,
             count=settings.candidates,
             block_rows=settings.block_rows,
@@ -66,17 +79,75 @@ def show_neighbors(model: str, words: Sequence[str], console: Console, *, count:
     console.print(table)
 
 
-def _load(model: str, directory: Path) -> tuple[Tensor, PreTrainedTokenizerBase]:
-    from ngrpo.data.embedding import load_embedding, read_embedding
-    from ngrpo.data.model_directory import read_bare_tokenizer
-
+def _source(model: str) -> Path | BaseModelSource:
     if Path(model).is_dir():
-        return read_embedding(Path(model)), read_bare_tokenizer(Path(model), f"model {model}")
+        return Path(model)
     try:
-        config = read_config(model)
+        return read_config(model).model.source
     except ConfigError as error:
         raise ConfigError(f"MODEL {model}: no such directory, and no preset either ({error})") from error
-    return load_embedding(config.model.source, directory)
+
+
+def _kept(source: Path | BaseModelSource, workspace: Workspace) -> Path | None:
+    """Return where tokenizer and matrix of a packaged model are kept, for to convert them takes a while; none for other models."""
+    if not isinstance(source, PackagedModel):
+        return None
+    try:
+        version = metadata.version(source.package)
+    except metadata.PackageNotFoundError:
+        return None  # said by what reads it
+    content = json.dumps([source.model_dump(mode="json"), version]).encode()
+    kept = workspace.cache / _CONVERTED / hashlib.sha256(content).hexdigest()
+    with workspace.private(), written(kept):
+        kept.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
+def _tokenizer(source: Path | BaseModelSource, kept: Path | None, directory: Path) -> PreTrainedTokenizerBase:
+    from ngrpo.data.model_directory import read_bare_tokenizer
+    from ngrpo.data.models import bare_tokenizer
+
+    if isinstance(source, Path):
+        return read_bare_tokenizer(source, f"model {source}")
+    if kept is None:
+        return bare_tokenizer(source, directory / "tokenizer")
+    if not (kept / "tokenizer").exists():
+        bare_tokenizer(source, kept / "tokenizer.partial")
+        with written(kept):
+            (kept / "tokenizer.partial").rename(kept / "tokenizer")
+    return read_bare_tokenizer(kept / "tokenizer", f"model {kept}")
+
+
+def _token_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    from ngrpo.data.models import usable_tokens
+
+    tokens = [_token_id(text, tokenizer) for text in words]
+    eligible = usable_tokens(tokenizer, max(tokens) + 1)
+    for text, token in zip(words, tokens, strict=True):
+        if not eligible[token]:
+            raise DataError(f"token {text!r}: special, added and unused tokens have no neighbors; name another")
+    return tokens
+
+
+def _embedding(source: Path | BaseModelSource, kept: Path | None, directory: Path) -> Tensor:
+    from safetensors.torch import load_file, save_file
+    from transformers.utils import logging
+
+    from ngrpo.data.embedding import load_embedding, read_embedding
+
+    if isinstance(source, Path):
+        return read_embedding(source)
+    matrix = None if kept is None else kept / _MATRIX
+    if matrix is None or not matrix.exists():
+        logging.disable_progress_bar()
+        print("reading the weights, which takes a while the first time", file=sys.stderr)
+        embedding, _ = load_embedding(source, directory / "model")
+        if matrix is None:
+            return embedding
+        with written(matrix):
+            save_file({_MATRIX: embedding.contiguous()}, matrix.with_suffix(".partial"))
+            matrix.with_suffix(".partial").rename(matrix)
+    return load_file(matrix)[_MATRIX]
 
 
 def _token_id(text: str, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -82,6 +82,20 @@ def materialize_tokenizer(
     return read_tokenizer(_provide(source, directory, chat, weights=False), _label(source), day)
 
 
+def bare_tokenizer(source: BaseModelSource, directory: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a base model, without its weights; it need not be able to write chats.
+
+    Args:
+        source: Where the model comes from.
+        directory: Where to write the tokenizer; what is there is replaced.
+
+    Raises:
+        DataError: The model cannot be reached, brings code, or has no tokenizer.
+        StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
+    """
+    return read_bare_tokenizer(_provide(source, directory, None, weights=False), _label(source))
+
+
 def examine(
     source: BaseModelSource,
     directory: Path,
