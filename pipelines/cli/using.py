@@ -9,6 +9,7 @@ import typer
 
 from ngrpo_kfp.pipelines.cli.help import MODELS
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
+from ngrpo_kfp.pipelines.cli.options import checked
 
 # The commands import what they need when they run: torch and MLflow take seconds.
 
@@ -47,7 +48,7 @@ def export(
     """Write a model to a directory, for transformers and vLLM."""
     from ngrpo_kfp.pipelines.local.exporting import Form, export_model
 
-    export_model(what, model, directory, Form(not merged, dtype, hub), workspace(), terminal())
+    export_model(what, _checked(model), directory, Form(not merged, dtype, hub), workspace(), terminal())
 
 
 @app.command(rich_help_panel=MODELS)
@@ -71,4 +72,8 @@ def chat(
     """Talk with a model in the terminal, or answer the lines of the standard input."""
     from ngrpo_kfp.pipelines.local import chatting
 
-    chatting.chat(what, model, prompt, chatting.Sampling(max_tokens, temperature), workspace())
+    chatting.chat(what, _checked(model), prompt, chatting.Sampling(max_tokens, temperature), workspace())
+
+
+def _checked(model: str | None) -> str | None:
+    return None if model is None else checked("--model", model)

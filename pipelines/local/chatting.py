@@ -17,6 +17,7 @@ from ngrpo_kfp.pipelines.local.named_model import (
     is_version,
     latest_run,
     named_model,
+    require_name,
     run_directory,
 )
 from ngrpo_kfp.pipelines.local.services import services
@@ -62,6 +63,7 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
         raise ConfigError(
             f"--temperature {sampling.temperature:g}: name a number from 0 (the most likely tokens) to 10"
         )
+    require_name(what, workspace)
     with services(workspace) as around:
         found = named_model(what, model_name, around, workspace)
     config = _configuration(found, workspace)

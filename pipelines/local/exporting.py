@@ -18,7 +18,7 @@ from ngrpo.errors import ConfigError, DataError
 from ngrpo.report.exported_card import Exported, exported_card, loading_lines
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.whole_files import sync
-from ngrpo_kfp.pipelines.local.named_model import NamedModel, adapter_files, named_model
+from ngrpo_kfp.pipelines.local.named_model import NamedModel, adapter_files, named_model, require_name
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 
@@ -58,6 +58,7 @@ def export_model(
         DataError: The model was not trained with adapters, its files changed on the way, or the hub refuses it.
         NGRPOError: See `named_model`.
     """
+    require_name(what, workspace)
     _require_possible(target, form)
     with services(workspace) as around:
         found = named_model(what, model_name, around, workspace)
@@ -100,11 +101,16 @@ def export_model(
 
 def _require_possible(target: Path, form: Form) -> None:
     """Refuse what cannot be exported before anything is started or fetched."""
+    if not str(target).strip() or not str(target).isprintable():
+        raise ConfigError(f"DIR {str(target)!r}: no name of a directory; name another")
     try:
         if target.exists() and not target.is_dir():
             raise ConfigError(f"DIR {target}: a file; name a new directory")
         if target.is_dir() and any(target.iterdir()):
             raise ConfigError(f"DIR {target}: not empty; name a new directory, or empty it: nothing is written over")
+        above = next(place for place in target.absolute().parents if place.exists())
+        if not above.is_dir():
+            raise ConfigError(f"DIR {target}: {above} is a file; name another directory")
     except (OSError, ValueError) as error:
         raise ConfigError(f"DIR {str(target)!r}: {error}; name another directory") from error
     if form.dtype is not None and form.dtype not in get_args(Dtype):

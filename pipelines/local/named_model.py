@@ -86,6 +86,16 @@ def is_version(what: str) -> bool:
     return what in ALIASES or _VERSION.fullmatch(what) is not None
 
 
+def require_name(what: str, workspace: Workspace) -> None:
+    """Refuse what names neither a version nor a run of the workspace, before anything is started.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not is_version(what):
+        run_directory(what, workspace)
+
+
 def run_directory(what: str, workspace: Workspace) -> Path:
     """Return the directory of a run.
 

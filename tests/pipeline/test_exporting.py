@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -215,20 +216,18 @@ def test_a_full_disk_leaves_nothing(export, tmp_path, monkeypatch):
         Path(target).write_bytes(b"a part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(exporting, "shutil", SimpleNamespace(copyfile=full, rmtree=shutil.rmtree))
     with pytest.raises(ConfigError, match="there: cannot be written"):
         export(tmp_path / "there")
     assert not list(tmp_path.glob("*there*"))
 
 
 def test_files_that_change_on_the_way_are_not_exported(export, tmp_path, monkeypatch):
-    copy = shutil.copyfile
-
     def tampering(source, target):
-        copy(source, target)
+        shutil.copyfile(source, target)
         Path(target).write_bytes(Path(target).read_bytes()[::-1])
 
-    monkeypatch.setattr(shutil, "copyfile", tampering)
+    monkeypatch.setattr(exporting, "shutil", SimpleNamespace(copyfile=tampering, rmtree=shutil.rmtree))
     with pytest.raises(DataError, match="changed while they were copied; export it again"):
         export(tmp_path / "there")
     assert not list(tmp_path.glob("*there*"))
@@ -242,7 +241,9 @@ def test_the_hub_gets_it_in_one_commit_of_a_private_repository(export, model, tm
     with hub_stub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
         printed = export(tmp_path / "there", hub="org/name")
-    assert [(made["organization"], made["name"], made["private"]) for made in hub.made] == [("org", "name", True)]
+    assert [(made["organization"], made["name"], made["visibility"]) for made in hub.made] == [
+        ("org", "name", "private")
+    ]
     ((repository, message, files),) = hub.commits
     assert (repository, message) == ("org/name", f"{NAME}, champion, sha256 {model_digest(model)}")
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}

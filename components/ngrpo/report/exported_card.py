@@ -72,14 +72,14 @@ def loading_lines(exported: Exported, vllm_problem: str | None = None) -> list[s
         "from transformers import pipeline",
         chat,
         f'model = pipeline("text-generation", {place})',
-        'print(model(chat, max_new_tokens=256)[0]["generated_text"][-1]["content"])',
+        'print(model(chat, max_new_tokens=256, do_sample=False)[0]["generated_text"][-1]["content"])',
         "",
         "# vLLM",
         *([] if vllm_problem is None else [f"# not on this machine: {vllm_problem}"]),
         "from vllm import LLM, SamplingParams",
         chat,
         f"model = LLM({place})",
-        "print(model.chat(chat, SamplingParams(max_tokens=256))[0].outputs[0].text)",
+        "print(model.chat(chat, SamplingParams(max_tokens=256, temperature=0))[0].outputs[0].text)",
     ]
 
 
