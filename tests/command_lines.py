@@ -67,6 +67,9 @@ def _arguments(folder: Path) -> dict[str, tuple[Argument, ...]]:
     stage = (Argument(("ngrpo_training",), ("training", *_ODD), needed=True),)
     run = (Argument(("0b5e8a1c-run",), names),)
     number = Argument(("1",), ("three", "", "1.5", "\0"), needed=True)
+    model = Argument(("champion", "challenger", "3"), ("0", "./absent", *names), needed=True)
+    registered = Argument(("ngrpo-tiny",), (*_ODD, "-x"), "--model")
+    full = (str(folder), str(folder / "mine.toml"), str(folder / "mine.toml" / "x"), *_ODD[:4], "a\0b", "\ud800", _LONG)
     outputs = ("", ".", "/", str(folder), str(folder / "absent" / "p.yaml"), "a\0b", _LONG, str(folder / _LONG))
     targets = (
         "",
@@ -100,6 +103,20 @@ def _arguments(folder: Path) -> dict[str, tuple[Argument, ...]]:
         "mirror": (
             Argument(("paper-1.5b",), ("nowhere", ""), "--preset", needed=True),
             Argument((str(folder / "hub"), "s3://b/hub"), targets, needed=True),
+        ),
+        "export": (
+            registered,
+            Argument(("bfloat16", "float32"), ("int8", "", "\0"), "--dtype"),
+            Argument(("org/name",), (*(each for each in _ODD if each != "a/b"), "a/b/c", "name"), "--hub"),
+            model,
+            Argument((str(folder / "absent"),), full, needed=True),
+        ),
+        "chat": (
+            registered,
+            Argument(("3 + 4",), ("", " ", "\t", "\0", "\ud800"), "--prompt"),
+            Argument(("64",), numbers, "--max-tokens"),
+            Argument(("0", "0.7"), ("-1", "11", "nan", "x", ""), "--temperature"),
+            model,
         ),
         "neighbors": (
             Argument(("8",), ("0", "-1", "99999999", "x", "9" * 5000), "--count"),

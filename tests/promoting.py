@@ -103,6 +103,7 @@ def candidate(directory: Path, name: str, counts: list[int], *, weights=None, of
     (trained / "model" / "more").mkdir(parents=True)
     (trained / "model" / "model.safetensors").write_text(weights or name)
     (trained / "model" / "more" / "config.json").write_text("{}")
+    (trained / "model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     write_manifest(trained, f"key-{name}", {"dataset": "key-data", "warm_start": "key-warm"})
     evaluation.mkdir()
     measured = evaluation_of(counts, weights=model_digest(trained / "model"), **options)

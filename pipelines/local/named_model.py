@@ -13,6 +13,7 @@ from filelock import FileLock
 from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ConfigError, StoreError, TrackingError
 from ngrpo.storage.digest import model_digest
+from ngrpo.storage.manifest import MANIFEST, Manifest
 from ngrpo_kfp.pipelines.local.services import Services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -46,6 +47,8 @@ class NamedModel:
     """Its version in the registry; none for a run whose model was never registered."""
     model_name: str
     """The registered model."""
+    key: str | None = None
+    """Key of the training that made it, in the artifact store; none where its version does not say."""
 
 
 def named_model(what: str, model_name: str | None, around: Services, workspace: Workspace) -> NamedModel:
@@ -63,24 +66,34 @@ def named_model(what: str, model_name: str | None, around: Services, workspace: 
         TrackingError: There is no such version, its files are gone or are not those that were registered, or MLflow cannot be reached.
         StoreError: The artifact of the run is gone, or the object store cannot be reached.
     """
-    from ngrpo.tracking.model_registry import DIGEST, ModelRegistry
+    from ngrpo.tracking.model_registry import DIGEST, KEY, ModelRegistry
 
     if is_version(what):
         registry = ModelRegistry(model_name or configuration_of(latest_run(workspace)).promotion.model_name)
         version = _version(registry, what)
         directory, digest = _registered_files(registry, version, workspace)
-        return NamedModel(what, directory, digest, version, registry.name)
+        return NamedModel(what, directory, digest, version, registry.name, version.tags.get(KEY))
     run = run_directory(what, workspace)
     registry = ModelRegistry(model_name or configuration_of(run).promotion.model_name)
-    directory = _trained_files(what, run, around, workspace)
+    directory, key = _trained_files(what, run, around, workspace)
     digest = model_digest(directory)
     version = next((each for each in registry.versions() if each.tags.get(DIGEST) == digest), None)
-    return NamedModel(what, directory, digest, version, registry.name)
+    return NamedModel(what, directory, digest, version, registry.name, key)
 
 
 def is_version(what: str) -> bool:
     """Whether a name is that of a version in the registry, an alias or a number, and not that of a run."""
     return what in ALIASES or _VERSION.fullmatch(what) is not None
+
+
+def require_name(what: str, workspace: Workspace) -> None:
+    """Refuse what names neither a version nor a run of the workspace, before anything is started.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not is_version(what):
+        run_directory(what, workspace)
 
 
 def run_directory(what: str, workspace: Workspace) -> Path:
@@ -187,8 +200,31 @@ def _registered_files(registry: ModelRegistry, version: ModelVersion, workspace:
     return directory, digest
 
 
-def _trained_files(what: str, run: Path, around: Services, workspace: Workspace) -> Path:
-    """Return the directory with the files of the model that a run trained."""
+def adapter_files(found: NamedModel, around: Services, workspace: Workspace) -> Path | None:
+    """Return the directory with the adapter that was merged into a model; none where the artifact store has none of it.
+
+    Args:
+        found: The model.
+        around: Object storage and tracking, open.
+        workspace: Where the cache is.
+
+    Raises:
+        StoreError: The object store cannot be reached, or the adapter in it is damaged.
+    """
+    store = around.artifact_store(workspace)
+    reference = None if found.key is None else store.find(_TRAINING, found.key)
+    if reference is None:
+        return None
+    # The manifest comes with any file.
+    manifest = store.fetch(reference, only="model/config.json") / MANIFEST
+    files = Manifest.from_bytes(manifest.read_bytes(), manifest).files
+    if not any(name.startswith("adapter/") for name in files):
+        return None
+    return store.fetch(reference, only="adapter/") / "adapter"
+
+
+def _trained_files(what: str, run: Path, around: Services, workspace: Workspace) -> tuple[Path, str]:
+    """Return the directory with the files of the model that a run trained, and the key of that training."""
     summary = read_summary(run)
     if summary is None:
         raise ConfigError(
@@ -203,4 +239,4 @@ def _trained_files(what: str, run: Path, around: Services, workspace: Workspace)
     reference = store.find(_TRAINING, node["key"])
     if reference is None:
         raise StoreError(f"artifact {node['artifact']} is gone: run the preset of {what} again")
-    return store.fetch(reference, only="model/") / "model"
+    return store.fetch(reference, only="model/") / "model", reference.key

@@ -25,8 +25,8 @@ def build_report(
     config: RunConfig,
     references: Mapping[str, Reference],
     store: ArtifactStore,
-) -> None:
-    """Write the report of a run.
+) -> Mapping[str, Path]:
+    """Write the report of a run, and return the verified directory of each node's artifact.
 
     Args:
         path: File to write.
@@ -41,6 +41,7 @@ def build_report(
     artifacts = {name: store.fetch(reference) for name, reference in references.items()}
     with written(path):
         write_report(path, summary=dict(summary), config=config, artifacts=artifacts)
+    return artifacts
 
 
 def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:

@@ -194,18 +194,23 @@ def _run_plan(
         costs = costs_summary(plan, costs_of(plan, store.objects), config.costs, gains.get(config.promotion.benchmark))
         summary["costs"] = costs
         report = directory / "report.html"
-        build_report(report, summary=summary, config=config, references=references, store=store)
+        artifacts = build_report(report, summary=summary, config=config, references=references, store=store)
         summary["wall_seconds"] = round(time.monotonic() - began, 3)
         write_state(directory / "summary.json", summary)
         for file in (report, directory / "summary.json"):
             tracked.log_file(file)
         tracked.log_metrics(final_metrics(evaluations, gains, promotions) | cost_metrics(costs))
         tracked.set_tags({f"ngrpo.artifact.{name}": reference.uri for name, reference in references.items()})
+        trained = of_stage("ngrpo_training", references)
+        tracked.set_tags(
+            {f"ngrpo.weights{node.removeprefix('ngrpo_training')}": f"{references[node].uri}model/" for node in trained}
+        )
     for name, evaluation in evaluations.items():
         console.print(results_table(evaluation, config.titles, name if len(evaluations) > 1 else None))
     for line in costs_lines(costs):
         console.print(escape(line), soft_wrap=True)
-    console.print(places(report, summary, promotions), soft_wrap=True)
+    weights = {node: artifacts[node] / "model" for node in trained}
+    console.print(places(report, summary, promotions, weights), soft_wrap=True)
 
 
 def _gains(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> dict[str, Gain]:

@@ -59,7 +59,9 @@ def _mlflow_server(around: Services, port: int, log: Path) -> Iterator[None]:
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; choose another port") from error
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", around.tracking_uri]
-    command += ["--default-artifact-root", str(around.artifact_location), "--no-serve-artifacts"]
+    # A client that knows this server's address alone reads and writes files through it; it has the credentials of the store.
+    location = str(around.artifact_location)
+    command += ["--default-artifact-root", location, "--serve-artifacts", "--artifacts-destination", location]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with written(log):
         output = log.open("wb")

@@ -176,13 +176,16 @@ def _solved_within(results: Sequence[Result]) -> Iterator[tuple[str, list[float]
             yield f"best@{k}", [result["best_at_k"][k] for result in results]
 
 
-def places(report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Promotion]) -> str:
-    """Return the places to look after a run: report, MLflow, model registry.
+def places(
+    report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Promotion], weights: Mapping[str, Path]
+) -> str:
+    """Return the places to look after a run: report, MLflow, model registry, the trained weights, and what to do with them.
 
     Args:
         report: The report that was written.
         summary: `summary.json` of the run.
         promotions: By node of the stage `model_promotion`, its `promotion.json`.
+        weights: By node of the stage `ngrpo_training`, the directory of its model.
     """
     tracking = summary["mlflow"]
     served = tracking["tracking_uri"] if tracking["tracking_uri"].startswith("http") else "`make ui` serves it"
@@ -195,7 +198,20 @@ def places(report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Pr
         lines.append(
             f"champion  {escape(champion)}; this model: {promotion['decision']}, {escape(promotion['reason'])}"
         )
-    return "\n".join(lines)
+    for node, directory in weights.items():
+        whose = f" ({node})" if len(weights) > 1 else ""
+        lines.append(f"weights   {escape(str(directory))}{whose}")
+    return "\n".join([*lines, *_next(promotions)])
+
+
+def _next(promotions: Mapping[str, Promotion]) -> Iterator[str]:
+    """Yield what can be done with the models now; of several, the number of a version says which."""
+    names = [
+        promotion["alias"] if len(promotions) == 1 else str(promotion["version"]) for promotion in promotions.values()
+    ]
+    for name in dict.fromkeys(names):
+        for number, command in enumerate((f"chat {name}", f"serve {name}", f"export {name} DIR")):
+            yield f"{'' if number else 'next':10}ngrpo {command}"
 
 
 def _percent(fraction: float) -> str:

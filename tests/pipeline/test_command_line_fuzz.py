@@ -17,6 +17,8 @@ BEGINNINGS = (
     "local.run_pipeline.run",
     "local.run_pipeline.dry_run",
     "local.ui.serve_ui",
+    "local.exporting.services",
+    "local.chatting.services",
     "kubeflow.compilation.compile_whole",
     "kubeflow.submission.submit",
     "kubeflow.submitted_runs.connect",

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from small_house import CACHEABLE, STAGES
 
 from ngrpo.storage.objects import ObjectStore
@@ -143,6 +144,9 @@ def test_summary_says_what_others_rely_on(finished_house):
     }
     assert summary["promotion"] == {"decision": "promoted", "model": "ngrpo", "version": 1, "alias": "champion"}
     assert set(summary["mlflow"]) == {"tracking_uri", "run_id"}
+    client = MlflowClient(summary["mlflow"]["tracking_uri"])
+    tags = client.get_run(summary["mlflow"]["run_id"]).data.tags
+    assert tags["ngrpo.weights"] == f"{summary['stages']['ngrpo_training']['artifact']}model/"
     assert 0 < sum(stage["seconds"] for stage in summary["stages"].values()) <= summary["wall_seconds"]
 
 

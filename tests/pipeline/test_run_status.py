@@ -121,6 +121,13 @@ def test_every_stage_of_the_newest_run_is_shown(kubeflow, ngrpo, finish):
     }
     first = next(iter(kubeflow.runs))
     assert rows(ngrpo("status", first))["prepare_data"][0] == "succeeded"
+    assert "weights  " not in told
+
+
+def test_where_the_weights_are_is_said_once_they_are_there(kubeflow, ngrpo, run, objects):
+    kubeflow.detail(run, "ngrpo-training", "SUCCEEDED")
+    (line,) = [line for line in ngrpo("status").splitlines() if line.startswith("weights  ")]
+    assert re.fullmatch(rf"weights  {objects.uri}/ngrpo_training/[0-9a-f]{{32}}/model/", line)
 
 
 def test_a_run_that_was_cancelled_says_so_of_itself_and_of_its_stages(kubeflow, ngrpo, run, objects):

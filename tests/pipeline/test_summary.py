@@ -1,9 +1,11 @@
 """What a run says in the terminal in the end."""
 
+from pathlib import Path
+
 import pytest
 from small_house import EVALUATION
 
-from ngrpo_kfp.pipelines.planning.summary import results_table
+from ngrpo_kfp.pipelines.planning.summary import places, results_table
 
 
 @pytest.mark.parametrize(
@@ -20,3 +22,43 @@ def test_what_training_started_from_is_called_a_warm_start_only_where_there_was_
     assert [str(column.header) for column in table.columns] == ["benchmark", "", *headings, "gain"]
     first = [next(iter(column.cells)) for column in table.columns]
     assert first[-2:] == ["50.0  [25.0, 75.0]", "+25.0"]
+
+
+SUMMARY = {"mlflow": {"tracking_uri": "sqlite:///m.db", "run_id": "r"}}
+
+
+def promotion(alias: str, version: int) -> dict:
+    champion = version if alias == "champion" else 1
+    return {
+        "model": "m",
+        "version": version,
+        "alias": alias,
+        "champion_version": champion,
+        "decision": "d",
+        "reason": "r",
+    }
+
+
+def test_a_run_names_its_weights_and_what_to_do_next(tmp_path):
+    said = places(
+        tmp_path, SUMMARY, {"model_promotion": promotion("challenger", 2)}, {"ngrpo_training": Path("/c/model")}
+    )
+    assert said.splitlines()[-4:] == [
+        "weights   /c/model",
+        "next      ngrpo chat challenger",
+        "          ngrpo serve challenger",
+        "          ngrpo export challenger DIR",
+    ]
+    assert all(len(line) <= 80 for line in said.splitlines()[-4:])
+
+
+def test_of_several_models_each_is_named_by_its_version(tmp_path):
+    promotions = {f"model_promotion.{arm}": promotion("champion", number) for number, arm in ((1, "a"), (2, "b"))}
+    weights = {f"ngrpo_training.{arm}": Path(f"/{arm}/model") for arm in "ab"}
+    said = places(tmp_path, SUMMARY, promotions, weights)
+    assert "weights   /a/model (ngrpo_training.a)\nweights   /b/model (ngrpo_training.b)\n" in said
+    assert [line.split()[-2] for line in said.splitlines() if line.endswith("DIR")] == ["1", "2"]
+
+
+def test_without_a_promotion_there_are_the_weights_alone(tmp_path):
+    assert places(tmp_path, SUMMARY, {}, {"ngrpo_training": Path("/c/model")}).endswith("weights   /c/model")

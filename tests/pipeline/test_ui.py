@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from mlflow import MlflowClient
 from test_local_runtime import is_alive, processes_of, sleeping_run, wait_for
 
 pytestmark = pytest.mark.pipeline
@@ -40,6 +41,15 @@ def test_ui_serves_until_it_is_stopped_and_a_run_may_use_its_store_meanwhile(hou
     assert "ngrpo" in experiments(port)
     house.ngrpo("run")
     assert house.ran() == ["model_promotion"]
+    client = MlflowClient(f"http://127.0.0.1:{port}")
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("ngrpo").experiment_id], f"run_id = '{house.summary['mlflow']['run_id']}'"
+    )
+    report = (house.last_run / "report.html").read_bytes()
+    proxied = run.info.artifact_uri.replace("s3://ngrpo/mlflow", "api/2.0/mlflow-artifacts/artifacts")
+    for path in (f"get-artifact?path=report.html&run_uuid={run.info.run_id}", f"{proxied}/report.html"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30) as answer:
+            assert answer.read() == report
     ui.send_signal(signal.SIGINT)
     output, _ = ui.communicate(timeout=60)
     assert ui.returncode == 130

@@ -60,6 +60,13 @@ def test_the_headline_gives_both_means_and_their_paired_difference(run):
     assert list(found.groups()) == expected
 
 
+def test_the_page_says_where_the_weights_are_and_how_to_use_them(run):
+    text = text_of(run.report())
+    place = run.summary["stages"]["ngrpo_training"]["artifact"]
+    assert f"{place}model/ ngrpo export 1 DIR --model ngrpo-tiny writes them" in text
+    assert "ngrpo export" not in text_of(run.report("model_promotion"))
+
+
 def test_the_string_match_has_a_line_of_its_own(run):
     assert "by string match" not in text_of(run.report())
     run.change('evaluation.string_match=["arithmetic"]')

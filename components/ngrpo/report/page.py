@@ -66,6 +66,7 @@ def write_report(path: Path, *, summary: dict[str, Any], config: RunConfig, arti
         stages=stages,
         timings=timings(stages, summary["wall_seconds"]),
         settings=settings_text(config),
+        weights=[f"{stage.artifact}model/" for stage in stages if stage.name.partition(".")[0] == "ngrpo_training"],
         **_data(artifacts),
         **_index(artifacts),
         **_results(artifacts, config),

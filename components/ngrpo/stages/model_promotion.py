@@ -11,19 +11,21 @@ from typing_extensions import TypedDict  # pydantic refuses the one of `typing` 
 
 from ngrpo.config import ModelPromotionConfig, PromotionConfig, RegisteredModel
 from ngrpo.contracts.evaluation import EVALUATION as EVALUATION_FILE
-from ngrpo.contracts.evaluation import Evaluation, parse_evaluation, write_evaluation
+from ngrpo.contracts.evaluation import Evaluation, Result, parse_evaluation, write_evaluation
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.contracts.promotion import Promotion, Verdict, write_promotion
 from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import kept
+from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
 from ngrpo.report.model_card import model_card
+from ngrpo.report.model_use import model_use
 from ngrpo.stages.context import Context
 from ngrpo.stages.opponent import BY_HAND, Judgement, judge
 from ngrpo.stages.promotion_seal import IMAGES, predicate, sign, signing_key
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.state import read_state
-from ngrpo.tracking.model_registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION
+from ngrpo.tracking.model_registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION, KEY
 from ngrpo.tracking.promotions import BARRED, Promotions
 from ngrpo.tracking.reasons import checked_reason
 
@@ -82,9 +84,14 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         inputs["trained"] / "model",
         inputs["trained"] / "manifest.json",
         digest=weights,
-        tags={"ngrpo.key": trained["key"], "ngrpo.code_version": trained["code_version"], **lineage},
+        tags={KEY: trained["key"], "ngrpo.code_version": trained["code_version"], **lineage},
     )
+    registry.add_flavor(version, inputs["trained"] / "model", max_new_tokens=config.rollout.max_tokens)
+    registry.describe(version, model_use(registry.name, int(version.version), registry.location(version), weights))
     registry.add_evaluation(version, inputs["evaluation"] / EVALUATION_FILE, evaluated["key"])
+    for name, result in evaluation["models"][MODEL].items():
+        problems = (protocol_of(evaluation, MODEL, name) or {}).get("problems")
+        registry.add_metrics(version, name, problems, _figures(result))
     decision, champion = _decide(config.promotion, promotions, version, evaluation, config.seed, None)
     context.progress(f"{decision['decision']}: {decision['reason']}")
     if key is None:
@@ -218,6 +225,16 @@ def _identity(version: ModelVersion | None) -> tuple[str, str | None] | None:
 
 def _without_comparison(decision: Literal["promoted", "unchanged"], reason: str) -> Verdict:
     return {"decision": decision, "reason": reason, "comparison": None}
+
+
+def _figures(result: Result) -> dict[str, float]:
+    """Return the figures of a benchmark that the page of a model shows, as fractions."""
+    return {
+        "mean": result["mean"],
+        **({"maj": result["maj"]} if "maj" in result else {}),
+        **{f"pass_at_{k}": value for k, value in result["pass_at_k"].items()},
+        **{f"best_at_{k}": value for k, value in result.get("best_at_k", {}).items()},
+    }
 
 
 def _metrics(decision: Promotion) -> dict[str, float]:

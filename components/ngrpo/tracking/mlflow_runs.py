@@ -27,7 +27,8 @@ from ngrpo.tracking.connection import connect, explained
 RUN_ID = "MLFLOW_RUN_ID"
 """Environment variable that names the run a process reports to; Kubeflow's MLflow plugin and transformers know it too."""
 
-_DATASET_DIGEST_LENGTH = 36  # MLflow's limit
+DATASET_DIGEST_LENGTH = 36
+"""Characters that MLflow keeps of the digest of a data set."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,8 @@ class TrackedRun:
         self._log("params", [Param(name, str(value)) for name, value in leaves], MAX_PARAMS_TAGS_PER_BATCH)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
-        """Log numbers without a step; characters that MLflow does not allow in a name become `_`."""
-        now = time.time_ns() // 1_000_000
-        metrics = [Metric(re.sub(r"[^\w\-. :/]", "_", name), float(value), now, 0) for name, value in values.items()]
+        """Log numbers without a step (see `metrics_of`)."""
+        metrics = metrics_of(values)
         self._log("metrics", metrics, MAX_METRICS_PER_BATCH)
 
     def log_file(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class TrackedRun:
             digest: Digest of its manifest; MLflow keeps the first 36 digits, and all of them in the tag `ngrpo.digest`.
         """
         source = json.dumps({"uri": uri})
-        dataset = Dataset(name, digest[:_DATASET_DIGEST_LENGTH], uri.partition("://")[0], source)
+        dataset = Dataset(name, digest[:DATASET_DIGEST_LENGTH], uri.partition("://")[0], source)
         tags = [InputTag(MLFLOW_DATASET_CONTEXT, "input"), InputTag("ngrpo.digest", digest)]
         with explained():
             self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
@@ -156,6 +156,19 @@ def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> 
     # A trainer that finds an experiment named would make or take that one and then refuse our run for being of another.
     with environment({RUN_ID: run.run_id, "MLFLOW_EXPERIMENT_NAME": None}), _ended(run, ours=given is None):
         yield run
+
+
+def metrics_of(values: Mapping[str, float], **of_what: str | None) -> list[Metric]:
+    """Return numbers without a step as MLflow logs them; characters that it does not allow in a name become `_`.
+
+    Args:
+        values: The numbers by name.
+        of_what: `model_id`, `dataset_name` and `dataset_digest`, where they are those of a model.
+    """
+    now = time.time_ns() // 1_000_000
+    return [
+        Metric(re.sub(r"[^\w\-. :/]", "_", name), float(value), now, 0, **of_what) for name, value in values.items()
+    ]
 
 
 def experiment_of_this_process(client: MlflowClient) -> tuple[str, str | None]:

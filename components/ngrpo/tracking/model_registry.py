@@ -12,6 +12,7 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
 
@@ -20,13 +21,16 @@ from ngrpo.errors import TrackingError
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.state import DamagedStateError, parse_state
 from ngrpo.tracking.connection import connect, explained
-from ngrpo.tracking.mlflow_runs import experiment_of_this_process
+from ngrpo.tracking.mlflow_runs import DATASET_DIGEST_LENGTH, experiment_of_this_process, metrics_of
+from ngrpo.tracking.model_flavor import MLMODEL, write_flavor
 
 CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "candidate", "challenger", "champion", "previous_champion"
 ALIASES = (CANDIDATE, CHALLENGER, PREVIOUS_CHAMPION, CHAMPION)
 """`candidate` waits for its decision, `challenger` met the champion last and did not win."""
 DIGEST = "ngrpo.digest"
 """Tag of a version: digest of the files of its model."""
+KEY = "ngrpo.key"
+"""Tag of a version: key of the training that made it, in the artifact store."""
 EVALUATION = "ngrpo.evaluation_key"
 """Tag of a version: key of the evaluation used to judge it."""
 BASE_MODEL = "ngrpo.base_model"
@@ -51,9 +55,10 @@ class ModelRegistry:
     """Versions of one registered model in the MLflow that the environment names.
 
     A version keeps a copy of its own, for the artifact store is a cache that may be cleared: `model/` as `save_pretrained`
-    wrote it, the `manifest.json` of the artifact it comes from, `evaluations/<key>/evaluation.json` and a model card. The champion's
-    files are `mlflow.artifacts.download_artifacts("models:/<name>@champion")`. Every method raises a `TrackingError` where MLflow or its
-    object storage cannot be reached.
+    wrote it, the `manifest.json` of the artifact it comes from, `evaluations/<key>/evaluation.json`, a model card, and what lets MLflow
+    load and serve it (`ngrpo.tracking.model_flavor`). The champion's files are
+    `mlflow.artifacts.download_artifacts("models:/<name>@champion")`. Every method raises a `TrackingError` where MLflow or its object
+    storage cannot be reached.
     """
 
     def __init__(self, name: str):
@@ -152,6 +157,28 @@ class ModelRegistry:
         return sorted(name for name, size in model.items() if there.get(name) != size)
 
     @explained()
+    def add_flavor(self, version: ModelVersion, model: Path, *, max_new_tokens: int) -> None:
+        """Let MLflow load and serve a version (`mlflow.transformers.load_model`, `mlflow models serve`), unless it can already.
+
+        Args:
+            version: The version.
+            model: Directory with the files of its model.
+            max_new_tokens: Tokens of a response, unless a request asks for another number.
+        """
+        if MLMODEL in dict(self._files(version)):
+            return
+        with tempfile.TemporaryDirectory() as directory, environment(_NO_PROGRESS_BAR):
+            write_flavor(
+                model,
+                Path(directory),
+                MODEL_FOLDER,
+                model_id=_logged_model(version),
+                run_id=version.run_id,
+                max_new_tokens=max_new_tokens,
+            )
+            self._client.log_model_artifacts(_logged_model(version), directory)
+
+    @explained()
     def add_evaluation(self, version: ModelVersion, evaluation: Path, key: str) -> None:
         """Keep an evaluation with a version; from now on it is the one that speaks for it.
 
@@ -162,6 +189,31 @@ class ModelRegistry:
         """
         self._client.log_model_artifact(_logged_model(version), str(evaluation), f"evaluations/{key}")
         self.set_tags(version, {EVALUATION: key})
+
+    @explained()
+    def add_metrics(
+        self, version: ModelVersion, benchmark: str, problems: str | None, values: Mapping[str, float]
+    ) -> None:
+        """Show what a benchmark measured on the page of a version's model, as of the run of this process; outside a run, nothing.
+
+        Args:
+            version: The version.
+            benchmark: Name of the benchmark.
+            problems: Digest of its problems; none where it is not known.
+            values: The numbers by name.
+        """
+        _, run_id = experiment_of_this_process(self._client)
+        if run_id is None:
+            return
+        dataset = None if problems is None else problems[:DATASET_DIGEST_LENGTH]
+        metrics = metrics_of(
+            {f"{benchmark}/{name}": value for name, value in values.items()},
+            model_id=_logged_model(version),
+            dataset_name=None if dataset is None else benchmark,
+            dataset_digest=dataset,
+        )
+        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
 
     @explained()
     def evaluation(self, version: ModelVersion) -> bytes | None:
@@ -215,6 +267,17 @@ class ModelRegistry:
         """Return a file that is kept with a version, beside its model; none where there is no such file."""
         beside = mlflow.artifacts.list_artifacts(self._uri(version, ""))
         return self._read(version, name) if any(entry.path == name for entry in beside) else None
+
+    @explained()
+    def describe(self, version: ModelVersion, text: str) -> None:
+        """Say on the page of a version what it is; Markdown."""
+        self._client.update_model_version(self.name, version.version, description=text)
+
+    @explained()
+    def card(self, version: ModelVersion) -> str | None:
+        """Return the model card that is kept with a version; none if there is none."""
+        there = MODEL_CARD in dict(self._files(version))
+        return self._read(version, MODEL_CARD).decode("utf-8", errors="replace") if there else None
 
     @explained()
     def model_tag(self, name: str) -> str | None:

@@ -21,9 +21,9 @@ from ngrpo_kfp.pipelines.kubeflow.links import links
 from ngrpo_kfp.pipelines.kubeflow.runs.facts import RunFacts
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
-from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run
+from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run, key_of
 from ngrpo_kfp.pipelines.kubeflow.unpullable_images import never_pulled
-from ngrpo_kfp.pipelines.planning.nodes import task_name
+from ngrpo_kfp.pipelines.planning.nodes import stage_of, task_name
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class RunView:
     """Ids of the runs of the day that a scheduled run has submitted."""
     mlflow_run: str | None
     """Id of its MLflow run, if its stages have opened one."""
+    weights: Sequence[str]
+    """Where the models are that it has trained, `s3://…/model/`."""
     notes: Sequence[str]
     """What could not be looked up, and why."""
 
@@ -86,6 +88,7 @@ def look(client: Client, run_id: str | None) -> RunView:
         stuck=None if facts.over else never_pulled(chain(facts.pods, *(job.pods for job in facts.jobs.values()))),
         submitted=[str(run.run_id) for run in submitted_by(client, facts.run_id)] if facts.plans else (),
         mlflow_run=facts.mlflow_run,
+        weights=list(_weights(facts, nodes)),
         notes=list(dict.fromkeys(facts.notes)),
     )
 
@@ -124,6 +127,17 @@ def _lines(view: RunView) -> Iterator[str]:
         yield f"run of the day  {submitted}: `ngrpo status {submitted}`"
     yield f"run  {view.run_id}"
     yield from links(view.run_id, view.mlflow_run)
+    for place in view.weights:
+        yield f"weights  {place}"
+
+
+def _weights(facts: RunFacts, nodes: Sequence[StageView]) -> Iterator[str]:
+    """Yield where the models are that a run has trained; of what was cached, its pipeline does not tell."""
+    for node in nodes:
+        if stage_of(node.stage) == "ngrpo_training" and node.state == "succeeded" and facts.objects is not None:
+            key = key_of(facts.tasks[node.stage], facts.run_id)
+            if key is not None:
+                yield f"{facts.objects.uri}/ngrpo_training/{key}/model/"
 
 
 def _view(facts: RunFacts, node: str) -> StageView:

@@ -1,0 +1,97 @@
+"""What makes the files of a model one that MLflow loads and serves: `MLmodel` with the flavor `transformers`, and its environment.
+
+The layout is that of `mlflow.transformers.save_model`, with the model's own directory as its weights: they are written once, and stay
+byte for byte what was evaluated. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.utils import PYTHON_VERSION
+
+MLMODEL = "MLmodel"
+REQUIREMENTS = "requirements.txt"
+_CONDA, _PYTHON_ENV = "conda.yaml", "python_env.yaml"
+_TASK = "text-generation"
+_TOKENIZER = Path("components") / "tokenizer"
+"""Where the flavor looks for a tokenizer."""
+_LIBRARIES = ("mlflow", "torch", "transformers", "accelerate", "safetensors", "jinja2")
+_WEIGHTS = "*.safetensors*"
+
+
+def write_flavor(
+    model: Path, directory: Path, folder: str, *, model_id: str, run_id: str | None, max_new_tokens: int
+) -> None:
+    """Write what stands beside the files of a model.
+
+    Args:
+        model: Model directory, as `save_pretrained` wrote it.
+        directory: Empty directory to fill with `MLmodel`, the environment, and a copy of the tokenizer.
+        folder: Name of the model's directory beside them.
+        model_id: Id of the logged model.
+        run_id: Run that logged it; none outside a run.
+        max_new_tokens: Tokens of a response, unless a request asks for another number.
+    """
+    settings: dict[str, Any] = json.loads((model / "config.json").read_bytes())
+    described = Model(model_id=model_id, run_id=run_id, signature=_signature(max_new_tokens))
+    described.model_size_bytes = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
+    described.add_flavor(
+        "transformers",
+        task=_TASK,
+        instance_type="TextGenerationPipeline",
+        pipeline_model_type=settings["architectures"][0],
+        model_binary=folder,
+        torch_dtype=f"torch.{settings.get('dtype', 'float32')}",
+        components=["tokenizer"],
+        tokenizer_type="AutoTokenizer",
+        transformers_version=version("transformers"),
+        code=None,
+    )
+    described.add_flavor(
+        "python_function",
+        loader_module="mlflow.transformers",
+        python_version=PYTHON_VERSION,
+        env={"conda": _CONDA, "virtualenv": _PYTHON_ENV},
+        config={"return_full_text": False},
+    )
+    described.save(directory / MLMODEL)
+    _write_environment(directory)
+    shutil.copytree(model, directory / _TOKENIZER, ignore=shutil.ignore_patterns(_WEIGHTS))
+
+
+def _signature(max_new_tokens: int) -> ModelSignature:
+    """Return what a server accepts: texts, and how to continue them; the most likely tokens unless a request asks for samples."""
+    text = Schema([ColSpec(DataType.string)])
+    params = ParamSchema(
+        [
+            ParamSpec("max_new_tokens", DataType.long, max_new_tokens),
+            ParamSpec("do_sample", DataType.boolean, False),
+            ParamSpec("temperature", DataType.double, 1.0),
+            ParamSpec("top_p", DataType.double, 1.0),
+        ]
+    )
+    return ModelSignature(inputs=text, outputs=text, params=params)
+
+
+def _write_environment(directory: Path) -> None:
+    # Builds of one version (`2.13.0+cpu`) are a matter of the machine that serves.
+    pinned = [f"{library}=={version(library).partition('+')[0]}" for library in _LIBRARIES]
+    (directory / REQUIREMENTS).write_text("\n".join([*pinned, ""]), encoding="utf-8")
+    environments = {
+        _PYTHON_ENV: {"python": PYTHON_VERSION, "build_dependencies": ["pip"], "dependencies": [f"-r {REQUIREMENTS}"]},
+        _CONDA: {
+            "name": "mlflow-env",
+            "channels": ["conda-forge"],
+            "dependencies": [f"python={PYTHON_VERSION}", "pip", {"pip": pinned}],
+        },
+    }
+    for name, tree in environments.items():
+        (directory / name).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")

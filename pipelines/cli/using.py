@@ -1,0 +1,79 @@
+"""The commands that use a trained model: `ngrpo export | chat`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ngrpo_kfp.pipelines.cli.help import MODELS
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
+from ngrpo_kfp.pipelines.cli.options import checked
+
+# The commands import what they need when they run: torch and MLflow take seconds.
+
+app = typer.Typer()
+
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="champion, challenger, the number of a version, or a run (latest, its name)"),
+]
+Registered = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="the registered model (default: that of the run, or the latest run)"),
+]
+
+
+@app.command(rich_help_panel=MODELS)
+def export(
+    what: ModelName,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="directory to write; new or empty")],
+    model: Registered = None,
+    merged: Annotated[
+        bool,
+        typer.Option(
+            "--merged/--adapter", help="of a model trained with adapters: the whole model, or the adapter alone"
+        ),
+    ] = True,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="bfloat16, float16 or float32 (default: as it was evaluated)"),
+    ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option("--hub", metavar="ORG/NAME", help="upload it to the hub too; needs HF_TOKEN"),
+    ] = None,
+) -> None:
+    """Write a model to a directory, for transformers and vLLM."""
+    from ngrpo_kfp.pipelines.local.exporting import Form, export_model
+
+    export_model(what, _checked(model), directory, Form(not merged, dtype, hub), workspace(), terminal())
+
+
+@app.command(rich_help_panel=MODELS)
+def chat(
+    what: ModelName = "champion",
+    model: Registered = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="answer this and end (default: ask for prompts)")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", metavar="N", help="tokens of a response (default: those of the evaluation)"),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature", metavar="T", help="0 for the most likely tokens (default: that of the evaluation)"
+        ),
+    ] = None,
+) -> None:
+    """Talk with a model in the terminal, or answer the lines of the standard input."""
+    from ngrpo_kfp.pipelines.local import chatting
+
+    chatting.chat(what, _checked(model), prompt, chatting.Sampling(max_tokens, temperature), workspace())
+
+
+def _checked(model: str | None) -> str | None:
+    return None if model is None else checked("--model", model)

@@ -1,0 +1,241 @@
+"""`ngrpo export`: a model as a directory of its own, whole and verified, which transformers and vLLM load."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from rich.console import Console
+
+from ngrpo.errors import ConfigError, DataError
+from ngrpo.report.exported_card import Exported, exported_card, loading_lines
+from ngrpo.storage.digest import model_digest
+from ngrpo.storage.whole_files import sync
+from ngrpo_kfp.pipelines.local.named_model import NamedModel, adapter_files, named_model, require_name
+from ngrpo_kfp.pipelines.local.services import Services, services
+from ngrpo_kfp.pipelines.local.workspace import Workspace, written
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_CARD = "README.md"
+_WEIGHTS = "*.safetensors*"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is exported of a model."""
+
+    adapter: bool = False
+    """The adapter alone, in place of the model that it was merged into."""
+    dtype: str | None = None
+    """Type to convert the weights to; none leaves them, byte for byte, as they were evaluated."""
+    hub: str | None = None
+    """Repository of the Hugging Face hub to upload to as well, `org/name`."""
+
+
+def export_model(
+    what: str, model_name: str | None, target: Path, form: Form, workspace: Workspace, console: Console
+) -> None:
+    """Write a model to a directory, whole or not at all, and print the lines that load it.
+
+    Args:
+        what: See `named_model`.
+        model_name: The registered model; see `named_model`.
+        target: Directory to write; it may exist if it is empty.
+        form: What is exported.
+        workspace: Where runs and services are.
+        console: Where the lines are printed.
+
+    Raises:
+        ConfigError: The target is in use, the type or the name on the hub is none, or there is no token for the hub.
+        DataError: The model was not trained with adapters, its files changed on the way, or the hub refuses it.
+        NGRPOError: See `named_model`.
+    """
+    require_name(what, workspace)
+    _require_possible(target, form)
+    with services(workspace) as around:
+        found = named_model(what, model_name, around, workspace)
+        source = _adapter(found, around, workspace) if form.adapter else found.directory
+        card = _card(found)
+    exported = Exported(
+        model=found.model_name,
+        version=None if found.version is None else int(found.version.version),
+        digest=found.digest,
+        adapter=form.adapter,
+        dtype=form.dtype if form.dtype != _dtype(found.directory) else None,
+        place=form.hub or str(target.absolute()),
+    )
+    digest = model_digest(source) if form.adapter else found.digest
+    with _whole(target) as partial:
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                copy = partial / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        if model_digest(partial) != digest:
+            raise DataError(f"{what}: its files in {source} changed while they were copied; export it again")
+        if form.adapter:
+            _add_tokenizer(found.directory, partial)
+        elif exported.dtype is not None:
+            _convert(found.directory, partial, exported.dtype)
+        (partial / _CARD).write_text(exported_card(exported, card), encoding="utf-8")
+    version = "no version of" if exported.version is None else f"version {exported.version} of"
+    console.print(
+        f"exported  {what}, {version} {found.model_name}, sha256 {found.digest[:12]}", soft_wrap=True, markup=False
+    )
+    if form.hub is not None:
+        _upload(target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}")
+        console.print(
+            f"uploaded  {form.hub}; a repository that was made for it is private", soft_wrap=True, markup=False
+        )
+    problem = None if form.adapter else _vllm_problem(target, exported)
+    console.print("\n".join(["", *loading_lines(exported, problem)]), soft_wrap=True, markup=False)
+
+
+def _require_possible(target: Path, form: Form) -> None:
+    """Refuse what cannot be exported before anything is started or fetched."""
+    if not str(target).strip() or not str(target).isprintable():
+        raise ConfigError(f"DIR {str(target)!r}: no name of a directory; name another")
+    try:
+        if target.exists() and not target.is_dir():
+            raise ConfigError(f"DIR {target}: a file; name a new directory")
+        if target.is_dir() and any(target.iterdir()):
+            raise ConfigError(f"DIR {target}: not empty; name a new directory, or empty it: nothing is written over")
+        above = next(place for place in target.absolute().parents if place.exists())
+        if not above.is_dir():
+            raise ConfigError(f"DIR {target}: {above} is a file; name another directory")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"DIR {str(target)!r}: {error}; name another directory") from error
+    if form.dtype is not None and form.dtype not in get_args(Dtype):
+        raise ConfigError(f"--dtype {form.dtype}: no type to export; choose one of {', '.join(get_args(Dtype))}")
+    if form.dtype is not None and form.adapter:
+        raise ConfigError(
+            "--dtype goes with the merged model: an adapter is kept as it was trained; leave out --adapter or --dtype"
+        )
+    if form.hub is None:
+        return
+    if not _HUB.fullmatch(form.hub):
+        raise ConfigError(f"--hub {form.hub!r}: no name of a repository; write org/name")
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise ConfigError(f"--hub {form.hub}: no token; set HF_TOKEN to one that may write there")
+
+
+def _adapter(found: NamedModel, around: Services, workspace: Workspace) -> Path:
+    """Return the adapter that was merged into a model, from the artifact of its training."""
+    adapter = adapter_files(found, around, workspace)
+    if adapter is None:
+        raise DataError(
+            f"{found.name}: no adapter is kept of it: it was trained with all its weights, or its run is no longer in the store; leave out "
+            "--adapter: the model itself has everything"
+        )
+    return adapter
+
+
+def _card(found: NamedModel) -> str | None:
+    if found.version is None:
+        return None
+    from ngrpo.tracking.model_registry import ModelRegistry
+
+    return ModelRegistry(found.model_name).card(found.version)
+
+
+def _dtype(directory: Path) -> str | None:
+    """Return the type of a model's weights, by its configuration."""
+    dtype: str | None = json.loads((directory / "config.json").read_bytes()).get("dtype")
+    return dtype
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Provide a directory beside the target, which takes its place when the block ends without an error."""
+    target = target.absolute()
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with written(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        try:
+            yield partial
+            for path in partial.rglob("*"):
+                sync(path)
+            partial.rename(target)  # fails if the target has been filled in the meantime
+            sync(target.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _add_tokenizer(model: Path, directory: Path) -> None:
+    """Put the tokenizer and the template of a model beside an adapter."""
+    for path in model.iterdir():
+        if path.is_file() and not path.match(_WEIGHTS) and path.name not in ("config.json", "generation_config.json"):
+            shutil.copyfile(path, directory / path.name)
+
+
+def _convert(model: Path, directory: Path, dtype: str) -> None:
+    """Write the weights of a model in another type; what transformers keeps in float32 whatever type it loads in stays so."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from ngrpo.data.model_directory import read_model
+
+    disable_progress_bar()
+    for path in directory.glob(_WEIGHTS):
+        path.unlink()
+    scratch = directory / ".converted"
+    read_model(model, f"model directory {model}", dtype).save_pretrained(scratch)
+    for path in [scratch / "config.json", *scratch.glob(_WEIGHTS)]:
+        path.replace(directory / path.name)
+    shutil.rmtree(scratch)
+
+
+def _vllm_problem(directory: Path, exported: Exported) -> str | None:
+    """Say why vLLM could not serve a model on this machine; none if nothing is known."""
+    import torch
+
+    from ngrpo.config.sections import VLLMConfig
+    from ngrpo.data.model_class import outline
+    from ngrpo.data.model_directory import read_config
+    from ngrpo.data.vllm_service import Service, require_service
+
+    label = "the model"
+    config = read_config(directory, label)
+    service = Service(
+        section="evaluation",
+        stage="benchmark_evaluation",
+        vllm=VLLMConfig(),
+        dtype=_dtype(directory) or "float32",
+        on_cpu=not torch.cuda.is_available(),
+        processes=1,
+        processes_on_cluster=1,
+        as_it_is=False,
+    )
+    try:
+        require_service(outline(config, label), service, label)
+    except DataError as error:
+        # What to do about it in a run's settings is of no use here.
+        return str(error).removeprefix(f"{service.engine}: {label}: ").rpartition("; ")[0]
+    return None
+
+
+def _upload(directory: Path, hub: str, message: str) -> None:
+    """Upload a directory to the hub in one commit, to a repository that is made, private, if it is missing."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
+
+    from ngrpo.data.locations import explained
+
+    with explained(
+        f"--hub {hub}: not uploaded",
+        f"the model is in {directory}: upload it again with `hf upload {hub} {directory}`, or check HF_TOKEN and the name",
+    ):
+        disable_progress_bars()
+        api = HfApi()
+        api.create_repo(hub, private=True, exist_ok=True)
+        api.upload_folder(repo_id=hub, folder_path=directory, commit_message=message)

@@ -1,0 +1,265 @@
+"""`ngrpo export`: whole or not at all, verified, and loaded by the lines that are printed."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from mlflow import MlflowClient
+from peft import LoraConfig, PeftModel, get_peft_model
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hub_stub import hub_stub
+from ngrpo.errors import ConfigError, DataError
+from ngrpo.storage.digest import file_digests, model_digest
+from ngrpo.tracking.model_registry import CHAMPION, KEY, ModelRegistry
+from ngrpo_kfp.pipelines.local import exporting
+from ngrpo_kfp.pipelines.local.exporting import Form, export_model
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+from promoting import NAME, write_manifest
+from tiny import save_tiny_model
+
+pytestmark = pytest.mark.pipeline
+pytest_plugins = ["mlflow_database"]
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return save_tiny_model(tmp_path / "artifact" / "model", hidden_size=128)
+
+
+@pytest.fixture
+def champion(database, objects, model, tmp_path, monkeypatch):
+    """The tiny model as version 1, with a card."""
+    monkeypatch.setenv("NGRPO_STORE", objects.uri)
+    MlflowClient().create_experiment("ngrpo", str(tmp_path / "artifacts"))
+    registry = ModelRegistry(NAME)
+    write_manifest(model.parent, "key", {})
+    manifest = model.parent / "manifest.json"
+    version = registry.register(model, manifest, digest=model_digest(model), tags={KEY: "key"})
+    manifest.unlink()
+    registry.add_card(version, "---\nlibrary_name: transformers\n---\n# The card of the version\n")
+    registry.set_alias(CHAMPION, version.version)
+    return version
+
+
+@pytest.fixture
+def export(champion, tmp_path):
+    """Export the champion; return what was printed."""
+
+    def function(target: Path, what: str = "champion", **form) -> str:
+        console = Console(file=io.StringIO(), width=80)
+        export_model(what, NAME, target, Form(**form), Workspace(tmp_path / "outputs"), console)
+        return console.file.getvalue()
+
+    return function
+
+
+def lines(printed: str, library: str) -> str:
+    """The lines of one library among those that were printed."""
+    return printed.partition(f"# {library}")[2].partition("\n\n#")[0].partition("\n")[2]
+
+
+def greedy(directory: Path, count: int) -> str:
+    tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModelForCausalLM.from_pretrained(directory)
+    chat = [{"role": "user", "content": "What is 7+4?"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(ids["input_ids"], max_new_tokens=count, do_sample=False)
+    return tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+# --- what is exported ---------------------------------------------------------------------------------------------------
+
+
+def test_transformers_loads_it_by_the_lines_that_are_printed(export, model, tmp_path, capsys):
+    printed = export(tmp_path / "there")
+    assert printed.startswith(f"exported  champion, version 1 of {NAME}, sha256 {model_digest(model)[:12]}\n")
+    capsys.readouterr()
+    exec(lines(printed, "transformers"), {})
+    assert capsys.readouterr().out.strip() == greedy(model, 256).strip()
+
+
+def test_the_files_are_those_that_were_evaluated_and_the_card_says_how_to_use_them(export, model, tmp_path):
+    target = tmp_path / "new" / "there"
+    printed = export(target)
+    found = file_digests(target)
+    card = (target / "README.md").read_text()
+    del found["README.md"]
+    assert found == file_digests(model)
+    assert card.startswith("---\nlibrary_name: transformers\n---\n# The card of the version\n")
+    assert model_digest(model) in card
+    assert lines(printed, "transformers").strip() in card
+    assert [path.name for path in target.parent.iterdir()] == ["there"], "nothing is left beside it"
+
+
+def test_an_empty_directory_is_filled_and_another_type_is_a_conversion(export, model, tmp_path):
+    (tmp_path / "there").mkdir()
+    export(tmp_path / "there", dtype="bfloat16")
+    before, after = (load_file(directory / "model.safetensors") for directory in (model, tmp_path / "there"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value.to(torch.bfloat16), after[name]) for name, value in before.items())
+    assert json.loads((tmp_path / "there" / "config.json").read_text())["dtype"] == "bfloat16"
+    same = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+    assert all((tmp_path / "there" / name).read_bytes() == (model / name).read_bytes() for name in same)
+    assert "converted to bfloat16" in (tmp_path / "there" / "README.md").read_text()
+    export(tmp_path / "same", dtype="float32")
+    assert (tmp_path / "same" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+def test_the_adapter_alone(export, model, store, tmp_path):
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(model.parent / "adapter")
+    store.publish("ngrpo_training", "key", model.parent, config_digest="c", code_version="v", inputs={})
+    printed = export(tmp_path / "there", adapter=True)
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"} <= {
+        path.name for path in (tmp_path / "there").iterdir()
+    }
+    assert not list((tmp_path / "there").glob("model*.safetensors"))
+    loaded: dict = {"BASE": str(model)}
+    exec(lines(printed, "transformers"), loaded)
+    assert isinstance(loaded["model"], PeftModel)
+    ids = torch.tensor([[2, 7, 9]])
+    assert torch.equal(loaded["model"](ids).logits, adapted.eval()(ids).logits)
+
+
+def test_a_model_without_an_adapter(export, model, store, tmp_path):
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"champion: no adapter is kept of it: .*; leave out --adapter"):
+            export(tmp_path / "there", adapter=True)
+        store.publish("ngrpo_training", "key", model.parent, config_digest="c", code_version="v", inputs={})
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.long
+@pytest.mark.engine
+def test_vllm_loads_it_by_the_lines_that_are_printed(export, model, tmp_path):
+    printed = export(tmp_path / "there")
+    assert "not on this machine" not in printed
+    script = tmp_path / "lines.py"
+    body = "\n".join(f"    {line}" for line in lines(printed, "vLLM").splitlines())
+    script.write_text(f"if __name__ == '__main__':\n{body}\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith(greedy(model, 256).strip())
+
+
+def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("ngrpo.data.vllm_service._HEADS_ON_CPU", (64,))
+    printed = export(tmp_path / "there")
+    assert (
+        "# not on this machine: the CPU build of vLLM has no attention with heads of 32 numbers, only of 64\n"
+        in printed
+    )
+
+
+# --- whole or not at all ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"dtype": "int8"}, "--dtype int8: no type to export; choose one of bfloat16, float16, float32"),
+        ({"dtype": "float16", "adapter": True}, "--dtype goes with the merged model"),
+        ({"hub": "name"}, "--hub 'name': no name of a repository; write org/name"),
+        ({"hub": "../name"}, "--hub '../name': no name"),
+        ({"hub": "org/name"}, "--hub org/name: no token; set HF_TOKEN"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_first(form, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "services", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(ConfigError) as refusal:
+        export_model("champion", NAME, tmp_path / "there", Form(**form), Workspace(tmp_path), Console())
+    assert said in str(refusal.value)
+    assert not (tmp_path / "there").exists()
+
+
+def test_what_is_there_is_never_written_over(export, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for name, said in (("file", "a file; name a new directory"), ("full", "not empty; name a new directory")):
+        with pytest.raises(ConfigError, match=said):
+            export(tmp_path / name)
+    for path in (tmp_path / "file", tmp_path / "full" / "file"):
+        assert path.read_text() == "mine"
+
+
+def test_a_directory_that_was_filled_meanwhile_stays(export, tmp_path, monkeypatch):
+    written = exporting.exported_card
+
+    def filling(*given):
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "file").write_text("theirs")
+        return written(*given)
+
+    monkeypatch.setattr(exporting, "exported_card", filling)
+    with pytest.raises(ConfigError, match="there: cannot be written"):
+        export(tmp_path / "there")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["file"]
+    assert not list(tmp_path.glob(".there*"))
+
+
+def test_a_full_disk_leaves_nothing(export, tmp_path, monkeypatch):
+    def full(source, target):
+        Path(target).write_bytes(b"a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporting, "shutil", SimpleNamespace(copyfile=full, rmtree=shutil.rmtree))
+    with pytest.raises(ConfigError, match="there: cannot be written"):
+        export(tmp_path / "there")
+    assert not list(tmp_path.glob("*there*"))
+
+
+def test_files_that_change_on_the_way_are_not_exported(export, tmp_path, monkeypatch):
+    def tampering(source, target):
+        shutil.copyfile(source, target)
+        Path(target).write_bytes(Path(target).read_bytes()[::-1])
+
+    monkeypatch.setattr(exporting, "shutil", SimpleNamespace(copyfile=tampering, rmtree=shutil.rmtree))
+    with pytest.raises(DataError, match="changed while they were copied; export it again"):
+        export(tmp_path / "there")
+    assert not list(tmp_path.glob("*there*"))
+
+
+# --- the hub (a stub on this machine) -----------------------------------------------------------------------------------
+
+
+def test_the_hub_gets_it_in_one_commit_of_a_private_repository(export, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with hub_stub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        printed = export(tmp_path / "there", hub="org/name")
+    assert [(made["organization"], made["name"], made["visibility"]) for made in hub.made] == [
+        ("org", "name", "private")
+    ]
+    ((repository, message, files),) = hub.commits
+    assert (repository, message) == ("org/name", f"{NAME}, champion, sha256 {model_digest(model)}")
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
+    assert hub.tokens == {"Bearer hf_secret"}
+    assert 'pipeline("text-generation", "org/name")' in printed
+    assert "hf_secret" not in printed
+
+
+def test_a_hub_that_refuses_leaves_the_model_here(export, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with hub_stub() as hub:
+        hub.refuses = True
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        with pytest.raises(DataError) as refusal:
+            export(tmp_path / "there", hub="org/name")
+    (line,) = str(refusal.value).splitlines()
+    assert line.startswith("--hub org/name: not uploaded: ")
+    assert f"the model is in {tmp_path / 'there'}: upload it again with `hf upload org/name" in line
+    assert (tmp_path / "there" / "model.safetensors").exists()
