@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _CHECKPOINTS = "checkpoints"
+_REGISTERED = "registered_models"
+"""Folder of the cache with copies of registered models, by digest."""
 _MODELS = "models"
 """Folder of logged models below the place of MLflow's artifacts."""
 
@@ -105,13 +107,14 @@ def prune(workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], *, 
         TrackingError: MLflow, which knows the versions that need something, cannot be reached.
         StoreError: The object store cannot be reached.
     """
-    if not embeds_store() and not wish.shared:
+    ours_alone = embeds_store()  # asked for now: inside `services` the environment names a store
+    if not ours_alone and not wish.shared:
         raise ConfigError(
             "the object store that AWS_ENDPOINT_URL or NGRPO_STORE names may have other users: add --shared to remove there what runs of "
             "this workspace made, and nothing else; who needs it elsewhere makes it again"
         )
     with workspace.lock() if really else nullcontext(), services(workspace) as around:
-        plan = plan_pruning(workspace, wish, around)
+        plan = plan_pruning(workspace, wish, around, ours_alone=ours_alone)
         show(plan)
         if really:
             _finish(workspace)
@@ -120,7 +123,7 @@ def prune(workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], *, 
             if not workspace.latest.exists():
                 workspace.latest.unlink(missing_ok=True)
             deleted = sum(item.size for item in plan.items if item.what in _IN_STORE)
-            if embeds_store() and deleted:
+            if ours_alone and deleted:
                 return plan, vacuum(workspace.store, deleted)
     return plan, True
 
@@ -128,8 +131,15 @@ def prune(workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], *, 
 _IN_STORE = ("artifact", "checkpoints", "model files")
 
 
-def plan_pruning(workspace: Workspace, wish: Wish, around: Services) -> Pruning:
-    """Return what a pruning would remove; nothing is changed. See `prune`."""
+def plan_pruning(workspace: Workspace, wish: Wish, around: Services, *, ours_alone: bool) -> Pruning:
+    """Return what a pruning would remove; nothing is changed. See `prune`.
+
+    Args:
+        workspace: The workspace.
+        wish: What is to be kept.
+        around: Its services, which are up.
+        ours_alone: Whether nobody else uses the store: then all artifacts that nothing needs go, whoever made them.
+    """
     objects = ObjectStore(around.store_uri)
     objects.check()
     tags = objects.tags()
@@ -144,7 +154,7 @@ def plan_pruning(workspace: Workspace, wish: Wish, around: Services) -> Pruning:
     stored = _groups(tags)
     candidates = set(stored) - needed
     checkpoints = {place[1:]: size for place, size in _checkpoints(tags).items() if place[1:] not in needed}
-    if not embeds_store():
+    if not ours_alone:
         ours = {artifact for kind, directory in going for artifact in made_artifacts(kind, directory)}
         _require_nothing_running(objects, tags)
         candidates &= ours - _built_on(objects, stored, ours, tags)
@@ -154,7 +164,7 @@ def plan_pruning(workspace: Workspace, wish: Wish, around: Services) -> Pruning:
         *(_artifact(objects, artifact, stored[artifact], tags) for artifact in sorted(candidates)),
         *(_saves(objects, artifact, size) for artifact, size in sorted(checkpoints.items())),
         *_unfinished_work(workspace, needed),
-        *_copies(workspace, needed),
+        *_copies(workspace, needed, registered.digests),
         *(
             _run(workspace, kind, directory, "dropped" if directory in dropped else f"not among the {wish.keep} newest")
             for kind, directory in going
@@ -251,6 +261,8 @@ class _Registered:
     needs: frozenset[Artifact] = frozenset()
     models: frozenset[str] = frozenset()
     """Ids of the logged models of versions."""
+    digests: frozenset[str] = frozenset()
+    """Of the files of versions with an alias."""
     why: Mapping[str, str] = field(default_factory=dict)
     client: MlflowClient | None = None
 
@@ -264,13 +276,14 @@ def _registered(around: Services, workspace: Workspace) -> _Registered:
     if around.owns_database and not workspace.database.exists():
         return _Registered()
     from ngrpo.tracking.connection import connect, explained
-    from ngrpo.tracking.model_registry import ALIASES, ModelRegistry, evaluation_key
+    from ngrpo.tracking.model_registry import ALIASES, DIGEST, ModelRegistry, evaluation_key
 
     client = connect()
     with explained():
         names = [model.name for model in client.search_registered_models()]
     needs: set[Artifact] = set()
     models: set[str] = set()
+    digests: set[str] = set()
     why: dict[str, str] = {}
     for name in names:
         registry = ModelRegistry(name)
@@ -288,11 +301,12 @@ def _registered(around: Services, workspace: Workspace) -> _Registered:
                 needs |= {(stage, key) for stage, key in lineage.items() if stage == "prepare_data"}
             held = [alias for alias in ALIASES if aliases[alias] == str(version.version)]
             if held:
+                digests.add(version.tags.get(DIGEST, ""))
                 needs |= set(lineage.items())
                 if version.tags.get("ngrpo.key"):
                     needs.add(("ngrpo_training", version.tags["ngrpo.key"]))
             why[f"{name} version {version.version}"] = ", ".join(held) or "the samples that it was judged by"
-    return _Registered(frozenset(needs), frozenset(models), why, client)
+    return _Registered(frozenset(needs), frozenset(models), frozenset(digests), why, client)
 
 
 # --- what the store has -------------------------------------------------------------------------------------------------
@@ -442,10 +456,15 @@ def _unfinished_work(workspace: Workspace, needed: set[Artifact]) -> Iterator[It
         yield Item("unfinished work", name, disk_size(place), why, lambda place=place: shutil.rmtree(place))
 
 
-def _copies(workspace: Workspace, needed: set[Artifact]) -> Iterator[Item]:
+def _copies(workspace: Workspace, needed: set[Artifact], digests: Collection[str]) -> Iterator[Item]:
     why = "a copy of what no run that is kept and no version needs"
     for name, place in _unneeded(workspace.cache, needed):
         yield Item("copy", name, disk_size(place), why, lambda place=place: _remove_copy(place))
+    why = "a copy of a version without an alias, which the registry has"
+    for place in sorted((workspace.cache / _REGISTERED).glob("[!.]*")):
+        if place.name not in digests:
+            name = f"{_REGISTERED}/{place.name}"
+            yield Item("copy", name, disk_size(place), why, lambda place=place: _remove_copy(place))
 
 
 def _unneeded(root: Path, needed: set[Artifact]) -> Iterator[tuple[str, Path]]:

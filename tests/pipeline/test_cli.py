@@ -170,7 +170,7 @@ COMMANDS = {
     "Run here": ["init", "check", "plan", "run", "rerun", "experiment", "evaluate"],
     "Run on a cluster": ["compile", "submit", "cancel", "doctor", "schedule"],
     "Models": ["regrade", "promote", "rollback", "history", "mirror", "export", "chat"],
-    "Inspect": ["status", "logs", "report", "config", "ui", "neighbors", "compare"],
+    "Inspect": ["runs", "status", "logs", "prune", "report", "config", "ui", "neighbors", "compare"],
 }
 
 

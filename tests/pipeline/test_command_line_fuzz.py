@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from command_lines import command_lines, write_odd_files
+from ngrpo.config import load_config
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.local.runs import LatestSettings
 
 # Where each command begins its work, once its arguments are right.
 BEGINNINGS = (
@@ -36,8 +39,11 @@ BEGINNINGS = (
 @pytest.fixture
 def begun(monkeypatch, tmp_path):
     """Which commands have begun their work; they come no further."""
-    for name in ("AWS_ENDPOINT_URL", "NGRPO_STORE", "MLFLOW_TRACKING_URI", "KF_PIPELINES_ENDPOINT"):
+    for name in ("AWS_ENDPOINT_URL", "NGRPO_STORE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")  # else runs are those of this machine
+    latest = LatestSettings("r", load_config(PRESETS / "tiny.toml"))
+    monkeypatch.setattr("ngrpo_kfp.pipelines.cli.acting.latest_settings", lambda workspace: latest)
     monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.chdir(tmp_path)
