@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.code import references
+from ngrpo.config.deployment import DeploymentConfig
 from ngrpo.config.grading import GradingConfig
 from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
@@ -27,7 +28,7 @@ from ngrpo.config.sections import (
 )
 from ngrpo.config.serving import Serving
 from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE
-from ngrpo.section import Line, Name, Section, Seed, StageName, name_of
+from ngrpo.section import Line, Name, Section, Seed, StageName, name_of, unless_set
 
 DISAGREEMENT = "sections_disagree"
 """Type of the error whose lines name their settings in full."""
@@ -53,6 +54,8 @@ class RunConfig(Section):
     """By stage name; a stage that is not named gets the defaults."""
     cluster: ClusterConfig = ClusterConfig()
     """How stages run on a Kubernetes cluster; no stage's key depends on it."""
+    deployment: DeploymentConfig = unless_set(DeploymentConfig())
+    """How a champion is deployed there; no stage's key depends on it."""
     titles: Annotated[dict[Name, Line], Field(validate_default=True)] = {}
     """How benchmarks are called where people read, by name; a benchmark that is not here is called by its name. No stage's key depends
     on it."""
