@@ -117,6 +117,18 @@ class Kubernetes:
         """
         return self._ask("POST", path, {}, body)
 
+    def replace(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Replace an object, and return it.
+
+        Args:
+            path: Path of the object.
+            body: The object, with the `resourceVersion` of the one that it replaces.
+
+        Raises:
+            KubernetesError: The cluster refuses, for example because somebody else changed it, or cannot be reached.
+        """
+        return self._ask("PUT", path, {}, body)
+
     def delete(self, path: str, *, grace_seconds: int | None = None) -> bool:
         """Delete an object with all that it owns; returns whether it was there.
 

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.code import references
 from ngrpo.config.costs import CostsConfig
+from ngrpo.config.deployment import DeploymentConfig
 from ngrpo.config.grading import GradingConfig
 from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
@@ -61,6 +62,8 @@ class RunConfig(Section):
     """Webhooks that are told what happened, by a name of yours; no stage's key depends on them."""
     costs: CostsConfig = unless_set(CostsConfig())
     """What an hour costs; no stage's key depends on it."""
+    deployment: DeploymentConfig = unless_set(DeploymentConfig())
+    """How a champion is deployed there; no stage's key depends on it."""
     titles: Annotated[dict[Name, Line], Field(validate_default=True)] = {}
     """How benchmarks are called where people read, by name; a benchmark that is not here is called by its name. No stage's key depends
     on it."""

@@ -1,0 +1,27 @@
+"""How a champion is deployed on a cluster, and when a deployment is kept: the section `deployment`, which is in no stage's key."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ngrpo.config.cluster import KubernetesName
+from ngrpo.section import Section, number
+
+ServiceName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+"""Becomes part of the host name that KServe gives a service."""
+
+
+class DeploymentConfig(Section):
+    """The `InferenceService` of KServe that `ngrpo serve --cluster` writes and `ngrpo deploy` applies."""
+
+    name: ServiceName | None = None
+    """Name of the service; none takes that of the registered model."""
+    service_account: KubernetesName | None = None
+    """Service account with the secret by which KServe reads the object store; none takes `cluster.service_account`."""
+    margin: Annotated[float, number(above=0.0, most=100.0)] = 5.0
+    """Points of percent. A deployment is kept where, on every benchmark, the whole interval of the paired difference between endpoint and
+    stage lies within them."""
+    ready_minutes: Annotated[float, number(above=0.0, most=10_000.0)] = 60.0
+    """Longest time until a deployment is ready."""

@@ -1,0 +1,130 @@
+"""What `ngrpo serve --cluster` and `ngrpo deploy` do: the service of a registered version, written or applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from ngrpo.config import RunConfig, validate
+from ngrpo.config.reading import override, read_toml
+from ngrpo.contracts.evaluation import EVALUATION, Evaluation, parse_evaluation, read_evaluation
+from ngrpo.errors import ConfigError, TrackingError
+from ngrpo.evaluation.equivalence import Equivalence, equivalent
+from ngrpo.tracking.model_registry import ModelRegistry
+from ngrpo_kfp.pipelines.kubeflow.client import namespace
+from ngrpo_kfp.pipelines.kubeflow.deployment import deploy
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.inference_service import Stored, inference_service, stored_positions
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
+from ngrpo_kfp.pipelines.local.measuring import measure
+from ngrpo_kfp.pipelines.local.named_model import configuration_of, latest_run
+from ngrpo_kfp.pipelines.local.services import services
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_name
+
+
+def latest_configuration(workspace: Workspace, cluster: Path) -> RunConfig:
+    """Return the configuration of the latest run, with the cluster of a file.
+
+    Args:
+        workspace: Where runs are.
+        cluster: TOML file with the settings of `cluster`.
+
+    Raises:
+        ConfigError: There is no run, or the file is none.
+    """
+    tree = configuration_of(latest_run(workspace)).model_dump(mode="json")
+    return validate(RunConfig, tree | {"cluster": read_toml("cluster", cluster)})
+
+
+def print_service(what: str, config: RunConfig, images: Path, workspace: Workspace) -> None:
+    """Print the service of a version as YAML.
+
+    Args:
+        what: `champion`, or the number of a version.
+        config: Configuration of the run that trained it, with the cluster.
+        images: Images by digest.
+        workspace: Where object storage and tracking are, unless the environment names them.
+
+    Raises:
+        ConfigError: It is no version, or it cannot be served as the configuration says.
+        TrackingError: There is no such version, or its files are gone.
+        StoreError: The object store cannot be reached.
+    """
+    with services(workspace):
+        print(yaml.safe_dump(_service(_stored(what, config), config, images), sort_keys=False), end="")
+
+
+def deploy_version(what: str, config: RunConfig, images: Path, workspace: Workspace, console: Console) -> bool:
+    """Deploy a version, evaluate it through its endpoint, and keep the deployment where both evaluations are equal.
+
+    Args:
+        what: See `print_service`, as are the others.
+        config: See `what`.
+        images: See `what`.
+        workspace: See `what`.
+        console: Where progress and decision are shown.
+
+    Returns:
+        Whether the deployment was kept.
+
+    Raises:
+        NGRPOError: See `print_service`; or the cluster refuses, the service does not get ready, or the evaluation fails. The service is
+            then as it was before.
+    """
+    with services(workspace):
+        stored = _stored(what, config)
+        manifest = _service(stored, config, images)
+        promoted = _evaluation(stored)
+
+    def say(line: str) -> None:
+        console.print(escape(line), soft_wrap=True)
+
+    def evaluate(url: str) -> Evaluation:
+        served = override(config, [f'evaluation.endpoint.url="{url}"'])
+        directory = measure(served, str(stored.version), workspace, console)
+        return read_evaluation(directory / EVALUATION, "deploy again")
+
+    def decide(evaluation: Evaluation) -> Equivalence:
+        settings = {"margin": config.deployment.margin, "confidence": config.evaluation.confidence}
+        return equivalent(promoted, evaluation, **settings, seed=config.seed)
+
+    verdict = deploy(
+        manifest,
+        Kubernetes(),
+        evaluate=evaluate,
+        decide=decide,
+        minutes=config.deployment.ready_minutes,
+        say=say,
+    )
+    say(f"deployment {verdict.decision}: {verdict.reason}")
+    return verdict.decision == "kept"
+
+
+def _stored(what: str, config: RunConfig) -> Stored:
+    if source_by_name(what):
+        raise ConfigError(
+            f"model {what!r}: a cluster serves what is registered; name champion, or the number of a version (`ngrpo history`)"
+        )
+    source = model_source(what, config)
+    return Stored(source["name"], source["version"], source["id"], source["digest"])
+
+
+def _service(stored: Stored, config: RunConfig, images: Path) -> Mapping[str, Any]:
+    return inference_service(stored, config, Images(images), namespace=namespace(), positions=stored_positions(stored))
+
+
+def _evaluation(stored: Stored) -> Evaluation:
+    """Return the evaluation that speaks for a version."""
+    registry = ModelRegistry(stored.model_name)
+    version = registry.version(str(stored.version))
+    found = None if version is None else registry.evaluation(version)
+    where = f"model {stored.model_name}: version {stored.version}"
+    if found is None:
+        raise TrackingError(f"{where} has no evaluation to compare with; run the pipeline that made it again")
+    return parse_evaluation(found, where=f"the evaluation of {where}", cure="run the pipeline that made it again")

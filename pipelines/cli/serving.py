@@ -1,0 +1,84 @@
+"""The commands that serve a model: `ngrpo serve | deploy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ngrpo.errors import ConfigError
+from ngrpo_kfp.pipelines.cli.help import MODELS, ON_CLUSTER
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
+from ngrpo_kfp.pipelines.cli.options import IMAGES, Cluster, ImagesFile, PresetOption, Settings, read_cluster_config
+
+if TYPE_CHECKING:
+    from ngrpo.config import RunConfig
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=MODELS)
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="champion, challenger, the number of a version, or a run")
+    ],
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="port on 127.0.0.1")] = 8000,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            "--max-model-len",
+            metavar="TOKENS",
+            min=2,
+            help="room for a prompt and its response together (default: what the settings of its run ask for)",
+        ),
+    ] = None,
+    cluster: Cluster = None,
+    images: ImagesFile = IMAGES,
+    preset_option: PresetOption = None,
+    settings: Settings = None,
+) -> None:
+    """Serve a model on this machine until Ctrl-C (vLLM's OpenAI API), or with --cluster print its InferenceService of KServe.
+
+    With --cluster, MODEL is champion or the number of a version; --preset, --set and --images belong to it. Without --preset the settings
+    are those of the latest run.
+    """
+    if cluster is None:
+        if preset_option is not None or settings:
+            raise ConfigError(
+                "--preset and --set go with --cluster: here a model is served as its run was set; leave them out"
+            )
+        from ngrpo_kfp.pipelines.local import serving
+
+        serving.serve_model(model, port, length, workspace(), terminal())
+        return
+    from ngrpo_kfp.pipelines.cli import deployment
+
+    deployment.print_service(model, _cluster_config(preset_option, settings, cluster), images, workspace())
+
+
+@app.command(rich_help_panel=ON_CLUSTER)
+def deploy(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="champion, or the number of a registered version")],
+    cluster: Annotated[
+        Path, typer.Option("--cluster", metavar="FILE", help="TOML file with the settings of `cluster`")
+    ],
+    images: ImagesFile = IMAGES,
+    preset_option: PresetOption = None,
+    settings: Settings = None,
+) -> None:
+    """Deploy a model with KServe, evaluate it through its endpoint, and go back where it does not do as it was evaluated (exit code 1)."""
+    from ngrpo_kfp.pipelines.cli import deployment
+
+    config = _cluster_config(preset_option, settings, cluster)
+    if not deployment.deploy_version(model, config, images, workspace(), terminal()):
+        raise typer.Exit(1)
+
+
+def _cluster_config(preset: str | None, settings: list[str] | None, cluster: Path) -> RunConfig:
+    if preset is not None:
+        return read_cluster_config(preset, settings, None, cluster)
+    from ngrpo.config.reading import override
+    from ngrpo_kfp.pipelines.cli import deployment
+
+    return override(deployment.latest_configuration(workspace(), cluster), settings or [])

@@ -1,0 +1,116 @@
+"""Apply the service of a model, evaluate it through its endpoint, and keep it or go back to what was there before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ngrpo.contracts.evaluation import Evaluation
+from ngrpo.evaluation.equivalence import Equivalence
+from ngrpo_kfp.pipelines.kubeflow.client import ClusterError
+from ngrpo_kfp.pipelines.kubeflow.inference_service import SERVICES
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
+
+_SECONDS_BETWEEN_LOOKS = 5.0
+_OF_THE_CLUSTER = ("resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "selfLink")
+"""Metadata that Kubernetes writes itself."""
+
+
+def deploy(
+    manifest: Mapping[str, Any],
+    kubernetes: Kubernetes,
+    *,
+    evaluate: Callable[[str], Evaluation],
+    decide: Callable[[Evaluation], Equivalence],
+    minutes: float,
+    say: Callable[[str], None],
+) -> Equivalence:
+    """Deploy a model and decide whether it stays.
+
+    Whatever goes wrong after the service was changed, it is put back as it was; one that was not there is deleted.
+
+    Args:
+        manifest: The service (`inference_service`).
+        kubernetes: The cluster.
+        evaluate: Evaluates the model through the endpoint with the address that it is given.
+        decide: Compares that evaluation with the one that the model was promoted on.
+        minutes: Longest time until the service is ready.
+        say: Receives lines of progress.
+
+    Raises:
+        ClusterError: The cluster refuses, or the service does not get ready.
+        NGRPOError: The evaluation failed.
+    """
+    path = _path(manifest)
+    before = kubernetes.get(path)
+    _apply(manifest, kubernetes)
+    try:
+        url = _address(kubernetes, path, minutes, say)
+        say(f"ready: {url}")
+        verdict = decide(evaluate(url))
+    except BaseException:
+        _put_back(manifest, before, kubernetes, say)
+        raise
+    if verdict.decision == "refused":
+        _put_back(manifest, before, kubernetes, say)
+    return verdict
+
+
+def _path(manifest: Mapping[str, Any]) -> str:
+    metadata = manifest["metadata"]
+    return f"{SERVICES.format(namespace=metadata['namespace'])}/{metadata['name']}"
+
+
+def _apply(manifest: Mapping[str, Any], kubernetes: Kubernetes) -> None:
+    """Make a service, or replace the one of its name."""
+    path = _path(manifest)
+    there = kubernetes.get(path)
+    if there is None:
+        kubernetes.create(path.rpartition("/")[0], manifest)
+        return
+    # Of two that replace it at the same time, one is refused.
+    version = {"resourceVersion": there["metadata"]["resourceVersion"]}
+    kubernetes.replace(path, {**manifest, "metadata": {**manifest["metadata"], **version}})
+
+
+def _put_back(
+    manifest: Mapping[str, Any], before: Mapping[str, Any] | None, kubernetes: Kubernetes, say: Callable[[str], None]
+) -> None:
+    name = manifest["metadata"]["name"]
+    if before is None:
+        kubernetes.delete(_path(manifest))
+        say(f"deleted: {name}, which was not there before")
+        return
+    metadata = {field: value for field, value in before["metadata"].items() if field not in _OF_THE_CLUSTER}
+    _apply({**{field: before[field] for field in ("apiVersion", "kind", "spec")}, "metadata": metadata}, kubernetes)
+    say(f"rolled back: {name} serves what it served before")
+
+
+def _address(kubernetes: Kubernetes, path: str, minutes: float, say: Callable[[str], None]) -> str:
+    """Wait until a service is ready as it is now, and return the address of its API.
+
+    Raises:
+        ClusterError: It is not within the time, or is gone.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    last = ""
+    while True:
+        service = kubernetes.get(path)
+        if service is None:
+            raise ClusterError(f"{path}: somebody deleted it; deploy again")
+        status = service.get("status") or {}
+        ready = next((each for each in status.get("conditions") or () if each["type"] == "Ready"), {})
+        # A status that is older than the service tells of the one before.
+        is_of_now = status.get("observedGeneration", 0) >= service["metadata"].get("generation", 0)
+        if is_of_now and ready.get("status") == "True" and status.get("url"):
+            return f"{status['url'].rstrip('/')}/v1"
+        why = " ".join(str(ready.get("message") or ready.get("reason") or "KServe has not looked at it yet").split())
+        if why != last:
+            say(f"not ready: {why}")
+            last = why
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"{path}: not ready within {minutes:g} minutes ({why[:200]}); see `kubectl describe`, or raise deployment.ready_minutes"
+            )
+        time.sleep(_SECONDS_BETWEEN_LOOKS)

@@ -1,0 +1,189 @@
+"""A registered version as an `InferenceService` of KServe: the image of the GPU stages serves the files of that version and no others.
+
+The storage address is that of the version itself, which no alias moves. Its digest stands in the annotations and in a name of the model in
+the API, and the server starts only if the files have it (`ngrpo.storage.verified_start`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ngrpo.config import RunConfig
+from ngrpo.config.cluster import SCRATCH
+from ngrpo.errors import ConfigError
+from ngrpo.section import slug
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.planning.server_arguments import served_length, server_arguments
+
+SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices"
+DIGEST = "ngrpo/model-digest"
+"""Annotation: digest of the model's files."""
+_STAGE = "benchmark_evaluation"
+_MODELS = "/mnt/models"
+"""Where KServe brings the files."""
+_PORT = 8080
+_MINUTES_TO_LOAD = 60
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A registered version and where its files are."""
+
+    model_name: str
+    version: int
+    location: str
+    """`s3://` address of its files."""
+    digest: str
+    """`ngrpo.storage.digest.model_digest` of them."""
+
+
+def service_name(config: RunConfig, model_name: str) -> str:
+    """Return the name of the service of a registered model.
+
+    Raises:
+        ConfigError: The model's name can be none.
+    """
+    if config.deployment.name is not None:
+        return config.deployment.name
+    name = slug(model_name).lower().replace("_", "-").strip("-")
+    if not name or not name[0].isalpha() or len(name) > 40:
+        raise ConfigError(
+            f"promotion.model_name={model_name!r}: no name of a service, which has at most 40 letters, digits and '-' and begins "
+            "with a letter; set deployment.name"
+        )
+    return name
+
+
+def inference_service(
+    stored: Stored, config: RunConfig, images: Images, *, namespace: str, positions: int | None
+) -> dict[str, Any]:
+    """Return the manifest of a version's service.
+
+    Args:
+        stored: The version.
+        config: Configuration of the run that trained it, with the settings of the cluster.
+        images: Where the image `gpu` is looked up.
+        namespace: Namespace of the service.
+        positions: The longest sequence that the model can have; none where nothing limits it.
+
+    Raises:
+        ConfigError: The evaluation has no GPUs or not enough, or there is no such image.
+    """
+    # Imported only now: it brings torch.
+    from ngrpo.evaluation.endpoint_identity import digest_name
+
+    needs = config.needs(_STAGE)
+    gpus = config.evaluation.vllm.tensor_parallel_size
+    if not needs.gpus:
+        raise ConfigError(
+            f"resources.{_STAGE}.gpus=0: a model is served by the image with vLLM, which is that of stages with GPUs; set it to {gpus}"
+        )
+    config.cluster.require_room(_STAGE, needs.model_copy(update={"gpus": gpus}))
+    arguments = server_arguments(
+        config,
+        model=_MODELS,
+        names=[stored.model_name, digest_name(stored.digest)],
+        host="0.0.0.0",
+        port=_PORT,
+        length=served_length(config, positions),
+        on_cpu=False,
+    )
+    cluster = config.cluster
+    resources = {"cpu": str(needs.cpus), "memory": f"{needs.memory_gib}Gi", cluster.gpu.resource: str(gpus)}
+    container = {
+        "name": "kserve-container",
+        "image": images.reference("gpu"),
+        "imagePullPolicy": cluster.image_pull_policy,
+        "command": ["python", "-m", "ngrpo.storage.verified_start", _MODELS, stored.digest],
+        "args": [argument.replace("$", "$$") for argument in arguments],  # `$(NAME)` would be a variable
+        "env": [
+            # KServe brings the files of a container of one's own from here.
+            {"name": "STORAGE_URI", "value": stored.location},
+            {"name": "HOME", "value": SCRATCH},
+            {"name": "HF_HUB_OFFLINE", "value": "1"},
+            {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
+        ],
+        "ports": [{"containerPort": _PORT, "protocol": "TCP"}],
+        "resources": {"requests": resources, "limits": resources},
+        "startupProbe": _probe(failures=_MINUTES_TO_LOAD * 6),
+        "readinessProbe": _probe(failures=3),
+        "livenessProbe": _probe(failures=6),
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [
+            {"name": "scratch", "mountPath": SCRATCH},
+            {"name": "shared-memory", "mountPath": "/dev/shm"},
+        ],
+    }
+    predictor: dict[str, Any] = {
+        "minReplicas": 1,
+        "maxReplicas": 1,
+        "nodeSelector": cluster.node_selector | cluster.gpu.node_selector,
+        "tolerations": [
+            each.model_dump(exclude_none=True) for each in (*cluster.tolerations, *cluster.gpu.tolerations)
+        ],
+        "imagePullSecrets": [{"name": name} for name in cluster.image_pull_secrets],
+        "securityContext": {
+            "runAsUser": cluster.run_as_user,
+            "runAsGroup": cluster.run_as_group,
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": [
+            {"name": "scratch", "emptyDir": {"sizeLimit": f"{cluster.scratch_of(needs)}Gi"}},
+            {
+                "name": "shared-memory",
+                "emptyDir": {"medium": "Memory", "sizeLimit": f"{cluster.gpu.shared_memory_gib}Gi"},
+            },
+        ],
+        "containers": [container],
+    }
+    account = config.deployment.service_account or cluster.service_account
+    if account is not None:
+        predictor["serviceAccountName"] = account
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": service_name(config, stored.model_name),
+            "namespace": namespace,
+            "labels": dict(cluster.labels) | cluster.queue_labels(),
+            "annotations": {
+                DIGEST: stored.digest,
+                "ngrpo/model": f"{stored.model_name}/{stored.version}",
+                "ngrpo/preset": config.preset,
+            },
+        },
+        "spec": {"predictor": predictor},
+    }
+
+
+def stored_positions(stored: Stored) -> int | None:
+    """Return the longest sequence that a stored model can have; none where nothing limits it.
+
+    Raises:
+        ConfigError: Its config.json is gone.
+        DataError: It is damaged.
+        StoreError: The object store cannot be reached.
+    """
+    from ngrpo.data.model_directory import read_config
+    from ngrpo.data.vllm_service import served_positions
+    from ngrpo.storage.objects import ObjectStore
+
+    data = ObjectStore(stored.location).get_bytes("config.json")
+    if data is None:
+        raise ConfigError(f"{stored.location}: no config.json there; restore the files of the version, or name another")
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_bytes(data)
+        return served_positions(read_config(Path(directory), stored.location))
+
+
+def _probe(*, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": "/health", "port": _PORT},
+        "periodSeconds": 10,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }

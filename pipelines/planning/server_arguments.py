@@ -1,0 +1,69 @@
+"""How vLLM's server is started for a model of a run, on one machine and on a cluster: in the type, and with room for what the run asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ngrpo.config import RunConfig
+
+MODULE = "vllm.entrypoints.launchers.api_server.entry"
+"""What `vllm serve` starts. The command itself fails in the build for processors: it looks for the distribution `vllm`."""
+_CPU_CACHE_BYTES = 4 << 30
+"""Memory for keys and values on processors, where vLLM would otherwise take a share of all there is."""
+
+
+def served_length(config: RunConfig, positions: int | None) -> int:
+    """Return the room for a prompt and its response together, in tokens.
+
+    Args:
+        config: Configuration of the run that trained the model.
+        positions: The longest sequence that the model can have; none where nothing limits it.
+    """
+    asked = config.data.max_prompt_tokens + max(config.evaluation.max_tokens, config.rollout.max_tokens)
+    return asked if positions is None else min(asked, positions)
+
+
+def server_arguments(
+    config: RunConfig, *, model: str, names: Sequence[str], host: str, port: int, length: int, on_cpu: bool
+) -> list[str]:
+    """Return the command line of the server, behind the interpreter.
+
+    Args:
+        config: Configuration of the run that trained the model.
+        model: Directory of the model, where the server runs.
+        names: Names of the model in the API.
+        host: Address to listen at.
+        port: Port to listen at.
+        length: See `served_length`.
+        on_cpu: Whether it is vLLM's build for processors.
+    """
+    vllm = config.evaluation.vllm
+    options: dict[str, Any] = {"kv_cache_memory_bytes": _CPU_CACHE_BYTES, "enforce_eager": True} if on_cpu else {}
+    options |= {
+        "dtype": config.model.dtype,
+        "max_model_len": length,
+        "max_num_seqs": config.evaluation.batch_size,
+        "tensor_parallel_size": vllm.tensor_parallel_size,
+        "gpu_memory_utilization": vllm.gpu_memory_utilization,
+    }
+    options |= vllm.options
+    fixed = ["--model", model, "--served-model-name", *names, "--host", host, "--port", str(port)]
+    return ["-m", MODULE, *fixed, *_flags(options)]
+
+
+def _flags(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield arguments of vLLM's `EngineArgs` as its command line has them."""
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        elif isinstance(value, list):
+            yield from (f"--{flag}", *map(_text, value))
+        else:
+            yield from (f"--{flag}", _text(value))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
