@@ -28,6 +28,7 @@ from ngrpo_kfp.pipelines.planning.content import read_contents
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus, show_amounts, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
+from ngrpo_kfp.pipelines.planning.signatures import require_key, require_verified_base
 from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
 from ngrpo_kfp.pipelines.planning.user_imports import require_imports
 
@@ -63,11 +64,12 @@ def run(
     began = time.monotonic()
     if base is None:
         require_possible(config)
+    require_key(config)
     # It takes seconds to import, and is needed only once the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)
-        config = _based(config, base)
+        config = _based(config, base, around)
         if rerun is not None:
             before = _plan(config, workspace, None)
             workspace.set_rerun_token(before.find(rerun).base_key, secrets.token_hex(8))
@@ -92,7 +94,7 @@ def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base
         StoreError: The object store cannot be reached.
     """
     with services(workspace) as around:
-        config = _based(config, base)
+        config = _based(config, base, around)
         plan = _plan(config, workspace, around.artifact_store(workspace))
     console.print(plan_table(plan, config))
     show_amounts(config, plan, console)
@@ -113,14 +115,16 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
         plan = _plan(config, workspace, None, buckets=False)
     else:
         with services(workspace) as around:
-            config = _based(config, base)
+            config = _based(config, base, around)
             plan = _plan(config, workspace, around.artifact_store(workspace))
     console.print(plan_table(plan, config))
     show_needs(config, plan, console)
 
 
-def _based(config: RunConfig, base: str | None) -> RunConfig:
-    return config if base is None else from_champion(config)
+def _based(config: RunConfig, base: str | None, around: Services) -> RunConfig:
+    based = config if base is None else from_champion(config)
+    require_verified_base(based, around.store_uri)
+    return based
 
 
 def _plan(
