@@ -1,6 +1,7 @@
 """Build the images, push them, and write `images.lock`, which names them by digest: `make images REPOSITORY=registry.example.com/ngrpo`.
 
-Beside the digests are the versions of the libraries in each image: they are part of the keys of results.
+Beside the digests are the versions of the libraries in each image, which are part of the keys of results, and the bill of materials of
+each (`images.sbom`).
 
 The digest of an image is known once a registry has it, so there is no lock without a push.
 """
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from images.sbom import write_sbom
 
-from ngrpo_kfp.pipelines.kubeflow.images import LIBRARIES, requirements
+from ngrpo_kfp.pipelines.kubeflow.images import LIBRARIES, SBOM, requirements
 
 IMAGES = Path(__file__).parent
 ROOT = IMAGES.parent
@@ -51,7 +53,7 @@ def main() -> None:
     if unknown:
         parser.error(f"image {sorted(unknown)[0]!r}: choose from {', '.join(NAMES)}")
     locked = _locked()
-    libraries = locked.pop("libraries", {})
+    libraries, bills = locked.pop(LIBRARIES, {}), locked.pop(SBOM, {})
     for name in options.names or NAMES:
         tag = f"{options.repository}-{name}:{_revision()}"
         build(name, tag, [option for each in options.build_arg for option in ("--build-arg", each)])
@@ -60,19 +62,25 @@ def main() -> None:
         digests = json.loads(inspected.stdout)[0]["RepoDigests"]
         locked[name] = next(digest for digest in digests if digest.startswith(f"{options.repository}-{name}@"))
         libraries[name] = requirements(IMAGES, name)
-    LOCK.write_text(lock_text(locked, libraries), encoding="utf-8")
+        bills[name] = write_sbom(IMAGES, name, locked[name])
+    LOCK.write_text(lock_text(locked, libraries, bills), encoding="utf-8")
     print(f"{LOCK.relative_to(ROOT)}:\n{LOCK.read_text(encoding='utf-8')}", end="")
 
 
-def lock_text(locked: Mapping[str, str], libraries: Mapping[str, Mapping[str, str]]) -> str:
+def lock_text(
+    locked: Mapping[str, str],
+    libraries: Mapping[str, Mapping[str, str]],
+    bills: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
     """Return the text of `images.lock`.
 
     Args:
         locked: Address with digest of each image.
         libraries: Of each image, the version of each distribution in it.
+        bills: Of each image, the file of its bill of materials and the sha256 of that.
     """
-    held = {name: libraries[name] for name in sorted(libraries)}
-    return tomli_w.dumps({**dict(sorted(locked.items())), **({LIBRARIES: held} if held else {})})
+    tables = {LIBRARIES: dict(sorted(libraries.items())), SBOM: dict(sorted((bills or {}).items()))}
+    return tomli_w.dumps({**dict(sorted(locked.items())), **{name: held for name, held in tables.items() if held}})
 
 
 def _locked() -> dict[str, Any]:

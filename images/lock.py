@@ -14,7 +14,7 @@ IMAGES = Path(__file__).parent
 ROOT = IMAGES.parent
 LOCKS = {"cpu": ROOT / "requirements" / "cpu.txt", "gpu": ROOT / "requirements" / "cuda.txt"}
 TORCH_WITHOUT_CUDA = "https://download.pytorch.org/whl/cpu"
-EXTRAS = {"cpu": ("pipeline", "local", "postgresql"), "gpu": ("pipeline", "vllm")}
+EXTRAS = {"cpu": ("pipeline", "local", "postgresql", "signing"), "gpu": ("pipeline", "vllm")}
 BESIDES = {
     # What builds our own package; and of torch the build without CUDA, which its local version tells.
     "cpu": "setuptools\ntorch==2.13.0+cpu\n",

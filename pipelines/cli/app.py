@@ -26,6 +26,7 @@ from ngrpo_kfp.pipelines.cli import (
     models,
     serving,
     using,
+    verifying,
 )
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import workspace
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (drafting, checking, local, evaluating, cluster, models, using, serving, inspection, comparing):
+for group in (drafting, checking, local, evaluating, cluster, models, using, verifying, serving, inspection, comparing):
     app.add_typer(group.app)
 
 

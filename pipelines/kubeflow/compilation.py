@@ -21,6 +21,7 @@ from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod
 from ngrpo_kfp.pipelines.planning.content import require_in_pods
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage
 from ngrpo_kfp.pipelines.planning.plan import make_plan
+from ngrpo_kfp.pipelines.planning.signatures import require_key_in_pods
 
 IR = dict[str, Any]
 
@@ -61,6 +62,7 @@ def compile_whole(config: RunConfig, images: Images) -> str:
     For those who upload it themselves. Schedules have `ngrpo_kfp.pipelines.kubeflow.scheduling.compilation`.
     """
     require_in_pods(config)
+    require_key_in_pods(config)
     plan = make_plan(config, run="", store=None, rerun_tokens={}, history=History(), versions=images.versions(config))
     return compile_pipeline(config, plan, images, caching=True)
 

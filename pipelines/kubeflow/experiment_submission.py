@@ -29,6 +29,7 @@ from ngrpo_kfp.pipelines.planning.experiment import Experiment, experiment_pipel
 from ngrpo_kfp.pipelines.planning.experiment_plan import ExperimentPlan, planned_experiment, show_experiment
 from ngrpo_kfp.pipelines.planning.nodes import History, PlannedStage
 from ngrpo_kfp.pipelines.planning.plan import make_plan
+from ngrpo_kfp.pipelines.planning.signatures import require_key_in_pods, require_verified_base
 
 _MOST_BYTES = 1_000_000
 """Of a compiled pipeline: Argo keeps what KFP makes of it in one object of Kubernetes, whose database takes 1.5 MiB."""
@@ -51,6 +52,8 @@ def submit_experiment(
     """
     experiment.require(lambda arm, config: require_possible(config))
     experiment.require(lambda arm, config: require_in_pods(config))
+    experiment.require(lambda arm, config: require_key_in_pods(config))
+    experiment.require(lambda arm, config: require_verified_base(config, config.cluster.store))
     planned, _ = planned_there(experiment, images, cache)
     show_experiment(planned, console, {})
     if not planned.plan.to_run:

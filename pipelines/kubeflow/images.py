@@ -16,15 +16,16 @@ from ngrpo.stages.libraries import Versions, canonical, installed, public
 
 _BY_DIGEST = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]{0,500}@sha256:[0-9a-f]{64}")
 _PINNED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
-LIBRARIES = "libraries"
+LIBRARIES, SBOM = "libraries", "sbom"
+"""Tables of a lock file that are no images."""
 _NAMES = ("cpu", "gpu")
 
 
 class Images:
     """The images of a lock file, which is TOML: `name = "repository@sha256:digest"`, and a table `libraries.name` of versions.
 
-    Where there is no such table, as in locks of earlier releases, the versions are those of the requirements beside the lock file,
-    `name.txt`, that the image is built with.
+    A table `sbom.name` has the bill of materials of the image, which nothing here reads. Where there is no table of versions, as in locks
+    of earlier releases, the versions are those of the requirements beside the lock file, `name.txt`, that the image is built with.
     """
 
     def __init__(self, path: Path):
@@ -54,7 +55,7 @@ class Images:
         """
         address = self._images.get(name)
         if address is None:
-            known = ", ".join(sorted(set(self._images) - {LIBRARIES})) or "none"
+            known = ", ".join(sorted(set(self._images) - {LIBRARIES, SBOM})) or "none"
             raise ConfigError(f"image {name!r} is not in {self._path} (it has: {known}): build it, or add its digest")
         if not isinstance(address, str) or not _BY_DIGEST.fullmatch(address):
             raise ConfigError(

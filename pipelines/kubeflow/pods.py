@@ -13,6 +13,8 @@ of privileges and the default seccomp profile come from the backend.
 
 from __future__ import annotations
 
+import json
+
 from kfp import dsl, kubernetes
 
 from ngrpo.config import RunConfig
@@ -25,16 +27,18 @@ from ngrpo.config.cluster import (
     ResourcesConfig,
     Toleration,
 )
+from ngrpo.config.signing import PASSWORD
 from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES
-from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES, TRIES
+from ngrpo.stages.surroundings import IMAGES, PIPELINE_RUN, PROCESSES, TRIES
 from ngrpo_kfp.components.launching.train_job_manifest import TRAIN_JOB, JobSettings
 from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, NAMESPACE
-from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.images import Images, image_name
 from ngrpo_kfp.pipelines.planning.nodes import PlannedStage
 
 RUN_LABEL = "pipeline/runid"
 """Label that Kubeflow gives every pod of a run: the run's id."""
+_SIGNING_STAGE = "model_promotion"
 _LAUNCHER = ResourcesConfig(cpus=1, memory_gib=2)
 """Resources of the launcher pod, which creates and watches the TrainJob."""
 _SLACK_MINUTES = 10
@@ -56,7 +60,7 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
     Raises:
         ConfigError: The stage asks for more than a pod can get, or there is no such image.
     """
-    stage, cluster, needs = node.stage, config.cluster, config.needs(node.stage)
+    stage, cluster, needs = node.stage, _cluster_of(config, node.stage), config.needs(node.stage)
     cluster.require_room(stage, needs)
     timeout = cluster.timeout_seconds(stage)
     if cluster.nodes > 1 and STAGES[stage].parallel:
@@ -81,6 +85,9 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
         task.set_env_variable(PROCESSES, str(processes))
     kubernetes.set_timeout(task, timeout)
     task.set_env_variable(TRIES, cluster.retry.model_dump_json(exclude={"lost_pods"}))
+    if stage == _SIGNING_STAGE and config.signing.private_key is not None:
+        held = {name: images.reference(image_name(config, name)) for name in STAGES}
+        task.set_env_variable(IMAGES, json.dumps(held))
 
 
 def configure_planner(task: dsl.PipelineTask, name: str, config: RunConfig, images: Images) -> None:
@@ -97,7 +104,7 @@ def configure_planner(task: dsl.PipelineTask, name: str, config: RunConfig, imag
     Raises:
         ConfigError: There is no such image, or pods are not told where Kubeflow's API is.
     """
-    cluster = config.cluster
+    cluster = _cluster_of(config, "scheduled_run")
     if ENDPOINT not in cluster.environment:
         raise ConfigError(
             f"cluster.environment.{ENDPOINT}: missing; schedules and forms submit runs from a pod: name the API as pods reach it, for "
@@ -111,6 +118,20 @@ def configure_planner(task: dsl.PipelineTask, name: str, config: RunConfig, imag
         # That account may list pods, and so see that an image cannot be pulled; without it the run is not watched for that.
         kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN, optional=True)
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
+
+
+def _cluster_of(config: RunConfig, stage: str) -> ClusterConfig:
+    """Return the settings of the cluster for a stage. The key to sign with is for the pod that signs alone: in others, users' code runs."""
+    name, cluster = config.signing.key_variable, config.cluster
+    if name is None or stage == _SIGNING_STAGE:
+        return cluster
+    given = {
+        secret: {variable: key for variable, key in variables.items() if variable not in (name, PASSWORD)}
+        for secret, variables in cluster.secrets.items()
+    }
+    return cluster.model_copy(
+        update={"secrets": {secret: variables for secret, variables in given.items() if variables}}
+    )
 
 
 def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster: ClusterConfig, images: Images) -> None:

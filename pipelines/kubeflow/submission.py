@@ -29,6 +29,7 @@ from ngrpo_kfp.pipelines.kubeflow.preflight import require
 from ngrpo_kfp.pipelines.planning.content import require_in_pods
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
 from ngrpo_kfp.pipelines.planning.plan import make_plan
+from ngrpo_kfp.pipelines.planning.signatures import require_key_in_pods, require_verified_base
 from ngrpo_kfp.pipelines.planning.summary import plan_table
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ def submit(
     """
     require_possible(config)
     require_in_pods(config)
+    require_key_in_pods(config)
     objects = ObjectStore(config.cluster.store)
     objects.check()
+    require_verified_base(config, config.cluster.store)
     store = ArtifactStore(objects, cache)
     tokens = rerun_tokens(objects)
     asked: dict[str, str] = {}

@@ -32,6 +32,7 @@ from ngrpo_kfp.pipelines.planning.experiment_plan import ExperimentPlan, planned
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
+from ngrpo_kfp.pipelines.planning.signatures import require_key, require_verified_base
 from ngrpo_kfp.pipelines.planning.user_imports import require_imports
 
 if TYPE_CHECKING:
@@ -68,10 +69,12 @@ def run(
     """
     began = time.monotonic()
     experiment.require(lambda arm, config: require_possible(config))
+    experiment.require(lambda arm, config: require_key(config))
     # It takes seconds to import, and is needed only once the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     records = ExperimentRecords.of(workspace, experiment.name)
     with workspace.lock(), services(workspace) as around:
+        experiment.require(lambda arm, config: require_verified_base(config, around.store_uri))
         store = around.artifact_store(workspace)
         if rerun is not None:
             token = secrets.token_hex(8)

@@ -42,6 +42,7 @@ from ngrpo_kfp.pipelines.planning.ledger import (
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus, show_amounts, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
+from ngrpo_kfp.pipelines.planning.signatures import require_key, require_verified_base
 from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
 from ngrpo_kfp.pipelines.planning.user_imports import require_imports
 
@@ -77,11 +78,12 @@ def run(
     began = time.monotonic()
     if base is None:
         require_possible(config)
+    require_key(config)
     # It takes seconds to import, and is needed only once the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     with workspace.lock(), services(workspace) as around:
         store = around.artifact_store(workspace)
-        config = _based(config, base)
+        config = _based(config, base, around)
         if rerun is not None:
             before = _plan(config, workspace, None)
             workspace.set_rerun_token(before.find(rerun).base_key, secrets.token_hex(8))
@@ -107,7 +109,7 @@ def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base
         StoreError: The object store cannot be reached.
     """
     with services(workspace) as around:
-        config = _based(config, base)
+        config = _based(config, base, around)
         store = around.artifact_store(workspace)
         plan = _plan(config, workspace, store)
         console.print(plan_table(plan, config))
@@ -130,14 +132,16 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
         plan = _plan(config, workspace, None, buckets=False)
     else:
         with services(workspace) as around:
-            config = _based(config, base)
+            config = _based(config, base, around)
             plan = _plan(config, workspace, around.artifact_store(workspace))
     console.print(plan_table(plan, config))
     show_needs(config, plan, console)
 
 
-def _based(config: RunConfig, base: str | None) -> RunConfig:
-    return config if base is None else from_champion(config)
+def _based(config: RunConfig, base: str | None, around: Services) -> RunConfig:
+    based = config if base is None else from_champion(config)
+    require_verified_base(based, around.store_uri)
+    return based
 
 
 def _plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from ngrpo.errors import ConfigError
 
 CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 """The curves that OpenSSF model signing knows, with their names in OpenSSL's options."""
+_LIBRARY = ("model_signing", "OpenSSL", "securesystemslib")
+"""Modules that signing and verification import."""
 _MAKE = "make one with `openssl ecparam -name prime256v1 -genkey -noout` (docs/signing.md)"
 _MAKE_PUBLIC = "make one with `openssl pkey -pubout` (docs/signing.md)"
 
@@ -68,11 +71,12 @@ def private_key(config: SigningConfig, variable: Callable[[str], str | None]) ->
         variable: Gives the value of an environment variable.
 
     Raises:
-        ConfigError: There is no such file or variable, it holds no private key of a curve that is known, or its password is missing or
-            wrong.
+        ConfigError: The library that signs is missing, there is no such file or variable, it holds no private key of a curve that is
+            known, or its password is missing or wrong.
     """
     if config.private_key is None:
         return None
+    require_library("signing.private_key")
     where = f"signing.private_key: {config.private_key}"
     name = config.key_variable
     if name is not None:
@@ -132,6 +136,20 @@ def read_public_key(path: Path, where: str) -> PublicKey:
         ConfigError: The file cannot be read, or holds none.
     """
     return public_key(_read(path, where), where)
+
+
+def require_library(what: str) -> None:
+    """Make sure that the library which signs and verifies is there; nothing of it is imported, for that takes a second.
+
+    Args:
+        what: The setting, option or command that needs it.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    for module in _LIBRARY:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{what} needs {module}, which is not installed: pip install 'ngrpo[signing]'")
 
 
 def _read(path: Path, where: str) -> bytes:

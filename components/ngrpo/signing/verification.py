@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,11 +85,20 @@ def verify_model(files: Path | Mapping[str, str], evidence: Evidence, key: Publi
             f"{unsigned}, and a signature by the key sha256 {key.fingerprint} is asked for; {_CURE}"
         )
     links = examine(files, evidence, key)
+    require_links(links, evidence)
+    signer = key or _signer(evidence)
+    return Verified(tuple(links), "" if signer is None else signer.fingerprint)
+
+
+def require_links(links: Iterable[Link], evidence: Evidence) -> None:
+    """Refuse a model with a broken link.
+
+    Raises:
+        VerificationError: There is one; the message names the first.
+    """
     for link in links:
         if link.state == "broken":
             raise VerificationError(f"{evidence.label}: {link.name}: {link.said}; {_CURE}")
-    signer = key or _signer(evidence)
-    return Verified(tuple(links), "" if signer is None else signer.fingerprint)
 
 
 _CURE = "restore what was signed, or promote and sign again (docs/signing.md)"

@@ -20,9 +20,11 @@ from ngrpo.evaluation.gate import kept
 from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
 from ngrpo.report.model_card import model_card
 from ngrpo.report.model_use import model_use
+from ngrpo.signing.keys import private_key
 from ngrpo.stages.context import Context
 from ngrpo.stages.opponent import BY_HAND, Judgement, judge
-from ngrpo.stages.promotion_seal import IMAGES, predicate, sign, signing_key
+from ngrpo.stages.promotion_seal import predicate, sign
+from ngrpo.stages.surroundings import IMAGES
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.state import read_state
 from ngrpo.tracking.model_registry import BASE_MODEL, CHALLENGER, CHAMPION, EVALUATION, KEY
@@ -56,7 +58,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         TrackingError: The registry cannot be reached, or gives back other weights than it was given.
         StoreError: The object store that holds the lock cannot be reached, or can hold none.
     """
-    key = signing_key(config, context.variable)
+    key = private_key(config.signing, context.variable)
     trained, evaluated = (_origin(inputs[name]) for name in ("trained", "evaluation"))
     if evaluated["inputs"].get("trained") != trained["key"]:
         raise DataError(

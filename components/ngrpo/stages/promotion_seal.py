@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,9 @@ from ngrpo.config import ModelPromotionConfig
 from ngrpo.config.code import with_digests
 from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.contracts.promotion import Promotion, Signed
-from ngrpo.errors import ConfigError
 from ngrpo.evaluation.stored_evaluation import MODEL
 from ngrpo.report.wording import public
-from ngrpo.signing.keys import PrivateKey, private_key
+from ngrpo.signing.keys import PrivateKey
 from ngrpo.storage.digest import file_digests
 from ngrpo.tracking.model_registry import ModelRegistry
 
@@ -24,26 +23,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from ngrpo.signing.statement import Predicate
-
-IMAGES = "NGRPO_IMAGES"
-"""Environment variable of a pod: the image of every stage of the run by digest, as JSON."""
-
-
-def signing_key(config: ModelPromotionConfig, variable: Callable[[str], str | None]) -> PrivateKey | None:
-    """Return the key to sign with, before anything is decided: none where the settings name none; see `private_key`.
-
-    Raises:
-        ConfigError: There is no such key, or the library that signs is missing.
-    """
-    key = private_key(config.signing, variable)
-    if key is not None:
-        try:
-            import model_signing  # noqa: F401  # it takes a second, so a run without keys does without
-        except ImportError as error:
-            raise ConfigError(
-                f"signing.private_key needs the library model-signing ({error.name} is missing): pip install 'ngrpo[signing]'"
-            ) from error
-    return key
 
 
 def predicate(
@@ -65,7 +44,7 @@ def predicate(
         evaluation: Key, content of the file, and the evaluation that was decided on.
         lineage: Keys of what led to the model, by name.
         code: Version of the code by stage.
-        images: `IMAGES` of the environment.
+        images: `ngrpo.stages.surroundings.IMAGES`.
     """
     from ngrpo.signing.statement import digest_of_protocol
 

@@ -1,0 +1,38 @@
+"""The command that says who vouches for a model: `ngrpo verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ngrpo_kfp.pipelines.cli.help import MODELS
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=MODELS)
+def verify(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="champion, challenger, the number of a version, or a directory"),
+    ],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--public-key",
+            metavar="FILE",
+            help="PEM file with the key that it must be signed with (default: signing.public_key of the latest run)",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="the registered model (default: that of the latest run)"),
+    ] = None,
+) -> None:
+    """Verify the signatures of a model, link by link; exit code 2 where one is broken."""
+    from ngrpo_kfp.pipelines.local import verifying
+
+    verifying.verify(what, model, public_key, workspace(), terminal())

@@ -1,0 +1,81 @@
+"""What is known of keys and signatures before anything runs: a key that cannot sign, and a base model that nobody vouches for."""
+
+from __future__ import annotations
+
+import os
+
+from ngrpo.config import RegisteredModel, RunConfig
+from ngrpo.errors import ConfigError, DataError
+
+
+def require_key(config: RunConfig) -> None:
+    """Refuse a run on this machine whose promotion could not sign, hours before it would.
+
+    Raises:
+        ConfigError: There is no key of the kind that `signing.private_key` names, or the library that signs is missing.
+    """
+    if config.signing.private_key is not None:
+        from ngrpo.signing.keys import private_key
+
+        private_key(config.signing, os.environ.get)
+
+
+def require_key_in_pods(config: RunConfig) -> None:
+    """Refuse a run on a cluster whose promotion would have no key.
+
+    Raises:
+        ConfigError: The key is a file of this machine, or pods are not given the variable that holds it.
+    """
+    signing = config.signing
+    if signing.private_key is None:
+        return
+    name = signing.key_variable
+    if name is None:
+        raise ConfigError(
+            f"signing.private_key: {signing.private_key} is a file of this machine, which pods do not have: put it into a Kubernetes "
+            "secret, name that in cluster.secrets.<secret>.NGRPO_SIGNING_KEY, and set signing.private_key to $NGRPO_SIGNING_KEY"
+        )
+    if not any(name in variables for variables in config.cluster.secrets.values()):
+        raise ConfigError(
+            f"signing.private_key: pods have no variable {name}: name the secret that holds the key in cluster.secrets.<secret>.{name}"
+        )
+
+
+def require_verified_base(config: RunConfig, store: str) -> None:
+    """Refuse a registered base model that is not signed by `signing.public_key`, where there is one.
+
+    No weights are read: what is verified is that the digest in the settings, to which the stages hold every file, was signed.
+
+    Args:
+        config: The configuration, with the base model that the run starts from.
+        store: Address of the artifact store, which keeps the history of promotions.
+
+    Raises:
+        ConfigError: The public key cannot be used.
+        VerificationError: The version is unsigned, or a link is broken; the message names it.
+        DataError: The version is gone, or the registry has no list of its files of that digest.
+        TrackingError: The registry cannot be reached.
+        StoreError: The object store cannot be reached.
+    """
+    source = config.model.source
+    if config.signing.public_key is None or not isinstance(source, RegisteredModel):
+        return
+    from ngrpo.data.registered import registered_files
+    from ngrpo.signing.evidence import registered_evidence
+    from ngrpo.signing.keys import public_key, require_library
+    from ngrpo.signing.verification import verify_model
+    from ngrpo.storage.digest import digest_of
+    from ngrpo.tracking.promotions import Promotions
+
+    require_library("signing.public_key")
+    key = public_key(config.signing.public_key, "signing.public_key")
+    promotions = Promotions.in_store(store, source.name)
+    version = promotions.registry.version(str(source.version))
+    files = registered_files(source)
+    if version is None or digest_of(files) != source.digest:
+        what = "is gone" if version is None else f"has no list of files of the digest {source.digest}"
+        raise DataError(
+            f"model {source.name}: version {source.version}, the base model, {what}, so its signature cannot be verified: restore it, or "
+            "start from another version"
+        )
+    verify_model(files, registered_evidence(promotions, version), key)
