@@ -15,7 +15,17 @@ import typer
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.storage.disk import explain
-from ngrpo_kfp.pipelines.cli import checking, cluster, comparing, drafting, evaluating, inspection, local, models
+from ngrpo_kfp.pipelines.cli import (
+    checking,
+    cluster,
+    comparing,
+    drafting,
+    evaluating,
+    inspection,
+    local,
+    models,
+    watching,
+)
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import workspace
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
@@ -36,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (drafting, checking, local, evaluating, cluster, models, inspection, comparing):
+for group in (drafting, checking, local, evaluating, cluster, models, watching, inspection, comparing):
     app.add_typer(group.app)
 
 

@@ -107,6 +107,21 @@ def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: I
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
 
 
+def configure_watch(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
+    """Give the task `watch_champion` what its pod needs: it holds the champion's weights, and a GPU is what the endpoint has.
+
+    Raises:
+        ConfigError: It asks for more than a pod can get, or there is no such image.
+    """
+    cluster = config.cluster
+    needs = config.needs("benchmark_evaluation").model_copy(update={"gpus": 0, "gpu_memory_gib": 0})
+    cluster.require_room("benchmark_evaluation", needs)
+    _prepare(task, "watch_champion", needs, cluster, images)
+    for name, value in cluster.queue_labels().items():
+        kubernetes.add_pod_label(task, name, value)
+    kubernetes.set_timeout(task, cluster.timeout_seconds("benchmark_evaluation"))
+
+
 def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster: ClusterConfig, images: Images) -> None:
     task.set_container_image(images.reference(_image(needs)))
     # Requests equal limits: a pod that is not promised its memory is the first to be evicted.

@@ -191,18 +191,19 @@ class Promotions:
             identity = uuid.uuid4().hex
         return {"id": identity, "sequence": last["sequence"], "undo": undo, "pending": last}
 
-    def rollback(self, reason: str) -> Entry:
+    def rollback(self, reason: str, *, of: str | None = None) -> Entry:
         """Undo the last promotion that is in effect: the aliases name what they named before it. Again undoes the one before.
 
         Args:
             reason: Why; kept in the history. The version is not promoted again unless by hand.
+            of: Number of the version that is to be champion no more; none for whichever is.
 
         Returns:
             The entry of the history.
 
         Raises:
             ConfigError: The reason is empty or no plain text.
-            TrackingError: There is nothing to undo, the champion was not made by the last promotion, or the version that would
+            TrackingError: There is nothing to undo, another version is champion by now, the champion was not made by the last promotion, or the version that would
                 be champion again, or its files, are gone.
             DamagedStateError: The journal, or what the history says of that promotion, is damaged.
         """
@@ -211,6 +212,8 @@ class Promotions:
             undone = turn.last_promotion()
             aliases = self.registry.aliases()
             name = self.registry.name
+            if of is not None and aliases[CHAMPION] != of:
+                raise TrackingError(f"model {name}: version {of} is not the champion any more: nothing is rolled back")
             if undone is None:
                 raise TrackingError(f"model {name}: no promotion is in effect, so there is nothing to roll back")
             if aliases[CHAMPION] != undone["version"]:
