@@ -215,8 +215,8 @@ def _require_comparable(
             problem = "problems"
         if problem is not None:
             raise DataError(
-                f"the evaluation of the champion of {champion.model_name} and these settings differ on {benchmark.name} in their {problem}; "
-                f"{cure}"
+                f"the evaluation of the champion of {champion.model_name} and these settings differ on {benchmark.name} in their "
+                f"{problem}; {cure}"
             )
 
 
@@ -254,8 +254,8 @@ def _recorded(
     seed: int,
 ) -> tuple[Series, dict[str, Drift]]:
     """Add the look to its series, and return what all looks say of each benchmark."""
-    from ngrpo.evaluation.drift import Drift, drifts
-    from ngrpo.tracking.watches import Look, Series, Terms, Watches
+    from ngrpo.evaluation.drift import drifts
+    from ngrpo.tracking.watches import Look, Terms, Watches
 
     results = evaluation["models"]["trained"]
     terms: Terms = {
@@ -317,8 +317,8 @@ def _judged(
         return Seen(champion.model_name, version, f"{who}: look {number}, as it was: {said}", False, False, facts)
     since = "" if series["alarm"] == number else f", since look {series['alarm']}"
     summary = (
-        f"{who}: worse by more than {settings.margin:g} points than it was promoted for{since}, at {settings.confidence:.0%} confidence over "
-        f"all looks; look {number}: {said}"
+        f"{who}: worse by more than {settings.margin:g} points than it was promoted for{since}, at {settings.confidence:.0%} confidence "
+        f"over all looks; look {number}: {said}"
     )
     rolled_back = False
     if settings.action == "rollback":

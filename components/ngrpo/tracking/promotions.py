@@ -203,8 +203,8 @@ class Promotions:
 
         Raises:
             ConfigError: The reason is empty or no plain text.
-            TrackingError: There is nothing to undo, another version is champion by now, the champion was not made by the last promotion, or the version that would
-                be champion again, or its files, are gone.
+            TrackingError: There is nothing to undo, another version is champion by now, the champion was not made by the last promotion, or
+                the version that would be champion again, or its files, are gone.
             DamagedStateError: The journal, or what the history says of that promotion, is damaged.
         """
         reason = checked_reason(reason, "rollback")
