@@ -27,6 +27,7 @@ from ngrpo_kfp.pipelines.cli import (
     serving,
     using,
     verifying,
+    watching,
 )
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import workspace
@@ -48,7 +49,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (drafting, checking, local, evaluating, cluster, models, using, verifying, serving, inspection, comparing):
+for group in (
+    drafting,
+    checking,
+    local,
+    evaluating,
+    cluster,
+    models,
+    using,
+    verifying,
+    serving,
+    watching,
+    inspection,
+    comparing,
+):
     app.add_typer(group.app)
 
 

@@ -120,6 +120,21 @@ def configure_planner(task: dsl.PipelineTask, name: str, config: RunConfig, imag
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
 
 
+def configure_watch(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
+    """Give the task `watch_champion` what its pod needs: it holds the champion's weights, and a GPU is what the endpoint has.
+
+    Raises:
+        ConfigError: It asks for more than a pod can get, or there is no such image.
+    """
+    cluster = _cluster_of(config, "watch_champion")
+    needs = config.needs("benchmark_evaluation").model_copy(update={"gpus": 0, "gpu_memory_gib": 0})
+    cluster.require_room("benchmark_evaluation", needs)
+    _prepare(task, "watch_champion", needs, cluster, images)
+    for name, value in cluster.queue_labels().items():
+        kubernetes.add_pod_label(task, name, value)
+    kubernetes.set_timeout(task, cluster.timeout_seconds("benchmark_evaluation"))
+
+
 def _cluster_of(config: RunConfig, stage: str) -> ClusterConfig:
     """Return the settings of the cluster for a stage. The key to sign with is for the pod that signs alone: in others, users' code runs."""
     name, cluster = config.signing.key_variable, config.cluster

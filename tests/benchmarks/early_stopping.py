@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
-from tests.early_stopping_simulation import Setting, simulated
+from tests.evaluation_simulation import Setting, simulated
 
 REPETITIONS = 1000
 GAINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.1)

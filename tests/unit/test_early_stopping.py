@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from early_stopping_simulation import Setting, simulated
+from evaluation_simulation import Setting, simulated
 from ngrpo.config import (
     BenchmarkEvaluationConfig,
     InitializedModel,

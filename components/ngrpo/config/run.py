@@ -31,6 +31,7 @@ from ngrpo.config.sections import (
 from ngrpo.config.serving import Serving
 from ngrpo.config.signing import SigningConfig
 from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE
+from ngrpo.config.watch import WatchConfig
 from ngrpo.section import Line, Name, Section, Seed, StageName, name_of, unless_set
 
 DISAGREEMENT = "sections_disagree"
@@ -54,6 +55,8 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig
     signing: SigningConfig = unless_set(SigningConfig())
+    watch: WatchConfig | None = unless_set(None)
+    """How the champion is watched where it is served; no stage's key depends on it."""
     resources: dict[StageName, ResourcesConfig] = {}
     """By stage name; a stage that is not named gets the defaults."""
     cluster: ClusterConfig = ClusterConfig()
@@ -222,6 +225,10 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         for name in promotion.tolerated_regression if promotion else ():
             if name not in data.benchmarks:
                 yield f"promotion.tolerated_regression.{name}: {known}"
+        watch: WatchConfig | None = sections.get("watch")
+        for name in watch.benchmarks if watch else ():
+            if name not in data.benchmarks:
+                yield f"watch.benchmarks: {name!r} is {known}"
         if selection and selection.benchmark not in data.benchmarks:
             yield f"training.selection.benchmark={selection.benchmark!r} is {known}"
         for name in evaluation.string_match if evaluation else ():

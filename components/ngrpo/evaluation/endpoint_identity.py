@@ -31,6 +31,10 @@ TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
 hundredths in bfloat16; between two models that were trained apart it is tenths and more."""
 
 
+class OtherModelError(ConfigError):
+    """An endpoint serves another model than it should."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """What shows that an endpoint serves a model."""
@@ -68,7 +72,8 @@ def require_served(
         dtype: Name of the torch type that the model computes in.
 
     Raises:
-        ConfigError: It serves another model, none by the name that is asked for, the model in another type, or with too little room.
+        OtherModelError: It serves another model.
+        ConfigError: It serves none by the name that is asked for, the model in another type, or with too little room.
         EngineError: It cannot be reached, fails, or gives no log-probabilities.
         DataError: The directory has no weights that can be read.
     """
@@ -77,7 +82,7 @@ def require_served(
     model = _chosen(served, client.endpoint.model, digest, what)
     digests = {other.id for other in served if other.id.startswith(_DIGEST) and other.root == model.root}
     if digests and digest_name(digest) not in digests:
-        raise ConfigError(
+        raise OtherModelError(
             f"{what}: serves another model ({', '.join(sorted(digests))}, not {digest_name(digest)}); name the endpoint of this model, or "
             "evaluate the model that it serves"
         )
@@ -88,7 +93,7 @@ def require_served(
         )
     tokens, difference = _compared(client, model.id, load_model(directory, dtype), _probes(prompts))
     if not difference <= TOLERANCES[dtype]:
-        raise ConfigError(
+        raise OtherModelError(
             f"{what}: {model.id} is another model than {directory}, or computes in another type than model.dtype={dtype!r}: the "
             f"log-probabilities of {tokens} tokens differ by {difference:.2g} on average, where rounding explains {TOLERANCES[dtype]:g}; "
             "serve the files that are evaluated, in that type"

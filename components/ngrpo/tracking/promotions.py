@@ -202,11 +202,12 @@ class Promotions:
             identity = uuid.uuid4().hex
         return {"id": identity, "sequence": last["sequence"], "undo": undo, "pending": last}
 
-    def rollback(self, reason: str, *, to_none: bool = True) -> Entry:
+    def rollback(self, reason: str, *, of: str | None = None, to_none: bool = True) -> Entry:
         """Undo the last promotion that is in effect: the aliases name what they named before it. Again undoes the one before.
 
         Args:
             reason: Why; kept in the history. The version is not promoted again unless by hand.
+            of: Number of the version that is to be champion no more; none for whichever is.
             to_none: Whether the model may be left without a champion.
 
         Returns:
@@ -215,8 +216,8 @@ class Promotions:
         Raises:
             NoChampionLeftError: There was no champion before that promotion, and `to_none` is false; nothing was changed.
             ConfigError: The reason is empty or no plain text.
-            TrackingError: There is nothing to undo, the champion was not made by the last promotion, or the version that would
-                be champion again, or its files, are gone.
+            TrackingError: There is nothing to undo, another version is champion by now, the champion was not made by the last promotion, or
+                the version that would be champion again, or its files, are gone.
             DamagedStateError: The journal, or what the history says of that promotion, is damaged.
         """
         reason = checked_reason(reason, "rollback")
@@ -224,6 +225,8 @@ class Promotions:
             undone = turn.last_promotion()
             aliases = self.registry.aliases()
             name = self.registry.name
+            if of is not None and aliases[CHAMPION] != of:
+                raise TrackingError(f"model {name}: version {of} is not the champion any more: nothing is rolled back")
             if undone is None:
                 raise TrackingError(f"model {name}: no promotion is in effect, so there is nothing to roll back")
             if aliases[CHAMPION] != undone["version"]:

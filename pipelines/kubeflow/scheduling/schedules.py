@@ -46,7 +46,14 @@ _CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 def create(
-    name: str, cron: str, config: RunConfig, images: Images, console: Console, *, base: str | None = None
+    name: str,
+    cron: str,
+    config: RunConfig,
+    images: Images,
+    console: Console,
+    *,
+    base: str | None = None,
+    text: str | None = None,
 ) -> None:
     """Make a schedule.
 
@@ -57,12 +64,14 @@ def create(
         images: Where the images of the stages are looked up.
         console: Where it is shown.
         base: `champion` for runs that start from the champion of their day.
+        text: What it runs, compiled; none for runs of the pipeline.
 
     Raises:
         NGRPOError: What the user can put right; no schedule was made then, unless the message says that this is not known.
     """
     cron = check_cron(cron)
-    text = compile_scheduled_run(config, images, Wishes(base or ""))
+    if text is None:
+        text = compile_scheduled_run(config, images, Wishes(base or ""))
     client = connect()
     if find(client, name) is not None:
         raise ClusterError(f"there is a schedule {name!r} already: `ngrpo schedule replace`, or choose another name")

@@ -1,10 +1,11 @@
-"""Evaluations drawn from models of known accuracy, stopped by the rule, and how often that decides as all their samples do."""
+"""Evaluations drawn from models of known accuracy: stopped by the rule, and a champion that is watched; and how often each is right."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from ngrpo.evaluation.curtailment import Counts, error_of_a_look, foresee, looks, values
+from ngrpo.evaluation.drift import estimate, limits_of_looks
 
 _DRAWS = 2000
 
@@ -40,7 +41,7 @@ def simulated(setting: Setting, repetitions: int, *, error: float = 0.01, confid
     shape = (repetitions, setting.problems)
     theirs = np.clip(random.beta(*setting.difficulty, size=shape), 1e-9, 1 - 1e-9)
     logits = np.log(theirs / (1 - theirs)) + random.normal(0.0, setting.own_way, size=shape)
-    ours = _shifted(logits, theirs.mean() + setting.gain)
+    ours = shifted(logits, theirs.mean() + setting.gain)
     n = setting.samples
     opponent = Counts(random.binomial(n, theirs), n, n)
     correct = (random.random((n, *shape)) < ours).cumsum(axis=0)
@@ -64,7 +65,7 @@ def simulated(setting: Setting, repetitions: int, *, error: float = 0.01, confid
     return Simulated(float(decision.mean()), agreement, 1 - float(generated.mean()) / n, 1 - float(going.mean()))
 
 
-def _shifted(logits: np.ndarray, mean: float) -> np.ndarray:
+def shifted(logits: np.ndarray, mean: float) -> np.ndarray:
     """Return chances whose mean is the one that is wanted."""
     low, high = -20.0, 20.0
     for _ in range(40):
@@ -78,3 +79,44 @@ def _bootstrap(problems: int) -> np.ndarray:
     drawn = np.random.default_rng(0).integers(problems, size=(_DRAWS, problems))
     drawn += np.arange(_DRAWS)[:, None] * problems
     return np.bincount(drawn.ravel(), minlength=_DRAWS * problems).reshape(_DRAWS, problems) / problems
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A benchmark, how it is watched, and by how much the model gets worse; drops and margins are fractions."""
+
+    problems: int = 200
+    samples: int = 16
+    """Samples of each problem in the evaluation that the model was promoted on."""
+    each: int = 4
+    """Samples of each problem at a look."""
+    drop: float = 0.0
+    since: int = 0
+    """Look from which on the model is worse."""
+    margin: float = 0.01
+    alpha: float = 0.05
+    lucky: bool = False
+    """Whether only champions are watched whose evaluation says more than is true."""
+    difficulty: tuple[float, float] = (0.8, 1.2)
+
+
+def alarms(watched: Watched, times: int, repetitions: int, seed: int = 0) -> np.ndarray:
+    """Watch as many models, and return the share that an alarm was sounded for by each look, `[times]`."""
+    random = np.random.default_rng(seed)
+    shape = (repetitions, watched.problems)
+    chance = np.clip(random.beta(*watched.difficulty, size=shape), 1e-9, 1 - 1e-9)
+    worse = shifted(np.log(chance / (1 - chance)), chance.mean() - watched.drop)
+    first = random.binomial(watched.samples, chance)
+    while watched.lucky:
+        unlucky = first.mean(axis=1) < watched.samples * chance.mean(axis=1)
+        if not unlucky.any():
+            break
+        first[unlucky] = random.binomial(watched.samples, chance[unlucky])
+    limits = limits_of_looks([watched.each] * times, watched.samples, watched.alpha)
+    later, sounded, shares = np.zeros(shape), np.zeros(repetitions, bool), []
+    for number, limit in enumerate(limits):
+        later += random.binomial(watched.each, worse if number >= watched.since else chance)
+        drop, deviation = estimate(first.astype(float), watched.samples, later, watched.each * (number + 1))
+        sounded |= drop - limit * deviation > watched.margin
+        shares.append(sounded.mean())
+    return np.array(shares)

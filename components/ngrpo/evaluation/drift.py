@@ -1,0 +1,120 @@
+"""Drift of a model that is measured again and again: whether it answers worse than it did, with one false alarm rate for the whole series.
+
+A model once had n samples of each of the problems; each look has more, with fresh seeds. As long as the model is the same, a sample of a
+problem is right with the same chance whenever it is drawn. The problems are the same too, so they are no source of noise, but both
+samplings are: with M samples of all looks together, the drop d = mean@n - mean@M has the variance (1/n + 1/M) times the mean over
+problems of p(1 - p) divided by their number. The first evaluation's noise stays in every look.
+
+d over its variance is a Brownian motion with drift in the time 1/variance, as any such sum is in a group-sequential trial (Jennison and
+Turnbull, Group Sequential Methods with Applications to Clinical Trials, 2000, chapter 11). Its time ends at M = infinity, so that the
+share t = M / (n + M) of it has passed, whatever is still to come: there may be any number of looks. The false alarm rate alpha is spent
+as t grows, as alpha log(1 + (e - 1) t) (Lan and DeMets, Discrete Sequential Boundaries for Clinical Trials, 1983). The limit of each look
+is the one that just so many paths of a Brownian motion exceed for the first time there; they are simulated, with a seed that never changes.
+
+What is tested is a drop of more than a margin. A champion was promoted because its evaluation went well, so a part of what made it good
+was luck, and a drop of that part is no fault of the model that is served: the margin must allow for it (docs/watch.md has figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ngrpo.evaluation.statistics import Floats
+
+_PATHS = 400_000
+_SEED = 20
+_UNSEEN = 0.25
+"""Largest variance of a sample: of one problem more than there are, for where all samples agree."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a look says, as fractions.
+
+    Attributes:
+        drop: By how much the first evaluation was better than all looks together.
+        low: Lower end of its interval; those of all looks hold the true drop together with the confidence that was asked for, each end
+            by itself.
+        high: Its upper end.
+        alarm: Whether the drop is more than the margin.
+    """
+
+    drop: float
+    low: float
+    high: float
+    alarm: bool
+
+
+def drifts(
+    correct: ArrayLike, samples: int, looks: Sequence[tuple[ArrayLike, int]], *, margin: float, alpha: float
+) -> list[Drift]:
+    """Return what each look says, of all samples until then.
+
+    Args:
+        correct: Correct samples of each problem in the first evaluation, `[problems]`.
+        samples: Samples of each problem in it.
+        looks: Of each look the correct samples of each problem, in the same order, and how many samples of each it has.
+        margin: Drop that is no reason for an alarm, a fraction.
+        alpha: Chance that there is ever an alarm without a larger drop.
+
+    Raises:
+        ValueError: A look has other problems.
+    """
+    first = np.asarray(correct, dtype=np.float64)
+    found, so_far, total = [], np.zeros_like(first), 0
+    limits = limits_of_looks([size for _, size in looks], samples, alpha)
+    for (right, size), limit in zip(looks, limits, strict=True):
+        so_far, total = so_far + np.asarray(right, dtype=np.float64), total + size
+        drop, deviation = estimate(first, samples, so_far, total)
+        low, high = drop - limit * deviation, drop + limit * deviation
+        found.append(Drift(float(drop), float(low), float(high), bool(low > margin)))
+    return found
+
+
+def estimate(first: Floats, samples: int, later: Floats, more: int) -> tuple[Floats, Floats]:
+    """Return the drop and its standard deviation if the model is the same.
+
+    Args:
+        first: Correct samples of each problem in the first evaluation, `[..., problems]`.
+        samples: Samples of each problem in it.
+        later: The same of all looks together.
+        more: Samples of each problem in these.
+    """
+    problems, both, right = first.shape[-1], samples + more, first + later
+    # The variance of a sample within its problem, unbiased, from all that there are.
+    within = (right * (both - right) / (both * (both - 1))).sum(axis=-1) + _UNSEEN
+    deviation = np.sqrt(within * (1 / samples + 1 / more)) / problems
+    return (first / samples - later / more).mean(axis=-1), deviation
+
+
+def limits_of_looks(sizes: Sequence[int], samples: int, alpha: float) -> list[float]:
+    """Return how many standard deviations above the margin the drop must be at each look for an alarm.
+
+    Args:
+        sizes: Samples of each problem at each look.
+        samples: Samples of each problem in the first evaluation.
+        alpha: False alarm rate of the series.
+    """
+    random = np.random.default_rng(_SEED)
+    walk = np.zeros(_PATHS)
+    limits: list[float] = []
+    before = gone = 0.0
+    for total in np.cumsum(np.asarray(sizes, dtype=np.float64)):
+        time = total / (samples + total)
+        walk = walk + random.standard_normal(len(walk)) * np.sqrt(time - before)
+        before = time
+        score = walk / np.sqrt(time)
+        may = int(_spent(time, alpha) * _PATHS - gone)
+        limit = np.partition(score, -may - 1)[-may - 1]
+        limits.append(float(limit))
+        walk = walk[score <= limit]
+        gone = _PATHS - len(walk)
+    return limits
+
+
+def _spent(time: float, alpha: float) -> float:
+    return float(alpha * np.log1p((np.e - 1) * time))

@@ -1,0 +1,92 @@
+"""`ngrpo watch`: whether the champion, where it is served, is as good as when it was promoted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ngrpo.errors import ConfigError
+from ngrpo_kfp.pipelines.cli.help import MODELS
+from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
+from ngrpo_kfp.pipelines.cli.options import (
+    IMAGES,
+    Cluster,
+    ImagesFile,
+    Preset,
+    PresetOption,
+    Seed,
+    Settings,
+    checked,
+    chosen_preset,
+    read_cluster_config,
+    read_config,
+)
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel=MODELS)
+def watch(
+    preset: Preset = None,
+    preset_option: PresetOption = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", metavar="URL", help="where the champion is served; short for watch.endpoint.url"),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", metavar="NAME", help="make a schedule of that name on the cluster, with --cron"),
+    ] = None,
+    cron: Annotated[
+        str | None,
+        typer.Option("--cron", metavar="CRON", help="when the schedule looks, as of `ngrpo schedule create`"),
+    ] = None,
+    cluster: Cluster = None,
+    images: ImagesFile = IMAGES,
+) -> None:
+    """Measure the served champion with fresh samples; exit code 1 is an alert."""
+    chosen = chosen_preset(preset, preset_option)
+    asked = [*(settings or ()), *([] if endpoint is None else [f"watch.endpoint.url={json.dumps(endpoint)}"])]
+    if schedule is not None:
+        _schedule(schedule, cron, chosen, asked, seed, cluster, images)
+        return
+    if cron is not None or cluster is not None:
+        raise ConfigError("--cron and --cluster: of a schedule; name it with --schedule NAME, or leave them out")
+    home = workspace()
+    if chosen is None:
+        from ngrpo.config.reading import override
+        from ngrpo_kfp.pipelines.local.named_model import configuration_of, latest_run
+
+        seeds = [] if seed is None else [f"seed={seed}"]
+        config = override(configuration_of(latest_run(home)), [*asked, *seeds])
+    else:
+        config = read_config(chosen, asked, seed)
+    from ngrpo_kfp.pipelines.local import watching
+
+    if watching.watch(config, home, terminal()).alert:
+        raise typer.Exit(1)
+
+
+def _schedule(
+    name: str,
+    cron: str | None,
+    preset: str | None,
+    settings: list[str],
+    seed: int | None,
+    cluster: Path | None,
+    images: Path,
+) -> None:
+    from ngrpo_kfp.pipelines.kubeflow.images import Images
+    from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
+    from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_compilation import compile_watch
+
+    if cron is None:
+        raise ConfigError(f"--schedule {name}: when? Give --cron, for example --cron '@daily'")
+    checked("--schedule", name)
+    config, found = read_cluster_config(preset, settings, seed, cluster), Images(images)
+    schedules.create(name, cron, config, found, terminal(), text=compile_watch(config, found))

@@ -1,0 +1,45 @@
+"""The pipeline of a schedule that watches the champion, as Kubeflow's intermediate representation: one task."""
+
+from __future__ import annotations
+
+from kfp import dsl
+
+from ngrpo.config import RunConfig
+from ngrpo.errors import ConfigError
+from ngrpo.stages.keys import config_json
+from ngrpo_kfp.pipelines.graph import without_templates
+from ngrpo_kfp.pipelines.kubeflow.compilation import compiled
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.kubeflow.pods import configure_watch
+from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_component import watch_champion
+from ngrpo_kfp.pipelines.planning.content import require_in_pods
+from ngrpo_kfp.pipelines.post_training import NAME
+
+
+def compile_watch(config: RunConfig, images: Images) -> str:
+    """Compile the pipeline of a schedule whose task looks at the served champion.
+
+    Args:
+        config: Configuration of the run that made the champion, with `watch`.
+        images: Where images are looked up.
+
+    Raises:
+        ConfigError: There are no settings of the watch, the endpoint is one that pods cannot reach, or a source is not there in pods.
+        GraphError: The compiled graph is broken.
+    """
+    if config.watch is None:
+        raise ConfigError("watch: no settings; name the endpoint with --endpoint URL, as pods reach it")
+    if any(f"//{host}" in config.watch.endpoint.url for host in ("localhost", "127.", "[::1]")):
+        raise ConfigError(
+            f"watch.endpoint.url={config.watch.endpoint.url}: in a pod that is the pod itself; name the service as pods reach it"
+        )
+    require_in_pods(config)
+    told = without_templates(config_json(config))
+
+    @dsl.pipeline(name=f"{NAME}-watch", description=told)
+    def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
+        task = watch_champion(config=told)
+        configure_watch(task, config, images)
+        task.set_caching_options(False)
+
+    return compiled(pipeline)

@@ -1,0 +1,87 @@
+"""A schedule that watches the champion: one task, compiled by kfp's own compiler, made through its real client."""
+
+import pytest
+from commanding import IMAGES as LOCK
+from golden_ir import CLUSTER, IMAGES
+
+from ngrpo.config import load_config
+from ngrpo.errors import ConfigError, EngineError
+from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
+from ngrpo_kfp.pipelines.kubeflow.scheduling import watch_task
+from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_compilation import compile_watch
+from ngrpo_kfp.pipelines.local.watching import Seen
+
+pytestmark = pytest.mark.pipeline
+pytest_plugins = ["commanding"]
+URL = "http://champion.models.svc:8000/v1"
+
+
+def test_the_task_has_the_settings_and_no_gpu():
+    overrides = [f"watch.endpoint.url={URL}", "resources.benchmark_evaluation.memory_gib=12"]
+    config = load_config(PRESETS / "tiny.toml", overrides, CLUSTER)
+    spec, platform = load_ir(compile_watch(config, IMAGES))
+    (executor,) = spec["deploymentSpec"]["executors"].values()
+    assert executor["container"]["resources"]["memoryLimit"] == pytest.approx(12 * 2**30 / 1e9, rel=0.2)
+    assert "accelerator" not in executor["container"]["resources"]
+    assert URL in str(spec["root"]["dag"]["tasks"]["watch-champion"]["inputs"]["parameters"]["config"])
+    assert "enableCache" not in spec["root"]["dag"]["tasks"]["watch-champion"]["cachingOptions"]
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-watch-champion"]
+    assert placed["podMetadata"]["labels"]["ngrpo/stage"] == "watch_champion"
+
+
+def test_a_schedule_is_made_with_the_watch_as_its_only_task(kubeflow, objects, ngrpo):
+    store = ("--set", f"cluster.store={objects.uri}")
+    ngrpo("watch", "tiny", "--endpoint", URL, "--schedule", "nightly", "--cron", "0 0 4 * * *", *LOCK, *store)
+    (schedule,) = kubeflow.schedules.values()
+    assert (schedule.display_name, schedule.trigger.cron_schedule.cron) == ("nightly", "0 0 4 * * *")
+    assert (schedule.no_catchup, schedule.max_concurrency) == (True, "1")
+    run = kubeflow.fire(schedule)
+    assert list(kubeflow.tasks(run)) == ["watch-champion"]
+    assert "nightly" in ngrpo("schedule", "list")
+    ngrpo("schedule", "delete", "nightly")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--schedule", "s"), "--schedule s: when? Give --cron"),
+        (("--schedule", "s", "--cron", "0 3 * * *"), "five fields"),
+        (("--schedule", "s", "--cron", "@daily"), "watch: no settings; name the endpoint"),
+        (
+            ("--schedule", "s", "--cron", "@daily", "--endpoint", "http://127.0.0.1:8000"),
+            "in a pod that is the pod itself",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_asked(kubeflow, ngrpo, arguments, said):
+    assert said in ngrpo("watch", "tiny", *LOCK, *arguments, code=2)
+    assert kubeflow.requests == []
+
+
+def test_the_task_fails_where_there_is_an_alert_or_an_error(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("NGRPO_WORK_DIR", str(tmp_path))
+    config = load_config(PRESETS / "tiny.toml", [f"watch.endpoint.url={URL}"], CLUSTER)
+    homes = []
+
+    def look(alert: bool):
+        def watch(config, workspace, console):
+            homes.append(workspace.root)
+            return Seen("ngrpo", "1", "seen", alert, False, {})
+
+        return watch
+
+    def down(*_):
+        raise EngineError("the endpoint cannot be reached")
+
+    tree = config.model_dump(mode="json")
+    for function, code in ((look(False), 0), (look(True), 1), (down, 2)):
+        monkeypatch.setattr(watch_task, "watch", function)
+        assert watch_task.look(tree) == code
+    assert homes == [tmp_path / "watch"] * 2
+    assert "the endpoint cannot be reached" in capsys.readouterr().err
+
+
+def test_without_settings_there_is_nothing_to_compile():
+    with pytest.raises(ConfigError, match="name the endpoint with --endpoint URL, as pods reach it"):
+        compile_watch(load_config(PRESETS / "tiny.toml", [], CLUSTER), IMAGES)
