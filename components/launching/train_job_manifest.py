@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ngrpo.config.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig
-from ngrpo.environment import CREDENTIAL, holds_credential
+from ngrpo.environment import CREDENTIAL, METRICS_HOST, METRICS_PORT, holds_credential
+from ngrpo.ledger.prices import PRICES
 from ngrpo.section import Section
 from ngrpo.stages.supervision import QUIET
 from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES
@@ -93,13 +94,28 @@ def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = N
                 "env": [
                     *({"name": name, "value": value} for name, value in variables.items() if name not in secrets),
                     *({"name": name, "valueFrom": {"secretKeyRef": place}} for name, place in secrets.items()),
+                    *_scraped(cluster),
                 ],
             },
-            "runtimePatches": [
-                _patch({"labels": {**cluster.labels, STAGE_LABEL: task.node_name}}, _pod(cluster, needs))
-            ],
+            "runtimePatches": [_patch(_pod_metadata(cluster, task.node_name), _pod(cluster, needs))],
         },
     }
+
+
+def _scraped(cluster: ClusterConfig) -> list[dict[str, Any]]:
+    """Return the environment by which the training can be scraped, where the cluster opens a port for that."""
+    if cluster.metrics_port is None:
+        return []
+    return [
+        {"name": METRICS_PORT, "value": str(cluster.metrics_port)},
+        {"name": METRICS_HOST, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
+
+
+def _pod_metadata(cluster: ClusterConfig, node: str) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"labels": {**cluster.labels, STAGE_LABEL: node}}
+    annotations = cluster.scrape_annotations()
+    return metadata | {"annotations": annotations} if annotations else metadata
 
 
 def _passed_on() -> dict[str, str]:
@@ -107,7 +123,7 @@ def _passed_on() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name == PIPELINE_RUN
+        if name in (PIPELINE_RUN, PRICES)
         or (
             name.startswith(_MLFLOW)
             and name != _TRACKING_USER

@@ -18,6 +18,10 @@ CREDENTIAL = re.compile(
 
 SAVE_MINUTES = "NGRPO_SAVE_MINUTES"
 """Environment variable of a stage: a training saves at least that often, beside its `save_steps`."""
+METRICS_PORT = "NGRPO_METRICS_PORT"
+"""Environment variable of a stage: port on which a training can be scraped by Prometheus; none keeps it closed."""
+METRICS_HOST = "NGRPO_METRICS_HOST"
+"""Environment variable of a stage: address that it listens on there; loopback unless it is set."""
 
 _ADDRESSES: Mapping[str, tuple[str, str] | None] = {
     "MLFLOW_TRACKING_URI": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),

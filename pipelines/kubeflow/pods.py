@@ -27,9 +27,12 @@ from ngrpo.config.cluster import (
     ResourcesConfig,
     Toleration,
 )
+from ngrpo.config.costs import CostsConfig
 from ngrpo.config.signing import PASSWORD
+from ngrpo.environment import METRICS_HOST, METRICS_PORT
 from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES
+from ngrpo.ledger.prices import PRICES
+from ngrpo.stages.declarations import STAGES, TRAININGS
 from ngrpo.stages.surroundings import IMAGES, PIPELINE_RUN, PROCESSES, TRIES
 from ngrpo_kfp.components.launching.train_job_manifest import TRAIN_JOB, JobSettings
 from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, NAMESPACE
@@ -73,7 +76,11 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
         needs = _LAUNCHER
         # The nodes of each try may have to wait for their start.
         timeout += int(60 * ((cluster.retry.times + 1) * cluster.nodes_start_minutes + _SLACK_MINUTES))
+    elif stage in TRAININGS:
+        _expose(task, cluster)
     _prepare(task, node.name, needs, cluster, images)
+    if config.costs != CostsConfig():
+        task.set_env_variable(PRICES, config.costs.model_dump_json())
     if needs.gpus:
         task.set_accelerator_type(cluster.gpu.resource).set_accelerator_limit(needs.gpus)
         _place(task, cluster.gpu.node_selector, cluster.gpu.tolerations)
@@ -147,6 +154,16 @@ def _cluster_of(config: RunConfig, stage: str) -> ClusterConfig:
     return cluster.model_copy(
         update={"secrets": {secret: variables for secret, variables in given.items() if variables}}
     )
+
+
+def _expose(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
+    """Let Prometheus scrape the training in a pod, where the cluster opens a port for that."""
+    if cluster.metrics_port is None:
+        return
+    task.set_env_variable(METRICS_PORT, str(cluster.metrics_port))
+    kubernetes.use_field_path_as_env(task, METRICS_HOST, "status.podIP")
+    for name, value in cluster.scrape_annotations().items():
+        kubernetes.add_pod_annotation(task, name, value)
 
 
 def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster: ClusterConfig, images: Images) -> None:

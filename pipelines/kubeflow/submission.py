@@ -27,6 +27,7 @@ from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.links import links
 from ngrpo_kfp.pipelines.kubeflow.preflight import require
 from ngrpo_kfp.pipelines.planning.content import require_in_pods
+from ngrpo_kfp.pipelines.planning.ledger import expectations, expectations_table
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
 from ngrpo_kfp.pipelines.planning.plan import make_plan
 from ngrpo_kfp.pipelines.planning.signatures import require_key_in_pods, require_verified_base
@@ -80,6 +81,8 @@ def submit(
     require_pods(config, images, plan.stages_to_run)
     text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan, config))
+    if plan.to_run:
+        console.print(expectations_table(expectations(plan, config, objects, here=False), config.costs))
     client = connect()
     require(config, images, console, plan.stages_to_run)
     run = start(client, config, text, name)

@@ -30,7 +30,7 @@ from ngrpo_kfp.pipelines.planning.nodes import stage_of
 _CURE = "run the preset again: its results are in the store"
 _EVALUATION, _TRAINING = "benchmark_evaluation", "ngrpo_training"
 _MARGIN = 1.0
-_NO_RESULT = {"seed", "preset", "titles", "cluster", "resources"}
+_NO_RESULT = {"seed", "preset", "titles", "costs", "cluster", "resources"}
 """Fields of a configuration that are no part of what makes an arm."""
 _MOST_SETTINGS = 3
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ngrpo.config import RunConfig, validate
+from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
 from ngrpo.errors import ConfigError, StoreError
+from ngrpo.report.last_run import LastRun
 from ngrpo.report.page import write_report
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
+from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
-from ngrpo_kfp.pipelines.planning.nodes import stage_of
+from ngrpo_kfp.pipelines.planning.nodes import of_stage, stage_of
+
+EVALUATING = "benchmark_evaluation"
 
 
 def build_report(
@@ -40,8 +46,48 @@ def build_report(
     """
     artifacts = {name: store.fetch(reference) for name, reference in references.items()}
     with written(path):
-        write_report(path, summary=dict(summary), config=config, artifacts=artifacts)
+        write_report(
+            path, summary=dict(summary), config=config, artifacts=artifacts, last_run=_last_run(summary, store)
+        )
     return artifacts
+
+
+def last_run_of(run: Path, preset: str, workspace: Workspace) -> dict[str, str] | None:
+    """Return the last run of a preset before another one that finished, as `summary.json` names it: `run`, and `evaluation`, its key.
+
+    Runs with several evaluations, or none, are passed over; a summary that is damaged is said and ignored.
+
+    Args:
+        run: Directory of the run that it was before.
+        preset: The preset.
+        workspace: Where its runs are.
+    """
+    for directory in sorted(workspace.runs.glob(f"*-{preset}"), reverse=True):
+        if directory.name >= run.name:
+            continue
+        try:
+            summary = read_summary(directory)
+        except DamagedStateError as error:
+            print(f"ignored: {error}", file=sys.stderr)
+            continue
+        if summary is None or summary.get("preset") != preset:
+            continue
+        evaluations = of_stage(EVALUATING, summary["stages"])
+        if len(evaluations) == 1:
+            return {"run": directory.name, "evaluation": summary["stages"][evaluations[0]]["key"]}
+    return None
+
+
+def _last_run(summary: Mapping[str, Any], store: ArtifactStore) -> LastRun | None:
+    """Return the last run with its evaluation; none where there was none, or its evaluation is no longer in the store."""
+    named = summary.get("last_run")
+    reference = None if named is None else store.find(EVALUATING, named["evaluation"])
+    if named is None or reference is None:
+        return None
+    path = store.fetch(reference, only=EVALUATION) / EVALUATION
+    return LastRun(
+        named["run"], read_evaluation(path, "delete the artifact: the run before this one is then not compared")
+    )
 
 
 def rebuild_report(run_directory: Path, workspace: Workspace) -> Path:

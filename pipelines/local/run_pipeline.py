@@ -87,6 +87,8 @@ def run(
         if rerun is not None:
             before = _plan(config, workspace, None)
             workspace.set_rerun_token(before.find(rerun).base_key, secrets.token_hex(8))
+        from ngrpo_kfp.pipelines.local.reporting import last_run_of
+
         name = workspace.run_name(config.preset)
         plan = _plan(config, workspace, store, name)
         require_gpus(config, plan)
@@ -96,7 +98,8 @@ def run(
         write_state(directory / "plan.json", plan_record(plan))
         console.print(plan_table(plan, config))
         _show_expectations(plan, config, store, console)
-        _run_plan(plan, config, around, store, directory, console, began, runner)
+        last = last_run_of(directory, config.preset, workspace)
+        _run_plan(plan, config, around, store, directory, console, began, runner, last)
         workspace.set_latest(directory)
     return directory
 
@@ -166,6 +169,7 @@ def _run_plan(
     console: Console,
     began: float,
     runner: Callable[[], Runner] | None,
+    last: Mapping[str, str] | None,
 ) -> None:
     from ngrpo_kfp.pipelines.local.reporting import build_report
     from ngrpo_kfp.pipelines.local.runner import run_stages
@@ -197,6 +201,8 @@ def _run_plan(
         gains = _gains(config, evaluations)
         costs = costs_summary(plan, costs_of(plan, store.objects), config.costs, gains.get(config.promotion.benchmark))
         summary["costs"] = costs
+        if last is not None:
+            summary["last_run"] = dict(last)
         report = directory / "report.html"
         artifacts = build_report(report, summary=summary, config=config, references=references, store=store)
         summary["wall_seconds"] = round(time.monotonic() - began, 3)

@@ -77,7 +77,7 @@ PROMOTION = {{"layout": 1, "decision": "promoted", "reason": "first", "model": "
              "champion_version": None, "comparison": None}}
 """
 REPORT = """
-def write_report(path, *, summary, config, artifacts):
+def write_report(path, *, summary, config, artifacts, last_run=None):
     stages = {name: name.partition(".")[0] for name in artifacts}
     assert all((directory / "payload.txt").read_text() == stages[name] for name, directory in artifacts.items())
     path.write_text(f"<html>{summary.get('evaluation')}")

@@ -15,6 +15,7 @@ PRICED = ("--set", "costs.cpu_hour=3600", "--set", "costs.currency=CHF")  # a se
 
 def test_a_run_says_what_it_took_and_the_next_one_what_the_cache_saved(house):
     costs = house.summary["costs"]
+    assert "last_run" not in house.summary
     assert costs["saved"] is None
     assert costs["unknown"] == []
     assert list(costs["stages"]) == list(STAGES)
@@ -31,6 +32,7 @@ def test_a_run_says_what_it_took_and_the_next_one_what_the_cache_saved(house):
     plan = house.ngrpo("plan", *PRICED, COLUMNS="120").stdout
     assert "configuration changed" not in plan, "prices move no key"
     said = house.ngrpo("run", *PRICED, COLUMNS="200").stdout
+    assert house.summary["last_run"]["evaluation"] == house.summary["stages"]["benchmark_evaluation"]["key"]
     again = house.summary["costs"]
     assert [name for name, cost in again["stages"].items() if not cost["saved"]] == ["model_promotion"]
     for name in STAGES[:-1]:
@@ -86,7 +88,7 @@ def test_a_try_that_was_killed_is_spent_too(house):
     assert often != metering.read_text()
     metering.write_text(often)
     house.write_stage("ngrpo_training", KILLED_ONCE)
-    house.ngrpo("run", code=1)
+    house.ngrpo("run", code=2)
     house.ngrpo("run")
     training = house.summary["costs"]["stages"]["ngrpo_training"]
     assert training["tries"] == 2

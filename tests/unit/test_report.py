@@ -12,9 +12,12 @@ import pytest
 
 from made_up_run import PRESETS, PROBLEMS, STAGES, N, Run, key, rollout
 from ngrpo.config import PromotionConfig, RunConfig, load_config, validate
+from ngrpo.config.cluster import ClusterConfig
 from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.statistics import paired_difference
+from ngrpo.report.last_run import LastRun
 from ngrpo.report.lineage import settings_text
+from ngrpo.report.page import write_report
 from ngrpo.report.rollouts import rollout_views
 from ngrpo.report.training import learning_curves
 from page import Page, text_of
@@ -50,8 +53,8 @@ def test_the_table_has_every_number_of_the_evaluation(run):
 def test_the_headline_gives_both_means_and_their_paired_difference(run):
     before, after = (run.evaluation["models"][model]["arithmetic"] for model in ("warm_start", "trained"))
     found = re.search(
-        r"mean@16 on arithmetic: ([\d.]+) → ([\d.]+) %, a difference of \+([\d.]+) points "
-        r"\(95 % interval \+([\d.]+) to \+([\d.]+)\)\. Promoted: version 1 of ngrpo-tiny is the champion\.",
+        r"seed 0 Promoted: version 1 of ngrpo-tiny is the champion\. Gain mean@16 on arithmetic: ([\d.]+) → ([\d.]+) %, "
+        r"a difference of \+([\d.]+) points \(95 % interval \+([\d.]+) to \+([\d.]+)\) Champion there was none",
         text_of(run.report()),
     )
     counts = [[result["per_problem"][problem] / N for problem in before["per_problem"]] for result in (after, before)]
@@ -228,7 +231,7 @@ def test_the_page_asks_for_nothing(run):
 def test_the_page_is_well_formed_and_its_links_lead_somewhere(run):
     parsed = Page(run.report())
     ids = parsed.attributes("id")
-    assert len(ids) == len(set(ids)) == 11
+    assert len(ids) == len(set(ids)) == 13
     assert {f"#{identifier}" for identifier in ids} == set(parsed.attributes("href"))
 
 
@@ -263,7 +266,7 @@ def test_neither_paths_nor_addresses_of_services_are_shown(run):
     page = run.report()
     assert str(run.directory) not in page
     assert "hunter2" not in page
-    assert "mlflow.example" not in page
+    assert 'href="https://mlflow.example/#/' in page, "a link, without the user"
     assert page.count("local directory physics") == 2
     assert "1234abcd" in page
 
@@ -338,7 +341,8 @@ def test_the_index_is_described(run):
     assert "Most often a neighbor: ' then' 53" in text
     assert "Most alike: ' then' and '7' 0.9932" in text
     assert "never 3 1 to 9 times 5 10 to 99 times 46 100 to 999 times 0 1,000 times or more 0" in text
-    assert "neighbors by cosine ' then' '7' 0.81" in text
+    assert "neighbors by cosine '0' '1' 0.80" in text, "what training made of them"
+    assert "neighbors by cosine ' then' '7' 0.81" in text_of(run.report("ngrpo_training"))
     run.write_index(metric="l2", near_duplicates=None)
     text = text_of(run.report())
     assert "neighbors by Euclidean distance, negative" in text
@@ -497,7 +501,9 @@ def test_the_method_is_named_by_what_the_settings_make(run, overrides, name):
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_settings_are_whole(preset):
     config = load_config(preset)
-    assert validate(RunConfig, tomllib.loads(settings_text(config))) == config
+    shown = tomllib.loads(settings_text(config))
+    assert "cluster" not in shown, "the run is one on this machine"
+    assert validate(RunConfig, shown) == config.model_copy(update={"cluster": ClusterConfig()})
 
 
 def test_settings_show_no_code(tmp_path):
@@ -532,3 +538,146 @@ def test_importing_the_report_does_not_import_torch():
     code = "import sys, ngrpo.report.page; print({'torch', 'transformers', 'datasets', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_benchmark_that_chose_the_checkpoint_stands_apart_from_the_test(run):
+    run.write_benchmark("validation", 0.5, 0.9)
+    page = run.report()
+    results, validation = (page[page.index(f'<section id="{name}">') :] for name in ("results", "validation"))
+    assert "<h3>validation</h3>" not in results[: results.index("</section>")]
+    validation = validation[: validation.index("</section>")]
+    assert re.findall("<h3>(.*)</h3>", validation) == ["validation"]
+    assert "they prove nothing of the trained model" in validation
+    assert page.index('id="results"') < page.index('id="promotion"') < page.index('id="validation"')
+
+
+def test_mean_at_n_and_pass_at_1_are_one_row(run):
+    text = text_of(run.report())
+    assert text.count("mean@16 = pass@1") == 1
+    assert not re.search(r"pass@1 [\d.]+ [\d.]+ to", text.replace("= pass@1", ""))
+    assert re.search(r"pass@4 [\d.]+ [\d.]+ to", text)
+
+
+def test_the_page_leads_to_the_logs_the_model_and_the_next_command(run):
+    (run.directory / "logs").mkdir()
+    (run.directory / "logs" / "ngrpo_training.log").touch()
+    (run.artifacts["ngrpo_training"] / "model").mkdir()
+    run.summary["promotion"] = {"decision": "promoted", "model": "m", "version": 4, "alias": "champion"}
+    page = run.report()
+    links = [target for target in Page(page).attributes("href") if not target.startswith("#")]
+    assert links == ["ngrpo_training/model", "logs/ngrpo_training.log"]
+    assert all((run.directory / link).exists() for link in links)
+    assert "<code>ngrpo export champion DIR</code>" in page
+    run.summary["promotion"] |= {"alias": "challenger"}
+    assert "<code>ngrpo export 4 DIR</code>" in run.report()
+
+
+def report_after(run, last: LastRun) -> str:
+    path = run.directory / "report.html"
+    write_report(path, summary=run.summary, config=run.config, artifacts=run.artifacts, last_run=last)
+    return text_of(path.read_text(encoding="utf-8"))
+
+
+def test_the_last_run_is_compared_if_it_was_measured_alike(run):
+    protocols = {"trained": {"arithmetic": {"problems": "p", "grader": "g"}}}
+    run.evaluation["protocols"] = protocols
+    run.write_benchmark("arithmetic", 0.7, 0.8)
+    before = json.loads(json.dumps(run.evaluation))
+    run.write_benchmark("arithmetic", 0.7, 0.96)
+    counts = [
+        [of["models"]["trained"]["arithmetic"]["per_problem"][problem] / N for problem in sorted(run_ids(run))]
+        for of in (run.evaluation, before)
+    ]
+    gain = fmean(counts[0]) - fmean(counts[1])
+    found = re.search(
+        r"Last run \+([\d.]+) points on arithmetic \(95 % interval \+([\d.]+) to \+([\d.]+)\) against 20261128-tiny",
+        report_after(run, LastRun("20261128-tiny", before)),
+    )
+    mean, low, high = map(float, found.groups())
+    assert mean == pytest.approx(100 * gain, abs=0.06)
+    assert low < mean < high
+    before["protocols"]["trained"]["arithmetic"] |= {"grader": "other"}
+    assert "Last run earlier was not measured alike: graders" in report_after(run, LastRun("earlier", before))
+    del before["models"]["trained"]["arithmetic"]
+    assert "Last run earlier was not measured on arithmetic" in report_after(run, LastRun("earlier", before))
+
+
+def run_ids(run) -> list[str]:
+    return list(run.evaluation["models"]["trained"]["arithmetic"]["per_problem"])
+
+
+def test_the_champion_that_was_met_is_named_first(run):
+    verdict = run.write_champion(0.85)
+    text = text_of(run.report())
+    assert re.search(
+        rf"Champion \+{verdict['comparison']['gain']:.1f} points of mean@16 against version 2 on arithmetic \(90 % interval",
+        text,
+    )
+
+
+def test_what_training_changed_in_the_neighbors_is_one_table(run):
+    examples = [{"token": "0", "neighbors": [{"token": each, "similarity": 0.6} for each in ("1", "2", "9")]}]
+    run.write_index(examples=examples)
+    page = run.report()
+    assert text_of(page).count("neighbors by") == 1
+    row = page[page.index("<td><code>&#39;0&#39;</code></td>") :]
+    row = row[: row.index("</tr>")]
+    assert re.findall(r"<(span|ins|del)><code>&#39;(\d)&#39;", row) == [
+        ("span", "1"),
+        ("span", "2"),
+        ("ins", "3"),
+        ("ins", "4"),
+        ("ins", "5"),
+        ("del", "9"),
+    ]
+
+
+def test_numbers_of_curves_and_mixtures_need_no_pointer(run):
+    history = json.loads((run.artifacts["ngrpo_training"] / "log_history.json").read_text())
+    rewards = [entry["reward"] for entry in history if "reward" in entry]
+    text = text_of(run.report())
+    assert f"Reward, mean {rewards[0]:.4g} → {rewards[-1]:.4g}" in text
+    assert "7 '4' 0.90 + '5' 0.07 + '6' 0.03" in text
+
+
+def test_the_gate_rate_is_that_of_the_tokens_that_may_be_mixed(run):
+    path = run.artifacts["ngrpo_training"] / "log_history.json"
+    history = [entry | {"mixing/eligible_gate_rate": 0.0991} for entry in json.loads(path.read_text())]
+    path.write_text(json.dumps(history))
+    assert "achieved 9.91 % of the tokens that may be mixed, 8." in text_of(run.report())
+
+
+def test_every_node_is_shown_by_its_name(run):
+    for stage in ("ngrpo_training", "benchmark_evaluation", "model_promotion"):
+        run.artifacts[f"{stage}.other"] = run.artifacts[stage]
+        run.summary["stages"][f"{stage}.other"] = run.summary["stages"][stage] | {"key": key(f"{stage}.o")}
+    page = run.report()
+    for stage in ("ngrpo_training", "benchmark_evaluation", "model_promotion"):
+        for node in (stage, f"{stage}.other"):
+            assert f'<p class="node"><code>{node}</code></p>' in page
+    assert page.count("mean@16 = pass@1") == 2
+    assert text_of(page).count("Reward, mean") == 2
+    only = run.report("ngrpo_training", "benchmark_evaluation", "model_promotion")
+    assert "no node <code>" not in only, "nodes that are not called like their stage"
+
+
+def test_costs_are_shown_where_they_are_known(run):
+    assert "Not recorded: the run is of an earlier version." in run.report()
+    stage = {"hours": 0.5, "processor_hours": 2.0, "gpu_hours": 4.0, "kwh": 1.25, "money": 10.0, "tries": 2}
+    run.summary["costs"] = {
+        "currency": "CHF",
+        "spent": {"in_words": "30.0 min, 4 GPU-hours, 10.00 CHF"},
+        "saved": {"in_words": "1.0 h"},
+        "unknown": ["prepare_data"],
+        "stages": {
+            "ngrpo_training": stage | {"saved": False},
+            "neighbor_index": {"hours": 1.0, "tries": 1, "saved": True},
+        },
+        "point_gained": {"benchmark": "arithmetic", "in_words": "5 CHF"},
+    }
+    text = text_of(run.report())
+    assert "Cost 30.0 min, 4 GPU-hours, 10.00 CHF; the cache saved 1.0 h A point gained on arithmetic: 5 CHF" in text
+    assert "stage hours processor-hours GPU-hours kWh CHF tries" in text
+    assert "ngrpo_training 0.500 2.000 4.00 1.25 10.00 2 spent" in text
+    assert "neighbor_index 1.000 – – – – 1 saved by the cache" in text
+    assert "their results are of an earlier version: prepare_data." in text

@@ -3,10 +3,12 @@
 import torch
 from torch import nn
 
+from ngrpo.mixing.end_marker import EndMarker
 from ngrpo.mixing.inputs import mixed_inputs
+from ngrpo.mixing.mixer import Mixer
 from ngrpo.mixing.records import RolloutRecords, collate
 from ngrpo.mixing.strategies import Neighbor
-from ngrpo.report.rollout_log import anchor_cosines
+from ngrpo.report.rollout_log import anchor_cosines, eligible_tokens
 from ngrpo.rollout.engine import Rollout
 from ngrpo.training.ngrpo_trainer import RolloutBatch
 
@@ -65,3 +67,16 @@ def test_the_anchor_of_a_mixture_is_not_the_token_that_was_sampled():
     )
     cosines = anchor_cosines(RolloutBatch(0, [[1]], [rollout], [0.0], mixture, embedding))
     torch.testing.assert_close(cosines, torch.ones(1))
+
+
+def test_tokens_that_may_be_mixed_are_those_of_the_index_before_the_end_marker():
+    texts = [b"", b"a", b"b", b"</", b"t>", b"</t"]
+    eligible = torch.tensor([False, True, True, True, True, True])
+    mixer = Mixer(Neighbor(2), 0.1, torch.zeros(6, 2).long(), eligible, 0)
+    responses = [[1, 0, 2], [1, 3, 4, 2, 1], []]
+    assert eligible_tokens(responses, mixer) == 2 + 5
+    marked = Mixer(Neighbor(2), 0.1, torch.zeros(6, 2).long(), eligible, 0, EndMarker.of("</t>", texts))
+    assert eligible_tokens(responses, marked) == 2 + 3, (
+        "the step that ends the marker may still be mixed, none after it"
+    )
+    assert eligible_tokens([], marked) == 0

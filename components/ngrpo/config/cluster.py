@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from ngrpo.environment import CREDENTIAL, SAVE_MINUTES, holds_credential
 from ngrpo.errors import ConfigError
-from ngrpo.section import GiB, Section, StageName, StoreURI, Text, count, number, refuse
+from ngrpo.section import GiB, Section, StageName, StoreURI, Text, count, number, refuse, unless_set
 
 KubernetesName = Annotated[
     str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)
@@ -167,6 +167,8 @@ class ClusterConfig(Section):
     retry: RetryConfig = RetryConfig()
     save_minutes: Annotated[float, number(above=0.0, most=525_600.0)] = 10.0
     """Most minutes of training that a lost pod may cost: training saves at least that often, beside `training.save_steps`."""
+    metrics_port: Annotated[int, count(1024, 65535)] | None = unless_set(None)
+    """Port of the pods that train, on which Prometheus can scrape how the training goes; none keeps it closed (`docs/costs.md`)."""
     nodes: Annotated[int, count(1, 10_000)] = 1
     """Nodes that train together, each with `resources.ngrpo_training`, without GPUs on processors; more than one are a `TrainJob` of
     Kubeflow Trainer."""
@@ -261,6 +263,16 @@ class ClusterConfig(Section):
         """Return the labels by which Kueue knows what is to wait in the queue."""
         labels = {f"{_QUEUE_LABELS}queue-name": self.queue, f"{_QUEUE_LABELS}priority-class": self.priority_class}
         return {name: value for name, value in labels.items() if value is not None}
+
+    def scrape_annotations(self) -> dict[str, str]:
+        """Return the annotations of a pod that trains, by which Prometheus finds what it can scrape there; empty where it is closed."""
+        if self.metrics_port is None:
+            return {}
+        return {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": str(self.metrics_port),
+            "prometheus.io/path": "/metrics",
+        }
 
     def timeout_seconds(self, stage: str) -> int:
         """Return the longest time that a stage's pod may take, with all its tries."""

@@ -128,7 +128,7 @@ def histogram(
     label: str,
     x_label: str,
     mark: float,
-    width: int = 520,
+    width: int = 420,
     height: int = 220,
 ) -> Markup:
     """Draw a histogram with a logarithmic axis of counts, from the first bin that holds something.
@@ -167,7 +167,7 @@ def histogram(
 
 
 def difference_chart(
-    differences: Sequence[float], interval: tuple[float, float, float], *, label: str, x_label: str, width: int = 500
+    differences: Sequence[float], interval: tuple[float, float, float], *, label: str, x_label: str, width: int = 420
 ) -> Markup:
     """Draw a paired comparison: a bar for each difference, from the smallest to the largest, under the mean and its interval.
 
@@ -254,7 +254,7 @@ def line_sample(style: str) -> Markup:
     ).format(style)
 
 
-def bar_chart(bars: Sequence[Bar], *, label: str, width: int = 720) -> Markup:
+def bar_chart(bars: Sequence[Bar], *, label: str, width: int = 440) -> Markup:
     """Draw horizontal bars.
 
     Args:
@@ -265,7 +265,7 @@ def bar_chart(bars: Sequence[Bar], *, label: str, width: int = 720) -> Markup:
     Returns:
         An `<svg>` element.
     """
-    names, texts, row = 180, 120, 24
+    names, texts, row = 140, 110, 24
     longest = max((bar.value for bar in bars), default=0.0) or 1.0
     parts = []
     for index, bar in enumerate(bars):

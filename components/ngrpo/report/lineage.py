@@ -72,6 +72,46 @@ def stage_views(stages: Mapping[str, Any], manifests: Mapping[str, Mapping[str, 
     ]
 
 
+@dataclass(frozen=True)
+class CostsView:
+    """What the run took, what its cache hits saved, and what a point gained cost, in words; stages with their numbers."""
+
+    spent: str
+    saved: str | None
+    point: str | None
+    unknown: list[str]
+    currency: str
+    stages: list[tuple[str, dict[str, Any]]]
+
+    @property
+    def columns(self) -> list[tuple[str, str, str]]:
+        """The quantities that at least one stage has: name, title and format."""
+        known = {name for _, stage in self.stages for name, value in stage.items() if value}
+        titles = (
+            ("hours", "hours", ".3f"),
+            ("processor_hours", "processor-hours", ".3f"),
+            ("gpu_hours", "GPU-hours", ".2f"),
+            ("kwh", "kWh", ".2f"),
+            ("money", self.currency, ",.2f"),
+        )
+        return [column for column in titles if column[0] in known]
+
+
+def costs_view(costs: Mapping[str, Any] | None) -> CostsView | None:
+    """Return what a run took; `costs` is that of `summary.json`, none in those of earlier versions."""
+    if costs is None:
+        return None
+    point = costs.get("point_gained")
+    return CostsView(
+        spent=costs["spent"]["in_words"],
+        saved=None if costs["saved"] is None else costs["saved"]["in_words"],
+        point=None if point is None else f"on {point['benchmark']}: {point['in_words']}",
+        unknown=list(costs["unknown"]),
+        currency=costs["currency"],
+        stages=list(costs["stages"].items()),
+    )
+
+
 def table_views(sources: Sources) -> list[TableView]:
     """Return the tables of the data set; `sources` is `sources.json` of the stage `prepare_data`."""
     return [
@@ -95,9 +135,13 @@ def timings(stages: list[StageView], wall: float) -> Timings:
         for stage in stages
     ]
     bars.append(Bar("outside the stages", outside, f"{outside:.1f} s ({share:.1%})", "first"))
-    return Timings(wall, outside, share, bar_chart(bars, label="Seconds of each stage"))
+    return Timings(wall, outside, share, bar_chart(bars, label="Seconds of each stage", width=440))
 
 
 def settings_text(config: RunConfig) -> str:
-    """Return the settings of a run in the form of a preset, without paths of this machine; settings of value none are left out."""
-    return tomli_w.dumps(public(without_code(config.model_dump(mode="json", exclude_none=True)))).strip()
+    """Return the settings of a run in the form of a preset, without paths of this machine.
+
+    Settings of value none are left out, and those of a cluster: the run is one on this machine.
+    """
+    settings = config.model_dump(mode="json", exclude_none=True, exclude={"cluster"})
+    return tomli_w.dumps(public(without_code(settings))).strip()

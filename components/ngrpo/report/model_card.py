@@ -21,6 +21,7 @@ def model_card(
     evaluation: Evaluation,
     decision: Promotion,
     lineage: Mapping[str, str],
+    spent: Sequence[str] = (),
 ) -> str:
     r"""Return the card in the form of the Hugging Face hub: metadata in YAML, then Markdown.
 
@@ -32,6 +33,7 @@ def model_card(
         evaluation: `evaluation.json`.
         decision: `promotion.json`.
         lineage: Keys and digests that lead back to the data, by name.
+        spent: What the model took, in lines (`ngrpo.report.costs`); none where that is not known.
     """
     method = method_name(config.mixing, config.training)
     trained = evaluation["models"]["trained"]
@@ -63,6 +65,7 @@ def model_card(
             *rows,
             "\n## Decision\n",
             f"**{decision['decision']}**: {decision['reason']}.",
+            *(["\n## Cost\n", *spent] if spent else []),
             "\n## Lineage\n",
             *_items(lineage),
             *(["\n## Signature\n", signature] if (signature := signature_sentence(decision)) else []),

@@ -70,12 +70,44 @@ def neighbors_view(description: Mapping[str, Any]) -> NeighborsView:
             x_label=f"{similarity} of a token and its nearest",
             mark=nearest["median"],
         ),
-        hubness=bar_chart(bars, label="How often tokens are neighbors of others", width=520),
+        hubness=bar_chart(bars, label="How often tokens are neighbors of others"),
         hubs=[(repr(hub["token"]), hub["times"]) for hub in description["hubs"]],
         closest=[(*map(repr, pair["tokens"]), pair["similarity"]) for pair in description["closest"]],
         near_duplicates=description["near_duplicates"],
         examples=quoted_examples(description["examples"]),
     )
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """A neighbor of a token, quoted: its similarity after training, or before where it is one no longer."""
+
+    token: str
+    similarity: float
+    change: str
+    """`kept`, `new` or `gone`."""
+
+
+def neighbor_changes(
+    before: list[tuple[str, list[tuple[str, float]]]], after: list[tuple[str, list[tuple[str, float]]]]
+) -> list[tuple[str, list[Neighbor]]]:
+    """Return what training changed in example neighbor sets, as one list for each token: those after, then those that are gone.
+
+    Args:
+        before: Sets of the index of the base model (`quoted_examples`).
+        after: Sets of the index as of the last rollout batch.
+    """
+    old = {token: dict(neighbors) for token, neighbors in before}
+    changes = []
+    for token, neighbors in after:
+        now, then = dict(neighbors), old.get(token)
+        shown = [
+            Neighbor(other, similarity, "kept" if then is None or other in then else "new")
+            for other, similarity in neighbors
+        ]
+        gone = [Neighbor(other, similarity, "gone") for other, similarity in (then or {}).items() if other not in now]
+        changes.append((token, shown + gone))
+    return changes
 
 
 def quoted_examples(examples: Any) -> list[tuple[str, list[tuple[str, float]]]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import MLflowCallback
+
+from ngrpo.environment import METRICS_PORT
 
 _LINES = 20
 
@@ -49,7 +52,15 @@ class RepeatCurves(TrainerCallback):
 
 
 def show_progress(trainer: Trainer, metrics: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Let a trainer say progress lines in place of every log as a dictionary, and its tracker have whole curves."""
+    """Let a trainer say progress lines in place of every log as a dictionary, and its tracker have whole curves; Prometheus may scrape it.
+
+    Raises:
+        ConfigError: It cannot be scraped where the environment says.
+    """
+    if os.environ.get(METRICS_PORT):
+        from ngrpo.report.exposition import expose
+
+        expose(trainer, str(getattr(trainer, "section", "training")))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(PrintProgress(metrics, say))
     for callback in list(trainer.callback_handler.callbacks):

@@ -94,7 +94,7 @@ def headline(benchmarks: list[BenchmarkView], config: RunConfig) -> str:
     row = main.rows[0]
     before, after = (row.estimates[main.models.index(model)].value for model in ("warm_start", "trained"))
     return (
-        f"{row.name} on {config.title(main.name)}: {before} → {after} %, "
+        f"mean@{main.samples} on {config.title(main.name)}: {before} → {after} %, "
         f"a difference of {row.difference.value} points ({100 * config.evaluation.confidence:g} % interval {row.difference.interval})"
     )
 
@@ -145,12 +145,13 @@ def _benchmark_view(name: str, results: Mapping[str, Result], config: RunConfig,
     def correct(field: str) -> Callable[[Result], Floats]:
         return lambda result: mean_at_n(counts(field, result), result["n_samples"])
 
-    rows = [row(f"mean@{n}", "mean", correct("per_problem"))]
+    # Unbiased pass@1 is the mean: one row.
+    rows = [row(f"mean@{n} = pass@1", "mean", correct("per_problem"))]
     if "string_match" in trained:
         label = f"mean@{n} by string match"
         rows.append(row(label, "string_match", correct("per_problem_string_match")))
     rows.append(row(f"maj@{n}", "maj", lambda result: counts("per_problem_maj", result).astype(float)))
-    rows += [row(f"pass@{k}", "pass_at_k", solved(int(k)), k) for k in trained["pass_at_k"]]
+    rows += [row(f"pass@{k}", "pass_at_k", solved(int(k)), k) for k in trained["pass_at_k"] if int(k) > 1]
     rows += [row(f"best@{k}", "best_at_k", best(int(k)), k) for k in trained["pass_at_k"] if int(k) > 1]
     rows += [
         plain("mean response, tokens", "mean_tokens", scale=1),
@@ -205,7 +206,7 @@ def _curve(name: str, solved: Mapping[str, tuple[Counts, int]], config: RunConfi
         ends = [(low, high) for low, high in band.tolist()]
         curves.append(Curve(STYLES[model], range(1, n + 1), values.mean(axis=0).tolist(), ends))
     label = f"pass@k on {name} before and after training" + (", and of the champion" if "champion" in solved else "")
-    return line_chart(curves, label=label, x_label="k", percent=True, width=500, height=270)
+    return line_chart(curves, label=label, x_label="k", percent=True, width=420, height=260)
 
 
 def signed(value: float, form: str = ".1f") -> str:

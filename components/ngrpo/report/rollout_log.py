@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ngrpo.evaluation.diversity import distinct_answers, distinct_ngrams
 from ngrpo.grading.extraction import extract_answer
+from ngrpo.mixing.mixer import Mixer
 from ngrpo.training.ngrpo_trainer import RolloutBatch
 
 _SAMPLES_PER_STEP = 4
@@ -61,7 +62,11 @@ class RolloutLog(TrainerCallback):
             f"diversity/distinct_{_NGRAM}grams": distinct_ngrams(self._groups(responses), _NGRAM),
         }
         if batch.mixture is not None:
-            metrics["mixing/gate_rate"] = int(batch.mixture.mask.sum()) / sum(len(tokens) for tokens in responses)
+            mixed = int(batch.mixture.mask.sum())
+            metrics["mixing/gate_rate"] = mixed / sum(len(tokens) for tokens in responses)
+            eligible = 0 if batch.mixer is None else eligible_tokens(responses, batch.mixer)
+            if eligible:
+                metrics["mixing/eligible_gate_rate"] = mixed / eligible
             cosines = anchor_cosines(batch)
             if len(cosines):
                 metrics["mixing/anchor_cosine"] = float(cosines.mean())
@@ -117,6 +122,31 @@ class RolloutLog(TrainerCallback):
             "weights": [[round(weight, 4) for weight in weights] for weights in rollout.records.weights.tolist()],
             "reward": batch.rewards[row],
         }
+
+
+def eligible_tokens(responses: Sequence[Sequence[int]], mixer: Mixer) -> int:
+    """Return how many tokens of some responses might have been mixed: those that the index allows, up to the end marker.
+
+    Args:
+        responses: Token ids.
+        mixer: What mixed.
+    """
+    longest = max(map(len, responses), default=0)
+    tokens = torch.zeros(len(responses), longest, dtype=torch.long)
+    there = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, response in enumerate(responses):
+        tokens[row, : len(response)] = torch.tensor(response, dtype=torch.long)
+        there[row, : len(response)] = True
+    allowed = there & mixer.eligible.cpu()[tokens]
+    if mixer.end_marker is None:
+        return int(allowed.sum())
+    marker, count = mixer.end_marker.to("cpu"), 0
+    progress = torch.zeros(len(responses), dtype=torch.long)
+    for column in range(longest):
+        # A step is mixed or not by what was there before it.
+        count += int((allowed[:, column] & ~marker.passed(progress)).sum())
+        progress = marker.advance(progress, tokens[:, column])
+    return count
 
 
 def anchor_cosines(batch: RolloutBatch) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 _HEAD_TOKENS, _TAIL_TOKENS = 400, 200
 _LONGEST_TEXT = 3000
+_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class RolloutView:
     tokens: int
     mixed: int
     pieces: list[Piece]
+
+    @property
+    def mixtures(self) -> list[Piece]:
+        """The first mixed tokens, whose mixtures stand below the text: not everybody has a pointer."""
+        return [piece for piece in self.pieces if piece.mixture is not None][:_LISTED]
 
 
 def rollout_views(samples: Sequence[Mapping[str, Any]]) -> list[RolloutView]:

@@ -44,11 +44,13 @@ class Panel:
         title: What it shows.
         figure: The chart.
         merged: Log entries that each point averages.
+        ends: The first and the last point as they are printed.
     """
 
     title: str
     figure: Markup
     merged: int
+    ends: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class MixingView:
 
     Attributes:
         gate_rate: Mixed share of the response tokens, mean over steps.
+        eligible_gate_rate: Mixed share of those response tokens that might have been mixed, mean over steps.
         mixed_steps: Number of mixed steps whose cosine was taken.
         cosine_mean: Mean over training steps of the mean cosine between mixture and anchor.
         cosine_min: Lowest that was logged.
@@ -67,6 +70,7 @@ class MixingView:
     """
 
     gate_rate: float | None
+    eligible_gate_rate: float | None
     mixed_steps: int
     cosine_mean: float | None
     cosine_min: float | None
@@ -112,8 +116,9 @@ def mixing_view(
         cosines: Its `anchor_cosine_histogram.json`.
         examples: Its `example_neighbors.json`.
     """
-    rates, means, lowest = (
-        _logged(history, f"mixing/{name}")[1] for name in ("gate_rate", "anchor_cosine", "anchor_cosine_min")
+    rates, of_eligible, means, lowest = (
+        _logged(history, f"mixing/{name}")[1]
+        for name in ("gate_rate", "eligible_gate_rate", "anchor_cosine", "anchor_cosine_min")
     )
     edges, counts = cosines["edges"], cosines["counts"]
     total = sum(counts)
@@ -124,6 +129,7 @@ def mixing_view(
         figure = histogram(edges, counts, label=label, x_label="cosine of mixture and anchor", mark=_LOW_COSINE)
     return MixingView(
         gate_rate=fmean(rates) if rates else None,
+        eligible_gate_rate=fmean(of_eligible) if of_eligible else None,
         mixed_steps=total,
         cosine_mean=fmean(means) if means else None,
         cosine_min=min(lowest, default=None),
@@ -154,7 +160,9 @@ def _panel(
         [fmean(values[start : start + merged]) for start in starts],
     )
     figure = line_chart([curve], label=title, x_label="step", percent=percent, reference=reference)
-    return Panel(title, figure, merged)
+    scale, unit = (100.0, " %") if percent else (1.0, "")
+    first, last = (f"{scale * value:.4g}{unit}" for value in (curve.y[0], curve.y[-1]))
+    return Panel(title, figure, merged, (first, last))
 
 
 def _logged(history: Sequence[Entry], name: str) -> tuple[list[float], list[float]]:

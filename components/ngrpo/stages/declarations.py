@@ -103,3 +103,5 @@ STAGES: Mapping[str, Stage] = {
         ),
     )
 }
+TRAININGS = ("sft_warm_start", "ngrpo_training")
+"""Stages that train."""

@@ -128,12 +128,14 @@ def _execute(
     work.mkdir(exist_ok=True)
 
     from ngrpo.tracking.mlflow_runs import stage_run
+    from ngrpo.tracking.system_metrics import system_metrics
 
     tags = {"ngrpo.stage": name, "ngrpo.key": key, "ngrpo.code_version": task.code_version}
     first = surroundings.node_rank == 0
     with (
         surroundings.parent_run(task.node_name, objects) if first else nullcontext() as parent,
         stage_run(task.node_name, parent, tags) if first else nullcontext() as tracked,
+        nullcontext() if tracked is None else system_metrics(tracked.run_id),
     ):
         if tracked is not None:
             tracked.log_settings(config.model_dump(mode="json"))

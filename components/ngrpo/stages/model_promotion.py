@@ -18,10 +18,12 @@ from ngrpo.contracts.promotion import Promotion, Verdict, write_promotion
 from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import kept
 from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
+from ngrpo.report.costs import cost_lines
 from ngrpo.report.model_card import model_card
 from ngrpo.report.model_use import model_use
 from ngrpo.signing.keys import private_key
 from ngrpo.stages.context import Context
+from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.opponent import BY_HAND, Judgement, judge
 from ngrpo.stages.promotion_seal import predicate, sign
 from ngrpo.stages.surroundings import IMAGES
@@ -122,6 +124,14 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
             "evaluation": evaluated["key"],
             **trained["inputs"],
         },
+        spent=cost_lines(
+            context.store,
+            _keys(trained, evaluated),
+            context.prices,
+            evaluation,
+            benchmark=config.promotion.benchmark,
+            seed=config.seed,
+        ),
     )
     registry.add_card(version, card)
     if champion is not None:
@@ -244,6 +254,13 @@ def _metrics(decision: Promotion) -> dict[str, float]:
     if decision["comparison"] is not None:
         metrics |= {"gain": decision["comparison"]["gain"], "gain_lower_bound": decision["comparison"]["interval"][0]}
     return metrics
+
+
+def _keys(trained: _Origin, evaluated: _Origin) -> dict[str, str]:
+    """Return the keys of the results behind the model, by stage."""
+    known = STAGES["ngrpo_training"].inputs
+    sources = {known[name]: key for name, key in trained["inputs"].items() if name in known}
+    return {**sources, "ngrpo_training": trained["key"], "benchmark_evaluation": evaluated["key"]}
 
 
 def _origin(artifact: Path) -> _Origin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mlflow import MlflowClient
@@ -16,11 +16,14 @@ from ngrpo.errors import TrackingError
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
 from ngrpo.tracking.connection import TRACKING_URI, connect, explained
-from ngrpo.tracking.mlflow_runs import RUN_ID, experiment_of_this_process
+from ngrpo.tracking.mlflow_runs import RUN_ID, TrackedRun, experiment_of_this_process
 
 PIPELINE_RUN = "ngrpo.pipeline_run"
 """Tag of the run: the id of the pipeline run."""
 _FOLDER = "mlflow_runs"
+_COST = "cost/"
+_RESULTS = ("benchmark_evaluation", "model_promotion")
+"""Nodes whose metrics the whole run has too."""
 _RUN_ID = re.compile(rb"[0-9A-Za-z_-]{1,64}")
 
 
@@ -111,10 +114,24 @@ def _run_id(data: bytes, objects: ObjectStore, key: str) -> str:
 
 @explained()
 def _settle(client: MlflowClient, run_id: str) -> None:
-    """Let the run be as its stages are: what counts is the last try of each."""
-    last = {run.info.run_name: run.info.status for run in _children(client, run_id)}
+    """Let the run be as its stages are: what counts is the last try of each. It has their costs together, and how the run came out."""
+    children = {run.info.run_name: run for run in _children(client, run_id)}
+    last = {name: run.info.status for name, run in children.items()}
+    TrackedRun(client, run_id).log_metrics(_whole(children))
     if "RUNNING" not in last.values():
         client.set_terminated(run_id, "FINISHED" if set(last.values()) == {"FINISHED"} else "FAILED")
+
+
+def _whole(children: Mapping[str, Run]) -> dict[str, float]:
+    """Return the metrics of the whole run: the sums of what its stages cost, and the results of evaluation and promotion."""
+    values: dict[str, float] = {}
+    for node, run in children.items():
+        for name, value in run.data.metrics.items():
+            if name.startswith(_COST):
+                values[name] = values.get(name, 0.0) + value
+            elif node in _RESULTS and not name.startswith("system/"):
+                values[name] = value
+    return values
 
 
 def _children(client: MlflowClient, run_id: str) -> list[Run]:

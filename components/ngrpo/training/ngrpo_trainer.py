@@ -67,6 +67,7 @@ class RolloutBatch:
         rewards: One a rollout, the weighted sum of all; none where no reward was for it.
         mixture: What was mixed, padded to the longest rollout; none without mixing.
         embedding: The input embedding module that generated it; where the batch is older than the weights, that of now.
+        mixer: Decided what was mixed; none without mixing.
     """
 
     step: int
@@ -75,6 +76,7 @@ class RolloutBatch:
     rewards: Sequence[float | None]
     mixture: InputMixture | None
     embedding: nn.Module
+    mixer: Mixer | None = None
 
 
 RolloutObserver = Callable[[RolloutBatch], dict[str, float]]
@@ -371,6 +373,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             rewards=[_total(values, self.reward_weights.tolist()) for values in zip(*by_function, strict=True)],
             mixture=mixture,
             embedding=embedding,
+            mixer=self._mixer,
         )
         numbers = {name: value for observe in self._observers for name, value in observe(batch).items()}
         # A process may have nothing to say where another has: with few rollouts, none of them may be mixed.

@@ -18,6 +18,7 @@ from ngrpo_kfp.components.launching.pending_pods import why_ended, why_pending
 from ngrpo_kfp.pipelines.kubeflow.client import connect
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.links import links
+from ngrpo_kfp.pipelines.kubeflow.runs.costs import cost_lines
 from ngrpo_kfp.pipelines.kubeflow.runs.facts import RunFacts
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import why_failed
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
@@ -63,6 +64,8 @@ class RunView:
     """Where the models are that it has trained, `s3://…/model/`."""
     notes: Sequence[str]
     """What could not be looked up, and why."""
+    costs: Sequence[str] = ()
+    """What its nodes have taken, a line each."""
 
 
 def look(client: Client, run_id: str | None) -> RunView:
@@ -78,6 +81,7 @@ def look(client: Client, run_id: str | None) -> RunView:
     facts = RunFacts(client, find_run(client, run_id))
     nodes = [_view(facts, node) for node in facts.nodes]
     failed = facts.state == "failed" and not any(view.state == "failed" for view in nodes)
+    costs = list(cost_lines(facts))
     return RunView(
         run_id=facts.run_id,
         name=facts.run.display_name,
@@ -90,6 +94,7 @@ def look(client: Client, run_id: str | None) -> RunView:
         mlflow_run=facts.mlflow_run,
         weights=list(_weights(facts, nodes)),
         notes=list(dict.fromkeys(facts.notes)),
+        costs=costs,
     )
 
 
@@ -123,6 +128,7 @@ def _lines(view: RunView) -> Iterator[str]:
     if view.stuck is not None:
         yield f"stuck  {view.stuck}; `ngrpo cancel {view.run_id}` ends the run"
     yield from view.notes
+    yield from view.costs
     for submitted in view.submitted:
         yield f"run of the day  {submitted}: `ngrpo status {submitted}`"
     yield f"run  {view.run_id}"
