@@ -16,6 +16,7 @@ from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.storage.disk import explain
 from ngrpo_kfp.pipelines.cli import checking, cluster, comparing, drafting, evaluating, inspection, local, models
+from ngrpo_kfp.pipelines.cli.command_examples import give_examples
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import workspace
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for group in (drafting, checking, local, evaluating, cluster, models, inspection, comparing):
+    give_examples(group.app)
     app.add_typer(group.app)
 
 

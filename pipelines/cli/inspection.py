@@ -20,11 +20,13 @@ app = typer.Typer()
 
 
 @app.command(rich_help_panel=INSPECT)
-def status(run: RunId = None) -> None:
+def status(
+    run: RunId = None, as_json: Annotated[bool, typer.Option("--json", help="print it as JSON")] = False
+) -> None:
     """Show how far a run on the cluster is."""
     from ngrpo_kfp.pipelines.kubeflow.runs.status import show_status
 
-    show_status(checked_run(run), terminal())
+    show_status(checked_run(run), terminal(), as_json=as_json)
 
 
 @app.command(rich_help_panel=INSPECT)

@@ -17,17 +17,19 @@ from ngrpo.config import RunConfig
 from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
 from ngrpo.contracts.promotion import PROMOTION, read_promotion
 from ngrpo.errors import ConfigError
+from ngrpo.stages.keys import mentions_kept
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
-from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
+from ngrpo_kfp.pipelines.local.services import Services, services
+from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.content import read_contents
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus, show_amounts, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
-from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
+from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_for_programs, plan_record
 from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
 from ngrpo_kfp.pipelines.planning.user_imports import require_imports
 
@@ -72,7 +74,8 @@ def run(
             before = _plan(config, workspace, None)
             workspace.set_rerun_token(before.find(rerun).base_key, secrets.token_hex(8))
         name = workspace.run_name(config.preset)
-        plan = _plan(config, workspace, store, name)
+        with mentions_kept(workspace.mentions):
+            plan = _plan(config, workspace, store, name)
         require_gpus(config, plan)
         require_imports(config, plan.stages_to_run)
         directory = workspace.new_run(name)
@@ -84,18 +87,30 @@ def run(
     return directory
 
 
-def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:
+def show_plan(
+    config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None, as_json: bool = False
+) -> None:
     """Say what a run would do, and why; see `run`.
+
+    Args:
+        config: Configuration of the run.
+        workspace: Where everything is kept.
+        console: Where it is shown.
+        base: As of `run`.
+        as_json: For programs (`plan_for_programs`).
 
     Raises:
         ConfigError: A stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
-    with services(workspace) as around:
+    with services(workspace, stopped=False) as around, mentions_kept(workspace.mentions):
         config = _based(config, base)
         plan = _plan(config, workspace, around.artifact_store(workspace))
-    console.print(plan_table(plan, config))
-    show_amounts(config, plan, console)
+    if as_json:
+        console.print_json(data=plan_for_programs(plan), indent=1)
+    else:
+        console.print(plan_table(plan, config))
+        show_amounts(config, plan, console)
     require_fit(config, plan)
 
 
