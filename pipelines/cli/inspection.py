@@ -34,17 +34,19 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="print them as JSO
 
 
 @app.command(rich_help_panel=INSPECT)
-def status(run: AnyRun = None) -> None:
+def status(
+    run: AnyRun = None, as_json: Annotated[bool, typer.Option("--json", help="print it as JSON")] = False
+) -> None:
     """Show how far a run is, on this machine or on the cluster."""
     here = _run_here(run)
     if here is not None:
         from ngrpo_kfp.pipelines.cli.run_list import show_status as show_status_here
 
-        show_status_here(*here, workspace(), terminal())
+        show_status_here(*here, workspace(), terminal(), as_json=as_json)
         return
     from ngrpo_kfp.pipelines.kubeflow.runs.status import show_status
 
-    show_status(checked_run(run), terminal())
+    show_status(checked_run(run), terminal(), as_json=as_json)
 
 
 @app.command(rich_help_panel=INSPECT)

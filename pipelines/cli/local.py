@@ -39,11 +39,16 @@ def plan(
     settings: Settings = None,
     seed: Seed = None,
     base: Base = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
     """Say what a run would do, and why."""
-    from ngrpo_kfp.pipelines.local.run_pipeline import show_plan
+    config, home = read_config(chosen_preset(preset, preset_option), settings, seed), workspace()
+    from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
-    show_plan(read_config(chosen_preset(preset, preset_option), settings, seed), workspace(), terminal(), base=base)
+    with store_ahead(home):  # which takes as long as the imports
+        from ngrpo_kfp.pipelines.local.run_pipeline import show_plan
+
+        show_plan(config, home, terminal(), base=base, as_json=as_json)
 
 
 @app.command(rich_help_panel=RUN_HERE)

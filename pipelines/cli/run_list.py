@@ -30,7 +30,10 @@ def show_runs(workspace: Workspace, console: Console, *, as_json: bool) -> None:
     kept = sizes(workspace)
     views = [(look(*one, workspace), kept[one[1]]) for one in everything(workspace)]
     if as_json:
-        console.out(json.dumps([_record(*one) for one in views], indent=1, ensure_ascii=False), highlight=False)
+        console.out(
+            json.dumps([_record(view) | _bytes(size) for view, size in views], indent=1, ensure_ascii=False),
+            highlight=False,
+        )
         return
     if not views:
         console.print(f"workspace {escape(str(workspace.root))}: no run yet; `ngrpo run` starts one", soft_wrap=True)
@@ -46,9 +49,12 @@ def show_runs(workspace: Workspace, console: Console, *, as_json: bool) -> None:
     console.print(table)
 
 
-def show_status(kind: Kind, directory: Path, workspace: Workspace, console: Console) -> None:
-    """Show how far each stage of a run is."""
+def show_status(kind: Kind, directory: Path, workspace: Workspace, console: Console, *, as_json: bool) -> None:
+    """Show how far each stage of a run is, as a table or as an object of JSON."""
     view = look(kind, directory, workspace)
+    if as_json:
+        console.out(json.dumps(_record(view), indent=1, ensure_ascii=False), highlight=False)
+        return
     table = Table(title=escape(harmless(f"{view.name}: {_state_text(view)}")))
     for column in ("stage", "", "time", "progress"):
         table.add_column(column)
@@ -111,7 +117,7 @@ def _size_text(size: Sizes) -> str:
     return ("> " if size.unknown else "") + bytes_text(size.total)
 
 
-def _record(view: RunView, size: Sizes) -> dict[str, Any]:
+def _record(view: RunView) -> dict[str, Any]:
     return {
         "name": view.name,
         "kind": view.kind,
@@ -126,11 +132,17 @@ def _record(view: RunView, size: Sizes) -> dict[str, Any]:
         "interval": view.interval,
         "decision": view.decision,
         "version": view.version,
+        "stages": {node.node: {"state": node.state, "key": node.key, "seconds": node.seconds} for node in view.nodes},
+    }
+
+
+def _bytes(size: Sizes) -> dict[str, Any]:
+    """Return what a run takes, as it stands in the list."""
+    return {
         "bytes": {
             "directory": size.directory,
             "store": size.store,
             "cache": size.cache,
             "artifacts_of_unknown_size": size.unknown,
-        },
-        "stages": {node.node: {"state": node.state, "key": node.key, "seconds": node.seconds} for node in view.nodes},
+        }
     }

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from ngrpo.config import RunConfig, validate
 from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
 from ngrpo.errors import ConfigError, StoreError
-from ngrpo.report.comparison import PAGE, Arm, ComparedRun, compare, comparison_table, write_comparison
+from ngrpo.report.comparison import JSON, PAGE, Arm, ComparedRun, compare, comparison_table, write_comparison
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import read_state
@@ -98,7 +98,13 @@ class _Named:
 
 
 def compare_runs(
-    words: Sequence[str], asked: Asked, workspace: Workspace, console: Console, output: Path | None = None
+    words: Sequence[str],
+    asked: Asked,
+    workspace: Workspace,
+    console: Console,
+    output: Path | None = None,
+    *,
+    as_json: bool = False,
 ) -> Path:
     """Compare runs, print the tables, and return the directory of `comparison.html` and `comparison.json`.
 
@@ -108,6 +114,7 @@ def compare_runs(
         workspace: Where the runs are.
         console: Where tables are shown.
         output: Directory to write to; by default one of the workspace.
+        as_json: Print `comparison.json` in place of the tables.
 
     Raises:
         ConfigError: There is no such run, it has no evaluation, or runs cannot be compared.
@@ -149,8 +156,11 @@ def compare_runs(
     with written(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_comparison(comparison, directory)
-    console.print(comparison_table(comparison))
-    console.print(f"comparison  {directory / PAGE}", soft_wrap=True)
+    if as_json:
+        console.print((directory / JSON).read_text(encoding="utf-8"), soft_wrap=True, markup=False)
+    else:
+        console.print(comparison_table(comparison))
+        console.print(f"comparison  {directory / PAGE}", soft_wrap=True)
     return directory
 
 

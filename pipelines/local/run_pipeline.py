@@ -22,11 +22,13 @@ from ngrpo.environment import environment
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.gains import Gain, gain_of
 from ngrpo.ledger.prices import PRICES
+from ngrpo.stages.keys import mentions_kept
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
-from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
+from ngrpo_kfp.pipelines.local.services import Services, services
+from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.content import read_contents
@@ -41,7 +43,7 @@ from ngrpo_kfp.pipelines.planning.ledger import (
 )
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus, show_amounts, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
-from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
+from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_for_programs, plan_record
 from ngrpo_kfp.pipelines.planning.signatures import require_key, require_verified_base
 from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
 from ngrpo_kfp.pipelines.planning.user_imports import require_imports
@@ -90,7 +92,8 @@ def run(
         from ngrpo_kfp.pipelines.local.reporting import last_run_of
 
         name = workspace.run_name(config.preset)
-        plan = _plan(config, workspace, store, name)
+        with mentions_kept(workspace.mentions):
+            plan = _plan(config, workspace, store, name)
         require_gpus(config, plan)
         require_imports(config, plan.stages_to_run)
         directory = workspace.new_run(name)
@@ -104,20 +107,33 @@ def run(
     return directory
 
 
-def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:
+def show_plan(
+    config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None, as_json: bool = False
+) -> None:
     """Say what a run would do, and why; see `run`.
+
+    Args:
+        config: Configuration of the run.
+        workspace: Where everything is kept.
+        console: Where it is shown.
+        base: As of `run`.
+        as_json: For programs (`plan_for_programs`).
 
     Raises:
         ConfigError: A stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
-    with services(workspace) as around:
+    with services(workspace, stopped=False) as around, mentions_kept(workspace.mentions):
         config = _based(config, base, around)
         store = around.artifact_store(workspace)
         plan = _plan(config, workspace, store)
-        console.print(plan_table(plan, config))
-        _show_expectations(plan, config, store, console)
-    show_amounts(config, plan, console)
+        if as_json:
+            console.print_json(data=plan_for_programs(plan), indent=1)
+        else:
+            console.print(plan_table(plan, config))
+            _show_expectations(plan, config, store, console)
+    if not as_json:
+        show_amounts(config, plan, console)
     require_fit(config, plan)
 
 

@@ -13,10 +13,10 @@ from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
 from ngrpo.tracking.addresses import database_uri
+from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 _DEFAULT_STORE = "s3://ngrpo/artifacts"
-_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "NGRPO_STORE")
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,16 @@ class Services:
         return ArtifactStore(objects, workspace.cache)
 
 
-def embeds_store() -> bool:
-    """Whether a run brings up its own object store, because the environment names none."""
-    return not any(os.environ.get(name) for name in _ENDPOINT_VARIABLES)
-
-
 @contextlib.contextmanager
-def services(workspace: Workspace) -> Iterator[Services]:
+def services(workspace: Workspace, *, stopped: bool = True) -> Iterator[Services]:
     """Provide object storage and tracking while the context is open; this process can reach them too.
 
     An object store is embedded unless `AWS_ENDPOINT_URL` or `NGRPO_STORE` is set: any number of processes may use it, and it lives as
     long as one of them does. MLflow is a database file of the workspace unless `MLFLOW_TRACKING_URI` is set.
+
+    Args:
+        workspace: Where they keep what they have.
+        stopped: Whether the last user waits until the object store has ended; who has only read need not.
 
     Raises:
         ConfigError: The workspace cannot be made or used.
@@ -75,7 +74,9 @@ def services(workspace: Workspace) -> Iterator[Services]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(workspace.private())
         if embeds_store():
-            variables |= stack.enter_context(serve(workspace.store)).environment() | {STORE_IS_LOCAL: "1"}
+            variables |= stack.enter_context(serve(workspace.store, stopped=stopped)).environment() | {
+                STORE_IS_LOCAL: "1"
+            }
         stack.enter_context(environment(variables))
         yield Services(
             store_uri=store_uri,

@@ -78,6 +78,11 @@ class Workspace:
         return self.root / "digests.json"
 
     @property
+    def mentions(self) -> Path:
+        """What source files mention (`ngrpo.stages.keys.mentions_kept`)."""
+        return self.root / "mentions.json"
+
+    @property
     def work(self) -> Path:
         """Unfinished results, `<stage>/<key>/`."""
         return self.root / "work"

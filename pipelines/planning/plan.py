@@ -157,3 +157,19 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         }
         for node in plan
     }
+
+
+def plan_for_programs(plan: Plan) -> list[dict[str, Any]]:
+    """Return a plan as `ngrpo plan --json` prints it: the nodes in order, and why each has to run."""
+    return [
+        {
+            "node": node.name,
+            "stage": node.stage,
+            "key": node.key,
+            "cached": node.cached,
+            "same_as": None if node.same_as is None else node.same_as.name,
+            "reasons": list(node.reasons),
+            "inputs": {name: source.name for name, source in node.inputs.items()},
+        }
+        for node in plan
+    ]

@@ -168,7 +168,7 @@ def test_a_report_of_no_run(capsys):
 
 COMMANDS = {
     "Run here": ["init", "check", "plan", "run", "rerun", "experiment", "evaluate"],
-    "Run on a cluster": ["compile", "submit", "cancel", "doctor", "schedule"],
+    "Run on a cluster": ["compile", "submit", "form", "cancel", "doctor", "schedule"],
     "Models": ["regrade", "promote", "rollback", "history", "mirror", "export", "chat", "verify"],
     "Inspect": ["runs", "status", "logs", "prune", "report", "config", "ui", "neighbors", "compare"],
 }
@@ -208,6 +208,7 @@ def test_every_command_has_help(capsys, command):
         told = capsys.readouterr().out
         assert told.startswith(f"Usage: ngrpo {command} ")
         assert "─" not in told, "no panels"
+        assert re.search(rf"^ +ngrpo {command}\b", told.partition("Examples:")[2], re.MULTILINE), "what to type"
 
 
 @pytest.mark.parametrize(
@@ -300,6 +301,41 @@ def test_help_is_there_at_once():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+LONG_TO_IMPORT = "torch transformers mlflow kfp kubernetes pandas scipy sklearn matplotlib boto3 rich pydantic"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "imported"),
+    [
+        pytest.param(["plan", "--help"], 0, "", id="help"),
+        pytest.param(["schedule", "apply", "--help"], 0, "", id="help of a group"),
+        pytest.param(["--version"], 0, "", id="version"),
+        pytest.param(["plan", "--set", "training.nonsense=1"], 2, "pydantic", id="a setting that there is not"),
+        pytest.param(["plan", "no-such-preset"], 2, "pydantic", id="a preset that there is not"),
+        pytest.param(["plan", "--json"], 0, "boto3 rich pydantic", id="plan"),
+        pytest.param(["run", "--set", "training.nonsense=1"], 2, "boto3 rich pydantic", id="a run that is refused"),
+    ],
+)
+def test_a_command_imports_what_it_works_with_and_no_more(tmp_path, arguments, code, imported):
+    """For that is what a person waits for."""
+    script = (
+        "import sys\nfrom ngrpo_kfp.pipelines.cli import app as cli\n"
+        "code = cli.main(sys.argv[2:])\n"
+        "print(code, *(name for name in sys.argv[1].split() if sys.modules.get(name)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, LONG_TO_IMPORT, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env=os.environ | {"NGRPO_HOME": str(tmp_path)},
+    )
+    said, *loaded = done.stdout.splitlines()[-1].split()
+    assert int(said) == code, done.stderr
+    assert set(loaded) <= set(imported.split())
 
 
 def test_planning_imports_neither_torch_nor_kfp_nor_mlflow():

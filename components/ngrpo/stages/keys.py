@@ -12,11 +12,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from typing_extensions import TypedDict  # pydantic cannot read that of typing before Python 3.12
+
 import ngrpo
 from ngrpo.config import Section
+from ngrpo.storage.state import DamagedStateError, read_state, write_state
 
 PACKAGE = Path(ngrpo.__file__).parent
 
@@ -74,6 +78,16 @@ TRANSPARENT: Mapping[str, str] = {
 """Modules whose source, and that of modules below them, is not part of a code version, each with the reason why it cannot change what
 later stages read. What only they reach is not part of it either. `ngrpo.storage.digest` is none of them: its digests are in results.
 """
+
+_mentioned: dict[str, list[str]] = {}
+"""Dotted names of ours that a source mentions, by the source's sha256 and package."""
+
+
+class _Mentions(TypedDict):
+    reader: str
+    """sha256 of this file: another version may read other names from the same source."""
+    names: dict[str, list[str]]
+
 
 _DOTTED = re.compile(r"ngrpo(\.\w+)+")
 
@@ -169,13 +183,37 @@ def _path(module: str, root: Path) -> Path | None:
     return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
 
 
+@contextmanager
+def mentions_kept(file: Path) -> Iterator[None]:
+    """Keep in a file what sources mention: to read them all takes longer than the rest of a plan.
+
+    Args:
+        file: Where it is kept; damaged or not there, it is made anew.
+    """
+    reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    try:
+        kept = read_state(file, _Mentions, cure="it is made anew")
+    except DamagedStateError:  # it saves time, no more
+        kept = None
+    if kept is not None and kept["reader"] == reader:
+        _mentioned.update(kept["names"])
+    before = len(_mentioned)
+    yield
+    if kept is None or len(_mentioned) > before or kept["reader"] != reader:
+        write_state(file, {"reader": reader, "names": _mentioned})
+
+
 @cache
 def _scan(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
     """Return the sha256 of a source file and the dotted names of ours that it mentions, modules or not."""
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    names = {name for node in ast.walk(ast.parse(source, str(path))) for name in _mentions(node, package)}
-    return hashlib.sha256(source).hexdigest(), tuple(sorted(name for name in names if _DOTTED.fullmatch(name)))
+    found = hashlib.sha256(source).hexdigest()
+    names = _mentioned.get(f"{found} {package}")
+    if names is None:
+        every = {name for node in ast.walk(ast.parse(source, str(path))) for name in _mentions(node, package)}
+        names = _mentioned[f"{found} {package}"] = sorted(name for name in every if _DOTTED.fullmatch(name))
+    return found, tuple(names)
 
 
 def _mentions(node: ast.AST, package: str) -> Iterator[str]:

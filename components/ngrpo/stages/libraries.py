@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache
 from importlib import metadata
 
 from ngrpo.config.code import IN_PACKAGE
@@ -82,17 +83,26 @@ def installed(stage: str, names: Iterable[str]) -> dict[str, str]:
     return {name: installed_version(stage, name) for name in names}
 
 
+@cache
+def _version(name: str) -> str | None:
+    """Return the version of a library that is installed here, none if it is not; several stages ask for the same ones."""
+    for distribution in (name, *(build for build, of in BUILDS.items() if of == name)):
+        try:
+            return public(metadata.version(distribution))
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def installed_version(stage: str, name: str) -> str:
     """Return the version of a library that is installed here.
 
     Raises:
         ConfigError: It is not.
     """
-    for distribution in (name, *(build for build, of in BUILDS.items() if of == name)):
-        try:
-            return public(metadata.version(distribution))
-        except metadata.PackageNotFoundError:
-            continue
+    version = _version(name)
+    if version is not None:
+        return version
     raise ConfigError(
         f"{stage}: library {name} is not installed, and its version is part of the stage's key: pip install {name}, in the version "
         "that requirements/ names, or choose settings that do without it"

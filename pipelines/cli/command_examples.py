@@ -1,0 +1,50 @@
+"""Examples at the end of the help of each command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import typer
+
+from ngrpo_kfp.pipelines.cli.help import examples
+
+_EXAMPLES: Mapping[str, Sequence[str]] = {
+    "init": ("ngrpo init --model my-model --data problems.jsonl -o mine.toml",),
+    "check": ("ngrpo check mine.toml", "ngrpo check mine.toml --json"),
+    "plan": (
+        "ngrpo plan                             # what a run of preset tiny would do",
+        "ngrpo plan smollm2 --set training.steps=40",
+        "ngrpo plan --json                      # for programs",
+    ),
+    "run": ("ngrpo run", "ngrpo run mine.toml --seed 3", "ngrpo run smollm2 --dry-run"),
+    "rerun": ("ngrpo rerun benchmark_evaluation", "ngrpo rerun ngrpo_training --from RUN   # a run on the cluster"),
+    "evaluate": (
+        "ngrpo evaluate champion",
+        "ngrpo evaluate my-model --preset mine.toml",
+    ),
+    "compile": ("ngrpo compile paper-7b --cluster mine.toml -o paper-7b.yaml",),
+    "submit": ("ngrpo submit --preset paper-7b --cluster mine.toml", "ngrpo submit --cluster mine.toml --wait"),
+    "cancel": ("ngrpo cancel RUN",),
+    "doctor": ("ngrpo doctor --cluster mine.toml --preset paper-7b",),
+    "regrade": ("ngrpo regrade                          # of the latest run",),
+    "promote": ("ngrpo promote 3", "ngrpo promote 3 --override 'the benchmark had a wrong answer'"),
+    "rollback": ("ngrpo rollback 'answers too long in production'",),
+    "history": ("ngrpo history",),
+    "mirror": ("ngrpo mirror s3://team/copies --preset paper-7b",),
+    "status": ("ngrpo status", "ngrpo status RUN --json"),
+    "logs": ("ngrpo logs ngrpo_training --follow",),
+    "report": ("ngrpo report",),
+    "config": ("ngrpo config training", "ngrpo config training.rewards"),
+    "ui": ("ngrpo ui",),
+    "neighbors": ("ngrpo neighbors tiny 1 +",),
+    "compare": ("ngrpo compare before=RUN after=RUN", "ngrpo compare laptop:k1 laptop:grpo --json"),
+}
+"""By command, what a person would type; commands that are declared with an `epilog` of their own are not here."""
+
+
+def give_examples(app: typer.Typer) -> None:
+    """Put its examples at the end of the help of every command of a group."""
+    for command in app.registered_commands:
+        name = command.name or (command.callback.__name__ if command.callback is not None else "")
+        if name in _EXAMPLES:
+            command.epilog = examples(*_EXAMPLES[name])

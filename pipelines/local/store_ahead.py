@@ -1,0 +1,32 @@
+"""The object store of this machine, started while a command still imports what it works with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ngrpo.storage.seaweed import starting
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "NGRPO_STORE")
+
+
+def embeds_store() -> bool:
+    """Whether a run brings up its own object store, because the environment names none."""
+    return not any(os.environ.get(name) for name in _ENDPOINT_VARIABLES)
+
+
+@contextmanager
+def store_ahead(workspace: Workspace) -> Iterator[None]:
+    """Have the object store start in the background, where a run would bring up its own; `services` then finds it.
+
+    Raises:
+        ConfigError: The workspace cannot be made or used.
+        StoreError: The store cannot be started.
+    """
+    if not embeds_store():
+        yield
+        return
+    with workspace.private(), starting(workspace.store):
+        yield
