@@ -304,7 +304,7 @@ def test_problems_that_are_gone(place, endpoint):
     place.promote(0)
     for key in place.objects.list("prepare_data/"):
         place.objects.delete(key)
-    with pytest.raises(StoreError, match="the problems that the champion of .* was measured on are gone"):
+    with pytest.raises(StoreError, match=r"the problems that the champion of .* was measured on are gone"):
         place.look(endpoint.url)
 
 
@@ -315,7 +315,7 @@ def test_a_damaged_series_is_left_as_it_is(place, endpoint):
     document["state"]["series"]["looks"][0]["correct"]["arithmetic"] = [99] * PROBLEMS
     for damaged in (b"{", json.dumps(document).encode()):
         place.objects.put_bytes(damaged, f"watches/{NAME}/series.json")
-        with pytest.raises(DamagedStateError, match="series.json: damaged: .*the next look starts a new series"):
+        with pytest.raises(DamagedStateError, match=r"series.json: damaged: .*the next look starts a new series"):
             place.look(endpoint.url)
     place.objects.delete(f"watches/{NAME}/series.json")
     assert place.look(endpoint.url).facts["looks"] == 1
@@ -324,7 +324,7 @@ def test_a_damaged_series_is_left_as_it_is(place, endpoint):
 def test_settings_of_the_watch():
     with pytest.raises(ConfigError, match=r"watch.benchmarks: 'absent' is not one of data.benchmarks"):
         settings("watch.endpoint.url=http://a:1", "watch.benchmarks=[absent]")
-    with pytest.raises(ConfigError, match="watch.endpoint"):
+    with pytest.raises(ConfigError, match=r"watch.endpoint"):
         settings("watch.samples=2")
 
 
