@@ -118,6 +118,7 @@ def _arguments(folder: Path) -> dict[str, tuple[Argument, ...]]:
             Argument(("0", "0.7"), ("-1", "11", "nan", "x", ""), "--temperature"),
             model,
         ),
+        "exec": (Argument(("true",), ("", "\0", "\ud800"), needed=True),),
         "neighbors": (
             Argument(("8",), ("0", "-1", "99999999", "x", "9" * 5000), "--count"),
             Argument(("cosine", "l1"), ("euclid", "", "\0"), "--metric"),

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: `ngrpo export | chat`."""
+"""The commands that use a trained model: `ngrpo export | chat | exec`."""
 
 from __future__ import annotations
 
@@ -73,6 +73,18 @@ def chat(
     from ngrpo_kfp.pipelines.local import chatting
 
     chatting.chat(what, _checked(model), prompt, chatting.Sampling(max_tokens, temperature), workspace())
+
+
+@app.command("exec", rich_help_panel=MODELS, context_settings={"allow_interspersed_args": False})
+def exec_(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="the command and its arguments")],
+) -> None:
+    """Run a command that finds the workspace's store and MLflow in its environment."""
+    from ngrpo_kfp.pipelines.local.command import run_command
+
+    code = run_command(command, workspace())
+    if code:
+        raise typer.Exit(code)
 
 
 def _checked(model: str | None) -> str | None:

@@ -227,7 +227,7 @@ def _vllm_problem(directory: Path, exported: Exported) -> str | None:
 def _upload(directory: Path, hub: str, message: str) -> None:
     """Upload a directory to the hub in one commit, to a repository that is made, private, if it is missing."""
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from ngrpo.data.locations import explained
 

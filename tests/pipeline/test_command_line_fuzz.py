@@ -22,6 +22,7 @@ BEGINNINGS = (
     "local.ui.serve_ui",
     "local.exporting.services",
     "local.chatting.services",
+    "local.command.services",
     "kubeflow.compilation.compile_whole",
     "kubeflow.submission.submit",
     "kubeflow.submitted_runs.connect",

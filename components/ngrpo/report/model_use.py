@@ -19,7 +19,7 @@ def model_use(model: str, version: int, location: str, digest: str) -> str:
             "```",
             f"ngrpo export {version} DIR --model {model}   # for transformers and vLLM",
             f"ngrpo chat {version} --model {model}",
-            f"mlflow models serve -m models:/{model}/{version} --env-manager local",
+            f"ngrpo exec mlflow models serve -m models:/{model}/{version} --env-manager local",
             "```",
         ]
     )
