@@ -1,6 +1,7 @@
 """`ngrpo prune`: what goes and what stays, on a real object store and a real registry, whenever it is killed."""
 
 import json
+import os
 import shutil
 
 import pyarrow as pa
@@ -433,6 +434,36 @@ def test_while_a_stage_runs_on_a_cluster_with_that_store_nothing_is_removed(home
     assert artifacts() == before
     home.publish("ngrpo_training", "0" * 32, {})
     assert prune(1, ours_alone=False) != []
+
+
+# --- the embedded store -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_workspace_with_its_own_store_gives_the_room_back_and_what_is_kept_is_still_cached(
+    house, monkeypatch, capsys
+):
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "NGRPO_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NGRPO_HOME", str(house.home))
+    house.write_stage("ngrpo_training", "(output / 'weights').write_bytes(os.urandom(4_000_000))")
+    for steps in (3, 4):
+        house.ngrpo("run", "--set", f"training.steps={steps}")
+    stored = sum(path.stat().st_size for path in (house.home / "store").glob("*.dat"))
+    assert cli.main(["prune", "--keep", "1"]) == 0
+    assert "nothing was removed" in capsys.readouterr().out
+    assert cli.main(["prune", "--keep", "1", "--yes"]) == 0
+    assert "removed: " in capsys.readouterr().out
+    assert sum(path.stat().st_size for path in (house.home / "store").glob("*.dat")) < stored - 3_500_000
+    assert len(list((house.home / "runs").iterdir())) == 1
+    house.ran()
+    house.ngrpo("report")
+    house.ngrpo("run", "--set", "training.steps=4")
+    assert house.ran() == ["model_promotion"]
+    house.ngrpo("rerun", "benchmark_evaluation", "--set", "training.steps=4")
+    assert house.ran() == ["benchmark_evaluation", "model_promotion"]
+    house.ngrpo("run", "--set", "training.steps=3")
+    assert house.ran() == ["ngrpo_training", "benchmark_evaluation", "model_promotion"]
 
 
 # --- after it -----------------------------------------------------------------------------------------------------------
