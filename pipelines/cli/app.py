@@ -44,7 +44,7 @@ app = typer.Typer(
         "ngrpo run --preset smollm2          # only what changed since the last run",
         "ngrpo submit --cluster mine.toml    # and stay until it has started",
         "ngrpo promote 3                     # put version 3 to the gate again",
-        "ngrpo logs ngrpo_training --follow  # of the newest run on the cluster",
+        "ngrpo logs ngrpo_training --follow  # of the newest run, here or on the cluster",
     ),
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

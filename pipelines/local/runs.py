@@ -349,8 +349,9 @@ def _goes_on(kind: Kind, directory: Path, workspace: Workspace, finished: bool) 
     """Say whether a run is running: while its stages are, it holds its lifeline; before and after that, the lock of the workspace."""
     if any(is_held(place / LIFELINE) for place in _places(kind, directory)):
         return True
-    newest = max((path.name for _, path in everything(workspace)), default="")
-    return not finished and directory.name == newest and is_held(workspace.root / "run.lock")
+    if finished or not is_held(workspace.root / "run.lock"):
+        return False
+    return directory.name == max((path.name for _, path in everything(workspace)), default="")
 
 
 def _places(kind: Kind, directory: Path) -> list[Path]:

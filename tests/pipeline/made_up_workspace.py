@@ -1,13 +1,16 @@
 """A workspace whose runs are made up: their files, and artifacts in a real store."""
 
+import hashlib
 import json
 import os
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 
-from ngrpo.config import load_config
+from ngrpo.config import RunConfig, load_config
 from ngrpo.stages.declarations import STAGES
-from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.manifest import FileEntry, Manifest
+from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -18,10 +21,9 @@ FIRST = datetime(2026, 1, 1)
 class MadeUpWorkspace:
     """Runs, a day apart; those with the same letter share the results of a stage."""
 
-    def __init__(self, root: Path, store: ArtifactStore | None = None):
+    def __init__(self, root: Path, objects: ObjectStore | None = None):
         self.workspace = Workspace(root)
-        self.store = store
-        self.payloads = root.parent / f"{root.name}-payloads"
+        self.objects = objects
         self.count = 0
 
     def key(self, stage: str, letter: str) -> str:
@@ -58,11 +60,11 @@ class MadeUpWorkspace:
             write_state(directory / "stages" / f"{stage}.json", record)
             (directory / "logs").mkdir(exist_ok=True)
             (directory / "logs" / f"{stage}.log").write_text(f"{stage} began\nstep 3/4 of {stage}\n")
-            if not failed and self.store is not None:
+            if not failed and self.objects is not None:
                 self.publish(stage, key, inputs)
         write_state(directory / "plan.json", plan)
         overrides = [f"{name.replace('__', '.')}={value}" for name, value in changes.items()]
-        config = load_config(PRESETS / "tiny.toml", overrides)
+        config = _config(tuple(overrides))
         write_state(directory / "config.json", config.model_dump(mode="json"))
         if until is None:
             self.finish(directory, plan, config.promotion.model_name)
@@ -77,11 +79,12 @@ class MadeUpWorkspace:
         self.workspace.set_latest(directory)
 
     def publish(self, stage: str, key: str, inputs: dict[str, str]) -> None:
-        payload = self.payloads / stage / key
-        (payload / "model").mkdir(parents=True, exist_ok=True)
-        for name in ("payload.txt", "model/weights"):
-            (payload / name).write_text(f"{stage} {key}")
-        self.store.publish(stage, key, payload, config_digest="c", code_version="v", inputs=inputs)
+        """Write an artifact of one file, as `ArtifactStore.publish` leaves it."""
+        data = f"{stage} {key}".encode()
+        entry = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+        manifest = Manifest(stage, key, "c", "v", inputs, {"payload.txt": entry})
+        self.objects.put_bytes(data, f"{stage}/{key}/payload.txt")
+        self.objects.put_bytes(manifest.to_bytes(), f"{stage}/{key}/manifest.json")
 
     def copy(self, stage: str, letter: str, **files: object) -> Path:
         """Write the local copy of an artifact, with a manifest that says 1000 bytes."""
@@ -102,6 +105,11 @@ class MadeUpWorkspace:
             (place / "work" / "checkpoint-3").mkdir()
             (place / "work" / "checkpoint-3" / "weights").write_text("weights")
         return place
+
+
+@cache
+def _config(overrides: tuple[str, ...]) -> RunConfig:
+    return load_config(PRESETS / "tiny.toml", overrides)
 
 
 def tree(root: Path, *but: str) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """`ngrpo prune`: what goes and what stays, on a real object store and a real registry, whenever it is killed."""
 
 import json
+import os
 import shutil
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.verdicts import SAMPLES
+from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.tries import begin, keep
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
@@ -28,8 +30,8 @@ MODEL = "made-up"
 
 
 @pytest.fixture
-def home(tmp_path, store):
-    return MadeUpWorkspace(tmp_path / "outputs", store)
+def home(tmp_path, objects):
+    return MadeUpWorkspace(tmp_path / "outputs", objects)
 
 
 @pytest.fixture
@@ -53,17 +55,16 @@ def prune(home, around):
 
 
 @pytest.fixture
-def artifacts(home, objects):
+def artifacts(objects):
     """The artifacts that are in the store, as stage and letter of the key; each is whole."""
 
     def there():
-        found = sorted({tuple(key.split("/")[:2]) for key in objects.list() if key.count("/") >= 2})
-        found = [(stage, key) for stage, key in found if stage not in ("promotions", "checkpoints", "tries")]
-        for stage, key in found:
-            reference = home.store.find(stage, key)
-            assert reference is not None, "half of it is left"
-            assert home.store.verify(reference) == []
-        return {f"{stage} {key[8]}" for stage, key in found}
+        files = {}
+        for stage, key, *name in (key.split("/") for key in objects.list()):
+            if stage in STAGES:
+                files.setdefault((stage, key), set()).add(*name)
+        assert all(names == {"manifest.json", "payload.txt"} for names in files.values()), "half of one is left"
+        return {f"{stage} {key[8]}" for stage, key in files}
 
     return there
 
@@ -290,11 +291,10 @@ def test_a_champion_keeps_its_lineage_and_every_version_the_samples_it_was_judge
 def test_files_of_a_model_whose_deletion_was_killed_are_found_again(home, prune, registered, around, monkeypatch):
     _, left = registered
     home.run({})
-    monkeypatch.setattr(pruning, "_remove", _killed)
-    with pytest.raises(KeyboardInterrupt):
-        prune(1)
-    monkeypatch.undo()
-    monkeypatch.setenv("NGRPO_STORE", around.store_uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning, "_remove", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(1)
     assert ObjectStore(around.artifact_location).list(f"models/{left}/") != []
     assert prune(1) == [f"model files models/{left}"]
     assert ObjectStore(around.artifact_location).list(f"models/{left}/") == []
@@ -317,20 +317,22 @@ def test_the_files_that_a_kept_run_started_from_stay(home, prune, registered, ar
 # --- killed -------------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_any_moment_it_leaves_nothing_half_and_the_next_one_finishes(home, prune, objects, monkeypatch):
+def test_killed_at_any_moment_it_leaves_nothing_half_and_the_next_one_finishes(
+    home, prune, objects, store, monkeypatch
+):
     home.run({})
     home.run(later("b"))
     home.work("ngrpo_training", "x", checkpoint=True)
     home.copy("ngrpo_training", "a")
-    kept = [home.store.find(stage, home.key(stage, letter)) for stage, letter in map(str.split, of_run(**later("b")))]
+    kept = [store.find(stage, home.key(stage, letter)) for stage, letter in map(str.split, of_run(**later("b")))]
     deleted, original = [], ObjectStore.delete
 
-    def dying(store, key):
-        if len(deleted) % 3 == 2:  # every third is the last of its process
+    def dying(self, key):
+        if len(deleted) % 2 == 1:  # every second is the last of its process
             deleted.append("")
             raise KeyboardInterrupt
         deleted.append(key)
-        original(store, key)
+        original(self, key)
 
     monkeypatch.setattr(ObjectStore, "delete", dying)
     deaths = 0
@@ -339,15 +341,15 @@ def test_killed_at_any_moment_it_leaves_nothing_half_and_the_next_one_finishes(h
             gone = prune(1)
         except KeyboardInterrupt:
             deaths += 1
-            places = {tuple(key.split("/")[:2]) for key in objects.list()}
+            places = {tuple(key.split("/")[:2]) for key in objects.list("ngrpo_training/")}
             for stage, key in places:
-                found = home.store.find(stage, key)
-                assert found is None or home.store.verify(found) == []
-            assert all(home.store.verify(reference) == [] for reference in kept)
+                found = store.find(stage, key)
+                assert found is None or store.verify(found) == []
             assert len(list(home.workspace.runs.iterdir())) == 2, "what is known of the run goes last"
         else:
             break
     assert deaths > 3
+    assert all(store.verify(reference) == [] for reference in kept)
     assert gone[-1].startswith("run ")
     assert prune(1) == []
     assert {key.split("/")[1][8] for key in objects.list("ngrpo_training/")} == {"b"}
@@ -356,12 +358,11 @@ def test_killed_at_any_moment_it_leaves_nothing_half_and_the_next_one_finishes(h
 def test_a_run_that_was_put_out_of_the_way_is_deleted_by_the_next_one(home, around, prune, monkeypatch):
     home.run({})
     home.run(later("b"))
-    monkeypatch.setattr(pruning, "_finish", _killed)
-    with pytest.raises(KeyboardInterrupt):
-        prune(1)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning, "_finish", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(1)
     assert len(list((home.workspace.root / "pruned").iterdir())) == 1
-    monkeypatch.setenv("NGRPO_STORE", around.store_uri)
     pruning.prune(home.workspace, Wish(1, shared=True), lambda plan: None, really=True)
     assert not (home.workspace.root / "pruned").exists()
 
@@ -435,12 +436,43 @@ def test_while_a_stage_runs_on_a_cluster_with_that_store_nothing_is_removed(home
     assert prune(1, ours_alone=False) != []
 
 
+# --- the embedded store -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_workspace_with_its_own_store_gives_the_room_back_and_what_is_kept_is_still_cached(
+    house, monkeypatch, capsys
+):
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "NGRPO_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NGRPO_HOME", str(house.home))
+    house.write_stage("ngrpo_training", "(output / 'weights').write_bytes(os.urandom(4_000_000))")
+    for steps in (3, 4):
+        house.ngrpo("run", "--set", f"training.steps={steps}")
+    stored = sum(path.stat().st_size for path in (house.home / "store").glob("*.dat"))
+    assert cli.main(["prune", "--keep", "1"]) == 0
+    assert "nothing was removed" in capsys.readouterr().out
+    assert cli.main(["prune", "--keep", "1", "--yes"]) == 0
+    assert "removed: " in capsys.readouterr().out
+    assert sum(path.stat().st_size for path in (house.home / "store").glob("*.dat")) < stored - 3_500_000
+    assert len(list((house.home / "runs").iterdir())) == 1
+    house.ran()
+    house.ngrpo("report")
+    house.ngrpo("run", "--set", "training.steps=4")
+    assert house.ran() == ["model_promotion"]
+    house.ngrpo("rerun", "benchmark_evaluation", "--set", "training.steps=4")
+    assert house.ran() == ["benchmark_evaluation", "model_promotion"]
+    house.ngrpo("run", "--set", "training.steps=3")
+    assert house.ran() == ["ngrpo_training", "benchmark_evaluation", "model_promotion"]
+
+
 # --- after it -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_kept_can_be_graded_again(home, prune, objects, tmp_path, monkeypatch, capsys):
+def test_a_run_that_is_kept_can_be_graded_again(home, prune, store, tmp_path, monkeypatch, capsys):
     run = home.run({}, made=["prepare_data"])
     home.run(later("b"))
+    home.run(later("c"))
     benchmarks, samples = tmp_path / "d" / "benchmarks", tmp_path / "e" / "samples" / "trained"
     for place in (benchmarks, samples):
         place.mkdir(parents=True)
@@ -453,9 +485,7 @@ def test_a_run_that_is_kept_can_be_graded_again(home, prune, objects, tmp_path, 
     summary = json.loads((run / "summary.json").read_text())
     summary["stages"] = {}
     for stage, payload in (("prepare_data", "d"), ("benchmark_evaluation", "e")):
-        reference = home.store.publish(
-            stage, payload * 32, tmp_path / payload, config_digest="", code_version="", inputs={}
-        )
+        reference = store.publish(stage, payload * 32, tmp_path / payload, config_digest="", code_version="", inputs={})
         summary["stages"][stage] = {"key": reference.key, "artifact": reference.uri}
     (run / "summary.json").write_text(json.dumps(summary))
     again = []

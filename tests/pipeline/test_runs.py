@@ -177,6 +177,7 @@ def test_a_beginning_that_several_runs_have_is_refused(home, ngrpo):
 def test_a_run_on_the_cluster_is_meant_where_one_is_named_by_the_environment_and_none_here(home, ngrpo, monkeypatch):
     run = home.run({})
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("ngrpo_kfp.pipelines.kubeflow.client.RETRIES", None)
     for command in (
         ("status",),
         ("status", "0b5e8a1c-run"),
