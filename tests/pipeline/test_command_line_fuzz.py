@@ -28,6 +28,7 @@ BEGINNINGS = (
     "cli.promotion.promote_version",
     "cli.promotion.roll_back",
     "cli.promotion.show_history",
+    "cli.deployment.latest_configuration",
 )
 
 
