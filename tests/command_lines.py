@@ -88,6 +88,11 @@ def _arguments(folder: Path) -> dict[str, tuple[Argument, ...]]:
         "run": (*config[1:], *base, preset),
         "rerun": (*config, *base, *stage),
         "evaluate": (*config, Argument(("champion", "3"), ("0", "./absent", *names), needed=True)),
+        "deploy": (
+            Argument((str(folder / "cluster.toml"),), files, "--cluster", needed=True),
+            images,
+            Argument(("champion", "3"), ("0", "./absent", *names), needed=True),
+        ),
         "ui": (Argument(("5001",), ("-1", "0", "99999", "65536", "abc", "1.5", "", "9" * 5000), "--port"),),
         "compile": (*config, *cluster, Argument((str(folder / "p.yaml"),), outputs, "--output", needed=True)),
         "submit": (*config, *cluster, *base),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ngrpo.config import RunConfig, validate
+from ngrpo.config.cluster import ClusterConfig
 from ngrpo.config.reading import override, read_toml
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, parse_evaluation, read_evaluation
 from ngrpo.errors import ConfigError, TrackingError
@@ -28,21 +29,43 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_name
 
 
-def latest_configuration(workspace: Workspace, cluster: Path) -> RunConfig:
-    """Return the configuration of the latest run, with the cluster of a file.
+def require_registered(what: str) -> None:
+    """Refuse what is no version in the registry, before anything starts.
 
     Args:
-        workspace: Where runs are.
-        cluster: TOML file with the settings of `cluster`.
+        what: `champion`, or the number of a version.
 
     Raises:
-        ConfigError: There is no run, or the file is none.
+        ConfigError: It is none.
     """
-    tree = configuration_of(latest_run(workspace)).model_dump(mode="json")
-    return validate(RunConfig, tree | {"cluster": read_toml("cluster", cluster)})
+    if source_by_name(what):
+        raise ConfigError(
+            f"model {what!r}: a cluster serves what is registered; name champion, or the number of a version (`ngrpo history`)"
+        )
 
 
-def print_service(what: str, config: RunConfig, images: Path, workspace: Workspace) -> None:
+def read_cluster(path: Path) -> ClusterConfig:
+    """Return the settings of a cluster.
+
+    Args:
+        path: TOML file with the settings of `cluster`.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    return validate(ClusterConfig, read_toml("cluster", path))
+
+
+def latest_configuration(workspace: Workspace, cluster: ClusterConfig) -> RunConfig:
+    """Return the configuration of the latest run, on a cluster.
+
+    Raises:
+        ConfigError: There is no run.
+    """
+    return configuration_of(latest_run(workspace)).model_copy(update={"cluster": cluster})
+
+
+def print_service(what: str, config: RunConfig, images: Images, workspace: Workspace) -> None:
     """Print the service of a version as YAML.
 
     Args:
@@ -52,7 +75,7 @@ def print_service(what: str, config: RunConfig, images: Path, workspace: Workspa
         workspace: Where object storage and tracking are, unless the environment names them.
 
     Raises:
-        ConfigError: It is no version, or it cannot be served as the configuration says.
+        ConfigError: It cannot be served as the configuration says.
         TrackingError: There is no such version, or its files are gone.
         StoreError: The object store cannot be reached.
     """
@@ -60,7 +83,7 @@ def print_service(what: str, config: RunConfig, images: Path, workspace: Workspa
         print(yaml.safe_dump(_service(_stored(what, config), config, images), sort_keys=False), end="")
 
 
-def deploy_version(what: str, config: RunConfig, images: Path, workspace: Workspace, console: Console) -> bool:
+def deploy_version(what: str, config: RunConfig, images: Images, workspace: Workspace, console: Console) -> bool:
     """Deploy a version, evaluate it through its endpoint, and keep the deployment where both evaluations are equal.
 
     Args:
@@ -107,16 +130,12 @@ def deploy_version(what: str, config: RunConfig, images: Path, workspace: Worksp
 
 
 def _stored(what: str, config: RunConfig) -> Stored:
-    if source_by_name(what):
-        raise ConfigError(
-            f"model {what!r}: a cluster serves what is registered; name champion, or the number of a version (`ngrpo history`)"
-        )
     source = model_source(what, config)
     return Stored(source["name"], source["version"], source["id"], source["digest"])
 
 
-def _service(stored: Stored, config: RunConfig, images: Path) -> Mapping[str, Any]:
-    return inference_service(stored, config, Images(images), namespace=namespace(), positions=stored_positions(stored))
+def _service(stored: Stored, config: RunConfig, images: Images) -> Mapping[str, Any]:
+    return inference_service(stored, config, images, namespace=namespace(), positions=stored_positions(stored))
 
 
 def _evaluation(stored: Stored) -> Evaluation:

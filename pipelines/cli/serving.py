@@ -53,8 +53,11 @@ def serve(
         serving.serve_model(model, port, length, workspace(), terminal())
         return
     from ngrpo_kfp.pipelines.cli import deployment
+    from ngrpo_kfp.pipelines.kubeflow.images import Images
 
-    deployment.print_service(model, _cluster_config(preset_option, settings, cluster), images, workspace())
+    deployment.require_registered(model)
+    found = Images(images)
+    deployment.print_service(model, _cluster_config(preset_option, settings, cluster), found, workspace())
 
 
 @app.command(rich_help_panel=ON_CLUSTER)
@@ -69,9 +72,12 @@ def deploy(
 ) -> None:
     """Deploy a model with KServe, evaluate it through its endpoint, and go back where it does not do as it was evaluated (exit code 1)."""
     from ngrpo_kfp.pipelines.cli import deployment
+    from ngrpo_kfp.pipelines.kubeflow.images import Images
 
+    deployment.require_registered(model)
+    found = Images(images)
     config = _cluster_config(preset_option, settings, cluster)
-    if not deployment.deploy_version(model, config, images, workspace(), terminal()):
+    if not deployment.deploy_version(model, config, found, workspace(), terminal()):
         raise typer.Exit(1)
 
 
@@ -81,4 +87,5 @@ def _cluster_config(preset: str | None, settings: list[str] | None, cluster: Pat
     from ngrpo.config.reading import override
     from ngrpo_kfp.pipelines.cli import deployment
 
-    return override(deployment.latest_configuration(workspace(), cluster), settings or [])
+    read = deployment.read_cluster(cluster)
+    return override(deployment.latest_configuration(workspace(), read), settings or [])

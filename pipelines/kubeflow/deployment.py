@@ -100,7 +100,9 @@ def _address(kubernetes: Kubernetes, path: str, minutes: float, say: Callable[[s
         if service is None:
             raise ClusterError(f"{path}: somebody deleted it; deploy again")
         status = service.get("status") or {}
-        ready = next((each for each in status.get("conditions") or () if each["type"] == "Ready"), {})
+        ready: Mapping[str, Any] = next(
+            (each for each in status.get("conditions") or () if each["type"] == "Ready"), {}
+        )
         # A status that is older than the service tells of the one before.
         is_of_now = status.get("observedGeneration", 0) >= service["metadata"].get("generation", 0)
         if is_of_now and ready.get("status") == "True" and status.get("url"):

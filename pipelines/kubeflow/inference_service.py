@@ -107,7 +107,7 @@ def inference_service(
             {"name": "VLLM_NO_USAGE_STATS", "value": "1"},
         ],
         "ports": [{"containerPort": _PORT, "protocol": "TCP"}],
-        "resources": {"requests": resources, "limits": resources},
+        "resources": {"requests": resources, "limits": dict(resources)},
         "startupProbe": _probe(failures=_MINUTES_TO_LOAD * 6),
         "readinessProbe": _probe(failures=3),
         "livenessProbe": _probe(failures=6),
@@ -149,7 +149,7 @@ def inference_service(
         "metadata": {
             "name": service_name(config, stored.model_name),
             "namespace": namespace,
-            "labels": dict(cluster.labels) | cluster.queue_labels(),
+            "labels": dict(cluster.labels),  # no queue: what never ends does not wait among what does
             "annotations": {
                 DIGEST: stored.digest,
                 "ngrpo/model": f"{stored.model_name}/{stored.version}",

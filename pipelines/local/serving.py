@@ -135,7 +135,8 @@ def how_to(model: NamedModel, config: RunConfig, name: str, port: int) -> Iterat
     yield f'answer = client.chat.completions.create(model="{name}", messages={json.dumps(messages)})'
     yield "print(answer.choices[0].message.content)"
     yield ""
-    yield f"ngrpo evaluate {model.name} {config.preset} --endpoint {url}" if is_version(model.name) else ""
+    if model.version is not None:
+        yield f"ngrpo evaluate {model.version.version} {config.preset} --endpoint {url}"
     yield "Ctrl-C to stop"
 
 

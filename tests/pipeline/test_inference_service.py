@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import pytest
 import yaml
+from kubernetes.config import kube_config
 from kubernetes_stub import NAMESPACE, serve
 
 from ngrpo.config import load_config
@@ -102,8 +103,8 @@ def test_it_gets_what_the_cluster_has_for_stages_with_gpus(manifest):
 
 
 def test_a_dollar_in_an_option_is_no_variable(manifest):
-    (container,) = manifest("evaluation.vllm.options.revision=$(HOME)")["spec"]["predictor"]["containers"]
-    assert "$$(HOME)" in container["args"]
+    (container,) = manifest('evaluation.vllm.options.hf_overrides={"a": "$(HOME)"}')["spec"]["predictor"]["containers"]
+    assert '{"a": "$$(HOME)"}' in container["args"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,8 @@ def kserve(monkeypatch, tmp_path):
                 }
             )
         )
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        # The client has read the variable when it was imported.
+        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
         yield Services(cluster)
 
 

@@ -18,7 +18,7 @@ from ngrpo.errors import ConfigError, DataError
 from ngrpo.section import Section
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
-NOT_HERE = {"cluster", "resources", "neighbors", "promotion", "preset"}
+NOT_HERE = {"cluster", "deployment", "resources", "neighbors", "promotion", "preset"}
 """About other things than a job of one's own: `test_config_fuzz.py` tries them. The preset is named by its file."""
 
 PRESET = """
@@ -84,6 +84,7 @@ PLACES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "RewardConfig": [("training.rewards.short", {}), ("training.rewards.correctness", {})],
     "SelectionConfig": [("training.selection", {})],
     "EvaluationConfig": [("evaluation", {})],
+    "EndpointConfig": [("evaluation.endpoint", {"evaluation.endpoint": {"url": "http://127.0.0.1:8000/v1"}})],
 }  # fmt: skip
 """Where each section stands, and the settings that put it there."""
 
@@ -299,7 +300,12 @@ CASES: dict[str, dict[str, tuple[Any, ...]]] = {
         "temperature": (1e-9, "a temperature is at least 0.001"),
         "top_p": (0, "greater than 0"),
     },
+    "EndpointConfig": {
+        "url": ("127.0.0.1:8000", "write http://HOST:PORT/v1 or https://HOST/PATH/v1"),
+        "model": ("a\nb", LINE, "a\\nb"),
+    },
     "EvaluationConfig": {
+        "endpoint": ("http://127.0.0.1:8000/v1", A_TABLE),
         "engine": ("hf", "'transformers' or 'vllm'"),
         "vllm": (8, A_TABLE),
         "samples": (0, "greater than or equal to 1"),

@@ -1,0 +1,180 @@
+"""`ngrpo evaluate --endpoint`, end to end: a served model is measured as it is here, anew each time; and `ngrpo deploy` that goes by it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from rich.console import Console
+
+from endpoint_stub import EndpointStub, serving
+from ngrpo.config import InitializedModel, load_config
+from ngrpo.contracts.evaluation import read_evaluation
+from ngrpo.data import initialized
+from ngrpo.errors import ConfigError
+from ngrpo.tracking.model_registry import ModelRegistry
+from ngrpo_kfp.pipelines.cli import deployment
+from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+from promoting import MIDDLE, NAME, TINY, candidate, decide
+
+pytestmark = pytest.mark.pipeline
+pytest_plugins = ["mlflow_database"]
+PRESET = Path(__file__).with_name("small.toml")
+
+
+def evaluate(model: Path, home: Path, *options: str) -> tuple[Path, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "NGRPO_"))}
+    greedy = ["--set", "evaluation.top_p=1e-6", "--set", "evaluation.batch_size=4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", "evaluate", str(model), str(PRESET), *greedy, *options],
+        env=kept | {"NGRPO_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return max((home / "evaluations").iterdir()), done.stdout
+
+
+@pytest.mark.long
+def test_a_served_model_is_measured_as_it_is_here_and_anew_each_time(tmp_path):
+    model, home = tmp_path / "model", tmp_path / "outputs"
+    model.mkdir()
+    initialized.write(InitializedModel(kind="initialized", hidden_size=16, layers=1, seed=1), model, weights=True)
+    here, _ = evaluate(model, home)
+    with serving(EndpointStub(model, "mine")) as stub:
+        there, told = evaluate(model, home, "--endpoint", stub.url)
+        first = len(stub.requests)
+        again, _ = evaluate(model, home, "--endpoint", stub.url)
+        assert len(stub.requests) == 2 * first, "an endpoint is asked again"
+    assert f"served at {stub.url}" in told
+    evaluations = [read_evaluation(each / "evaluation.json", "") for each in (here, there, again)]
+    models = [each["models"]["trained"]["arithmetic"] for each in evaluations]
+    assert models[0] == models[1] == models[2], "greedy, so equal to the digit"
+    assert evaluations[0]["protocols"] == evaluations[1]["protocols"], "comparable"
+    assert evaluations[0]["weights"] == evaluations[1]["weights"]
+    reports = [(each / "report.md").read_text() for each in (here, there, again)]
+    keys = {report.partition("Evaluation: ")[2].partition(",")[0] for report in reports}
+    assert len(keys) == 3, "none is mistaken for another"
+
+
+# --- deployed -----------------------------------------------------------------------------------------------------------
+
+
+class Cluster:
+    """A cluster with KServe, as far as `ngrpo deploy` asks it."""
+
+    def __init__(self):
+        self.services, self.history = {}, []
+
+    def get(self, path):
+        return self.services.get(path)
+
+    def create(self, path, body):
+        self._put(f"{path}/{body['metadata']['name']}", body)
+
+    def replace(self, path, body):
+        self._put(path, body)
+
+    def delete(self, path):
+        self.history.append("deleted")
+        del self.services[path]
+
+    def _put(self, path, body):
+        self.history.append(body["metadata"]["annotations"]["ngrpo/model"])
+        status = {"url": "http://served.example.com", "conditions": [{"type": "Ready", "status": "True"}]}
+        self.services[path] = json.loads(json.dumps(body)) | {"status": status}
+        self.services[path]["metadata"]["resourceVersion"] = "1"
+
+
+@pytest.fixture
+def champion(database, objects, tmp_path, monkeypatch):
+    """A registered champion; returns its evaluation."""
+    monkeypatch.setenv("NGRPO_STORE", objects.uri)
+    MlflowClient().create_experiment("ngrpo", f"{objects.uri}/mlflow")
+    inputs = candidate(tmp_path / "inputs", "first", MIDDLE)
+    decide(inputs, tmp_path / "output")
+    assert ModelRegistry(NAME).by_alias("champion") is not None
+    return inputs["evaluation"] / "evaluation.json"
+
+
+@pytest.fixture
+def deploying(champion, tmp_path, monkeypatch):
+    cluster, asked = Cluster(), []
+    (tmp_path / "images.lock").write_text(f'gpu = "registry.example.com/ngrpo-gpu@sha256:{"a" * 64}"\n')
+    config = load_config(
+        TINY,
+        [
+            f"promotion.model_name={NAME}",
+            "resources.benchmark_evaluation.gpus=1",
+            "resources.benchmark_evaluation.memory_gib=64",
+        ],
+    )
+    monkeypatch.setattr(deployment, "Kubernetes", lambda: cluster)
+    monkeypatch.setattr(deployment, "stored_positions", lambda stored: 64)
+
+    def function(what: str, lost: int) -> tuple[bool, str]:
+        def measure(config, model, workspace, console):
+            asked.append((config.evaluation.endpoint.url, model))
+            evaluation = json.loads(champion.read_text())
+            counts = evaluation["models"]["trained"]["arithmetic"]["per_problem"]
+            evaluation["models"]["trained"]["arithmetic"]["per_problem"] = {
+                name: count - lost for name, count in counts.items()
+            }
+            (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+            return tmp_path
+
+        monkeypatch.setattr(deployment, "measure", measure)
+        console = Console(width=300, record=True)
+        workspace = Workspace(tmp_path / "outputs")
+        kept = deployment.deploy_version(what, config, Images(tmp_path / "images.lock"), workspace, console)
+        return kept, console.export_text()
+
+    function.cluster, function.asked = cluster, asked
+    return function
+
+
+def test_a_champion_that_does_as_it_was_evaluated_is_kept(deploying):
+    kept, told = deploying("champion", 0)
+    assert kept
+    assert "deployment kept: endpoint and stage are equal within ±5 points" in told
+    assert deploying.asked == [("http://served.example.com/v1", "1")], (
+        "the version, whatever becomes champion meanwhile"
+    )
+    assert deploying.cluster.history == [f"{NAME}/1"]
+
+
+def test_a_champion_that_does_worse_is_taken_back(deploying):
+    kept, told = deploying("champion", 1)
+    assert not kept
+    assert "deployment refused: on arithmetic the endpoint is -12.50 points off the stage" in told
+    assert deploying.cluster.history == [f"{NAME}/1", "deleted"]
+
+
+def test_what_is_not_registered_is_not_deployed(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    with pytest.raises(ConfigError, match="a cluster serves what is registered; name champion"):
+        deployment.require_registered(str(tmp_path / "model"))
+
+
+def test_the_service_is_printed(deploying, tmp_path, capsys):
+    config = load_config(
+        TINY,
+        [
+            f"promotion.model_name={NAME}",
+            "resources.benchmark_evaluation.gpus=1",
+            "resources.benchmark_evaluation.memory_gib=64",
+        ],
+    )
+    deployment.print_service("champion", config, Images(tmp_path / "images.lock"), Workspace(tmp_path / "outputs"))
+    service = yaml.safe_load(capsys.readouterr().out)
+    (container,) = service["spec"]["predictor"]["containers"]
+    address = next(each["value"] for each in container["env"] if each["name"] == "STORAGE_URI")
+    assert address.startswith("s3://")
+    assert address.endswith("/model")
+    assert "champion" not in address
