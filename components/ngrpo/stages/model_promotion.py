@@ -90,7 +90,6 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     decision, champion = _decide(config.promotion, promotions, version, evaluation, config.seed, None)
     context.progress(f"{decision['decision']}: {decision['reason']}")
     if key is None:
-        decision["signed"] = None
         context.progress(f"version {decision['version']} is unsigned: signing.private_key names no key")
     else:
         said = predicate(
@@ -102,8 +101,9 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
             code={"ngrpo_training": trained["code_version"], "benchmark_evaluation": evaluated["code_version"]},
             images=context.variable(IMAGES),
         )
-        decision["signed"] = sign(registry, version, inputs["trained"] / "model", said, key)
-        context.progress(f"version {decision['version']} is signed by the key sha256 {decision['signed']['key']}")
+        signed = sign(registry, version, inputs["trained"] / "model", said, key)
+        decision["signed"] = signed
+        context.progress(f"version {decision['version']} is signed by the key sha256 {signed['key']}")
     card = model_card(
         config,
         version=decision["version"],
@@ -210,6 +210,7 @@ def _decide(
             "version": int(candidate.version),
             "alias": CHALLENGER if verdict["decision"] == "kept" else CHAMPION,
             "champion_version": None if champion is None else int(champion.version),
+            "signed": None,
         }, judgement.champion
 
 
