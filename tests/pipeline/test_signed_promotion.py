@@ -213,9 +213,12 @@ def test_signatures_of_another_version_and_a_foreign_key(promotions, promote, ke
 
 
 def test_a_run_that_changes_nothing_signs_the_evaluation_that_speaks_for_the_version_now(promotions, promote, keys):
-    promote("first", private=keys[0])
+    first = promote("first", private=keys[0])
     again = promote("first", [5] * PROBLEMS, private=keys[0])
     assert again["decision"] == "unchanged"
+    envelope = json.loads(promotions.registry.file(promotions.registry.version("1"), STATEMENT))
+    said = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+    assert (said["decision"]["comparison"], said["evaluation"]["later"]) == (first["comparison"], True)
     version = promotions.registry.version("1")
     key = read_public_key(keys[1], "key")
     assert isinstance(
