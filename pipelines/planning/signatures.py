@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from ngrpo.config import RegisteredModel, RunConfig
 from ngrpo.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from ngrpo.tracking.model_registry import ModelRegistry
 
 
 def require_key(config: RunConfig) -> None:
@@ -60,7 +66,6 @@ def require_verified_base(config: RunConfig, store: str) -> None:
     source = config.model.source
     if config.signing.public_key is None or not isinstance(source, RegisteredModel):
         return
-    from ngrpo.data.registered import registered_files
     from ngrpo.signing.evidence import registered_evidence
     from ngrpo.signing.keys import public_key, require_library
     from ngrpo.signing.verification import verify_model
@@ -71,7 +76,7 @@ def require_verified_base(config: RunConfig, store: str) -> None:
     key = public_key(config.signing.public_key, "signing.public_key")
     promotions = Promotions.in_store(store, source.name)
     version = promotions.registry.version(str(source.version))
-    files = registered_files(source)
+    files = {} if version is None else _listed_files(promotions.registry, version)
     if version is None or digest_of(files) != source.digest:
         what = "is gone" if version is None else f"has no list of files of the digest {source.digest}"
         raise DataError(
@@ -79,3 +84,18 @@ def require_verified_base(config: RunConfig, store: str) -> None:
             "start from another version"
         )
     verify_model(files, registered_evidence(promotions, version), key)
+
+
+def _listed_files(registry: ModelRegistry, version: ModelVersion) -> dict[str, str]:
+    """Return the sha256 of the model's files as the manifest of a version has them; none where it is gone or damaged."""
+    from ngrpo.storage.manifest import MANIFEST, Manifest
+    from ngrpo.storage.state import DamagedStateError
+    from ngrpo.tracking.model_registry import MODEL_FOLDER
+
+    data = registry.file(version, MANIFEST)
+    try:
+        files = {} if data is None else Manifest.from_bytes(data).files
+    except DamagedStateError:
+        return {}
+    folder = f"{MODEL_FOLDER}/"
+    return {name.removeprefix(folder): entry.sha256 for name, entry in files.items() if name.startswith(folder)}

@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,14 @@ from golden_ir import GOLDEN
 from mlflow import MlflowClient
 
 from ngrpo.config import RunConfig, load_config, validate
-from ngrpo.config.signing import PASSWORD
+from ngrpo.config.signing import PASSWORD, SigningConfig
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.signing.evidence import SEAL, STATEMENT, registered_evidence
 from ngrpo.signing.keys import read_public_key
 from ngrpo.signing.verification import VerificationError, Verified, verify_model
 from ngrpo.stages.context import Context
 from ngrpo.stages.model_promotion import run
-from ngrpo.storage.digest import model_digest
+from ngrpo.storage.digest import digest_of, model_digest
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import write_state
 from ngrpo.tracking.model_registry import CHAMPION, DIGEST
@@ -26,6 +28,9 @@ from ngrpo.tracking.promotions import Promotions
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
 from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.local.named_model import NamedModel
+from ngrpo_kfp.pipelines.local.services import Services
+from ngrpo_kfp.pipelines.local.vouched_model import require_verified, seal_of
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.signatures import require_key, require_key_in_pods, require_verified_base
 from promoting import MIDDLE, NAME, PROBLEMS, TINY, candidate, settings
@@ -208,9 +213,12 @@ def test_signatures_of_another_version_and_a_foreign_key(promotions, promote, ke
 
 
 def test_a_run_that_changes_nothing_signs_the_evaluation_that_speaks_for_the_version_now(promotions, promote, keys):
-    promote("first", private=keys[0])
+    first = promote("first", private=keys[0])
     again = promote("first", [5] * PROBLEMS, private=keys[0])
     assert again["decision"] == "unchanged"
+    envelope = json.loads(promotions.registry.file(promotions.registry.version("1"), STATEMENT))
+    said = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+    assert (said["decision"]["comparison"], said["evaluation"]["later"]) == (first["comparison"], True)
     version = promotions.registry.version("1")
     key = read_public_key(keys[1], "key")
     assert isinstance(
@@ -280,13 +288,39 @@ def test_a_base_that_was_swapped_with_its_digest_is_no_signed_one(promotions, pr
     place.put_bytes(json.dumps(manifest).encode(), "manifest.json")
     with pytest.raises(DataError, match="has no list of files of the digest"):
         require_verified_base(config, objects.uri)
-    from ngrpo.data.registered import registered_files
-    from ngrpo.storage.digest import digest_of
-
+    files = {name.removeprefix("model/"): entry["sha256"] for name, entry in manifest["files"].items()}
     tree = config.model_dump(mode="json")
-    tree["model"]["source"]["digest"] = digest_of(registered_files(config.model.source))
+    tree["model"]["source"]["digest"] = digest_of(files)
     with pytest.raises(VerificationError, match=r"signature over the files: .*changed: model.safetensors"):
         require_verified_base(validate(RunConfig, tree), objects.uri)
+
+
+# --- a model that is served or exported ---------------------------------------------------------------------------------------
+
+
+def test_a_model_with_its_signatures_beside_it_is_verified_where_it_lies(
+    promotions, promote, keys, objects, tmp_path, capsys
+):
+    directory = promote("first", private=keys[0])["inputs"]["trained"] / "model"
+    around = Services(objects.uri, os.environ["MLFLOW_TRACKING_URI"], None, False)
+    signing = SigningConfig(public_key=str(keys[1]))
+    version = promotions.registry.version("1")
+    found = NamedModel("champion", directory, model_digest(directory), version, NAME)
+    require_verified(found, signing, around)
+    exported = shutil.copytree(directory, tmp_path / "exported")
+    for name, data in seal_of(found, around).items():
+        (exported / name).write_bytes(data)
+    code, told = verify(capsys, exported, "--public-key", keys[1])
+    assert (code, told.count("holds")) == (0, 5)
+
+    (directory / "model.safetensors").write_text("tampered")
+    with pytest.raises(VerificationError, match=r"changed: model\.safetensors"):
+        require_verified(found, signing, around)
+    require_verified(found, SigningConfig(), around)
+    unregistered = replace(found, version=None, name="a-run")
+    assert seal_of(unregistered, around) == {}
+    with pytest.raises(VerificationError, match="model a-run, which is in no registry, is unsigned"):
+        require_verified(unregistered, signing, around)
 
 
 # --- keys of a run --------------------------------------------------------------------------------------------------------

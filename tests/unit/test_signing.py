@@ -44,7 +44,7 @@ def key_of(pair):
     return private_key(SigningConfig(private_key=str(pair[0])), lambda name: None)
 
 
-def sealed(directory, pair, *, version="3", counts=MIDDLE):
+def sealed(directory, pair, *, version="3", counts=MIDDLE, later=False):
     """Write a model, and sign it; return its files and what vouches for it."""
     model = directory / "model"
     (model / "more").mkdir(parents=True)
@@ -62,6 +62,7 @@ def sealed(directory, pair, *, version="3", counts=MIDDLE):
             "sha256": hashlib.sha256(evaluation).hexdigest(),
             "protocol": protocol,
             "protocol_sha256": digest_of_protocol(protocol),
+            "later": later,
         },
         "data": {"train": {"kind": "hub", "revision": "0" * 40}},
         "base": {"kind": "initialized"},
@@ -188,6 +189,7 @@ def test_what_was_decided_later_is_said_and_breaks_nothing(model):
 def test_figures_of_a_comparison_that_its_evaluation_does_not_have(tmp_path, keys):
     model = sealed(tmp_path / "other", keys, counts=[2] * len(MIDDLE))  # 25 %, and 50 % was decided on
     assert broken(*model) == ["interval and decision"]
+    assert broken(*sealed(tmp_path / "later", keys, counts=[2] * len(MIDDLE), later=True)) == []
 
 
 def test_a_foreign_key(model, foreign):

@@ -28,7 +28,7 @@ def fetch(source: RegisteredModel, directory: Path, *, weights: bool) -> None:
         StoreError: The object store cannot be reached or refuses the credentials.
     """
     download(source.id, directory, lambda key: weights or not key.endswith(".safetensors"))
-    registered = registered_files(source)
+    registered = _registered(source)
     found = file_digests(directory)
     proved = found == registered if weights else found.items() <= registered.items()
     if digest_of(registered) != source.digest or not proved:
@@ -38,7 +38,7 @@ def fetch(source: RegisteredModel, directory: Path, *, weights: bool) -> None:
         )
 
 
-def registered_files(source: RegisteredModel) -> dict[str, str]:
+def _registered(source: RegisteredModel) -> dict[str, str]:
     """Return the sha256 of the model's files as the manifest of the version has them; none where it is gone or damaged."""
     place, _, folder = source.id.rstrip("/").rpartition("/")
     data = ObjectStore(place).get_bytes(MANIFEST)

@@ -74,7 +74,7 @@ def difference(signed: Mapping[str, str], found: Mapping[str, str]) -> str | Non
     return "; ".join(f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names) or None
 
 
-class _KnownFiles(hashing.Config):  # type: ignore[misc]  # the library has no types
+class _KnownFiles(hashing.Config):
     """Files whose digests are known, for the library to compare with those that were signed."""
 
     def __init__(self, files: Mapping[str, str]):

@@ -27,12 +27,16 @@ _PAYLOAD = "application/vnd.in-toto+json"
 
 
 class Evaluated(TypedDict):
-    """The evaluation that was decided on: its key, the sha256 of its file, how it measured, and the sha256 of that."""
+    """The evaluation that speaks for the model: its key, the sha256 of its file, how it measured, and the sha256 of that.
+
+    `later` says whether it was made after the decision, on the same files: then its figures may be others than were decided on.
+    """
 
     key: str
     sha256: str
     protocol: dict[str, Any]
     protocol_sha256: str
+    later: bool
 
 
 class Decided(TypedDict):

@@ -213,16 +213,16 @@ def _decision(statement: Statement, evidence: Evidence) -> Link:
 
 def _problems_of_decision(statement: Statement, evidence: Evidence) -> Iterator[str]:
     decided, signed = evidence.decisions or (), statement["predicate"]["decision"]
-    if signed["decision"] == "unchanged":  # says nothing new, and the history does not keep it
-        if not any(entry["decision"] == "promoted" for entry in decided):
-            yield "the history has no promotion of this version"
-    elif not any(_of(entry) == dict(signed) for entry in decided):
+    if signed["decision"] == "unchanged":  # a champion that somebody else made one: the history does not have that
+        return
+    if not any(_of(entry) == dict(signed) for entry in decided):
         alike = [entry for entry in decided if entry["decision"] == signed["decision"]]
         if not alike:
             yield f"the history has no decision {signed['decision']!r} on this version, which was signed"
         else:
             yield f"the history has {_worded(_of(alike[-1]))}, and {_worded(signed)} was signed"
-    yield from _other_figures(signed["comparison"], evidence)
+    if not statement["predicate"]["evaluation"]["later"]:
+        yield from _other_figures(signed["comparison"], evidence)
 
 
 def _other_figures(comparison: Mapping[str, Any] | None, evidence: Evidence) -> Iterator[str]:

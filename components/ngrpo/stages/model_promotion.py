@@ -99,20 +99,21 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     decision, champion = _decide(config.promotion, promotions, version, evaluation, config.seed, None)
     context.progress(f"{decision['decision']}: {decision['reason']}")
     if key is None:
-        decision["signed"] = None
         context.progress(f"version {decision['version']} is unsigned: signing.private_key names no key")
     else:
         said = predicate(
             config,
             digest=weights,
             decision=decision,
+            history=[entry for entry in promotions.history() if entry["version"] == str(version.version)],
             evaluation=(evaluated["key"], stored, evaluation),
             lineage={"trained": trained["key"], "evaluation": evaluated["key"], **trained["inputs"]},
             code={"ngrpo_training": trained["code_version"], "benchmark_evaluation": evaluated["code_version"]},
             images=context.variable(IMAGES),
         )
-        decision["signed"] = sign(registry, version, inputs["trained"] / "model", said, key)
-        context.progress(f"version {decision['version']} is signed by the key sha256 {decision['signed']['key']}")
+        signed = sign(registry, version, inputs["trained"] / "model", said, key)
+        decision["signed"] = signed
+        context.progress(f"version {decision['version']} is signed by the key sha256 {signed['key']}")
     card = model_card(
         config,
         version=decision["version"],
@@ -227,6 +228,7 @@ def _decide(
             "version": int(candidate.version),
             "alias": CHALLENGER if verdict["decision"] == "kept" else CHAMPION,
             "champion_version": None if champion is None else int(champion.version),
+            "signed": None,
         }, judgement.champion
 
 

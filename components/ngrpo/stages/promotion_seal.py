@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from ngrpo.signing.statement import Predicate
+    from ngrpo.tracking.promotions import Entry
 
 
 def predicate(
@@ -30,6 +31,7 @@ def predicate(
     *,
     digest: str,
     decision: Promotion,
+    history: Sequence[Entry],
     evaluation: tuple[str, bytes, Evaluation],
     lineage: Mapping[str, str],
     code: Mapping[str, str],
@@ -41,6 +43,8 @@ def predicate(
         config: Settings of the promotion and of what led to it; paths of this machine are left out.
         digest: Digest of the model's files.
         decision: What was decided.
+        history: What was decided on the version so far, oldest first. Where the version is the champion already, its promotion is what
+            counts: that has an interval.
         evaluation: Key, content of the file, and the evaluation that was decided on.
         lineage: Keys of what led to the model, by name.
         code: Version of the code by stage.
@@ -49,21 +53,25 @@ def predicate(
     from ngrpo.signing.statement import digest_of_protocol
 
     key, data, parsed = evaluation
+    promotions = [entry for entry in history if entry["decision"] == "promoted"]
+    later = decision["decision"] == "unchanged" and bool(promotions)
+    decided = promotions[-1] if later else decision
     protocol = parsed.get("protocols", {}).get(MODEL, {})
     return {
         "model": decision["model"],
         "version": str(decision["version"]),
         "digest": digest,
         "decision": {
-            "decision": decision["decision"],
-            "reason": decision["reason"],
-            "comparison": _as_read(decision["comparison"]),
+            "decision": decided["decision"],
+            "reason": decided["reason"],
+            "comparison": _as_read(decided["comparison"]),
         },
         "evaluation": {
             "key": key,
             "sha256": hashlib.sha256(data).hexdigest(),
             "protocol": protocol,
             "protocol_sha256": digest_of_protocol(protocol),
+            "later": later,
         },
         "data": _settings(config.data.model_dump(mode="json", exclude_none=True)),
         "base": _settings(config.model.source.model_dump(mode="json", exclude_none=True)),
