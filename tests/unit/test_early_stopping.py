@@ -101,21 +101,22 @@ def test_the_error_is_shared_out_over_looks_and_bounds():
     assert error_of_a_look(0.01, part, part, "mean", 1) == pytest.approx(0.01 / 36)
 
 
-@pytest.mark.parametrize(
-    ("setting", "saves"),
-    [
-        (Setting(100, 8, 0.0), 0.25),
-        (Setting(200, 8, 0.1), 0.6),
-        (Setting(200, 8, 0.018), 0.05),  # about where the full decision is a toss
-        (Setting(200, 16, 0.01, difficulty=(0.15, 4.85)), 0.05),  # so hard that few samples say little
-        (Setting(100, 8, 0.05, statistic="pass@4"), 0.02),
-    ],
+SIMULATED = (
+    (Setting(100, 8, 0.0), 0.25),
+    (Setting(200, 8, 0.1), 0.6),
+    (Setting(200, 8, 0.018), 0.05),  # about where the full decision is a toss
+    (Setting(200, 16, 0.01, difficulty=(0.15, 4.85)), 0.05),  # so hard that few samples say little
+    (Setting(100, 8, 0.05, statistic="pass@4"), 0.02),
 )
-def test_the_verdict_is_that_of_all_samples(setting, saves):
+
+
+def test_the_verdict_is_that_of_all_samples():
     """In 99 of 100 simulations; `python -m tests.benchmarks early_stopping` has 1,000 of each of many settings."""
-    found = simulated(setting, 200)
-    assert found.agreement >= 0.99
-    assert found.saved > saves
+    found = [simulated(setting, 300) for setting, _ in SIMULATED]
+    assert np.mean([each.agreement for each in found]) >= 0.99
+    for each, (setting, saves) in zip(found, SIMULATED, strict=True):
+        assert each.agreement >= 0.98, setting
+        assert each.saved > saves, setting
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------------

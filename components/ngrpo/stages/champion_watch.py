@@ -230,7 +230,8 @@ def _require_comparable(
         if problem is not None:
             raise DataError(
                 f"the evaluation of the champion of {champion.model_name} and these settings differ on {benchmark.name} in their "
-                f"{problem}; watch with the preset and the settings of the run that made it, or run it again, which evaluates the champion anew"
+                f"{problem}; watch with the preset and the settings of the run that made it, or run it again, which "
+                "evaluates the champion anew"
             )
 
 
