@@ -25,6 +25,7 @@ from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.content import read_contents
+from ngrpo_kfp.pipelines.planning.early_stop import against_champion
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus, show_amounts, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
@@ -120,7 +121,7 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
 
 
 def _based(config: RunConfig, base: str | None) -> RunConfig:
-    return config if base is None else from_champion(config)
+    return against_champion(config if base is None else from_champion(config))
 
 
 def _plan(
