@@ -81,10 +81,11 @@ def submit(
     from ngrpo_kfp.pipelines.kubeflow import submission
     from ngrpo_kfp.pipelines.kubeflow.images import Images
     from ngrpo_kfp.pipelines.planning.base_model import from_champion
+    from ngrpo_kfp.pipelines.planning.early_stop import against_champion
 
     config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
     home = workspace()
-    chosen = config if base is None else from_champion(config)
+    chosen = against_champion(config if base is None else from_champion(config))
     run = submission.submit(chosen, found, terminal(), cache=home.cache, name=home.run_name(config.preset))
     follow_run(run, wait)
 

@@ -32,6 +32,7 @@ from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.content import read_contents
+from ngrpo_kfp.pipelines.planning.early_stop import against_champion
 from ngrpo_kfp.pipelines.planning.final_metrics import final_metrics
 from ngrpo_kfp.pipelines.planning.ledger import (
     cost_metrics,
@@ -158,7 +159,7 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
 
 
 def _based(config: RunConfig, base: str | None, around: Services) -> RunConfig:
-    based = config if base is None else from_champion(config)
+    based = against_champion(config if base is None else from_champion(config))
     require_verified_base(based, around.store_uri)
     return based
 

@@ -1,79 +1,25 @@
-"""`ngrpo watch`: one look at the champion where it is served, in the series of all looks at it.
-
-The problems, prompts and gold answers are those of the evaluation that the champion was promoted on; its samples are fresh. Nothing is
-planned and no run is made: all that is needed is in the registry and in the artifact store.
-"""
+"""`ngrpo watch`: one look at the champion where it is served, with the services and the downloads of this machine."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngrpo.config import EvaluationConfig, RunConfig, select, validate
-from ngrpo.config.stages import BenchmarkEvaluationConfig
-from ngrpo.config.watch import WatchConfig
-from ngrpo.errors import ConfigError, DataError, StoreError, TrackingError
-from ngrpo_kfp.pipelines.local.named_model import NamedModel, named_model
-from ngrpo_kfp.pipelines.local.services import Services, services
+from ngrpo.config import RunConfig
+from ngrpo.errors import TrackingError
+from ngrpo_kfp.pipelines.local.named_model import named_model
+from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
-    from ngrpo.contracts.evaluation import Evaluation
-    from ngrpo.evaluation.benchmark import Benchmark
-    from ngrpo.evaluation.drift import Drift
-    from ngrpo.tracking.promotions import Promotions
-    from ngrpo.tracking.watches import Series
-
-_DATASET = "ngrpo.input.dataset"
-"""Tag of a version: key of the data that it was trained on, and measured by (`ngrpo.stages.model_promotion`)."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What came of a look.
-
-    Attributes:
-        model_name: The registered model.
-        version: Number of the champion that was looked at.
-        summary: What was seen, in a line.
-        alert: Whether somebody should hear of it.
-        rolled_back: Whether the promotion of the champion was undone.
-        facts: What was seen, for machines.
-    """
-
-    model_name: str
-    version: str
-    summary: str
-    alert: bool
-    rolled_back: bool
-    facts: Mapping[str, Any]
-
-
-def event(seen: Seen) -> dict[str, Any]:
-    """Return the fields of the `Event` of `ngrpo.notifications` that tells of an alert."""
-    return {
-        "kind": "watch_alert",
-        "run": None,
-        "model_name": seen.model_name,
-        "version": seen.version,
-        "summary": seen.summary,
-        "facts": dict(seen.facts),
-    }
+    from ngrpo.stages.champion_watch import Seen
 
 
 def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
-    """Measure the served champion, compare it with the evaluation that it was promoted on, and do what the settings say.
-
-    An endpoint that serves another model is an alert, and no look. One that cannot be reached is an error: nothing is known of the model
-    then, and whether a service is up is for others to watch.
+    """Look at the champion, and show what was seen.
 
     Args:
         config: Configuration with `watch`, and with the protocol that the champion was measured by.
@@ -81,291 +27,33 @@ def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
         console: Where the look is shown.
 
     Raises:
-        ConfigError: There are no settings, or they are not those that the champion was measured by; the endpoint refuses the token or a
-            request.
-        EngineError: The endpoint cannot be reached or fails.
-        TrackingError: There is no champion, its files or its evaluation are gone, or the registry cannot be reached.
-        DataError: Its evaluation is of other weights, or cannot be compared, or its problems are gone.
-        StoreError: The store cannot be reached, or the series or the evaluation is damaged.
+        NGRPOError: As `ngrpo.stages.champion_watch.look` and `named_model` say: there is no champion, or nothing is known of it.
     """
-    settings = config.watch
-    if settings is None:
-        raise ConfigError(
-            "watch: no settings; name the endpoint with --endpoint URL, or in the preset, [watch.endpoint] url = …"
-        )
     with services(workspace) as around:
-        from ngrpo.evaluation.endpoint_identity import OtherModelError
+        from ngrpo.stages.champion_watch import Champion, look, watch_settings
         from ngrpo.tracking.promotions import Promotions
 
+        watch_settings(config)
         promotions = Promotions.in_store(around.store_uri, config.promotion.model_name)
-        champion = named_model("champion", config.promotion.model_name, around, workspace)
-        evaluation, key = _evaluation(promotions, champion)
-        names = sorted(set(settings.benchmarks or (config.promotion.benchmark,)))
-        benchmarks = _benchmarks(config, champion, names, around, workspace)
-        seed = secrets.randbits(32)
-        stage = _stage_settings(config, settings, seed)
-        _require_comparable(config, champion, evaluation, benchmarks, stage, around, workspace)
-        try:
-            correct = _measured(stage, settings, champion, benchmarks)
-        except OtherModelError as error:
-            return _shown(_not_the_champion(champion, settings, str(error)), console)
-        series, by_benchmark = _recorded(settings, around, champion, evaluation, key, benchmarks, correct, seed)
-        seen = _judged(settings, promotions, champion, series, by_benchmark)
-    console.print(_table(config, by_benchmark, evaluation))
-    return _shown(seen, console)
-
-
-def _evaluation(promotions: Promotions, champion: NamedModel) -> tuple[Evaluation, str]:
-    """Return the evaluation that speaks for the champion, and its key."""
-    from ngrpo.contracts.evaluation import parse_evaluation
-    from ngrpo.tracking.model_registry import evaluation_key
-
-    version = champion.version
-    if version is None:
-        raise TrackingError(f"model {champion.model_name}: the champion has no version; promote one")
-    label = f"model {champion.model_name}: the evaluation of the champion, version {version.version},"
-    stored, key = promotions.registry.evaluation(version), evaluation_key(version)
-    if stored is None or key is None:
-        raise TrackingError(
-            f"{label} is gone, so there is nothing to compare with: run the pipeline that made it again"
-        )
-    evaluation = parse_evaluation(stored, where=label, cure="run the pipeline that made it again")
-    if evaluation.get("weights", {}).get("trained") != champion.digest:
-        raise DataError(
-            f"{label} is of other weights than its files ({champion.digest}): run the pipeline that made it again"
-        )
-    return evaluation, key
-
-
-def _benchmarks(
-    config: RunConfig, champion: NamedModel, names: Sequence[str], around: Services, workspace: Workspace
-) -> list[Benchmark]:
-    """Return the problems that the champion was measured on."""
-    from ngrpo.evaluation.benchmark import read_benchmark
-
-    directory = _dataset(champion, around, workspace, tuple(f"benchmarks/{name}.parquet" for name in names))
-    for name in names:
-        if not (directory / "benchmarks" / f"{name}.parquet").is_file():
-            raise DataError(f"watch.benchmarks: the champion was not measured on {name!r}; name another")
-    return [
-        read_benchmark(directory / "benchmarks" / f"{name}.parquet", config.benchmark_gradings.get(name))
-        for name in names
-    ]
-
-
-def _dataset(champion: NamedModel, around: Services, workspace: Workspace, only: tuple[str, ...]) -> Any:
-    store = around.artifact_store(workspace)
-    key = champion.version.tags.get(_DATASET) if champion.version is not None else None
-    reference = store.find("prepare_data", key) if key else None
-    if reference is None:
-        raise StoreError(
-            f"the problems that the champion of {champion.model_name} was measured on are gone (prepare_data {key}): run its preset again, "
-            "which prepares them again"
-        )
-    return store.fetch(reference, only=(*only, "sources.json"))
-
-
-def _stage_settings(config: RunConfig, settings: WatchConfig, seed: int) -> BenchmarkEvaluationConfig:
-    """Return the settings of the evaluation stage, as it would measure the served model with the samples of a look."""
-    own = {
-        "endpoint": settings.endpoint.model_dump(mode="json"),
-        "samples": settings.samples,
-        "pass_at": (1,),
-        "early_stop": None,
-    }
-    evaluation = validate(EvaluationConfig, config.evaluation.model_dump(mode="json") | own)
-    return select(config, BenchmarkEvaluationConfig).model_copy(
-        update={"evaluation": evaluation, "gate": None, "seed": seed}
-    )
-
-
-def _require_comparable(
-    config: RunConfig,
-    champion: NamedModel,
-    evaluation: Evaluation,
-    benchmarks: Sequence[Benchmark],
-    stage: BenchmarkEvaluationConfig,
-    around: Services,
-    workspace: Workspace,
-) -> None:
-    """Refuse to compare samples that are drawn otherwise than those of the evaluation; how many there are does not matter."""
-    from ngrpo.data.model_directory import read_config
-    from ngrpo.evaluation.protocol import benchmark_protocol, difference, revisions
-    from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
-    from ngrpo.rollout.loading import load_tokenizer
-
-    cure = "watch with the preset and the settings of the run that made it"
-    vocabulary = read_config(champion.directory, f"model directory {champion.directory}").get_text_config().vocab_size
-    tokenizer = load_tokenizer(champion.directory, vocabulary, config.model.template_date)
-    revision = revisions(_dataset(champion, around, workspace, ()))
-    for benchmark in benchmarks:
-        theirs = protocol_of(evaluation, MODEL, benchmark.name)
-        result = evaluation["models"][MODEL].get(benchmark.name)
-        if theirs is None or result is None:
-            raise DataError(
-                f"the evaluation of the champion of {champion.model_name} does not say how {benchmark.name} was measured: evaluate it again"
-            )
-        prompts = tokenizer.apply_chat_template(benchmark.prompts, add_generation_prompt=True, tokenize=False)
-        planned = theirs.get("sampling", {}).get("samples", result["n_samples"])
-        # Counts apart, the two must be alike.
-        asked = stage.evaluation.model_copy(update={"samples": planned})
-        ours = benchmark_protocol(benchmark, prompts, asked, revision.get(benchmark.name))
-        problem = difference(ours, theirs)
-        if problem is None and set(result["per_problem"]) != set(benchmark.ids):
-            problem = "problems"
-        if problem is not None:
-            raise DataError(
-                f"the evaluation of the champion of {champion.model_name} and these settings differ on {benchmark.name} in their "
-                f"{problem}; {cure}"
-            )
-
-
-def _measured(
-    stage: BenchmarkEvaluationConfig, settings: WatchConfig, champion: NamedModel, benchmarks: Sequence[Benchmark]
-) -> dict[str, list[int]]:
-    """Return of each benchmark how many samples of each problem are right, in the order of the problems."""
-    from ngrpo.evaluation.endpoint_sampler import start_endpoint_sampler
-    from ngrpo.evaluation.verdicts import graded
-    from ngrpo.grading.cores import usable_cores
-    from ngrpo.grading.grader import Grader
-
-    chats = [chat for benchmark in benchmarks for chat in benchmark.prompts]
-    correct = {}
-    sampler = start_endpoint_sampler(stage, settings.endpoint, champion.directory, chats)
-    with closing(sampler.engine), Grader(workers=usable_cores()) as grader:
-        for benchmark in benchmarks:
-            requests = [(place, sample) for place in range(len(benchmark.ids)) for sample in range(settings.samples)]
-            table = graded(sampler.generate(benchmark, requests), benchmark, grader)
-            right = dict.fromkeys(benchmark.ids, 0)
-            for problem, verdict in zip(table["problem_id"].to_pylist(), table["correct"].to_pylist(), strict=True):
-                right[problem] += verdict
-            correct[benchmark.name] = list(right.values())
-    return correct
-
-
-def _recorded(
-    settings: WatchConfig,
-    around: Services,
-    champion: NamedModel,
-    evaluation: Evaluation,
-    key: str,
-    benchmarks: Sequence[Benchmark],
-    correct: dict[str, list[int]],
-    seed: int,
-) -> tuple[Series, dict[str, Drift]]:
-    """Add the look to its series, and return what all looks say of each benchmark."""
-    from ngrpo.evaluation.drift import drifts
-    from ngrpo.tracking.watches import Look, Terms, Watches
-
-    results = evaluation["models"]["trained"]
-    terms: Terms = {
-        "version": "" if champion.version is None else str(champion.version.version),
-        "digest": champion.digest,
-        "evaluation": key,
-        "margin": settings.margin,
-        "confidence": settings.confidence,
-        "problems": {benchmark.name: list(benchmark.ids) for benchmark in benchmarks},
-    }
-    look: Look = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": seed,
-        "samples": settings.samples,
-        "correct": correct,
-    }
-
-    def judged(series: Series) -> dict[str, list[Drift]]:
-        found = {}
-        for name, ids in series["terms"]["problems"].items():
-            first, n = [results[name]["per_problem"][problem] for problem in ids], results[name]["n_samples"]
-            looks = [(each["correct"][name], each["samples"]) for each in series["looks"]]
-            # Each benchmark has its share of the error.
-            alpha = (1.0 - settings.confidence) / len(correct)
-            found[name] = drifts(first, n, looks, margin=settings.margin / 100.0, alpha=alpha)
-        return found
-
-    series = Watches.in_store(around.store_uri, champion.model_name).add(
-        terms, look, lambda so_far: any(each[-1].alarm for each in judged(so_far).values())
-    )
-    return series, {name: each[-1] for name, each in judged(series).items()}
-
-
-def _judged(
-    settings: WatchConfig,
-    promotions: Promotions,
-    champion: NamedModel,
-    series: Series,
-    by_benchmark: Mapping[str, Drift],
-) -> Seen:
-    """Do what the settings say about what was seen."""
-    number, version = len(series["looks"]), series["terms"]["version"]
-    said = ", ".join(f"{name} {_interval(drift)}" for name, drift in by_benchmark.items())
-    facts = _facts(champion, settings) | {
-        "looks": number,
-        "seed": series["looks"][-1]["seed"],
-        "alarm_since_look": series["alarm"],
-        "benchmarks": {
-            name: {
-                "drop": 100.0 * drift.drop,
-                "interval": [100.0 * drift.low, 100.0 * drift.high],
-                "alarm": drift.alarm,
-            }
-            for name, drift in by_benchmark.items()
-        },
-    }
-    who = f"model {champion.model_name}, version {version}"
-    if series["alarm"] is None:
-        return Seen(champion.model_name, version, f"{who}: look {number}, as it was: {said}", False, False, facts)
-    since = "" if series["alarm"] == number else f", since look {series['alarm']}"
-    summary = (
-        f"{who}: worse by more than {settings.margin:g} points than it was promoted for{since}, at {settings.confidence:.0%} confidence "
-        f"over all looks; look {number}: {said}"
-    )
-    rolled_back = False
-    if settings.action == "rollback":
-        rolled_back, more = _rolled_back(promotions, version, number)
-        summary += f"; {more}"
-    return Seen(champion.model_name, version, summary, True, rolled_back, facts | {"rolled_back": rolled_back})
-
-
-def _rolled_back(promotions: Promotions, version: str, look: int) -> tuple[bool, str]:
-    """Undo the promotion of a version, unless the model would be left without a champion; say what became of it."""
-    from ngrpo.tracking.model_registry import PREVIOUS_CHAMPION
-
-    if promotions.registry.aliases()[PREVIOUS_CHAMPION] is None:
-        return False, "not rolled back: there is no champion before it"
-    try:
-        entry = promotions.rollback(f"the watch found it worse than it was promoted for, at look {look}", of=version)
-    except TrackingError as error:
-        return False, f"not rolled back: {error}"
-    return True, f"rolled back: the champion is version {entry['after']['champion']}; serve that one"
-
-
-def _not_the_champion(champion: NamedModel, settings: WatchConfig, problem: str) -> Seen:
-    version = "" if champion.version is None else str(champion.version.version)
-    summary = f"model {champion.model_name}, version {version}: the endpoint does not serve the champion: {problem}"
-    return Seen(champion.model_name, version, summary, True, False, _facts(champion, settings) | {"problem": problem})
-
-
-def _facts(champion: NamedModel, settings: WatchConfig) -> dict[str, Any]:
-    return {"endpoint": settings.endpoint.url, "digest": champion.digest, "action": settings.action}
-
-
-def _shown(seen: Seen, console: Console) -> Seen:
+        named = named_model("champion", config.promotion.model_name, around, workspace)
+        if named.version is None:
+            raise TrackingError(f"model {named.model_name}: the champion has no version; promote one")
+        champion = Champion(named.model_name, named.version, named.directory, named.digest)
+        seen = look(config, champion, promotions, around.artifact_store(workspace))
+    if seen.drifts:
+        console.print(_table(config, seen))
     console.print(escape(f"{'alert' if seen.alert else 'watch'}  {seen.summary}"), soft_wrap=True)
     return seen
 
 
-def _table(config: RunConfig, by_benchmark: Mapping[str, Drift], evaluation: Evaluation) -> Table:
+def _table(config: RunConfig, seen: Seen) -> Table:
+    from ngrpo.stages.champion_watch import interval_text
+
     table = Table(title="The champion where it is served (mean of all looks, %)")
-    for column in ("benchmark", "promoted with", "now", "drop, with its interval over all looks"):
+    for column in ("benchmark", "promoted with", "now", "difference, with its interval over all looks"):
         table.add_column(column)
-    for name, drift in by_benchmark.items():
-        before = 100.0 * evaluation["models"]["trained"][name]["mean"]
-        table.add_row(
-            escape(config.title(name)), f"{before:.1f}", f"{before - 100.0 * drift.drop:.1f}", _interval(drift)
-        )
+    for name, drift in seen.drifts.items():
+        before = 100.0 * seen.before[name]
+        now = f"{before - 100.0 * drift.drop:.1f}"
+        table.add_row(escape(config.title(name)), f"{before:.1f}", now, interval_text(drift))
     return table
-
-
-def _interval(drift: Drift) -> str:
-    return f"{100.0 * drift.drop:+.2f} ({100.0 * drift.low:+.2f} to {100.0 * drift.high:+.2f}) points lost"

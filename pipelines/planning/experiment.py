@@ -179,6 +179,11 @@ class Experiment:
                 f"measure={file.measure!r} needs {needed} samples of a problem, but evaluation.samples={samples} in arm {arm}: lower K or "
                 "raise evaluation.samples"
             )
+        if config.evaluation.early_stop is not None:
+            yield (
+                f"evaluation.early_stop in arm {arm}: arms are compared by all their samples, and an evaluation that stops early has only "
+                "what settles a promotion; leave it out"
+            )
         if config.training.selection is not None and config.training.selection.benchmark == file.benchmark:
             yield (
                 f"benchmark={file.benchmark!r} is what training.selection chooses the checkpoint by in arm {arm}: a model cannot be "

@@ -6,11 +6,11 @@ from golden_ir import CLUSTER, IMAGES
 
 from ngrpo.config import load_config
 from ngrpo.errors import ConfigError, EngineError
+from ngrpo.stages.champion_watch import Seen
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
 from ngrpo_kfp.pipelines.kubeflow.scheduling import watch_task
 from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_compilation import compile_watch
-from ngrpo_kfp.pipelines.local.watching import Seen
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -46,7 +46,7 @@ def test_a_schedule_is_made_with_the_watch_as_its_only_task(kubeflow, objects, n
     ("arguments", "said"),
     [
         (("--schedule", "s"), "--schedule s: when? Give --cron"),
-        (("--schedule", "s", "--cron", "0 3 * * *"), "five fields"),
+        (("--schedule", "s", "--cron", "0 3 * * *", "--endpoint", URL), "five fields"),
         (("--schedule", "s", "--cron", "@daily"), "watch: no settings; name the endpoint"),
         (
             ("--schedule", "s", "--cron", "@daily", "--endpoint", "http://127.0.0.1:8000"),
@@ -59,27 +59,20 @@ def test_what_cannot_be_is_refused_before_anything_is_asked(kubeflow, ngrpo, arg
     assert kubeflow.requests == []
 
 
-def test_the_task_fails_where_there_is_an_alert_or_an_error(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("NGRPO_WORK_DIR", str(tmp_path))
-    config = load_config(PRESETS / "tiny.toml", [f"watch.endpoint.url={URL}"], CLUSTER)
-    homes = []
-
+def test_the_task_fails_where_there_is_an_alert_or_an_error(monkeypatch, capsys):
     def look(alert: bool):
-        def watch(config, workspace, console):
-            homes.append(workspace.root)
-            return Seen("ngrpo", "1", "seen", alert, False, {})
+        return lambda _: Seen("ngrpo", "1", "what was seen", alert, False, {})
 
-        return watch
-
-    def down(*_):
+    def down(_):
         raise EngineError("the endpoint cannot be reached")
 
-    tree = config.model_dump(mode="json")
+    tree = load_config(PRESETS / "tiny.toml", [f"watch.endpoint.url={URL}"], CLUSTER).model_dump(mode="json")
     for function, code in ((look(False), 0), (look(True), 1), (down, 2)):
-        monkeypatch.setattr(watch_task, "watch", function)
-        assert watch_task.look(tree) == code
-    assert homes == [tmp_path / "watch"] * 2
-    assert "the endpoint cannot be reached" in capsys.readouterr().err
+        monkeypatch.setattr(watch_task, "_look", function)
+        assert watch_task.watch_in_pod(tree) == code
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["watch  what was seen", "alert  what was seen"]
+    assert said.err == "the endpoint cannot be reached\n"
 
 
 def test_without_settings_there_is_nothing_to_compile():

@@ -23,6 +23,7 @@ from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, EngineError, StoreError, TrackingError
 from ngrpo.evaluation.endpoint_identity import digest_name
 from ngrpo.stages import benchmark_evaluation, model_promotion
+from ngrpo.stages.champion_watch import Seen, event
 from ngrpo.stages.context import Context
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.digest import model_digest
@@ -31,8 +32,9 @@ from ngrpo.storage.state import DamagedStateError
 from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
 from ngrpo.tracking.promotions import Promotions
 from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_task import watch_in_pod
 from ngrpo_kfp.pipelines.local import named_model as named
-from ngrpo_kfp.pipelines.local.watching import Seen, event, watch
+from ngrpo_kfp.pipelines.local.watching import watch
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import NAME, write_manifest
 
@@ -41,6 +43,7 @@ pytest_plugins = ["mlflow_database"]
 
 PRESET = Path(__file__).with_name("small.toml")
 PROBLEMS, SAMPLES = 12, 4
+OTHER = 'data.benchmarks.other={"kind": "arithmetic", "size": 4, "fold": "held_out"}'
 SOURCE = {
     "kind": "initialized",
     "hidden_size": 16,
@@ -106,7 +109,7 @@ class Place:
         store = ArtifactStore(objects, root / "cache")
         store.publish("prepare_data", "key-data", dataset, config_digest="c", code_version="v", inputs={})
 
-    def promote(self, number: int, right: int = 0, **change) -> str:
+    def promote(self, number: int, right: int = 0) -> str:
         """Make a model champion, by an evaluation in which so many samples of each problem are right; return its version."""
         place = self.root / f"inputs-{len(list(self.root.glob('inputs-*')))}"
         (place / "trained").mkdir(parents=True)
@@ -118,7 +121,6 @@ class Place:
         for result in evaluation["models"]["trained"].values():
             result["per_problem"] = dict.fromkeys(result["per_problem"], right)
             result["mean"] = right / SAMPLES
-        evaluation |= change
         (place / "evaluation").mkdir()
         (place / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
         write_manifest(place / "evaluation", f"evaluation-{place.name}", {"trained": f"key-{number}"})
@@ -218,15 +220,14 @@ def test_another_champion_than_was_looked_at_is_not_rolled_back(place):
     assert place.registry.aliases()[CHAMPION] == version
 
 
-@pytest.mark.parametrize("change", [("watch.margin=2.5",), ("watch.confidence=0.9",), ("watch.benchmarks=[other]",)])
+@pytest.mark.parametrize("change", [("watch.margin=2.5",), ("watch.confidence=0.9",), ('watch.benchmarks=["other"]',)])
 def test_other_terms_start_a_new_series(place, endpoint, change):
     place.promote(0)
     place.look(endpoint.url)
     place.look(endpoint.url)
-    extra = ["data.benchmarks.other.kind=arithmetic", "data.benchmarks.other.fold=held_out"]
-    place.look(endpoint.url, *extra, *change)
+    place.look(endpoint.url, OTHER, *change)
     assert len(place.series["looks"]) == 1
-    place.look(endpoint.url, *extra, *change, "watch.samples=2")
+    place.look(endpoint.url, OTHER, *change, "watch.samples=2")
     assert [look["samples"] for look in place.series["looks"]] == [4, 2], "the number of samples may change"
 
 
@@ -242,9 +243,8 @@ def test_another_champion_starts_a_new_series(place, endpoint, models):
 
 def test_the_error_is_shared_out_over_benchmarks(place, endpoint):
     place.promote(0)
-    extra = ["data.benchmarks.other.kind=arithmetic", "data.benchmarks.other.fold=held_out"]
     one = place.look(endpoint.url).facts["benchmarks"]["arithmetic"]["interval"]
-    both = place.look(endpoint.url, *extra, "watch.benchmarks=[arithmetic, other]").facts["benchmarks"]
+    both = place.look(endpoint.url, OTHER, 'watch.benchmarks=["arithmetic","other"]').facts["benchmarks"]
     assert set(both) == {"arithmetic", "other"}
     assert both["arithmetic"]["interval"][0] < one[0]
 
@@ -295,7 +295,11 @@ def test_an_evaluation_of_other_settings_cannot_be_compared(place, endpoint):
 
 
 def test_an_evaluation_that_does_not_say_how_it_was_made_cannot_be_compared(place, endpoint):
-    place.promote(0, protocols={})
+    version = place.registry.version(place.promote(0))
+    stored = json.loads(place.registry.evaluation(version))
+    del stored["protocols"]
+    (place.root / "evaluation.json").write_text(json.dumps(stored))
+    place.registry.add_evaluation(version, place.root / "evaluation.json", "of-an-earlier-version")
     with pytest.raises(DataError, match="does not say how arithmetic was measured"):
         place.look(endpoint.url)
 
@@ -315,7 +319,7 @@ def test_a_damaged_series_is_left_as_it_is(place, endpoint):
     document["state"]["series"]["looks"][0]["correct"]["arithmetic"] = [99] * PROBLEMS
     for damaged in (b"{", json.dumps(document).encode()):
         place.objects.put_bytes(damaged, f"watches/{NAME}/series.json")
-        with pytest.raises(DamagedStateError, match=r"series.json: damaged: .*the next look starts a new series"):
+        with pytest.raises(DamagedStateError, match=r"series\.json: damaged: .*the next look starts a new series"):
             place.look(endpoint.url)
     place.objects.delete(f"watches/{NAME}/series.json")
     assert place.look(endpoint.url).facts["looks"] == 1
@@ -323,12 +327,29 @@ def test_a_damaged_series_is_left_as_it_is(place, endpoint):
 
 def test_settings_of_the_watch():
     with pytest.raises(ConfigError, match=r"watch.benchmarks: 'absent' is not one of data.benchmarks"):
-        settings("watch.endpoint.url=http://a:1", "watch.benchmarks=[absent]")
-    with pytest.raises(ConfigError, match=r"watch.endpoint"):
+        settings("watch.endpoint.url=http://a:1", 'watch.benchmarks=["absent"]')
+    with pytest.raises(ConfigError, match=r"watch\.endpoint"):
         settings("watch.samples=2")
 
 
-# --- the command --------------------------------------------------------------------------------------------------------
+# --- in a pod, and the command --------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_pod_the_files_come_from_the_registry(place, endpoint, monkeypatch, capsys):
+    tree = settings(f"watch.endpoint.url={json.dumps(endpoint.url)}").model_dump(mode="json")
+    monkeypatch.setenv("NGRPO_WORK_DIR", str(place.root / "work"))
+    monkeypatch.setenv("NGRPO_CACHE_DIR", str(place.root / "pod-cache"))
+    assert watch_in_pod(tree) == 2
+    assert "has no champion to watch" in capsys.readouterr().err
+    place.promote(0, right=3)
+    assert watch_in_pod(tree) == 1
+    assert "worse by more than 1 points" in capsys.readouterr().out
+    assert place.series["alarm"] == 1
+    assert list((place.root / "work").iterdir()) == []
+    for file in (place.root / "artifacts").rglob("model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert watch_in_pod(tree) == 2
+    assert "has other files than were registered" in capsys.readouterr().err
 
 
 def test_the_command_ends_with_one_where_there_is_an_alert(place, endpoint, monkeypatch, capsys):

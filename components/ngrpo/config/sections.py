@@ -377,6 +377,9 @@ class EarlyStopConfig(Section):
 
     error: Annotated[float, number(above=0.0, most=0.2)] = 0.01
     """How often the verdict of the gate may be another than that of all samples."""
+    opponent: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)] = unless_set("warm_start")
+    """The model that the verdict is sought against: `warm_start`; `champion`, the one that there is when the run is planned, or the warm
+    start where there is none; or a model by the key of its evaluation, which is what `champion` becomes."""
 
 
 class EvaluationConfig(Section):
@@ -408,7 +411,7 @@ class EvaluationConfig(Section):
     """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.grading.string_match`):
     reported beside the verdict, nothing depends on it."""
     early_stop: EarlyStopConfig | None = unless_set(None)
-    """Stops generating for the trained model, on the benchmarks of the gate, once the gate's verdict against the warm start is settled.
+    """Stops generating for the trained model, on the benchmarks of the gate, once the gate's verdict is settled.
     None generates all samples. The table may be empty, `[evaluation.early_stop]`."""
     endpoint: EndpointConfig | None = unless_set(None)
     """A served model that answers in place of an engine of this machine; for `ngrpo evaluate`. It must serve the model that is measured."""

@@ -12,11 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ngrpo.config import BenchmarkEvaluationConfig
-from ngrpo.contracts.evaluation import EVALUATION, EarlyStop, Evaluation, Protocol, Result, write_evaluation
+from ngrpo.contracts.evaluation import (
+    EVALUATION,
+    EarlyStop,
+    Evaluation,
+    Protocol,
+    Result,
+    read_evaluation,
+    write_evaluation,
+)
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
 from ngrpo.data.model_directory import read_config, require_weights
 from ngrpo.data.models import materialize
+from ngrpo.errors import ConfigError, StoreError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmarks
 from ngrpo.evaluation.configured_sampler import start_sampler
 from ngrpo.evaluation.gate import Measured
@@ -34,6 +43,7 @@ from ngrpo.rollout.loading import load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.stages.keys import canonical_json, code_version, digest
 from ngrpo.stages.libraries import GENERATING, installed, selected
+from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.user_code.loading import write_code
@@ -48,7 +58,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     try that was killed, on whatever machine, and those of an evaluation with fewer samples are not generated again. Kept samples that
     are damaged are.
 
-    With `evaluation.early_stop` generating for the trained model ends as soon as the gate's verdict against the warm start is settled
+    With `evaluation.early_stop` generating for the trained model ends as soon as the gate's verdict against its opponent is settled
     (`ngrpo.evaluation.rounds`); `evaluation.json` then says how many samples were planned and how many were saved.
 
     Where there are GPUs, each generates with a process of its own; they share one queue over all benchmarks of a model.
@@ -78,6 +88,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     weights: dict[str, str] = {}
     metrics: dict[str, float] = {}
     early_stop: EarlyStop | None = None
+    opponent = _opponent(config, context)
     with Grader(workers=usable_cores()) as grader:
         for name, directory in _models(config, inputs, context.work).items():
             weights[name] = model_digest(directory)
@@ -103,7 +114,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                     config.evaluation.early_stop.error,
                     kept,
                     protocols,
-                    Measured("the warm start", all_results["warm_start"], all_protocols["warm_start"]),
+                    opponent or Measured("the warm start", all_results["warm_start"], all_protocols["warm_start"]),
                     result=lambda samples: _result(config, samples, grader)[1],
                     seed=config.seed,
                     unit=_unit(config),
@@ -151,6 +162,29 @@ def _result(config: BenchmarkEvaluationConfig, samples: KeptSamples, grader: Gra
         drawn = tuple(k for k in settings.pass_at if k <= samples.samples)
         settings = settings.model_copy(update={"samples": samples.samples, "pass_at": drawn})
     return table, benchmark_result(table, settings, config.seed)
+
+
+def _opponent(config: BenchmarkEvaluationConfig, context: Context) -> Measured | None:
+    """Return the model that an early verdict is sought against; none for the warm start.
+
+    Raises:
+        ConfigError: It is not known which model that is.
+        StoreError: Its evaluation is gone or damaged, or the store cannot be reached.
+    """
+    early = config.evaluation.early_stop
+    if early is None or early.opponent == "warm_start":
+        return None
+    setting = f"evaluation.early_stop.opponent={early.opponent!r}"
+    if early.opponent == "champion" or context.store is None:
+        raise ConfigError(f"{setting}: no champion was looked up for this stage; name the key of its evaluation")
+    store = ArtifactStore(ObjectStore(context.store), context.work / "opponent")
+    found = store.find("benchmark_evaluation", early.opponent)
+    if found is None:
+        raise StoreError(f"{setting}: there is no such evaluation in {context.store}; leave it out, or name another")
+    evaluation = read_evaluation(
+        store.fetch(found, only=EVALUATION) / EVALUATION, "run the pipeline that made it again"
+    )
+    return Measured.of(evaluation, MODEL, "the champion")
 
 
 def _unit(config: BenchmarkEvaluationConfig) -> int:

@@ -47,6 +47,7 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.wishes import Wishes
 from ngrpo_kfp.pipelines.kubeflow.submission import submit
 from ngrpo_kfp.pipelines.kubeflow.unpullable_images import unpullable
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
+from ngrpo_kfp.pipelines.planning.early_stop import against_champion
 
 _PAUSE_SECONDS = 30.0
 _PATIENCE_SECONDS = 3600.0
@@ -177,7 +178,7 @@ def _submit(client: Client, config: RunConfig, images: str, base: str, name: str
     with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
         lock = Path(scratch) / "images.lock"
         lock.write_text(images, encoding="utf-8")
-        chosen = from_champion(config) if base else config
+        chosen = against_champion(from_champion(config) if base else config)
         return submit(chosen, Images(lock), console, cache=Path(scratch) / "cache", name=name)
 
 

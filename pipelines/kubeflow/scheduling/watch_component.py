@@ -14,7 +14,7 @@ def watch_champion(config: str):
     import sys
 
     from ngrpo.environment import adopt_s3_names
-    from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_task import look
+    from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_task import watch_in_pod
 
     adopt_s3_names()
-    sys.exit(look(json.loads(config)))
+    sys.exit(watch_in_pod(json.loads(config)))
