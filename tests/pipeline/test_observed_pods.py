@@ -8,8 +8,7 @@ from test_manifests import K8S
 from test_train_job import TASK, settings
 
 from ngrpo.config.costs import CostsConfig
-from ngrpo.environment import METRICS_HOST, METRICS_PORT
-from ngrpo.ledger.prices import PRICES
+from ngrpo.environment import METRICS_HOST, METRICS_PORT, PRICES
 from ngrpo.ledger.spending import Spent, keep
 from ngrpo_kfp.components.launching.train_job_manifest import manifest
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-from ngrpo.config.costs import CostsConfig
 
 
 def say(line: str) -> None:
@@ -32,7 +30,7 @@ class Context:
     """Trackers that a trainer reports its curves to, as transformers calls them."""
     on_cluster: bool = False
     """Whether the run is one on a cluster."""
-    prices: CostsConfig = field(default_factory=CostsConfig)
-    """What an hour costs, for the model card."""
+    prices: str | None = None
+    """What an hour costs, for the model card: `CostsConfig` as JSON."""
     progress: Callable[[str], None] = say
     """Receives lines of progress."""

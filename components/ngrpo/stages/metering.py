@@ -13,12 +13,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from ngrpo.config.costs import CostsConfig
 from ngrpo.environment import redacted
-from ngrpo.errors import ConfigError, StoreError
+from ngrpo.errors import StoreError
 from ngrpo.ledger.devices import hardware, visible_gpus
 from ngrpo.ledger.meter import Meter
-from ngrpo.ledger.prices import PRICES
 from ngrpo.ledger.shapes import remember, shape
 from ngrpo.ledger.spending import Cost, Spent, keep, records_of, total
 from ngrpo.stages.surroundings import Surroundings
@@ -129,23 +127,6 @@ def metered(task: Task, surroundings: Surroundings, *, follows: bool) -> Iterato
         thread.join()
         if process.outcome is not None:
             process.keep()
-
-
-def prices() -> CostsConfig:
-    """Return the prices that this process was told (`NGRPO_COSTS`).
-
-    Raises:
-        ConfigError: The variable holds no prices.
-    """
-    text = os.environ.get(PRICES)
-    if not text:
-        return CostsConfig()
-    try:
-        return CostsConfig.model_validate_json(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{PRICES}: no prices as JSON; unset it, and set the section `costs` of the preset"
-        ) from error
 
 
 def _gpus_of(stage: str, surroundings: Surroundings) -> list[str]:
