@@ -62,8 +62,6 @@ class RunView:
     """Id of its MLflow run, if its stages have opened one."""
     notes: Sequence[str]
     """What could not be looked up, and why."""
-    costs: Sequence[str] = ()
-    """What its nodes have taken, a line each."""
 
 
 def look(client: Client, run_id: str | None) -> RunView:
@@ -76,10 +74,12 @@ def look(client: Client, run_id: str | None) -> RunView:
     Raises:
         ClusterError: There is no such run, or Kubeflow cannot be asked. What else cannot be asked is told by `notes`.
     """
-    facts = RunFacts(client, find_run(client, run_id))
+    return _view_of(RunFacts(client, find_run(client, run_id)))
+
+
+def _view_of(facts: RunFacts) -> RunView:
     nodes = [_view(facts, node) for node in facts.nodes]
     failed = facts.state == "failed" and not any(view.state == "failed" for view in nodes)
-    costs = list(cost_lines(facts))
     return RunView(
         run_id=facts.run_id,
         name=facts.run.display_name,
@@ -88,10 +88,9 @@ def look(client: Client, run_id: str | None) -> RunView:
         stages=nodes,
         why=(why_failed(facts.workflow) or "nobody says why") if failed else None,
         stuck=None if facts.over else never_pulled(chain(facts.pods, *(job.pods for job in facts.jobs.values()))),
-        submitted=[str(run.run_id) for run in submitted_by(client, facts.run_id)] if facts.plans else (),
+        submitted=[str(run.run_id) for run in submitted_by(facts.client, facts.run_id)] if facts.plans else (),
         mlflow_run=facts.mlflow_run,
         notes=list(dict.fromkeys(facts.notes)),
-        costs=costs,
     )
 
 
@@ -106,7 +105,9 @@ def show_status(run_id: str | None, console: Console) -> None:
         ClusterError: There is no such run, or Kubeflow cannot be asked.
     """
     client = connect()
-    view = look(client, run_id)
+    facts = RunFacts(client, find_run(client, run_id))
+    costs = list(cost_lines(facts))  # not part of a view: a run that is followed is looked at time and again
+    view = _view_of(facts)
     table = Table(title=escape(harmless(f"{view.name}: {view.state}")))
     for column in ("stage", "", "time", "tries"):
         table.add_column(column)
@@ -114,7 +115,7 @@ def show_status(run_id: str | None, console: Console) -> None:
     for node in view.stages:
         table.add_row(node.stage, node.state, node.time, node.tries, escape(harmless(node.why)))
     console.print(table)
-    for line in _lines(view):
+    for line in (*costs, *_lines(view)):
         console.print(escape(harmless(line)), soft_wrap=True)
 
 
@@ -125,7 +126,6 @@ def _lines(view: RunView) -> Iterator[str]:
     if view.stuck is not None:
         yield f"stuck  {view.stuck}; `ngrpo cancel {view.run_id}` ends the run"
     yield from view.notes
-    yield from view.costs
     for submitted in view.submitted:
         yield f"run of the day  {submitted}: `ngrpo status {submitted}`"
     yield f"run  {view.run_id}"
