@@ -11,6 +11,10 @@ from ngrpo.config.costs import CostsConfig
 from ngrpo.ledger.shapes import expected, remember
 from ngrpo.ledger.spending import Spent, keep, records_of
 from ngrpo.report.costs import cost_lines
+from ngrpo.stages import metering
+from ngrpo.stages.metering import metered
+from ngrpo.stages.surroundings import Surroundings
+from ngrpo.stages.task import Task
 
 pytestmark = pytest.mark.pipeline
 
@@ -165,3 +169,26 @@ def test_the_model_card_says_what_a_point_gained_cost(objects):
     assert cost_lines(None, keys, prices, evaluation, benchmark="arithmetic", seed=0) == []
     keys["neighbor_index"] = "unknown"
     assert lines(evaluation)[1:] == ["- neighbor_index: not recorded", said[2]], "no sum of what is not whole"
+
+
+def test_records_that_cannot_be_read_or_kept_are_said_and_cost_no_result(objects, tmp_path, monkeypatch, capsys):
+    task = Task("prepare_data", "{}", "k", "c", {})
+    for name, value in (("STORE", objects.uri), ("CACHE_DIR", tmp_path), ("WORK_DIR", tmp_path)):
+        monkeypatch.setenv(f"NGRPO_{name}", str(value))
+    around = Surroundings.from_environment()
+    earlier = replace(record("k", 1), stage="prepare_data", outcome="failed")
+    keep(objects, earlier)
+    with metered(task, around, follows=False) as process:
+        assert process.cost(objects).seconds > earlier.seconds
+        process.outcome = "published"
+    assert [one.outcome for one in records_of(objects, "prepare_data", "k")] == ["failed", "published"]
+
+    objects.put_bytes(b"{", earlier.place)
+    monkeypatch.setattr(metering, "_PATIENCE", 0.1)
+    with metered(task, around, follows=False) as process:
+        assert process.cost(objects).seconds < earlier.seconds
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        process.outcome = "published"
+    said = capsys.readouterr().err
+    assert "prepare_data: what other tries took is not known" in said
+    assert said.count("prepare_data: what it takes is not recorded") == 1
