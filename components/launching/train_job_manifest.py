@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ngrpo.config.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConfig, ResourcesConfig
-from ngrpo.environment import CREDENTIAL, METRICS_HOST, METRICS_PORT, holds_credential
-from ngrpo.ledger.prices import PRICES
+from ngrpo.environment import CREDENTIAL, METRICS_HOST, METRICS_PORT, PRICES, holds_credential
 from ngrpo.section import Section
 from ngrpo.stages.supervision import QUIET
 from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES

@@ -18,6 +18,8 @@ CREDENTIAL = re.compile(
 
 SAVE_MINUTES = "NGRPO_SAVE_MINUTES"
 """Environment variable of a stage: a training saves at least that often, beside its `save_steps`."""
+PRICES = "NGRPO_COSTS"
+"""Environment variable of a stage: the prices of the configuration as JSON, for the model card and MLflow. No key depends on it."""
 METRICS_PORT = "NGRPO_METRICS_PORT"
 """Environment variable of a stage: port on which a training can be scraped by Prometheus; none keeps it closed."""
 METRICS_HOST = "NGRPO_METRICS_HOST"

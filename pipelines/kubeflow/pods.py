@@ -29,9 +29,8 @@ from ngrpo.config.cluster import (
 )
 from ngrpo.config.costs import CostsConfig
 from ngrpo.config.signing import PASSWORD
-from ngrpo.environment import METRICS_HOST, METRICS_PORT
+from ngrpo.environment import METRICS_HOST, METRICS_PORT, PRICES
 from ngrpo.errors import ConfigError
-from ngrpo.ledger.prices import PRICES
 from ngrpo.stages.declarations import STAGES, TRAININGS
 from ngrpo.stages.surroundings import IMAGES, PIPELINE_RUN, PROCESSES, TRIES
 from ngrpo_kfp.components.launching.train_job_manifest import TRAIN_JOB, JobSettings

@@ -18,10 +18,9 @@ from ngrpo.config import RunConfig
 from ngrpo.config.costs import CostsConfig
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
 from ngrpo.contracts.promotion import PROMOTION, read_promotion
-from ngrpo.environment import environment
+from ngrpo.environment import PRICES, environment
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.gains import Gain, gain_of
-from ngrpo.ledger.prices import PRICES
 from ngrpo.stages.keys import mentions_kept
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
+from ngrpo.environment import METRICS_PORT
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.stages.keys import source_files
 from ngrpo.stages.supervision import QUIET
@@ -26,7 +29,15 @@ CONFIG = {
     "model": {"source": {"kind": "initialized"}},
     "neighbors": {"candidates": 6, "block_rows": 64},
     "mixing": {"rate": 0.3, "k": 3, "end_marker": "stop"},
-    "rollout": {"engine": "vllm", "group_size": 4, "max_tokens": 24, "batch_size": 16},
+    "rollout": {
+        "engine": "vllm",
+        "group_size": 4,
+        "max_tokens": 24,
+        "batch_size": 16,
+        "vllm": {
+            "options": {"disable_log_stats": False}
+        },  # vLLM's own metrics, to be scraped beside those of the training
+    },
     "training": {
         "steps": STEPS,
         "prompts_per_batch": 8,
@@ -36,6 +47,15 @@ CONFIG = {
         "save_steps": STEPS,
     },
 }
+
+
+def scraped_values(text: str) -> dict[str, float]:
+    """The sum of each metric over its labels."""
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
 
 
 def test_rollouts_replay_on_the_weights_that_are_trained(tmp_path):
@@ -52,6 +72,9 @@ def test_rollouts_replay_on_the_weights_that_are_trained(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     environment = {**os.environ, **QUIET, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     environment.pop("MLFLOW_RUN_ID", None)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment[METRICS_PORT] = str(free.getsockname()[1])
     process = subprocess.run(
         [sys.executable, str(TESTS / "engine" / "training_process.py"), str(tmp_path)],
         env=environment,
@@ -63,8 +86,11 @@ def test_rollouts_replay_on_the_weights_that_are_trained(tmp_path):
     errors = json.loads((tmp_path / "errors.json").read_text())
     assert len(errors) == STEPS
     assert max(errors) <= 1e-4
+    values = scraped_values(json.loads((tmp_path / "scraped.json").read_text())[-1])
+    assert values["ngrpo_training_step"] == STEPS - 1, "the last batch was generated after that step"
+    assert values["vllm:generation_tokens_total"] > values["vllm:request_success_total"] > 0
     history = json.loads((tmp_path / "output" / "log_history.json").read_text())
-    assert all(entry["mixing/gate_rate"] > 0 for entry in history)
+    assert all(1 >= entry["mixing/eligible_gate_rate"] >= entry["mixing/gate_rate"] > 0 for entry in history)
     trained = load_file(tmp_path / "output" / "model" / "model.safetensors")["model.embed_tokens.weight"]
     assert (trained - embedding).abs().max() > 1e-3, "the weights must have moved for this to show anything"
     # What vLLM loads by name is in the stage's key.

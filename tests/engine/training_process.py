@@ -1,10 +1,13 @@
 """The training stage with vLLM as its engine, in a process of its own; writes the replay error of each rollout batch."""
 
 import json
+import os
 import sys
+import urllib.request
 from pathlib import Path
 
 from ngrpo.config import NGRPOTrainingConfig
+from ngrpo.environment import METRICS_PORT
 from ngrpo.stages import ngrpo_training
 from ngrpo.stages.context import Context
 from ngrpo.training import policy_optimization
@@ -15,6 +18,7 @@ from rewards import LengthReward
 from tiny import mixer_for
 
 ERRORS = []
+SCRAPED = []
 
 
 def watched(*, model, config, observers, **arguments):
@@ -25,6 +29,8 @@ def watched(*, model, config, observers, **arguments):
         model.eval()
         ERRORS.append(replay_error(model, batch.prompts, batch.rollouts, mixer, config.rollout.temperature))
         model.train()
+        with urllib.request.urlopen(f"http://127.0.0.1:{os.environ[METRICS_PORT]}/metrics", timeout=5) as answer:
+            SCRAPED.append(answer.read().decode())
         return {}
 
     return train_policy(model=model, config=config, observers=[*observers, replay], **arguments)
@@ -39,6 +45,7 @@ def main() -> None:
     (root / "output").mkdir()
     ngrpo_training.run(config, inputs, root / "output", Context(root / "work"))
     (root / "errors.json").write_text(json.dumps(ERRORS))
+    (root / "scraped.json").write_text(json.dumps(SCRAPED))
     (root / "modules.json").write_text(json.dumps(sorted(sys.modules)))
 
 

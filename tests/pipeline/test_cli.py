@@ -169,7 +169,19 @@ def test_a_report_of_no_run(capsys):
 COMMANDS = {
     "Run here": ["init", "check", "plan", "run", "rerun", "experiment", "evaluate"],
     "Run on a cluster": ["compile", "submit", "form", "cancel", "doctor", "schedule", "deploy"],
-    "Models": ["regrade", "promote", "rollback", "history", "mirror", "export", "chat", "exec", "verify", "serve", "watch"],
+    "Models": [
+        "regrade",
+        "promote",
+        "rollback",
+        "history",
+        "mirror",
+        "export",
+        "chat",
+        "exec",
+        "verify",
+        "serve",
+        "watch",
+    ],
     "Inspect": ["runs", "status", "logs", "prune", "report", "config", "ui", "neighbors", "compare"],
 }
 

@@ -1,12 +1,20 @@
 """What results took: recorded beside the artifacts by real runs, summed, tracked, and expected of the next run."""
 
+from dataclasses import replace
+
 import pytest
 from mlflow import MlflowClient
-from small_house import STAGES
+from small_house import EVALUATION, STAGES
 from test_local_runtime import objects_of
 
+from ngrpo.config.costs import CostsConfig
 from ngrpo.ledger.shapes import expected, remember
 from ngrpo.ledger.spending import Spent, keep, records_of
+from ngrpo.report.costs import cost_lines
+from ngrpo.stages import metering
+from ngrpo.stages.metering import metered
+from ngrpo.stages.surroundings import Surroundings
+from ngrpo.stages.task import Task
 
 pytestmark = pytest.mark.pipeline
 
@@ -126,3 +134,61 @@ def test_an_expectation_is_the_mean_of_the_newest_results_on_the_same_hardware(o
     assert (anywhere.results, anywhere.cost.seconds, anywhere.hardware) == (1, 80.0, "8 x GPU")
     assert [one.key for one in records_of(objects, "s", "k3")] == ["k3"]
     assert expected(objects, "s", "beef", None) is None
+
+
+def test_the_model_card_says_what_a_point_gained_cost(objects):
+    better = EVALUATION | {"per_problem": {"p0": 2, "p1": 2, "p2": 1, "p3": 2}}
+    evaluation = {"models": {"warm_start": {"arithmetic": EVALUATION}, "trained": {"arithmetic": better}}}
+    for stage, seconds in (("neighbor_index", 1800), ("ngrpo_training", 5400)):
+        spent = record("k", 1, gpus=8)
+        keep(objects, replace(spent, stage=stage, seconds=float(seconds)))
+    keys = {"prepare_data": "k", "neighbor_index": "k", "ngrpo_training": "k"}
+    prices = CostsConfig(gpu_hour=2.5)
+
+    def lines(measured):
+        return cost_lines(objects.uri, keys, prices, measured, benchmark="arithmetic", seed=0)
+
+    said = lines(evaluation)
+    assert said[:3] == [
+        "- prepare_data: not recorded",
+        "- neighbor_index: 30.0 min, 0 processor-hours, 4 GPU-hours, energy not told, 10.00 EUR",
+        "- ngrpo_training: 90.0 min, 0 processor-hours, 12 GPU-hours, energy not told, 30.00 EUR",
+    ]
+    # +1, +0.5, 0 and 0 of two samples of four problems: 37.5 points for 40 EUR, unless the interval holds zero
+    assert said[3].startswith(
+        "- a point gained by training on arithmetic: none: the gain is not above zero (+37.5 points"
+    )
+    sure = {"per_problem": {"p0": 1, "p1": 2, "p2": 2, "p3": 2}}
+    evaluation["models"] |= {
+        "warm_start": {"arithmetic": EVALUATION | {"per_problem": {"p0": 0, "p1": 1, "p2": 1, "p3": 1}}},
+        "trained": {"arithmetic": EVALUATION | sure},
+    }
+    assert lines(evaluation)[3] == (
+        "- a point gained by training on arithmetic: 0.8 EUR (0.8 to 0.8, by the interval of the gain: +50.0 points, +50.0 to +50.0)"
+    )
+    assert cost_lines(None, keys, prices, evaluation, benchmark="arithmetic", seed=0) == []
+    keys["neighbor_index"] = "unknown"
+    assert lines(evaluation)[1:] == ["- neighbor_index: not recorded", said[2]], "no sum of what is not whole"
+
+
+def test_records_that_cannot_be_read_or_kept_are_said_and_cost_no_result(objects, tmp_path, monkeypatch, capsys):
+    task = Task("prepare_data", "{}", "k", "c", {})
+    for name, value in (("STORE", objects.uri), ("CACHE_DIR", tmp_path), ("WORK_DIR", tmp_path)):
+        monkeypatch.setenv(f"NGRPO_{name}", str(value))
+    around = Surroundings.from_environment()
+    earlier = replace(record("k", 1), stage="prepare_data", outcome="failed")
+    keep(objects, earlier)
+    with metered(task, around, follows=False) as process:
+        assert process.cost(objects).seconds > earlier.seconds
+        process.outcome = "published"
+    assert [one.outcome for one in records_of(objects, "prepare_data", "k")] == ["failed", "published"]
+
+    objects.put_bytes(b"{", earlier.place)
+    monkeypatch.setattr(metering, "_PATIENCE", 0.1)
+    with metered(task, around, follows=False) as process:
+        assert process.cost(objects).seconds < earlier.seconds
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        process.outcome = "published"
+    said = capsys.readouterr().err
+    assert "prepare_data: what other tries took is not known" in said
+    assert said.count("prepare_data: what it takes is not recorded") == 1

@@ -3,13 +3,12 @@
 import pytest
 import yaml
 from golden_ir import WHOLE, compiled
-from test_compile import executor, pod
+from test_compile import executor, pod, task
 from test_manifests import K8S
 from test_train_job import TASK, settings
 
 from ngrpo.config.costs import CostsConfig
-from ngrpo.environment import METRICS_HOST, METRICS_PORT
-from ngrpo.ledger.prices import PRICES
+from ngrpo.environment import METRICS_HOST, METRICS_PORT, PRICES
 from ngrpo.ledger.spending import Spent, keep
 from ngrpo_kfp.components.launching.train_job_manifest import manifest
 
@@ -42,11 +41,8 @@ def test_prices_reach_the_pods_and_no_key():
     for stage in ("ngrpo_training", "model_promotion"):
         assert PRICES not in variables(plain, stage)
         assert CostsConfig.model_validate_json(variables(priced, stage)[PRICES]).gpu_hour == 2.5
-        keys = [
-            spec["root"]["dag"]["tasks"][stage.replace("_", "-")]["inputs"]["parameters"]["key"]
-            for spec in (plain, priced)
-        ]
-        assert keys[0] == keys[1] or stage == "model_promotion"
+    keys = [task(spec, "ngrpo_training")["inputs"]["parameters"]["key"] for spec in (plain, priced)]
+    assert keys[0] == keys[1]
 
 
 def test_nodes_of_a_job_can_be_scraped_and_know_the_prices(monkeypatch):

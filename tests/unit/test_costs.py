@@ -8,15 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from made_up_run import PRESETS
+from ngrpo.config import load_config
 from ngrpo.config.costs import CostsConfig
 from ngrpo.errors import ConfigError
 from ngrpo.ledger import devices
 from ngrpo.ledger.devices import energy_used, hardware, visible_gpus
 from ngrpo.ledger.meter import Meter
-from ngrpo.ledger.prices import PRICES, figures, in_words, money, price_of_a_point
+from ngrpo.ledger.prices import figures, in_words, money, price_of_a_point, read_prices
 from ngrpo.ledger.shapes import shape
 from ngrpo.ledger.spending import Cost, Spent, cost_of, together, total
-from ngrpo.stages.metering import prices
 
 EUROS = CostsConfig(gpu_hour=2.5, cpu_hour=0.04)
 
@@ -184,11 +185,16 @@ def test_hardware_names_gpus_by_the_driver_and_else_the_processor(tmp_path, monk
     assert devices.processor_of(tmp_path / "cpuinfo") == "2 cores, A Processor"
 
 
-def test_prices_come_from_the_environment(monkeypatch):
-    monkeypatch.delenv(PRICES, raising=False)
-    assert prices() == CostsConfig()
-    monkeypatch.setenv(PRICES, EUROS.model_dump_json())
-    assert prices() == EUROS
-    monkeypatch.setenv(PRICES, '{"gpu_hour": -1}')
+def test_prices_pass_to_stages_as_json():
+    assert read_prices(None) == CostsConfig()
+    assert read_prices(EUROS.model_dump_json()) == EUROS
     with pytest.raises(ConfigError, match="NGRPO_COSTS: no prices as JSON; unset it"):
-        prices()
+        read_prices('{"gpu_hour": -1}')
+
+
+@pytest.mark.parametrize(
+    "setting", ["gpu_hour=-1", "cpu_hour=true", "gpu_hour=1e9", "currency=euro", "currency=", "gpu_hours=2"]
+)
+def test_prices_that_cannot_be_are_refused(setting):
+    with pytest.raises(ConfigError, match=rf"costs\.{setting.partition('=')[0]}"):
+        load_config(PRESETS / "tiny.toml", [f"costs.{setting}"])

@@ -389,7 +389,8 @@ def test_the_checkpoint_that_validation_chose_is_named(run):
     run.change("training.selection=null")
     (run.artifacts["ngrpo_training"] / "metrics.json").write_text("{}")
     page = run.report()
-    assert "Validation" not in page
+    assert "Validation, correct" not in page
+    assert "No benchmark selected a checkpoint" in page
     assert "is the checkpoint of step" not in text_of(page)
 
 

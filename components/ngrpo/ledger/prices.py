@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ngrpo.config.costs import CostsConfig
+from ngrpo.environment import PRICES
+from ngrpo.errors import ConfigError
 from ngrpo.ledger.spending import Cost
 
-PRICES = "NGRPO_COSTS"
-"""Environment variable of a stage: `CostsConfig` as JSON, for the model card and MLflow. It is no part of a stage's settings."""
+
+def read_prices(text: str | None) -> CostsConfig:
+    """Return the prices that a process was told (`NGRPO_COSTS`); without a text there are none.
+
+    Raises:
+        ConfigError: The text holds no prices.
+    """
+    if not text:
+        return CostsConfig()
+    try:
+        return CostsConfig.model_validate_json(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{PRICES}: no prices as JSON; unset it, and set the section `costs` of the preset"
+        ) from error
 
 
 def money(cost: Cost, prices: CostsConfig) -> float | None:

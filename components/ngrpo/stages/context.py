@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-from ngrpo.config.costs import CostsConfig
 
 
 def say(line: str) -> None:
@@ -39,7 +37,7 @@ class Context:
     """Whether the run is one on a cluster."""
     variable: Callable[[str], str | None] = no_variable
     """Gives the value of an environment variable: a key to sign with, which no setting may hold."""
-    prices: CostsConfig = field(default_factory=CostsConfig)
-    """What an hour costs, for the model card."""
+    prices: str | None = None
+    """What an hour costs, for the model card: `CostsConfig` as JSON."""
     progress: Callable[[str], None] = say
     """Receives lines of progress."""

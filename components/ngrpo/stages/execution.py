@@ -19,17 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ngrpo.environment import addresses_without_users, redacted
+from ngrpo.environment import PRICES, addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
-from ngrpo.ledger.prices import figures
 from ngrpo.stages.context import Context
-from ngrpo.stages.metering import Metered, metered, prices
 from ngrpo.stages.process import attach, write_record
 from ngrpo.stages.surroundings import ERROR_FILE, Surroundings
 from ngrpo.stages.task import Task
 from ngrpo.storage.disk import disk_fault
 
 if TYPE_CHECKING:
+    from ngrpo.stages.metering import Metered
     from ngrpo.storage.manifest import Reference
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux (getrusage(2))
@@ -60,6 +59,9 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own
         write_record(surroundings.run_directory, task.node_name, record)
     started = time.monotonic()
     try:
+        # Imported only now, for it takes a while: the run already shows that the stage is at work.
+        from ngrpo.stages.metering import metered
+
         with metered(task, surroundings, follows=elsewhere is not None) as process_meter:
             values, reference, cached = _execute(task, surroundings, elsewhere, process_meter)
         record["cached"] = cached
@@ -86,9 +88,10 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own
 def _execute(
     task: Task, surroundings: Surroundings, elsewhere: Callable[[Task], None] | None, meter: Metered
 ) -> tuple[dict[str, float], Reference | None, bool]:
-    # Imported only now, for it takes a while: the run already shows that the stage is at work.
+    # Imported only now, as above.
     from ngrpo.config import validate
     from ngrpo.contracts.metrics import read_metrics
+    from ngrpo.ledger.prices import figures, read_prices
     from ngrpo.stages.declarations import STAGES
     from ngrpo.stages.keys import digest
     from ngrpo.stages.soundness import require_finite
@@ -151,7 +154,7 @@ def _execute(
             reporters=() if tracked is None else ("mlflow",),
             on_cluster=surroundings.pipeline_run is not None,
             variable=os.environ.get,
-            prices=prices(),
+            prices=os.environ.get(PRICES),
         )
         processes = surroundings.processes or 1
         if stage.parallel and processes * surroundings.nodes > 1:
@@ -175,7 +178,7 @@ def _execute(
         meter.outcome = "published"
         values = read_metrics(payload)
         if tracked is not None:
-            spent = figures(meter.cost(objects), prices())
+            spent = figures(meter.cost(objects), read_prices(os.environ.get(PRICES)))
             tracked.log_metrics(values | {f"cost/{name}": value for name, value in spent.items()})
             tracked.set_tags({"ngrpo.artifact": published.uri, "ngrpo.digest": published.digest})
     checkpoints.clear()

@@ -13,12 +13,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from ngrpo.config.costs import CostsConfig
 from ngrpo.environment import redacted
-from ngrpo.errors import ConfigError, StoreError
+from ngrpo.errors import StoreError
 from ngrpo.ledger.devices import hardware, visible_gpus
 from ngrpo.ledger.meter import Meter
-from ngrpo.ledger.prices import PRICES
 from ngrpo.ledger.shapes import remember, shape
 from ngrpo.ledger.spending import Cost, Spent, keep, records_of, total
 from ngrpo.stages.surroundings import Surroundings
@@ -70,17 +68,17 @@ class Metered:
         )
 
     def cost(self, objects: ObjectStore) -> Cost:
-        """Return what the result has taken so far, earlier tries and other nodes included.
-
-        Raises:
-            StoreError: The store cannot be reached.
-        """
-        before = [
-            one for one in records_of(objects, self._record.stage, self._record.key) if one.name != self._record.name
-        ]
+        """Return what the result has taken so far, earlier tries and other nodes included as far as their records can be read."""
+        own = self.record()
+        try:
+            records = records_of(objects, own.stage, own.key)
+        except StoreError as error:
+            self._say(f"what other tries took is not known: {error}")
+            return total([own])
+        before = [one for one in records if one.name != own.name]
         published = [one.span[1] for one in before if one.outcome == "published"]
         since = max(published, default=float("-inf"))  # the result is made again: what the last one took is not counted
-        return total([*(one for one in before if one.span[0] >= since), self.record()])
+        return total([*(one for one in before if one.span[0] >= since), own])
 
     def keep(self) -> None:
         """Write the record. A store that is out of reach must not cost a result, so that its faults are said and no more."""
@@ -93,12 +91,11 @@ class Metered:
                 remember(self._objects, record)
         except StoreError as error:
             if not self._said:
-                print(
-                    f"{record.stage}: what it takes is not recorded: {redacted(str(error))}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                self._say(f"what it takes is not recorded: {error}")
             self._said = True
+
+    def _say(self, line: str) -> None:
+        print(f"{self._record.stage}: {redacted(line)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -129,23 +126,6 @@ def metered(task: Task, surroundings: Surroundings, *, follows: bool) -> Iterato
         thread.join()
         if process.outcome is not None:
             process.keep()
-
-
-def prices() -> CostsConfig:
-    """Return the prices that this process was told (`NGRPO_COSTS`).
-
-    Raises:
-        ConfigError: The variable holds no prices.
-    """
-    text = os.environ.get(PRICES)
-    if not text:
-        return CostsConfig()
-    try:
-        return CostsConfig.model_validate_json(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{PRICES}: no prices as JSON; unset it, and set the section `costs` of the preset"
-        ) from error
 
 
 def _gpus_of(stage: str, surroundings: Surroundings) -> list[str]:

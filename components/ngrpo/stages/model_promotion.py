@@ -18,6 +18,7 @@ from ngrpo.contracts.promotion import Promotion, Verdict, write_promotion
 from ngrpo.errors import DataError
 from ngrpo.evaluation.gate import kept
 from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
+from ngrpo.ledger.prices import read_prices
 from ngrpo.report.costs import cost_lines
 from ngrpo.report.model_card import model_card
 from ngrpo.report.model_use import model_use
@@ -128,7 +129,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         spent=cost_lines(
             context.store,
             _keys(trained, evaluated),
-            context.prices,
+            read_prices(context.prices),
             evaluation,
             benchmark=config.promotion.benchmark,
             seed=config.seed,

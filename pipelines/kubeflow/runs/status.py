@@ -64,8 +64,6 @@ class RunView:
     """Where the models are that it has trained, `s3://…/model/`."""
     notes: Sequence[str]
     """What could not be looked up, and why."""
-    costs: Sequence[str] = ()
-    """What its nodes have taken, a line each."""
 
 
 def look(client: Client, run_id: str | None) -> RunView:
@@ -78,10 +76,12 @@ def look(client: Client, run_id: str | None) -> RunView:
     Raises:
         ClusterError: There is no such run, or Kubeflow cannot be asked. What else cannot be asked is told by `notes`.
     """
-    facts = RunFacts(client, find_run(client, run_id))
+    return _view_of(RunFacts(client, find_run(client, run_id)))
+
+
+def _view_of(facts: RunFacts) -> RunView:
     nodes = [_view(facts, node) for node in facts.nodes]
     failed = facts.state == "failed" and not any(view.state == "failed" for view in nodes)
-    costs = list(cost_lines(facts))
     return RunView(
         run_id=facts.run_id,
         name=facts.run.display_name,
@@ -90,11 +90,10 @@ def look(client: Client, run_id: str | None) -> RunView:
         stages=nodes,
         why=(why_failed(facts.workflow) or "nobody says why") if failed else None,
         stuck=None if facts.over else never_pulled(chain(facts.pods, *(job.pods for job in facts.jobs.values()))),
-        submitted=[str(run.run_id) for run in submitted_by(client, facts.run_id)] if facts.plans else (),
+        submitted=[str(run.run_id) for run in submitted_by(facts.client, facts.run_id)] if facts.plans else (),
         mlflow_run=facts.mlflow_run,
         weights=list(_weights(facts, nodes)),
         notes=list(dict.fromkeys(facts.notes)),
-        costs=costs,
     )
 
 
@@ -110,10 +109,12 @@ def show_status(run_id: str | None, console: Console, *, as_json: bool = False) 
         ClusterError: There is no such run, or Kubeflow cannot be asked.
     """
     client = connect()
-    view = look(client, run_id)
+    facts = RunFacts(client, find_run(client, run_id))
+    view = _view_of(facts)
     if as_json:
         console.print_json(data=asdict(view), indent=1)
         return
+    costs = list(cost_lines(facts))  # not part of a view: a run that is followed is looked at time and again
     table = Table(title=escape(harmless(f"{view.name}: {view.state}")))
     for column in ("stage", "", "time", "tries"):
         table.add_column(column)
@@ -121,7 +122,7 @@ def show_status(run_id: str | None, console: Console, *, as_json: bool = False) 
     for node in view.stages:
         table.add_row(node.stage, node.state, node.time, node.tries, escape(harmless(node.why)))
     console.print(table)
-    for line in _lines(view):
+    for line in (*costs, *_lines(view)):
         console.print(escape(harmless(line)), soft_wrap=True)
 
 
@@ -132,7 +133,6 @@ def _lines(view: RunView) -> Iterator[str]:
     if view.stuck is not None:
         yield f"stuck  {view.stuck}; `ngrpo cancel {view.run_id}` ends the run"
     yield from view.notes
-    yield from view.costs
     for submitted in view.submitted:
         yield f"run of the day  {submitted}: `ngrpo status {submitted}`"
     yield f"run  {view.run_id}"
