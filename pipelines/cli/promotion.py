@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.checking.light_imports import UNUSED_BY_MLFLOW, light_imports
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
 from ngrpo.tracking.reasons import checked_reason
@@ -123,11 +124,18 @@ def show_history(config: RunConfig, workspace: Workspace, console: Console) -> N
 @contextmanager
 def _promotions(config: RunConfig, workspace: Workspace) -> Iterator[Promotions]:
     # MLflow is imported beside the start of the store: both take a second or more.
-    threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.promotions",), daemon=True).start()
+    importing = threading.Thread(target=_import_tracking, daemon=True)
+    importing.start()
     with services(workspace) as around:
+        importing.join()
         from ngrpo.tracking.promotions import Promotions
 
         yield Promotions.in_store(around.store_uri, config.promotion.model_name)
+
+
+def _import_tracking() -> None:
+    with light_imports(UNUSED_BY_MLFLOW):
+        importlib.import_module("ngrpo.tracking.promotions")
 
 
 def _registered(promotions: Promotions, number: str) -> ModelVersion:

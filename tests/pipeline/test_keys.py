@@ -237,3 +237,24 @@ def test_two_clones_and_a_wheel_have_the_same_keys(tmp_path):
     roots = [*(clone / "components" / "ngrpo" for clone in clones), tmp_path / "wheel" / "ngrpo"]
     for stage in STAGES.values():
         assert {keys.code_version(stage.module, root) for root in roots} == {keys.code_version(stage.module)}
+
+
+@pytest.mark.parametrize("damage", [None, "{", '{"reader": "another version", "names": {}}'])
+def test_what_sources_mention_is_kept_by_their_content(package, tmp_path, monkeypatch, damage):
+    file = tmp_path / "mentions.json"
+    monkeypatch.setattr(keys, "_mentioned", {})
+    with keys.mentions_kept(file):
+        expected = version("ngrpo.stages.one", package)
+    if damage is not None:
+        file.write_text(damage)
+    monkeypatch.setattr(keys, "_mentioned", {})
+    read = []
+    mentions = keys._mentions
+    monkeypatch.setattr(keys, "_mentions", lambda node, name: read.append(name) or mentions(node, name))
+    with keys.mentions_kept(file):
+        assert version("ngrpo.stages.one", package) == expected
+    assert bool(read) == (damage is not None), "sound and of this version: no source is taken apart"
+    (package / "stages" / "one.py").write_text("import json\n")
+    with keys.mentions_kept(file):
+        assert version("ngrpo.stages.one", package) != expected
+    assert read

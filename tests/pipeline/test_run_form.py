@@ -89,7 +89,7 @@ def test_what_was_filled_in_is_planned_with_the_store_and_submitted_as_a_run_of_
     kubeflow, asked, finish, capsys
 ):
     parent, given = asked
-    given |= {"seed": 5, "overrides": ["training.steps=7", "training.save_every=7"]}
+    given |= {"seed": 5, "overrides": ["training.steps=7"]}
     with ThreadPoolExecutor() as pool:
         task = pool.submit(submit_what_is_asked, **given, pause_seconds=0.05)
         run = submitted(kubeflow, parent, task.done)

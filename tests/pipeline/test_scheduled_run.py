@@ -8,10 +8,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
 import torch
-from kfp_server_api import V2beta1Run
+from kfp_server_api import V2beta1RecurringRun, V2beta1Run
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM
 
@@ -457,6 +458,59 @@ def test_who_may_not_list_pods_is_told_once_and_waits_all_the_same(kubeflow, mon
         run.state = "SUCCEEDED"
         task.result(timeout=60)
     assert capsys.readouterr().err.count("not watched for images that cannot be pulled") == 1
+
+
+# --- times in a time zone, and a seed a run ----------------------------------------------------------------------------
+
+BERLIN = {"cron": "0 0 3 * * *", "time_zone": "Europe/Berlin"}
+
+
+@pytest.fixture
+def in_berlin(kubeflow, monday):
+    """Let the schedule, which was made at noon of a winter's day, start a run at an hour in UTC of the next day; returns the run."""
+    first, inputs = monday
+    made = datetime(2026, 1, 5, 12, tzinfo=UTC)
+    schedule = V2beta1RecurringRun(recurring_run_id="s-1", display_name="nightly", created_at=made)
+    kubeflow.schedules["s-1"] = schedule
+
+    def started(hour):
+        run = V2beta1Run(display_name="a run", experiment_id=first.experiment_id, pipeline_spec=EMPTY)
+        kubeflow._create_run(run)
+        run.recurring_run_id, run.created_at = "s-1", datetime(2026, 1, 6, hour, 0, 5, tzinfo=UTC)
+        return run, given(inputs | {"key": run.run_id})
+
+    return started
+
+
+def test_a_run_is_submitted_when_the_clock_of_the_zone_says_so(kubeflow, in_berlin, capsys):
+    """Kubeflow starts the task at one and at two in UTC: three o'clock in summer and in winter."""
+    early, asked = in_berlin(1)
+    submit_and_wait(**asked, **BERLIN)
+    assert of_the_day(kubeflow, early) == []
+    assert "nothing is due: 0 0 3 * * * in Europe/Berlin has not come since the last run" in capsys.readouterr().out
+    right, asked = in_berlin(2)
+    with ending(kubeflow, "SUCCEEDED"):
+        submit_and_wait(**asked, **BERLIN)
+    assert len(of_the_day(kubeflow, right)) == 1
+    again, asked = in_berlin(5)
+    submit_and_wait(**asked, **BERLIN)
+    assert of_the_day(kubeflow, again) == [], "it had its run"
+
+
+def test_each_run_has_a_seed_of_its_own_and_its_next_try_the_same(kubeflow, in_berlin, monkeypatch):
+    seeds = []
+    submit = scheduled_run.submit
+    monkeypatch.setattr(
+        scheduled_run,
+        "submit",
+        lambda config, *rest, **more: seeds.append(config.seed) or submit(config, *rest, **more),
+    )
+    for hour in (2, 3):
+        run, asked = in_berlin(hour)
+        with ending(kubeflow, "SUCCEEDED"):
+            submit_and_wait(**asked, seed="each-run")
+        assert seeds[-1] == int(run.created_at.timestamp())
+    assert seeds[1] - seeds[0] == 3600
 
 
 # --- both are cancelled -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 from ngrpo.errors import StoreError
 from ngrpo.storage import seaweed
 from ngrpo.storage.objects import ObjectStore
-from ngrpo.storage.seaweed import S3Endpoint, serve
+from ngrpo.storage.seaweed import S3Endpoint, serve, starting
 
 pytestmark = pytest.mark.pipeline
 USER = """
@@ -413,3 +413,17 @@ def test_what_the_shell_has_set_does_not_stand_in_the_way(s3, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     ObjectStore("s3://ngrpo/x").check()
+
+
+def test_a_server_that_was_started_ahead_is_the_one_that_is_served(tmp_path, connect):
+    """And who only reads does not wait for its end, which comes all the same."""
+    with starting(tmp_path / "store"):
+        with serve(tmp_path / "store", stopped=False) as endpoint:
+            connect(endpoint).put_bytes(b"hello", "x")
+            processes = family(endpoint)
+            assert len(processes) == 2, "one server"
+        assert all(map(alive, processes)), "it is still used"
+    gone, left = psutil.wait_procs(processes, timeout=20)
+    assert left == []
+    with serve(tmp_path / "store") as endpoint:
+        assert connect(endpoint).get_bytes("x") == b"hello"
