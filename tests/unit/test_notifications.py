@@ -9,8 +9,9 @@ import pytest
 from ngrpo.config import load_config
 from ngrpo.config.notifications import NotificationConfig
 from ngrpo.errors import ConfigError, DataError, StoreError, UserCodeError
-from ngrpo.notifications.events import Event, decided, reason_of
+from ngrpo.notifications.events import Event, decided
 from ngrpo.notifications.messages import TemplateError, payload
+from ngrpo.notifications.reasons import reason_of
 from ngrpo.notifications.webhooks import announce, not_set
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from receiver import SECRET_PATH, receiver
