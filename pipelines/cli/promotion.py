@@ -15,6 +15,7 @@ from rich.table import Table
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
 from ngrpo.tracking.reasons import checked_reason
+from ngrpo_kfp.pipelines.local.announcing import announce_decisions, announce_rollback
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -68,6 +69,7 @@ def promote_version(
         decision = decide_and_crown(config.promotion, promotions, version, evaluation, config.seed, override=override)
         console.print(escape(f"{decision['decision']}: {decision['reason']}"))
         _show_aliases(promotions, console)
+    announce_decisions(config, [decision])
 
 
 def roll_back(config: RunConfig, reason: str, workspace: Workspace, console: Console) -> None:
@@ -83,6 +85,7 @@ def roll_back(config: RunConfig, reason: str, workspace: Workspace, console: Con
         entry = promotions.rollback(reason)
         console.print(f"rolled back: version {entry['version']}")
         _show_aliases(promotions, console)
+    announce_rollback(config, entry)
 
 
 def show_history(config: RunConfig, workspace: Workspace, console: Console) -> None:

@@ -39,6 +39,8 @@ _LAUNCHER = ResourcesConfig(cpus=1, memory_gib=2)
 """Resources of the launcher pod, which creates and watches the TrainJob."""
 _SLACK_MINUTES = 10
 """Extra lifetime of the launcher pod, so that it can report the outcome of its TrainJob."""
+_END_OF_RUN_SECONDS = 900
+"""Longest time of the exit task: a store that is out of reach, and the slowest webhooks."""
 _LOST_POD_WAIT = "10s"
 _YEAR = "31536000s"
 """For Argo a time limit of retries starts with the first pod's creation, counts queueing, and also ends the pod that replaces it."""
@@ -56,7 +58,7 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
     Raises:
         ConfigError: The stage asks for more than a pod can get, or there is no such image.
     """
-    stage, cluster, needs = node.stage, config.cluster, config.needs(node.stage)
+    stage, cluster, needs = node.stage, _without_webhooks(config), config.needs(node.stage)
     cluster.require_room(stage, needs)
     timeout = cluster.timeout_seconds(stage)
     if cluster.nodes > 1 and STAGES[stage].parallel:
@@ -105,6 +107,26 @@ def configure_scheduled_run(task: dsl.PipelineTask, config: RunConfig, images: I
         # That account may list pods, and so see that an image cannot be pulled; without it the run is not watched for that.
         kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN, optional=True)
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
+
+
+def configure_end_of_run(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
+    """Give the exit task of a run what its pod needs: it waits in no queue, and alone has the addresses of webhooks.
+
+    Raises:
+        ConfigError: There is no such image.
+    """
+    _prepare(task, "end_of_run", _LAUNCHER, config.cluster, images)
+    kubernetes.set_timeout(task, _END_OF_RUN_SECONDS)
+
+
+def _without_webhooks(config: RunConfig) -> ClusterConfig:
+    """Return how pods run that execute code of the user and of models: without the addresses of webhooks, which are secrets."""
+    webhooks = {each.url_from for each in config.notifications.values()}
+    secrets = {
+        secret: {name: key for name, key in keys.items() if name not in webhooks}
+        for secret, keys in config.cluster.secrets.items()
+    }
+    return config.cluster.model_copy(update={"secrets": {secret: keys for secret, keys in secrets.items() if keys}})
 
 
 def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster: ClusterConfig, images: Images) -> None:

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ from rich.console import Console
 from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig
 from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
-from ngrpo.contracts.promotion import PROMOTION, read_promotion
+from ngrpo.contracts.promotion import PROMOTION, Promotion, read_promotion
 from ngrpo.errors import ConfigError
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
+from ngrpo_kfp.pipelines.local.announcing import announce_decisions, failure_announced, warn_of_missing
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
+from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runner import Runner
 
 _CURE = "run the preset again"
+_PREPARING = "starting the services, looking at what is there"
 
 
 def run(
@@ -65,7 +69,7 @@ def run(
         require_possible(config)
     # It takes seconds to import, and is needed only once the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
-    with workspace.lock(), services(workspace) as around:
+    with workspace.lock(), phase(console, _PREPARING) as prepared, services(workspace) as around:
         store = around.artifact_store(workspace)
         config = _based(config, base)
         if rerun is not None:
@@ -78,9 +82,13 @@ def run(
         directory = workspace.new_run(name)
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))
+        prepared()
         console.print(plan_table(plan, config))
-        _run_plan(plan, config, around, store, directory, console, began, runner)
+        warn_of_missing(config, console)
+        with failure_announced(config, directory.name):
+            promotions = _run_plan(plan, config, around, store, directory, console, began, runner)
         workspace.set_latest(directory)
+    announce_decisions(config, promotions, directory.name)
     return directory
 
 
@@ -91,7 +99,7 @@ def show_plan(config: RunConfig, workspace: Workspace, console: Console, *, base
         ConfigError: A stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
-    with services(workspace) as around:
+    with phase(console, _PREPARING), services(workspace) as around:
         config = _based(config, base)
         plan = _plan(config, workspace, around.artifact_store(workspace))
     console.print(plan_table(plan, config))
@@ -145,12 +153,14 @@ def _run_plan(
     console: Console,
     began: float,
     runner: Callable[[], Runner] | None,
-) -> None:
+) -> list[Promotion]:
+    """Run what a plan has to run, write the report, and return the decisions."""
     from ngrpo_kfp.pipelines.local.reporting import build_report
     from ngrpo_kfp.pipelines.local.runner import run_stages
 
-    with pipeline_run(config, around, directory) as opening:
+    with pipeline_run(config, around, directory) as opening, ExitStack() as stack:
         records = run_stages(plan, directory, console, runner)
+        stack.enter_context(phase(console, "writing the report"))
         tracked = opening.result()
         references = {node.name: node.reference or _reference(records[node.worker.name]) for node in plan}
         evaluations = {
@@ -180,6 +190,7 @@ def _run_plan(
     for name, evaluation in evaluations.items():
         console.print(results_table(evaluation, config.titles, name if len(evaluations) > 1 else None))
     console.print(places(report, summary, promotions), soft_wrap=True)
+    return list(promotions.values())
 
 
 def _reference(record: dict[str, Any]) -> Reference:
