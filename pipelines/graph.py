@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ def kubeflow_pipeline(
     configure: Callable[[dsl.PipelineTask, PlannedStage], None] = lambda task, node: None,
     description: str | None = None,
     name: str = NAME,
+    at_exit: Callable[[], dsl.PipelineTask] | None = None,
 ) -> Any:
     """Build the pipeline that runs what a plan has to run.
 
@@ -37,6 +39,7 @@ def kubeflow_pipeline(
         configure: Gives the task of a node what it needs beside its inputs where it runs.
         description: Text that goes with the pipeline.
         name: Name of the pipeline.
+        at_exit: Makes the task that runs when all others have ended, however they did; none for no such task.
 
     Returns:
         The pipeline as kfp can compile it, or run it when called.
@@ -45,10 +48,11 @@ def kubeflow_pipeline(
     @dsl.pipeline(name=name, description=description)
     def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
         made: dict[str, Any] = {node.name: node.reference for node in plan if node.cached}
-        for node in plan.to_run:
-            task = _task(node, {name: made[source.worker.name] for name, source in node.inputs.items()})
-            configure(task, node)
-            made[node.name] = task.outputs["artifact"]
+        with nullcontext() if at_exit is None else dsl.ExitHandler(at_exit()):
+            for node in plan.to_run:
+                task = _task(node, {name: made[source.worker.name] for name, source in node.inputs.items()})
+                configure(task, node)
+                made[node.name] = task.outputs["artifact"]
 
     return pipeline
 

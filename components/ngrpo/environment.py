@@ -40,15 +40,16 @@ _NAME = (
     r"|(?:api|access|account|private|signing)?[-_]?key(?:[-_]?id)?)"
 )
 _USER = re.compile(r"(\w://)[^\s'\"<>]*@")  # a password that is not quoted may hold any sign, a slash too
+# What stands before a name is bounded: lines of a log may have words of megabytes, and each end of one would be tried from each start.
 _PARAMETER = re.compile(
-    rf"((?:^|[?&;\s'\"(])[\w.-]*{_NAME}=|[\w-]*{_NAME}['\"]\s*:\s*['\"]?)[^\s&;'\"<>),}}\]]+", re.IGNORECASE
+    rf"((?:^|[?&;\s'\"(])[\w.-]{{0,100}}{_NAME}=|{_NAME}['\"]\s*:\s*['\"]?)[^\s&;'\"<>),}}\]]+", re.IGNORECASE
 )
 _HEADER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE)
 # Tokens and private keys, which are known by their form, and addresses that are secrets themselves.
 _FORM = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abprs]-[\w-]{8,}|\bsk-[\w-]{16,}"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|\b(?:hooks\.slack\.com/(?:services|workflows)|discord(?:app)?\.com/api/webhooks"
-    r"|[\w.-]*webhook\.office\.com)/[^\s'\"<>]+"
+    r"|[\w.-]{0,100}webhook\.office\.com)/[^\s'\"<>]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
 # What follows the first colon of an address is a port, or it is a password that has signs of an address in it.

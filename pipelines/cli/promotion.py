@@ -16,6 +16,7 @@ from ngrpo.checking.light_imports import UNUSED_BY_MLFLOW, light_imports
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
 from ngrpo.tracking.reasons import checked_reason
+from ngrpo_kfp.pipelines.local.announcing import announce_decisions, announce_rollback
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -69,6 +70,7 @@ def promote_version(
         decision = decide_and_crown(config.promotion, promotions, version, evaluation, config.seed, override=override)
         console.print(escape(f"{decision['decision']}: {decision['reason']}"))
         _show_aliases(promotions, console)
+    announce_decisions(config, [decision])
 
 
 def roll_back(
@@ -106,6 +108,7 @@ def roll_back(
             entry = promotions.rollback(reason)
         console.print(f"rolled back: version {entry['version']}")
         _show_aliases(promotions, console)
+    announce_rollback(config, entry)
 
 
 def show_history(config: RunConfig, workspace: Workspace, console: Console) -> None:

@@ -15,6 +15,7 @@ from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.keys import config_json
 from ngrpo_kfp.pipelines.graph import kubeflow_pipeline, without_templates
+from ngrpo_kfp.pipelines.kubeflow.end_of_run import exit_task
 from ngrpo_kfp.pipelines.kubeflow.graph_check import check_graph
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod
@@ -51,9 +52,10 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
         configure_pod(task, node, config, images)
         task.set_caching_options(caching and STAGES[node.stage].cacheable)
 
-    return compiled(
-        kubeflow_pipeline(_keyed_by_run(plan), configure, description=without_templates(config_json(config)))
-    )
+    keyed = _keyed_by_run(plan)
+    at_exit = exit_task(config, keyed, images, f"preset {config.preset}")
+    description = without_templates(config_json(config))
+    return compiled(kubeflow_pipeline(keyed, configure, description=description, at_exit=at_exit))
 
 
 def compile_whole(config: RunConfig, images: Images) -> str:

@@ -20,6 +20,7 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.pipelines.graph import kubeflow_pipeline, without_templates
 from ngrpo_kfp.pipelines.kubeflow.client import connect
 from ngrpo_kfp.pipelines.kubeflow.compilation import compiled
+from ngrpo_kfp.pipelines.kubeflow.end_of_run import exit_task
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod
 from ngrpo_kfp.pipelines.kubeflow.preflight import require
@@ -114,7 +115,9 @@ def compile_experiment(planned: ExperimentPlan, images: Images) -> str:
             task.after(made[waits[node.name]])
 
     description = without_templates(config_json(experiment.baseline))
-    text = compiled(kubeflow_pipeline(planned.plan, configure, description=description, name=EXPERIMENT))
+    at_exit = exit_task(experiment.baseline, planned.plan, images, f"experiment {experiment.name}")
+    pipeline = kubeflow_pipeline(planned.plan, configure, description=description, name=EXPERIMENT, at_exit=at_exit)
+    text = compiled(pipeline)
     if len(text.encode()) > _MOST_BYTES:
         raise ConfigError(
             f"experiment {experiment.name}: its pipeline of {len(planned.plan.to_run)} stages has {len(text.encode()) / 1e6:.1f} MB, and "

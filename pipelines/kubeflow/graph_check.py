@@ -131,6 +131,13 @@ def _source(kind: str, source: Spec, component: Spec, tasks: Spec, components: S
         key = source[f"componentInput{title}"]
         inputs = component.get("inputDefinitions", {}).get(kind, {})
         return (_type(inputs[key]), None) if key in inputs else (None, f"the component has no {singular} {key!r}")
+    if kind == "parameters" and "taskFinalStatus" in source:  # of an exit task
+        producer = source["taskFinalStatus"].get("producerTask")
+        return (
+            ("TASK_FINAL_STATUS", None)
+            if producer in tasks
+            else (None, f"comes from {producer!r}, and there is no such task")
+        )
     if kind == "parameters" and "constant" in source.get("runtimeValue", {}):
         return _CONSTANTS.get(type(source["runtimeValue"]["constant"])), None
     return None, f"unknown source {sorted(source)}"

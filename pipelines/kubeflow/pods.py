@@ -41,10 +41,13 @@ from ngrpo_kfp.pipelines.planning.nodes import PlannedStage
 RUN_LABEL = "pipeline/runid"
 """Label that Kubeflow gives every pod of a run: the run's id."""
 _SIGNING_STAGE = "model_promotion"
+_ANNOUNCING = ("end_of_run", "watch_champion")
 _LAUNCHER = ResourcesConfig(cpus=1, memory_gib=2)
 """Resources of the launcher pod, which creates and watches the TrainJob."""
 _SLACK_MINUTES = 10
 """Extra lifetime of the launcher pod, so that it can report the outcome of its TrainJob."""
+_END_OF_RUN_SECONDS = 900
+"""Longest time of the exit task: a store that is out of reach, and the slowest webhooks."""
 _LOST_POD_WAIT = "10s"
 _YEAR = "31536000s"
 """For Argo a time limit of retries starts with the first pod's creation, counts queueing, and also ends the pod that replaces it."""
@@ -141,16 +144,31 @@ def configure_watch(task: dsl.PipelineTask, config: RunConfig, images: Images) -
     kubernetes.set_timeout(task, cluster.timeout_seconds("benchmark_evaluation"))
 
 
-def _cluster_of(config: RunConfig, stage: str) -> ClusterConfig:
-    """Return the settings of the cluster for a stage. The key to sign with is for the pod that signs alone: in others, users' code runs."""
-    name, cluster = config.signing.key_variable, config.cluster
-    if name is None or stage == _SIGNING_STAGE:
-        return cluster
+def configure_end_of_run(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
+    """Give the exit task of a run what its pod needs: it waits in no queue, and alone has the addresses of webhooks.
+
+    Raises:
+        ConfigError: There is no such image.
+    """
+    _prepare(task, "end_of_run", _LAUNCHER, _cluster_of(config, "end_of_run"), images)
+    kubernetes.set_timeout(task, _END_OF_RUN_SECONDS)
+
+
+def _cluster_of(config: RunConfig, task: str) -> ClusterConfig:
+    """Return the settings of the cluster for a task, with the secrets that are meant for it.
+
+    The key to sign with is for the pod that signs, the addresses of webhooks are for those that announce: in others, code of users runs.
+    """
+    kept_back: set[str] = set()
+    if config.signing.key_variable is not None and task != _SIGNING_STAGE:
+        kept_back |= {config.signing.key_variable, PASSWORD}
+    if task not in _ANNOUNCING:
+        kept_back |= {each.url_from for each in config.notifications.values()}
     given = {
-        secret: {variable: key for variable, key in variables.items() if variable not in (name, PASSWORD)}
-        for secret, variables in cluster.secrets.items()
+        secret: {variable: key for variable, key in variables.items() if variable not in kept_back}
+        for secret, variables in config.cluster.secrets.items()
     }
-    return cluster.model_copy(
+    return config.cluster.model_copy(
         update={"secrets": {secret: variables for secret, variables in given.items() if variables}}
     )
 

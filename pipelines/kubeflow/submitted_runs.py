@@ -45,8 +45,16 @@ def find_run(client: Client, run_id: str | None) -> Any:
 
 
 def tasks_of(client: Client, run_id: str) -> dict[str, Mapping[str, Any]]:
-    """Return the tasks of a run's pipeline by the name of their node: `root.dag.tasks` of the pipeline specification."""
-    tasks = pipeline_of(client, run_id)["root"]["dag"]["tasks"]
+    """Return the tasks of a run's pipeline by the name of their node: `root.dag.tasks` of the pipeline specification.
+
+    Where the pipeline has an exit task, the others are those of a DAG in the root, and the exit task is none of them.
+    """
+    spec = pipeline_of(client, run_id)
+    tasks = spec["root"]["dag"]["tasks"]
+    for task in tasks.values():
+        component = spec["components"][task["componentRef"]["name"]]
+        if "dag" in component:
+            tasks = component["dag"]["tasks"]
     return {node_of_task(name, task["taskInfo"]["name"]): task for name, task in tasks.items()}
 
 

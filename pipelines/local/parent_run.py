@@ -68,7 +68,7 @@ def _open(stack: ExitStack, config: RunConfig, around: Services, directory: Path
         write_state(announcement, {"error": str(error)})
         raise
     write_state(announcement, {"run_id": tracked.run_id})
-    tracked.log_settings(config.model_dump(mode="json", exclude={"cluster"}))
+    tracked.log_settings(config.model_dump(mode="json", exclude={"cluster", "notifications"}))
     return tracked
 
 

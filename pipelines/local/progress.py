@@ -8,18 +8,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.report.remaining import LEFT, duration
 from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.local.stage_records import read_record
 from ngrpo_kfp.pipelines.planning.nodes import Plan
 
 _TAIL_BYTES = 4096
 _POLL_SECONDS = 0.25
-_PLAIN_SECONDS = 15.0
-_SYMBOLS = {"cached": "[green]✓", "done": "[green]✓", "running": "[cyan]▶", "failed": "[red]✗", "waiting": "[dim]·"}
+_QUIET_SECONDS = 5.0
+"""Longest silence without a terminal, while a stage is young."""
+_YOUNG_SECONDS = 600.0
+_QUIET_LATER_SECONDS = 60.0
+"""Longest silence after that: a training of days would fill its log with lines that say nothing new."""
+_SYMBOLS = {
+    "cached": "[green]✓",
+    "done": "[green]✓",
+    "running": "[cyan]▶",
+    "failed": "[red]✗",
+    "waiting": "[dim]·",
+    "starting": "[cyan]…",
+}
+_STARTING = "its process starts: libraries are imported"
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class NodeState:
 
     name: str
     state: str
-    """`cached`, `waiting`, `running`, `done` or `failed`."""
+    """`cached`, `waiting`, `starting`, `running`, `done` or `failed`."""
     seconds: float | None = None
     word: str = ""
     """The last line that its stage printed."""
@@ -54,6 +68,9 @@ class StageProgress:
         self._run = run_directory
         self._console = console
         self._closed = threading.Event()
+        self._since = time.monotonic()
+        """When the last stage ended, or the first was waited for."""
+        self._ended = 0
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
     def __enter__(self) -> None:
@@ -66,11 +83,20 @@ class StageProgress:
         self._thread.join()
 
     def states(self) -> list[NodeState]:
-        """Read the state of every node, in order."""
-        return [
+        """Read the state of every node, in order. While none is at work, the first that waits is starting."""
+        states = [
             NodeState(node.name, "cached") if node.cached else replace(self._state(node.worker.name), name=node.name)
             for node in self._plan
         ]
+        ended = sum(state.state in ("done", "failed") for state in states)
+        if ended != self._ended:
+            self._ended, self._since = ended, time.monotonic()
+        now = [state.state for state in states]
+        if "waiting" in now and "running" not in now and "failed" not in now:
+            first = now.index("waiting")
+            seconds = time.monotonic() - self._since
+            states[first] = replace(states[first], state="starting", seconds=seconds, word=_STARTING)
+        return states
 
     def _state(self, name: str) -> NodeState:
         try:
@@ -89,8 +115,8 @@ class StageProgress:
             # The runner's own messages are sent elsewhere by replacing standard output: leave that alone.
             with Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
                 while not self._closed.wait(_POLL_SECONDS):
-                    live.update(_table(self.states()), refresh=True)
-                live.update(_table(self.states()), refresh=True)
+                    live.update(_table(self.states(), self._console.width), refresh=True)
+                live.update(_table(self.states(), self._console.width), refresh=True)
             return
         shown: dict[str, NodeState] = {}
         told = time.monotonic()
@@ -99,27 +125,55 @@ class StageProgress:
             closing = self._closed.wait(_POLL_SECONDS)
             for state in self.states():
                 before = shown.get(state.name, NodeState(state.name, "waiting"))
-                news = state.state != before.state
-                if not news and state.word != before.word and time.monotonic() - told > _PLAIN_SECONDS:
-                    news = True
-                if news:
-                    shown[state.name] = state
-                    told = time.monotonic()
-                    self._console.print(_plain(state), markup=False, highlight=False, soft_wrap=True)
+                if state.state != before.state and state.state != "starting":
+                    pass
+                elif state.state not in ("running", "starting") or time.monotonic() - told < _quiet_seconds(state):
+                    continue
+                shown[state.name] = state
+                told = time.monotonic()
+                self._console.print(_plain(state), markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(states: list[NodeState]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim", no_wrap=True, overflow="ellipsis")
-    for state in states:
-        seconds = f"{state.seconds:.1f} s" if state.seconds is not None else "cached" if state.state == "cached" else ""
-        table.add_row(_SYMBOLS[state.state], state.name, seconds, state.word.replace("[", "\\["))
+def _quiet_seconds(state: NodeState) -> float:
+    return _QUIET_SECONDS if (state.seconds or 0.0) < _YOUNG_SECONDS else _QUIET_LATER_SECONDS
+
+
+def _table(states: list[NodeState], width: int) -> Table:
+    """Return the nodes as a table that is no wider than the terminal.
+
+    Times are shown whole. Names get a third of the terminal at most, where that is less than they need, and the last word of a stage what
+    is left; both are cut with an ellipsis.
+    """
+    rows = [(state, _seconds(state), *_split(state.word)) for state in states]
+    took, left = (max(len(row[column]) for row in rows) for column in (1, 3))
+    gap = 2
+    name = min(max(len(state.name) for state in states), max(12, width // 3))
+    word = width - (1 + gap + name + gap + took + gap + left + gap * bool(left))
+    table = Table.grid(padding=(0, gap, 0, 0), pad_edge=False)
+    justifications: tuple[JustifyMethod, ...] = ("left", "left", "right", "right", "left")
+    for size, style, justify in zip((1, name, took, left, word), ("", "", "", "", "dim"), justifications, strict=True):
+        if size > 0:
+            table.add_column(width=size, no_wrap=True, overflow="ellipsis", style=style, justify=justify)
+    for state, seconds, said, time_left in rows:
+        cells = (_SYMBOLS[state.state], escape(state.name), seconds, time_left, escape(said))
+        table.add_row(*(cell for cell, size in zip(cells, (1, name, took, left, word), strict=True) if size > 0))
     return table
 
 
+def _split(word: str) -> tuple[str, str]:
+    """Return a line of progress without the time that is left, and that."""
+    match = LEFT.search(word)
+    if match is None:
+        return word, ""
+    return word[: match.start()] + word[match.end() :], "~" + match[1].removeprefix("about ").removesuffix(" left")
+
+
+def _seconds(state: NodeState) -> str:
+    if state.seconds is None:
+        return "cached" if state.state == "cached" else ""
+    return f"{state.seconds:.1f} s" if state.seconds < 60 else duration(state.seconds)
+
+
 def _plain(state: NodeState) -> str:
-    seconds = f" {state.seconds:.1f} s" if state.seconds is not None and state.state != "running" else ""
+    seconds = f" {_seconds(state)}" if state.seconds is not None else ""
     return f"{state.name}: {state.state}{seconds}{f'  {state.word}' if state.word else ''}"

@@ -15,12 +15,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from ngrpo.checking.examination import require_possible
-from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.errors import ConfigError
+from ngrpo.notifications.events import Event
+from ngrpo.notifications.webhooks import announce
+from ngrpo.report.remaining import Remaining
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
+from ngrpo_kfp.pipelines.local.announcing import RunError, failure_announced, warn_of_missing
 from ngrpo_kfp.pipelines.local.experiment_comparison import ComparedArms, Outcome, node_summaries
 from ngrpo_kfp.pipelines.local.experiment_records import ExperimentRecords, ExperimentSummary
 from ngrpo_kfp.pipelines.local.experiment_tracking import TrackedExperiment, experiment_runs
+from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.runner import in_processes
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.stage_forks import can_fork, forked_stages
@@ -39,7 +44,10 @@ if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runner import Runner
 
 
-class ExperimentError(NGRPOError):
+_PREPARING = "starting the services, looking at what is there"
+
+
+class ExperimentError(RunError):
     """Runs of an experiment failed; the message has a line for each."""
 
 
@@ -73,7 +81,7 @@ def run(
     # It takes seconds to import, and is needed only once the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     records = ExperimentRecords.of(workspace, experiment.name)
-    with workspace.lock(), services(workspace) as around:
+    with workspace.lock(), phase(console, _PREPARING) as prepared, services(workspace) as around:
         experiment.require(lambda arm, config: require_verified_base(config, around.store_uri))
         store = around.artifact_store(workspace)
         if rerun is not None:
@@ -90,11 +98,17 @@ def run(
 
         experiment.require(check)
         directory = records.begin(plan_record(planned.plan))
+        prepared()
         show_experiment(planned, console, took)
-        with experiment_runs(experiment, around, f"{directory.name}-{experiment.name}") as tracked:
+        warn_of_missing(experiment.baseline, console)
+        with (
+            failure_announced(experiment.baseline, f"{directory.name}-{experiment.name}"),
+            experiment_runs(experiment, around, f"{directory.name}-{experiment.name}") as tracked,
+        ):
             with _forks(planned.plan, directory, runner):
                 outcome = _run_all(planned, directory, tracked, console, runner or in_processes)
             seconds = records.seconds()
+            console.print("comparing the arms")
             compared = ComparedArms(planned, outcome, store, seconds)
             problems = [f"{run}: {why}" for run, why in outcome.failed.items()]
             files: list[Path] = []
@@ -102,6 +116,7 @@ def run(
                 files = compared.compare(records.directory, console)
             except ConfigError as error:
                 problems += str(error).splitlines()
+            arms_and_seeds = [run for run in planned.nodes if run.arm not in planned.merged]
             summary = _summary(planned, outcome, seconds, {"tracking_uri": around.tracking_uri})
             summary["mlflow"]["run_id"] = tracked.parent().run_id
             ran = {node.key for node in planned.plan if not node.cached}
@@ -111,7 +126,24 @@ def run(
             tracked.finish(compared.metrics, frozenset(run.arm for run in outcome.failed), tuple(files))
             _show_places(files, summary, console)
             if problems:
-                raise ExperimentError("\n".join(problems))
+                raise ExperimentError("\n".join(problems), _brief(experiment.name, outcome, len(arms_and_seeds)))
+    announce(
+        experiment.baseline.notifications,
+        Event(
+            "finished",
+            f"{directory.name}-{experiment.name}",
+            None,
+            None,
+            f"experiment {experiment.name}: its {len(arms_and_seeds)} runs are done and compared",
+            {"benchmark": experiment.file.benchmark, "seconds": summary["wall_seconds"]},
+        ),
+    )
+
+
+def _brief(name: str, outcome: Outcome, runs: int) -> str:
+    """Return what failed, as far as it may leave the machine."""
+    failed = f"{len(outcome.failed)} of {runs} runs failed: {', '.join(map(str, outcome.failed))}"
+    return f"experiment {name}: {failed if outcome.failed else 'its runs cannot be compared'}; the log says why"
 
 
 def _forks(plan: Plan, directory: Path, runner: Callable[[], Runner] | None) -> AbstractContextManager[None]:
@@ -198,13 +230,14 @@ def _run_all(
     culprits: dict[ArmRun, str] = {}
     why: dict[str, str] = {}
     runs = [run for run in planned.nodes if run.arm not in planned.merged and not planned.is_cached(run)]
+    remaining = Remaining()
     for number, run in enumerate(runs, 1):
         part = planned.plan.part(planned.nodes[run], made)
         hopeless = next((node for node in part.to_run if node.key in why), None)
         if hopeless is not None:
             failed[run], culprits[run] = f"not begun, for it shares what failed: {why[hopeless.key]}", hopeless.key
             continue
-        console.print(f"[bold]{run}[/bold]  {number} of {len(runs)}")
+        console.print(f"[bold]{run}[/bold]  {number} of {len(runs)}{remaining.words(number - 1, len(runs))}")
         problem = _run_one(part, run, directory, tracked, console, runner, made)
         if problem is not None:
             culprit, said = problem

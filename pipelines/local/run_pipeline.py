@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig
 from ngrpo.config.costs import CostsConfig
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
-from ngrpo.contracts.promotion import PROMOTION, read_promotion
+from ngrpo.contracts.promotion import PROMOTION, Promotion, read_promotion
 from ngrpo.environment import PRICES, environment
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.gains import Gain, gain_of
@@ -25,7 +26,9 @@ from ngrpo.stages.keys import mentions_kept
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
+from ngrpo_kfp.pipelines.local.announcing import announce_decisions, failure_announced, warn_of_missing
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
+from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runner import Runner
 
 _CURE = "run the preset again"
+_PREPARING = "starting the services, looking at what is there"
 
 
 def run(
@@ -83,7 +87,7 @@ def run(
     require_key(config)
     # It takes seconds to import, and is needed only once the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
-    with workspace.lock(), services(workspace) as around:
+    with workspace.lock(), phase(console, _PREPARING) as prepared, services(workspace) as around:
         store = around.artifact_store(workspace)
         config = _based(config, base, around)
         if rerun is not None:
@@ -99,11 +103,15 @@ def run(
         directory = workspace.new_run(name)
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))
+        prepared()
         console.print(plan_table(plan, config))
         _show_expectations(plan, config, store, console)
         last = last_run_of(directory, config.preset, workspace)
-        _run_plan(plan, config, around, store, directory, console, began, runner, last)
+        warn_of_missing(config, console)
+        with failure_announced(config, directory.name):
+            promotions = _run_plan(plan, config, around, store, directory, console, began, runner, last)
         workspace.set_latest(directory)
+    announce_decisions(config, promotions, directory.name)
     return directory
 
 
@@ -123,10 +131,15 @@ def show_plan(
         ConfigError: A stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
-    with services(workspace, stopped=False) as around, mentions_kept(workspace.mentions):
+    with (
+        nullcontext(lambda: None) if as_json else phase(console, _PREPARING) as prepared,
+        services(workspace, stopped=False) as around,
+        mentions_kept(workspace.mentions),
+    ):
         config = _based(config, base, around)
         store = around.artifact_store(workspace)
         plan = _plan(config, workspace, store)
+        prepared()
         if as_json:
             console.print_json(data=plan_for_programs(plan), indent=1)
         else:
@@ -186,15 +199,17 @@ def _run_plan(
     began: float,
     runner: Callable[[], Runner] | None,
     last: Mapping[str, str] | None,
-) -> None:
+) -> list[Promotion]:
+    """Run what a plan has to run, write the report, and return the decisions."""
     from ngrpo_kfp.pipelines.local.reporting import build_report
     from ngrpo_kfp.pipelines.local.runner import run_stages
 
     # Stages that write a model card or report to MLflow price what they took.
     prices = {PRICES: config.costs.model_dump_json() if config.costs != CostsConfig() else None}
-    with pipeline_run(config, around, directory) as opening:
+    with pipeline_run(config, around, directory) as opening, ExitStack() as stack:
         with environment(prices):
             records = run_stages(plan, directory, console, runner)
+        stack.enter_context(phase(console, "writing the report"))
         tracked = opening.result()
         references = {node.name: node.reference or _reference(records[node.worker.name]) for node in plan}
         evaluations = {
@@ -237,6 +252,7 @@ def _run_plan(
         console.print(escape(line), soft_wrap=True)
     weights = {node: artifacts[node] / "model" for node in trained}
     console.print(places(report, summary, promotions, weights), soft_wrap=True)
+    return list(promotions.values())
 
 
 def _gains(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> dict[str, Gain]:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rich.console import Console
 
 from ngrpo.environment import environment
-from ngrpo.errors import NGRPOError
 from ngrpo.stages.supervision import QUIET
 from ngrpo.storage.state import DamagedStateError
+from ngrpo_kfp.pipelines.local.announcing import RunError
 from ngrpo_kfp.pipelines.local.decisions import decide, only_decides
 from ngrpo_kfp.pipelines.local.lifeline import lifeline
 from ngrpo_kfp.pipelines.local.progress import StageProgress, last_line
@@ -34,7 +34,7 @@ Runner: TypeAlias = "local.SubprocessRunner | local.DockerRunner"
 _SECONDS_TO_DIE = 3.0
 
 
-class StageError(NGRPOError):
+class StageError(RunError):
     """A stage failed; the message names it, says why and where its log is."""
 
 
@@ -78,7 +78,8 @@ def run_stages(
     records = {node.name: read_record(run_directory, node.name) for node in plan.to_run}
     culprit = first_failure(records)
     if culprit is not None:
-        raise StageError(_describe(culprit, records[culprit], run_directory)) from failure
+        record = records[culprit]
+        raise StageError(_describe(culprit, record, run_directory), f"{culprit}: {_brief(record)}") from failure
     if failure is not None:
         raise failure
     return {name: record for name, record in records.items() if record is not None}
@@ -145,6 +146,13 @@ def _describe(node: str, record: Mapping[str, Any] | None, run_directory: Path) 
         f"{node}: its process was killed, perhaps for want of memory; the next run resumes it "
         f"(last words: {word or 'none'}; log: {log})"
     )
+
+
+def _brief(record: Mapping[str, Any] | None) -> str:
+    """Return why a node failed, as far as it may leave the machine."""
+    if record is None:
+        return "did not start"
+    return str(record.get("reason", "its process was killed, perhaps for want of memory"))
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ class StageRecord(TypedDict):
     artifact: NotRequired[str]
     digest: NotRequired[str]
     error: NotRequired[str]
+    reason: NotRequired[str]
     seconds: NotRequired[float]
     peak_memory_bytes: NotRequired[int]
 

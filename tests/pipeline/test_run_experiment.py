@@ -109,7 +109,7 @@ class Lab:
             record = {"key": node.key, "pid": 1, "seconds": 2.0}
             if node.name in self.failing:
                 write_record(directory, node.name, record | {"error": self.failing[node.name]})
-                raise runner.StageError(f"{node.name}: {self.failing[node.name]} (log: there)")
+                raise runner.StageError(f"{node.name}: {self.failing[node.name]} (log: there)", f"{node.name}: failed")
             assert all(source.key in self.store.keys for source in node.inputs.values()), "its inputs are there"
             made = Reference(f"s3://b/{node.stage}/{node.key}/", node.key, "d")
             self.store.keys.add(node.key)

@@ -1,16 +1,19 @@
 """Notifications: what is sent in each format, that it holds no secret, and that no receiver can delay or fail what it is told of."""
 
 import json
+import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from ngrpo.config import load_config
 from ngrpo.config.notifications import NotificationConfig
 from ngrpo.errors import ConfigError, DataError, StoreError, UserCodeError
-from ngrpo.notifications.events import Event, decided, reason_of
+from ngrpo.notifications.events import Event, decided
 from ngrpo.notifications.messages import TemplateError, payload
+from ngrpo.notifications.reasons import reason_of
 from ngrpo.notifications.webhooks import announce, not_set
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from receiver import SECRET_PATH, receiver
@@ -203,6 +206,22 @@ def test_a_template_is_the_text_of_a_file_beside_the_preset(tmp_path):
         f'extends = "{PRESETS / "tiny.toml"}"\n[notifications.team]\nurl_from = "{WEBHOOK}"\ntemplate = "message.json.j2"\n'
     )
     assert load_config(preset).notifications["team"].template == '{"text": {{ summary | tojson }}}'
+
+
+def test_what_the_page_shows_works(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "notifications.md").read_text()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
+    (template,) = [text for kind, text in blocks if kind == "jinja"]
+    (tmp_path / "pager.json.j2").write_text(template)
+    settings = [text for kind, text in blocks if kind == "toml" and "[notifications" in text]
+    preset = tmp_path / "mine.toml"
+    preset.write_text(f'extends = "{PRESETS / "tiny.toml"}"\n' + "".join(settings))
+    given = load_config(preset).notifications
+    assert given["team"] == NotificationConfig(url_from="NGRPO_SLACK_WEBHOOK", format="slack")
+    assert json.loads(payload(given["pager"], PROMOTED)) == {
+        "title": "promoted: arithmetic",
+        "text": "mean@16 is better",
+    }
 
 
 # --- delivery -----------------------------------------------------------------------------------------------------------

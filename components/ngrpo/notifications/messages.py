@@ -150,7 +150,9 @@ def _optional(text: str | None) -> str | None:
 
 def _plain(text: str) -> str:
     """Return a text of an event as one line without credentials, cut to what a receiver takes."""
-    return _cut(" ".join("".join(each if each.isprintable() else " " for each in redacted(text)).split()), _LONGEST)
+    # A credential that the first cut goes through would not be known for one: its word goes with it.
+    whole = text if len(text) <= 4 * _LONGEST else " ".join(text[: 4 * _LONGEST].split(" ")[:-1]) + _ELLIPSIS
+    return _cut(" ".join("".join(each if each.isprintable() else " " for each in redacted(whole)).split()), _LONGEST)
 
 
 def _cut(text: str, longest: int) -> str:

@@ -3,36 +3,63 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
 
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import MLflowCallback
 
 from ngrpo.environment import METRICS_PORT
+from ngrpo.report.remaining import Remaining, sparkline
 
 _LINES = 20
+_QUIET_SECONDS = 5.0
+"""Longest time without a line, as far as there is something to log."""
+_CURVE = "reward"
+"""The metric whose curve is drawn."""
 
 
 class PrintProgress(TrainerCallback):
-    """Says about twenty lines over a run, with the metrics that were named."""
+    """Says about twenty lines over a run, more where steps take long: the metrics that were named, the time left, the rewards so far."""
 
     def __init__(self, metrics: Mapping[str, str], say: Callable[[str], None]):
         """Choose what is said, metric name to label, and who is told."""
         self._metrics = metrics
         self._say = say
+        self._remaining = Remaining()
+        self._curve: list[float] = []
+        self._said = time.monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Start the clock, and say where a resumed training goes on."""
+        self._remaining = Remaining(state.global_step)
+        for entry in state.log_history:
+            self._draw(entry)
+        if state.is_world_process_zero and state.global_step:
+            self._say(f"resuming at {state.global_step}/{state.max_steps}")
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Say a line when it is time for one."""
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
+        self._draw(logs)
         every = max(1, state.max_steps // _LINES)
-        if "eval_mean" not in logs and state.global_step % every and state.global_step != state.max_steps:
+        due = state.global_step % every == 0 or time.monotonic() - self._said >= _QUIET_SECONDS
+        if "eval_mean" not in logs and not due and state.global_step != state.max_steps:
             return
+        self._said = time.monotonic()
         values = " ".join(
             f"{label} {float(logs[name]):.3g}" for name, label in self._metrics.items() if logs.get(name) is not None
         )
-        self._say(f"step {state.global_step}/{state.max_steps} {values}")
+        left = self._remaining.words(state.global_step, state.max_steps)
+        self._say(f"step {state.global_step}/{state.max_steps} {values}{left} {sparkline(self._curve)}".rstrip())
+
+    def _draw(self, logs: Mapping[str, object]) -> None:
+        value = logs.get(_CURVE)
+        if isinstance(value, int | float) and math.isfinite(value):
+            self._curve.append(float(value))
 
 
 class RepeatCurves(TrainerCallback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from ngrpo.evaluation.stored_evaluation import MODEL, answers_of, statistics_of
 from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.cores import usable_cores
 from ngrpo.grading.grader import Grader
+from ngrpo.report.sampling_progress import SamplingProgress
 from ngrpo.rollout.loading import load_tokenizer
 from ngrpo.stages.context import Context
 from ngrpo.stages.keys import canonical_json, code_version, digest
@@ -89,8 +90,11 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
     metrics: dict[str, float] = {}
     early_stop: EarlyStop | None = None
     opponent = _opponent(config, context)
+    models = _models(config, inputs, context.work)
+    samples_of_model = sum(len(benchmark.ids) for benchmark in benchmarks) * config.evaluation.samples
+    progress = SamplingProgress(len(models) * samples_of_model, context.progress)
     with Grader(workers=usable_cores()) as grader:
-        for name, directory in _models(config, inputs, context.work).items():
+        for name, directory in models.items():
             weights[name] = model_digest(directory)
             config_of_model = read_config(directory, f"model directory {directory}")
             vocabulary = config_of_model.get_text_config().vocab_size
@@ -107,6 +111,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
             task = Task(
                 config=config.model_dump_json(), model=str(directory), benchmarks=str(inputs["dataset"] / "benchmarks")
             )
+            progress.skip(samples_of_model - sum(len(samples.missing) for samples in kept))
             rounds = None
             if config.gate is not None and config.evaluation.early_stop is not None and name == MODEL:
                 rounds = Rounds(
@@ -120,7 +125,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                     unit=_unit(config),
                     say=context.progress,
                 )
-            _generate(config, name, task, kept, context, rounds)
+            _generate(config, name, task, kept, context, progress, rounds)
             early_stop = None if rounds is None else rounds.summary()
             for samples in kept:
                 benchmark = samples.benchmark
@@ -249,6 +254,7 @@ def _generate(
     task: Task,
     kept: Sequence[KeptSamples],
     context: Context,
+    progress: SamplingProgress,
     rounds: Rounds | None,
 ) -> None:
     """Generate the samples that are missing, round by round where there are rounds; with none, the model is not even loaded."""
@@ -273,11 +279,16 @@ def _generate(
         several = f"{len(devices)} process{'es' * (len(devices) > 1)}"
         context.progress(f"{name}: {sum(len(part.requests) for part in waiting)} samples by {several}")
         tables = sampled_by_processes(task, waiting, devices, more=more, ahead=ahead, work=context.work, what=name)
-    progress = [_Progress(f"{name} {samples.benchmark.name}", samples, context.progress) for samples in kept]
+    count = [
+        progress.of(
+            f"{name} {samples.benchmark.name}", len(samples.benchmark.ids) * samples.samples, len(samples.missing)
+        )
+        for samples in kept
+    ]
     with closing(tables):
         for part, table in tables:
             kept[part.benchmark].add(table)
-            progress[part.benchmark].add(table.num_rows)
+            count[part.benchmark](table.num_rows)
 
 
 def _sampled_here(
@@ -311,24 +322,6 @@ def _sampled_here(
         for number, table in sampler.tables(benchmarks, take):
             under_way -= table.num_rows
             yield given[number], table
-
-
-class _Progress:
-    """Says how far a benchmark is, whenever another tenth of it is done."""
-
-    def __init__(self, what: str, samples: KeptSamples, say: Callable[[str], None]):
-        self._what, self._say = what, say
-        self._samples = samples
-        self._done = self._total - len(samples.missing)
-
-    @property
-    def _total(self) -> int:
-        return len(self._samples.benchmark.ids) * self._samples.samples
-
-    def add(self, count: int) -> None:
-        before, self._done, total = self._done, self._done + count, self._total
-        if 10 * before // total < 10 * self._done // total:
-            self._say(f"{self._what}: {self._done}/{total} samples")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ngrpo.environment import PRICES, addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
 from ngrpo.stages.context import Context
 from ngrpo.stages.process import attach, write_record
-from ngrpo.stages.surroundings import ERROR_FILE, Surroundings
+from ngrpo.stages.surroundings import ERROR_FILE, REASON, Surroundings, job_reporters
 from ngrpo.stages.task import Task
 from ngrpo.storage.disk import disk_fault
 
@@ -75,8 +75,10 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own
             process.succeeded = True
     except BaseException as error:
         record["error"] = redacted(_say(error, surroundings))
+        record["reason"] = _reason(error, surroundings)
         if os.environ.get(ERROR_FILE):
             Path(os.environ[ERROR_FILE]).write_text(record["error"], encoding="utf-8")
+            Path(os.environ[ERROR_FILE] + REASON).write_text(record["reason"], encoding="utf-8")
         raise
     finally:
         if surroundings.run_directory is not None:
@@ -151,7 +153,7 @@ def _execute(
             checkpoints=None if surroundings.store_is_local else checkpoints.place,
             save_minutes=surroundings.save_minutes,
             processes=surroundings.processes,
-            reporters=() if tracked is None else ("mlflow",),
+            reporters=() if tracked is None else ("mlflow", *job_reporters()),
             on_cluster=surroundings.pipeline_run is not None,
             variable=os.environ.get,
             prices=os.environ.get(PRICES),
@@ -194,6 +196,13 @@ def _say(error: BaseException, surroundings: Surroundings) -> str:
     if fault is not None:
         return fault
     return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _reason(error: BaseException, surroundings: Surroundings) -> str:
+    """Return what those are told of an error who are told by a notification."""
+    from ngrpo.notifications.reasons import reason_of
+
+    return disk_fault(error, surroundings.work, surroundings.cache) or reason_of(error)
 
 
 def _reference(text: str) -> Reference:

@@ -15,6 +15,7 @@ from ngrpo.data.embedding import load_embedding
 from ngrpo.data.models import usable_tokens
 from ngrpo.neighbors.index import NeighborIndex
 from ngrpo.report.index_facts import describe
+from ngrpo.report.remaining import Remaining
 from ngrpo.stages.context import Context
 
 
@@ -33,14 +34,16 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, c
     embedding, tokenizer = load_embedding(config.model.source, context.work / "base_model")
     eligible = usable_tokens(tokenizer, len(embedding))
     context.progress(f"embedding matrix {tuple(embedding.shape)}, {int(eligible.sum())} tokens may be mixed")
-    started = time.perf_counter()
+    started, remaining = time.perf_counter(), Remaining()
     index = NeighborIndex.build(
         embedding.to(_device()),
         eligible,
         candidates=config.neighbors.candidates,
         block_rows=config.neighbors.block_rows,
         metric=config.neighbors.metric,
-        progress=lambda done, total: context.progress(f"neighbor index: {100 * done // total} % of the tiles"),
+        progress=lambda done, total: context.progress(
+            f"neighbor index: {100 * done // total} % of the tiles{remaining.words(done, total)}"
+        ),
     ).to("cpu")
     seconds = time.perf_counter() - started
     index.save(output)

@@ -31,6 +31,7 @@ from ngrpo.data.screening import Screen, fingerprint
 from ngrpo.data.vllm_service import services
 from ngrpo.errors import DataError
 from ngrpo.grading.grader import gold_usable
+from ngrpo.report.remaining import Remaining
 from ngrpo.stages.context import Context
 
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -96,6 +97,9 @@ class _Tables:
         self.contamination: list[dict[str, str]] = []
         self.metrics: dict[str, float] = {}
         self.tables: dict[str, Table] = {}
+        data = config.data
+        self.expected = len(data.benchmarks) + 1 + (data.warm_start is not None)
+        self.remaining = Remaining()
 
     def write_benchmark(self, name: str, source: Source) -> None:
         label = f"data.benchmarks.{name}"
@@ -216,12 +220,13 @@ class _Tables:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.tables[name] = {"source": made_of, "rows": len(rows), "sha256": sha256}
-        self._count(name.removesuffix(".parquet"), len(rows), dropped)
+        left = self.remaining.words(len(self.tables), self.expected)
+        self._count(name.removesuffix(".parquet"), len(rows), dropped, left)
 
-    def _count(self, table: str, kept: int, dropped: Mapping[str, int]) -> None:
+    def _count(self, table: str, kept: int, dropped: Mapping[str, int], left: str = "") -> None:
         self.metrics[f"{table}/kept"] = kept
         self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in dropped.items()}
-        self.progress(f"{table}: {kept} kept, {sum(dropped.values())} dropped {dict(dropped) or ''}")
+        self.progress(f"{table}: {kept} kept, {sum(dropped.values())} dropped {dict(dropped) or ''}{left}")
 
 
 def _made_of(source: Source) -> dict[str, Any]:

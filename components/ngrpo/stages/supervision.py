@@ -23,7 +23,7 @@ from typing import BinaryIO
 from ngrpo.config.cluster import RetryConfig
 from ngrpo.environment import redacted
 from ngrpo.errors import Preempted, StoreError
-from ngrpo.stages.surroundings import ERROR_FILE
+from ngrpo.stages.surroundings import ERROR_FILE, REASON
 from ngrpo.stages.tries import Outcome, Try, begin, begin_line, end_line, keep
 from ngrpo.storage.objects import ObjectStore
 
@@ -129,7 +129,9 @@ class _Child:
         print(begin_line(self._attempt), flush=True)
         self._scratch.mkdir(parents=True, exist_ok=True)
         log, said = self._scratch / "try.log", self._scratch / "error.txt"
-        said.unlink(missing_ok=True)
+        reason = said.with_name(said.name + REASON)
+        for left in (said, reason):
+            left.unlink(missing_ok=True)
         started = time.monotonic()
         self._records.keep(self._attempt, b"")
         with log.open("wb") as file:
@@ -163,6 +165,7 @@ class _Child:
             seconds=round(time.monotonic() - started, 3),
             outcome=self._outcome(),
             error=self._why(said) if self.code else None,
+            reason=self._reason(reason) if self.code else None,
         )
         self._records.keep(ended, _end_of(log))
         return ended
@@ -199,9 +202,17 @@ class _Child:
         """Return why the child failed: its own line, or the last that it printed."""
         if said.exists():
             return said.read_text(encoding="utf-8").strip()
+        return f"{self._how()}; its last words: {self._last or 'none'}"
+
+    def _reason(self, told: Path) -> str:
+        """Return why the child failed, as far as it may leave the cluster: what it printed may quote data."""
+        return told.read_text(encoding="utf-8") if told.exists() else self._how()
+
+    def _how(self) -> str:
         code = self.code or 0
-        how = f"killed by {signal.Signals(-code).name}, for want of memory perhaps" if code < 0 else f"exit code {code}"
-        return f"{how}; its last words: {self._last or 'none'}"
+        return (
+            f"killed by {signal.Signals(-code).name}, for want of memory perhaps" if code < 0 else f"exit code {code}"
+        )
 
 
 def _pod() -> str:

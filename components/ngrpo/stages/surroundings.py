@@ -27,8 +27,12 @@ TRIES = "NGRPO_TRIES"
 """Environment variable of a pod: how often a stage that failed is tried again there, `RetryConfig` as JSON."""
 ERROR_FILE = "NGRPO_ERROR_FILE"
 """Environment variable of a try: file to write the line of why it failed to."""
+REASON = ".reason"
+"""Ends the name of a file beside that one: why, as far as it may leave the cluster (`ngrpo.notifications.reasons`)."""
 NODE = "NGRPO_NODE"
 """Environment variable of a step: the node of the pipeline that it is, where that is not called like its stage."""
+_TRAINER_STATUS = "KUBEFLOW_TRAINER_SERVER_URL"
+_TRAINER_OFF = "DISABLE_KUBEFLOW_INTEGRATION"
 STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
 """Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
 
@@ -103,6 +107,15 @@ class Surroundings:
 
         with parent_on_cluster(self.pipeline_run, node, objects) as run_id:
             yield run_id
+
+
+def job_reporters() -> tuple[str, ...]:
+    """Return the reporter of transformers that tells Kubeflow Trainer how far a training is, where this is a node of a TrainJob.
+
+    Trainer sets the address on nodes where its feature gate `TrainJobStatus` is on (2.2 and later).
+    """
+    off = os.environ.get(_TRAINER_OFF, "").upper() == "TRUE"  # transformers refuses to make its callback then
+    return ("kubeflow",) if os.environ.get(_TRAINER_STATUS) and not off else ()
 
 
 def save_minutes() -> float | None:

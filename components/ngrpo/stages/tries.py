@@ -51,6 +51,8 @@ class Try:
     outcome: Outcome = "running"
     error: str | None = None
     """The stage's own line of why it failed."""
+    reason: str | None = None
+    """The same, as far as it may leave the cluster; earlier versions kept none."""
 
     @property
     def place(self) -> str:

@@ -1,0 +1,109 @@
+"""What the exit task of a run on a cluster executes: it finds out how the run ended, and tells its webhooks.
+
+Kubeflow's word on that is not asked for: KFP 2.17 gives an exit task no reason of a failure, and the state of what a killed pod was
+part of may still be "running" by then. The artifact store knows both: a node without an artifact has failed, its tries say why, and the
+decision of a promotion is an artifact too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
+
+from ngrpo.config.notifications import NotificationConfig
+from ngrpo.contracts.promotion import PROMOTION, read_promotion
+from ngrpo.environment import addresses_without_users, adopt_s3_names, redacted
+from ngrpo.errors import NGRPOError
+from ngrpo.notifications.events import Event, decided
+from ngrpo.notifications.webhooks import announce
+from ngrpo.stages.surroundings import Surroundings
+from ngrpo.stages.tries import tries_of
+from ngrpo.storage.artifacts import ArtifactStore
+from ngrpo.storage.objects import ObjectStore
+
+_PROMOTION = "model_promotion"
+_CANCELLED = ("CANCELED", "CANCELLED")
+_STORE_PATIENCE = 60.0
+"""Seconds that a store may be out of reach."""
+
+
+class Node(TypedDict):
+    """A node that the run had to run."""
+
+    name: str
+    stage: str
+    key: str
+    """Key of its result; empty where that is the id of the run."""
+
+
+class Told(TypedDict):
+    """What the exit task is told when the pipeline is compiled."""
+
+    what: str
+    """What the run is, for people: its preset, or its experiment."""
+    model: str
+    """The registered model."""
+    nodes: list[Node]
+    """What it had to run, in order."""
+    notifications: dict[str, NotificationConfig]
+
+
+def tell(told_json: str, run: str, state: str | None) -> None:
+    """Tell the webhooks of a run how it ended. Whatever goes wrong with that costs a line: the run is not to fail for it.
+
+    Args:
+        told_json: `Told` as JSON.
+        run: Id of the run.
+        state: Kubeflow's word on the tasks of the run; only that somebody ended it counts.
+    """
+    adopt_s3_names()
+    with addresses_without_users():
+        told = TypeAdapter(Told).validate_json(told_json)
+        if state in _CANCELLED:
+            print(f"run {run} was cancelled: nobody is told", flush=True)
+            return
+        try:
+            event = _event(told, run)
+        except NGRPOError as error:
+            print(f"run {run}: how it ended is not known: {redacted(str(error))}", file=sys.stderr, flush=True)
+            return
+        if event is not None:
+            print(f"{event.kind}: {redacted(event.summary)}", flush=True)
+            announce(told["notifications"], event)
+
+
+def _event(told: Told, run: str) -> Event | None:
+    """Return what happened, none where a decision changed nothing.
+
+    Raises:
+        NGRPOError: The store cannot be reached, or what it holds is damaged.
+    """
+    surroundings = Surroundings.from_environment()
+    objects = ObjectStore(surroundings.store, patience=_STORE_PATIENCE)
+    store = ArtifactStore(objects, surroundings.cache)
+    found = {node["name"]: store.find(node["stage"], node["key"] or run) for node in told["nodes"]}
+    missing = [node for node in told["nodes"] if found[node["name"]] is None]
+    if missing:
+        facts = {"of": told["what"], "missing": len(missing)}
+        return Event("failed", run, told["model"], None, _why(objects, missing, run), facts)
+    decisions = [found[node["name"]] for node in told["nodes"] if node["stage"] == _PROMOTION]
+    if not decisions:
+        facts = {"of": told["what"]}
+        return Event("finished", run, None, None, f"{told['what']}: its {len(found)} stages are done", facts)
+    (decision,) = decisions  # a pipeline of a cluster has one at most
+    assert decision is not None
+    return decided(read_promotion(store.fetch(decision, only=PROMOTION), "run the stage again"), run)
+
+
+def _why(objects: ObjectStore, missing: Sequence[Node], run: str) -> str:
+    """Return which node failed and why, as far as it may leave the cluster: the first that did not succeed in this run."""
+    for node in missing:
+        tries = [one for one in tries_of(objects, node["stage"], node["key"] or run) if one.pipeline_run == run]
+        if tries:
+            last = tries[-1]
+            lost = "its pod was lost" if last.outcome in ("running", "lost", "stopped") else "it failed"
+            return f"{node['name']}: {last.reason or lost}"
+    return f"{missing[0]['name']}: its pod did not get as far as to start; `ngrpo status {run}` may know more"

@@ -1,0 +1,46 @@
+"""Says what a command is doing where it does something silently: a spinner on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+_QUIET_SECONDS = 5.0
+
+
+@contextmanager
+def phase(console: Console, what: str) -> Iterator[Callable[[], None]]:
+    """Say what is being done until the context ends, or what it yields is called.
+
+    Args:
+        console: Where it is said.
+        what: What is being done: `starting the object store`.
+    """
+    over = threading.Event()
+
+    def follow() -> None:
+        began = time.monotonic()
+        while not over.wait(_QUIET_SECONDS):
+            seconds = time.monotonic() - began
+            console.print(f"{what}: {seconds:.0f} s", markup=False, highlight=False, soft_wrap=True)
+
+    spinner = console.status(what) if console.is_terminal else None
+    thread = threading.Thread(target=follow, name="phase", daemon=True)
+    if spinner is not None:
+        spinner.start()
+    else:
+        thread.start()
+
+    def end() -> None:
+        over.set()
+        if spinner is not None:
+            spinner.stop()
+
+    try:
+        yield end
+    finally:
+        end()
