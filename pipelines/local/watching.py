@@ -30,7 +30,7 @@ def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
         NGRPOError: As `ngrpo.stages.champion_watch.look` and `named_model` say: there is no champion, or nothing is known of it.
     """
     with services(workspace) as around:
-        from ngrpo.stages.champion_watch import Champion, look, watch_settings
+        from ngrpo.stages.champion_watch import Champion, announce_alert, look, watch_settings
         from ngrpo.tracking.promotions import Promotions
 
         watch_settings(config)
@@ -43,6 +43,7 @@ def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
     if seen.drifts:
         console.print(_table(config, seen))
     console.print(escape(f"{'alert' if seen.alert else 'watch'}  {seen.summary}"), soft_wrap=True)
+    announce_alert(config, seen)
     return seen
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from mlflow.entities.model_registry import ModelVersion
 
 from ngrpo.config import EvaluationConfig, RunConfig, select, validate
+from ngrpo.config.notifications import EventKind
 from ngrpo.config.stages import BenchmarkEvaluationConfig
 from ngrpo.config.watch import WatchConfig
 from ngrpo.contracts.evaluation import Evaluation, parse_evaluation
@@ -31,6 +32,8 @@ from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
 from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.cores import usable_cores
 from ngrpo.grading.grader import Grader
+from ngrpo.notifications.events import Event, Fact
+from ngrpo.notifications.webhooks import announce
 from ngrpo.rollout.loading import load_tokenizer
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.tracking.model_registry import PREVIOUS_CHAMPION, evaluation_key
@@ -88,16 +91,17 @@ class Seen:
     before: Mapping[str, float] = field(default_factory=dict)
 
 
-def event(seen: Seen) -> dict[str, Any]:
-    """Return the fields of the `Event` of `ngrpo.notifications` that tells of an alert."""
-    return {
-        "kind": "watch_alert",
-        "run": None,
-        "model_name": seen.model_name,
-        "version": seen.version,
-        "summary": seen.summary,
-        "facts": dict(seen.facts),
+def announce_alert(config: RunConfig, seen: Seen) -> None:
+    """Tell the webhooks of an alert, and of the rollback where there was one; without an alert nothing is told."""
+    if not seen.alert:
+        return
+    facts: dict[str, Fact] = {
+        name: value for name, value in seen.facts.items() if isinstance(value, Fact) and name != "rolled_back"
     }
+    facts |= {f"{name}: points lost": round(100.0 * drift.drop, 2) for name, drift in seen.drifts.items()}
+    kinds: list[EventKind] = ["watch_alert", "rolled_back"] if seen.rolled_back else ["watch_alert"]
+    for kind in kinds:
+        announce(config.notifications, Event(kind, None, seen.model_name, int(seen.version), seen.summary, facts))
 
 
 def look(config: RunConfig, champion: Champion, promotions: Promotions, store: ArtifactStore) -> Seen:

@@ -10,7 +10,7 @@ from typing import Any
 from ngrpo.config import RunConfig, validate
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, TrackingError
-from ngrpo.stages.champion_watch import Champion, Seen, look, watch_settings
+from ngrpo.stages.champion_watch import Champion, Seen, announce_alert, look, watch_settings
 from ngrpo.stages.surroundings import Surroundings
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.digest import model_digest
@@ -30,11 +30,13 @@ def watch_in_pod(tree: dict[str, Any]) -> int:
         tree: Configuration of the run that made the champion, with `watch`.
     """
     try:
-        seen = _look(validate(RunConfig, tree))
+        config = validate(RunConfig, tree)
+        seen = _look(config)
     except NGRPOError as error:
         print(redacted(str(error)), file=sys.stderr, flush=True)
         return FAILED
     print(f"{'alert' if seen.alert else 'watch'}  {redacted(seen.summary)}", flush=True)
+    announce_alert(config, seen)
     return ALERT if seen.alert else 0
 
 
