@@ -39,7 +39,8 @@ def show_runs(workspace: Workspace, console: Console, *, as_json: bool) -> None:
         console.print(f"workspace {escape(str(workspace.root))}: no run yet; `ngrpo run` starts one", soft_wrap=True)
         return
     table = Table(
-        caption="sizes: what would be free if the run were gone; `ngrpo prune` makes room", caption_justify="left"
+        caption="sizes: what no other run here has (a registered version may need it too); `ngrpo prune` makes room",
+        caption_justify="left",
     )
     for column in ("run", "preset, model", "state", "began (UTC)", "took", "result", "version"):
         table.add_column(column, overflow="fold")

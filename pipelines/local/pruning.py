@@ -160,11 +160,11 @@ def plan_pruning(workspace: Workspace, wish: Wish, around: Services, *, ours_alo
         candidates &= ours - _built_on(objects, stored, ours, tags)
         checkpoints = {artifact: size for artifact, size in checkpoints.items() if artifact in ours}
     items = [
-        *_model_files(around, registered, kept),
+        *_copies(workspace, needed, registered.digests),  # first: who prunes may have no room at all
+        *_unfinished_work(workspace, needed),
+        *(_model_files(around, registered, kept) if ours_alone else ()),
         *(_artifact(objects, artifact, stored[artifact], tags) for artifact in sorted(candidates)),
         *(_saves(objects, artifact, size) for artifact, size in sorted(checkpoints.items())),
-        *_unfinished_work(workspace, needed),
-        *_copies(workspace, needed, registered.digests),
         *(
             _run(workspace, kind, directory, "dropped" if directory in dropped else f"not among the {wish.keep} newest")
             for kind, directory in going
@@ -402,7 +402,7 @@ def _remove(objects: ObjectStore, place: str) -> None:
 def _model_files(around: Services, registered: _Registered, kept: Iterable[tuple[Kind, Path]]) -> Iterator[Item]:
     """Yield logged models that no version has: what registering one left behind when it was killed, and of versions that were deleted.
 
-    Only in the workspace's own MLflow: elsewhere somebody may be registering one.
+    Only in a store and an MLflow of the workspace's own: elsewhere they may be of another registry, or being registered.
     """
     client = registered.client
     if client is None or not around.owns_database or not around.artifact_location:

@@ -88,7 +88,7 @@ class RunView:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes that would be free if a run were gone."""
+    """Bytes of what a run has and no other run of the workspace."""
 
     directory: int
     """Its directory."""

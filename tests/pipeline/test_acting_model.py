@@ -12,7 +12,7 @@ from ngrpo.config import load_config
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.model_registry import ModelRegistry
-from ngrpo.tracking.promotions import NoChampionLeftError, Promotions
+from ngrpo.tracking.promotions import Promotions
 from ngrpo_kfp.pipelines.cli import acting
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
@@ -115,6 +115,7 @@ def test_a_model_is_left_without_a_champion_only_if_somebody_says_so(models, ngr
         "another version the champion (ngrpo promote VERSION)\n"
     )
     assert state(models[NEW].registry) == {"champion": "1"}
+    assert [entry["decision"] for entry in models[NEW].history()] == ["promoted"]
     asked = []
     for answer, after in ((False, {"champion": "1"}), (True, {})):
         monkeypatch.setattr(acting, "confirmed", lambda question, answer=answer: asked.append(question) or answer)
@@ -147,15 +148,6 @@ def test_without_a_terminal_the_answer_is_no_and_with_one_it_is_what_is_typed(mo
     with open(os.devnull) as nothing:
         monkeypatch.setattr(sys, "stdin", nothing)
         assert acting.confirmed("Sure?") is False
-
-
-def test_a_rollback_that_may_not_leave_none_changes_nothing(models):
-    registry = models[NEW].registry
-    with models[NEW].turn() as turn:
-        turn.promote(registry.version("1"), {"decision": "promoted", "reason": "first", "comparison": None})
-    with pytest.raises(NoChampionLeftError):
-        models[NEW].rollback("why", to_none=False)
-    assert [entry["decision"] for entry in models[NEW].history()] == ["promoted"]
 
 
 def test_a_rerun_and_an_evaluation_of_the_champion_are_of_the_latest_run(home, ngrpo, monkeypatch):

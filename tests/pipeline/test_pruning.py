@@ -94,8 +94,8 @@ def test_the_newest_runs_and_those_named_stay_with_all_they_need(home, prune, ar
     stages = ("benchmark_evaluation", "model_promotion", "ngrpo_training")
     gone = [f"{stage}/{home.key(stage, letter)}" for stage in stages for letter in "ac"]
     assert shown == [
-        *(f"artifact {name}" for name in gone),
         *(f"copy {name}" for name in gone[4:]),
+        *(f"artifact {name}" for name in gone),
         *(f"run {run.name}" for run in (runs[2], runs[0])),
     ]
     assert artifacts() == {f"{stage} a" for stage in ("prepare_data", "neighbor_index", "sft_warm_start")} | {
@@ -174,8 +174,8 @@ def test_what_can_go_on_from_a_checkpoint_stays_until_it_is_dropped(home, prune,
     assert objects.list("checkpoints/") == [place]
     assert "sft_warm_start a" in artifacts()
     assert prune(1, drop=[stopped.name]) == [
-        f"checkpoints checkpoints/ngrpo_training/{home.key('ngrpo_training', 'b')}",
         f"unfinished work ngrpo_training/{home.key('ngrpo_training', 'b')}",
+        f"checkpoints checkpoints/ngrpo_training/{home.key('ngrpo_training', 'b')}",
         f"run {stopped.name}",
     ]
     assert not there.exists()
@@ -275,7 +275,7 @@ def test_a_champion_keeps_its_lineage_and_every_version_the_samples_it_was_judge
         *(f"{stage} e" for stage in all_of("")),
     }
     assert sorted(home.workspace.runs.iterdir()) == runs[-1:]
-    assert gone[0] == f"model files models/{left}"
+    assert f"model files models/{left}" in gone
     logged = ObjectStore(around.artifact_location).list("models/")
     assert {key.split("/")[1] for key in logged} == {
         str(version.source).removeprefix("models:/") for version in registry.versions()
@@ -302,6 +302,12 @@ def test_files_of_a_model_whose_deletion_was_killed_are_found_again(home, prune,
 
 def _killed(*_):
     raise KeyboardInterrupt
+
+
+def test_files_of_models_in_a_shared_store_may_be_of_another_registry(home, prune, registered, around):
+    home.run({})
+    assert prune(1, ours_alone=False) == []
+    assert ObjectStore(around.artifact_location).list(f"models/{registered[1]}/") != []
 
 
 def test_the_files_that_a_kept_run_started_from_stay(home, prune, registered, around):
