@@ -125,7 +125,7 @@ class StageProgress:
             closing = self._closed.wait(_POLL_SECONDS)
             for state in self.states():
                 before = shown.get(state.name, NodeState(state.name, "waiting"))
-                if state.state != before.state and state.state != "starting":
+                if state.state != before.state and state.state not in ("starting", "waiting"):
                     pass
                 elif state.state not in ("running", "starting") or time.monotonic() - told < _quiet_seconds(state):
                     continue
@@ -145,7 +145,7 @@ def _table(states: list[NodeState], width: int) -> Table:
     is left; both are cut with an ellipsis.
     """
     rows = [(state, _seconds(state), *_split(state.word)) for state in states]
-    took, left = (max(len(row[column]) for row in rows) for column in (1, 3))
+    took, left = max(len(seconds) for _, seconds, _, _ in rows), max(len(time_left) for *_, time_left in rows)
     gap = 2
     name = min(max(len(state.name) for state in states), max(12, width // 3))
     word = width - (1 + gap + name + gap + took + gap + left + gap * bool(left))

@@ -103,6 +103,8 @@ def run(
         directory = workspace.new_run(name)
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))
+        for module in ("reporting", "runner"):  # they take seconds, which the plan is not to be followed by in silence
+            importlib.import_module(f"ngrpo_kfp.pipelines.local.{module}")
         prepared()
         console.print(plan_table(plan, config))
         _show_expectations(plan, config, store, console)

@@ -17,7 +17,7 @@ from ngrpo.config.notifications import NotificationConfig
 from ngrpo.contracts.promotion import PROMOTION, read_promotion
 from ngrpo.environment import addresses_without_users, adopt_s3_names, redacted
 from ngrpo.errors import NGRPOError
-from ngrpo.notifications.events import Event, decided
+from ngrpo.notifications.events import Event, Fact, decided
 from ngrpo.notifications.webhooks import announce
 from ngrpo.stages.surroundings import Surroundings
 from ngrpo.stages.tries import tries_of
@@ -87,12 +87,12 @@ def _event(told: Told, run: str) -> Event | None:
     found = {node["name"]: store.find(node["stage"], node["key"] or run) for node in told["nodes"]}
     missing = [node for node in told["nodes"] if found[node["name"]] is None]
     if missing:
-        facts = {"of": told["what"], "missing": len(missing)}
+        facts: dict[str, Fact] = {"of": told["what"], "missing": len(missing)}
         return Event("failed", run, told["model"], None, _why(objects, missing, run), facts)
     decisions = [found[node["name"]] for node in told["nodes"] if node["stage"] == _PROMOTION]
     if not decisions:
-        facts = {"of": told["what"]}
-        return Event("finished", run, None, None, f"{told['what']}: its {len(found)} stages are done", facts)
+        done = f"{told['what']}: its {len(found)} stages are done"
+        return Event("finished", run, None, None, done, {"of": told["what"]})
     (decision,) = decisions  # a pipeline of a cluster has one at most
     assert decision is not None
     return decided(read_promotion(store.fetch(decision, only=PROMOTION), "run the stage again"), run)

@@ -226,7 +226,8 @@ class _Tables:
     def _count(self, table: str, kept: int, dropped: Mapping[str, int], left: str = "") -> None:
         self.metrics[f"{table}/kept"] = kept
         self.metrics |= {f"{table}/dropped/{reason}": count for reason, count in dropped.items()}
-        self.progress(f"{table}: {kept} kept, {sum(dropped.values())} dropped {dict(dropped) or ''}{left}")
+        why = f" {dict(dropped)}" if dropped else ""
+        self.progress(f"{table}: {kept} kept, {sum(dropped.values())} dropped{why}{left}")
 
 
 def _made_of(source: Source) -> dict[str, Any]:
