@@ -23,7 +23,7 @@ from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, EngineError, StoreError, TrackingError
 from ngrpo.evaluation.endpoint_identity import digest_name
 from ngrpo.stages import benchmark_evaluation, model_promotion
-from ngrpo.stages.champion_watch import Seen, event
+from ngrpo.stages.champion_watch import Seen
 from ngrpo.stages.context import Context
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.digest import model_digest
@@ -37,6 +37,7 @@ from ngrpo_kfp.pipelines.local import named_model as named
 from ngrpo_kfp.pipelines.local.watching import watch
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import NAME, write_manifest
+from receiver import receiver
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -182,9 +183,6 @@ def test_one_that_has_become_worse_is_an_alert_and_stays_one(place, endpoint):
     assert 1.0 < drift["interval"][0] < 75.0 < drift["interval"][1]
     assert first.facts["digest"] == model_digest(place.models[0])
     assert "since look 1" in place.look(endpoint.url).summary
-    told = event(first)
-    assert (told["kind"], told["model_name"], told["summary"]) == ("watch_alert", NAME, first.summary)
-    json.dumps(told)
 
 
 def test_where_the_settings_say_so_the_promotion_is_undone(place, endpoint):
@@ -202,6 +200,18 @@ def test_where_the_settings_say_so_the_promotion_is_undone(place, endpoint):
     again = place.look(endpoint.url, "watch.action=rollback")
     assert "the endpoint does not serve the champion" in again.summary, "the old one is still served"
     assert place.registry.aliases()[CHAMPION] == before
+
+
+def test_webhooks_are_told_of_an_alert_and_of_the_rollback(place, endpoint, monkeypatch):
+    place.promote(1)
+    place.promote(0, right=3)
+    with receiver() as there:
+        monkeypatch.setenv("TEAM_WEBHOOK", there.url)
+        seen = place.look(endpoint.url, "watch.action=rollback", "notifications.team.url_from=TEAM_WEBHOOK")
+    assert [document["kind"] for document in there.documents] == ["watch_alert", "rolled_back"]
+    told = there.documents[0]
+    assert (told["model_name"], told["summary"]) == (NAME, seen.summary)
+    assert told["facts"]["arithmetic: points lost"] == pytest.approx(75.0)
 
 
 def test_the_only_champion_is_not_rolled_back(place, endpoint):
