@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("components/*/README.md")]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SHELL = ("", "bash", "sh", "console")
+_REDIRECTIONS = ("<", ">", "|", "&&", ">>")
 _NAMED = re.compile(r"`(?:\.venv/bin/)?ngrpo ([a-z][a-z -]*?[a-z])(?:[^a-z-][^`]*)?`")
 _MADE = re.compile(r"`make ([a-z][a-z-]*)[^`]*`")
 _LEFT_OUT = ("CHANGELOG.md", "cli.md")
@@ -38,7 +39,8 @@ def lines() -> Iterator[Line]:
                 command = re.match(r"(?:\$ )?(?:\.venv/bin/)?((?:ngrpo|make) .*)", line)
                 if command:
                     words = shlex.split(command[1], comments=True)
-                    yield Line(page, tuple(word for word in words if word not in ("...", "…")))
+                    redirected = next((at for at, word in enumerate(words) if word in _REDIRECTIONS), None)
+                    yield Line(page, tuple(word for word in words[:redirected] if word not in ("...", "…")))
 
 
 def named() -> Iterator[tuple[Path, str]]:

@@ -23,7 +23,7 @@ from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.inference_service import Stored, inference_service, stored_positions
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.local.measuring import measure
-from ngrpo_kfp.pipelines.local.named_model import configuration_of, latest_run
+from ngrpo_kfp.pipelines.local.named_model import latest_configuration
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_name
@@ -56,13 +56,13 @@ def read_cluster(path: Path) -> ClusterConfig:
     return validate(ClusterConfig, read_toml("cluster", path))
 
 
-def latest_configuration(workspace: Workspace, cluster: ClusterConfig) -> RunConfig:
+def deployed_configuration(workspace: Workspace, cluster: ClusterConfig) -> RunConfig:
     """Return the configuration of the latest run, on a cluster.
 
     Raises:
         ConfigError: There is no run.
     """
-    return configuration_of(latest_run(workspace)).model_copy(update={"cluster": cluster})
+    return latest_configuration(workspace).model_copy(update={"cluster": cluster})
 
 
 def print_service(what: str, config: RunConfig, images: Images, workspace: Workspace) -> None:

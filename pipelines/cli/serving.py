@@ -88,4 +88,4 @@ def _cluster_config(preset: str | None, settings: list[str] | None, cluster: Pat
     from ngrpo_kfp.pipelines.cli import deployment
 
     read = deployment.read_cluster(cluster)
-    return override(deployment.latest_configuration(workspace(), read), settings or [])
+    return override(deployment.deployed_configuration(workspace(), read), settings or [])

@@ -13,16 +13,15 @@ from ngrpo_kfp.pipelines.cli.help import MODELS
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
 from ngrpo_kfp.pipelines.cli.options import (
     IMAGES,
+    ActingPreset,
     Cluster,
     ImagesFile,
-    Preset,
     PresetOption,
     Seed,
     Settings,
     checked,
     chosen_preset,
     read_cluster_config,
-    read_config,
 )
 
 app = typer.Typer()
@@ -30,7 +29,7 @@ app = typer.Typer()
 
 @app.command(rich_help_panel=MODELS)
 def watch(
-    preset: Preset = None,
+    preset: ActingPreset = None,
     preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -58,17 +57,13 @@ def watch(
     if cron is not None or cluster is not None:
         raise ConfigError("--cron and --cluster: of a schedule; name it with --schedule NAME, or leave them out")
     home = workspace()
-    if chosen is None:
-        from ngrpo.config.reading import override
-        from ngrpo_kfp.pipelines.local.named_model import configuration_of, latest_run
+    from ngrpo_kfp.pipelines.cli.acting import acting_config
 
-        seeds = [] if seed is None else [f"seed={seed}"]
-        config = override(configuration_of(latest_run(home)), [*asked, *seeds])
-    else:
-        config = read_config(chosen, asked, seed)
+    console = terminal()
+    config = acting_config(chosen, asked, seed, home, console)
     from ngrpo_kfp.pipelines.local import watching
 
-    if watching.watch(config, home, terminal()).alert:
+    if watching.watch(config, home, console).alert:
         raise typer.Exit(1)
 
 

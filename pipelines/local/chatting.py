@@ -15,7 +15,7 @@ from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
     configuration_of,
     is_version,
-    latest_run,
+    latest_configuration,
     named_model,
     require_name,
     run_directory,
@@ -90,7 +90,7 @@ def _configuration(found: NamedModel, workspace: Workspace) -> RunConfig | None:
         return configuration_of(run_directory(found.name, workspace))
     if not workspace.latest.exists():
         return None
-    config = configuration_of(latest_run(workspace))
+    config = latest_configuration(workspace)
     return config if config.promotion.model_name == found.model_name else None
 
 

@@ -14,6 +14,7 @@ from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ConfigError, StoreError, TrackingError
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.manifest import MANIFEST, Manifest
+from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import Services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -69,7 +70,7 @@ def named_model(what: str, model_name: str | None, around: Services, workspace: 
     from ngrpo.tracking.model_registry import DIGEST, KEY, ModelRegistry
 
     if is_version(what):
-        registry = ModelRegistry(model_name or configuration_of(latest_run(workspace)).promotion.model_name)
+        registry = ModelRegistry(model_name or latest_configuration(workspace).promotion.model_name)
         version = _version(registry, what)
         directory, digest = _registered_files(registry, version, workspace)
         return NamedModel(what, directory, digest, version, registry.name, version.tags.get(KEY))
@@ -115,18 +116,19 @@ def run_directory(what: str, workspace: Workspace) -> Path:
     raise ConfigError(f"model {what!r}: no run of that name in {workspace.runs}, and no directory of a run; {FORMS}")
 
 
-def latest_run(workspace: Workspace) -> Path:
-    """Return the directory of the latest run that finished.
+def latest_configuration(workspace: Workspace) -> RunConfig:
+    """Return the configuration of the latest run that has one, whether it finished or not.
 
     Raises:
         ConfigError: There is none.
     """
-    if not (workspace.latest / "config.json").is_file():
+    latest = latest_settings(workspace)
+    if latest is None:
         raise ConfigError(
-            f"workspace {workspace.root}: no run has finished there, so it is not known which registered model is meant: name it with "
-            "--model, set NGRPO_HOME to a workspace with runs, or run once"
+            f"workspace {workspace.root}: there is no run there whose settings can be read, so it is not known which registered model is "
+            "meant: name it with --model, set NGRPO_HOME to a workspace with runs, or run once"
         )
-    return workspace.latest.resolve()
+    return latest.config
 
 
 def configuration_of(run: Path) -> RunConfig:

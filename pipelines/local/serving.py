@@ -26,7 +26,7 @@ from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
     configuration_of,
     is_version,
-    latest_run,
+    latest_configuration,
     named_model,
     run_directory,
 )
@@ -63,7 +63,7 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     _require_free(port)
     with services(workspace) as around:
         model = named_model(what, None, around, workspace)
-    config = configuration_of(latest_run(workspace) if is_version(what) else run_directory(what, workspace))
+    config = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
     require_servable(model, config, on_cpu=on_cpu)
     names = served_names(model)
     arguments = server_arguments(

@@ -13,7 +13,8 @@ from rich.table import Table
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
 from ngrpo.signing.keys import PublicKey, public_key, read_public_key, require_library
-from ngrpo_kfp.pipelines.local.named_model import ALIASES, configuration_of, is_version, latest_run
+from ngrpo_kfp.pipelines.local.named_model import ALIASES, is_version, latest_configuration
+from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -47,7 +48,7 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
 
         _judge(*evidence_in(Path(what)), given or _key_of_latest(workspace), console)
         return
-    config = configuration_of(latest_run(workspace)) if model_name is None else None
+    config = latest_configuration(workspace) if model_name is None else None
     key = given or (_key_of(config) if config is not None else _key_of_latest(workspace))
     name = model_name if config is None else config.promotion.model_name
     with services(workspace) as around, tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
@@ -93,4 +94,5 @@ def _key_of(config: RunConfig) -> PublicKey | None:
 
 def _key_of_latest(workspace: Workspace) -> PublicKey | None:
     """Return the key of the latest run; none where there is no run, or no key in it."""
-    return _key_of(configuration_of(latest_run(workspace))) if (workspace.latest / "config.json").is_file() else None
+    latest = latest_settings(workspace)
+    return None if latest is None else _key_of(latest.config)

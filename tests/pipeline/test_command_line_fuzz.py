@@ -34,7 +34,7 @@ BEGINNINGS = (
     "cli.promotion.promote_version",
     "cli.promotion.roll_back",
     "cli.promotion.show_history",
-    "cli.deployment.latest_configuration",
+    "cli.deployment.deployed_configuration",
 )
 
 

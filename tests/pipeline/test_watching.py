@@ -33,7 +33,6 @@ from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
 from ngrpo.tracking.promotions import Promotions
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_task import watch_in_pod
-from ngrpo_kfp.pipelines.local import named_model as named
 from ngrpo_kfp.pipelines.local.watching import watch
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import NAME, write_manifest
@@ -377,4 +376,3 @@ def test_the_command_ends_with_one_where_there_is_an_alert(place, endpoint, monk
     assert "watch: no settings; name the endpoint with --endpoint URL" in capsys.readouterr().err
     assert cli.main(["watch", "--endpoint", endpoint.url, "--cron", "@daily"]) == 2
     assert "name it with --schedule NAME" in capsys.readouterr().err
-    assert named.latest_run(place.workspace) == run.resolve()
