@@ -14,7 +14,7 @@ from ngrpo.config import RunConfig, validate
 from ngrpo.config.cluster import ClusterConfig
 from ngrpo.config.reading import override, read_toml
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, parse_evaluation, read_evaluation
-from ngrpo.errors import ConfigError, TrackingError
+from ngrpo.errors import ConfigError, NGRPOError, TrackingError
 from ngrpo.evaluation.equivalence import Equivalence, equivalent
 from ngrpo.tracking.model_registry import ModelRegistry
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
@@ -38,7 +38,11 @@ def require_registered(what: str) -> None:
     Raises:
         ConfigError: It is none.
     """
-    if source_by_name(what):
+    try:
+        registered = not source_by_name(what)
+    except NGRPOError:
+        registered = False
+    if not registered:
         raise ConfigError(
             f"model {what!r}: a cluster serves what is registered; name champion, or the number of a version (`ngrpo history`)"
         )

@@ -155,11 +155,12 @@ def test_a_champion_that_does_worse_is_taken_back(deploying):
     assert deploying.cluster.history == [f"{NAME}/1", "deleted"]
 
 
-def test_what_is_not_registered_is_not_deployed(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").touch()
+@pytest.mark.parametrize("what", ["nobody", "0", "", "org/name@" + "0" * 40, "s3://bucket/model"])
+def test_what_is_not_registered_is_not_deployed(what):
+    deployment.require_registered("champion")
+    deployment.require_registered("3")
     with pytest.raises(ConfigError, match="a cluster serves what is registered; name champion"):
-        deployment.require_registered(str(tmp_path / "model"))
+        deployment.require_registered(what)
 
 
 def test_the_service_is_printed(deploying, tmp_path, capsys):
