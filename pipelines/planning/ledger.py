@@ -148,7 +148,7 @@ def expectations_table(expected: Mapping[str, Expected | None], prices: CostsCon
         table.add_section()
         missing = len(expected) - len(known)
         cells = _cells(together(known), prices, priced) if known else ["unknown"] * (3 if priced else 2)
-        table.add_row("together", *cells, f"without the {missing} unknown" if missing else "")
+        table.add_row("together", *cells, f"without the {missing} unknown" if missing and known else "")
     return table
 
 
