@@ -423,7 +423,7 @@ def test_a_server_that_was_started_ahead_is_the_one_that_is_served(tmp_path, con
             processes = family(endpoint)
             assert len(processes) == 2, "one server"
         assert all(map(alive, processes)), "it is still used"
-    gone, left = psutil.wait_procs(processes, timeout=20)
+    _, left = psutil.wait_procs(processes, timeout=20)
     assert left == []
     with serve(tmp_path / "store") as endpoint:
         assert connect(endpoint).get_bytes("x") == b"hello"
