@@ -111,7 +111,12 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
             task = Task(
                 config=config.model_dump_json(), model=str(directory), benchmarks=str(inputs["dataset"] / "benchmarks")
             )
-            progress.skip(samples_of_model - sum(len(samples.missing) for samples in kept))
+            missing = [len(samples.missing) for samples in kept]
+            progress.skip(samples_of_model - sum(missing))
+            count = [
+                progress.of(f"{name} {benchmark.name}", len(benchmark.ids) * config.evaluation.samples, left)
+                for benchmark, left in zip(benchmarks, missing, strict=True)
+            ]
             rounds = None
             if config.gate is not None and config.evaluation.early_stop is not None and name == MODEL:
                 rounds = Rounds(
@@ -125,8 +130,10 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
                     unit=_unit(config),
                     say=context.progress,
                 )
-            _generate(config, name, task, kept, context, progress, rounds)
+            _generate(config, name, task, kept, context, count, rounds)
             early_stop = None if rounds is None else rounds.summary()
+            if early_stop is not None:
+                progress.skip(early_stop["saved"])
             for samples in kept:
                 benchmark = samples.benchmark
                 table, result = _result(config, samples, grader)
@@ -254,10 +261,13 @@ def _generate(
     task: Task,
     kept: Sequence[KeptSamples],
     context: Context,
-    progress: SamplingProgress,
+    count: Sequence[Callable[[int], None]],
     rounds: Rounds | None,
 ) -> None:
-    """Generate the samples that are missing, round by round where there are rounds; with none, the model is not even loaded."""
+    """Generate the samples that are missing, round by round where there are rounds; with none, the model is not even loaded.
+
+    How many a benchmark has got is what `count` is told.
+    """
     evaluation = config.evaluation
     served = evaluation.endpoint is not None
     continuous = evaluation.engine == "vllm" or served
@@ -279,12 +289,6 @@ def _generate(
         several = f"{len(devices)} process{'es' * (len(devices) > 1)}"
         context.progress(f"{name}: {sum(len(part.requests) for part in waiting)} samples by {several}")
         tables = sampled_by_processes(task, waiting, devices, more=more, ahead=ahead, work=context.work, what=name)
-    count = [
-        progress.of(
-            f"{name} {samples.benchmark.name}", len(samples.benchmark.ids) * samples.samples, len(samples.missing)
-        )
-        for samples in kept
-    ]
     with closing(tables):
         for part, table in tables:
             kept[part.benchmark].add(table)
