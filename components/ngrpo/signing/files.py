@@ -78,7 +78,7 @@ class _KnownFiles(hashing.Config):
     """Files whose digests are known, for the library to compare with those that were signed."""
 
     def __init__(self, files: Mapping[str, str]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # the library has no types
         self._files = files
 
     def hash(self, model_path: Any, *, files_to_hash: Iterable[Any] | None = None) -> manifest.Manifest:
