@@ -62,6 +62,10 @@ def watch(
         from ngrpo.config.reading import override
         from ngrpo_kfp.pipelines.local.named_model import configuration_of, latest_run
 
+        if not (home.latest / "config.json").is_file():
+            raise ConfigError(
+                f"workspace {home.root}: no run has finished there whose configuration could be taken: name the preset that made the champion"
+            )
         seeds = [] if seed is None else [f"seed={seed}"]
         config = override(configuration_of(latest_run(home)), [*asked, *seeds])
     else:
