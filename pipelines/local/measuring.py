@@ -97,6 +97,8 @@ def _without_gpus(config: RunConfig) -> RunConfig:
 def _measurement(source: Mapping[str, Any], config: RunConfig) -> Callable[[StageTracer], None]:
     """Return the pipeline that measures a model: the data of the preset, and a warm start of no steps that passes the model on."""
     own = {"model.source": dict(source), "warm_start.steps": 0}
+    if config.evaluation.early_stop is not None:
+        own["evaluation.early_stop"] = None  # there is no verdict to settle
     if config.evaluation.endpoint is not None:
         own["evaluation.engine"] = "transformers"  # none is started, so that vLLM need not be installed here
 

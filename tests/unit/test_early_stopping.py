@@ -34,7 +34,10 @@ from ngrpo.stages import benchmark_evaluation
 from ngrpo.stages.context import Context
 from ngrpo.stages.keys import config_json
 from ngrpo.tracking.model_registry import ModelRegistry
+from ngrpo_kfp.pipelines.local.measuring import _measurement
 from ngrpo_kfp.pipelines.planning.early_stop import against_champion
+from ngrpo_kfp.pipelines.planning.nodes import History
+from ngrpo_kfp.pipelines.planning.plan import make_plan
 
 pytest_plugins = ["mlflow_database"]
 PRESET = Path(__file__).parents[2] / "pipelines" / "presets" / "tiny.toml"
@@ -397,6 +400,14 @@ def test_the_opponent_may_be_a_champion_by_the_key_of_its_evaluation(stage, stor
         stage.evaluate(0.5, opponent="absent", store=objects.uri)
     with pytest.raises(ConfigError, match="no champion was looked up for this stage"):
         stage.evaluate(0.5, opponent="champion", store=objects.uri)
+
+
+def test_a_model_that_is_only_measured_has_all_its_samples():
+    early = config("evaluation.early_stop.error=0.01")
+    pipeline = _measurement({"kind": "initialized"}, early)
+    plan = make_plan(early, run="r", store=None, rerun_tokens={}, history=History(), pipeline=pipeline)
+    assert "early_stop" not in plan["benchmark_evaluation"].config
+    assert '"gate"' not in plan["benchmark_evaluation"].config
 
 
 def test_the_champion_is_pinned_when_a_run_is_planned(database, monkeypatch):
