@@ -364,7 +364,7 @@ def test_in_a_pod_the_files_come_from_the_registry(place, endpoint, monkeypatch,
 def test_the_command_ends_with_one_where_there_is_an_alert(place, endpoint, monkeypatch, capsys):
     monkeypatch.setenv("NGRPO_HOME", str(place.workspace.root))
     assert cli.main(["watch", "--endpoint", endpoint.url]) == 2
-    assert "name the preset that made the champion" in capsys.readouterr().err
+    assert "no run here whose settings can be read" in capsys.readouterr().err
     run = place.workspace.new_run("20260101-000000-000000-small")
     (run / "config.json").write_text(settings().model_dump_json())
     place.workspace.set_latest(run)
