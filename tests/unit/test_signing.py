@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from google.protobuf import json_format
 from in_toto_attestation.v1 import statement as in_toto
 from in_toto_attestation.v1 import statement_pb2
 
+from ngrpo.config import load_config
 from ngrpo.config.signing import PASSWORD, SigningConfig
 from ngrpo.environment import holds_credential, redacted
 from ngrpo.errors import ConfigError
@@ -23,8 +25,9 @@ from ngrpo.signing.keys import private_key, public_key, read_public_key
 from ngrpo.signing.statement import digest_of_protocol, sign_statement
 from ngrpo.signing.verification import Unsigned, VerificationError, Verified, examine, verify_model
 from ngrpo.storage.digest import file_digests, model_digest
+from ngrpo_kfp.pipelines.cli.options import PRESETS
 from promoting import MIDDLE, evaluation_of
-from signing_keys import encrypted, make_keys
+from signing_keys import DOCS, encrypted, make_keys
 
 COMPARISON = {"benchmark": "arithmetic", "statistic": "mean@8", "candidate": 50.0, "interval": [30.0, 45.0]}
 DECIDED = {"decision": "promoted", "reason": "better", "comparison": COMPARISON}
@@ -316,6 +319,16 @@ def test_every_curve_signs_and_verifies(tmp_path, curve):
     subprocess.run(["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", str(private)], check=True)
     subprocess.run(["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)], check=True)
     assert isinstance(verify_model(*sealed(tmp_path / "v", (private, public)), read_public_key(public, "k")), Verified)
+
+
+def test_the_settings_of_the_page_are_settings(keys):
+    blocks = re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        preset = keys[0].with_name("preset.toml")
+        preset.write_text(f'extends = "tiny"\n{block}')
+        signing = load_config(preset, presets=PRESETS).signing
+        assert signing.private_key in (str(keys[0]), "$NGRPO_SIGNING_KEY")
 
 
 def test_settings_never_hold_a_private_key(tmp_path, keys):

@@ -70,31 +70,33 @@ def registered_evidence(promotions: Promotions, version: ModelVersion) -> Eviden
 
 
 def evidence_in(directory: Path) -> tuple[dict[str, str], Evidence]:
-    """Return the files of a model in a directory and what vouches for them there.
+    """Return the files of a model in a directory, where they are signed, and what vouches for them there.
 
     The directory is one as the registry keeps a version, with the files in `model/` and the signatures beside it, or holds all of them
     side by side, as `ngrpo export` writes it. There the signatures, `evaluation.json` and the model card are no files of the model.
 
     Raises:
-        DataError: There is no such directory, or no file in it.
+        DataError: There is no such directory, no model in it, or it cannot be read.
     """
     try:
         model = directory / MODEL_FOLDER
         apart = model.is_dir()
-        files = file_digests(model if apart else directory)
+        place = model if apart else directory
+        if not place.is_dir() or not any(place.glob("*.safetensors")):
+            raise DataError(
+                f"{directory}: no model there (*.safetensors); name a directory with one, or a version of the registry"
+            )
         beside = {name: _bytes(directory / name) for name in (*SEAL, EVALUATION_FILE)}
+        signature, statement, signer, evaluation = beside.values()
+        evidence = Evidence(str(directory), signature, statement, signer, evaluation)
+        files = file_digests(place) if evidence.signed else {}
     except OSError as error:
         raise DataError(
             f"{error.filename or directory}: cannot be read ({error.strerror}); name another directory"
         ) from error
     if not apart:
         files = {name: digest for name, digest in files.items() if name not in (*beside, MODEL_CARD)}
-    if not files:
-        raise DataError(
-            f"{directory}: no files of a model there; name a directory with a model, or a version of the registry"
-        )
-    signature, statement, signer, evaluation = beside.values()
-    return files, Evidence(str(directory), signature, statement, signer, evaluation)
+    return files, evidence
 
 
 def _bytes(path: Path) -> bytes | None:

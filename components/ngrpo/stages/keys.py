@@ -46,6 +46,9 @@ TRANSPARENT: Mapping[str, str] = {
     "ngrpo.tracking": (
         "Copies to MLflow what a stage has done. The only stage that reads it back is `model_promotion`, which is never cached."
     ),
+    "ngrpo.signing": (
+        "Vouches for what was made, and changes none of it. The only stage that signs is `model_promotion`, which is never cached."
+    ),
     "ngrpo.storage.address": "Takes an address apart; the address is a setting or says where, never what.",
     "ngrpo.storage.artifacts": _TRANSFER,
     "ngrpo.storage.checkpoint_store": "Brings back what a stage saved, byte for byte.",
