@@ -64,7 +64,7 @@ def watch(
 
         if not (home.latest / "config.json").is_file():
             raise ConfigError(
-                f"workspace {home.root}: no run has finished there whose configuration could be taken: name the preset that made the champion"
+                f"workspace {home.root}: no run has finished there whose settings could be taken: name the preset that made the champion"
             )
         seeds = [] if seed is None else [f"seed={seed}"]
         config = override(configuration_of(latest_run(home)), [*asked, *seeds])
