@@ -167,14 +167,14 @@ def _comparison(
         comparison["tolerated"] = config.tolerated_regression[name]
     if not _has_stopped(name, candidate, opponent):
         return comparison, None
-    counts = [_counts(model.results[name], problems) for model in (candidate, opponent)]
-    foreseen = foresee(config.statistic, *counts, low / 100.0, confidence=config.confidence)
+    ours_of, theirs_of = (_counts(model.results[name], problems) for model in (candidate, opponent))
+    foreseen = foresee(config.statistic, ours_of, theirs_of, low / 100.0, confidence=config.confidence)
     bound = 100.0 * float(foreseen.bound)
     narrower = (bound - gain) / (low - gain) if low < gain else 1.0
     comparison["interval"] = [bound, gain + narrower * (high - gain)]
-    comparison["planned_samples"] = counts[0].planned
+    comparison["planned_samples"] = ours_of.planned
     error = max(model.results[name]["stopped"]["error"] for model in (candidate, opponent) if _has_stopped(name, model))
-    share = error_of_a_look(error, *counts, config.statistic, 1 + len(config.tolerated_regression))
+    share = error_of_a_look(error, ours_of, theirs_of, config.statistic, 1 + len(config.tolerated_regression))
     return comparison, lambda threshold: float(foreseen.side(threshold / 100.0, share))
 
 
