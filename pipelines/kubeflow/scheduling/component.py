@@ -52,7 +52,14 @@ def scheduled_run(config: str, images: str, base: str, key: str, cron: str = "",
 
 @dsl.component(base_image="ngrpo/python:0.1.0", packages_to_install=[], install_kfp_package=False)
 def requested_run(
-    preset: str, seed: int, overrides: list, base: str, cluster: str, presets: str, images: str, key: str
+    preset: str,
+    seed: int,
+    overrides: list,  # type: ignore[type-arg]  # kfp wants it bare
+    base: str,
+    cluster: str,
+    presets: str,
+    images: str,
+    key: str,
 ):
     """Plan the run that somebody asked for in Kubeflow's form, submit what is left to do, and wait for its end.
 

@@ -21,8 +21,9 @@ from ngrpo.environment import CREDENTIAL
 from ngrpo_kfp.pipelines.kubeflow.client import explained
 from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
 from ngrpo_kfp.pipelines.kubeflow.scheduling.origin import Origin
-from ngrpo_kfp.pipelines.kubeflow.scheduling.recurring_runs import ENABLED, Timing, version_name, version_used
+from ngrpo_kfp.pipelines.kubeflow.scheduling.recurring_runs import ENABLED, version_name, version_used
 from ngrpo_kfp.pipelines.kubeflow.scheduling.schedule_file import Wanted, WantedSchedules
+from ngrpo_kfp.pipelines.kubeflow.scheduling.timing import Timing
 
 Kind = Literal["add", "change", "remove", "keep", "same", "refuse"]
 _SIGNS: Mapping[Kind, str] = {"add": "+", "change": "~", "remove": "-", "keep": "?", "same": "=", "refuse": "!"}

@@ -37,7 +37,7 @@ def compile_form(config: RunConfig, images: Images, own: Mapping[str, RunConfig]
     cluster = without_templates(json.dumps(config.cluster.model_dump(mode="json"), sort_keys=True))
     presets = without_templates(json.dumps({name: each.model_dump(mode="json") for name, each in own.items()}))
 
-    @dsl.pipeline(name=NAME, description="Plan a run of ngrpo, submit what is left to do, and wait for its end.")
+    @dsl.pipeline(name=NAME, description="Plan a run of ngrpo, submit what is left to do, and wait for its end.")  # type: ignore[untyped-decorator]
     def pipeline(preset: str = config.preset, seed: int = config.seed, overrides: list = [], base: str = ""):  # type: ignore[no-untyped-def, type-arg]  # noqa: B006  # kfp wants the value
         """Plan a run of ngrpo, submit what is left to do, and wait for its end.
 

@@ -6,7 +6,6 @@ Kubeflow cannot change a recurring run. Another one is made, and takes its place
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import kfp_server_api
@@ -20,34 +19,11 @@ from ngrpo_kfp.pipelines.kubeflow.client import (
     existing_experiment,
     explained,
 )
+from ngrpo_kfp.pipelines.kubeflow.scheduling.timing import Timing
 from ngrpo_kfp.pipelines.kubeflow.submission import package
 from ngrpo_kfp.pipelines.post_training import NAME
 
 ENABLED = kfp_server_api.V2beta1RecurringRunStatus.ENABLED
-
-
-@dataclass(frozen=True)
-class Timing:
-    """When a schedule runs, and what else Kubeflow itself knows of it."""
-
-    cron: str
-    """Six fields, seconds first, in UTC."""
-    max_concurrency: int = 1
-    """How many of its runs may go at the same time, 10 at most."""
-    catch_up: bool = False
-    """Whether every time that was missed is made up for, in place of the last one only."""
-    description: str = ""
-    """A line of text, 255 characters at most: where the schedule comes from."""
-
-    @classmethod
-    def of(cls, schedule: Any) -> Timing:
-        """Return that of a schedule on the cluster, a `V2beta1RecurringRun`."""
-        return cls(
-            cron=str(schedule.trigger.cron_schedule.cron),
-            max_concurrency=int(schedule.max_concurrency),
-            catch_up=not schedule.no_catchup,
-            description=schedule.description or "",
-        )
 
 
 def schedules_on(client: Client) -> list[Any]:

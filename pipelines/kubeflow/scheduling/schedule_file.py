@@ -17,7 +17,7 @@ from ngrpo.section import Flag, Line, Name, NonEmpty, count
 from ngrpo_kfp.pipelines.kubeflow.scheduling.cron import check_cron
 from ngrpo_kfp.pipelines.kubeflow.scheduling.local_times import cron_in_utc, time_zone
 from ngrpo_kfp.pipelines.kubeflow.scheduling.origin import Origin
-from ngrpo_kfp.pipelines.kubeflow.scheduling.recurring_runs import Timing
+from ngrpo_kfp.pipelines.kubeflow.scheduling.timing import Timing
 from ngrpo_kfp.pipelines.kubeflow.scheduling.wishes import EACH_RUN, Wishes
 from ngrpo_kfp.pipelines.planning.requests import PRESETS, cluster_config
 

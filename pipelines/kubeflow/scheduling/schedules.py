@@ -26,7 +26,6 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.cron import check_cron
 from ngrpo_kfp.pipelines.kubeflow.scheduling.origin import Origin
 from ngrpo_kfp.pipelines.kubeflow.scheduling.recurring_runs import (
     ENABLED,
-    Timing,
     find,
     going_run,
     make,
@@ -39,6 +38,7 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.recurring_runs import (
     version_of,
     version_used,
 )
+from ngrpo_kfp.pipelines.kubeflow.scheduling.timing import Timing
 from ngrpo_kfp.pipelines.kubeflow.scheduling.wishes import Wishes
 
 _CLOCKS_DIFFER = timedelta(minutes=5)
