@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,7 +171,7 @@ def plan_pruning(workspace: Workspace, wish: Wish, around: Services, *, ours_alo
             for kind, directory in going
         ),
     ]
-    return Pruning(items, why | registered.why)
+    return Pruning(items, {**why, **registered.why})
 
 
 # --- what is kept -------------------------------------------------------------------------------------------------------
@@ -422,7 +423,7 @@ def _model_files(around: Services, registered: _Registered, kept: Iterable[tuple
                 place,
                 size,
                 "of no registered version",
-                lambda model=model, place=place: _remove_model(client, objects, model, place),
+                partial(_remove_model, client, objects, model, place),
             )
 
 
@@ -453,18 +454,18 @@ def _remove_model(client: MlflowClient, objects: ObjectStore, model: str, place:
 def _unfinished_work(workspace: Workspace, needed: set[Artifact]) -> Iterator[Item]:
     why = "no run that is kept could go on from it"
     for name, place in _unneeded(workspace.work, needed):
-        yield Item("unfinished work", name, disk_size(place), why, lambda place=place: shutil.rmtree(place))
+        yield Item("unfinished work", name, disk_size(place), why, partial(shutil.rmtree, place))
 
 
 def _copies(workspace: Workspace, needed: set[Artifact], digests: Collection[str]) -> Iterator[Item]:
     why = "a copy of what no run that is kept and no version needs"
     for name, place in _unneeded(workspace.cache, needed):
-        yield Item("copy", name, disk_size(place), why, lambda place=place: _remove_copy(place))
+        yield Item("copy", name, disk_size(place), why, partial(_remove_copy, place))
     why = "a copy of a version without an alias, which the registry has"
     for place in sorted((workspace.cache / _REGISTERED).glob("[!.]*")):
         if place.name not in digests:
             name = f"{_REGISTERED}/{place.name}"
-            yield Item("copy", name, disk_size(place), why, lambda place=place: _remove_copy(place))
+            yield Item("copy", name, disk_size(place), why, partial(_remove_copy, place))
 
 
 def _unneeded(root: Path, needed: set[Artifact]) -> Iterator[tuple[str, Path]]:

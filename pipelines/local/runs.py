@@ -8,23 +8,25 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ngrpo.config import RunConfig, validate
 from ngrpo.contracts.promotion import PROMOTION
 from ngrpo.errors import ConfigError
 from ngrpo.stages.process import LIFELINE
 from ngrpo.storage.manifest import MANIFEST
-from ngrpo.storage.state import DamagedStateError
+from ngrpo.storage.state import DamagedStateError, read_state
 from ngrpo_kfp.pipelines.local.progress import last_line
 from ngrpo_kfp.pipelines.local.stage_records import read_plan, read_record, read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, started
 from ngrpo_kfp.pipelines.planning.nodes import stage_of
 
+T = TypeVar("T")
 Kind = Literal["run", "evaluation", "experiment"]
 State = Literal["running", "done", "failed", "stopped"]
 Artifact = tuple[str, str]
@@ -179,6 +181,7 @@ def look(kind: Kind, directory: Path, workspace: Workspace) -> RunView:
     nodes = node_views(kind, directory, goes_on=goes_on)
     state, stage = _state(nodes, finished=summary is not None, goes_on=goes_on)
     settings = (_readable(lambda: read_settings(directory)) or {}) if kind != "experiment" else {}
+    gate = settings.get("promotion")
     promotion = _promotion(summary or {}, workspace)
     comparison = promotion.get("comparison") or {}
     began = started(directory)
@@ -191,7 +194,7 @@ def look(kind: Kind, directory: Path, workspace: Workspace) -> RunView:
         or (summary or {}).get("preset")
         or directory.name[len("20260131-235959-123456-") :]
         or None,
-        model=settings.get("promotion", {}).get("model_name") if kind == "run" else None,
+        model=gate.get("model_name") if kind == "run" and isinstance(gate, dict) else None,
         state=state,
         stage=stage,
         began=began.replace(tzinfo=UTC),
@@ -316,7 +319,7 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted((path for path in paths if started(path) is not None), key=lambda path: path.name, reverse=True)
 
 
-def _readable(read: Any) -> Any:
+def _readable(read: Callable[[], T]) -> T | None:
     """Return what a reader of state returns; none if it is damaged: a list shows what there is."""
     try:
         return read()
@@ -335,9 +338,8 @@ def _summary(kind: Kind, directory: Path) -> dict[str, Any] | None:
         return None
     if kind == "evaluation":
         return {}
-    tree = json.loads(file.read_text(encoding="utf-8"))
     # The summary may be that of the time before.
-    return tree if file.stat().st_mtime >= directory.stat().st_mtime else None
+    return _object(file) if file.stat().st_mtime >= directory.stat().st_mtime else None
 
 
 def _is_last(experiment: Path) -> bool:
@@ -363,7 +365,7 @@ def _records(kind: Kind, directory: Path) -> Iterator[tuple[str, tuple[Path, dic
     """Yield by node the directory with its log, and what it recorded of itself."""
     for place in _places(kind, directory):
         for path in sorted((place / "stages").glob("*.json")):
-            record = _readable(lambda place=place, path=path: read_record(place, path.stem))
+            record = _readable(partial(read_record, place, path.stem))
             if record is not None:
                 yield path.stem, (place, record)
 
@@ -439,10 +441,12 @@ def _promotion(summary: Mapping[str, Any], workspace: Workspace) -> dict[str, An
     decision = dict(summary.get("promotion") or next(reversed(list(several.values())), {}))
     for name, node in summary.get("stages", {}).items():
         if decision and stage_of(name) == "model_promotion":
-            copy = workspace.cache / "model_promotion" / node["key"] / PROMOTION
-            if copy.is_file():
-                decision |= json.loads(copy.read_text(encoding="utf-8"))
+            decision |= _object(workspace.cache / "model_promotion" / node["key"] / PROMOTION) or {}
     return decision
+
+
+def _object(file: Path) -> dict[str, Any] | None:
+    return _readable(lambda: read_state(file, dict[str, Any], cure="it is only shown"))
 
 
 def _listed_artifacts(kind: Kind, directory: Path) -> frozenset[Artifact]:
@@ -456,6 +460,6 @@ def _stored_size(workspace: Workspace, artifact: Artifact) -> int | None:
     stage, key = artifact
     try:
         files = json.loads((workspace.cache / stage / key / MANIFEST).read_bytes())["files"]
-        return sum(entry["size"] for entry in files.values())
+        return sum(int(entry["size"]) for entry in files.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -129,6 +129,8 @@ def test_experiments_are_listed_by_time_and_their_stages_shown(home, ngrpo):
     ]
     assert [row[1] for row in rows(ngrpo("status", "mine"))] == [*("done",) * 3, "failed", *("not run",) * 2]
     assert "step 3/4 of ngrpo_training" in ngrpo("logs", "mine")
+    (place.parent / "summary.json").write_text("{")
+    assert rows(ngrpo("runs"))[0][2] == "failed at ngrpo_training"
 
 
 def test_what_is_damaged_is_listed_as_far_as_it_can_be_read(home, ngrpo):
@@ -137,8 +139,10 @@ def test_what_is_damaged_is_listed_as_far_as_it_can_be_read(home, ngrpo):
     (runs[1] / "plan.json").write_text("[1]")
     (runs[2] / "config.json").write_bytes(b"\xff")
     (runs[3] / "stages" / "ngrpo_training.json").write_text("{}")
+    home.copy("model_promotion", "a").joinpath("promotion.json").write_text("{")
     listed = json.loads(ngrpo("runs", "--json"))
     assert [one["state"] for one in listed] == ["done", "done", "done", "stopped"]
+    assert [one["decision"] for one in listed] == ["promoted", "promoted", "promoted", None]
     ngrpo("runs")
     for run in runs:
         ngrpo("status", run.name)
