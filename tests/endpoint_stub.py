@@ -39,7 +39,7 @@ class EndpointStub:
             token = int(logprobs[-1].argmax())
             chosen.append(float(logprobs[-1, token]))
             sequence.append(token)
-            stopped = token in [*request["stop_token_ids"], 1]
+            stopped = token in request["stop_token_ids"]
             if stopped:
                 break
         choice = {

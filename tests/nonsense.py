@@ -39,6 +39,7 @@ BASES = {
         "cluster.priority_class=p",
         "cluster.service_account=a",
         'cluster.image_pull_secrets=["r"]',
+        'deployment={"name": "math", "service_account": "a"}',
     ],
     "paper-7b": [
         "data.benchmarks.math500.limit=5",
@@ -46,7 +47,7 @@ BASES = {
         "data.benchmarks.math500.subset=all",
         "data.benchmarks.math500.solution_column=s",
     ],
-    "smollm2": [],
+    "smollm2": ['evaluation.endpoint={"url": "http://127.0.0.1:8000/v1", "model": "m"}'],
     "authors-release-7b": [
         'model.source={"kind": "registered", "name": "m", "version": 1, "id": "s3://b/m"}',
         f"model.source.digest={DIGEST}",

@@ -8,7 +8,6 @@ from copy import deepcopy
 
 import pytest
 import yaml
-from kubernetes.config import kube_config
 from kubernetes_stub import NAMESPACE, serve
 
 from ngrpo.config import load_config
@@ -234,7 +233,8 @@ class Services:
 def kserve(monkeypatch, tmp_path):
     monkeypatch.setattr(deployment, "_SECONDS_BETWEEN_LOOKS", 0.01)
     with serve() as cluster:
-        (tmp_path / "kubeconfig").write_text(
+        (tmp_path / ".kube").mkdir()
+        (tmp_path / ".kube" / "config").write_text(
             yaml.safe_dump(
                 {
                     "clusters": [{"name": "c", "cluster": {"server": cluster.address}}],
@@ -244,8 +244,7 @@ def kserve(monkeypatch, tmp_path):
                 }
             )
         )
-        # The client has read the variable when it was imported.
-        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("HOME", str(tmp_path))
         yield Services(cluster)
 
 

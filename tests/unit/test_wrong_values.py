@@ -84,7 +84,7 @@ PLACES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "RewardConfig": [("training.rewards.short", {}), ("training.rewards.correctness", {})],
     "SelectionConfig": [("training.selection", {})],
     "EvaluationConfig": [("evaluation", {})],
-    "EndpointConfig": [("evaluation.endpoint", {"evaluation.endpoint": {"url": "http://127.0.0.1:8000/v1"}})],
+    "EndpointConfig": [("evaluation.endpoint", {"evaluation": {"endpoint": {"url": "http://127.0.0.1:8000/v1"}}})],
 }  # fmt: skip
 """Where each section stands, and the settings that put it there."""
 
