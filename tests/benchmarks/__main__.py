@@ -29,7 +29,7 @@ BENCHMARKS = (
     "evaluation_overhead",
 )
 LONG = ("grading_fuzz", "comparison_coverage", "early_stopping", "champion_watch")
-"""Benchmarks that run only where they are named: one takes hours, the other races nobody."""
+"""Benchmarks that run only where they are named: one takes hours, the others race nobody."""
 
 
 def main() -> None:

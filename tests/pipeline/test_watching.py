@@ -42,7 +42,7 @@ pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
 
 PRESET = Path(__file__).with_name("small.toml")
-PROBLEMS, SAMPLES = 12, 4
+PROBLEMS, SAMPLES, EACH = 6, 4, 2
 OTHER = 'data.benchmarks.other={"kind": "arithmetic", "size": 4, "fold": "held_out"}'
 SOURCE = {
     "kind": "initialized",
@@ -95,7 +95,12 @@ def evaluations(models, dataset, tmp_path_factory) -> list[dict]:
 
 
 def settings(*more: str) -> RunConfig:
-    own = [f"promotion.model_name={NAME}", f"evaluation.samples={SAMPLES}", "evaluation.pass_at=[1]"]
+    own = [
+        f"promotion.model_name={NAME}",
+        f"evaluation.samples={SAMPLES}",
+        "evaluation.pass_at=[1]",
+        "evaluation.max_tokens=4",
+    ]
     return load_config(PRESET, [*own, *more])
 
 
@@ -134,7 +139,11 @@ class Place:
 
     def look(self, url: str, *more: str) -> Seen:
         self.console = Console(file=(self.root / "said.txt").open("a"), width=200)
-        return watch(settings(f"watch.endpoint.url={json.dumps(url)}", *more), self.workspace, self.console)
+        return watch(
+            settings(f"watch.endpoint.url={json.dumps(url)}", f"watch.samples={EACH}", *more),
+            self.workspace,
+            self.console,
+        )
 
     @property
     def series(self) -> dict:
@@ -167,7 +176,7 @@ def test_a_champion_that_is_as_it_was_is_no_alert_however_often_it_is_looked_at(
     seeds = [look["seed"] for look in place.series["looks"]]
     assert len(set(seeds)) == 3, "fresh samples each time"
     asked = [request for request in endpoint.requests if "prompt_logprobs" not in request]
-    assert len(asked) == 3 * PROBLEMS * 4
+    assert len(asked) == 3 * PROBLEMS * EACH
     assert len({request["seed"] for request in asked}) == len(asked)
 
 
@@ -229,6 +238,7 @@ def test_another_champion_than_was_looked_at_is_not_rolled_back(place):
     assert place.registry.aliases()[CHAMPION] == version
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [("watch.margin=2.5",), ("watch.confidence=0.9",), ('watch.benchmarks=["other"]',)])
 def test_other_terms_start_a_new_series(place, endpoint, change):
     place.promote(0)
@@ -236,10 +246,11 @@ def test_other_terms_start_a_new_series(place, endpoint, change):
     place.look(endpoint.url)
     place.look(endpoint.url, OTHER, *change)
     assert len(place.series["looks"]) == 1
-    place.look(endpoint.url, OTHER, *change, "watch.samples=2")
-    assert [look["samples"] for look in place.series["looks"]] == [4, 2], "the number of samples may change"
+    place.look(endpoint.url, OTHER, *change, "watch.samples=3")
+    assert [look["samples"] for look in place.series["looks"]] == [EACH, 3], "the number of samples may change"
 
 
+@pytest.mark.long
 def test_another_champion_starts_a_new_series(place, endpoint, models):
     place.promote(0)
     place.look(endpoint.url)
@@ -250,6 +261,7 @@ def test_another_champion_starts_a_new_series(place, endpoint, models):
     assert place.series["terms"]["digest"] == model_digest(models[1])
 
 
+@pytest.mark.long
 def test_the_error_is_shared_out_over_benchmarks(place, endpoint):
     place.promote(0)
     one = place.look(endpoint.url).facts["benchmarks"]["arithmetic"]["interval"]
@@ -303,6 +315,7 @@ def test_an_evaluation_of_other_settings_cannot_be_compared(place, endpoint):
         place.look(endpoint.url, "evaluation.max_tokens=9")
 
 
+@pytest.mark.long
 def test_an_evaluation_that_does_not_say_how_it_was_made_cannot_be_compared(place, endpoint):
     version = place.registry.version(place.promote(0))
     stored = json.loads(place.registry.evaluation(version))
@@ -313,6 +326,7 @@ def test_an_evaluation_that_does_not_say_how_it_was_made_cannot_be_compared(plac
         place.look(endpoint.url)
 
 
+@pytest.mark.long
 def test_problems_that_are_gone(place, endpoint):
     place.promote(0)
     for key in place.objects.list("prepare_data/"):
