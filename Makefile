@@ -61,6 +61,7 @@ test-models: $(VENV)/installed
 test-faults: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults $(ARGS)
 
+# `tiny` in the CPU image; ARGS=gpu tries the GPU image. Needs a Docker engine.
 test-container: $(VENV)/installed
 	$(BIN)/python -m tests.container $(ARGS)
 
@@ -83,6 +84,7 @@ lint: $(VENV)/installed .mypy/ngrpo_kfp
 	mkdir -p $@
 	ln -s ../../pipelines ../../components $@/
 
+# The Dockerfiles.
 lint-images: $(VENV)/image-tools
 	$(BIN)/hadolint images/*.Dockerfile
 

@@ -96,6 +96,7 @@ def _arguments(folder: Path) -> dict[str, tuple[Argument, ...]]:
         "ui": (Argument(("5001",), ("-1", "0", "99999", "65536", "abc", "1.5", "", "9" * 5000), "--port"),),
         "compile": (*config, *cluster, Argument((str(folder / "p.yaml"),), outputs, "--output", needed=True)),
         "submit": (*config, *cluster, *base),
+        "form": (*config, *cluster),
         "doctor": (*config, *cluster),
         "status": run,
         "logs": (*stage, *run),

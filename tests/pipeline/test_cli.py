@@ -2,12 +2,14 @@
 
 import errno
 import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from small_house import STAGES
@@ -315,6 +317,14 @@ def test_help_is_there_at_once():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_make_says_what_can_be_made():
+    root = Path(__file__).parents[2]
+    told = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True, timeout=60).stdout
+    listed = re.findall(r"^make ([a-z-]+) +\S", told, re.MULTILINE)
+    phony = re.search(r"^\.PHONY: (.*)", (root / "Makefile").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(phony[1].split())
+
+
 LONG_TO_IMPORT = "torch transformers mlflow kfp kubernetes pandas scipy sklearn matplotlib boto3 rich pydantic"
 
 
@@ -352,6 +362,10 @@ def test_a_command_imports_what_it_works_with_and_no_more(tmp_path, arguments, c
     said, *loaded = done.stdout.splitlines()[-1].split()
     assert int(said) == code, done.stderr
     assert set(loaded) <= set(imported.split())
+    if "--json" in arguments:
+        nodes = json.loads(done.stdout[: done.stdout.rindex("]") + 1])
+        assert [node["node"] for node in nodes] == list(STAGES)
+        assert all(node["key"] and node["reasons"] and not node["cached"] for node in nodes)
 
 
 def test_planning_imports_neither_torch_nor_kfp_nor_mlflow():

@@ -16,6 +16,7 @@ from ngrpo_kfp.pipelines.local.runs import LatestSettings
 # Where each command begins its work, once its arguments are right.
 BEGINNINGS = (
     "local.measuring.measure",
+    "local.store_ahead.store_ahead",
     "local.run_pipeline.show_plan",
     "local.run_pipeline.run",
     "local.run_pipeline.dry_run",
@@ -30,6 +31,7 @@ BEGINNINGS = (
     "kubeflow.runs.logs.connect",
     "kubeflow.doctor.examination.examine",
     "kubeflow.scheduling.schedules.compile_scheduled_run",
+    "kubeflow.scheduling.form.compile_form",
     "planning.base_model.from_champion",
     "cli.promotion.promote_version",
     "cli.promotion.roll_back",

@@ -114,6 +114,8 @@ def test_runs_that_differ_by_their_seed_alone_are_one_arm(house, tmp_path, capsy
     assert tree["curves"]["reward"].keys() == {"k=3", "k=1"}
     assert tree["facts"]["k=1"]["gpu_hours"]["by_seed"] == {}, "tiny asks for no GPU: what it had is not known"
     assert (tmp_path / "out" / "comparison.html").exists()
+    assert cli.main(["compare", "a0", "b0", "--measure", "mean", "--output", str(tmp_path / "two"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "two" / "comparison.json").read_text())
 
 
 def test_names_make_arms_and_the_baseline_can_be_named_by_either(house, capsys):

@@ -58,6 +58,7 @@ def package(tmp_path):
 def version(module, root):
     keys.source_files.cache_clear()
     keys._scan.cache_clear()
+    keys._path.cache_clear()
     return keys.code_version(module, root)
 
 

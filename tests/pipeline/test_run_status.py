@@ -1,5 +1,6 @@
 """`ngrpo status`, `submit` that stays or waits, and `cancel`: what a person is told of a run, and why a stage failed or waits."""
 
+import json
 import re
 import time
 from datetime import UTC, datetime, timedelta
@@ -122,6 +123,11 @@ def test_every_stage_of_the_newest_run_is_shown(kubeflow, ngrpo, finish):
     first = next(iter(kubeflow.runs))
     assert rows(ngrpo("status", first))["prepare_data"][0] == "succeeded"
     assert "weights  " not in told
+    for_programs = json.loads(ngrpo("status", "--json"))
+    assert (for_programs["run_id"], for_programs["over"]) == (run.run_id, False)
+    assert {each["stage"]: each["state"] for each in for_programs["stages"]} == {
+        stage: row[0] for stage, row in rows(told).items()
+    }
 
 
 def test_where_the_weights_are_is_said_once_they_are_there(kubeflow, ngrpo, run, objects):

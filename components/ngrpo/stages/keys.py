@@ -180,6 +180,7 @@ def _is_transparent(module: str) -> bool:
     return any(f"{module}.".startswith(f"{name}.") for name in TRANSPARENT)
 
 
+@cache
 def _path(module: str, root: Path) -> Path | None:
     """Return the file of a module, or none when the package has no such module."""
     base = root.joinpath(*module.split(".")[1:])
