@@ -13,13 +13,16 @@ _QUIET_SECONDS = 5.0
 
 
 @contextmanager
-def phase(console: Console, what: str) -> Iterator[Callable[[], None]]:
+def phase(console: Console | None, what: str) -> Iterator[Callable[[], None]]:
     """Say what is being done until the context ends, or what it yields is called.
 
     Args:
-        console: Where it is said.
+        console: Where it is said; none for nowhere, as where the output is for programs.
         what: What is being done: `starting the object store`.
     """
+    if console is None:
+        yield lambda: None
+        return
     over = threading.Event()
 
     def follow() -> None:

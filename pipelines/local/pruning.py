@@ -36,8 +36,9 @@ from ngrpo_kfp.pipelines.local.runs import (
     name_of,
     needed_artifacts,
 )
-from ngrpo_kfp.pipelines.local.services import Services, embeds_store, services
+from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings
+from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,7 @@ def show_plan(
         StoreError: The object store cannot be reached.
     """
     with (
-        nullcontext(lambda: None) if as_json else phase(console, _PREPARING) as prepared,
+        phase(None if as_json else console, _PREPARING) as prepared,
         services(workspace, stopped=False) as around,
         mentions_kept(workspace.mentions),
     ):
