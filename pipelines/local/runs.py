@@ -319,7 +319,7 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted((path for path in paths if started(path) is not None), key=lambda path: path.name, reverse=True)
 
 
-def _readable(read: Callable[[], T]) -> T | None:
+def _readable(read: Callable[[], T | None]) -> T | None:
     """Return what a reader of state returns; none if it is damaged: a list shows what there is."""
     try:
         return read()
