@@ -180,7 +180,9 @@ def look(kind: Kind, directory: Path, workspace: Workspace) -> RunView:
     goes_on = _goes_on(kind, directory, workspace, summary is not None)
     nodes = node_views(kind, directory, goes_on=goes_on)
     state, stage = _state(nodes, finished=summary is not None, goes_on=goes_on)
-    settings = (_readable(lambda: read_settings(directory)) or {}) if kind != "experiment" else {}
+    settings: dict[str, Any] = {}
+    if kind != "experiment":
+        settings = _readable(partial(read_settings, directory)) or {}
     gate = settings.get("promotion")
     promotion = _promotion(summary or {}, workspace)
     comparison = promotion.get("comparison") or {}
@@ -319,7 +321,7 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted((path for path in paths if started(path) is not None), key=lambda path: path.name, reverse=True)
 
 
-def _readable(read: Callable[[], T]) -> T | None:
+def _readable(read: Callable[[], T | None]) -> T | None:
     """Return what a reader of state returns; none if it is damaged: a list shows what there is."""
     try:
         return read()
