@@ -85,7 +85,7 @@ def test_a_run_goes_on_without_the_address_and_says_so_at_its_start(house):
 
 def test_an_experiment_is_one_event(tmp_path, monkeypatch):
     lab = Lab(tmp_path, monkeypatch)
-    lab.write(lab.file.read_text() + '\n[notifications.team]\nurl_from = "TEAM_WEBHOOK"\n')
+    lab.write(lab.file.read_text() + '\n[settings.notifications.team]\nurl_from = "TEAM_WEBHOOK"\n')
     with receiver() as there:
         monkeypatch.setenv("TEAM_WEBHOOK", there.url)
         lab.failing = {"ngrpo_training.grpo.seed0": "the answer is the moon"}

@@ -186,6 +186,15 @@ def test_a_wrong_setting_is_refused_by_name_and_no_address_is_shown(setting, nam
     assert SECRET_PATH not in str(refused.value)
 
 
+def test_an_address_in_the_wrong_table_is_not_shown():
+    with pytest.raises(ConfigError) as refused:
+        load(f"notifications.team=https://hooks.example{SECRET_PATH}")
+    assert SECRET_PATH not in str(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        load(f"notifications=https://hooks.example{SECRET_PATH}")
+    assert SECRET_PATH not in str(refused.value)
+
+
 def test_a_template_goes_with_json_only():
     with pytest.raises(ConfigError, match=r"notifications\.team\.template: goes with format='json'"):
         load(

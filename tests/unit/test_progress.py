@@ -70,13 +70,13 @@ def test_a_time_has_two_units_at_most(seconds, said):
 
 
 def test_a_curve_is_one_line_of_at_most_16_characters(monkeypatch):
-    monkeypatch.setattr(remaining_module.sys, "stdout", SimpleNamespace(encoding="utf-8"))
+    monkeypatch.setattr(remaining_module, "sys", SimpleNamespace(stdout=SimpleNamespace(encoding="utf-8")))
     assert sparkline(range(8)) == "▁▂▃▄▅▆▇█"
     assert sparkline([0.5]) == ""
     assert set(sparkline([1.0, 1.0, 1.0])) == {"▁"}
     long = sparkline([float(value) for value in range(1000)])
     assert (len(long), long[0], long[-1]) == (16, "▁", "█")
-    monkeypatch.setattr(remaining_module.sys, "stdout", SimpleNamespace(encoding="ascii"))
+    monkeypatch.setattr(remaining_module, "sys", SimpleNamespace(stdout=SimpleNamespace(encoding="ascii")))
     assert sparkline(range(8)) == "", "a stage must not fail for a curve"
 
 
@@ -122,9 +122,10 @@ def test_a_reward_that_is_no_number_is_not_drawn(clock):
     state = TrainerState(max_steps=2, is_world_process_zero=True)
     shown.on_train_begin(None, state, TrainerControl())
     for step, value in ((1, float("nan")), (2, 0.5)):
+        clock.now += 3
         state.global_step = step
         shown.on_log(None, state, TrainerControl(), logs={"reward": value})
-    assert said == ["step 1/2 reward nan", "step 2/2 reward 0.5"]
+    assert said == ["step 1/2 reward nan, about 3 s left", "step 2/2 reward 0.5"]
 
 
 def test_an_evaluation_says_what_is_left_of_all_models(clock):

@@ -29,7 +29,7 @@ S = TypeVar("S", bound=Section)
 
 _PART = r"""[A-Za-z0-9_-]+|"[^"]+\""""
 _OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
-_SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)|notifications\.[^.]+(\.url|$)")
+_SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)|notifications(\.[^.]+)?(\.url.*)?$")
 """Settings whose values are not shown: somebody may have put a credential there."""
 
 _OF_FIELD = re.compile(r"\w+(?=[.=]|: )")
