@@ -77,7 +77,7 @@ def chat(
 
 @app.command("exec", rich_help_panel=MODELS, context_settings={"allow_interspersed_args": False})
 def exec_(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="the command and its arguments")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="the command and its arguments")],
 ) -> None:
     """Run a command that finds the workspace's store and MLflow in its environment."""
     from ngrpo_kfp.pipelines.local.command import run_command
