@@ -29,7 +29,7 @@ def printed(script: Path, *arguments: str, **environment: str) -> Any:
     paths = [str(script.parent), str(script.parent / "unit")]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])} | environment,
         capture_output=True,
         text=True,
     )
