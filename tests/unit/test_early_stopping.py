@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from evaluation_simulation import Setting, simulated
 from ngrpo.config import (
@@ -413,7 +413,7 @@ def test_a_model_that_is_only_measured_has_all_its_samples():
 def test_the_champion_is_pinned_when_a_run_is_planned(database, monkeypatch):
     early = "evaluation.early_stop.opponent=champion"
     assert against_champion(config(early)).evaluation.early_stop.opponent == "warm_start", "there is none yet"
-    version = ModelVersion("ngrpo", "1", 0, tags={"ngrpo.evaluation_key": "abc"})
+    version = ModelVersion("ngrpo", "1", 0, tags=[ModelVersionTag("ngrpo.evaluation_key", "abc")])
     monkeypatch.setattr(ModelRegistry, "by_alias", lambda *_: version)
     assert against_champion(config(early)).evaluation.early_stop.opponent == "abc"
     assert against_champion(config()) == config()
