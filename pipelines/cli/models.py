@@ -82,15 +82,22 @@ def rollback(
 
 @app.command(rich_help_panel=MODELS)
 def history(
-    preset: ActingPreset = None, preset_option: PresetOption = None, settings: Settings = None, seed: Seed = None
+    preset: ActingPreset = None,
+    preset_option: PresetOption = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print it as JSON")] = False,
 ) -> None:
     """List what was decided on the models."""
+    from rich.console import Console
+
     from ngrpo_kfp.pipelines.cli import promotion
     from ngrpo_kfp.pipelines.cli.acting import acting_config
 
     home, console = workspace(), terminal()
-    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
-    promotion.show_history(config, home, console)
+    said = Console(stderr=True) if as_json else console
+    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, said)
+    promotion.show_history(config, home, console, as_json=as_json)
 
 
 @app.command(rich_help_panel=MODELS)

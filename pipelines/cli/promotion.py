@@ -111,9 +111,12 @@ def roll_back(
     announce_rollback(config, entry)
 
 
-def show_history(config: RunConfig, workspace: Workspace, console: Console) -> None:
-    """List every decision on a configuration's model, oldest first, and the aliases as they are."""
+def show_history(config: RunConfig, workspace: Workspace, console: Console, *, as_json: bool = False) -> None:
+    """List every decision on a configuration's model, oldest first, and the aliases as they are; or the decisions alone, as JSON."""
     with _promotions(config, workspace) as promotions:
+        if as_json:
+            console.print_json(data=promotions.history(), indent=1)
+            return
         table = Table(title=f"Decisions on {config.promotion.model_name}")
         for column in ("", "time", "version", "decision", "champion"):
             table.add_column(column)
