@@ -27,6 +27,7 @@ from ngrpo_kfp.pipelines.local.named_model import latest_configuration
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_name
+from ngrpo_kfp.pipelines.planning.signatures import require_verified_version
 
 
 def require_registered(what: str) -> None:
@@ -83,8 +84,9 @@ def print_service(what: str, config: RunConfig, images: Images, workspace: Works
         TrackingError: There is no such version, or its files are gone.
         StoreError: The object store cannot be reached.
     """
-    with services(workspace):
-        print(yaml.safe_dump(_service(_stored(what, config), config, images), sort_keys=False), end="")
+    with services(workspace) as around:
+        stored = _stored(what, config, around.store_uri)
+        print(yaml.safe_dump(_service(stored, config, images), sort_keys=False), end="")
 
 
 def deploy_version(what: str, config: RunConfig, images: Images, workspace: Workspace, console: Console) -> bool:
@@ -104,8 +106,8 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
         NGRPOError: See `print_service`; or the cluster refuses, the service does not get ready, or the evaluation fails. The service is
             then as it was before.
     """
-    with services(workspace):
-        stored = _stored(what, config)
+    with services(workspace) as around:
+        stored = _stored(what, config, around.store_uri)
         manifest = _service(stored, config, images)
         promoted = _evaluation(stored)
 
@@ -133,8 +135,11 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
     return verdict.decision == "kept"
 
 
-def _stored(what: str, config: RunConfig) -> Stored:
+def _stored(what: str, config: RunConfig, store: str) -> Stored:
     source = model_source(what, config)
+    require_verified_version(
+        source["name"], source["version"], source["digest"], config, store, "which is to be deployed"
+    )
     return Stored(source["name"], source["version"], source["id"], source["digest"])
 
 

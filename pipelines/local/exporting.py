@@ -19,7 +19,9 @@ from ngrpo.report.exported_card import Exported, exported_card, loading_lines
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.whole_files import sync
 from ngrpo_kfp.pipelines.local.named_model import NamedModel, adapter_files, named_model, require_name
+from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import Services, services
+from ngrpo_kfp.pipelines.local.vouched_model import require_verified, seal_of
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -62,8 +64,12 @@ def export_model(
     _require_possible(target, form)
     with services(workspace) as around:
         found = named_model(what, model_name, around, workspace)
+        latest = latest_settings(workspace)
+        if latest is not None:
+            require_verified(found, latest.config.signing, around)
         source = _adapter(found, around, workspace) if form.adapter else found.directory
         card = _card(found)
+        seal = seal_of(found, around)
     exported = Exported(
         model=found.model_name,
         version=None if found.version is None else int(found.version.version),
@@ -85,6 +91,9 @@ def export_model(
             _add_tokenizer(found.directory, partial)
         elif exported.dtype is not None:
             _convert(found.directory, partial, exported.dtype)
+        if not form.adapter and exported.dtype is None:  # the files that were signed
+            for name, data in seal.items():
+                (partial / name).write_bytes(data)
         (partial / _CARD).write_text(exported_card(exported, card), encoding="utf-8")
     version = "no version of" if exported.version is None else f"version {exported.version} of"
     console.print(

@@ -28,9 +28,11 @@ from ngrpo_kfp.pipelines.local.named_model import (
     is_version,
     latest_configuration,
     named_model,
+    require_name,
     run_directory,
 )
 from ngrpo_kfp.pipelines.local.services import services
+from ngrpo_kfp.pipelines.local.vouched_model import require_verified
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 from ngrpo_kfp.pipelines.planning.server_arguments import served_length, server_arguments
 
@@ -59,11 +61,13 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
         TrackingError: The files of the version are gone, or MLflow cannot be reached.
         StoreError: The artifact of the run is gone, or the object store cannot be reached.
     """
+    require_name(what, workspace)
     on_cpu = _build_for_cpus()
     _require_free(port)
+    config = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
     with services(workspace) as around:
         model = named_model(what, None, around, workspace)
-    config = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
+        require_verified(model, config.signing, around)
     require_servable(model, config, on_cpu=on_cpu)
     names = served_names(model)
     arguments = server_arguments(

@@ -64,7 +64,25 @@ def require_verified_base(config: RunConfig, store: str) -> None:
         StoreError: The object store cannot be reached.
     """
     source = config.model.source
-    if config.signing.public_key is None or not isinstance(source, RegisteredModel):
+    if isinstance(source, RegisteredModel):
+        require_verified_version(source.name, source.version, source.digest, config, store, "the base model")
+
+
+def require_verified_version(name: str, number: int, digest: str, config: RunConfig, store: str, what: str) -> None:
+    """Refuse a registered version that is not signed by `signing.public_key`, where there is one.
+
+    Args:
+        name: The registered model.
+        number: The version.
+        digest: Digest that its files are held to.
+        config: Configuration with the key.
+        store: See `require_verified_base`.
+        what: What the version is to be, for the message.
+
+    Raises:
+        NGRPOError: See `require_verified_base`.
+    """
+    if config.signing.public_key is None:
         return
     from ngrpo.signing.evidence import registered_evidence
     from ngrpo.signing.keys import public_key, require_library
@@ -74,14 +92,13 @@ def require_verified_base(config: RunConfig, store: str) -> None:
 
     require_library("signing.public_key")
     key = public_key(config.signing.public_key, "signing.public_key")
-    promotions = Promotions.in_store(store, source.name)
-    version = promotions.registry.version(str(source.version))
+    promotions = Promotions.in_store(store, name)
+    version = promotions.registry.version(str(number))
     files = {} if version is None else _listed_files(promotions.registry, version)
-    if version is None or digest_of(files) != source.digest:
-        what = "is gone" if version is None else f"has no list of files of the digest {source.digest}"
+    if version is None or digest_of(files) != digest:
+        problem = "is gone" if version is None else f"has no list of files of the digest {digest}"
         raise DataError(
-            f"model {source.name}: version {source.version}, the base model, {what}, so its signature cannot be verified: restore it, or "
-            "start from another version"
+            f"model {name}: version {number}, {what}, {problem}, so its signature cannot be verified: restore it, or name another version"
         )
     verify_model(files, registered_evidence(promotions, version), key)
 

@@ -18,16 +18,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hub_stub import hub_stub
+from ngrpo.config import load_config
 from ngrpo.errors import ConfigError, DataError
+from ngrpo.signing.verification import VerificationError
 from ngrpo.storage.digest import file_digests, model_digest
 from ngrpo.tracking.model_registry import CHAMPION, KEY, ModelRegistry
 from ngrpo_kfp.pipelines.local import exporting
 from ngrpo_kfp.pipelines.local.exporting import Form, export_model
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import NAME, write_manifest
+from signing_keys import make_keys
 from tiny import save_tiny_model
 
 pytestmark = pytest.mark.pipeline
+TINY = Path(__file__).parents[2] / "pipelines" / "presets" / "tiny.toml"
 pytest_plugins = ["mlflow_database"]
 
 
@@ -98,6 +102,23 @@ def test_the_files_are_those_that_were_evaluated_and_the_card_says_how_to_use_th
     assert model_digest(model) in card
     assert lines(printed, "transformers").strip() in card
     assert [path.name for path in target.parent.iterdir()] == ["there"], "nothing is left beside it"
+
+
+def test_an_unsigned_version_is_refused_where_a_key_is_asked_for(export, tmp_path):
+    _, public = make_keys(tmp_path / "keys")
+    run = Workspace(tmp_path / "outputs").new_run("20260101-000000-000000-tiny")
+    (run / "config.json").write_text(load_config(TINY, [f"signing.public_key={public}"]).model_dump_json())
+    with pytest.raises(VerificationError, match="version 1 is unsigned"):
+        export(tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+
+
+def test_signatures_go_with_the_files_that_they_are_about(export, monkeypatch, tmp_path):
+    monkeypatch.setattr(exporting, "seal_of", lambda found, around: {"model.sig": found.digest.encode()})
+    export(tmp_path / "same")
+    export(tmp_path / "converted", dtype="bfloat16")
+    assert (tmp_path / "same" / "model.sig").read_text() == model_digest(tmp_path / "artifact" / "model")
+    assert not (tmp_path / "converted" / "model.sig").exists()
 
 
 def test_an_empty_directory_is_filled_and_another_type_is_a_conversion(export, model, tmp_path):
