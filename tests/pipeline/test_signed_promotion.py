@@ -144,6 +144,7 @@ def test_a_promotion_without_a_key_says_so_and_is_no_refusal_unless_a_key_is_ask
     assert "is unsigned: nothing vouches for it, and a signature by the key" in told
 
 
+@pytest.mark.long
 def test_the_key_of_the_latest_run_counts_where_none_is_named(promotions, promote, keys, capsys, tmp_path):
     promote("first")
     latest = tmp_path / "outputs" / "latest"
@@ -184,6 +185,7 @@ def test_what_was_changed_in_the_registry_is_refused_and_named(promotions, promo
     assert verify(capsys, "1", "--model", NAME, "--public-key", keys[1])[0] == 0
 
 
+@pytest.mark.long
 def test_an_interval_that_was_changed_in_the_history(promotions, promote, keys, capsys, objects):
     promote("first", private=keys[0])
     (name,) = [name for name in objects.list(f"promotions/{NAME}/history/")]
@@ -195,6 +197,7 @@ def test_an_interval_that_was_changed_in_the_history(promotions, promote, keys, 
     assert "version 1: interval and decision: the history has 'promoted' with the interval [36.5000" in told
 
 
+@pytest.mark.long
 def test_signatures_of_another_version_and_a_foreign_key(promotions, promote, keys, capsys, tmp_path):
     promote("first", private=keys[0])
     promote("second", [6] * PROBLEMS, private=keys[0])
@@ -229,6 +232,7 @@ def test_a_run_that_changes_nothing_signs_the_evaluation_that_speaks_for_the_ver
     assert any("since then rolled back: worse on real traffic" in link.said for link in links)
 
 
+@pytest.mark.long
 def test_a_directory_as_the_registry_keeps_it(promotions, promote, keys, capsys, tmp_path):
     promote("first", private=keys[0])
     place, copy = beside(promotions), tmp_path / "copy"
@@ -244,6 +248,7 @@ def test_a_directory_as_the_registry_keeps_it(promotions, promote, keys, capsys,
     assert (code, "no model there" in told) == (2, True)
 
 
+@pytest.mark.long
 def test_a_key_that_cannot_sign_is_refused_before_anything_is_decided(promotions, promote, keys, tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         promote("first", private=tmp_path / "missing.pem")
@@ -279,6 +284,7 @@ def test_a_champion_is_a_base_only_if_its_signature_holds(promotions, promote, k
         require_verified_base(based(keys), objects.uri)
 
 
+@pytest.mark.long
 def test_a_base_that_was_swapped_with_its_digest_is_no_signed_one(promotions, promote, keys, objects):
     promote("first", private=keys[0])
     place = beside(promotions)
@@ -298,6 +304,7 @@ def test_a_base_that_was_swapped_with_its_digest_is_no_signed_one(promotions, pr
 # --- a model that is served or exported ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_model_with_its_signatures_beside_it_is_verified_where_it_lies(
     promotions, promote, keys, objects, tmp_path, capsys
 ):

@@ -21,8 +21,11 @@ REFERENCE = f"registry.example.com:5000/team/ngrpo-cpu@sha256:{'0' * 64}"
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("images")
-    for name in ("pip.txt", "cpu.txt", "weights.txt"):
+    for name in ("pip.txt", "weights.txt"):
         shutil.copy(IMAGES / name, directory)
+    # A few packages of the lock: all of them take a while.
+    packages = re.split(r"\n(?=\S)", (IMAGES / "cpu.txt").read_text())
+    (directory / "cpu.txt").write_text("\n".join(packages[:8]) + "\n")
     return directory, write_sbom(directory, "cpu", REFERENCE)
 
 
@@ -36,9 +39,10 @@ def test_a_bill_is_one_of_cyclonedx_and_names_the_image(written):
 def test_a_bill_has_every_package_of_the_lock_files_with_its_hashes(written):
     bill = json.loads((written[0] / "cpu.cdx.json").read_text())
     found = {part["name"]: part for part in bill["components"]}
-    expected = requirements(IMAGES, "cpu") | {"pip": "26.3"}
+    expected = requirements(written[0], "cpu") | {"pip": "26.3"}
     assert {name: part["version"].partition("+")[0] for name, part in found.items()} == expected
-    locked = {name: set(hashes) for name, hashes in packages((IMAGES / "cpu.txt").read_text())}
+    locked = {name: set(hashes) for name, hashes in packages((written[0] / "cpu.txt").read_text())}
+    assert len(locked) == 8
     assert {name: hashes_of(found[name]) for name in locked} == locked
 
 
@@ -71,3 +75,15 @@ def test_the_lock_names_a_bill_with_its_digest_and_is_read_as_before(written, tm
 def test_a_bill_is_the_same_each_time(written, tmp_path):
     shutil.copytree(written[0], tmp_path / "again")
     assert write_sbom(tmp_path / "again", "cpu", REFERENCE) == written[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_whole_lock_of_an_image_has_a_bill(tmp_path, name):
+    directory = tmp_path / "images"
+    directory.mkdir()
+    for lock in IMAGES.glob("*.txt"):
+        shutil.copy(lock, directory)
+    write_sbom(directory, name, REFERENCE)
+    found = {part["name"] for part in json.loads((directory / f"{name}.cdx.json").read_text())["components"]}
+    assert found == {*requirements(IMAGES, name), "pip"}

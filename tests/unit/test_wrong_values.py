@@ -85,6 +85,7 @@ PLACES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "SelectionConfig": [("training.selection", {})],
     "EvaluationConfig": [("evaluation", {})],
     "EndpointConfig": [("evaluation.endpoint", {"evaluation": {"endpoint": {"url": "http://127.0.0.1:8000/v1"}}})],
+    "SigningConfig": [("signing", {"signing": {"private_key": "$SIGNING_KEY"}})],
 }  # fmt: skip
 """Where each section stands, and the settings that put it there."""
 
@@ -98,7 +99,12 @@ NAME = "a name consists of at most 64 letters"
 # By the section that declares it, each field with a wrong value, what is said to be allowed, and what of the value is shown if it is not
 # the whole.
 CASES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "SigningConfig": {
+        "private_key": ("$MINE", "call it NGRPO_SIGNING_KEY", ""),
+        "public_key": ("nowhere.pub", "cannot be read"),
+    },
     "RunConfig": {
+        "signing": ("key.pem", A_TABLE),
         "seed": (-1, "greater than or equal to 0"),
         "model": (3, A_TABLE),
         "data": ("mine.csv", A_TABLE),
