@@ -104,8 +104,11 @@ def export_model(
         console.print(
             f"uploaded  {form.hub}; a repository that was made for it is private", soft_wrap=True, markup=False
         )
-    problem = None if form.adapter else _vllm_problem(target, exported)
-    console.print("\n".join(["", *loading_lines(exported, problem)]), soft_wrap=True, markup=False)
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    problem = None if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
+    console.print("\n".join(["", *loading_lines(exported, problem, on_cpu=on_cpu)]), soft_wrap=True, markup=False)
 
 
 def _require_possible(target: Path, form: Form) -> None:
@@ -204,10 +207,8 @@ def _convert(model: Path, directory: Path, dtype: str) -> None:
     shutil.rmtree(scratch)
 
 
-def _vllm_problem(directory: Path, exported: Exported) -> str | None:
+def _vllm_problem(directory: Path, *, on_cpu: bool) -> str | None:
     """Say why vLLM could not serve a model on this machine; none if nothing is known."""
-    import torch
-
     from ngrpo.config.sections import VLLMConfig
     from ngrpo.data.model_class import outline
     from ngrpo.data.model_directory import read_config
@@ -220,7 +221,7 @@ def _vllm_problem(directory: Path, exported: Exported) -> str | None:
         stage="benchmark_evaluation",
         vllm=VLLMConfig(),
         dtype=_dtype(directory) or "float32",
-        on_cpu=not torch.cuda.is_available(),
+        on_cpu=on_cpu,
         processes=1,
         processes_on_cluster=1,
         as_it_is=False,

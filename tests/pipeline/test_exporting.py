@@ -171,7 +171,7 @@ def test_vllm_loads_it_by_the_lines_that_are_printed(export, model, tmp_path):
     script.write_text(f"if __name__ == '__main__':\n{body}\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip().endswith(greedy(model, 256).strip())
+    assert greedy(model, 256).strip() in map(str.strip, done.stdout.splitlines()), "beside what vLLM logs"
 
 
 def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeypatch):

@@ -52,12 +52,13 @@ def exported_card(exported: Exported, card: str | None) -> str:
     )
 
 
-def loading_lines(exported: Exported, vllm_problem: str | None = None) -> list[str]:
+def loading_lines(exported: Exported, vllm_problem: str | None = None, *, on_cpu: bool = False) -> list[str]:
     """Return lines of Python that load an exported model: in transformers, then in vLLM.
 
     Args:
         exported: What was exported.
         vllm_problem: Why vLLM cannot serve it on this machine; none if nothing is known.
+        on_cpu: Whether vLLM runs on processors, where by default it asks for nearly all memory of the machine.
     """
     place, chat = json.dumps(exported.place, ensure_ascii=False), f"chat = {json.dumps(_QUESTION)}"
     if exported.adapter:
@@ -78,7 +79,7 @@ def loading_lines(exported: Exported, vllm_problem: str | None = None) -> list[s
         *([] if vllm_problem is None else [f"# not on this machine: {vllm_problem}"]),
         "from vllm import LLM, SamplingParams",
         chat,
-        f"model = LLM({place})",
+        f"model = LLM({place}{', gpu_memory_utilization=0.4' if on_cpu else ''})",
         "print(model.chat(chat, SamplingParams(max_tokens=256, temperature=0))[0].outputs[0].text)",
     ]
 
