@@ -40,6 +40,11 @@ BASES = {
         "cluster.service_account=a",
         'cluster.image_pull_secrets=["r"]',
         'deployment={"name": "math", "service_account": "a"}',
+        'signing={"private_key": "$SIGNING_KEY"}',
+        'costs={"gpu_hour": 2.5}',
+        'watch={"endpoint": {"url": "http://127.0.0.1:8000/v1"}}',
+        'notifications={"team": {"url_from": "TEAM_WEBHOOK"}}',
+        "evaluation.early_stop={}",
     ],
     "paper-7b": [
         "data.benchmarks.math500.limit=5",

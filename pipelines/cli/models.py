@@ -49,9 +49,12 @@ def promote(
     ] = None,
 ) -> None:
     """Put a version of the registry to the gate again."""
+    from ngrpo.tracking.reasons import checked_reason
     from ngrpo_kfp.pipelines.cli import promotion
     from ngrpo_kfp.pipelines.cli.acting import acting_config
 
+    if override is not None:
+        checked_reason(override, "--override")
     home, console = workspace(), terminal()
     config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
     promotion.promote_version(config, str(version), override, home, console)
@@ -67,6 +70,7 @@ def rollback(
     yes: Annotated[bool, typer.Option("--yes", help="do not ask before the model is left without a champion")] = False,
 ) -> None:
     """Undo the last promotion."""
+    from ngrpo.tracking.reasons import checked_reason
     from ngrpo_kfp.pipelines.cli import promotion
     from ngrpo_kfp.pipelines.cli.acting import acting_config, confirmed
 
@@ -75,6 +79,7 @@ def rollback(
             f"model {refusal.model_name} has no champion then. Roll back version {refusal.version}?"
         )
 
+    checked_reason(reason, "rollback")
     home, console = workspace(), terminal()
     config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
     promotion.roll_back(config, reason, home, console, confirm=confirm)

@@ -46,7 +46,7 @@ def sampled(config: BenchmarkEvaluationConfig, directory: Path):
     prompts = [[{"role": "user", "content": problem}] for problem in PROBLEMS]
     benchmark = Benchmark("sums", PROBLEMS, prompts, ["1"] * len(PROBLEMS))
     waiting = parts(0, [(problem, sample) for problem in range(len(PROBLEMS)) for sample in range(2)], 2)
-    made = benchmark_evaluation._sampled_here(config, {"model": str(directory)}, [benchmark], waiting, ahead=16)
+    made = benchmark_evaluation._sampled_here(config, {"model": str(directory)}, [benchmark], waiting, tuple, ahead=16)
     rows = [row for _, table in made for row in table.to_pylist()]
     return sorted(rows, key=lambda row: (row["problem_id"], row["sample_id"]))
 

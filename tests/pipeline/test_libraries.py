@@ -34,6 +34,7 @@ OUTSIDE = {
     "triton": "comes with torch, in the version that torch pins",
     "pydantic": "checks values and gives them back as they are",
     "typing_extensions": "names types",
+    "urllib3": "brings what an endpoint answers",
 }
 """Modules of libraries that a stage may import without declaring them, and why their version decides nothing."""
 

@@ -186,7 +186,7 @@ def test_no_such_run(find, what):
 
 
 def test_no_run_to_tell_the_registered_model(find):
-    with pytest.raises(ConfigError, match=r"no run has finished there, .* name it with --model"):
+    with pytest.raises(ConfigError, match=r"no run there whose settings can be read, .* name it with --model"):
         find("champion", None)
 
 

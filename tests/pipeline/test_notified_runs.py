@@ -112,9 +112,9 @@ def test_decisions_by_hand_are_told(database, objects, store, tmp_path, monkeypa
     settings = ("--set", f"promotion.model_name={NAME}", "--set", TEAM)
     with receiver() as there:
         monkeypatch.setenv("TEAM_WEBHOOK", there.url)
-        assert cli.main(["promote", "2", *settings]) == 0
-        assert cli.main(["promote", "2", "--override", "better <!channel> talk", *settings]) == 0
-        assert cli.main(["rollback", "worse on real traffic", *settings]) == 0
+        assert cli.main(["promote", "2", "tiny", *settings]) == 0
+        assert cli.main(["promote", "2", "tiny", "--override", "better <!channel> talk", *settings]) == 0
+        assert cli.main(["rollback", "worse on real traffic", "tiny", *settings]) == 0
     kept, promoted, rolled_back = there.documents
     assert (kept["event"], kept["version"], kept["run"]) == ("kept", 2, None)
     assert (promoted["event"], promoted["summary"]) == ("promoted", "by hand: better <!channel> talk")

@@ -143,7 +143,7 @@ def test_a_damaged_entry_is_left_out_of_the_history_and_rolls_nothing_back(promo
             promotions.rollback("why not")
         one_line(error.value, f"{store.uri}/{key}: damaged: ", "promote a version instead")
         if number % 16 == 0:  # a command takes half a second
-            code, out, err = ngrpo("history")
+            code, out, err = ngrpo("history", "tiny")
             assert code == 0
             assert err.count("\n") == 1
             assert err.startswith(f"history: {store.uri}/{key}: damaged: ")
@@ -219,7 +219,7 @@ def test_a_candidate_with_a_damaged_evaluation_is_refused_in_one_line(promotions
         decide(inputs, tmp_path / "output")
     for path in (tmp_path / "artifacts" / "models").rglob("evaluation.json"):
         path.write_text('{"models": {"trained": NaN}}')
-    code, _, err = ngrpo("promote", "2")
+    code, _, err = ngrpo("promote", "2", "tiny")
     assert code == 2
     assert err.startswith(f"ngrpo: model {NAME}: the evaluation of version 2: damaged: it is no JSON (NaN ")
     assert state(promotions.registry) == before
@@ -300,7 +300,7 @@ def test_a_reason_says_something(promotions, ngrpo):
     promotions.history()
     before, history = state(promotions.registry), promotions.history()
     for text in NO_REASONS:
-        for command in (("rollback", text), ("promote", "2", "--override", text)):
+        for command in (("rollback", text, "tiny"), ("promote", "2", "tiny", "--override", text)):
             code, out, err = ngrpo(*command)
             assert (code, out) == (2, ""), command
             assert re.fullmatch(

@@ -95,7 +95,9 @@ class Lab:
 
     @contextlib.contextmanager
     def _services(self, workspace):
-        yield SimpleNamespace(artifact_store=lambda workspace: self.store, tracking_uri="sqlite:///mlflow.db")
+        yield SimpleNamespace(
+            artifact_store=lambda workspace: self.store, store_uri="s3://a/b", tracking_uri="sqlite:///mlflow.db"
+        )
 
     @contextlib.contextmanager
     def _experiment_runs(self, experiment, around, name):

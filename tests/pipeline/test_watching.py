@@ -216,9 +216,9 @@ def test_webhooks_are_told_of_an_alert_and_of_the_rollback(place, endpoint, monk
     with receiver() as there:
         monkeypatch.setenv("TEAM_WEBHOOK", there.url)
         seen = place.look(endpoint.url, "watch.action=rollback", "notifications.team.url_from=TEAM_WEBHOOK")
-    assert [document["kind"] for document in there.documents] == ["watch_alert", "rolled_back"]
+    assert [document["event"] for document in there.documents] == ["watch_alert", "rolled_back"]
     told = there.documents[0]
-    assert (told["model_name"], told["summary"]) == (NAME, seen.summary)
+    assert (told["model"], told["summary"]) == (NAME, seen.summary)
     assert told["facts"]["arithmetic: points lost"] == pytest.approx(75.0)
 
 

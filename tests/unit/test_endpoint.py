@@ -72,7 +72,7 @@ def sampled(config: BenchmarkEvaluationConfig, directory):
     made = dict(
         (part.requests[0], table.to_pylist())
         for part, table in benchmark_evaluation._sampled_here(
-            config, {"model": str(directory)}, [benchmark], waiting, ahead=8
+            config, {"model": str(directory)}, [benchmark], waiting, tuple, ahead=8
         )
     )
     return [row for key in sorted(made) for row in made[key]]

@@ -64,10 +64,11 @@ def test_the_headline_gives_both_means_and_their_paired_difference(run):
 
 
 def test_the_page_says_where_the_weights_are_and_how_to_use_them(run):
-    text = text_of(run.report())
-    place = run.summary["stages"]["ngrpo_training"]["artifact"]
-    assert f"{place}model/ ngrpo export 1 DIR --model ngrpo-tiny writes them" in text
-    assert "ngrpo export" not in text_of(run.report("model_promotion"))
+    assert "ngrpo export latest DIR writes the model as files that transformers and vLLM load" in text_of(run.report())
+    run.summary["promotion"] = {"alias": "champion", "version": 3}
+    assert "ngrpo export champion DIR writes" in text_of(run.report())
+    run.summary["promotion"]["alias"] = "challenger"
+    assert "ngrpo export 3 DIR writes" in text_of(run.report())
 
 
 def test_the_string_match_has_a_line_of_its_own(run):

@@ -76,7 +76,7 @@ def test_parts_overlap_and_each_gets_its_own_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_evaluation, "start_sampler", lambda *_: sampler)
     requests = [[(problem, sample) for problem in range(len(each.ids)) for sample in range(2)] for each in benchmarks]
     waiting = [part for place, each in enumerate(requests) for part in parts(place, each, 2)]
-    tables = list(benchmark_evaluation._sampled_here(None, {"model": "m"}, benchmarks, waiting, ahead=6))
+    tables = list(benchmark_evaluation._sampled_here(None, {"model": "m"}, benchmarks, waiting, tuple, ahead=6))
     assert engine.closed
     assert engine.most == 6, "never more are under way than are to be"
     assert [part for part, _ in tables] != waiting, "what is ready first comes first"
@@ -138,5 +138,7 @@ def test_vllm_keeps_the_samples_of_a_problem_together_and_transformers_a_batch(t
             }
         )
         kept = [Missing(benchmark("first", 3)), Missing(benchmark("second", 2))]
-        benchmark_evaluation._generate(config, "base", {"model": "m"}, kept, Context(tmp_path))
+        benchmark_evaluation._generate(
+            config, "base", {"model": "m"}, kept, Context(tmp_path), [lambda count: None] * 2, None
+        )
     assert given == {"vllm": [20, 4, 4, 4, 4, 4], "transformers": [10, 10, 2, 8]}

@@ -85,6 +85,10 @@ PLACES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "SelectionConfig": [("training.selection", {})],
     "EvaluationConfig": [("evaluation", {})],
     "EndpointConfig": [("evaluation.endpoint", {"evaluation": {"endpoint": {"url": "http://127.0.0.1:8000/v1"}}})],
+    "EarlyStopConfig": [("evaluation.early_stop", {"evaluation.early_stop": {"error": 0.02}})],
+    "CostsConfig": [("costs", {"costs": {"gpu_hour": 2.5}})],
+    "WatchConfig": [("watch", {"watch": {"endpoint": {"url": "http://127.0.0.1:8000/v1"}}})],
+    "NotificationConfig": [("notifications.team", {"notifications": {"team": {"url_from": "TEAM_WEBHOOK"}}})],
     "SigningConfig": [("signing", {"signing": {"private_key": "$SIGNING_KEY"}})],
 }  # fmt: skip
 """Where each section stands, and the settings that put it there."""
@@ -105,6 +109,9 @@ CASES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "RunConfig": {
         "signing": ("key.pem", A_TABLE),
+        "costs": (2.5, A_TABLE),
+        "watch": ("champion", A_TABLE),
+        "notifications": ("team", A_TABLE, ""),
         "seed": (-1, "greater than or equal to 0"),
         "model": (3, A_TABLE),
         "data": ("mine.csv", A_TABLE),
@@ -310,7 +317,32 @@ CASES: dict[str, dict[str, tuple[Any, ...]]] = {
         "url": ("127.0.0.1:8000", "write http://HOST:PORT/v1 or https://HOST/PATH/v1"),
         "model": ("a\nb", LINE, "a\\nb"),
     },
+    "EarlyStopConfig": {
+        "error": (0.5, "less than or equal to 0.2"),
+        "opponent": ("../champion", "match pattern"),
+    },
+    "CostsConfig": {
+        "gpu_hour": (-1, "greater than or equal to 0"),
+        "cpu_hour": ("free", "valid number"),
+        "currency": ("euro", "match pattern"),
+    },
+    "WatchConfig": {
+        "endpoint": ("http://127.0.0.1:8000/v1", A_TABLE),
+        "benchmarks": (["absent"], "is not one of data.benchmarks", "'absent'"),
+        "samples": (0, "greater than or equal to 1"),
+        "margin": (-1, "greater than or equal to 0"),
+        "confidence": (1, "less than 1"),
+        "action": ("mail", "'alert' or 'rollback'"),
+    },
+    "NotificationConfig": {
+        "url_from": ("TEAM_ADDRESS", "with WEBHOOK in its name", ""),
+        "format": ("mail", "'json', 'slack' or 'teams'"),
+        "on": ([], "at least 1 item"),
+        "template": ("nowhere.j2", "no such file"),
+        "timeout": (0, "greater than 0"),
+    },
     "EvaluationConfig": {
+        "early_stop": (True, A_TABLE),
         "endpoint": ("http://127.0.0.1:8000/v1", A_TABLE),
         "engine": ("hf", "'transformers' or 'vllm'"),
         "vllm": (8, A_TABLE),

@@ -30,7 +30,7 @@ def _place_of_key(value: Any) -> Any:
         raise ValueError(
             "a key itself does not belong into settings: name its file, or $NAME of an environment variable"
         )
-    if not value.strip() or not value.isprintable():
+    if not value.strip() or not value.isprintable() or len(value) > 1000:
         raise ValueError("name a PEM file, or $NAME of an environment variable that holds the key")
     if not value.startswith(VARIABLE):
         return absolute(value)

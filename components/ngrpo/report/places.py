@@ -55,7 +55,7 @@ def places(report: Path, summary: Mapping[str, Any], artifacts: Mapping[str, Pat
     place = Path(os.path.relpath(directory, report.parent)).as_posix() if shown and directory is not None else ""
     decision = summary.get("promotion") or {}
     version = decision.get("version")
-    what = "champion" if decision.get("alias") == "champion" else "VERSION" if version is None else str(version)
+    what = "champion" if decision.get("alias") == "champion" else "latest" if version is None else str(version)
     return Places(
         mlflow=Link(run_id, address),
         logs=logs,
