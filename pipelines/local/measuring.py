@@ -138,7 +138,7 @@ def _rows(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str, str
             ("best", result.get("best_at_k", {}), result.get("best_at_k_ci", {})),
         ):
             for k, value in values.items():
-                if estimator == "pass" or k != "1":  # best@1 is pass@1
+                if k != "1":  # both are the mean then
                     interval = _interval(intervals[k]) if k in intervals else ""
                     rows.append((title, f"{estimator}@{k}", _percent(value), interval))
     return rows

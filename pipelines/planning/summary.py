@@ -168,12 +168,11 @@ def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = Non
 
 
 def _solved_within(results: Sequence[Result]) -> Iterator[tuple[str, list[float]]]:
-    """Yield pass@k and best@k by name, with the value of each result. best@1 is pass@1; earlier versions stored no best@k."""
-    for k in results[-1]["pass_at_k"]:
-        yield f"pass@{k}", [result["pass_at_k"][k] for result in results]
-    for k in results[-1].get("best_at_k", {}):
-        if k != "1":
-            yield f"best@{k}", [result["best_at_k"][k] for result in results]
+    """Yield pass@k and best@k by name, with the value of each result. Both are the mean for k = 1; earlier versions stored no best@k."""
+    for name, field in (("pass", "pass_at_k"), ("best", "best_at_k")):
+        for k in results[-1].get(field, {}):
+            if k != "1":
+                yield f"{name}@{k}", [result[field][k] for result in results]
 
 
 def places(
