@@ -100,8 +100,8 @@ def test_a_try_that_was_killed_is_spent_too(house):
     house.ngrpo("run")
     training = house.summary["costs"]["stages"]["ngrpo_training"]
     assert training["tries"] == 2
-    assert 3600 * training["hours"] > 2.5, "both tries"
-    assert house.summary["stages"]["ngrpo_training"]["seconds"] < 2.5, "the second alone"
+    second = house.summary["stages"]["ngrpo_training"]["seconds"]
+    assert 3600 * training["hours"] > second + 0.5, "the first one's time too"
 
 
 def test_damaged_records_are_said_and_cost_no_run(house):
