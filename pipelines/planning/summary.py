@@ -169,10 +169,13 @@ def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = Non
 
 def _solved_within(results: Sequence[Result]) -> Iterator[tuple[str, list[float]]]:
     """Yield pass@k and best@k by name, with the value of each result. Both are the mean for k = 1; earlier versions stored no best@k."""
-    for name, field in (("pass", "pass_at_k"), ("best", "best_at_k")):
-        for k in results[-1].get(field, {}):
-            if k != "1":
-                yield f"{name}@{k}", [result[field][k] for result in results]
+    last = results[-1]
+    for k in last["pass_at_k"]:
+        if k != "1":
+            yield f"pass@{k}", [result["pass_at_k"][k] for result in results]
+    for k in last.get("best_at_k", {}):
+        if k != "1":
+            yield f"best@{k}", [result["best_at_k"][k] for result in results]
 
 
 def places(
