@@ -1,6 +1,7 @@
 """What transformers imports for purposes that nobody here has is not found while a stage's module is imported."""
 
 import importlib.util
+import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -37,3 +38,13 @@ def test_the_module_of_a_stage_is_imported_so(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(Stage, "module", "own_stage")
     assert replace(STAGES["prepare_data"]).function()() is None
+
+
+def test_decisions_by_hand_do_without_what_mlflow_imports_for_others():
+    """In a process of its own, as a command is: where MLflow is imported already, nothing is hidden from it."""
+    script = (
+        "from ngrpo_kfp.pipelines.cli import promotion; promotion._import_tracking(); import ngrpo.tracking.promotions"
+    )
+    script += "; import sys; print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr

@@ -10,12 +10,15 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.utils import PYTHON_VERSION
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+# What describes models is imported where a model is written: it takes pandas, which commands that only decide do without.
 
 MLMODEL = "MLmodel"
 REQUIREMENTS = "requirements.txt"
@@ -40,6 +43,8 @@ def write_flavor(
         run_id: Run that logged it; none outside a run.
         max_new_tokens: Tokens of a response, unless a request asks for another number.
     """
+    from mlflow.models import Model
+
     settings: dict[str, Any] = json.loads((model / "config.json").read_bytes())
     described = Model(model_id=model_id, run_id=run_id, signature=_signature(max_new_tokens))
     described.model_size_bytes = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
@@ -69,6 +74,9 @@ def write_flavor(
 
 def _signature(max_new_tokens: int) -> ModelSignature:
     """Return what a server accepts: texts, and how to continue them; the most likely tokens unless a request asks for samples."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
     text = Schema([ColSpec(DataType.string)])
     params = ParamSchema(
         [
