@@ -52,9 +52,7 @@ def compile_(
     config = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster)
     found = PlaceholderImages(images, required=images != IMAGES)
     path = Path(f"{config.preset}.yaml") if output is None else output
-    if path.is_dir() or not path.parent.is_dir():
-        # Before the pipeline is compiled, which takes seconds.
-        raise ConfigError(f"--output {str(path)!r}: a file in a directory that is there is needed; name one")
+    _require_file(path)
     from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
 
     path.write_text(compile_whole(config, found), encoding="utf-8")
@@ -117,8 +115,8 @@ def form(
 
     named = chosen_preset(preset, preset_option)
     config = read_cluster_config(named, settings, seed, cluster)
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        raise ConfigError(f"--output {str(output)!r}: a file in a directory that is there is needed; name one")
+    if output is not None:
+        _require_file(output)
     own = {config.preset: config} if settings or (named is not None and named.endswith(".toml")) else {}
     found = Images(images)
     from ngrpo_kfp.pipelines.kubeflow.scheduling.form import compile_form, upload_form
@@ -197,3 +195,9 @@ def follow_run(run: str, wait: bool | None) -> None:
     follow = following.follow if wait else following.follow_start
     if not follow(run, terminal()):
         raise typer.Exit(1)
+
+
+def _require_file(output: Path) -> None:
+    """Refuse what cannot be written to, before anything is compiled, which takes seconds."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise ConfigError(f"--output {str(output)!r}: a file in a directory that is there is needed; name one")

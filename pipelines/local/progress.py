@@ -125,9 +125,9 @@ class StageProgress:
             closing = self._closed.wait(_POLL_SECONDS)
             for state in self.states():
                 before = shown.get(state.name, NodeState(state.name, "waiting"))
-                if state.state != before.state and state.state not in ("starting", "waiting"):
-                    pass
-                elif state.state not in ("running", "starting") or time.monotonic() - told < _quiet_seconds(state):
+                news = state.state != before.state and state.state not in ("starting", "waiting")
+                quiet = state.state in ("running", "starting") and time.monotonic() - told >= _quiet_seconds(state)
+                if not news and not quiet:
                     continue
                 shown[state.name] = state
                 told = time.monotonic()
