@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
-from ngrpo.storage import artifacts
+from ngrpo.storage import inspection
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
@@ -19,7 +19,7 @@ WAITS = (0.05, 0.1)
 
 @pytest.fixture(autouse=True)
 def _quick_looks(monkeypatch):
-    monkeypatch.setattr(artifacts, "WAITS", WAITS)
+    monkeypatch.setattr(inspection, "WAITS", WAITS)
 
 
 @pytest.fixture(scope="session")

@@ -402,28 +402,28 @@ MUTANTS = (
     # Artifacts.
     Mutant(
         "verify: a changed stored hash",
-        "components/ngrpo/storage/artifacts.py",
+        "components/ngrpo/storage/inspection.py",
         "if stored is not None and stored != entry.sha256:",
         "if False:",
         (LARGE,),
     ),
     Mutant(
         "verify: a changed size",
-        "components/ngrpo/storage/artifacts.py",
+        "components/ngrpo/storage/inspection.py",
         "if head.size != entry.size:",
         "if False:",
         (LARGE,),
     ),
     Mutant(
         "verify: a hash that is not stored",
-        "components/ngrpo/storage/artifacts.py",
+        "components/ngrpo/storage/inspection.py",
         "if stored is not None and not read:",
         "if not read:",
         (DAMAGE,),
     ),
     Mutant(
         "verify: a small artifact is not read",
-        "components/ngrpo/storage/artifacts.py",
+        "components/ngrpo/storage/inspection.py",
         "read = suspect or manifest.size <= _READ_TO_VERIFY",
         "read = suspect",
         (f"{STORAGE}::test_a_byte_flipped_on_the_servers_disk_is_seen_and_never_used",),

@@ -10,7 +10,8 @@ from boto3.exceptions import RetriesExceededError
 from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError
 
 from ngrpo.errors import StoreError
-from ngrpo.storage.objects import ObjectStore, UnreadableError
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.service_faults import UnreadableError
 
 pytestmark = pytest.mark.pipeline
 

@@ -16,11 +16,12 @@ import pytest
 from botocore.config import Config
 
 from ngrpo.errors import StoreError
-from ngrpo.storage import artifacts
+from ngrpo.storage import inspection
 from ngrpo.storage.artifacts import MANIFEST, REFERENCE, SUSPECT, ArtifactStore
 from ngrpo.storage.manifest import Manifest, Reference
-from ngrpo.storage.objects import ObjectStore, UnreadableError
+from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
+from ngrpo.storage.service_faults import UnreadableError
 
 pytestmark = pytest.mark.pipeline
 KEY = "a" * 32
@@ -40,7 +41,7 @@ def payload(tmp_path):
 @pytest.fixture
 def large(monkeypatch):
     """Treat every artifact as one that is too large to be read at each plan."""
-    monkeypatch.setattr(artifacts, "_READ_TO_VERIFY", 0)
+    monkeypatch.setattr(inspection, "_READ_TO_VERIFY", 0)
 
 
 def publish(store: ArtifactStore, directory: Path, key: str = KEY) -> Reference:

@@ -13,7 +13,8 @@ from ngrpo.errors import StoreError
 from ngrpo.storage.artifacts import MANIFEST, ArtifactStore
 from ngrpo.storage.checkpoint_store import CheckpointStore, Part
 from ngrpo.storage.manifest import Reference
-from ngrpo.storage.objects import ObjectStore, OutOfReachError
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.service_faults import OutOfReachError
 
 pytestmark = pytest.mark.pipeline
 KEY = "b" * 32

@@ -133,7 +133,7 @@ def test_the_figures(ours):
 READERS = {
     "ngrpo.environment": "takes passwords out of addresses and of what is shown: any variable may hold one",
     "ngrpo.notifications.webhooks": "the address of a webhook, which is a secret and so in no setting and no argument",
-    "ngrpo.storage.objects": "names, in an error, the endpoint that boto3 reads",
+    "ngrpo.storage.service_faults": "names, in an error, the endpoint that boto3 reads",
     "ngrpo.storage.seaweed": "keeps requests to the embedded store from the proxy that boto3 and requests read",
     "ngrpo.ledger.devices": "CUDA's own list of GPUs, which are counted",
     "ngrpo.report.exposition": "where Prometheus may scrape this process, which no result depends on",

@@ -54,9 +54,12 @@ TRANSPARENT: Mapping[str, str] = {
     "ngrpo.storage.checkpoint_store": "Brings back what a stage saved, byte for byte.",
     "ngrpo.storage.conditional_writes": "Asks whether a service can hold a lock.",
     "ngrpo.storage.disk": "Words what is wrong with a disk; the write has failed.",
+    "ngrpo.storage.inspection": _TRANSFER,
     "ngrpo.storage.lease": "Says whose turn it is.",
     "ngrpo.storage.manifest": "Says of a result which files it has; the files are as they were written, or are refused.",
     "ngrpo.storage.objects": _TRANSFER,
+    "ngrpo.storage.patience": _TRANSFER,
+    "ngrpo.storage.service_faults": "Words what is wrong with a service; the request has failed.",
     "ngrpo.storage.whole_files": "Puts a file in its place whole or not at all.",
     "ngrpo.storage.state": "Writes what it is given, whole or not at all, and gives back what was written, or fails.",
     # Other hashes are other keys: what was made under the old ones is found by none of the new ones.

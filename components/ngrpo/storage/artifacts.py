@@ -3,21 +3,16 @@
 An artifact lives at `<store>/<stage>/<key>/`. Its payload is uploaded first and `manifest.json` last, on the condition that
 there is none; without a manifest there is no artifact. Whatever is read is hashed and compared with the manifest.
 
-A fault is not a verdict. What looks wrong is looked at again, apart in time, and is damaged only if it is the same each time while
-the service is well; where nothing is known, that is an error. A damaged artifact stays until its replacement is whole.
+A fault is not a verdict (`ngrpo.storage.inspection`), and a damaged artifact stays until its replacement is whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from filelock import FileLock
 
@@ -25,58 +20,11 @@ from ngrpo.errors import StoreError
 from ngrpo.storage.address import parse_address, path_problem
 from ngrpo.storage.digest import digest_of, file_sha256
 from ngrpo.storage.disk import disk_trouble
+from ngrpo.storage.inspection import Found, Inspection, side_by_side
 from ngrpo.storage.manifest import MANIFEST, OWN_FILES, REFERENCE, SUSPECT, FileEntry, Manifest, Reference
-from ngrpo.storage.objects import NoSuchObjectError, ObjectStore, UnreadableError
-from ngrpo.storage.state import DamagedStateError
+from ngrpo.storage.objects import ObjectStore
+from ngrpo.storage.service_faults import NoSuchObjectError, UnreadableError
 from ngrpo.storage.whole_files import put_in_place
-
-T = TypeVar("T")
-
-_READ_TO_VERIFY = 256 << 20
-_TRANSFERS = 2
-WAITS = (1.0, 2.0, 3.0)
-"""Seconds between looks at what seems to be damaged."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The manifest at a place, as it was read.
-
-    Attributes:
-        data: Its bytes.
-        etag: Its ETag.
-        manifest: What it says; none if it is damaged.
-        problem: What is wrong with it; empty if it is not damaged.
-    """
-
-    data: bytes
-    etag: str
-    manifest: Manifest | None
-    problem: str = ""
-
-    @property
-    def digest(self) -> str:
-        """The digest by which a reference names it."""
-        return hashlib.sha256(self.data).hexdigest()
-
-    def is_of(self, manifest: Manifest) -> bool:
-        """Whether it is that of the same result, wherever the files are."""
-        return self.manifest is not None and replace(manifest, folder=self.manifest.folder) == self.manifest
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """What one look at an object has found.
-
-    Attributes:
-        says: What is wrong, for people.
-        seen: What was seen. Looks that see different things say nothing of the object.
-        final: Whether the look was itself many tries, apart in time.
-    """
-
-    says: str
-    seen: str
-    final: bool = False
 
 
 class ArtifactStore:
@@ -88,11 +36,11 @@ class ArtifactStore:
         Args:
             objects: Where the artifacts are.
             cache: Local directory for downloads; several processes may share it.
-            waits: Seconds to wait before each further look at what seems to be damaged; `WAITS` unless given.
+            waits: Seconds to wait before each further look at what seems to be damaged; see `Inspection`.
         """
         self._objects = objects
         self._cache = cache
-        self._waits = tuple(WAITS if waits is None else waits)
+        self._inspection = Inspection(objects, waits)
 
     @property
     def objects(self) -> ObjectStore:
@@ -105,7 +53,7 @@ class ArtifactStore:
         Raises:
             StoreError: The service cannot be used, so that it is not known.
         """
-        found = self._look_up(f"{stage}/{key}")
+        found = self._inspection.look_up(f"{stage}/{key}")
         return None if found is None else self._reference(stage, key, found)
 
     def find_sound(self, stage: str, key: str) -> Reference | None:
@@ -140,10 +88,10 @@ class ArtifactStore:
             StoreError: The service cannot be used, or answers differently each time: nothing is known of the artifact.
         """
         place = self._place(reference)
-        found = self._look_up(place)
+        found = self._inspection.look_up(place)
         if found is None or found.digest != reference.digest:
             return [f"{MANIFEST} is missing or was changed"]
-        problems = self._problems(place, found)
+        problems = self._inspection.problems(place, found)
         if not problems and self._objects.get_bytes(f"{place}/{REFERENCE}") != reference.to_json().encode():
             # Its publisher was killed between the manifest and this file, or the file was changed.
             self._objects.put_bytes(reference.to_json().encode(), f"{place}/{REFERENCE}")
@@ -181,14 +129,14 @@ class ArtifactStore:
         """
         names = _payload(directory)
         try:
-            entries = self._each(lambda name: _entry(directory / name), names)
+            entries = side_by_side(self._objects, lambda name: _entry(directory / name), names)
         except OSError as error:
             raise StoreError(f"{directory}: cannot be read to be stored ({error.strerror}); check the disk") from error
         files = dict(zip(names, entries, strict=True))
         manifest = Manifest(stage, key, config_digest, code_version, dict(inputs), files)
         place = f"{stage}/{key}"
-        found = self._look_up(place)
-        if found is None or self._problems(place, found):
+        found = self._inspection.look_up(place)
+        if found is None or self._inspection.problems(place, found):
             found = self._replace(place, directory, manifest, found)
         if found is None or not found.is_of(manifest):
             raise StoreError(
@@ -213,7 +161,7 @@ class ArtifactStore:
                 be written.
         """
         place = self._place(reference)
-        found = self._look_up(place)
+        found = self._inspection.look_up(place)
         if found is None:
             raise StoreError(f"artifact {reference.uri}: gone from the store; run the pipeline again to make it")
         if found.digest != reference.digest:
@@ -239,7 +187,11 @@ class ArtifactStore:
                 if only is None:
                     _remove_others(directory, {*files, MANIFEST})
                 try:
-                    self._each(lambda name: self._fetch_file(reference, manifest, name, directory, partial), wanted)
+                    side_by_side(
+                        self._objects,
+                        lambda name: self._fetch_file(reference, manifest, name, directory, partial),
+                        wanted,
+                    )
                     _write(directory / MANIFEST, found.data, partial)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
@@ -258,7 +210,7 @@ class ArtifactStore:
         for key in self._objects.list(f"{place}/"):
             self._objects.delete(key)
 
-    def _replace(self, place: str, directory: Path, manifest: Manifest, damaged: _Found | None) -> _Found | None:
+    def _replace(self, place: str, directory: Path, manifest: Manifest, damaged: Found | None) -> Found | None:
         """Upload a payload and let its manifest stand, if there is none or the damaged one; return the manifest that stands then."""
         repair = damaged is not None and damaged.is_of(manifest)
         if damaged is not None:
@@ -270,31 +222,31 @@ class ArtifactStore:
             metadata = {"sha256": manifest.files[name].sha256}
             self._objects.put_file(directory / name, f"{place}/{manifest.object_name(name)}", metadata=metadata)
 
-        self._each(upload, list(manifest.files))
+        side_by_side(self._objects, upload, list(manifest.files))
         data, key = manifest.to_bytes(), f"{place}/{MANIFEST}"
         if repair:
             stands = damaged
         elif damaged is None:
-            stands = _Found(data, "", manifest) if self._objects.put_bytes(data, key, if_none_match=True) else None
+            stands = Found(data, "", manifest) if self._objects.put_bytes(data, key, if_none_match=True) else None
         else:
             etag = self._objects.swap(data, key, damaged.etag)
-            stands = None if etag is None else _Found(data, etag, manifest)
+            stands = None if etag is None else Found(data, etag, manifest)
         if stands is None:
             return self._outrun(place, manifest)
         if damaged is not None:
             self._sweep(place, manifest)
         return stands
 
-    def _outrun(self, place: str, manifest: Manifest) -> _Found | None:
+    def _outrun(self, place: str, manifest: Manifest) -> Found | None:
         """Return the manifest of another publisher, who was faster; take back what was uploaded."""
-        stands = self._look_up(place)
+        stands = self._inspection.look_up(place)
         if stands is None or stands.is_of(manifest):
             return stands
         if manifest.folder:
             others = set() if stands.manifest is None else set(map(stands.manifest.object_name, stands.manifest.files))
             for name in set(map(manifest.object_name, manifest.files)) - others:
                 self._objects.delete(f"{place}/{name}")
-        elif self._problems(place, stands):
+        elif self._inspection.problems(place, stands):
             # Two first publishers raced and wrote over each other's payload: neither result is whole.
             self.discard(Reference(f"{self._objects.uri}/{place}/", place.rpartition("/")[2], stands.digest))
         return stands
@@ -306,7 +258,7 @@ class ArtifactStore:
             if key not in kept:
                 self._objects.delete(key)
 
-    def _reference(self, stage: str, key: str, found: _Found) -> Reference:
+    def _reference(self, stage: str, key: str, found: Found) -> Reference:
         return Reference(f"{self._objects.uri}/{stage}/{key}/", key, found.digest)
 
     def _place(self, reference: Reference) -> str:
@@ -323,116 +275,6 @@ class ArtifactStore:
             raise StoreError(f"artifact {reference.uri}: not of the key {reference.key!a}; run the pipeline again")
         return place
 
-    def _look_up(self, place: str) -> _Found | None:
-        """Read the manifest at a place; again, apart in time, where it seems damaged or is listed but not there.
-
-        Raises:
-            StoreError: The service cannot be used, or answers differently each time.
-        """
-        where = f"{place}/{MANIFEST}"
-        looks: list[_Found | None] = []
-        for wait in (0.0, *self._waits):
-            self._objects.pause(wait)
-            tagged = self._objects.get_tagged(where)
-            if tagged is None and where not in self._objects.list(where):
-                return None
-            looks.append(None if tagged is None else self._parsed(place, *tagged))
-            last = looks[-1]
-            if last is not None and last.manifest is not None:
-                return last
-            if wait == 0.0:
-                self._say(place, MANIFEST, "listed but not there" if last is None else last.problem)
-        last = looks[-1]
-        if last is None or len({None if look is None else look.data for look in looks}) > 1:
-            raise StoreError(self._unknown(place, MANIFEST, len(looks)))
-        self._objects.check()  # a service that is ill says nothing about its objects
-        return last
-
-    def _parsed(self, place: str, data: bytes, etag: str) -> _Found:
-        where = f"{self._objects.uri}/{place}/{MANIFEST}"
-        try:
-            manifest = Manifest.from_bytes(data, where)
-        except DamagedStateError as error:
-            problem = str(error).removeprefix(f"{where}: damaged: ").rpartition("; ")[0]
-            return _Found(data, etag, None, problem)
-        if f"{manifest.stage}/{manifest.key}" != place:
-            return _Found(data, etag, None, f"it is that of {manifest.stage}/{manifest.key}")
-        return _Found(data, etag, manifest)
-
-    def _problems(self, place: str, found: _Found) -> list[str]:
-        """Return what is wrong with an artifact, as `verify` does; a note of suspicion that proves false is deleted."""
-        manifest = found.manifest
-        if manifest is None:
-            return [f"its manifest is damaged: {found.problem}"]
-        suspect = self._objects.get_bytes(f"{place}/{SUSPECT}") is not None
-        read = suspect or manifest.size <= _READ_TO_VERIFY
-        files = manifest.files
-
-        def look(name: str) -> _Problem | None:
-            return self._problem(f"{place}/{manifest.object_name(name)}", files[name], read)
-
-        seen: dict[str, list[_Problem]] = {name: [] for name in files}
-        suspects = list(files)
-        for wait in (0.0, *self._waits):
-            self._objects.pause(wait)
-            looks = dict(zip(suspects, self._each(look, suspects), strict=True))
-            found_wrong = {name: problem for name, problem in looks.items() if problem is not None}
-            for name, problem in found_wrong.items():
-                if not seen[name]:
-                    self._say(place, name, problem.says)
-                seen[name].append(problem)
-            sound = {name for name, problem in looks.items() if problem is None}
-            seen = {name: problems for name, problems in seen.items() if name not in sound}
-            suspects = [name for name, problem in found_wrong.items() if not problem.final]
-            if not suspects:
-                break
-        if seen:
-            self._require_health(place, found)
-        elif suspect:
-            self._objects.delete(f"{place}/{SUSPECT}")
-        for name, problems in seen.items():
-            if len({problem.seen for problem in problems}) > 1:
-                raise StoreError(self._unknown(place, name, len(problems)))
-        return [f"{name}: {problems[-1].says}" for name, problems in seen.items()]
-
-    def _problem(self, key: str, entry: FileEntry, read: bool) -> _Problem | None:
-        """Look at an object; its content is read if asked for, or if nothing vouches for it."""
-        try:
-            head = self._objects.head(key)
-            if head is None:
-                return _Problem("missing", "missing")
-            if head.size != entry.size:
-                return _Problem(f"{head.size} bytes instead of {entry.size}", f"{head.size}")
-            stored = head.metadata.get("sha256")
-            if stored is not None and stored != entry.sha256:
-                return _Problem("its content was changed", stored)
-            if stored is not None and not read:
-                return None
-            content = self._objects.sha256(key)
-        except UnreadableError as error:
-            return _Problem(str(error), str(error), final=not isinstance(error, NoSuchObjectError))
-        return None if content == entry.sha256 else _Problem("its content was changed", content)
-
-    def _require_health(self, place: str, found: _Found) -> None:
-        """Make sure, before damage is believed, that the service is well: that another object comes back as it was.
-
-        Raises:
-            StoreError: It does not.
-        """
-        self._objects.check()
-        now = self._look_up(place)
-        if now is None or now.data != found.data:
-            raise StoreError(f"artifact {self._objects.uri}/{place}/: was replaced while it was read; run again")
-
-    def _say(self, place: str, name: str, problem: str) -> None:
-        print(f"artifact {self._objects.uri}/{place}/: {name}: {problem}; looking again", file=sys.stderr, flush=True)
-
-    def _unknown(self, place: str, name: str, looks: int) -> str:
-        return (
-            f"artifact {self._objects.uri}/{place}/: {name}: came back differently in {looks} readings, so nothing is known of it; "
-            "check network and memory, and run again"
-        )
-
     def _fetch_file(self, reference: Reference, manifest: Manifest, name: str, directory: Path, partial: Path) -> None:
         path, entry, place = directory / name, manifest.files[name], self._place(reference)
         if path.is_file() and _entry(path) == entry:
@@ -443,7 +285,7 @@ class ArtifactStore:
         download = partial / name
         download.parent.mkdir(parents=True, exist_ok=True)
         looks: list[str] = []
-        for wait in (0.0, *self._waits):
+        for wait in (0.0, *self._inspection.waits):
             self._objects.pause(wait)
             final = False
             try:
@@ -455,33 +297,22 @@ class ArtifactStore:
                 put_in_place(download, path)
                 return
             if not looks:
-                self._say(place, name, f"damaged, or read wrong ({found})")
+                self._inspection.say(place, name, f"damaged, or read wrong ({found})")
             looks.append(found)
             if final:
                 break
         # An account that may only read is told of the damage all the same.
         with suppress(StoreError):
             self._objects.put_bytes(name.encode(), f"{place}/{SUSPECT}")
-        now = self._look_up(place)
+        now = self._inspection.look_up(place)
         if now is None or now.digest != reference.digest:
             raise StoreError(f"artifact {reference.uri}: not the one referred to any more; run the pipeline again")
         if len(set(looks)) > 1:
-            raise StoreError(self._unknown(place, name, len(looks)))
+            raise StoreError(self._inspection.unknown(place, name, len(looks)))
         raise StoreError(
             f"artifact {self._objects.uri}/{place}/: {name} is damaged: expected sha256 {entry.sha256}, found {found}; run "
             f"the pipeline again: the stage {place.partition('/')[0]} will be repeated"
         )
-
-    def _each(self, work: Callable[[str], T], names: Iterable[str]) -> list[T]:
-        """Do the work for several files at a time; the first error is raised, and what has not begun is left."""
-        with ThreadPoolExecutor(_TRANSFERS) as pool:
-            try:
-                return list(pool.map(work, names))
-            except BaseException as error:
-                if not isinstance(error, Exception):
-                    self._objects.interrupt()  # the threads may be waiting for the service
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
 
 def _payload(directory: Path) -> list[str]:

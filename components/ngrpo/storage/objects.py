@@ -1,87 +1,35 @@
-"""Objects of an S3 service under one prefix, through boto3: patient with faults that pass, with errors that say what to put right.
-
-A service that has answered once is waited for when it is out of reach, for five minutes: a training of days must not end because
-a server was restarted. A first contact that fails is reported at once, for then the address may be wrong.
-"""
+"""Objects of an S3 service under one prefix, through boto3: patient with faults that pass, with errors that say what to put right."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import random
-import re
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from boto3.exceptions import Boto3Error
-from boto3.exceptions import RetriesExceededError as GivenUpError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ResponseStreamingError,
-)
-from botocore.exceptions import ConnectionError as NoConnectionError
-from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.address import parse_address
 from ngrpo.storage.disk import disk_trouble
+from ngrpo.storage.patience import PATIENCE, PatientSender
+from ngrpo.storage.service_faults import (
+    BEYOND_THE_END,
+    CONDITION_FAILED,
+    FAULTS,
+    MISSING,
+    NoSuchObjectError,
+    code_of,
+    endpoint,
+    fault_of,
+)
 from ngrpo.storage.sessions import new_session
 
 T = TypeVar("T")
-
-_MISSING = {"404", "NoSuchKey", "NotFound"}
-_REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-_FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"}
-_BEYOND = {"InvalidRange", "416"}
-_BROKEN = {"500", "InternalError"}
-# Besides what is told by the status: 429 and, but for 501, all from 500 on.
-_BUSY = {"SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests"}
-_BUSY |= {"InternalError", "OperationAborted", "NoSuchUpload"}  # the last: the answer that ended an upload was lost
-_GARBLED = {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}
-# What services that do not know boto3's checksums answer to an upload.
-_NO_CHECKSUMS = {
-    "NotImplemented",
-    "501",
-    "InvalidArgument",
-    "InvalidRequest",
-    "400",
-    "BadRequest",
-    "MissingContentLength",
-    "411",
-}
-_NO_CHECKSUMS |= {"UnsupportedOperation", "MalformedTrailerError", "InvalidDigest"} | _GARBLED
-_CUT = (
-    IncompleteReadError,
-    ResponseStreamingError,
-    FlexibleChecksumError,
-    RetriesExceededError,
-    GivenUpError,
-    S3DownloadFailedError,
-)
-_UNREACHED = (NoConnectionError, HTTPClientError, ConnectionError, TimeoutError)
-_FAULTS = (BotoCoreError, ClientError, Boto3Error, *_CUT, *_UNREACHED)
-
-_PATIENCE = 300.0
-_PATIENCE_WITH_OBJECT = 60.0
-"""Seconds for an object that cannot be read while the service answers: perhaps it has decayed on the service's disk."""
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
-_GARBLED_TRIES = 3
-_reached: set[str] = set()
-"""Endpoints that have answered this process."""
 
 _CONFIG = Config(
     connect_timeout=3,
@@ -95,32 +43,6 @@ _UPLOAD = TransferConfig(
 _DOWNLOAD = TransferConfig(
     multipart_threshold=16 << 20, multipart_chunksize=16 << 20, max_concurrency=4, io_chunksize=1 << 20
 )
-
-
-class OutOfReachError(StoreError):
-    """The service cannot be reached, is overloaded or broken at this moment: nothing is known of what it holds."""
-
-
-class UnreadableError(StoreError):
-    """The service answers, but an object is not there or cannot be read to its end."""
-
-
-class NoSuchObjectError(UnreadableError):
-    """The service says that there is no such object."""
-
-
-class _GarbledError(OutOfReachError):
-    """The service says that it got other bytes than were sent."""
-
-
-@dataclass
-class _Patience:
-    """The tries of one operation: when they began to fail, when the last one began, how long to wait, how many there were."""
-
-    since: float | None = None
-    began: float = 0.0
-    wait: float = _FIRST_WAIT
-    tries: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +76,7 @@ def _client() -> Any:
 class ObjectStore:
     """Objects below `s3://bucket/prefix`. Endpoint and credentials come from the environment, as boto3 reads it."""
 
-    def __init__(self, uri: str, client: Any = None, *, patience: float = _PATIENCE, proven: bool = False):
+    def __init__(self, uri: str, client: Any = None, *, patience: float = PATIENCE, proven: bool = False):
         """Open a prefix; nothing is sent yet.
 
         Args:
@@ -168,21 +90,15 @@ class ObjectStore:
         """
         self._bucket, self._prefix = parse_address(uri)
         self.uri = uri.rstrip("/")
-        self._patience = patience
-        self._interrupted = threading.Event()
-        self._said = False
-        self._used = False
         try:
             self._client = client or _client()
         except ValueError as error:
             raise StoreError(
-                f"object store {self.uri}: {_endpoint()} is no address; write http://host:port or https://host"
+                f"object store {self.uri}: {endpoint()} is no address; write http://host:port or https://host"
             ) from error
         except BotoCoreError as error:
-            raise self._fault(error) from error
-        self._endpoint = _endpoint()
-        if proven:
-            _reached.add(self._endpoint)
+            raise fault_of(error, self.uri) from error
+        self._sender = PatientSender(self.uri, self._answers, seconds=patience, proven=proven)
 
     def check(self) -> None:
         """Make sure that the bucket can be reached.
@@ -190,11 +106,11 @@ class ObjectStore:
         Raises:
             StoreError: It cannot; the message says whether address, credentials or bucket are to blame.
         """
-        self._patiently(lambda: self._client.head_bucket(Bucket=self._bucket))
+        self._send(lambda: self._client.head_bucket(Bucket=self._bucket))
 
     def interrupt(self) -> None:
         """End the waiting of other threads, whose operations then fail: this process is to end."""
-        self._interrupted.set()
+        self._sender.interrupt()
 
     def pause(self, seconds: float) -> None:
         """Let time pass before an object is looked at again.
@@ -202,8 +118,7 @@ class ObjectStore:
         Raises:
             StoreError: This process is to end.
         """
-        if self._interrupted.wait(seconds):
-            raise StoreError(f"object store {self.uri}: interrupted")
+        self._sender.pause(seconds)
 
     def put_file(self, path: Path, key: str, *, metadata: Mapping[str, str] | None = None) -> None:
         """Upload a file, in parts where it is large.
@@ -222,7 +137,7 @@ class ObjectStore:
             self._client.upload_file(str(path), self._bucket, self._key(key), ExtraArgs=extra, Config=_UPLOAD)
 
         try:
-            self._patiently(upload, upload=True)
+            self._send(upload, upload=True)
         except OSError as error:
             raise StoreError(f"{path}: cannot be read to be stored ({error.strerror}); check file and disk") from error
 
@@ -263,7 +178,7 @@ class ObjectStore:
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
         """Read a small object and its ETag; none if there is no such object."""
         try:
-            return self._patiently(lambda: self._read(key), key)
+            return self._send(lambda: self._read(key), key)
         except NoSuchObjectError:
             return None
 
@@ -282,7 +197,7 @@ class ObjectStore:
                 digest.update(block)
             return digest.hexdigest()
 
-        return self._patiently(read, key)
+        return self._send(read, key)
 
     def get_range(self, key: str, start: int, length: int | None) -> bytearray | None:
         """Read a part of an object.
@@ -306,7 +221,7 @@ class ObjectStore:
             try:
                 body = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=span)["Body"]
             except ClientError as error:
-                if _code(error) in _BEYOND:
+                if code_of(error) in BEYOND_THE_END:
                     return data
                 raise
             for block in body.iter_chunks(1 << 20):
@@ -314,7 +229,7 @@ class ObjectStore:
             return data
 
         try:
-            return self._patiently(read, key)
+            return self._send(read, key)
         except NoSuchObjectError:
             return None
 
@@ -336,7 +251,7 @@ class ObjectStore:
             return hashed.sha256.hexdigest()
 
         try:
-            return self._patiently(download, key)
+            return self._send(download, key)
         except OSError as error:
             with suppress(OSError):
                 path.unlink()  # half of it is of no use, and takes room
@@ -347,7 +262,7 @@ class ObjectStore:
     def head(self, key: str) -> ObjectHead | None:
         """Return what the service says of an object; none if there is no such object."""
         try:
-            answer = self._patiently(lambda: self._client.head_object(Bucket=self._bucket, Key=self._key(key)), key)
+            answer = self._send(lambda: self._client.head_object(Bucket=self._bucket, Key=self._key(key)), key)
         except NoSuchObjectError:
             return None
         return ObjectHead(answer["ContentLength"], answer["Metadata"])
@@ -364,12 +279,12 @@ class ObjectStore:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start)
             return {item["Key"]: (item["ETag"], item["Size"]) for page in pages for item in page.get("Contents", ())}
 
-        found = self._patiently(read)
+        found = self._send(read)
         return {key[len(self._prefix) + 1 :] if self._prefix else key: tag for key, tag in found.items()}
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
-        self._patiently(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key)))
+        self._send(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key)))
 
     def _put(self, data: bytes, key: str, condition: Mapping[str, str]) -> str | None:
         """Write a small object and return its ETag; none where the condition does not hold."""
@@ -382,7 +297,7 @@ class ObjectStore:
                 answer = self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
             except ClientError as error:
                 # With If-Match, a missing object is a missing key.
-                if not (_code(error) in _REFUSED or ("IfMatch" in condition and _code(error) in _MISSING)):
+                if not (code_of(error) in CONDITION_FAILED or ("IfMatch" in condition and code_of(error) in MISSING)):
                     raise
                 if tries == 1 and not error.response.get("ResponseMetadata", {}).get("RetryAttempts"):
                     return None
@@ -392,12 +307,12 @@ class ObjectStore:
             try:
                 found = self._read(key)
             except ClientError as error:
-                if _code(error) in _MISSING:
+                if code_of(error) in MISSING:
                     return None
                 raise
             return found[1] if found[0] == data else None
 
-        return self._patiently(write, upload=True)
+        return self._send(write, upload=True)
 
     def _read(self, key: str) -> tuple[bytes, str]:
         answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
@@ -408,70 +323,26 @@ class ObjectStore:
             raise StoreError(f"{self.uri}/{key!a}: a part of this address is `.` or `..`; write it without")
         return f"{self._prefix}/{key}" if self._prefix else key
 
-    def _patiently(self, work: Callable[[], T], key: str | None = None, *, upload: bool = False) -> T:
-        """Send a request, again where it meets a fault that may pass.
+    def _send(self, work: Callable[[], T], key: str | None = None, *, upload: bool = False) -> T:
+        """Send a request, again where it meets a fault that may pass (see `PatientSender.send`).
 
         Args:
             work: Sends it. It may be called many times.
             key: The object that it reads.
             upload: Whether it writes content.
-
-        Raises:
-            OutOfReachError: The service was out of reach for all the time of patience, or at first contact.
-            NoSuchObjectError: There is no such object.
-            UnreadableError: The object could not be read for a minute, while the service did answer.
-            StoreError: The service refuses.
         """
-        patience = _Patience()
-        while True:
-            patience.began = time.monotonic()
-            patience.tries += 1
-            try:
-                result = work()
-            except _FAULTS as error:
-                fault = self._fault(error, key, upload=upload)
-                if not self._goes_on(fault, patience):
-                    raise fault from error
-            else:
-                _reached.add(self._endpoint)
-                self._used = True
-                if self._said and patience.since is not None:
-                    self._said = False
-                    print(f"object store {self.uri}: it answers again", file=sys.stderr, flush=True)
-                return result
+        checksums = upload and self._client.meta.config.request_checksum_calculation != "when_required"
 
-    def _goes_on(self, fault: StoreError, patience: _Patience) -> bool:
-        """Wait for the next try; false where there is to be none."""
-        if self._endpoint not in _reached or isinstance(fault, NoSuchObjectError):
-            return False
-        if not isinstance(fault, OutOfReachError | UnreadableError):
-            return False
-        if isinstance(fault, _GarbledError) and patience.tries >= _GARBLED_TRIES:
-            return False
-        now = time.monotonic()
-        if now - patience.began > _PATIENCE:
-            patience.since, patience.wait = now, _FIRST_WAIT  # what went on for so long was getting somewhere
-        elif patience.since is None:
-            patience.since = patience.began
-        left = patience.since + self._patience - now
-        if left <= 0:
-            return False
-        if isinstance(fault, UnreadableError) and now - patience.since > _PATIENCE_WITH_OBJECT and self._answers():
-            return False
-        if not self._said:
-            self._said = True
-            what = str(fault).partition("; ")[0]
-            print(f"{what}; trying again for up to {self._patience:.0f} seconds", file=sys.stderr, flush=True)
-        if self._interrupted.wait(min(left, random.uniform(0.5, 1.5) * patience.wait)):
-            return False
-        patience.wait = min(2 * patience.wait, _LONGEST_WAIT)
-        return True
+        def meaning(error: Exception) -> StoreError:
+            return fault_of(error, self.uri, key, checksums=checksums, accepted=self._sender.accepted)
+
+        return self._sender.send(work, meaning)
 
     def _answers(self) -> bool:
         """Whether the service answers at this moment."""
         try:
             self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
-        except _FAULTS:
+        except FAULTS:
             return False
         return True
 
@@ -481,65 +352,3 @@ class ObjectStore:
         with suppress(StoreError):  # it is the disk that is told of
             head = self.head(key)
         return disk_trouble(error, path.parent, needed=None if head is None else head.size)
-
-    def _fault(self, error: Exception, key: str | None = None, *, upload: bool = False) -> StoreError:
-        """Turn boto3's error into one line with the cure. Credentials are never part of it.
-
-        Args:
-            error: The error.
-            key: The object that was read.
-            upload: Whether content was written.
-        """
-        if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError):
-            error = error.__context__  # the transfer manager keeps the service's answer as that alone
-        if isinstance(error, NoCredentialsError | PartialCredentialsError):
-            return StoreError(
-                f"object store {self.uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        if isinstance(error, ClientError):
-            return self._refusal(error, key, upload)
-        if key is not None and isinstance(error, _CUT):
-            return UnreadableError(f"{self.uri}/{key}: cannot be read to its end ({type(error).__name__})")
-        if isinstance(error, (*_CUT, *_UNREACHED)):
-            return OutOfReachError(
-                f"object store {self.uri}: {_endpoint()} cannot be reached ({type(error).__name__}); start the service or "
-                "correct the address"
-            )
-        return StoreError(f"object store {self.uri}: {error}; correct the AWS_* variables or ~/.aws/config")
-
-    def _refusal(self, error: ClientError, key: str | None, upload: bool) -> StoreError:
-        """Turn what a service answers into one line with the cure."""
-        code, status = _code(error), int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
-        if key is not None and code in _MISSING:
-            return NoSuchObjectError(f"{self.uri}/{key}: there is no such object")
-        if key is not None and code in _BROKEN:
-            return UnreadableError(f"{self.uri}/{key}: cannot be read (the service answers {code})")
-        unknown_checksums = code in _NO_CHECKSUMS or (code == "SignatureDoesNotMatch" and self._used)
-        if upload and unknown_checksums and self._client.meta.config.request_checksum_calculation != "when_required":
-            return (_GarbledError if code in _GARBLED else StoreError)(
-                f"object store {self.uri}: the service answered {code} to an upload: it may not know the checksums that boto3 adds "
-                "(aws-chunked); set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
-            )
-        if code in _BUSY or status == 429 or (status >= 500 and status != 501):
-            return OutOfReachError(f"object store {self.uri}: the service answers {code}; see its log")
-        if code in _FORBIDDEN:
-            return StoreError(
-                f"object store {self.uri}: access refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
-                "rights of that account"
-            )
-        if code in {"NoSuchBucket", "404"}:
-            return StoreError(
-                f"object store {self.uri}: there is no bucket {self._bucket!r}; create it or set NGRPO_STORE to another"
-            )
-        return StoreError(f"object store {self.uri}: the service answered {code}; see its log")
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _endpoint() -> str:
-    """Return the variable that names the endpoint with its value, less a password that may be in it."""
-    name = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
-    value = os.environ.get(name) or "(not set)"
-    return f"{name}={re.sub(r'//[^/]*@', '//', value)}"
