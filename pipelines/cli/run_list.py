@@ -13,7 +13,9 @@ from rich.table import Table
 
 from ngrpo_kfp.pipelines.cli.amounts import bytes_text, time_text
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
-from ngrpo_kfp.pipelines.local.runs import Kind, NodeView, RunView, Sizes, everything, look, sizes
+from ngrpo_kfp.pipelines.local.run_artifacts import Sizes, sizes
+from ngrpo_kfp.pipelines.local.run_views import NodeView, RunView, look
+from ngrpo_kfp.pipelines.local.runs import Kind, everything
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "stopped": "yellow", "cached": "green"}

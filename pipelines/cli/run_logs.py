@@ -9,7 +9,8 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
-from ngrpo_kfp.pipelines.local.runs import Kind, RunView, log_of, look, name_of
+from ngrpo_kfp.pipelines.local.run_views import RunView, log_of, look
+from ngrpo_kfp.pipelines.local.runs import Kind, name_of
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.nodes import find_node
 

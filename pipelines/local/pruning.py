@@ -25,17 +25,9 @@ from ngrpo.storage.manifest import MANIFEST
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed_vacuum import vacuum
 from ngrpo.storage.state import DamagedStateError
-from ngrpo_kfp.pipelines.local.runs import (
-    Artifact,
-    Kind,
-    disk_size,
-    everything,
-    find_run,
-    look,
-    made_artifacts,
-    name_of,
-    needed_artifacts,
-)
+from ngrpo_kfp.pipelines.local.run_artifacts import Artifact, disk_size, made_artifacts, needed_artifacts
+from ngrpo_kfp.pipelines.local.run_views import look
+from ngrpo_kfp.pipelines.local.runs import Kind, everything, find_run, name_of
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings
 from ngrpo_kfp.pipelines.local.store_ahead import embeds_store

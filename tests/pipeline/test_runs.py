@@ -12,7 +12,8 @@ from made_up_workspace import MadeUpWorkspace
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.amounts import bytes_text, time_text
-from ngrpo_kfp.pipelines.local.runs import find_run, look
+from ngrpo_kfp.pipelines.local.run_views import look
+from ngrpo_kfp.pipelines.local.runs import find_run
 
 COMPARISON = {"gain": 13.609, "interval": [12.0625, 15.156]}
 

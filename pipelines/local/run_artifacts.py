@@ -1,0 +1,115 @@
+"""What the runs of a workspace need of the store, and how much room that takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ngrpo.storage.manifest import MANIFEST
+from ngrpo.storage.state import DamagedStateError
+from ngrpo_kfp.pipelines.local.runs import Kind, everything, is_last, readable, stage_records
+from ngrpo_kfp.pipelines.local.stage_records import read_plan, read_summary
+from ngrpo_kfp.pipelines.local.workspace import Workspace
+from ngrpo_kfp.pipelines.planning.nodes import stage_of
+
+Artifact = tuple[str, str]
+"""Stage and key of a result."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what a run has and no other run of the workspace."""
+
+    directory: int
+    """Its directory."""
+    store: int
+    """Artifacts in the store that no other run here has."""
+    cache: int
+    """Local copies of those."""
+    unknown: int
+    """How many of those artifacts are of unknown size, for there is no copy of them here."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.directory + self.store + self.cache
+
+
+def needed_artifacts(kind: Kind, directory: Path) -> frozenset[Artifact]:
+    """Return the results that a run made, read or would make: those of its plan, and those that its stages recorded.
+
+    Raises:
+        DamagedStateError: The plan cannot be read, and there is no summary that says it.
+    """
+    found = {(stage_of(name), record["key"]) for name, (_, record) in stage_records(kind, directory)}
+    place = directory
+    if kind == "experiment":
+        place = directory.parent
+        if not is_last(directory):
+            return frozenset(found)  # the plan is that of the last time
+    summary = readable(lambda: read_summary(directory)) if kind == "run" else None
+    if summary is not None:
+        found |= {(stage_of(name), node["key"]) for name, node in summary["stages"].items()}
+        plan = readable(lambda: read_plan(place))
+    else:
+        plan = read_plan(place)
+    return frozenset(found | {(stage_of(name), node["key"]) for name, node in (plan or {}).items()})
+
+
+def made_artifacts(kind: Kind, directory: Path) -> frozenset[Artifact]:
+    """Return the results that the stages of a run made themselves, or began to make."""
+    return frozenset(
+        (stage_of(name), record["key"])
+        for name, (_, record) in stage_records(kind, directory)
+        if not record.get("cached")
+    )
+
+
+def sizes(workspace: Workspace) -> dict[Path, Sizes]:
+    """Return by directory of a run what only this run keeps.
+
+    The size of an artifact is that in the manifest of its local copy; without a copy it is not known.
+    """
+    needed = {directory: _listed_artifacts(kind, directory) for kind, directory in everything(workspace)}
+    users: dict[Artifact, int] = {}
+    for artifacts in needed.values():
+        for artifact in artifacts:
+            users[artifact] = users.get(artifact, 0) + 1
+    found = {}
+    for directory, artifacts in needed.items():
+        alone = [artifact for artifact in artifacts if users[artifact] == 1]
+        known = {artifact: _stored_size(workspace, artifact) for artifact in alone}
+        cache = sum(disk_size(workspace.cache / stage / key) for stage, key in alone)
+        store = sum(size for size in known.values() if size is not None)
+        found[directory] = Sizes(disk_size(directory), store, cache, sum(size is None for size in known.values()))
+    return found
+
+
+def disk_size(place: Path) -> int:
+    """Return the bytes of all files below a directory, none if there is no such directory; links are not followed."""
+    total = 0
+    for root, _, names in os.walk(place):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except FileNotFoundError:  # a run goes on
+                continue
+    return total
+
+
+def _listed_artifacts(kind: Kind, directory: Path) -> frozenset[Artifact]:
+    try:
+        return needed_artifacts(kind, directory)
+    except DamagedStateError:
+        return frozenset()
+
+
+def _stored_size(workspace: Workspace, artifact: Artifact) -> int | None:
+    stage, key = artifact
+    try:
+        files = json.loads((workspace.cache / stage / key / MANIFEST).read_bytes())["files"]
+        return sum(int(entry["size"]) for entry in files.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
