@@ -11,6 +11,7 @@ from made_up_workspace import MadeUpWorkspace
 
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.cli import run_logs
 from ngrpo_kfp.pipelines.cli.amounts import bytes_text, time_text
 from ngrpo_kfp.pipelines.local.run_views import look
 from ngrpo_kfp.pipelines.local.runs import find_run
@@ -260,11 +261,21 @@ def test_control_characters_in_a_log_are_spelled_out(home, ngrpo):
     assert ngrpo("logs") == "90%\n\\x1b[31mred\ufffd\n"
 
 
-def test_a_log_is_followed_line_by_line_to_the_end_of_the_run(home, ngrpo, running):
+def test_a_log_is_followed_line_by_line_to_the_end_of_the_run(home, ngrpo, running, monkeypatch):
     directory, lifeline = running
     log = directory / "logs" / "ngrpo_training.log"
+    followed = threading.Event()
+
+    def looked(*args):
+        try:
+            return look(*args)
+        finally:
+            followed.set()
+
+    monkeypatch.setattr(run_logs, "look", looked)
 
     def work():
+        followed.wait()
         with log.open("a") as file:
             for text in ("step 24/60\nstep 2", "7/60\n", "last words"):
                 time.sleep(0.4)
