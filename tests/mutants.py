@@ -73,6 +73,7 @@ FUSED = "tests/unit/test_fused.py"
 _GRPO = "components/ngrpo/training/policy_optimization.py"
 _SFT = "components/ngrpo/training/warm_start.py"
 _TRAINER = "components/ngrpo/training/ngrpo_trainer.py"
+_PROMPTS = "components/ngrpo/training/prompt_sampler.py"
 _SAMPLER = "components/ngrpo/evaluation/configured_sampler.py"
 _MEASURING = "components/ngrpo/stages/benchmark_evaluation.py"
 _GATE = "components/ngrpo/evaluation/gate.py"
@@ -244,14 +245,14 @@ MUTANTS = (
     ),
     Mutant(
         "seeds without the run's seed",
-        _TRAINER,
+        _PROMPTS,
         "request_seed(self.args.seed, step, part, first + row)",
         "request_seed(0, step, part, first + row)",
         (SEEDS,),
     ),
     Mutant(
         "order of every epoch the same",
-        _TRAINER,
+        _PROMPTS,
         "request_seed(self.seed, self._epoch())",
         "request_seed(self.seed, 0)",
         (ORDER,),

@@ -11,8 +11,8 @@ from ngrpo.environment import METRICS_PORT
 from ngrpo.stages import ngrpo_training
 from ngrpo.stages.context import Context
 from ngrpo.training import policy_optimization
-from ngrpo.training.ngrpo_trainer import RolloutBatch
 from ngrpo.training.policy_optimization import train_policy
+from ngrpo.training.rollout_batch import RolloutBatch
 from replay import replay_error
 from rewards import LengthReward
 from tiny import mixer_for

@@ -19,8 +19,9 @@ from ngrpo.stages import ngrpo_training
 from ngrpo.stages.context import Context
 from ngrpo.stages.torchrun import join
 from ngrpo.training import policy_optimization
-from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutBatch
+from ngrpo.training.ngrpo_trainer import NGRPOTrainer
 from ngrpo.training.policy_weights import merged_parameters
+from ngrpo.training.rollout_batch import RolloutBatch
 from replay import replay_error
 from rewards import LengthReward
 from tiny import mixer_for

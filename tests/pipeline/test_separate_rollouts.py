@@ -26,8 +26,9 @@ from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training import policy_optimization
-from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutBatch
+from ngrpo.training.ngrpo_trainer import NGRPOTrainer
 from ngrpo.training.policy_optimization import train_policy
+from ngrpo.training.rollout_batch import RolloutBatch
 from replay import replay_error
 from rewards import LengthReward
 from tiny import EOS, PAD, mixer_for

@@ -10,7 +10,7 @@ from ngrpo.mixing.records import RolloutRecords, collate
 from ngrpo.mixing.strategies import Neighbor
 from ngrpo.report.rollout_log import anchor_cosines, eligible_tokens
 from ngrpo.rollout.engine import Rollout
-from ngrpo.training.ngrpo_trainer import RolloutBatch
+from ngrpo.training.rollout_batch import RolloutBatch
 
 V, K = 50, 3
 

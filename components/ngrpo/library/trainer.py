@@ -30,7 +30,7 @@ from ngrpo.rollout.engine import RolloutEngine
 from ngrpo.rollout.loading import end_of_sequence_ids, is_sharded, weights_as_saved
 from ngrpo.training import ngrpo_trainer
 from ngrpo.training.following_index import FollowingIndex
-from ngrpo.training.ngrpo_trainer import RolloutBatch
+from ngrpo.training.rollout_batch import RolloutBatch
 from ngrpo.training.trained_model import save_model
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from ngrpo.evaluation.diversity import distinct_answers, distinct_ngrams
 from ngrpo.grading.extraction import extract_answer
 from ngrpo.mixing.mixer import Mixer
-from ngrpo.training.ngrpo_trainer import RolloutBatch
+from ngrpo.training.rollout_batch import RolloutBatch
 
 _SAMPLES_PER_STEP = 4
 _NGRAM = 4

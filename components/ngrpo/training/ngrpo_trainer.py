@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
-from ngrpo.data.problem import SET, WEIGHT
+from ngrpo.data.problem import SET
 from ngrpo.errors import TrainingError
 from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.mixing.mixer import Mixer
@@ -44,8 +43,10 @@ from ngrpo.training.model_traits import (
     silence_dropout,
 )
 from ngrpo.training.policy_weights import WholeEmbeddings, base_of, merged_parameters, with_whole_embeddings
+from ngrpo.training.prompt_sampler import PromptSampler, sets_of
+from ngrpo.training.rollout_batch import RolloutBatch, RolloutObserver
 from ngrpo.training.rollouts_ahead import Arrived, Request, RolloutsAhead
-from ngrpo.training.training_sets import TrainingSets, set_metrics
+from ngrpo.training.training_sets import set_metrics
 from ngrpo.training.trl_grpo import GRPOTrainer
 from ngrpo.training.validation import Validation
 
@@ -54,33 +55,6 @@ _MIXTURE_KEYS = ("mix_mask", "mix_candidates", "mix_weights", "mix_seeds")
 
 _NOT_SCORING = object()
 """Stands for the mixture where no rollouts are being scored, so that no forward pass can do without its records."""
-
-
-@dataclass(frozen=True)
-class RolloutBatch:
-    """One process's share of a rollout batch, as an observer sees it.
-
-    Attributes:
-        step: Optimizer steps made before it was generated.
-        prompts: Token ids of each prompt, a group's copies side by side.
-        rollouts: One a prompt.
-        rewards: One a rollout, the weighted sum of all; none where no reward was for it.
-        mixture: What was mixed, padded to the longest rollout; none without mixing.
-        embedding: The input embedding module that generated it; where the batch is older than the weights, that of now.
-        mixer: Decided what was mixed; none without mixing.
-    """
-
-    step: int
-    prompts: Sequence[Sequence[int]]
-    rollouts: Sequence[Rollout]
-    rewards: Sequence[float | None]
-    mixture: InputMixture | None
-    embedding: nn.Module
-    mixer: Mixer | None = None
-
-
-RolloutObserver = Callable[[RolloutBatch], dict[str, float]]
-"""Called after each rollout batch; the numbers it returns are averaged over processes and logged."""
 
 
 class NGRPOTrainer(SoundLoop, GRPOTrainer):
@@ -166,13 +140,13 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
     def _sampler(self, epoch: Callable[[], int], dataset: Any = None, **changes: int) -> RepeatSampler:
         stock = super()._get_train_sampler(dataset)
         repeats = {"mini_repeat_count": stock.mini_repeat_count, "repeat_count": stock.repeat_count} | changes
-        return _EpochSampler(
+        return PromptSampler(
             epoch,
             data_source=stock.data_source,
             batch_size=stock.batch_size,
             shuffle=stock.shuffle,
             seed=stock.seed,
-            sets=_training_sets(self.train_dataset if dataset is None else dataset),
+            sets=sets_of(self.train_dataset if dataset is None else dataset),
             **repeats,
         )
 
@@ -554,31 +528,3 @@ def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
     """Return the weighted sum of a rollout's rewards; TRL has NaN for those that left it out."""
     weighted = [value * weight for value, weight in zip(values, weights, strict=True) if not math.isnan(value)]
     return sum(weighted) if weighted else None
-
-
-def _training_sets(dataset: Any) -> TrainingSets | None:
-    """Return the sets that a data set consists of; none where it is one."""
-    columns = getattr(dataset, "column_names", None) or ()
-    return TrainingSets.of(dataset[SET][:], dataset[WEIGHT][:]) if {SET, WEIGHT} <= {*columns} else None
-
-
-class _EpochSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on the epoch alone, so that a run resumed in a later epoch sees the same order.
-
-    It asks for the epoch itself: accelerate's `set_epoch` does not reach the sampler of a resumed epoch that processes share.
-    """
-
-    def __init__(self, epoch: Callable[[], int], sets: TrainingSets | None, **kwargs: Any):
-        super().__init__(**(kwargs if sets is None else kwargs | {"shuffle": False}))
-        self._epoch = epoch
-        self._sets = sets
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield the rows of the current epoch."""
-        if self._sets is not None:
-            order = self._sets.order(self.seed, self._epoch())
-            yield from (order[place] for place in super().__iter__())
-            return
-        if self.shuffle:
-            self.generator.manual_seed(request_seed(self.seed, self._epoch()))
-        yield from super().__iter__()

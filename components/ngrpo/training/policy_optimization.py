@@ -26,9 +26,10 @@ from ngrpo.storage.checkpoint_store import CheckpointStore
 from ngrpo.training.checkpointing import checkpoints_of
 from ngrpo.training.configured_rewards import configured_rewards
 from ngrpo.training.following_index import FollowingIndex
-from ngrpo.training.ngrpo_trainer import NGRPOTrainer, RolloutObserver
+from ngrpo.training.ngrpo_trainer import NGRPOTrainer
 from ngrpo.training.policy_weights import adapters
 from ngrpo.training.rewards import CorrectnessReward
+from ngrpo.training.rollout_batch import RolloutObserver
 from ngrpo.training.rollouts_ahead import RolloutsAhead
 from ngrpo.training.trained_model import save_model
 from ngrpo.training.trl_arguments import built
