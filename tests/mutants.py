@@ -245,7 +245,7 @@ MUTANTS = (
     ),
     Mutant(
         "seeds without the run's seed",
-        _PROMPTS,
+        _TRAINER,
         "request_seed(self.args.seed, step, part, first + row)",
         "request_seed(0, step, part, first + row)",
         (SEEDS,),
@@ -267,7 +267,7 @@ MUTANTS = (
     ),
     Mutant(
         "order without the run's seed",
-        _TRAINER,
+        _PROMPTS,
         "request_seed(self.seed, self._epoch())",
         "request_seed(0, self._epoch())",
         (ORDER,),
