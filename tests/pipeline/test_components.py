@@ -1,18 +1,17 @@
-"""A stage is declared once (`ngrpo.stages.declarations`); all else that knows of it is held to that here.
+"""A stage is declared once (`ngrpo.config.stages`); all else that knows of it is held to that here.
 
 And the components keep the conventions of kubeflow/pipelines-components.
 """
 
 import ast
+import runpy
 import sys
-import tomllib
 from pathlib import Path
-from typing import get_args
 
 import pytest
+import setuptools
 import yaml
 
-from ngrpo.section import StageName
 from ngrpo.stages.declarations import STAGES
 from ngrpo_kfp.pipelines.graph import COMPONENTS
 from ngrpo_kfp.pipelines.post_training import post_training
@@ -104,16 +103,25 @@ def test_all_that_knows_of_a_stage_follows_from_its_declaration(stage):
 
 def test_the_stages_are_the_same_everywhere():
     assert pipeline_inputs() == {name: dict(stage.inputs) for name, stage in STAGES.items()}
-    assert set(get_args(StageName)) == set(STAGES)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = [path.parent.relative_to(ROOT).parts for path in ROOT.glob("components/**/__init__.py")]
-    packages = {".".join(parts[1:] if parts[1] == "ngrpo" else ("ngrpo_kfp", *parts)) for parts in folders}
-    packages |= {
-        ".".join(("ngrpo_kfp", *path.parent.relative_to(ROOT).parts)) for path in ROOT.glob("pipelines/**/__init__.py")
+    folders = {path.parent.name for path in ROOT.glob("components/*/component.py")}
+    assert folders == set(STAGES), "a folder for each stage"
+
+
+def test_every_folder_with_code_is_a_package(monkeypatch):
+    said = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: said.update(arguments))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    folders = {
+        path.parent.relative_to(ROOT).parts
+        for path in (*ROOT.glob("components/**/*.py"), *ROOT.glob("pipelines/**/*.py"))
+    }
+    packages = {
+        ".".join(parts[1:] if parts[:2] == ("components", "ngrpo") else ("ngrpo_kfp", *parts)) for parts in folders
     }
     no_code = {"ngrpo_kfp.components", "ngrpo_kfp.pipelines.presets", "ngrpo_kfp.pipelines.experiments"}
-    assert set(project["packages"]) - no_code == packages
-    assert {f"ngrpo_kfp.components.{name}" for name in STAGES} <= packages
+    assert len(said["packages"]) == len(set(said["packages"]))
+    assert set(said["packages"]) == packages | no_code
 
 
 @pytest.mark.parametrize("stage", STAGES)

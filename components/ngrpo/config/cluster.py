@@ -12,9 +12,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ngrpo.config.declared import StageName
 from ngrpo.environment import CREDENTIAL, SAVE_MINUTES, holds_credential
 from ngrpo.errors import ConfigError
-from ngrpo.section import GiB, Section, StageName, StoreURI, Text, count, number, refuse, unless_set
+from ngrpo.section import GiB, Section, StoreURI, Text, count, number, refuse, unless_set
 
 KubernetesName = Annotated[
     str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)

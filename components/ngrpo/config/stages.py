@@ -1,4 +1,8 @@
-"""What each stage receives of a configuration: a changed setting changes the keys of the stages that read it, and of no other."""
+"""The stages, each declared once: what it receives of a configuration, and all else that must be known of it.
+
+A changed setting changes the keys of the stages that read it, and of no other. What stands elsewhere because a stage is there, the face of
+its component for example, is held to this by `tests/pipeline/test_components.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
 
+from ngrpo.config.declared import Declaration, StageSection
 from ngrpo.config.grading import GradingConfig
 from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
@@ -28,6 +33,10 @@ from ngrpo.config.sources import BaseModelSource, Source
 from ngrpo.section import Day, Name, Section, Seed, StepsOrNone, Tokens, unless_set
 
 S = TypeVar("S", bound=Section)
+
+_MODELS = ("jinja2", "safetensors", "tokenizers", "torch", "transformers")
+_TRAINING = ("accelerate", "datasets", "peft", "pyarrow", "trl")
+_GRADING = ("latex2sympy2_extended", "mpmath", "sympy")
 
 
 class ModelFiles(Section):
@@ -89,8 +98,14 @@ def _read_alike(source: Source) -> Source:
     return source.model_copy(update={"grading": source.grading.of_gold})
 
 
-class PrepareDataConfig(Section):
+class PrepareDataConfig(StageSection):
     """Settings of the stage `prepare_data`; no other setting of the model or of the warm start changes its result."""
+
+    stage: ClassVar = Declaration(
+        "prepare_data",
+        "Dataset",
+        libraries=(*_MODELS, *_GRADING, "datasets", "gguf", "pyarrow", "reasoning-gym"),
+    )
 
     model: TokenizerConfig
     data: Annotated[DataConfig, AfterValidator(_of_gold_answers)]
@@ -104,23 +119,40 @@ class PrepareDataConfig(Section):
     """These are not part of the key: what the stage refuses depends on them, its result does not."""
 
 
-class NeighborIndexConfig(Section):
+class NeighborIndexConfig(StageSection):
     """Settings of the stage `neighbor_index`."""
+
+    stage: ClassVar = Declaration("neighbor_index", libraries=(*_MODELS, "gguf"))
 
     model: ModelFiles
     neighbors: NeighborsConfig
 
 
-class SFTWarmStartConfig(Section):
+class SFTWarmStartConfig(StageSection):
     """Settings of the stage `sft_warm_start`."""
+
+    stage: ClassVar = Declaration(
+        "sft_warm_start",
+        "Model",
+        {"dataset": "prepare_data"},
+        libraries=(*_MODELS, *_TRAINING, "gguf"),
+    )
 
     seed: Seed
     model: ModelConfig
     warm_start: WarmStartConfig
 
 
-class NGRPOTrainingConfig(Section):
+class NGRPOTrainingConfig(StageSection):
     """Settings of the stage `ngrpo_training`."""
+
+    stage: ClassVar = Declaration(
+        "ngrpo_training",
+        "Model",
+        {"dataset": "prepare_data", "neighbor_index": "neighbor_index", "warm_start": "sft_warm_start"},
+        parallel=True,
+        libraries=(*_MODELS, *_TRAINING, *_GRADING, "numpy", "regex", "vllm"),
+    )
 
     seed: Seed
     model: ModelConfig
@@ -134,8 +166,14 @@ class NGRPOTrainingConfig(Section):
     """How answers to the benchmark of `training.selection` are graded."""
 
 
-class BenchmarkEvaluationConfig(Section):
+class BenchmarkEvaluationConfig(StageSection):
     """Settings of the stage `benchmark_evaluation`."""
+
+    stage: ClassVar = Declaration(
+        "benchmark_evaluation",
+        inputs={"dataset": "prepare_data", "warm_start": "sft_warm_start", "trained": "ngrpo_training"},
+        libraries=(*_MODELS, *_GRADING, "gguf", "numpy", "pyarrow", "vllm"),
+    )
 
     seed: Seed
     model: ModelConfig
@@ -148,8 +186,16 @@ class BenchmarkEvaluationConfig(Section):
     """The gate whose verdict ends the evaluation early; none where none does."""
 
 
-class ModelPromotionConfig(Section):
+class ModelPromotionConfig(StageSection):
     """Settings of the stage `model_promotion`; what does not decide is there for the model card."""
+
+    # The champion moves between two runs: a decision is made anew every time.
+    stage: ClassVar = Declaration(
+        "model_promotion",
+        inputs={"trained": "ngrpo_training", "evaluation": "benchmark_evaluation"},
+        cacheable=False,
+        libraries=(*_GRADING, "numpy", "pyarrow"),
+    )
 
     seed: Seed
     model: ModelConfig
@@ -164,3 +210,8 @@ class ModelPromotionConfig(Section):
 def select(config: RunConfig, section: type[S]) -> S:
     """Return the part of a run's configuration that a stage depends on."""
     return section.model_validate({name: getattr(config, name) for name in section.model_fields})
+
+
+def stages_of(config: RunConfig) -> list[str]:
+    """Return the names of the stages that a run has."""
+    return [section.stage.name for section in StageSection.__subclasses__() if section.stage.wanted(config)]

@@ -30,7 +30,7 @@ class Needs:
 
 
 def needs_of(config: RunConfig, stage: str, shape: ModelShape | None = None) -> Needs | None:
-    """Return what a stage needs; none if the shape of the model is not known.
+    """Return what a stage needs; none if the shape of the model is not known, or nothing is said here of the stage.
 
     Args:
         config: Configuration of the run.
@@ -38,7 +38,7 @@ def needs_of(config: RunConfig, stage: str, shape: ModelShape | None = None) -> 
         shape: Shape of the base model, if it was looked at before (`model_shape`).
     """
     known = model_shape(config.model.source) if shape is None else shape
-    if known is None:
+    if known is None or stage not in _MEMORY:
         return None
     memory, scratch = _MEMORY[stage](config, known), _SCRATCH[stage](config, known)
     asked = config.needs(stage)
