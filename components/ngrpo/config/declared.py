@@ -27,8 +27,8 @@ class Declaration:
     """Whether it works as several processes, one a GPU, where its pod has several."""
     libraries: tuple[str, ...] = ()
     """Names of the distributions whose versions decide its result; see `ngrpo.stages.libraries` for those that settings select."""
-    wanted: Callable[[Any], bool] = lambda config: True
-    """Whether a run with a configuration, a `RunConfig`, has the stage."""
+    wanted: Callable[[Any], bool] | None = None
+    """Says whether a run with a configuration, a `RunConfig`, has the stage; none where every run does."""
 
 
 class StageSection(Section):

@@ -245,6 +245,12 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
             f"training.selection.benchmark={selection.benchmark!r} is one that promotion decides by: a model cannot be "
             "judged by the problems that it was chosen for; name another"
         )
+    deployment: DeploymentConfig | None = sections.get("deployment")
+    if deployment and deployment.after_promotion and evaluation and evaluation.mixing is not None:
+        yield (
+            "deployment.after_promotion=true with evaluation.mixing: a served model does not mix, so that it could not be measured as "
+            "it was evaluated; leave one of them out"
+        )
     if promotion and evaluation and int(promotion.statistic.partition("@")[2] or 1) > evaluation.samples:
         yield (
             f"promotion.statistic={promotion.statistic!r} needs more than evaluation.samples={evaluation.samples}: "

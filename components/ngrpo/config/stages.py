@@ -10,7 +10,9 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict
 
-from ngrpo.config.declared import Declaration, StageSection
+from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
+from ngrpo.config.declared import Declaration, StageName, StageSection
+from ngrpo.config.deployment import DeploymentConfig
 from ngrpo.config.grading import GradingConfig
 from ngrpo.config.lora import LoRAConfig
 from ngrpo.config.mixing import MixingConfig
@@ -207,6 +209,59 @@ class ModelPromotionConfig(StageSection):
     signing: SigningConfig = unless_set(SigningConfig())
 
 
+class PromptLimit(Section):
+    """What of `DataConfig` decides how much room a served model needs for a prompt."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    max_prompt_tokens: Tokens
+
+
+class ResponseLimit(Section):
+    """What of `RolloutConfig` decides how much room it needs for a response."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    max_tokens: Tokens
+
+
+def _through_an_endpoint(evaluation: EvaluationConfig) -> EvaluationConfig:
+    """Leave out what is of no account where a served model answers: no engine is started, and no verdict is to be settled."""
+    return evaluation.model_copy(update={"engine": "transformers", "early_stop": None})
+
+
+class DeployConfig(StageSection):
+    """Settings of the stage `deploy`."""
+
+    # It changes what the cluster serves.
+    stage: ClassVar = Declaration(
+        "deploy",
+        inputs={
+            "dataset": "prepare_data",
+            "trained": "ngrpo_training",
+            "evaluation": "benchmark_evaluation",
+            "promotion": "model_promotion",
+        },
+        cacheable=False,
+        libraries=(*_MODELS, *_GRADING, "gguf", "numpy", "pyarrow", "vllm"),
+        wanted=lambda config: config.deployment.after_promotion,
+    )
+
+    preset: Name
+    seed: Seed
+    model: ModelConfig
+    data: PromptLimit
+    neighbors: NeighborsConfig
+    rollout: ResponseLimit
+    evaluation: Annotated[EvaluationConfig, AfterValidator(_through_an_endpoint)]
+    benchmark_gradings: dict[Name, GradingConfig] = {}
+    promotion: PromotionConfig
+    signing: SigningConfig = unless_set(SigningConfig())
+    resources: dict[StageName, ResourcesConfig] = {}
+    cluster: ClusterConfig
+    deployment: DeploymentConfig
+
+
 def select(config: RunConfig, section: type[S]) -> S:
     """Return the part of a run's configuration that a stage depends on."""
     return section.model_validate({name: getattr(config, name) for name in section.model_fields})
@@ -214,4 +269,5 @@ def select(config: RunConfig, section: type[S]) -> S:
 
 def stages_of(config: RunConfig) -> list[str]:
     """Return the names of the stages that a run has."""
-    return [section.stage.name for section in StageSection.__subclasses__() if section.stage.wanted(config)]
+    declared = [section.stage for section in StageSection.__subclasses__()]
+    return [stage.name for stage in declared if stage.wanted is None or stage.wanted(config)]

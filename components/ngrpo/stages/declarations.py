@@ -35,8 +35,11 @@ class Stage(Declaration):
         return run
 
 
-STAGES: Mapping[str, Stage] = {
+DECLARED: Mapping[str, Stage] = {
     section.stage.name: Stage(config=section, **vars(section.stage)) for section in StageSection.__subclasses__()
 }
+"""All stages."""
+STAGES: Mapping[str, Stage] = {name: stage for name, stage in DECLARED.items() if stage.wanted is None}
+"""The stages that every run has."""
 TRAININGS = ("sft_warm_start", "ngrpo_training")
 """Stages that train."""
