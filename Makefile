@@ -125,7 +125,7 @@ ui: $(VENV)/installed
 	$(BIN)/ngrpo ui $(ARGS)
 
 # The marker is written last, so that an interrupted installation is taken up again.
-$(VENV)/installed: pyproject.toml $(LOCK)
+$(VENV)/installed: pyproject.toml setup.py $(LOCK)
 	@echo "installing into $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install $(PIP_OPTIONS) -c $(LOCK) uv

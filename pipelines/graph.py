@@ -11,13 +11,15 @@ from typing import Any
 
 from kfp import dsl
 
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.surroundings import NODE
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage, task_name
 from ngrpo_kfp.pipelines.post_training import NAME
 
-COMPONENTS = {name: getattr(importlib.import_module(f"ngrpo_kfp.components.{name}.component"), name) for name in STAGES}
+COMPONENTS = {
+    name: getattr(importlib.import_module(f"ngrpo_kfp.components.{name}.component"), name) for name in DECLARED
+}
 """The component of each stage: the function that is called like it, in its folder."""
 
 

@@ -28,6 +28,8 @@ class StageTracer(Protocol):
     ) -> Any:
         """Add a node that runs the stage `stage` and reads the artifacts of the nodes that its `inputs` are handles of.
 
+        A stage that the run does not have (`Declaration.wanted`) is no node, and has no handle.
+
         Args:
             stage: Name of the stage; that of the node too, where there are no labels.
             labels: What tells this node from others of the same stage, lower-case letters, digits and `-`: `("grpo", "seed1")` makes the
@@ -40,10 +42,11 @@ class StageTracer(Protocol):
 
 
 def post_training(stage: StageTracer) -> None:
-    """Post-train a model: warm start, N-GRPO, evaluation, promotion."""
+    """Post-train a model: warm start, N-GRPO, evaluation, promotion; and deployment, where it is asked for."""
     dataset = stage("prepare_data")
     index = stage("neighbor_index")
     warm_start = stage("sft_warm_start", dataset=dataset)
     trained = stage("ngrpo_training", dataset=dataset, neighbor_index=index, warm_start=warm_start)
     evaluation = stage("benchmark_evaluation", dataset=dataset, warm_start=warm_start, trained=trained)
-    stage("model_promotion", trained=trained, evaluation=evaluation)
+    promotion = stage("model_promotion", trained=trained, evaluation=evaluation)
+    stage("deploy", dataset=dataset, trained=trained, evaluation=evaluation, promotion=promotion)

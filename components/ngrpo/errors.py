@@ -43,6 +43,14 @@ class TrainJobError(NGRPOError):
     """A training on several nodes was refused by the cluster, did not start, or failed."""
 
 
+class ClusterError(NGRPOError):
+    """The cluster refuses, cannot be reached, or has no such run, schedule or service."""
+
+
+class DeploymentError(ConfigError):
+    """A deployed model does not do as it was evaluated: the same again would be refused again."""
+
+
 class Preempted(SystemExit):
     """Training was told to stop, and its checkpoint is kept: the process ends with `EX_TEMPFAIL` (75), which means try again."""
 

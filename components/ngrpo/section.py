@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import date
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -167,9 +167,6 @@ LongText = Annotated[str, Field(max_length=100_000), AfterValidator(check_text)]
 """The text of a file."""
 StoreURI = Annotated[str, Field(max_length=500), AfterValidator(check_store)]
 """`s3://bucket/prefix`, without what reads as something else in an address: `..`, `//`, `?`, `#`, `%` or spaces."""
-StageName = Literal[
-    "prepare_data", "neighbor_index", "sft_warm_start", "ngrpo_training", "benchmark_evaluation", "model_promotion"
-]
 
 
 class Section(BaseModel):

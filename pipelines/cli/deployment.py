@@ -10,24 +10,24 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from ngrpo.config import RunConfig, validate
+from ngrpo.config import RegisteredModel, RunConfig, validate
 from ngrpo.config.cluster import ClusterConfig
 from ngrpo.config.reading import override, read_toml
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, parse_evaluation, read_evaluation
 from ngrpo.errors import ConfigError, NGRPOError, TrackingError
 from ngrpo.evaluation.equivalence import Equivalence, equivalent
+from ngrpo.signing.required import require_verified_version
 from ngrpo.tracking.model_registry import ModelRegistry
+from ngrpo_kfp.components.serving.deployment import deploy
+from ngrpo_kfp.components.serving.inference_service import inference_service, stored_positions
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
-from ngrpo_kfp.pipelines.kubeflow.deployment import deploy
 from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.kubeflow.inference_service import Stored, inference_service, stored_positions
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.local.measuring import measure
 from ngrpo_kfp.pipelines.local.named_model import latest_configuration
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_name
-from ngrpo_kfp.pipelines.planning.signatures import require_verified_version
 
 
 def require_registered(what: str) -> None:
@@ -135,24 +135,23 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
     return verdict.decision == "kept"
 
 
-def _stored(what: str, config: RunConfig, store: str) -> Stored:
-    source = model_source(what, config)
-    require_verified_version(
-        source["name"], source["version"], source["digest"], config, store, "which is to be deployed"
-    )
-    return Stored(source["name"], source["version"], source["id"], source["digest"])
+def _stored(what: str, config: RunConfig, store: str) -> RegisteredModel:
+    model = validate(RegisteredModel, model_source(what, config))
+    require_verified_version(model, config.signing, store, "which is to be deployed")
+    return model
 
 
-def _service(stored: Stored, config: RunConfig, images: Images) -> Mapping[str, Any]:
-    return inference_service(stored, config, images, namespace=namespace(), positions=stored_positions(stored))
+def _service(stored: RegisteredModel, config: RunConfig, images: Images) -> Mapping[str, Any]:
+    image, positions = images.reference("gpu"), stored_positions(stored)
+    return inference_service(stored, config, image, namespace=namespace(), positions=positions)
 
 
-def _evaluation(stored: Stored) -> Evaluation:
+def _evaluation(stored: RegisteredModel) -> Evaluation:
     """Return the evaluation that speaks for a version."""
-    registry = ModelRegistry(stored.model_name)
+    registry = ModelRegistry(stored.name)
     version = registry.version(str(stored.version))
     found = None if version is None else registry.evaluation(version)
-    where = f"model {stored.model_name}: version {stored.version}"
+    where = f"model {stored.name}: version {stored.version}"
     if found is None:
         raise TrackingError(f"{where} has no evaluation to compare with; run the pipeline that made it again")
     return parse_evaluation(found, where=f"the evaluation of {where}", cure="run the pipeline that made it again")

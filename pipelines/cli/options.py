@@ -28,9 +28,9 @@ _DEFAULT_PRESET = "tiny"
 
 def stage_names() -> list[str]:
     """Return the names of the stages."""
-    from ngrpo.stages.declarations import STAGES
+    from ngrpo.stages.declarations import DECLARED
 
-    return list(STAGES)
+    return list(DECLARED)
 
 
 Preset = Annotated[

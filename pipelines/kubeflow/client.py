@@ -21,9 +21,9 @@ from kfp.client import (
     ServiceAccountTokenVolumeCredentials,
 )
 from urllib3.exceptions import HTTPError, MaxRetryError
-from urllib3.util import Retry
 
-from ngrpo.errors import NGRPOError
+from ngrpo.errors import ClusterError
+from ngrpo_kfp.components.serving.kubernetes_objects import RETRIES
 
 ENDPOINT = "KF_PIPELINES_ENDPOINT"
 NAMESPACE = "KF_PIPELINES_NAMESPACE"
@@ -35,25 +35,11 @@ OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 """States of a run that has ended."""
 
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
-RETRIES = Retry(
-    total=3,
-    backoff_factor=0.5,
-    status_forcelist=(429, 500, 502, 503, 504),
-    allowed_methods=("GET", "HEAD"),
-    raise_on_status=False,
-    retry_after_max=30,
-)
-"""Only what changes nothing is sent a second time: of a request that was cut off nobody knows whether it was done. A server that
-says `Retry-After` is asked again after that time, 30 seconds at most."""
 _PAGE = 100
 _ABORTED = 10  # gRPC's code for a conflict of two changes; it has the HTTP status of a name that is taken
 
 # It has a line for each of its tries; what they came to is said once (`explained`).
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-
-
-class ClusterError(NGRPOError):
-    """The cluster refuses, cannot be reached, or has no such run or schedule."""
 
 
 class _Client(kfp.Client):

@@ -12,7 +12,7 @@ from kfp import compiler, dsl
 
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.keys import config_json
 from ngrpo_kfp.pipelines.graph import kubeflow_pipeline, without_templates
 from ngrpo_kfp.pipelines.kubeflow.end_of_run import exit_task
@@ -50,7 +50,7 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
 
     def configure(task: dsl.PipelineTask, node: PlannedStage) -> None:
         configure_pod(task, node, config, images)
-        task.set_caching_options(caching and STAGES[node.stage].cacheable)
+        task.set_caching_options(caching and DECLARED[node.stage].cacheable)
 
     keyed = _keyed_by_run(plan)
     at_exit = exit_task(config, keyed, images, f"preset {config.preset}")
@@ -98,7 +98,7 @@ def _keyed_by_run(plan: Plan) -> Plan:
     nodes: dict[str, PlannedStage] = {}
     keyed: dict[str, str] = {}
     for node in plan:
-        if not STAGES[node.stage].cacheable and node.same_as is None:
+        if not DECLARED[node.stage].cacheable and node.same_as is None:
             if node.stage in keyed:
                 raise ConfigError(
                     f"nodes {keyed[node.stage]} and {node.name}: on a cluster {node.stage} can run once in a pipeline, for the key of its "

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.end_of_run import Node, Told
 from ngrpo_kfp.pipelines.graph import without_templates
 from ngrpo_kfp.pipelines.kubeflow.end_of_run_component import end_of_run
@@ -38,7 +38,7 @@ def exit_task(config: RunConfig, plan: Plan, images: Images, what: str) -> Calla
         return None
     _require_addresses(config)
     nodes = [
-        Node(name=node.name, stage=node.stage, key=node.key if STAGES[node.stage].cacheable else "")
+        Node(name=node.name, stage=node.stage, key=node.key if DECLARED[node.stage].cacheable else "")
         for node in plan.to_run
     ]
     told = Told(what=what, model=config.promotion.model_name, nodes=nodes, notifications=dict(config.notifications))

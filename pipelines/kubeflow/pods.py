@@ -20,6 +20,7 @@ from kfp import dsl, kubernetes
 from ngrpo.config import RunConfig
 from ngrpo.config.cluster import (
     CERTIFICATES,
+    DEPLOYMENT_TOKEN,
     SCRATCH,
     STAGE_LABEL,
     TRAINING_TOKEN,
@@ -29,11 +30,13 @@ from ngrpo.config.cluster import (
 )
 from ngrpo.config.costs import CostsConfig
 from ngrpo.config.signing import PASSWORD
+from ngrpo.config.stages import stages_of
 from ngrpo.environment import METRICS_HOST, METRICS_PORT, PRICES
 from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES, TRAININGS
+from ngrpo.stages.declarations import DECLARED, STAGES, TRAININGS
 from ngrpo.stages.surroundings import IMAGES, PIPELINE_RUN, PROCESSES, TRIES
 from ngrpo_kfp.components.launching.train_job_manifest import TRAIN_JOB, JobSettings
+from ngrpo_kfp.components.serving.inference_service import require_servable
 from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, NAMESPACE
 from ngrpo_kfp.pipelines.kubeflow.images import Images, image_name
 from ngrpo_kfp.pipelines.planning.nodes import PlannedStage
@@ -41,6 +44,7 @@ from ngrpo_kfp.pipelines.planning.nodes import PlannedStage
 RUN_LABEL = "pipeline/runid"
 """Label that Kubeflow gives every pod of a run: the run's id."""
 _SIGNING_STAGE = "model_promotion"
+_DEPLOYING_STAGE = "deploy"
 _ANNOUNCING = ("end_of_run", "watch_champion")
 _LAUNCHER = ResourcesConfig(cpus=1, memory_gib=2)
 """Resources of the launcher pod, which creates and watches the TrainJob."""
@@ -68,7 +72,7 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
     stage, cluster, needs = node.stage, _cluster_of(config, node.stage), config.needs(node.stage)
     cluster.require_room(stage, needs)
     timeout = cluster.timeout_seconds(stage)
-    if cluster.nodes > 1 and STAGES[stage].parallel:
+    if cluster.nodes > 1 and DECLARED[stage].parallel:
         reference = images.reference(_image(needs))
         settings = JobSettings(image=reference, needs=needs, cluster=cluster, generating=config.rollout.gpus)
         task.set_env_variable(TRAIN_JOB, settings.model_dump_json(exclude_defaults=True))
@@ -90,11 +94,15 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
         kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=shared)
     for name, value in cluster.queue_labels().items():
         kubernetes.add_pod_label(task, name, value)
-    if (processes := config.processes(stage)) > 1 and STAGES[stage].parallel:
+    if (processes := config.processes(stage)) > 1 and DECLARED[stage].parallel:
         task.set_env_variable(PROCESSES, str(processes))
     kubernetes.set_timeout(task, timeout)
     task.set_env_variable(TRIES, cluster.retry.model_dump_json(exclude={"lost_pods"}))
-    if stage == _SIGNING_STAGE and config.signing.private_key is not None:
+    if stage == _DEPLOYING_STAGE:
+        require_servable(config)
+        if config.deployment.token is not None:
+            kubernetes.use_secret_as_volume(task, config.deployment.token, DEPLOYMENT_TOKEN)
+    if stage == _DEPLOYING_STAGE or (stage == _SIGNING_STAGE and config.signing.private_key is not None):
         held = {name: images.reference(image_name(config, name)) for name in STAGES}
         task.set_env_variable(IMAGES, json.dumps(held))
 
@@ -126,7 +134,7 @@ def configure_planner(task: dsl.PipelineTask, name: str, config: RunConfig, imag
     if cluster.training_token is not None:
         # That account may list pods, and so see that an image cannot be pulled; without it the run is not watched for that.
         kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN, optional=True)
-    kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in STAGES))
+    kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in stages_of(config)))
 
 
 def configure_watch(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:

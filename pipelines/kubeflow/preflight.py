@@ -16,13 +16,17 @@ from rich.markup import escape
 from ngrpo.config import RunConfig
 from ngrpo.config.cluster import ClusterConfig
 from ngrpo.config.source_files import foreign_imports
-from ngrpo.stages.declarations import STAGES
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, namespace
+from ngrpo.config.stages import stages_of
+from ngrpo.errors import ClusterError
+from ngrpo.stages.declarations import DECLARED
+from ngrpo_kfp.components.serving.inference_service import KSERVE
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.client import connect, namespace
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
 from ngrpo_kfp.pipelines.kubeflow.images import Images, image_name
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, TRAINER, Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, TRAINER, Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.quotas import asked_by, local_queue, queue_quota, resource_quotas
 from ngrpo_kfp.pipelines.planning.user_imports import missing_imports, user_code_of
 
@@ -39,14 +43,14 @@ _PROFILE = "app.kubernetes.io/part-of"
 _Look = Callable[[Kubernetes, str], Finding]
 
 
-def require(config: RunConfig, images: Images, console: Console, stages: Collection[str] = tuple(STAGES)) -> None:
+def require(config: RunConfig, images: Images, console: Console, stages: Collection[str] | None = None) -> None:
     """Refuse a run whose pods would wait for what is not there.
 
     Args:
         config: Configuration of the run.
         images: Where the images of the stages are looked up.
         console: Where it is said what could not be looked up.
-        stages: The stages that are to run.
+        stages: The stages that are to run; none for all that the run has.
 
     Raises:
         ClusterError: A line for everything that is missing or wrong, with the cure.
@@ -64,17 +68,18 @@ def require(config: RunConfig, images: Images, console: Console, stages: Collect
         raise ClusterError("\n".join(wrong))
 
 
-def checks(config: RunConfig, images: Images, stages: Collection[str] = tuple(STAGES)) -> Iterator[Finding]:
+def checks(config: RunConfig, images: Images, stages: Collection[str] | None = None) -> Iterator[Finding]:
     """Look up what a run needs on the cluster.
 
     Args:
         config: Configuration of the run.
         images: Where the images of the stages are looked up.
-        stages: The stages that are to run.
+        stages: The stages that are to run; none for all that the run has.
 
     Yields:
         A finding for each thing that was looked at.
     """
+    stages = stages_of(config) if stages is None else stages
     cluster = config.cluster
     yield from _user_code(config, images, stages)
     lost: str | None = None
@@ -116,6 +121,10 @@ def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _L
         yield "cluster.certificate_authority", partial(_certificates, config_map=cluster.certificate_authority)
     if job and cluster.training_token is not None:
         yield "cluster.training_token", partial(_secret, secret=cluster.training_token, keys=_TOKEN_KEYS)
+    if "deploy" in stages:
+        yield "KServe", _kserve
+        if config.deployment.token is not None:
+            yield "deployment.token", partial(_secret, secret=config.deployment.token, keys=_TOKEN_KEYS)
     if cluster.queue is not None:
         yield "cluster.queue", partial(_queue, queue=cluster.queue)
         yield "cluster.queue quota", partial(queue_quota, queue=cluster.queue, asked=asked_by(config, stages))
@@ -130,7 +139,7 @@ def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _L
 
 
 def _trains_as_job(config: RunConfig, stages: Collection[str]) -> bool:
-    return config.cluster.nodes > 1 and any(STAGES[stage].parallel for stage in stages)
+    return config.cluster.nodes > 1 and any(DECLARED[stage].parallel for stage in stages)
 
 
 # --- what Kubernetes holds ----------------------------------------------------------------------------------------------
@@ -176,6 +185,7 @@ def _secret(kubernetes: Kubernetes, name: str, secret: str, keys: Collection[str
     literals = " ".join(f"--from-literal={key}=…" for key in missing)
     cures = {
         "cluster.training_token": _GPU_OVERLAY,
+        "deployment.token": "apply k8s/base, which has ngrpo-deployment-token",
         "cluster.image_pull_secrets": f"`kubectl -n {namespace()} create secret docker-registry {secret} …`",
     }
     cure = cures.get(name, f"`kubectl -n {namespace()} create secret generic {secret} {literals}`")
@@ -285,6 +295,13 @@ def _trainer(kubernetes: Kubernetes, name: str) -> Finding:
         cure = "install Kubeflow Trainer 2.3, or set cluster.nodes to 1"
         return Finding(name, False, "its TrainJob has no runtimePatches: it is older than 2.2", cure)
     return Finding(name, True, "TrainJob has runtimePatches")
+
+
+def _kserve(kubernetes: Kubernetes, name: str) -> Finding:
+    if kubernetes.get(KSERVE) is None:
+        cure = "install it, or set deployment.after_promotion to false"
+        return Finding(name, False, "the cluster has no KServe, which serves what is deployed", cure)
+    return Finding(name, True, "serves InferenceServices")
 
 
 # --- images ---------------------------------------------------------------------------------------------------------------

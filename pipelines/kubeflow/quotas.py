@@ -10,7 +10,7 @@ from kubernetes.utils import parse_quantity
 
 from ngrpo.config import RunConfig
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, Kubernetes
@@ -28,7 +28,7 @@ def asked_by(config: RunConfig, stages: Collection[str]) -> Asked:
     """Return by stage what it asks for at once: what its pod asks for, or all nodes of its job."""
     cluster = config.cluster
     return {
-        stage: _amounts(config.needs(stage), cluster, cluster.nodes if STAGES[stage].parallel else 1)
+        stage: _amounts(config.needs(stage), cluster, cluster.nodes if DECLARED[stage].parallel else 1)
         for stage in stages
     }
 

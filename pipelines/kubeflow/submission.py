@@ -16,12 +16,12 @@ from rich.console import Console
 
 from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig, validate
-from ngrpo.errors import ConfigError
+from ngrpo.errors import ClusterError, ConfigError
 from ngrpo.sizing.fit import misfits
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, experiment_id, explained
+from ngrpo_kfp.pipelines.kubeflow.client import connect, experiment_id, explained
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_pipeline
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.links import links
@@ -74,7 +74,7 @@ def submit(
     asked: dict[str, str] = {}
     if rerun is not None:
         again = _plan(config, images, None, tokens).find(rerun)
-        if STAGES[again.stage].cacheable:
+        if DECLARED[again.stage].cacheable:
             # Names of tokens sort by time: the last one counts.
             asked = {again.base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
     plan = _plan(config, images, store, tokens | asked)

@@ -10,10 +10,11 @@ from kfp.dsl import PIPELINE_JOB_ID_PLACEHOLDER
 from rich.console import Console
 from rich.markup import escape
 
-from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, existing_experiment, explained, namespace
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, WORKFLOWS, Kubernetes, KubernetesError
+from ngrpo.errors import ClusterError, ConfigError
+from ngrpo.stages.declarations import DECLARED
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.client import connect, existing_experiment, explained, namespace
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, WORKFLOWS, Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.pods import RUN_LABEL
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import cancel_with_related
 from ngrpo_kfp.pipelines.kubeflow.submission import pipeline_of, recorded_config
@@ -60,7 +61,7 @@ def tasks_of(client: Client, run_id: str) -> dict[str, Mapping[str, Any]]:
 
 def may_be_a_job(node: str) -> bool:
     """Say whether the stage of a node, known by its name, can work on several machines as a TrainJob."""
-    stage = STAGES.get(stage_of(node))
+    stage = DECLARED.get(stage_of(node))
     return stage is not None and stage.parallel
 
 

@@ -6,7 +6,7 @@ import contextlib
 import traceback
 from pathlib import Path
 
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.execution import run_task
 from ngrpo.stages.process import parent_run_id
 from ngrpo.stages.task import Task
@@ -16,7 +16,7 @@ from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
 
 def only_decides(plan: Plan) -> bool:
     """Whether all results that a run computes are in the store, so that nothing but decisions on them is left."""
-    return not any(STAGES[name].cacheable for name in plan.stages_to_run)
+    return not any(DECLARED[name].cacheable for name in plan.stages_to_run)
 
 
 def decide(plan: Plan, run_directory: Path) -> Exception | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import MANIFEST
 from ngrpo.storage.objects import ObjectStore
@@ -286,7 +286,7 @@ def _registered(around: Services, workspace: Workspace) -> _Registered:
             models.add(str(version.source).removeprefix("models:/"))
             lineage = {
                 stage: version.tags[f"ngrpo.input.{source}"]
-                for source, stage in STAGES["ngrpo_training"].inputs.items()
+                for source, stage in DECLARED["ngrpo_training"].inputs.items()
                 if version.tags.get(f"ngrpo.input.{source}")
             }
             judged = evaluation_key(version)
@@ -312,7 +312,7 @@ def _groups(tags: Mapping[str, tuple[str, int]]) -> dict[Artifact, int]:
     for key, (_, size) in tags.items():
         stage, _, rest = key.partition("/")
         result, slash, _ = rest.partition("/")
-        if stage in STAGES and slash:
+        if stage in DECLARED and slash:
             found[stage, result] = found.get((stage, result), 0) + size
     return found
 
@@ -321,7 +321,7 @@ def _checkpoints(tags: Mapping[str, tuple[str, int]]) -> dict[tuple[str, str, st
     found: dict[tuple[str, str, str], int] = {}
     for key, (_, size) in tags.items():
         folder, *parts = key.split("/")
-        if folder == _CHECKPOINTS and len(parts) > 2 and parts[0] in STAGES:
+        if folder == _CHECKPOINTS and len(parts) > 2 and parts[0] in DECLARED:
             place = (folder, parts[0], parts[1])
             found[place] = found.get(place, 0) + size
     return found
@@ -355,7 +355,7 @@ def _built_on(
         if f"{stage}/{key}/{MANIFEST}" not in tags:
             continue
         inputs = _inputs(objects.get_bytes(f"{stage}/{key}/{MANIFEST}"))
-        sources = {(STAGES[stage].inputs[name], of) for name, of in inputs.items() if name in STAGES[stage].inputs}
+        sources = {(DECLARED[stage].inputs[name], of) for name, of in inputs.items() if name in DECLARED[stage].inputs}
         open_ends += sources - found
         found |= sources
     return found
@@ -463,7 +463,7 @@ def _copies(workspace: Workspace, needed: set[Artifact], digests: Collection[str
 
 def _unneeded(root: Path, needed: set[Artifact]) -> Iterator[tuple[str, Path]]:
     """Yield name and place of each directory `<stage>/<key>` below a root that nothing needs."""
-    for stage in STAGES:
+    for stage in DECLARED:
         for place in sorted((root / stage).glob("[!.]*")):
             if place.is_dir() and (stage, place.name) not in needed:
                 yield f"{stage}/{place.name}", place

@@ -181,6 +181,11 @@ def _based(config: RunConfig, base: str | None, around: Services) -> RunConfig:
 def _plan(
     config: RunConfig, workspace: Workspace, store: ArtifactStore | None, run: str = "", *, buckets: bool = True
 ) -> Plan:
+    if config.deployment.after_promotion:
+        raise ConfigError(
+            "deployment.after_promotion=true: a run on this machine has no cluster to deploy on: set it to false here and serve the "
+            "champion with `ngrpo serve`, or run it with `ngrpo submit`"
+        )
     return make_plan(
         config,
         run=run,

@@ -22,6 +22,7 @@ from rich.markup import escape
 from ngrpo.config import RunConfig
 from ngrpo.environment import CREDENTIAL
 from ngrpo.errors import ConfigError, DataError, EngineError
+from ngrpo_kfp.components.serving.server_arguments import served_length, server_arguments
 from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
     configuration_of,
@@ -34,7 +35,6 @@ from ngrpo_kfp.pipelines.local.named_model import (
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.vouched_model import require_verified
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
-from ngrpo_kfp.pipelines.planning.server_arguments import served_length, server_arguments
 
 HOST = "127.0.0.1"
 _TOKEN = "NGRPO_ENDPOINT_TOKEN"

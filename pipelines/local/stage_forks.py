@@ -128,10 +128,10 @@ def _serve(stages: list[str]) -> None:
 
 def _import_stage(name: str) -> None:
     """Import what a stage works with. A module that cannot be imported is left to the stage, whose log is to say so."""
-    from ngrpo.stages.declarations import STAGES
+    from ngrpo.stages.declarations import DECLARED
 
     with contextlib.suppress(Exception):
-        STAGES[name].function()
+        DECLARED[name].function()
 
 
 def _execute(source: str, arguments: list[str], environment: dict[str, str], log: str) -> NoReturn:

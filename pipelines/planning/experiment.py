@@ -14,7 +14,7 @@ from ngrpo.config import RunConfig, Section, load_config, validate
 from ngrpo.config.reading import named_preset, read_toml
 from ngrpo.errors import ConfigError
 from ngrpo.section import NonEmpty, Points, Seed, Spelled, check_name, count, number
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo_kfp.pipelines.planning.nodes import label_problem
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
 
@@ -274,7 +274,7 @@ def _tracer(stage: StageTracer, run: ArmRun, config: RunConfig) -> StageTracer:
         config: RunConfig | None = config,
         **inputs: Any,
     ) -> Any:
-        if not STAGES[name].cacheable:
+        if not DECLARED[name].cacheable:
             return None
         return stage(name, *labels, *run.labels, settings=settings, config=config, **inputs)
 

@@ -12,7 +12,6 @@ from ngrpo.config import RunConfig
 from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError, DataError, TrackingError
 from ngrpo.section import check_store
-from ngrpo_kfp.pipelines.planning.base_model import registered_source
 
 _FORMS = (
     "a directory (./name), org/name@COMMIT of the hub, an s3:// prefix, champion, or the number of a registered version"
@@ -86,6 +85,7 @@ def is_registered(model: str) -> bool:
 
 def _registered(model: str, config: RunConfig) -> dict[str, Any]:
     from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
+    from ngrpo.tracking.registered_source import registered_source
 
     registry = ModelRegistry(config.promotion.model_name)
     version = registry.by_alias(CHAMPION) if model == "champion" else registry.version(model)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
+from ngrpo.stages.declarations import STAGES
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.planning.content import StageSettings
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
@@ -209,11 +210,12 @@ def find_node(name: str, nodes: Collection[str]) -> str:
     return found[0]
 
 
-def names_of(pipeline: Callable[[StageTracer], None] = post_training) -> list[str]:
+def names_of(pipeline: Callable[[StageTracer], None] = post_training, also: Collection[str] = ()) -> list[str]:
     """Return the names of the nodes of a pipeline, in order, without planning it.
 
     Args:
         pipeline: The pipeline to trace, as of `make_plan`.
+        also: The stages that it has beside those that every run has.
     """
     names: list[str] = []
 
@@ -225,7 +227,8 @@ def names_of(pipeline: Callable[[StageTracer], None] = post_training) -> list[st
         config: RunConfig | None = None,
         **inputs: Any,
     ) -> None:
-        names.append(node_name(stage, labels, names))
+        if stage in STAGES or stage in also:
+            names.append(node_name(stage, labels, names))
 
     pipeline(trace)
     return names

@@ -11,7 +11,7 @@ from typing import Any
 from ngrpo.config import RunConfig, select
 from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES, Stage
+from ngrpo.stages.declarations import DECLARED, Stage
 from ngrpo.stages.keys import code_version, source_files, stage_key
 from ngrpo.stages.libraries import Versions, installed, selected
 from ngrpo.storage.artifacts import ArtifactStore
@@ -29,7 +29,7 @@ def make_plan(
     rerun_tokens: Mapping[str, str],
     history: History,
     versions: Versions = installed,
-    stages: Mapping[str, Stage] = STAGES,
+    stages: Mapping[str, Stage] = DECLARED,
     pipeline: Callable[[StageTracer], None] = post_training,
     contents: Mapping[str, Content] | None = None,
     read: Callable[[RunConfig], Mapping[str, Content]] = read_contents,
@@ -70,11 +70,13 @@ def make_plan(
         settings: Mapping[str, Any] | None = None,
         config: RunConfig | None = None,
         **inputs: PlannedStage,
-    ) -> PlannedStage:
+    ) -> PlannedStage | None:
         name, stage = node_name(stage_name, labels, planned), stages[stage_name]
         own = whole if config is None else config
         if settings is not None:
             own = _own_config(own, name, settings, stages)
+        if stage.wanted is not None and not stage.wanted(own):
+            return None
         chosen = stage_settings(select(own, stage.config), of_run if own is whole else read(own))
         content = {setting: each.digest for setting, each in chosen.content.items()}
         code = code_version(stage.module)
@@ -126,7 +128,7 @@ def _own_config(config: RunConfig, node: str, settings: Mapping[str, Any], stage
     Raises:
         ConfigError: They are unknown or impossible, or no stage reads them: what a run needs of machines is the run's.
     """
-    read = {field for stage in stages.values() for field in stage.config.model_fields}
+    read = {field for stage in stages.values() if stage.wanted is None for field in stage.config.model_fields}
     try:
         for path in settings:
             if path.partition(".")[0] not in read:

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from ngrpo.config import RegisteredModel, RunConfig
-from ngrpo.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
-    from ngrpo.tracking.model_registry import ModelRegistry
+from ngrpo.errors import ConfigError
 
 
 def require_key(config: RunConfig) -> None:
@@ -64,55 +58,7 @@ def require_verified_base(config: RunConfig, store: str) -> None:
         StoreError: The object store cannot be reached.
     """
     source = config.model.source
-    if isinstance(source, RegisteredModel):
-        require_verified_version(source.name, source.version, source.digest, config, store, "the base model")
+    if isinstance(source, RegisteredModel) and config.signing.public_key is not None:
+        from ngrpo.signing.required import require_verified_version
 
-
-def require_verified_version(name: str, number: int, digest: str, config: RunConfig, store: str, what: str) -> None:
-    """Refuse a registered version that is not signed by `signing.public_key`, where there is one.
-
-    Args:
-        name: The registered model.
-        number: The version.
-        digest: Digest that its files are held to.
-        config: Configuration with the key.
-        store: See `require_verified_base`.
-        what: What the version is to be, for the message.
-
-    Raises:
-        NGRPOError: See `require_verified_base`.
-    """
-    if config.signing.public_key is None:
-        return
-    from ngrpo.signing.evidence import registered_evidence
-    from ngrpo.signing.keys import public_key, require_library
-    from ngrpo.signing.verification import verify_model
-    from ngrpo.storage.digest import digest_of
-    from ngrpo.tracking.promotions import Promotions
-
-    require_library("signing.public_key")
-    key = public_key(config.signing.public_key, "signing.public_key")
-    promotions = Promotions.in_store(store, name)
-    version = promotions.registry.version(str(number))
-    files = {} if version is None else _listed_files(promotions.registry, version)
-    if version is None or digest_of(files) != digest:
-        problem = "is gone" if version is None else f"has no list of files of the digest {digest}"
-        raise DataError(
-            f"model {name}: version {number}, {what}, {problem}, so its signature cannot be verified: restore it, or name another version"
-        )
-    verify_model(files, registered_evidence(promotions, version), key)
-
-
-def _listed_files(registry: ModelRegistry, version: ModelVersion) -> dict[str, str]:
-    """Return the sha256 of the model's files as the manifest of a version has them; none where it is gone or damaged."""
-    from ngrpo.storage.manifest import MANIFEST, Manifest
-    from ngrpo.storage.state import DamagedStateError
-    from ngrpo.tracking.model_registry import MODEL_FOLDER
-
-    data = registry.file(version, MANIFEST)
-    try:
-        files = {} if data is None else Manifest.from_bytes(data).files
-    except DamagedStateError:
-        return {}
-    folder = f"{MODEL_FOLDER}/"
-    return {name.removeprefix(folder): entry.sha256 for name, entry in files.items() if name.startswith(folder)}
+        require_verified_version(source, config.signing, store, "the base model")

@@ -9,7 +9,7 @@ from ngrpo.config import RunConfig, select
 from ngrpo.config.code import UserCode, references
 from ngrpo.config.source_files import foreign_imports
 from ngrpo.errors import ConfigError
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.libraries import canonical, distributions_of, runs_there
 
 
@@ -31,7 +31,7 @@ def missing_imports(code: Mapping[str, str], distributions: Collection[str]) -> 
 
 def user_code_of(config: RunConfig, stage: str) -> Iterator[tuple[str, UserCode]]:
     """Yield the functions of the user that a stage runs, each with its setting."""
-    declared = STAGES[stage]
+    declared = DECLARED[stage]
     for setting, reference in references(select(config, declared.config)):
         if runs_there(setting, declared.libraries):
             yield setting, reference

@@ -225,6 +225,42 @@ def refused(capsys, *arguments):
     return line
 
 
+DEPLOYED = ["deployment.after_promotion=true", "deployment.token=ngrpo-deployment-token"]
+
+
+def test_a_run_that_deploys_has_a_stage_more_after_its_promotion():
+    spec, platform = compiled(WHOLE, *DEPLOYED)
+    deploy = task(spec, "deploy")
+    assert "model-promotion" in deploy["dependentTasks"]
+    assert "enableCache" not in deploy["cachingOptions"]
+    assert executor(spec, "deploy")["image"].startswith("registry.example/ngrpo-cpu@sha256:"), (
+        "GPUs are those of the service"
+    )
+    (mount,) = pod(platform, "deploy")["secretAsVolume"]
+    assert (mount["secretName"], mount["mountPath"]) == ("ngrpo-deployment-token", "/var/run/secrets/ngrpo-deployment")
+    others = [stage for stage in STAGES if "secretAsVolume" in pod(platform, stage)]
+    assert others == [stage for stage in STAGES if "secretAsVolume" in pod(compiled(WHOLE)[1], stage)], (
+        "in no other pod"
+    )
+    given = {one["name"]: one["value"] for one in executor(spec, "deploy")["env"]}
+    assert json.loads(given["NGRPO_IMAGES"])["benchmark_evaluation"].startswith("registry.example/ngrpo-gpu@sha256:")
+
+
+def test_a_model_that_cannot_be_served_is_refused_before_it_is_trained():
+    with pytest.raises(ConfigError, match=r"resources\.benchmark_evaluation\.gpus=0: a model is served by the image"):
+        compiled(WHOLE, *DEPLOYED, "resources.benchmark_evaluation.gpus=0", "evaluation.engine=transformers")
+    with pytest.raises(ConfigError, match=r"deployment\.after_promotion=true with evaluation\.mixing"):
+        compiled(WHOLE, *DEPLOYED, 'evaluation.mixing={"strategy": "token"}')
+
+
+def test_a_run_on_one_machine_deploys_nothing(capsys):
+    assert cli.main(["run", "--dry-run", "--set", DEPLOYED[0]]) == 2
+    said = capsys.readouterr().err
+    assert "deployment.after_promotion=true: a run on this machine has no cluster to deploy on" in " ".join(
+        said.split()
+    )
+
+
 def test_compile_writes_a_file(tmp_path, capsys):
     path = tmp_path / "out.yaml"
     assert cli.main(["compile", "--images", str(LOCK), "-o", str(path)]) == 0

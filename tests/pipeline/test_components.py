@@ -1,19 +1,18 @@
-"""A stage is declared once (`ngrpo.stages.declarations`); all else that knows of it is held to that here.
+"""A stage is declared once (`ngrpo.config.stages`); all else that knows of it is held to that here.
 
 And the components keep the conventions of kubeflow/pipelines-components.
 """
 
 import ast
+import runpy
 import sys
-import tomllib
 from pathlib import Path
-from typing import get_args
 
 import pytest
+import setuptools
 import yaml
 
-from ngrpo.section import StageName
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo_kfp.pipelines.graph import COMPONENTS
 from ngrpo_kfp.pipelines.post_training import post_training
 
@@ -47,7 +46,7 @@ def call_of_execute(stage: str) -> dict[str, ast.expr]:
     return {"stage": call.args[0]} | {keyword.arg: keyword.value for keyword in call.keywords}
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=list(STAGES))
+@pytest.mark.parametrize("stage", DECLARED.values(), ids=list(DECLARED))
 def test_all_that_knows_of_a_stage_follows_from_its_declaration(stage):
     # Its module: what it takes, read from the source, for importing a stage imports all that it works with.
     (run,) = [
@@ -68,7 +67,7 @@ def test_all_that_knows_of_a_stage_follows_from_its_declaration(stage):
     assert face.name == stage.name.replace("_", "-")
     assert list(face.inputs) == [*PARAMETERS, *(each for name in stage.inputs for each in (name, f"{name}_known"))]
     for name, source in stage.inputs.items():
-        assert face.inputs[name].type == f"system.{STAGES[source].artifact}@0.0.1"
+        assert face.inputs[name].type == f"system.{DECLARED[source].artifact}@0.0.1"
         assert face.inputs[name].optional
         assert face.inputs[f"{name}_known"].default == ""
     assert {name: output.type for name, output in face.outputs.items()} == {
@@ -81,7 +80,9 @@ def test_all_that_knows_of_a_stage_follows_from_its_declaration(stage):
     assert ast.literal_eval(call["stage"]) == stage.name
     inputs = dict(zip(map(ast.literal_eval, call["inputs"].keys), map(ast.unparse, call["inputs"].values), strict=True))
     assert inputs == {name: f"{name}_known or {name}.path" for name in stage.inputs}
-    assert ("attempt" in call) == stage.parallel, "one that works as several processes may work on several nodes"
+    assert ("attempt" in call) == (stage.parallel or stage.wanted is not None), (
+        "what knows Kubernetes: a job, a service"
+    )
 
     # What is written of it.
     metadata = yaml.safe_load(text(stage.name, "metadata.yaml"))
@@ -99,24 +100,34 @@ def test_all_that_knows_of_a_stage_follows_from_its_declaration(stage):
     ]
     assert f"`{stage.config.__name__}`" in readme
     told = "".join(f" --input {name}=DIR" for name in stage.inputs)
-    assert f"python -m {stage.module} --preset pipelines/presets/tiny.toml{told} --output DIR\n" in readme
+    alone = f"python -m {stage.module} --preset pipelines/presets/tiny.toml{told} --output DIR\n"
+    assert (alone in readme) == (stage.wanted is None), "without a cluster"
 
 
 def test_the_stages_are_the_same_everywhere():
-    assert pipeline_inputs() == {name: dict(stage.inputs) for name, stage in STAGES.items()}
-    assert set(get_args(StageName)) == set(STAGES)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    folders = [path.parent.relative_to(ROOT).parts for path in ROOT.glob("components/**/__init__.py")]
-    packages = {".".join(parts[1:] if parts[1] == "ngrpo" else ("ngrpo_kfp", *parts)) for parts in folders}
-    packages |= {
-        ".".join(("ngrpo_kfp", *path.parent.relative_to(ROOT).parts)) for path in ROOT.glob("pipelines/**/__init__.py")
+    assert pipeline_inputs() == {name: dict(stage.inputs) for name, stage in DECLARED.items()}
+    folders = {path.parent.name for path in ROOT.glob("components/*/component.py")}
+    assert folders == set(DECLARED), "a folder for each stage"
+
+
+def test_every_folder_with_code_is_a_package(monkeypatch):
+    said = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: said.update(arguments))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    folders = {
+        path.parent.relative_to(ROOT).parts
+        for path in (*ROOT.glob("components/**/*.py"), *ROOT.glob("pipelines/**/*.py"))
+    }
+    packages = {
+        ".".join(parts[1:] if parts[:2] == ("components", "ngrpo") else ("ngrpo_kfp", *parts)) for parts in folders
     }
     no_code = {"ngrpo_kfp.components", "ngrpo_kfp.pipelines.presets", "ngrpo_kfp.pipelines.experiments"}
-    assert set(project["packages"]) - no_code == packages
-    assert {f"ngrpo_kfp.components.{name}" for name in STAGES} <= packages
+    assert len(said["packages"]) == len(set(said["packages"]))
+    assert set(said["packages"]) == packages | no_code
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", DECLARED)
 def test_a_component_imports_only_kfp_and_the_standard_library_at_its_top(stage):
     modules = [
         name

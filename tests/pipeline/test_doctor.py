@@ -19,13 +19,14 @@ from kubernetes_stub import ARGO_CONFIG, DEPLOYMENTS, IMAGES, OWN, PODS, serve
 
 from ngrpo.config import load_config
 from ngrpo.environment import environment
+from ngrpo_kfp.components.serving.kubernetes_objects import Refused
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.doctor import probe as cluster_probe
 from ngrpo_kfp.pipelines.kubeflow.doctor.examination import looked_at
 from ngrpo_kfp.pipelines.kubeflow.doctor.probe import manifest, probe
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import MARK, reached
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, Refused
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 
 pytestmark = pytest.mark.pipeline
 

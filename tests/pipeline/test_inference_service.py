@@ -10,20 +10,21 @@ import pytest
 import yaml
 from kubernetes_stub import NAMESPACE, serve
 
-from ngrpo.config import load_config
-from ngrpo.errors import ConfigError, EngineError
+from ngrpo.config import RegisteredModel, load_config
+from ngrpo.errors import ClusterError, ConfigError, EngineError
 from ngrpo.evaluation.equivalence import Equivalence
 from ngrpo.storage.digest import model_digest
+from ngrpo_kfp.components.serving import deployment
+from ngrpo_kfp.components.serving.inference_service import SERVICES, inference_service
 from ngrpo_kfp.pipelines.cli.options import PRESETS
-from ngrpo_kfp.pipelines.kubeflow import deployment
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError
-from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.kubeflow.inference_service import SERVICES, Stored, inference_service
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from tiny import save_tiny_model
 
 GPU = f"registry.example.com/ngrpo-gpu@sha256:{'a' * 64}"
-STORED = Stored("ngrpo", 3, "s3://bucket/mlflow/1/models/m-1/artifacts/model", "d" * 64)
+STORED = RegisteredModel(
+    kind="registered", name="ngrpo", version=3, id="s3://bucket/mlflow/1/models/m-1/artifacts/model", digest="d" * 64
+)
+OTHER = STORED.model_copy(update={"version": 4, "id": "s3://bucket/other", "digest": "e" * 64})
 CLUSTER = {
     "service_account": "ngrpo-stage",
     "image_pull_secrets": ["registry"],
@@ -40,17 +41,10 @@ SETTINGS = [
 
 
 @pytest.fixture
-def images(tmp_path):
-    path = tmp_path / "images.lock"
-    path.write_text(f'gpu = "{GPU}"\n')
-    return Images(path)
-
-
-@pytest.fixture
-def manifest(images):
-    def function(*settings: str, stored: Stored = STORED):
+def manifest():
+    def function(*settings: str, stored: RegisteredModel = STORED):
         config = load_config(PRESETS / "tiny.toml", [*SETTINGS, *settings])
-        return inference_service(stored, config, images, namespace=NAMESPACE, positions=4096)
+        return inference_service(stored, config, GPU, namespace=NAMESPACE, positions=4096)
 
     return function
 
@@ -125,7 +119,7 @@ def test_a_model_whose_name_is_none_of_a_service(manifest):
     with pytest.raises(
         ConfigError, match=r"promotion\.model_name='7b': no name of a service, .*; set deployment\.name"
     ):
-        manifest(stored=Stored("7b", 1, STORED.location, STORED.digest))
+        manifest(stored=STORED.model_copy(update={"name": "7b"}))
 
 
 # The classes of its API alone: the package itself needs others that do not go with ours.
@@ -272,7 +266,7 @@ def test_a_deployment_that_does_as_it_was_evaluated_stays(kserve, manifest):
 def test_a_refused_one_is_replaced_by_the_one_before(kserve, manifest):
     deployed(manifest())
     before = deepcopy(kserve.service)
-    other = manifest(stored=Stored("ngrpo", 4, "s3://bucket/other", "e" * 64))
+    other = manifest(stored=OTHER)
     told, _ = deployed(other, "refused")
     assert kserve.history == ["ngrpo/3", "ngrpo/4", "ngrpo/3"]
     assert kserve.service["spec"] == before["spec"]
@@ -292,7 +286,7 @@ def test_an_evaluation_that_fails_puts_it_back_too(kserve, manifest):
     def fails(_):
         raise EngineError("the endpoint died")
 
-    other = manifest(stored=Stored("ngrpo", 4, "s3://bucket/other", "e" * 64))
+    other = manifest(stored=OTHER)
     with pytest.raises(EngineError, match="the endpoint died"):
         deployed(other, evaluate=fails)
     assert kserve.history == ["ngrpo/3", "ngrpo/4", "ngrpo/3"]

@@ -14,12 +14,11 @@ from test_plan import Store
 
 from ngrpo.config import load_config
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig, RetryConfig
-from ngrpo.errors import ConfigError
+from ngrpo.errors import ClusterError, ConfigError
 from ngrpo.stages import supervision
 from ngrpo.stages.step import execute
 from ngrpo.stages.task import Task
 from ngrpo_kfp.components.launching.train_job_manifest import JobSettings, manifest
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_pipeline, load_ir
 from ngrpo_kfp.pipelines.kubeflow.runs import logs as run_logs
 from ngrpo_kfp.pipelines.planning.nodes import History, find_node, names_of, node_of_task, task_name

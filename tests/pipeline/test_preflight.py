@@ -131,6 +131,14 @@ def test_the_certificates_that_pods_trust_are_looked_for(whole):
     assert wrong("cluster.certificate_authority=company-ca") == []
 
 
+def test_a_run_that_deploys_needs_kserve_and_a_token(whole):
+    missing = wrong("deployment.after_promotion=true", "deployment.token=ngrpo-deployment-token")
+    assert [each.partition(":")[0] for each in missing] == ["KServe", "deployment.token"]
+    assert "k8s/base" in missing[1]
+    whole.objects["/apis/serving.kserve.io/v1beta1"] = {"kind": "APIResourceList"}
+    assert wrong("deployment.after_promotion=true") == []
+
+
 def test_a_runtime_of_the_whole_cluster_will_do(whole):
     own = whole.objects.pop(f"{TRAINER}/namespaces/kubeflow/trainingruntimes/ngrpo-training")
     whole.objects[f"{TRAINER}/clustertrainingruntimes/ngrpo-training"] = own

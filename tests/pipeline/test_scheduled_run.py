@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from ngrpo.config import load_config
 from ngrpo.data.embedding import load_embedding
 from ngrpo.data.models import materialize, materialize_tokenizer
-from ngrpo.errors import DataError, TrackingError
+from ngrpo.errors import ClusterError, DataError, TrackingError
 from ngrpo.stages.declarations import STAGES as STAGES_OF_A_RUN
 from ngrpo.stages.keys import config_json
 from ngrpo.stages.tries import tries_of
@@ -29,7 +29,7 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, experiment_id
+from ngrpo_kfp.pipelines.kubeflow.client import connect, experiment_id
 from ngrpo_kfp.pipelines.kubeflow.scheduling import planning_task as scheduled_run
 from ngrpo_kfp.pipelines.kubeflow.scheduling.planning_task import EndedError, submit_and_wait
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import cancel_with_related, name_of_the_day

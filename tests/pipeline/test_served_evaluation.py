@@ -12,11 +12,16 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from endpoint_stub import EndpointStub, serving
-from ngrpo.config import InitializedModel, load_config
+from ngrpo.config import DeployConfig, InitializedModel, load_config, select
 from ngrpo.contracts.evaluation import read_evaluation
 from ngrpo.data import initialized
-from ngrpo.errors import ConfigError
+from ngrpo.errors import ConfigError, DeploymentError
+from ngrpo.stages import deploy
+from ngrpo.stages.context import Context
+from ngrpo.stages.surroundings import IMAGES
 from ngrpo.tracking.model_registry import ModelRegistry
+from ngrpo_kfp.components.serving import attempt
+from ngrpo_kfp.components.serving.deployment import SERVICES
 from ngrpo_kfp.pipelines.cli import deployment
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -86,7 +91,11 @@ class Cluster:
 
     def _put(self, path, body):
         self.history.append(body["metadata"]["annotations"]["ngrpo/model"])
-        status = {"url": "http://served.example.com", "conditions": [{"type": "Ready", "status": "True"}]}
+        status = {
+            "url": "http://served.example.com",
+            "address": {"url": "http://served.kubeflow.svc.cluster.local"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
         self.services[path] = json.loads(json.dumps(body)) | {"status": status}
         self.services[path]["metadata"]["resourceVersion"] = "1"
 
@@ -179,3 +188,92 @@ def test_the_service_is_printed(deploying, tmp_path, capsys):
     assert address.startswith("s3://")
     assert address.endswith("/model")
     assert "champion" not in address
+
+
+# --- deployed by the run that promoted it -------------------------------------------------------------------------------
+
+SERVICE = f"{SERVICES.format(namespace='kubeflow')}/{NAME}"
+
+
+@pytest.fixture
+def stage(champion, tmp_path, monkeypatch):
+    """Run the stage `deploy` after the promotion of the champion, as its pod does; returns its artifact."""
+    cluster, asked, account = Cluster(), [], tmp_path / "account"
+    account.mkdir()
+    (account / "namespace").write_text("kubeflow")
+    monkeypatch.setattr(attempt, "DEPLOYMENT_TOKEN", str(account))
+    monkeypatch.setattr(attempt, "KubernetesObjects", lambda account: cluster)
+    monkeypatch.setattr(attempt, "stored_positions", lambda model: 64)
+    monkeypatch.setenv(IMAGES, json.dumps({"benchmark_evaluation": f"registry.example.com/gpu@sha256:{'a' * 64}"}))
+    for name in ("NGRPO_CACHE_DIR", "NGRPO_WORK_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "scratch"))
+    run = champion.parent.parent
+    overrides = ["resources.benchmark_evaluation.gpus=1", "resources.benchmark_evaluation.memory_gib=64"]
+    overrides += [f"promotion.model_name={NAME}", "deployment.after_promotion=true"]
+    config = select(load_config(TINY, overrides), DeployConfig)
+    inputs = {"dataset": tmp_path, "promotion": tmp_path / "output"}
+    inputs |= {"trained": run / "trained", "evaluation": run / "evaluation"}
+
+    def function(lost=0, dies=False, deployer=None):
+        def measure(settings, given, output, context):
+            assert given["warm_start"] == given["trained"] == inputs["trained"]
+            asked.append(settings.evaluation.endpoint.url)
+            if dies:
+                raise SystemExit(75)
+            evaluation = json.loads(champion.read_text())
+            counts = evaluation["models"]["trained"]["arithmetic"]["per_problem"]
+            evaluation["models"]["trained"]["arithmetic"]["per_problem"] = {
+                name: count - lost for name, count in counts.items()
+            }
+            (output / "evaluation.json").write_text(json.dumps(evaluation))
+
+        monkeypatch.setattr(deploy.benchmark_evaluation, "run", measure)
+        output, work = tmp_path / f"deployed-{len(list(tmp_path.iterdir()))}", tmp_path / "work"
+        output.mkdir()
+        work.mkdir(exist_ok=True)
+        context = Context(work, store=os.environ["NGRPO_STORE"], deploy=deployer or attempt.Deployment("run-1"))
+        deploy.run(config, inputs, output, context)
+        return output
+
+    function.cluster, function.asked = cluster, asked
+    return function
+
+
+def test_a_run_keeps_what_it_deployed_where_that_does_as_it_was_evaluated(stage):
+    output = stage()
+    assert stage.asked == ["http://served.kubeflow.svc.cluster.local/v1"], "the address inside the cluster"
+    assert stage.cluster.history == [f"{NAME}/1"]
+    said = json.loads((output / "deployment.json").read_text())
+    assert (said["decision"], said["version"]) == ("deployed", 1)
+    assert said["differences"]["arithmetic"]["value"] == 0.0
+    assert read_evaluation(output / "evaluation" / "evaluation.json", "")["models"]["trained"]
+
+
+def test_a_run_refuses_what_does_worse_and_goes_back_even_where_an_earlier_try_was_lost(stage, monkeypatch):
+    before = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "spec": {"before": True}}
+    before["metadata"] = {"name": NAME, "resourceVersion": "1", "annotations": {"ngrpo/model": "before"}}
+    stage.cluster.services[SERVICE] = before
+    with monkeypatch.context() as lost:  # a pod that is lost puts nothing back
+        lost.setattr("ngrpo_kfp.components.serving.deployment._put_back", lambda *arguments: None)
+        with pytest.raises(SystemExit):
+            stage(dies=True)
+    assert stage.cluster.services[SERVICE]["spec"] != {"before": True}
+    with pytest.raises(
+        DeploymentError, match=r"version 1 is not deployed: on arithmetic the endpoint is -25\.00 points"
+    ) as failure:
+        stage(lost=2)
+    assert "\n" not in str(failure.value)
+    assert stage.cluster.history == [f"{NAME}/1", f"{NAME}/1", "before"]
+    assert stage.cluster.services[SERVICE]["spec"] == {"before": True}
+
+
+def test_a_run_deploys_no_model_that_is_not_the_champion(stage):
+    ModelRegistry(NAME).set_alias("champion", None)
+    said = json.loads((stage() / "deployment.json").read_text())
+    assert (said["decision"], said["reason"]) == ("skipped", "version 1 is not the champion: there is none")
+    assert (stage.asked, stage.cluster.history) == ([], [])
+
+
+def test_without_a_cluster_there_is_no_deployment(tmp_path):
+    with pytest.raises(ConfigError, match=r"^deploy: a model is deployed by a run on a cluster"):
+        deploy.run(None, {}, tmp_path, Context(tmp_path))

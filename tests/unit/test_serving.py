@@ -11,10 +11,10 @@ import pytest
 
 from ngrpo.config import load_config
 from ngrpo.errors import ConfigError, DataError, EngineError
+from ngrpo_kfp.components.serving.server_arguments import served_length, server_arguments
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.local import serving
 from ngrpo_kfp.pipelines.local.named_model import NamedModel
-from ngrpo_kfp.pipelines.planning.server_arguments import served_length, server_arguments
 from tiny import save_tiny_model
 
 TINY = PRESETS / "tiny.toml"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import get_args
 
 from ngrpo.checking.findings import Finding
 from ngrpo.config import RunConfig
-from ngrpo.section import StageName
+from ngrpo.config.stages import stages_of
 from ngrpo.sizing.fit import misfits
 from ngrpo.sizing.model_shape import model_shape
 
@@ -17,7 +16,7 @@ def check_needs(config: RunConfig) -> Iterator[Finding]:
     if model_shape(config.model.source) is None:
         yield Finding("ok", "resources", "the shape of the model is not known here: what stages need was not computed")
         return
-    found = misfits(config, get_args(StageName))
+    found = misfits(config, stages_of(config))
     for misfit in found:
         what = f"{misfit.setting}{misfit.found}"
         yield Finding("warning" if misfit.on_cluster else "error", misfit.setting, what, misfit.cure)

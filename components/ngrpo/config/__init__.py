@@ -39,6 +39,7 @@ from ngrpo.config.sources import (
 )
 from ngrpo.config.stages import (
     BenchmarkEvaluationConfig,
+    DeployConfig,
     ExampleLimits,
     Generation,
     ModelPromotionConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "CopiedModel",
     "CountdownSource",
     "DataConfig",
+    "DeployConfig",
     "DirectoryModel",
     "EndpointConfig",
     "EvaluationConfig",

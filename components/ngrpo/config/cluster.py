@@ -12,9 +12,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ngrpo.config.declared import StageName
 from ngrpo.environment import CREDENTIAL, SAVE_MINUTES, holds_credential
 from ngrpo.errors import ConfigError
-from ngrpo.section import GiB, Section, StageName, StoreURI, Text, count, number, refuse, unless_set
+from ngrpo.section import GiB, Section, StoreURI, Text, count, number, refuse, unless_set
 
 KubernetesName = Annotated[
     str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)
@@ -37,6 +38,8 @@ SCRATCH = "/scratch"
 """Directory of a pod that may be written to."""
 TRAINING_TOKEN = "/var/run/secrets/ngrpo-training"
 """Directory with the token, the authority and the namespace by which a step makes a job (`ClusterConfig.training_token`)."""
+DEPLOYMENT_TOKEN = "/var/run/secrets/ngrpo-deployment"
+"""The same of the account by which a step changes services (`DeploymentConfig.token`)."""
 CERTIFICATES = "/var/run/ngrpo/certificates"
 """Directory with the certificates that pods trust (`ClusterConfig.certificate_authority`)."""
 STAGE_LABEL = "ngrpo/stage"

@@ -7,15 +7,20 @@ from typing import Annotated
 from pydantic import Field
 
 from ngrpo.config.cluster import KubernetesName
-from ngrpo.section import Section, number
+from ngrpo.section import Flag, Section, number
 
 ServiceName = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
 """Becomes part of the host name that KServe gives a service."""
 
 
 class DeploymentConfig(Section):
-    """The `InferenceService` of KServe that `ngrpo serve --cluster` writes and `ngrpo deploy` applies."""
+    """The `InferenceService` of KServe that `ngrpo serve --cluster` writes, and `ngrpo deploy` and the stage `deploy` apply."""
 
+    after_promotion: Flag = False
+    """Whether a run on a cluster deploys the model that it promoted: its last stage is then `deploy`."""
+    token: KubernetesName | None = None
+    """Secret with the token of the account by which that stage changes services; none takes the account of the pods, which then needs
+    those rights."""
     name: ServiceName | None = None
     """Name of the service; none takes that of the registered model."""
     service_account: KubernetesName | None = None

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.config.code import references
 from ngrpo.config.costs import CostsConfig
+from ngrpo.config.declared import StageName
 from ngrpo.config.deployment import DeploymentConfig
 from ngrpo.config.grading import GradingConfig
 from ngrpo.config.lora import LoRAConfig
@@ -32,7 +33,7 @@ from ngrpo.config.serving import Serving
 from ngrpo.config.signing import SigningConfig
 from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE
 from ngrpo.config.watch import WatchConfig
-from ngrpo.section import Line, Name, Section, Seed, StageName, name_of, unless_set
+from ngrpo.section import Line, Name, Section, Seed, name_of, unless_set
 
 DISAGREEMENT = "sections_disagree"
 """Type of the error whose lines name their settings in full."""
@@ -77,7 +78,7 @@ class RunConfig(Section):
 
     def needs(self, stage: str) -> ResourcesConfig:
         """Return what a stage asks for."""
-        return next((needs for name, needs in self.resources.items() if name == stage), ResourcesConfig())
+        return self.resources.get(stage, ResourcesConfig())
 
     def processes(self, stage: str) -> int:
         """Return how many processes of each node work together in a stage that can work as several: one a GPU, or one without GPUs."""
@@ -243,6 +244,12 @@ def _disagreements(sections: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"training.selection.benchmark={selection.benchmark!r} is one that promotion decides by: a model cannot be "
             "judged by the problems that it was chosen for; name another"
+        )
+    deployment: DeploymentConfig | None = sections.get("deployment")
+    if deployment and deployment.after_promotion and evaluation and evaluation.mixing is not None:
+        yield (
+            "deployment.after_promotion=true with evaluation.mixing: a served model does not mix, so that it could not be measured as "
+            "it was evaluated; leave one of them out"
         )
     if promotion and evaluation and int(promotion.statistic.partition("@")[2] or 1) > evaluation.samples:
         yield (

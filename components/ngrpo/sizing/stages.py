@@ -30,7 +30,7 @@ class Needs:
 
 
 def needs_of(config: RunConfig, stage: str, shape: ModelShape | None = None) -> Needs | None:
-    """Return what a stage needs; none if the shape of the model is not known.
+    """Return what a stage needs; none if the shape of the model is not known, or nothing is said here of the stage.
 
     Args:
         config: Configuration of the run.
@@ -38,7 +38,7 @@ def needs_of(config: RunConfig, stage: str, shape: ModelShape | None = None) -> 
         shape: Shape of the base model, if it was looked at before (`model_shape`).
     """
     known = model_shape(config.model.source) if shape is None else shape
-    if known is None:
+    if known is None or stage not in _MEMORY:
         return None
     memory, scratch = _MEMORY[stage](config, known), _SCRATCH[stage](config, known)
     asked = config.needs(stage)
@@ -168,6 +168,14 @@ def _memory_of_promotion(config: RunConfig, shape: ModelShape) -> Amount:
     return _process("model_promotion", config.needs("model_promotion"))
 
 
+def _memory_of_deployment(config: RunConfig, shape: ModelShape) -> Amount:
+    asked = config.needs("deploy")
+    # It evaluates what is served; the weights here show that it is the same model.
+    base = _process("benchmark_evaluation", asked) + _graders(asked)
+    number = figures.FLOAT32 if config.model.dtype == "float32" else figures.BFLOAT16
+    return base + Amount.of(weights=number * shape.parameters, file_of_the_weights=_result(config, shape))
+
+
 def _graders(asked: ResourcesConfig) -> Amount:
     return Amount.of(graders=asked.cpus * figures.GRADER)
 
@@ -226,6 +234,10 @@ def _scratch_of_promotion(config: RunConfig, shape: ModelShape) -> Amount:
     return Amount.of(trained_model=model, model_as_it_is_read_back=model)
 
 
+def _scratch_of_deployment(config: RunConfig, shape: ModelShape) -> Amount:
+    return Amount.of(trained_model=_result(config, shape), data_sets=_data_sets(config))
+
+
 def _result(config: RunConfig, shape: ModelShape) -> float:
     """Return the bytes of the model that training leaves, in the type of the model."""
     return (figures.FLOAT32 if config.model.dtype == "float32" else figures.BFLOAT16) * shape.parameters
@@ -258,6 +270,7 @@ _MEMORY = {
     "ngrpo_training": _memory_of_training,
     "benchmark_evaluation": _memory_of_evaluation,
     "model_promotion": _memory_of_promotion,
+    "deploy": _memory_of_deployment,
 }
 _SCRATCH = {
     "prepare_data": _scratch_of_data,
@@ -266,4 +279,5 @@ _SCRATCH = {
     "ngrpo_training": _scratch_of_training,
     "benchmark_evaluation": _scratch_of_evaluation,
     "model_promotion": _scratch_of_promotion,
+    "deploy": _scratch_of_deployment,
 }

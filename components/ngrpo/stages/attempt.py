@@ -13,23 +13,25 @@ from collections.abc import Callable
 
 from ngrpo.environment import adopt_s3_names, redacted
 from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.stages.context import Deployer
 from ngrpo.stages.execution import run_task
 from ngrpo.stages.supervision import NEVER_AGAIN, QUIET
 from ngrpo.stages.task import Task
 
 
-def run(text: str, elsewhere: Callable[[Task], None] | None = None) -> None:
+def run(text: str, elsewhere: Callable[[Task], None] | None = None, deploy: Deployer | None = None) -> None:
     """Do a task in this process, and leave the interpreter after a failure that a person can put right.
 
     Args:
         text: The task as JSON.
         elsewhere: See `run_task`.
+        deploy: See `run_task`.
     """
     os.environ.update(QUIET)  # a node of a job is started by no process of ours
     adopt_s3_names()
     task = Task(**json.loads(text))
     try:
-        run_task(task, elsewhere)
+        run_task(task, elsewhere, deploy=deploy)
     except NGRPOError as error:
         print(f"{task.node_name}: {redacted(str(error))}", file=sys.stderr, flush=True)
         sys.exit(NEVER_AGAIN if isinstance(error, ConfigError) else 1)

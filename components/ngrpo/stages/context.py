@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ngrpo.config import DeployConfig, RegisteredModel
+    from ngrpo.contracts.evaluation import Evaluation
+    from ngrpo.evaluation.equivalence import Equivalence
 
 
 def say(line: str) -> None:
@@ -15,6 +21,34 @@ def say(line: str) -> None:
 def no_variable(name: str) -> str | None:
     """Give no environment variable a value."""
     return None
+
+
+class Deployer(Protocol):
+    """Serves models on a cluster."""
+
+    def __call__(
+        self,
+        model: RegisteredModel,
+        config: DeployConfig,
+        *,
+        evaluate: Callable[[str], Evaluation],
+        decide: Callable[[Evaluation], Equivalence],
+        say: Callable[[str], None],
+    ) -> Equivalence:
+        """Deploy a registered version, and decide whether it stays; if it does not, what was served before is served again.
+
+        Args:
+            model: The version.
+            config: How it is deployed.
+            evaluate: Evaluates the model through the endpoint with the address that it is given.
+            decide: Compares that evaluation with the one that the model was promoted on.
+            say: Receives lines of progress.
+
+        Raises:
+            ConfigError: It cannot be deployed as the settings say.
+            ClusterError: The cluster refuses, or the service does not get ready.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,5 +73,7 @@ class Context:
     """Gives the value of an environment variable: a key to sign with, which no setting may hold."""
     prices: str | None = None
     """What an hour costs, for the model card: `CostsConfig` as JSON."""
+    deploy: Deployer | None = None
+    """Serves models on the cluster; none where there is no cluster."""
     progress: Callable[[str], None] = say
     """Receives lines of progress."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngrpo.environment import PRICES, addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
-from ngrpo.stages.context import Context
+from ngrpo.stages.context import Context, Deployer
 from ngrpo.stages.process import attach, write_record
 from ngrpo.stages.surroundings import ERROR_FILE, REASON, Surroundings, job_reporters
 from ngrpo.stages.task import Task
@@ -35,12 +35,19 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes
 
 
 @addresses_without_users()
-def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own_process: bool = True) -> None:
+def run_task(
+    task: Task,
+    elsewhere: Callable[[Task], None] | None = None,
+    *,
+    deploy: Deployer | None = None,
+    own_process: bool = True,
+) -> None:
     """Do the work of a stage in this process, unless its result is in the store already.
 
     Args:
         task: What is to be done; only the first of several nodes writes `output` and `metrics`.
         elsewhere: Has the work done by other processes, which publish the artifact; none where this one does it.
+        deploy: See `Context`.
         own_process: Whether this process is there for the stage alone: it then has the stage's log and ends with its run.
 
     Raises:
@@ -63,7 +70,7 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own
         from ngrpo.stages.metering import metered
 
         with metered(task, surroundings, follows=elsewhere is not None) as process_meter:
-            values, reference, cached = _execute(task, surroundings, elsewhere, process_meter)
+            values, reference, cached = _execute(task, surroundings, elsewhere, process_meter, deploy)
         record["cached"] = cached
         if reference is not None:
             record |= {"artifact": reference.uri, "digest": reference.digest}
@@ -88,13 +95,17 @@ def run_task(task: Task, elsewhere: Callable[[Task], None] | None = None, *, own
 
 
 def _execute(
-    task: Task, surroundings: Surroundings, elsewhere: Callable[[Task], None] | None, meter: Metered
+    task: Task,
+    surroundings: Surroundings,
+    elsewhere: Callable[[Task], None] | None,
+    meter: Metered,
+    deploy: Deployer | None,
 ) -> tuple[dict[str, float], Reference | None, bool]:
     # Imported only now, as above.
     from ngrpo.config import validate
     from ngrpo.contracts.metrics import read_metrics
     from ngrpo.ledger.prices import figures, read_prices
-    from ngrpo.stages.declarations import STAGES
+    from ngrpo.stages.declarations import DECLARED
     from ngrpo.stages.keys import digest
     from ngrpo.stages.soundness import require_finite
     from ngrpo.storage.artifacts import ArtifactStore
@@ -102,7 +113,7 @@ def _execute(
     from ngrpo.storage.objects import ObjectStore
 
     name, key = task.stage, task.key
-    stage = STAGES[name]
+    stage = DECLARED[name]
     config = validate(stage.config, json.loads(task.config_json))
     objects = ObjectStore(surroundings.store, proven=True)  # it was planned with: an outage is waited for
     store = ArtifactStore(objects, surroundings.cache)
@@ -157,6 +168,7 @@ def _execute(
             on_cluster=surroundings.pipeline_run is not None,
             variable=os.environ.get,
             prices=os.environ.get(PRICES),
+            deploy=deploy,
         )
         processes = surroundings.processes or 1
         if stage.parallel and processes * surroundings.nodes > 1:

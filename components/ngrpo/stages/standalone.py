@@ -12,7 +12,7 @@ from ngrpo.config import load_config, select
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.stages.context import Context
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.surroundings import processes, save_minutes
 
 
@@ -57,7 +57,7 @@ def _run(stage: str, options: argparse.Namespace) -> None:
         raise ConfigError(f"--output {output}: the directory is not empty; empty it or name another one")
     work: Path = options.work or output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
-    config = select(load_config(options.preset, options.set), STAGES[stage].config)
+    config = select(load_config(options.preset, options.set), DECLARED[stage].config)
     context = Context(
         work=work,
         store=os.environ.get("NGRPO_STORE") or None,
@@ -66,4 +66,4 @@ def _run(stage: str, options: argparse.Namespace) -> None:
         reporters=("mlflow",) if os.environ.get("MLFLOW_RUN_ID") else (),
         variable=os.environ.get,
     )
-    STAGES[stage].function()(config, inputs, output, context)
+    DECLARED[stage].function()(config, inputs, output, context)

@@ -20,7 +20,7 @@ from ngrpo.config import Section
 from ngrpo.environment import redacted
 from ngrpo.errors import NGRPOError, Preempted, StoreError
 from ngrpo.stages.context import Context
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.storage.disk import disk_fault
 from ngrpo.storage.state import read_state, write_state
 
@@ -123,7 +123,7 @@ def _work(task: Path) -> None:
     said = read_state(task, _Task, cure="run again")
     if said is None:
         raise StoreError(f"{task}: missing; run again")
-    stage = STAGES[said["stage"]]
+    stage = DECLARED[said["stage"]]
     config = stage.config.model_validate_json(said["config"])
     inputs = {name: Path(path) for name, path in said["inputs"].items()}
     stage.function()(config, inputs, Path(said["output"]), said["context"])

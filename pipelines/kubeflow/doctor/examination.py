@@ -12,15 +12,16 @@ from rich.text import Text
 
 from ngrpo.config import RunConfig
 from ngrpo.environment import environment, redacted
-from ngrpo.errors import NGRPOError
-from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, ClusterError, connect, explained, namespace
+from ngrpo.errors import ClusterError, NGRPOError
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError, Refused, skew
+from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, connect, explained, namespace
 from ngrpo_kfp.pipelines.kubeflow.doctor import installed
 from ngrpo_kfp.pipelines.kubeflow.doctor import namespace as profile
 from ngrpo_kfp.pipelines.kubeflow.doctor.probe import probe
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import CLOCK_SECONDS, reached
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError, Refused, skew
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.preflight import checks
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ngrpo.config.cluster import ClusterConfig
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, namespace
+from ngrpo.errors import ClusterError
+from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 

@@ -13,10 +13,11 @@ from kubernetes import client
 
 from ngrpo.config.cluster import CERTIFICATES, SCRATCH, STAGE_LABEL, ClusterConfig
 from ngrpo_kfp.components.launching.pending_pods import why_pending
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError, Refused
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.doctor.reach import MARK
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError, Refused
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 
 PATIENCE_SECONDS = 180.0
 """Longest time until the pod has ended, the pull of its image included."""

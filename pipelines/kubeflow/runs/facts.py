@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from kfp import Client
 
 from ngrpo.config.cluster import STAGE_LABEL
-from ngrpo.errors import NGRPOError, StoreError
-from ngrpo.stages.declarations import STAGES
+from ngrpo.errors import ClusterError, NGRPOError, StoreError
+from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.tries import Try, tries_of
 from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.components.launching.pending_pods import why_pending
-from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, namespace, workflow_of
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, Kubernetes, KubernetesError
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, namespace, workflow_of
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import TRAINER, Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.runs.workflows import was_cancelled
 from ngrpo_kfp.pipelines.kubeflow.submission import recorded_config
 from ngrpo_kfp.pipelines.kubeflow.submitted_runs import key_of, may_be_a_job, tasks_of
@@ -49,9 +50,9 @@ class RunFacts:
         self.details = {task.display_name: task for task in sorted(details, key=_started)}
         self.over = run.state in OVER
         self.notes: list[str] = []
-        self.plans = not any(stage_of(node) in STAGES for node in self.tasks)
+        self.plans = not any(stage_of(node) in DECLARED for node in self.tasks)
         """Whether it is the run of a schedule, whose one task is no stage: it plans and submits another run."""
-        known = names_of()
+        known = names_of(also=self.tasks.keys())
         # A run's pipeline does not tell of what was cached: that is known where it is the pipeline of this version.
         self.nodes = known if self.tasks.keys() <= set(known) else list(self.tasks)
 

@@ -12,9 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, explained
+from ngrpo.errors import ClusterError
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.client import connect, explained
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.runs.status import RunView, look
 
 _PAUSE_SECONDS = 15.0

@@ -9,13 +9,14 @@ from typing import Any
 from kfp import Client
 from rich.console import Console
 
-from ngrpo.errors import NGRPOError
+from ngrpo.errors import ClusterError, NGRPOError
 from ngrpo.stages.tries import Try, begin_line, log_of, own_lines, tries_of
 from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.components.launching.pending_pods import why_pending
-from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, connect, namespace
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, connect, namespace
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes, KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import submitted_by
 from ngrpo_kfp.pipelines.kubeflow.submission import recorded_config
 from ngrpo_kfp.pipelines.kubeflow.submitted_runs import find_run, key_of, tasks_of

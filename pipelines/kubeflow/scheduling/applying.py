@@ -8,9 +8,9 @@ from pathlib import Path
 from kfp import Client
 from rich.console import Console
 
-from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.errors import ClusterError, ConfigError, NGRPOError
 from ngrpo_kfp.pipelines.kubeflow import preflight
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, experiment_id, explained
+from ngrpo_kfp.pipelines.kubeflow.client import connect, experiment_id, explained
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.scheduling.compilation import compile_scheduled_run
 from ngrpo_kfp.pipelines.kubeflow.scheduling.differences import Change, differences, show

@@ -27,13 +27,13 @@ from rich.console import Console
 
 from ngrpo.config import RunConfig, validate
 from ngrpo.environment import addresses_without_users, redacted
-from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.errors import ClusterError, ConfigError, NGRPOError
 from ngrpo.stages.supervision import NEVER_AGAIN
 from ngrpo.stages.surroundings import ERROR_FILE
 from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines.kubeflow.client import OVER, ClusterError, connect, every, explained
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, connect, every, explained
 from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.scheduling.requested import Requested
 from ngrpo_kfp.pipelines.kubeflow.scheduling.runs_of_the_day import (
     ENDS,

@@ -11,14 +11,9 @@ from typing import Any
 import kfp_server_api
 from kfp import Client
 
+from ngrpo.errors import ClusterError
 from ngrpo.stages.keys import digest
-from ngrpo_kfp.pipelines.kubeflow.client import (
-    OVER,
-    ClusterError,
-    every,
-    existing_experiment,
-    explained,
-)
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, every, existing_experiment, explained
 from ngrpo_kfp.pipelines.kubeflow.scheduling.timing import Timing
 from ngrpo_kfp.pipelines.kubeflow.submission import package
 from ngrpo_kfp.pipelines.post_training import NAME

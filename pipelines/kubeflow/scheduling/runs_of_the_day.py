@@ -14,14 +14,9 @@ from typing import Any
 
 from kfp import Client
 
+from ngrpo.errors import ClusterError
 from ngrpo.storage.objects import ObjectStore
-from ngrpo_kfp.pipelines.kubeflow.client import (
-    OVER,
-    ClusterError,
-    every,
-    existing_experiment,
-    explained,
-)
+from ngrpo_kfp.pipelines.kubeflow.client import OVER, every, existing_experiment, explained
 
 ENDS = (*OVER, "CANCELING")
 """States of a run that has ended or was told to."""

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ngrpo.config import RunConfig
+from ngrpo.errors import ClusterError
 from ngrpo_kfp.pipelines.kubeflow import preflight
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError, connect, experiment_id, explained
+from ngrpo_kfp.pipelines.kubeflow.client import connect, experiment_id, explained
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.scheduling.compilation import compile_scheduled_run
 from ngrpo_kfp.pipelines.kubeflow.scheduling.cron import check_cron

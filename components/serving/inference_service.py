@@ -7,18 +7,17 @@ the API, and the server starts only if the files have it (`ngrpo.storage.verifie
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngrpo.config import RunConfig
-from ngrpo.config.cluster import SCRATCH
+from ngrpo.config import DeployConfig, RegisteredModel, RunConfig
+from ngrpo.config.cluster import SCRATCH, ResourcesConfig
 from ngrpo.errors import ConfigError
 from ngrpo.section import slug
-from ngrpo_kfp.pipelines.kubeflow.images import Images
-from ngrpo_kfp.pipelines.planning.server_arguments import served_length, server_arguments
+from ngrpo_kfp.components.serving.server_arguments import served_length, server_arguments
 
-SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices"
+KSERVE = "/apis/serving.kserve.io/v1beta1"
+SERVICES = KSERVE + "/namespaces/{namespace}/inferenceservices"
 DIGEST = "ngrpo/model-digest"
 """Annotation: digest of the model's files."""
 _STAGE = "benchmark_evaluation"
@@ -28,19 +27,7 @@ _PORT = 8080
 _MINUTES_TO_LOAD = 60
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A registered version and where its files are."""
-
-    model_name: str
-    version: int
-    location: str
-    """`s3://` address of its files."""
-    digest: str
-    """`ngrpo.storage.digest.model_digest` of them."""
-
-
-def service_name(config: RunConfig, model_name: str) -> str:
+def service_name(config: RunConfig | DeployConfig, model_name: str) -> str:
     """Return the name of the service of a registered model.
 
     Raises:
@@ -57,35 +44,45 @@ def service_name(config: RunConfig, model_name: str) -> str:
     return name
 
 
+def require_servable(config: RunConfig | DeployConfig) -> None:
+    """Refuse what can be seen to have no service before there is a model.
+
+    Raises:
+        ConfigError: The evaluation has no GPUs or not enough, or the registered model has no name that a service can have.
+    """
+    needs, gpus = _needs(config), config.evaluation.vllm.tensor_parallel_size
+    if not needs.gpus:
+        raise ConfigError(
+            f"resources.{_STAGE}.gpus=0: a model is served by the image with vLLM, which is that of stages with GPUs; set it to {gpus}"
+        )
+    config.cluster.require_room(_STAGE, needs.model_copy(update={"gpus": gpus}))
+    service_name(config, config.promotion.model_name)
+
+
 def inference_service(
-    stored: Stored, config: RunConfig, images: Images, *, namespace: str, positions: int | None
+    stored: RegisteredModel, config: RunConfig | DeployConfig, image: str, *, namespace: str, positions: int | None
 ) -> dict[str, Any]:
     """Return the manifest of a version's service.
 
     Args:
         stored: The version.
         config: Configuration of the run that trained it, with the settings of the cluster.
-        images: Where the image `gpu` is looked up.
+        image: Image of stages with GPUs, by digest.
         namespace: Namespace of the service.
         positions: The longest sequence that the model can have; none where nothing limits it.
 
     Raises:
-        ConfigError: The evaluation has no GPUs or not enough, or there is no such image.
+        ConfigError: See `require_servable`.
     """
     # Imported only now: it brings torch.
     from ngrpo.evaluation.endpoint_identity import digest_name
 
-    needs = config.needs(_STAGE)
-    gpus = config.evaluation.vllm.tensor_parallel_size
-    if not needs.gpus:
-        raise ConfigError(
-            f"resources.{_STAGE}.gpus=0: a model is served by the image with vLLM, which is that of stages with GPUs; set it to {gpus}"
-        )
-    config.cluster.require_room(_STAGE, needs.model_copy(update={"gpus": gpus}))
+    require_servable(config)
+    needs, gpus = _needs(config), config.evaluation.vllm.tensor_parallel_size
     arguments = server_arguments(
         config,
         model=_MODELS,
-        names=[stored.model_name, digest_name(stored.digest)],
+        names=[stored.name, digest_name(stored.digest)],
         host="0.0.0.0",
         port=_PORT,
         length=served_length(config, positions),
@@ -95,7 +92,7 @@ def inference_service(
     resources = {"cpu": str(needs.cpus), "memory": f"{needs.memory_gib}Gi", cluster.gpu.resource: str(gpus)}
     container = {
         "name": "kserve-container",
-        "image": images.reference("gpu"),
+        "image": image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": ["python", "-m", "ngrpo.storage.verified_start", _MODELS, stored.digest],
         "args": [argument.replace("$", "$$") for argument in arguments],  # `$(NAME)` would be a variable
@@ -147,12 +144,12 @@ def inference_service(
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {
-            "name": service_name(config, stored.model_name),
+            "name": service_name(config, stored.name),
             "namespace": namespace,
             "labels": dict(cluster.labels),  # no queue: what never ends does not wait among what does
             "annotations": {
                 DIGEST: stored.digest,
-                "ngrpo/model": f"{stored.model_name}/{stored.version}",
+                "ngrpo/model": f"{stored.name}/{stored.version}",
                 "ngrpo/preset": config.preset,
             },
         },
@@ -160,7 +157,7 @@ def inference_service(
     }
 
 
-def stored_positions(stored: Stored) -> int | None:
+def stored_positions(stored: RegisteredModel) -> int | None:
     """Return the longest sequence that a stored model can have; none where nothing limits it.
 
     Raises:
@@ -178,6 +175,10 @@ def stored_positions(stored: Stored) -> int | None:
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "config.json").write_bytes(data)
         return served_positions(read_config(Path(directory), stored.location))
+
+
+def _needs(config: RunConfig | DeployConfig) -> ResourcesConfig:
+    return config.resources.get(_STAGE, ResourcesConfig())
 
 
 def _probe(*, failures: int) -> dict[str, Any]:

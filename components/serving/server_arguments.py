@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ngrpo.config import RunConfig
+from ngrpo.config import DeployConfig, RunConfig
 
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
 """What `vllm serve` starts. The command itself fails in the build for processors: it looks for the distribution `vllm`."""
@@ -14,7 +14,7 @@ _CPU_CACHE_BYTES = 4 << 30
 """Memory for keys and values on processors, where vLLM would otherwise take a share of all there is."""
 
 
-def served_length(config: RunConfig, positions: int | None) -> int:
+def served_length(config: RunConfig | DeployConfig, positions: int | None) -> int:
     """Return the room for a prompt and its response together, in tokens.
 
     Args:
@@ -26,7 +26,14 @@ def served_length(config: RunConfig, positions: int | None) -> int:
 
 
 def server_arguments(
-    config: RunConfig, *, model: str, names: Sequence[str], host: str, port: int, length: int, on_cpu: bool
+    config: RunConfig | DeployConfig,
+    *,
+    model: str,
+    names: Sequence[str],
+    host: str,
+    port: int,
+    length: int,
+    on_cpu: bool,
 ) -> list[str]:
     """Return the command line of the server, behind the interpreter.
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ngrpo.contracts.evaluation import Evaluation
+from ngrpo.errors import ClusterError
 from ngrpo.evaluation.equivalence import Equivalence
-from ngrpo_kfp.pipelines.kubeflow.client import ClusterError
-from ngrpo_kfp.pipelines.kubeflow.inference_service import SERVICES
-from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
+from ngrpo_kfp.components.serving.inference_service import SERVICES
+from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesObjects
 
 _SECONDS_BETWEEN_LOOKS = 5.0
 _OF_THE_CLUSTER = ("resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "selfLink")
@@ -19,12 +19,14 @@ _OF_THE_CLUSTER = ("resourceVersion", "uid", "generation", "creationTimestamp", 
 
 def deploy(
     manifest: Mapping[str, Any],
-    kubernetes: Kubernetes,
+    kubernetes: KubernetesObjects,
     *,
     evaluate: Callable[[str], Evaluation],
     decide: Callable[[Evaluation], Equivalence],
     minutes: float,
     say: Callable[[str], None],
+    inside: bool = False,
+    first_seen: Callable[[Mapping[str, Any] | None], Mapping[str, Any] | None] = lambda service: service,
 ) -> Equivalence:
     """Deploy a model and decide whether it stays.
 
@@ -37,16 +39,19 @@ def deploy(
         decide: Compares that evaluation with the one that the model was promoted on.
         minutes: Longest time until the service is ready.
         say: Receives lines of progress.
+        inside: Whether this is a pod of the cluster, which has an address of its own for the service.
+        first_seen: Given the service that is there now, none if there is none, returns the one that was there when this was first tried: a
+            try that was killed may have changed it.
 
     Raises:
         ClusterError: The cluster refuses, or the service does not get ready.
         NGRPOError: The evaluation failed.
     """
     path = _path(manifest)
-    before = kubernetes.get(path)
+    before = first_seen(kubernetes.get(path))
     _apply(manifest, kubernetes)
     try:
-        url = _address(kubernetes, path, minutes, say)
+        url = _address(kubernetes, path, minutes, say, inside=inside)
         say(f"ready: {url}")
         verdict = decide(evaluate(url))
     except BaseException:
@@ -62,7 +67,7 @@ def _path(manifest: Mapping[str, Any]) -> str:
     return f"{SERVICES.format(namespace=metadata['namespace'])}/{metadata['name']}"
 
 
-def _apply(manifest: Mapping[str, Any], kubernetes: Kubernetes) -> None:
+def _apply(manifest: Mapping[str, Any], kubernetes: KubernetesObjects) -> None:
     """Make a service, or replace the one of its name."""
     path = _path(manifest)
     there = kubernetes.get(path)
@@ -75,7 +80,10 @@ def _apply(manifest: Mapping[str, Any], kubernetes: Kubernetes) -> None:
 
 
 def _put_back(
-    manifest: Mapping[str, Any], before: Mapping[str, Any] | None, kubernetes: Kubernetes, say: Callable[[str], None]
+    manifest: Mapping[str, Any],
+    before: Mapping[str, Any] | None,
+    kubernetes: KubernetesObjects,
+    say: Callable[[str], None],
 ) -> None:
     name = manifest["metadata"]["name"]
     if before is None:
@@ -87,7 +95,9 @@ def _put_back(
     say(f"rolled back: {name} serves what it served before")
 
 
-def _address(kubernetes: Kubernetes, path: str, minutes: float, say: Callable[[str], None]) -> str:
+def _address(
+    kubernetes: KubernetesObjects, path: str, minutes: float, say: Callable[[str], None], *, inside: bool
+) -> str:
     """Wait until a service is ready as it is now, and return the address of its API.
 
     Raises:
@@ -105,8 +115,9 @@ def _address(kubernetes: Kubernetes, path: str, minutes: float, say: Callable[[s
         )
         # A status that is older than the service tells of the one before.
         is_of_now = status.get("observedGeneration", 0) >= service["metadata"].get("generation", 0)
-        if is_of_now and ready.get("status") == "True" and status.get("url"):
-            return f"{status['url'].rstrip('/')}/v1"
+        url = ((status.get("address") or {}) if inside else status).get("url")
+        if is_of_now and ready.get("status") == "True" and url:
+            return f"{url.rstrip('/')}/v1"
         why = " ".join(str(ready.get("message") or ready.get("reason") or "KServe has not looked at it yet").split())
         if why != last:
             say(f"not ready: {why}")
