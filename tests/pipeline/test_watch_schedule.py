@@ -42,6 +42,20 @@ def test_a_schedule_is_made_with_the_watch_as_its_only_task(kubeflow, objects, n
     ngrpo("schedule", "delete", "nightly")
 
 
+def test_a_watch_that_is_replaced_stays_a_watch(kubeflow, objects, ngrpo):
+    store = ("--set", f"cluster.store={objects.uri}")
+    ngrpo("watch", "tiny", "--endpoint", URL, "--schedule", "nightly", "--cron", "0 0 4 * * *", *LOCK, *store)
+    replace = ("schedule", "replace", "nightly", "--cron", "0 0 5 * * *", *store)
+    assert "name the endpoint with --endpoint URL" in ngrpo(*replace, code=2)
+    told = ngrpo(*replace, "--set", f"watch.endpoint.url={URL}", "--base", "champion", code=2)
+    assert "--base champion: schedule nightly watches the champion and starts no runs; leave it out" in told
+    ngrpo(*replace, "--set", f"watch.endpoint.url={URL}2")
+    (schedule,) = kubeflow.schedules.values()
+    assert schedule.trigger.cron_schedule.cron == "0 0 5 * * *"
+    (name, task), *rest = kubeflow.tasks(kubeflow.fire(schedule)).items()
+    assert (name, rest, f"{URL}2" in str(task["inputs"])) == ("watch-champion", [], True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
