@@ -124,6 +124,7 @@ def servable_files(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> Ite
     label = f"model {model.name}"
     service = Service("evaluation", "", config.evaluation.vllm, config.model.dtype, on_cpu, 1, 1, False)
     own = read_config(model.directory, label)
+    factor = None
     try:
         require_service(outline(own, label), service, label)
     except DataError as error:
@@ -132,11 +133,12 @@ def servable_files(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> Ite
             problem = str(error).removeprefix(f"{service.engine}: ").rpartition("; ")[0]  # its cure is that of a stage
             cure = "serve it where vLLM has a GPU, or" if on_cpu else "write it with"
             raise DataError(f"{problem}; {cure} `ngrpo export` and serve the files with transformers") from error
-        with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
-            write_wider(model.directory, Path(scratch), factor)
-            yield Path(scratch)
-    else:
+    if factor is None:
         yield model.directory
+        return
+    with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+        write_wider(model.directory, Path(scratch), factor)
+        yield Path(scratch)
 
 
 def served_names(model: NamedModel) -> list[str]:
