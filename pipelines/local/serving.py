@@ -45,8 +45,10 @@ _SECONDS_TO_END = 20.0
 WIDENED = (
     "attention heads are filled up with zeros: this build of vLLM has none as narrow, and the answers are the same"
 )
-_LAST_LINES = 4000
+_LAST_LINES = 64_000
 """Bytes of the server's log in which its last words are looked for."""
+_NO_CAUSE = "See root cause above"
+"""Part of what the server says last where its engine did not start: the engine has said why before."""
 
 
 def serve_model(what: str, port: int, length: int | None, workspace: Workspace, console: Console) -> None:
@@ -263,6 +265,6 @@ def _ended(server: subprocess.Popen[bytes], log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LAST_LINES))
         lines = file.read().decode(errors="replace").splitlines()
-    errors = [line.strip() for line in lines if "Error" in line]
+    errors = [line.strip() for line in lines if "Error" in line and _NO_CAUSE not in line]
     said = f" ({errors[-1][-300:]})" if errors else ""
     return f"vLLM's server ended with exit code {server.returncode}{said}; its log says why: {log}"

@@ -158,7 +158,7 @@ def test_an_engine_that_does_not_listen_ends_with_its_server(tmp_path, monkeypat
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path):
-    program = "import sys; print('loading'); raise ValueError('no such model')"
+    program = "print('ValueError: no such model'); raise RuntimeError('no engine. See root cause above.')"
     with (
         pytest.raises(
             EngineError, match=r"ended with exit code 1 \(ValueError: no such model\); its log says why: .*/log$"
