@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from ngrpo.config import EvaluationConfig
 from ngrpo.evaluation.results import benchmark_result
 from ngrpo.evaluation.verdicts import SAMPLES
+from ngrpo.ledger.spending import Cost
 from ngrpo.report.comparison import Arm, ComparedRun
 
 N = 8
@@ -72,7 +73,7 @@ def run_of(
     noise = random.Random(f"{name} {seed}")
     evaluation, tables = evaluation_of(counts, noise, **protocol)
     if not trained:
-        return ComparedRun(seed, evaluation, None, None, None)
+        return ComparedRun(seed, evaluation, None, None)
     training, samples = directory / f"{name}-{seed}-training", directory / f"{name}-{seed}-samples"
     training.mkdir()
     (training / "log_history.json").write_text(json.dumps(history(noise)))
@@ -80,7 +81,11 @@ def run_of(
         path = samples / "samples" / "trained" / f"{benchmark}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(each, path)
-    return ComparedRun(seed, evaluation, training, samples, 5400.0)
+    took = {
+        ("ngrpo_training", f"{name}-{seed}"): Cost(seconds=2700.0, processor_seconds=3600.0, gpu_seconds=5400.0),
+        ("sft_warm_start", f"shared-{seed}"): Cost(seconds=900.0),
+    }
+    return ComparedRun(seed, evaluation, training, samples, took)
 
 
 def counts_of(skill: float, name: str, seed: int, size: int = 16) -> list[int]:

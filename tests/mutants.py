@@ -69,6 +69,15 @@ READY_REPLAY = f"{READY}::test_rollouts_replay_and_a_damaged_record_is_noticed"
 RATIO = "tests/unit/test_mixed_ratio.py"
 KEYS = "tests/pipeline/test_keys.py"
 FUSED = "tests/unit/test_fused.py"
+SIGNING = "tests/unit/test_signing.py"
+STOPPING = "tests/unit/test_early_stopping.py"
+DRIFT = "tests/unit/test_drift.py"
+EQUIVALENCE = "tests/unit/test_equivalence.py"
+NOTIFICATIONS = "tests/unit/test_notifications.py"
+COSTS = "tests/unit/test_costs.py"
+ENDPOINT = "tests/unit/test_endpoint.py"
+SERVING = "tests/unit/test_serving.py"
+PRUNING = "tests/pipeline/test_pruning.py"
 
 _GRPO = "components/ngrpo/training/policy_optimization.py"
 _SFT = "components/ngrpo/training/warm_start.py"
@@ -92,6 +101,13 @@ _RECORDS = "components/ngrpo/mixing/records.py"
 _STRATEGIES = "components/ngrpo/mixing/strategies"
 _CONTAMINATION = "components/ngrpo/data/contamination.py"
 _KEYS = "components/ngrpo/stages/keys.py"
+_VERIFICATION = "components/ngrpo/signing/verification.py"
+_CURTAILMENT = "components/ngrpo/evaluation/curtailment.py"
+_DRIFT = "components/ngrpo/evaluation/drift.py"
+_MESSAGES = "components/ngrpo/notifications/messages.py"
+_WEBHOOKS = "components/ngrpo/notifications/webhooks.py"
+_SPENDING = "components/ngrpo/ledger/spending.py"
+_PRUNING = "pipelines/local/pruning.py"
 
 _TEN = """        "top_p": rollout.top_p,
         "learning_rate": settings.learning_rate,
@@ -901,6 +917,147 @@ MUTANTS = (
             ("libraries", "dict(libraries)"),
             ("content", "dict(content)"),
         )
+    ),
+    # From champion to service.
+    Mutant(
+        "signing: files that git ignores are not signed",
+        "components/ngrpo/signing/files.py",
+        "set_ignored_paths(paths=(), ignore_git_paths=False)",
+        "set_ignored_paths(paths=(), ignore_git_paths=True)",
+        (SIGNING,),
+    ),
+    Mutant(
+        "signing: the statement is taken at its word",
+        "components/ngrpo/signing/statement.py",
+        "        envelope.verify([_named(key)], 1)\n",
+        "",
+        (SIGNING,),
+    ),
+    Mutant(
+        "verify: any evaluation will do",
+        _VERIFICATION,
+        'if sha256 != signed["sha256"]:',
+        "if not sha256:",
+        (f"{SIGNING}::test_a_replaced_evaluation",),
+    ),
+    Mutant(
+        "verify: a decision of that name is enough",
+        _VERIFICATION,
+        "if not any(_of(entry) == dict(signed) for entry in decided):",
+        'if not any(entry["decision"] == signed["decision"] for entry in decided):',
+        (f"{SIGNING}::test_an_interval_that_was_changed_in_the_history",),
+    ),
+    Mutant(
+        "verify: whoever signed is the one that was asked for",
+        _VERIFICATION,
+        "if signer.fingerprint != key.fingerprint:",
+        "if not signer.fingerprint:",
+        (f"{SIGNING}::test_a_foreign_key",),
+    ),
+    Mutant(
+        "early stop: each look has the whole error",
+        _CURTAILMENT,
+        "    return error / chances\n",
+        "    return error\n",
+        (f"{STOPPING}::test_the_error_is_shared_out_over_looks_and_bounds",),
+    ),
+    Mutant(
+        "early stop: what all samples agree on is certain",
+        _CURTAILMENT,
+        "    variance = parts.sum(axis=-1) + unseen\n",
+        "    variance = parts.sum(axis=-1)\n",
+        (STOPPING,),
+    ),
+    Mutant(
+        "watch: the first evaluation is no sample",
+        _DRIFT,
+        "np.sqrt(within * (1 / samples + 1 / more))",
+        "np.sqrt(within * (1 / more))",
+        (DRIFT,),
+    ),
+    Mutant(
+        "watch: each look has the whole error",
+        _DRIFT,
+        "may = int(_spent(time, alpha) * _PATHS - gone)",
+        "may = int(alpha * len(walk))",
+        (DRIFT,),
+    ),
+    Mutant(
+        "watch: a drop below the margin is an alarm",
+        _DRIFT,
+        "bool(low > margin)",
+        "bool(low > 0.0)",
+        (DRIFT,),
+    ),
+    Mutant(
+        "endpoint: an interval that reaches over the bound is within it",
+        "components/ngrpo/evaluation/equivalence.py",
+        "if each.low < -margin or each.high > margin:",
+        "if each.high < -margin or each.low > margin:",
+        (EQUIVALENCE,),
+    ),
+    Mutant(
+        "endpoint: whatever it serves is the model",
+        "components/ngrpo/evaluation/endpoint_identity.py",
+        "    if not difference <= TOLERANCES[dtype]:\n",
+        "    if False:\n",
+        (f"{ENDPOINT}::test_a_model_that_was_trained_a_little_further_is_refused",),
+    ),
+    Mutant(
+        "webhooks: what is sent holds credentials",
+        _MESSAGES,
+        "for each in redacted(whole)",
+        "for each in whole",
+        (f"{NOTIFICATIONS}::test_no_credential_is_in_a_message",),
+    ),
+    Mutant(
+        "webhooks: a redirect is followed",
+        _WEBHOOKS,
+        "build_opener(_NoRedirect)",
+        "build_opener()",
+        (f"{NOTIFICATIONS}::test_a_redirect_is_not_followed",),
+    ),
+    Mutant(
+        "prune: what a version was judged by goes",
+        _PRUNING,
+        'needs.add(("benchmark_evaluation", judged))',
+        "pass",
+        (PRUNING,),
+    ),
+    Mutant(
+        "prune: the payload goes before the manifest",
+        _PRUNING,
+        'key=lambda key: not key.endswith(f"/{MANIFEST}")',
+        'key=lambda key: key.endswith(f"/{MANIFEST}")',
+        (PRUNING,),
+    ),
+    Mutant(
+        "ledger: tries that failed cost nothing",
+        _SPENDING,
+        "return total(record for record in records if begin <= record.span[0] <= end)",
+        'return total(each for each in records if begin <= each.span[0] <= end and each.outcome == "published")',
+        (COSTS,),
+    ),
+    Mutant(
+        "ledger: nodes that work side by side take their time twice",
+        _SPENDING,
+        "        covered += max(0.0, end - max(begin, until))\n",
+        "        covered += end - begin\n",
+        (COSTS,),
+    ),
+    Mutant(
+        "served heads: queries are as long as they were",
+        "components/ngrpo/data/wider_heads.py",
+        'math.sqrt(factor) if found[1] == "q" else 1.0',
+        "1.0",
+        (f"{SERVING}::test_heads_that_vllm_has_not_are_made_wider_and_the_answers_stay",),
+    ),
+    Mutant(
+        "served heads: pairs turn by other angles",
+        "components/ngrpo/data/wider_heads.py",
+        "wider[:, ::factor] =",
+        "wider[:, :width] =",
+        (f"{SERVING}::test_heads_that_vllm_has_not_are_made_wider_and_the_answers_stay",),
     ),
 )
 

@@ -56,7 +56,7 @@ def receiver(manner: str = "good", elsewhere: str = "") -> Iterator[Receiver]:
             over.wait(30)
 
         def redirects(self) -> None:
-            self.send_response(307)
+            self.send_response(302)  # which would be followed; 307 would not
             self.send_header("Location", elsewhere)
             self.end_headers()
 

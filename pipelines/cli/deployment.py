@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from ngrpo.contracts.evaluation import EVALUATION, Evaluation, parse_evaluation,
 from ngrpo.errors import ConfigError, NGRPOError, TrackingError
 from ngrpo.evaluation.equivalence import Equivalence, equivalent
 from ngrpo.signing.required import require_verified_version
-from ngrpo.tracking.model_registry import ModelRegistry
+from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
 from ngrpo_kfp.components.serving.deployment import deploy
 from ngrpo_kfp.components.serving.inference_service import inference_service, stored_positions
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.local.measuring import measure
-from ngrpo_kfp.pipelines.local.named_model import latest_configuration
+from ngrpo_kfp.pipelines.local.named_model import latest_configuration, settings_of_version
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_name
@@ -61,13 +62,28 @@ def read_cluster(path: Path) -> ClusterConfig:
     return validate(ClusterConfig, read_toml("cluster", path))
 
 
-def deployed_configuration(workspace: Workspace, cluster: ClusterConfig) -> RunConfig:
-    """Return the configuration of the latest run, on a cluster.
+def deployed_configuration(what: str, workspace: Workspace, cluster: ClusterConfig) -> RunConfig:
+    """Return the configuration that a version was made by, on a cluster; that of the latest run where no run here made it, which is said.
+
+    Args:
+        what: `champion`, or the number of a version.
+        workspace: Where the runs are, and object storage and tracking unless the environment names them.
+        cluster: Settings of the cluster.
 
     Raises:
         ConfigError: There is no run.
+        TrackingError: The registry cannot be reached.
     """
-    return latest_configuration(workspace).model_copy(update={"cluster": cluster})
+    config = latest_configuration(workspace)
+    with services(workspace):
+        registry = ModelRegistry(config.promotion.model_name)
+        version = registry.by_alias(CHAMPION) if what == CHAMPION else registry.version(what)
+    own = None if version is None else settings_of_version(version, workspace)
+    if own is not None:
+        config = own.config.model_copy(update={"signing": config.signing})
+    elif version is not None:
+        print(f"version {version.version}: settings of the latest run, for no run here made it", file=sys.stderr)
+    return config.model_copy(update={"cluster": cluster})
 
 
 def print_service(what: str, config: RunConfig, images: Images, workspace: Workspace) -> None:

@@ -18,6 +18,7 @@ from ngrpo.errors import TrackingError
 from ngrpo.tracking.reasons import checked_reason
 from ngrpo_kfp.pipelines.local.announcing import announce_decisions, announce_rollback
 from ngrpo_kfp.pipelines.local.services import services
+from ngrpo_kfp.pipelines.local.signing_by_hand import sign_by_hand, signing_key
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ def promote_version(
         console: Where the decision is shown.
 
     Raises:
-        ConfigError: The reason to override is empty or no plain text.
+        ConfigError: The reason to override is empty or no plain text, or there is no key of the kind that the settings name.
         TrackingError: There is no such version, its weights are not those that were evaluated, or it has no evaluation.
         DamagedStateError: Its evaluation is damaged.
         DataError: Its evaluation lacks a benchmark of the gate.
     """
     if override is not None:
         checked_reason(override, "--override")
+    key = signing_key(config)
     with _promotions(config, workspace) as promotions:
         from ngrpo.contracts.evaluation import parse_evaluation
         from ngrpo.stages.model_promotion import decide_and_crown, require_benchmarks
@@ -69,6 +71,8 @@ def promote_version(
             )
         decision = decide_and_crown(config.promotion, promotions, version, evaluation, config.seed, override=override)
         console.print(escape(f"{decision['decision']}: {decision['reason']}"))
+        if key is not None:
+            console.print(sign_by_hand(promotions, decision, key, workspace), soft_wrap=True)
         _show_aliases(promotions, console)
     announce_decisions(config, [decision])
 
@@ -92,11 +96,12 @@ def roll_back(
 
     Raises:
         NoChampionLeftError: The model would be left without a champion, and `confirm` says no.
-        ConfigError: The reason is empty or no plain text.
+        ConfigError: The reason is empty or no plain text, or there is no key of the kind that the settings name.
         TrackingError: There is none in effect, or the champion before it is gone.
         DamagedStateError: The journal, or what the history says of that promotion, is damaged.
     """
     checked_reason(reason, "rollback")
+    key = signing_key(config)
     with _promotions(config, workspace) as promotions:
         from ngrpo.tracking.promotions import NoChampionLeftError
 
@@ -107,6 +112,9 @@ def roll_back(
                 raise
             entry = promotions.rollback(reason)
         console.print(f"rolled back: version {entry['version']}")
+        if key is not None:
+            decision = {**entry, "model": config.promotion.model_name}
+            console.print(sign_by_hand(promotions, decision, key, workspace), soft_wrap=True)
         _show_aliases(promotions, console)
     announce_rollback(config, entry)
 

@@ -17,6 +17,7 @@ from ngrpo_kfp.pipelines.local.run_artifacts import Sizes, sizes
 from ngrpo_kfp.pipelines.local.run_views import NodeView, RunView, look
 from ngrpo_kfp.pipelines.local.runs import Kind, everything
 from ngrpo_kfp.pipelines.local.workspace import Workspace
+from ngrpo_kfp.pipelines.planning.nodes import stage_of
 
 _COLOURS = {"running": "cyan", "done": "green", "failed": "red", "stopped": "yellow", "cached": "green"}
 
@@ -68,7 +69,7 @@ def show_status(kind: Kind, directory: Path, workspace: Workspace, console: Cons
         word = harmless(node.word) if node.state in ("running", "failed", "stopped") else ""
         table.add_row(node.node, f"[{colour}]{node.state}[/]", time_spent, progress_text(node), escape(word))
     console.print(table)
-    for line in _below(view):
+    for line in (*_below(view), *_weights(view, workspace)):
         console.print(escape(harmless(line)), soft_wrap=True)
 
 
@@ -90,6 +91,14 @@ def _below(view: RunView) -> Iterator[str]:
         yield f"log        `ngrpo logs {view.name} -f`"
     elif view.kind == "run":
         yield f"result     {_result_text(view)}"
+
+
+def _weights(view: RunView, workspace: Workspace) -> Iterator[str]:
+    """Yield where the copies of the models are that a run has trained, or took from the cache."""
+    for node in view.nodes:
+        place = workspace.cache / "ngrpo_training" / node.key / "model"
+        if stage_of(node.node) == "ngrpo_training" and node.state in ("done", "cached") and place.is_dir():
+            yield f"weights    {place}"
 
 
 def _cells(view: RunView) -> Sequence[str]:

@@ -41,7 +41,7 @@ def serve(
     """Serve a model on this machine until Ctrl-C (vLLM's OpenAI API), or with --cluster print its InferenceService of KServe.
 
     With --cluster, MODEL is champion or the number of a version; --preset, --set and --images belong to it. Without --preset the settings
-    are those of the latest run.
+    are those of the run that made the version.
     """
     if cluster is None:
         if preset_option is not None or settings:
@@ -57,7 +57,7 @@ def serve(
 
     deployment.require_registered(model)
     found = Images(images)
-    deployment.print_service(model, _cluster_config(preset_option, settings, cluster), found, workspace())
+    deployment.print_service(model, _cluster_config(model, preset_option, settings, cluster), found, workspace())
 
 
 @app.command(rich_help_panel=ON_CLUSTER)
@@ -76,16 +76,16 @@ def deploy(
 
     deployment.require_registered(model)
     found = Images(images)
-    config = _cluster_config(preset_option, settings, cluster)
+    config = _cluster_config(model, preset_option, settings, cluster)
     if not deployment.deploy_version(model, config, found, workspace(), terminal()):
         raise typer.Exit(1)
 
 
-def _cluster_config(preset: str | None, settings: list[str] | None, cluster: Path) -> RunConfig:
+def _cluster_config(model: str, preset: str | None, settings: list[str] | None, cluster: Path) -> RunConfig:
     if preset is not None:
         return read_cluster_config(preset, settings, None, cluster)
     from ngrpo.config.reading import override
     from ngrpo_kfp.pipelines.cli import deployment
 
     read = deployment.read_cluster(cluster)
-    return override(deployment.deployed_configuration(workspace(), read), settings or [])
+    return override(deployment.deployed_configuration(model, workspace(), read), settings or [])

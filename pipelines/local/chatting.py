@@ -13,12 +13,10 @@ from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
 from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
-    configuration_of,
-    is_version,
     latest_configuration,
     named_model,
     require_name,
-    run_directory,
+    settings_of,
 )
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -85,9 +83,10 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
 
 
 def _configuration(found: NamedModel, workspace: Workspace) -> RunConfig | None:
-    """Return the configuration that the model was trained with, as far as it is known: of its run, or the latest run of the same model."""
-    if not is_version(found.name):
-        return configuration_of(run_directory(found.name, workspace))
+    """Return the configuration that the model was made by, as far as it is known: of its run, or the latest run of the same model."""
+    own = settings_of(found, workspace)
+    if own is not None:
+        return own.config
     if not workspace.latest.exists():
         return None
     config = latest_configuration(workspace)

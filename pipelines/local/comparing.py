@@ -22,6 +22,7 @@ from ngrpo.report.comparison import JSON, PAGE, Arm, ComparedRun, compare, compa
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import read_state
+from ngrpo_kfp.pipelines.local.experiment_comparison import took_by_results
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.stage_records import read_record, read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -151,6 +152,7 @@ def compare_runs(
         benchmark=asked.benchmark,
         measure=asked.measure or "mean",
         margin=_MARGIN if asked.equivalence is None else asked.equivalence,
+        prices=named[0].config.costs if named else None,
     )
     directory = output or workspace.root / "comparisons" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
     with written(directory):
@@ -226,7 +228,7 @@ def _arms_of_runs(named: Sequence[_Named], store: ArtifactStore) -> dict[str, Ar
             if run.nodes is None:
                 failed[seed] = run.failure
             else:
-                done[seed] = _compared(seed, run.word, run.nodes, run.config, store)
+                done[seed] = _compared(seed, run.word, run.nodes, store)
         if not done:
             raise ConfigError(
                 f"RUN {runs[0].word!r}: it has no evaluation ({runs[0].failure}); run the preset again, or name another"
@@ -266,9 +268,7 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def _compared(
-    seed: int, word: str, nodes: Mapping[str, Any], config: RunConfig | None, store: ArtifactStore
-) -> ComparedRun:
+def _compared(seed: int, word: str, nodes: Mapping[str, Any], store: ArtifactStore) -> ComparedRun:
     """Fetch what is compared of a run; of a training its log alone, for its model is large.
 
     Raises:
@@ -289,15 +289,8 @@ def _compared(
         evaluation=read_evaluation(artifact / EVALUATION, _CURE),
         training=training,
         samples=artifact,
-        gpu_seconds=_gpu_seconds(nodes.get(_TRAINING), config),
+        took=took_by_results(((stage_of(name), node["key"]) for name, node in nodes.items()), store),
     )
-
-
-def _gpu_seconds(node: Mapping[str, Any] | None, config: RunConfig | None) -> float | None:
-    """Return seconds of training times its GPUs; none where it came from the store, or asked for no GPU, so that it is not known."""
-    if node is None or config is None or node.get("cached") or not config.needs(_TRAINING).gpus:
-        return None
-    return float(node["seconds"] * config.needs(_TRAINING).gpus)
 
 
 def _reference(name: str, nodes: Mapping[str, Any], store: ArtifactStore) -> Reference:
@@ -324,7 +317,7 @@ def _arm_of_experiment(experiment: str, arm: str, name: str, summary: _Experimen
         raise ConfigError(f"experiment {experiment}: arm {arm!r} is unknown; choose one of {', '.join(known)}")
     failed = {int(seed): run["failed"] for seed, run in known[own].items() if "failed" in run}
     runs = tuple(
-        _compared(int(seed), f"{experiment}:{arm}", run["nodes"], None, store)
+        _compared(int(seed), f"{experiment}:{arm}", run["nodes"], store)
         for seed, run in known[own].items()
         if "failed" not in run
     )

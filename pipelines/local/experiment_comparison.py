@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
+from ngrpo.ledger.spending import Cost, recorded_cost
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.local.workspace import written
@@ -45,21 +46,18 @@ class Outcome:
 class ComparedArms:
     """The arms of an experiment with what their finished runs have come to."""
 
-    def __init__(
-        self, planned: ExperimentPlan, outcome: Outcome, store: ArtifactStore, seconds: Mapping[str, float]
-    ) -> None:
+    def __init__(self, planned: ExperimentPlan, outcome: Outcome, store: ArtifactStore) -> None:
         """Fetch the evaluations and their samples of the trained models.
 
         Args:
             planned: The plan of the experiment.
             outcome: What has come of it.
             store: Where the results are.
-            seconds: By key, how long stages took.
 
         Raises:
             StoreError: A result is gone, or does not match its manifest.
         """
-        self._planned, self._outcome, self._store, self._seconds = planned, outcome, store, seconds
+        self._planned, self._outcome, self._store = planned, outcome, store
         self.evaluations: dict[ArmRun, Evaluation] = {}
         self._directories: dict[ArmRun, Path] = {}
         for run in planned.nodes:
@@ -101,6 +99,7 @@ class ComparedArms:
             measure=file.measure,
             margin=file.equivalence,
             published=file.published,
+            prices=self._planned.experiment.baseline.costs,
         )
         with written(directory):
             write_comparison(comparison, directory)
@@ -119,7 +118,7 @@ class ComparedArms:
                     evaluation=self.evaluations[run],
                     training=self._training(run),
                     samples=self._directories[run],
-                    gpu_seconds=self._gpu_seconds(run),
+                    took=took_by_results(self._results(run), self._store),
                 )
                 for run in runs
                 if run in self.evaluations
@@ -138,11 +137,22 @@ class ComparedArms:
         reference = self._outcome.reference(self._planned.of(run, "ngrpo_training"))
         return None if reference is None else self._store.fetch(reference, only=_LOG)
 
-    def _gpu_seconds(self, run: ArmRun) -> float | None:
-        """Return the seconds of a training times its GPUs; none where they are not known, or it had none."""
-        node = self._planned.of(run, "ngrpo_training")
-        gpus = self._planned.experiment.arms[run.arm].needs("ngrpo_training").gpus
-        return None if node is None or not gpus or node.key not in self._seconds else self._seconds[node.key] * gpus
+    def _results(self, run: ArmRun) -> list[tuple[str, str]]:
+        """Return the stage and the key of each result of a run."""
+        return [(node.stage, node.key) for node in map(self._planned.plan.__getitem__, self._planned.nodes[run])]
+
+
+def took_by_results(results: Iterable[tuple[str, str]], store: ArtifactStore) -> dict[tuple[str, str], Cost | None]:
+    """Return what results took, whenever they were made; none where it is not known.
+
+    Args:
+        results: The stage and the key of each.
+        store: Where they are.
+
+    Raises:
+        StoreError: The store cannot be reached.
+    """
+    return {(stage, key): recorded_cost(store.objects, stage, key) for stage, key in dict.fromkeys(results)}
 
 
 def _numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

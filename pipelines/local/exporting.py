@@ -213,6 +213,7 @@ def _vllm_problem(directory: Path, *, on_cpu: bool) -> str | None:
     from ngrpo.data.model_class import outline
     from ngrpo.data.model_directory import read_config
     from ngrpo.data.vllm_service import Service, require_service
+    from ngrpo.data.wider_heads import widening
 
     label = "the model"
     config = read_config(directory, label)
@@ -230,7 +231,12 @@ def _vllm_problem(directory: Path, *, on_cpu: bool) -> str | None:
         require_service(outline(config, label), service, label)
     except DataError as error:
         # What to do about it in a run's settings is of no use here.
-        return str(error).removeprefix(f"{service.engine}: {label}: ").rpartition("; ")[0]
+        problem = str(error).removeprefix(f"{service.engine}: {label}: ").rpartition("; ")[0]
+        return (
+            problem
+            if widening(config, service, label) is None
+            else f"{problem}; `ngrpo serve` fills them up with zeros"
+        )
     return None
 
 

@@ -14,7 +14,7 @@ from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ConfigError, StoreError, TrackingError
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.manifest import MANIFEST, Manifest
-from ngrpo_kfp.pipelines.local.runs import latest_settings
+from ngrpo_kfp.pipelines.local.runs import RunSettings, latest_settings, settings_behind
 from ngrpo_kfp.pipelines.local.services import Services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -129,6 +129,34 @@ def latest_configuration(workspace: Workspace) -> RunConfig:
             "meant: name it with --model, set NGRPO_HOME to a workspace with runs, or run once"
         )
     return latest.config
+
+
+def settings_of(found: NamedModel, workspace: Workspace) -> RunSettings | None:
+    """Return the configuration that a model was made and measured by; none of a version that no run of the workspace made.
+
+    Args:
+        found: The model.
+        workspace: Where the runs are.
+
+    Raises:
+        ConfigError: That of a run that was named is none of this version.
+        DamagedStateError: It cannot be read.
+    """
+    if is_version(found.name):
+        return None if found.version is None else settings_of_version(found.version, workspace)
+    run = run_directory(found.name, workspace)
+    return RunSettings(run.name, configuration_of(run))
+
+
+def settings_of_version(version: ModelVersion, workspace: Workspace) -> RunSettings | None:
+    """Return the configuration that a registered version was made and measured by; none where no run of the workspace made it."""
+    from ngrpo.tracking.model_registry import KEY, evaluation_key
+
+    trained, judged = version.tags.get(KEY), evaluation_key(version)
+    if trained is None:
+        return None
+    behind = [(_TRAINING, trained), *([] if judged is None else [("benchmark_evaluation", judged)])]
+    return settings_behind(behind, workspace)
 
 
 def configuration_of(run: Path) -> RunConfig:

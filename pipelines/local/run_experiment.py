@@ -109,7 +109,7 @@ def run(
                 outcome = _run_all(planned, directory, tracked, console, runner or in_processes)
             seconds = records.seconds()
             console.print("comparing the arms")
-            compared = ComparedArms(planned, outcome, store, seconds)
+            compared = ComparedArms(planned, outcome, store)
             problems = [f"{run}: {why}" for run, why in outcome.failed.items()]
             files: list[Path] = []
             try:
@@ -187,7 +187,7 @@ def compare_finished(
 ) -> Path:
     """Compare the arms by the results that a plan found in a store; see `report`."""
     outcome = Outcome(made={}, failed=_failed_last_time(planned, records))
-    compared = ComparedArms(planned, outcome, store, records.seconds())
+    compared = ComparedArms(planned, outcome, store)
     name = planned.experiment.name
     if not compared.evaluations:
         raise ConfigError(f"experiment {name}: no run has finished: run it first (ngrpo experiment run {name})")

@@ -20,7 +20,7 @@ Kind = Literal["run", "evaluation", "experiment"]
 
 
 @dataclass(frozen=True)
-class LatestSettings:
+class RunSettings:
     """The configuration of a run, and the name of the run."""
 
     name: str
@@ -73,16 +73,35 @@ def find_run(what: str, workspace: Workspace) -> tuple[Kind, Path] | None:
     return found[0] if found else None
 
 
-def latest_settings(workspace: Workspace) -> LatestSettings | None:
+def latest_settings(workspace: Workspace) -> RunSettings | None:
     """Return the configuration of the newest run that has one, whether it finished or not; none if no run has one.
 
     What cannot be read is said on standard error, and the run before it counts.
     """
-    for run in run_directories(workspace):
+    return next(_settings(run_directories(workspace)), None)
+
+
+def settings_behind(artifacts: Sequence[Artifact], workspace: Workspace) -> RunSettings | None:
+    """Return the configuration of the run that results are from; none if no run here with settings that can be read made or read them.
+
+    Of several it is the newest that knows the most of them.
+
+    Args:
+        artifacts: The results.
+        workspace: Where the runs are.
+    """
+    known = {
+        run: sum(each in _listed_artifacts("run", run) for each in artifacts) for run in run_directories(workspace)
+    }
+    return next(_settings(sorted(filter(known.get, known), key=lambda run: -known[run])), None)
+
+
+def _settings(runs: Iterable[Path]) -> Iterator[RunSettings]:
+    for run in runs:
         try:
             tree = read_settings(run)
             if tree is not None:
-                return LatestSettings(run.name, validate(RunConfig, tree))
+                yield RunSettings(run.name, validate(RunConfig, tree))
         except DamagedStateError as error:
             print(f"ignored: {error}", file=sys.stderr)
         except ConfigError as error:
@@ -91,7 +110,6 @@ def latest_settings(workspace: Workspace) -> LatestSettings | None:
                 f"ignored: {run / 'config.json'}: no configuration of this version: {first}; name a preset, or run it again",
                 file=sys.stderr,
             )
-    return None
 
 
 def is_last(experiment: Path) -> bool:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +32,7 @@ from ngrpo_kfp.pipelines.local.named_model import (
     named_model,
     require_name,
     run_directory,
+    settings_of,
 )
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.vouched_model import require_verified
@@ -40,8 +42,13 @@ HOST = "127.0.0.1"
 _TOKEN = "NGRPO_ENDPOINT_TOKEN"
 """As `ngrpo.evaluation.endpoint_client` has it, which takes seconds to import."""
 _SECONDS_TO_END = 20.0
-_LAST_LINES = 4000
+WIDENED = (
+    "attention heads are filled up with zeros: this build of vLLM has none as narrow, and the answers are the same"
+)
+_LAST_LINES = 64_000
 """Bytes of the server's log in which its last words are looked for."""
+_NO_CAUSE = "See root cause above"
+"""Part of what the server says last where its engine did not start: the engine has said why before."""
 
 
 def serve_model(what: str, port: int, length: int | None, workspace: Workspace, console: Console) -> None:
@@ -64,24 +71,31 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     require_name(what, workspace)
     on_cpu = _build_for_cpus()
     _require_free(port)
-    config = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
+    acting = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
     with services(workspace) as around:
         model = named_model(what, None, around, workspace)
-        require_verified(model, config.signing, around)
-    require_servable(model, config, on_cpu=on_cpu)
+        require_verified(model, acting.signing, around)
+    own = settings_of(model, workspace)
+    config = acting if own is None else own.config
+    whose = "the latest run: no run here made this version" if own is None else f"run {own.name}"
+    console.print(escape(f"settings of {whose}"), soft_wrap=True)
     names = served_names(model)
-    arguments = server_arguments(
-        config,
-        model=str(model.directory),
-        names=names,
-        host=HOST,
-        port=port,
-        length=length or served_length(config, _positions(model.directory)),
-        on_cpu=on_cpu,
-    )
     log = workspace.root / "serve.log"
-    console.print(f"starting vLLM (log: {log})", soft_wrap=True)
-    with _server(arguments, log) as server:
+    with contextlib.ExitStack() as stack:
+        files = stack.enter_context(servable_files(model, config, on_cpu=on_cpu))
+        if files != model.directory:
+            console.print(WIDENED, soft_wrap=True)
+        arguments = server_arguments(
+            config,
+            model=str(files),
+            names=names,
+            host=HOST,
+            port=port,
+            length=length or served_length(config, _positions(files)),
+            on_cpu=on_cpu,
+        )
+        console.print(f"starting vLLM (log: {log})", soft_wrap=True)
+        server = stack.enter_context(_server(arguments, log))
         _wait_until_up(server, port, log)
         for line in how_to(model, config, names[0], port):
             console.print(escape(line), soft_wrap=True)
@@ -89,8 +103,12 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
         raise EngineError(_ended(server, log))
 
 
-def require_servable(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> None:
-    """Refuse a model that vLLM could not serve, before it takes a minute to say so in its own words.
+@contextlib.contextmanager
+def servable_files(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> Iterator[Path]:
+    """Provide the files that vLLM serves a model from, and refuse one that it could not serve before it takes a minute to say so.
+
+    They are those of the model, or of one with wider heads that computes the same, where the build for processors has no attention with
+    heads as narrow.
 
     Args:
         model: The model.
@@ -103,15 +121,26 @@ def require_servable(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> N
     from ngrpo.data.model_class import outline
     from ngrpo.data.model_directory import read_config
     from ngrpo.data.vllm_service import Service, require_service
+    from ngrpo.data.wider_heads import widening, write_wider
 
     label = f"model {model.name}"
     service = Service("evaluation", "", config.evaluation.vllm, config.model.dtype, on_cpu, 1, 1, False)
+    own = read_config(model.directory, label)
+    factor = None
     try:
-        require_service(outline(read_config(model.directory, label), label), service, label)
+        require_service(outline(own, label), service, label)
     except DataError as error:
-        problem = str(error).removeprefix(f"{service.engine}: ").rpartition("; ")[0]  # its cure is that of a stage
-        cure = "serve it where vLLM has a GPU, or" if on_cpu else "write it with"
-        raise DataError(f"{problem}; {cure} `ngrpo export` and serve the files with transformers") from error
+        factor = widening(own, service, label)
+        if factor is None:
+            problem = str(error).removeprefix(f"{service.engine}: ").rpartition("; ")[0]  # its cure is that of a stage
+            cure = "serve it where vLLM has a GPU, or" if on_cpu else "write it with"
+            raise DataError(f"{problem}; {cure} `ngrpo export` and serve the files with transformers") from error
+    if factor is None:
+        yield model.directory
+        return
+    with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+        write_wider(model.directory, Path(scratch), factor)
+        yield Path(scratch)
 
 
 def served_names(model: NamedModel) -> list[str]:
@@ -236,6 +265,6 @@ def _ended(server: subprocess.Popen[bytes], log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LAST_LINES))
         lines = file.read().decode(errors="replace").splitlines()
-    errors = [line.strip() for line in lines if "Error" in line]
+    errors = [line.strip() for line in lines if "Error" in line and _NO_CAUSE not in line]
     said = f" ({errors[-1][-300:]})" if errors else ""
     return f"vLLM's server ended with exit code {server.returncode}{said}; its log says why: {log}"

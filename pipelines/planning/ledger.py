@@ -14,7 +14,10 @@ from ngrpo.evaluation.gains import Gain
 from ngrpo.ledger.devices import hardware, visible_gpus
 from ngrpo.ledger.prices import digits, duration, figures, in_words, money, price_of_a_point
 from ngrpo.ledger.shapes import Expected, expected, shape
-from ngrpo.ledger.spending import Cost, cost_of, records_of, together
+from ngrpo.ledger.spending import Cost, recorded_cost, together
+from ngrpo.sizing.durations import Duration
+from ngrpo.sizing.durations import duration as duration_of
+from ngrpo.sizing.model_shape import model_shape
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.planning.nodes import Plan
@@ -34,15 +37,7 @@ def costs_of(plan: Plan, objects: ObjectStore) -> dict[str, Cost | None]:
     Raises:
         StoreError: The store cannot be reached.
     """
-    costs: dict[str, Cost | None] = {}
-    for node in plan:
-        if node.same_as is None:
-            try:
-                costs[node.name] = cost_of(records_of(objects, node.stage, node.key))
-            except DamagedStateError as error:
-                print(f"ignored: {error}", file=sys.stderr)
-                costs[node.name] = None
-    return costs
+    return {node.name: recorded_cost(objects, node.stage, node.key) for node in plan if node.same_as is None}
 
 
 def costs_summary(
@@ -105,8 +100,11 @@ def cost_metrics(costs: Mapping[str, Any]) -> dict[str, float]:
 
 def expectations(
     plan: Plan, config: RunConfig, objects: ObjectStore, *, here: bool = True
-) -> dict[str, Expected | None]:
-    """Return by node that has to run what it will take, by earlier results of its shape; none where there is none.
+) -> dict[str, Expected | Duration | None]:
+    """Return by node that has to run what it will take.
+
+    It is known by earlier results of its shape; where there is none, by what sizing knows of its time, which may be only how much it is
+    to generate; none where that is nothing.
 
     Args:
         plan: The plan.
@@ -118,7 +116,7 @@ def expectations(
         StoreError: The store cannot be reached.
     """
     visible = visible_gpus() if here else []
-    found: dict[str, Expected | None] = {}
+    found: dict[str, Expected | Duration | None] = {}
     for node in plan.to_run:
         machine = hardware(visible[: config.needs(node.stage).gpus]) if here else None
         try:
@@ -126,29 +124,37 @@ def expectations(
         except DamagedStateError as error:
             print(f"ignored: {error}", file=sys.stderr)
             found[node.name] = None
+    model = model_shape(config.model.source) if None in found.values() else None
+    if model is not None:
+        found |= {name: duration_of(config, plan[name].stage, model) for name, known in found.items() if known is None}
     return found
 
 
-def expectations_table(expected: Mapping[str, Expected | None], prices: CostsConfig) -> Table:
-    """Return the table of what a run will take; what no earlier result tells is unknown, and so is the sum then."""
+def expectations_table(expected: Mapping[str, Expected | Duration | None], prices: CostsConfig) -> Table:
+    """Return the table of what a run will take; what neither an earlier result nor sizing tells is unknown, and so is the sum then."""
     priced = prices.gpu_hour is not None or prices.cpu_hour is not None
-    table = Table(title="What it took before", caption_justify="left")
+    table = Table(title="What it will take", caption_justify="left")
     table.add_column("stage", overflow="fold")
     for column in ("time", "GPU-h", *([prices.currency] if priced else [])):
         table.add_column(column, justify="right")
     table.add_column("by", overflow="fold")
+    unknown = ["unknown"] * (3 if priced else 2)
     for name, each in expected.items():
-        if each is None:
-            table.add_row(name, *["unknown"] * (3 if priced else 2), "no earlier result of this shape")
-        else:
+        if isinstance(each, Expected):
             results = f"{each.results} result{'s' * (each.results > 1)} on {each.hardware}"
             table.add_row(name, *_cells(each.cost, prices, priced), results)
-    known = [each.cost for each in expected.values() if each is not None]
+        elif each is not None and each.seconds is not None:
+            table.add_row(name, f"about {duration(each.seconds)}", *unknown[1:], f"an estimate: {each.basis}")
+        else:
+            todo = f"; it {each.basis}" if each is not None and each.basis else ""
+            table.add_row(name, *unknown, f"no earlier result of this shape{todo}")
+    known = [each.cost for each in expected.values() if isinstance(each, Expected)]
     if len(expected) > 1:
         table.add_section()
         missing = len(expected) - len(known)
-        cells = _cells(together(known), prices, priced) if known else ["unknown"] * (3 if priced else 2)
-        table.add_row("together", *cells, f"without the {missing} unknown" if missing and known else "")
+        cells = _cells(together(known), prices, priced) if known else unknown
+        without = f"without the {missing} that no earlier result tells" if missing and known else ""
+        table.add_row("together", *cells, without)
     return table
 
 

@@ -76,7 +76,7 @@ def in_group(group: int) -> list[str]:
 
 @pytest.mark.timeout(900)
 def test_a_model_is_served_until_it_is_told_to_stop(tmp_path):
-    model, home = save_tiny_model(tmp_path / "model", hidden_size=128), tmp_path / "outputs"
+    model, home = save_tiny_model(tmp_path / "model"), tmp_path / "outputs"
     finished_run(home, model)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -116,5 +116,5 @@ def test_a_model_is_served_until_it_is_told_to_stop(tmp_path):
         time.sleep(0.5)
         assert [in_group(group) for group in groups] == [[] for _ in groups]
     finally:
-        process.kill()
-        process.stdout.close()
+        process.terminate()  # killed outright it would leave the engine
+        process.communicate(timeout=120)

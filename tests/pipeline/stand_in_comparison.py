@@ -16,7 +16,7 @@ class ComparedRun:
     evaluation: dict
     training: Path | None
     samples: Path | None
-    gpu_seconds: float | None
+    took: Mapping
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Arm:
     failed: Mapping[int, str]
 
 
-def compare(arms, *, baseline, benchmark, measure, margin, published=None):
+def compare(arms, *, baseline, benchmark, measure, margin, published=None, prices=None):
     if not any(arm.name == baseline and arm.runs for arm in arms):
         raise ConfigError(f"baseline {baseline}: no run of it has finished")
     return {
@@ -34,7 +34,9 @@ def compare(arms, *, baseline, benchmark, measure, margin, published=None):
             arm.name: {
                 "means": {run.seed: run.evaluation["models"]["trained"][benchmark]["mean"] for run in arm.runs},
                 "training": [sorted(path.name for path in run.training.iterdir()) for run in arm.runs],
-                "gpu_seconds": [run.gpu_seconds for run in arm.runs],
+                "took": [
+                    sorted(stage for (stage, _), cost in run.took.items() if cost is not None) for run in arm.runs
+                ],
                 "failed": dict(arm.failed),
             }
             for arm in arms

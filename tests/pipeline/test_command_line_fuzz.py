@@ -11,7 +11,7 @@ from ngrpo.config import load_config
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
-from ngrpo_kfp.pipelines.local.runs import LatestSettings
+from ngrpo_kfp.pipelines.local.runs import RunSettings
 
 # Where each command begins its work, once its arguments are right.
 BEGINNINGS = (
@@ -31,6 +31,7 @@ BEGINNINGS = (
     "kubeflow.runs.logs.connect",
     "kubeflow.doctor.examination.examine",
     "kubeflow.scheduling.schedules.compile_scheduled_run",
+    "kubeflow.scheduling.schedules.connect",
     "kubeflow.scheduling.form.compile_form",
     "planning.base_model.from_champion",
     "cli.promotion.promote_version",
@@ -46,7 +47,7 @@ def begun(monkeypatch, tmp_path):
     for name in ("AWS_ENDPOINT_URL", "NGRPO_STORE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")  # else runs are those of this machine
-    latest = LatestSettings("r", load_config(PRESETS / "tiny.toml"))
+    latest = RunSettings("r", load_config(PRESETS / "tiny.toml"))
     monkeypatch.setattr("ngrpo_kfp.pipelines.cli.acting.latest_settings", lambda workspace: latest)
     monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
     monkeypatch.setenv("HF_TOKEN", "hf_x")

@@ -2,12 +2,14 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 from compared_arms import counts_of, run_of
 from ngrpo.config import load_config
+from ngrpo.ledger.spending import Spent
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
@@ -20,6 +22,21 @@ class House:
     def __init__(self, root):
         self.root = root
         self.artifacts = {}
+        self._records = {}
+
+    @property
+    def objects(self):
+        return SimpleNamespace(uri="s3://here", list=self._records_below, get_bytes=self._records.get)
+
+    def _records_below(self, prefix):
+        return [name for name in self._records if name.startswith(prefix)]
+
+    def took(self, stage, key, **spent):
+        """Record what a result took."""
+        record = Spent(
+            stage, key, "20260101T000000Z-m-1", "r", "s", "h", "2026-01-01T00:00:00+00:00", outcome="published", **spent
+        )
+        self._records[record.place] = json.dumps(asdict(record)).encode()
 
     def find(self, stage, key):
         return self.artifacts.get((stage, key))
@@ -157,17 +174,26 @@ def test_a_run_that_failed_is_a_seed_of_its_arm_and_no_arm_by_itself(house, caps
     assert "'a1': it has no evaluation (ngrpo_training: the loss is not finite)" in said(capsys, "a1", "b0")
 
 
-def test_gpu_hours_are_those_of_a_training_that_ran_and_asked_for_gpus(house, tmp_path):
-    house.run("a0", 0, 0.4, "resources.ngrpo_training.gpus=2")
-    second = house.run("a1", 1, 0.4, "resources.ngrpo_training.gpus=2")
-    summary = json.loads((second / "summary.json").read_text())
-    summary["stages"]["ngrpo_training"] |= {"seconds": 0.0, "cached": True}
-    write_state(second / "summary.json", summary)
-    house.run("b0", 0, 0.6, "mixing.k=1")
+def test_costs_are_those_that_were_recorded_and_what_arms_share_counts_once(house, tmp_path, capsys):
+    prices = ("costs.gpu_hour=2.5", "costs.currency=USD")
+    house.run("a0", 0, 0.4, *prices)
+    house.run("a1", 1, 0.4, *prices)
+    last = house.run("b0", 0, 0.6, *prices, "mixing.k=1")
+    for run in (last, last.parent / "a0"):
+        summary = json.loads((run / "summary.json").read_text())
+        summary["stages"]["sft_warm_start"] = {"key": "shared", "artifact": "s3://gone", "seconds": 1.0}
+        write_state(run / "summary.json", summary)
+    house.took("ngrpo_training", "ngrpo_training-a0-0", seconds=3600, gpus=2)
+    house.took("sft_warm_start", "shared", seconds=1800, gpus=1)
     assert cli.main(["compare", "a=a0", "a=a1", "b0", "--measure", "mean", "--output", str(tmp_path / "out")]) == 0
     tree = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert tree["facts"]["a"]["gpu_hours"]["by_seed"] == {"0": 2.0}
-    assert "1 of 2 seeds" in (tmp_path / "out" / "comparison.html").read_text()
+    assert tree["facts"]["b0"]["gpu_hours"]["by_seed"] == {}
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "1 of 2 seeds" in page
+    said = "each counted once: 90.0 min, 0 processor-hours, 2.5 GPU-hours, energy not told, 6.25 USD; 5 of 7 are not recorded."
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in page
 
 
 def test_what_is_no_run_or_cannot_be_compared_is_said(house, tmp_path, capsys):

@@ -110,6 +110,7 @@ def test_an_experiment_runs_what_is_left_and_compares(house):
     assert arms["grpo"]["means"] == {"0": 0.25, "1": 0.35}
     assert arms["ngrpo"]["means"] == {"0": 0.5, "1": 0.6}
     assert all("log_history.json" in names for names in arms["ngrpo"]["training"])
+    assert arms["ngrpo"]["took"] == [sorted(ONCE)] * 2, "what all of its results took is known"
     assert compared(house)["asked"] == [
         "grpo",
         "arithmetic",

@@ -70,13 +70,13 @@ def test_mlflow_has_the_costs_and_the_result_of_a_run_and_the_costs_of_its_stage
 def test_a_plan_tells_what_stages_of_the_same_shape_took_and_nothing_else(house):
     plan = house.ngrpo("plan", "--set", "training.steps=40", "--seed", "0", COLUMNS="160").stdout
     lines = {line.split()[1]: line for line in plan.splitlines() if line.startswith("│")}
-    table = plan[plan.index("What it took before") :]
+    table = plan[plan.index("What it will take") :]
     assert table.count("unknown") == 3, "another number of steps: training is unknown, and the sum is without it"
     assert "no earlier result of this shape" in table
-    assert "without the 1 unknown" in table
+    assert "without the 1 that no earlier result tells" in table
     assert "benchmark_evaluation" in lines
     faster = house.ngrpo("plan", "--set", "training.learning_rate=0.5", COLUMNS="160").stdout
-    table = faster[faster.index("What it took before") :]
+    table = faster[faster.index("What it will take") :]
     assert "unknown" not in table, "another learning rate: the same work"
     assert "1 result on" in table
 

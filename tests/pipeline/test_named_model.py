@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from ngrpo.config import load_config
 from ngrpo.errors import ConfigError, StoreError, TrackingError
 from ngrpo.storage.digest import model_digest
 from ngrpo.tracking.model_registry import DIGEST, ModelRegistry
+from ngrpo_kfp.pipelines.cli import deployment
 from ngrpo_kfp.pipelines.local import named_model as module
-from ngrpo_kfp.pipelines.local.named_model import NamedModel, named_model
+from ngrpo_kfp.pipelines.local.named_model import NamedModel, named_model, settings_of
 from ngrpo_kfp.pipelines.local.services import Services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import MIDDLE, NAME, PROBLEMS, TINY, candidate, decide
@@ -131,6 +133,44 @@ def test_a_model_that_was_never_registered_has_no_version(find, tmp_path, ran):
 def test_without_a_name_the_registered_model_is_that_of_the_latest_run(find, promote, ran):
     ran(promote("first", MIDDLE))
     assert find("champion", None).model_name == NAME
+
+
+def test_the_settings_of_a_version_are_those_of_the_run_that_made_it(find, promote, workspace, monkeypatch, capsys):
+    monkeypatch.setattr(deployment, "services", lambda workspace: nullcontext())
+
+    def leave(day: int, name: str, judged: str) -> None:
+        run = workspace.new_run(f"2026010{day}-000000-000000-tiny")
+        keys = {"ngrpo_training": f"key-{name}", "benchmark_evaluation": judged}
+        stages = {stage: {"key": key, "artifact": "s3://x/y/"} for stage, key in keys.items()}
+        (run / "summary.json").write_text(
+            json.dumps({"stages": stages, "wall_seconds": 1.0, "mlflow": {"run_id": "r"}})
+        )
+        (run / "config.json").write_text(
+            load_config(TINY, [f"seed={day}", f"promotion.model_name={NAME}"]).model_dump_json()
+        )
+
+    def settings(what: str) -> tuple[str, int] | None:
+        found = settings_of(find(what), workspace)
+        return None if found is None else (found.name, found.config.seed)
+
+    promote("first", MIDDLE)
+    promote("better", [6] * PROBLEMS)
+    judged = find("1").version.tags["ngrpo.evaluation_key"]
+    assert settings("1") is None
+    leave(1, "first", "another")
+    assert settings("1") == ("20260101-000000-000000-tiny", 1)
+    leave(2, "first", judged)
+    leave(3, "first", "another")
+    leave(4, "better", "another")
+    assert settings("1") == ("20260102-000000-000000-tiny", 2), "of runs with its training, the one with its evaluation"
+    assert settings("champion") == ("20260104-000000-000000-tiny", 4)
+    leave(5, "nobodys", judged)
+    assert settings("1") == ("20260102-000000-000000-tiny", 2)
+    cluster = load_config(TINY).cluster
+    promote("third", [7] * PROBLEMS)
+    seeds = [deployment.deployed_configuration(what, workspace, cluster).seed for what in ("1", "2", "champion")]
+    assert seeds == [2, 4, 5], "no run here made the third, so that the latest counts"
+    assert capsys.readouterr().err == "version 3: settings of the latest run, for no run here made it\n"
 
 
 # --- what is not there --------------------------------------------------------------------------------------------------

@@ -125,6 +125,24 @@ def test_a_result_that_a_rerun_replaced_goes_and_so_does_what_was_left_half_uplo
     }
 
 
+def test_what_the_ledger_the_watch_and_promotions_keep_stays(home, prune, objects):
+    old = home.run({"ngrpo_training": "b"}).name
+    home.run({})
+    key = home.key("ngrpo_training", "b")
+    kept = (
+        f"spent/ngrpo_training/{key}/20260101T000000Z-m-1.json",
+        f"spent/shapes/ngrpo_training/0123456789abcdef/20260101T000000Z-m-1/{key}",
+        "watches/made-up.json",
+        "promotions/made-up/lock.json",
+        "promotions/made-up/history/00000001.json",
+    )
+    for place in kept:
+        objects.put_bytes(b"{}", place)
+    gone = prune(keep=1)
+    assert {f"artifact ngrpo_training/{key}", f"run {old}"} <= set(gone)
+    assert set(kept) <= set(objects.list(""))
+
+
 def test_the_latest_finished_run_stays_behind_runs_that_failed(home, prune, artifacts):
     finished = home.run({})
     failed = [home.run(later(letter), until="ngrpo_training") for letter in "bc"]

@@ -136,6 +136,18 @@ def test_where_the_weights_are_is_said_once_they_are_there(kubeflow, ngrpo, run,
     assert re.fullmatch(rf"weights  {objects.uri}/ngrpo_training/[0-9a-f]{{32}}/model/", line)
 
 
+def test_where_the_weights_are_is_said_where_the_training_was_cached(kubeflow, ngrpo, finish, objects):
+    ngrpo("submit")
+    finish()
+    trained = re.findall(r"weights  (.*)", ngrpo("status"))
+    for changed in ("evaluation.samples=32", "promotion.min_gain=3"):
+        ngrpo("submit", "--set", changed)
+        told = ngrpo("status")
+        assert rows(told)["ngrpo_training"][0] == "cached"
+        assert re.findall(r"weights  (.*)", told) == trained
+    assert trained[0].startswith(f"{objects.uri}/ngrpo_training/")
+
+
 def test_a_run_that_was_cancelled_says_so_of_itself_and_of_its_stages(kubeflow, ngrpo, run, objects):
     kubeflow.detail(run, "prepare-data", "SUCCEEDED")
     kubeflow.detail(run, "sft-warm-start", "RUNNING")

@@ -232,6 +232,40 @@ def test_a_run_that_changes_nothing_signs_the_evaluation_that_speaks_for_the_ver
     assert any("since then rolled back: worse on real traffic" in link.said for link in links)
 
 
+def test_decisions_by_hand_are_signed_and_keep_what_the_run_said(promotions, promote, keys, objects, capsys, tmp_path):
+    def said(number: str) -> dict:
+        envelope = json.loads(promotions.registry.file(promotions.registry.version(number), STATEMENT))
+        return json.loads(base64.b64decode(envelope["payload"]))["predicate"]
+
+    signed_in_its_run = promote(
+        "first", private=keys[0], variable={"NGRPO_IMAGES": '{"ngrpo_training": "i@sha256:0"}'}.get
+    )
+    promote("second", MIDDLE)
+    first = said("1")
+    by_hand = ("--preset", str(TINY), "--set", f"promotion.model_name={NAME}")
+    key = ("--set", f"signing.private_key={keys[0]}")
+    missing = ("--set", f"signing.private_key={tmp_path}/none.pem")
+    assert cli.main(["promote", "2", *by_hand, *missing, "--override", "nicer"]) == 2
+    assert "or decide unsigned: --set 'signing={}'" in capsys.readouterr().err
+    assert cli.main(["promote", "2", *by_hand, *key, "--override", "nicer"]) == 0
+    assert "version 2 is signed by the key sha256" in capsys.readouterr().out
+    second = said("2")
+    assert second["decision"] == {"decision": "promoted", "reason": "by hand: nicer", "comparison": None}
+    assert (second["lineage"]["dataset"], second["data"]) == ("key-data", {}), "no run here made it"
+    assert verify(capsys, "2", "--model", NAME, "--public-key", keys[1])[1].count("holds") == 6
+
+    assert cli.main(["rollback", "worse", *by_hand, *key]) == 0
+    assert said("2")["decision"]["decision"] == "rolled_back"
+    for number in ("1", "2"):
+        assert verify(capsys, number, "--model", NAME, "--public-key", keys[1])[1].count("holds") == 6, number
+    assert said("1") == first
+    assert cli.main(["rollback", "worse still", *by_hand, *key, "--yes"]) == 0
+    assert said("1")["decision"]["comparison"] == signed_in_its_run["comparison"]
+    kept = ("lineage", "code", "data", "base", "images")
+    assert [said("1")[name] for name in kept] == [first[name] for name in kept]
+    assert verify(capsys, "1", "--model", NAME, "--public-key", keys[1])[1].count("holds") == 6
+
+
 @pytest.mark.long
 def test_a_directory_as_the_registry_keeps_it(promotions, promote, keys, capsys, tmp_path):
     promote("first", private=keys[0])

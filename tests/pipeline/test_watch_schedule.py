@@ -1,6 +1,9 @@
 """A schedule that watches the champion: one task, compiled by kfp's own compiler, made through its real client."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 from commanding import IMAGES as LOCK
 from golden_ir import CLUSTER, IMAGES
 
@@ -9,11 +12,13 @@ from ngrpo.errors import ConfigError, EngineError
 from ngrpo.stages.champion_watch import Seen
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
+from ngrpo_kfp.pipelines.kubeflow.inference_service import _PORT
 from ngrpo_kfp.pipelines.kubeflow.scheduling import watch_task
 from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_compilation import compile_watch
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
+ROOT = Path(__file__).parents[2]
 URL = "http://champion.models.svc:8000/v1"
 
 
@@ -30,6 +35,18 @@ def test_the_task_has_the_settings_and_no_gpu():
     assert placed["podMetadata"]["labels"]["ngrpo/stage"] == "watch_champion"
 
 
+def test_the_policy_for_the_watch_is_for_its_pods_and_the_port_of_the_service_alone():
+    policy = yaml.safe_load((ROOT / "k8s" / "components" / "served-models" / "endpoint-access.yaml").read_text())
+    _, platform = load_ir(
+        compile_watch(load_config(PRESETS / "tiny.toml", [f"watch.endpoint.url={URL}"], CLUSTER), IMAGES)
+    )
+    (pod,) = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    assert labels.items() <= pod["podMetadata"]["labels"].items()
+    assert policy["spec"]["policyTypes"] == ["Egress"]
+    assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == [_PORT]
+
+
 def test_a_schedule_is_made_with_the_watch_as_its_only_task(kubeflow, objects, ngrpo):
     store = ("--set", f"cluster.store={objects.uri}")
     ngrpo("watch", "tiny", "--endpoint", URL, "--schedule", "nightly", "--cron", "0 0 4 * * *", *LOCK, *store)
@@ -40,6 +57,20 @@ def test_a_schedule_is_made_with_the_watch_as_its_only_task(kubeflow, objects, n
     assert list(kubeflow.tasks(run)) == ["watch-champion"]
     assert "nightly" in ngrpo("schedule", "list")
     ngrpo("schedule", "delete", "nightly")
+
+
+def test_a_watch_that_is_replaced_stays_a_watch(kubeflow, objects, ngrpo):
+    store = ("--set", f"cluster.store={objects.uri}")
+    ngrpo("watch", "tiny", "--endpoint", URL, "--schedule", "nightly", "--cron", "0 0 4 * * *", *LOCK, *store)
+    replace = ("schedule", "replace", "nightly", "--cron", "0 0 5 * * *", *store)
+    assert "name the endpoint with --endpoint URL" in ngrpo(*replace, code=2)
+    told = ngrpo(*replace, "--set", f"watch.endpoint.url={URL}", "--base", "champion", code=2)
+    assert "--base champion: schedule nightly watches the champion and starts no runs; leave it out" in told
+    ngrpo(*replace, "--set", f"watch.endpoint.url={URL}2")
+    (schedule,) = kubeflow.schedules.values()
+    assert schedule.trigger.cron_schedule.cron == "0 0 5 * * *"
+    (name, task), *rest = kubeflow.tasks(kubeflow.fire(schedule)).items()
+    assert (name, rest, f"{URL}2" in str(task["inputs"])) == ("watch-champion", [], True)
 
 
 @pytest.mark.parametrize(

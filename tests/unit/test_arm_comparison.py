@@ -98,7 +98,16 @@ def test_a_run_without_training_or_samples_shows_what_is_missing_and_no_zeros(tm
     grpo = {name: fact.value for name, fact in found.facts["grpo"].items()}
     assert grpo["both_outcomes"] == pytest.approx(0.75)
     assert grpo["tokens_per_second"] == pytest.approx(300)
-    assert grpo["gpu_hours"] == pytest.approx(1.5)
+    assert {name: grpo[name] for name in ("minutes", "processor_hours", "gpu_hours", "kwh", "run_minutes")} == {
+        "minutes": 45.0,
+        "processor_hours": 1.0,
+        "gpu_hours": 1.5,
+        "kwh": None,
+        "run_minutes": 60.0,
+    }
+    assert "each counted once: 3.5 h, 4 processor-hours, 6 GPU-hours, energy not told." in " ".join(
+        printed(found).split()
+    )
     assert grpo["logp_mixed"] is None
     assert list(found.curves["reward"]) == ["grpo", "ngrpo"]
     line = found.curves["reward"]["grpo"]

@@ -176,6 +176,14 @@ def test_every_faulty_setting_gets_its_line() -> None:
     assert [line.split(":")[0] for line in str(failure.value).splitlines()] == ["mixing.k", "rollout.temperature"]
 
 
+def test_a_list_that_is_too_short_for_its_faulty_items_alone_gets_one_line() -> None:
+    webhook = "notifications.team.url_from=TEAM_WEBHOOK"
+    with pytest.raises(ConfigError, match=r"^notifications\.team\.on\.0: Input should be 'failed', [^\n]*$"):
+        load_config(TINY, [webhook, 'notifications.team.on=["nope"]'])
+    with pytest.raises(ConfigError, match=r"^notifications\.team\.on: [^\n]*at least 1 item[^\n]*$"):
+        load_config(TINY, [webhook, "notifications.team.on=[]"])
+
+
 def test_a_renamed_setting_is_named_as_it_is_called_now(tmp_path: Path) -> None:
     preset = tmp_path / "previous.toml"
     preset.write_text(TINY.read_text(encoding="utf-8").replace("[rollout]", "[rollout]\nnum_generations = 8"))

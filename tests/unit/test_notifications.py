@@ -294,7 +294,7 @@ def test_an_answer_without_an_end_is_not_read(capfd, monkeypatch):
 def test_a_redirect_is_not_followed(capfd, monkeypatch):
     with receiver() as other, receiver("redirects", other.url) as there:
         said, _ = told(capfd, monkeypatch, there.url)
-    assert "the receiver answered with 307 (a redirect is not followed" in said
+    assert "the receiver answered with 302 (a redirect is not followed" in said
     assert other.bodies == []
 
 

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ngrpo.config import load_config
 from ngrpo.errors import ConfigError, DataError, EngineError
@@ -79,13 +81,30 @@ def test_a_port_that_is_taken():
             serving._require_free(port)
 
 
+def served_from(directory: Path, *overrides: str, on_cpu: bool) -> tuple[Path, PreTrainedModel]:
+    """The directory that a model is served from, and what is in it."""
+    with serving.servable_files(named(directory), load_config(TINY, overrides), on_cpu=on_cpu) as files:
+        return files, AutoModelForCausalLM.from_pretrained(files)
+
+
+def test_heads_that_vllm_has_not_are_made_wider_and_the_answers_stay(tmp_path):
+    wide, narrow = save_tiny_model(tmp_path / "wide", hidden_size=128), save_tiny_model(tmp_path / "narrow")
+    assert served_from(wide, on_cpu=True)[0] == wide
+    assert served_from(narrow, on_cpu=False)[0] == narrow
+    files, wider = served_from(narrow, on_cpu=True)
+    assert (files.exists(), wider.config.head_dim) == (False, 32)
+    model = AutoModelForCausalLM.from_pretrained(narrow)
+    tokens = torch.randint(
+        len(model.get_input_embeddings().weight), (4, 48), generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(wider(tokens).logits, model(tokens).logits, atol=5e-5, rtol=0.0)
+
+
 def test_a_model_that_vllm_cannot_serve_here(tmp_path):
-    config = load_config(TINY)
-    serving.require_servable(named(save_tiny_model(tmp_path / "wide", hidden_size=128)), config, on_cpu=True)
-    narrow = named(save_tiny_model(tmp_path / "narrow"))
-    serving.require_servable(narrow, config, on_cpu=False)
+    narrow = save_tiny_model(tmp_path / "narrow")
     with pytest.raises(DataError) as caught:
-        serving.require_servable(narrow, config, on_cpu=True)
+        served_from(narrow, "model.dtype=bfloat16", on_cpu=True)
     said = str(caught.value)
     assert said.startswith(
         "model champion: the CPU build of vLLM has no attention with heads of 16 numbers, only of 32, "
@@ -139,7 +158,7 @@ def test_an_engine_that_does_not_listen_ends_with_its_server(tmp_path, monkeypat
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path):
-    program = "import sys; print('loading'); raise ValueError('no such model')"
+    program = "print('ValueError: no such model'); raise RuntimeError('no engine. See root cause above.')"
     with (
         pytest.raises(
             EngineError, match=r"ended with exit code 1 \(ValueError: no such model\); its log says why: .*/log$"

@@ -20,7 +20,7 @@ from ngrpo.config.signing import PASSWORD, SigningConfig
 from ngrpo.environment import holds_credential, redacted
 from ngrpo.errors import ConfigError
 from ngrpo.signing.evidence import SEAL, SIGNATURE, Evidence, evidence_in
-from ngrpo.signing.files import sign_files
+from ngrpo.signing.files import sign_files, verify_files
 from ngrpo.signing.keys import private_key, public_key, read_public_key
 from ngrpo.signing.statement import digest_of_protocol, sign_statement
 from ngrpo.signing.verification import Unsigned, VerificationError, Verified, examine, verify_model
@@ -107,6 +107,14 @@ def test_signing_leaves_the_files_of_a_model_as_they_are(tmp_path, keys):
     before = model_digest(model)
     sign_files(model, key_of(keys))
     assert model_digest(model) == before
+
+
+def test_files_that_git_knows_are_signed_like_all_others(tmp_path, keys):
+    for name in ("model.safetensors", ".gitattributes", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    key = key_of(keys)
+    verify_files(file_digests(tmp_path), sign_files(tmp_path, key), key.public)
 
 
 def openssf(monkeypatch, directory, public, model) -> int:

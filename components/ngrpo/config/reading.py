@@ -184,7 +184,8 @@ def validate(section: type[S], tree: Mapping[str, Any]) -> S:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        lines = [line for item in error.errors(include_url=False) for line in _explain(item, section)]
+        items = error.errors(include_url=False)
+        lines = [line for item in items if not _follows(item, items) for line in _explain(item, section)]
         # What several sections hold to be wrong in the same words is one fault.
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
@@ -221,6 +222,14 @@ def _integer(digits: str) -> int:
     if len(digits) > 100:
         raise ValueError(f"a number of {len(digits)} digits is none that a setting takes")
     return int(digits)
+
+
+def _follows(item: Any, items: Sequence[Any]) -> bool:
+    """Say whether a list is too short only because of faulty items, which pydantic leaves out before it counts."""
+    place = item["loc"]
+    return item["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in items
+    )
 
 
 def _explain(item: Any, section: type[Section]) -> list[str]:

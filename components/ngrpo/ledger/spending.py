@@ -7,6 +7,7 @@ minute, and when it ends. So a process that was killed counts too, up to the las
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from ngrpo.storage.objects import ObjectStore
-from ngrpo.storage.state import parse_state
+from ngrpo.storage.state import DamagedStateError, parse_state
 
 _FOLDER = "spent"
 _CURE = "delete it; it only tells what a result took"
@@ -130,6 +131,19 @@ def cost_of(records: Sequence[Spent]) -> Cost | None:
     end = published[-1].span[1]
     begin = published[-2].span[1] if len(published) > 1 else float("-inf")
     return total(record for record in records if begin <= record.span[0] <= end)
+
+
+def recorded_cost(objects: ObjectStore, stage: str, key: str) -> Cost | None:
+    """Return what a result took, as far as it is known (`cost_of`). A record that is damaged is said and ignored: it explains, no more.
+
+    Raises:
+        StoreError: The store cannot be reached.
+    """
+    try:
+        return cost_of(records_of(objects, stage, key))
+    except DamagedStateError as error:
+        print(f"ignored: {error}", file=sys.stderr)
+        return None
 
 
 def total(records: Iterable[Spent]) -> Cost:

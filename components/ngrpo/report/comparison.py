@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ngrpo.config.costs import CostsConfig
 from ngrpo.contracts.evaluation import Result
 from ngrpo.contracts.layout import write_json
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.gate import Measured, obstacle
 from ngrpo.evaluation.paired_arms import SIGN_FLIP_SEEDS, holm, paired_arms, solved_by
 from ngrpo.evaluation.statistics import Floats, best_at_k, bootstrap_intervals, mean_at_n, pass_at_k
+from ngrpo.ledger.prices import in_words
+from ngrpo.ledger.spending import together
 from ngrpo.report.compared_runs import Arm, ComparedRun
 from ngrpo.report.comparison_page import comparison_page
 from ngrpo.report.comparison_result import (
@@ -55,6 +58,7 @@ def compare(
     measure: str,
     margin: float,
     published: Published | None = None,
+    prices: CostsConfig | None = None,
 ) -> Comparison:
     """Compare the trained models of arms with those of a baseline.
 
@@ -65,6 +69,7 @@ def compare(
         measure: Its measure: `mean`, `maj`, `pass@K` or `best@K`.
         margin: Within how many points arms count as equivalent; to be fixed before anything has run.
         published: What publications say, in percent, by arm or `base`, benchmark and measure.
+        prices: Prices of what the results took; none leaves them without a price.
 
     Raises:
         ConfigError: Arms have one name, the baseline has no result, the measure or benchmark cannot be, or two runs were not measured
@@ -97,8 +102,17 @@ def compare(
         },
         curves=_curves(histories),
         published=published or {},
-        notes=list(_notes(arms, reference, comparisons)),
+        notes=[*_notes(arms, reference, comparisons), *_costs(measured, prices or CostsConfig())],
     )
+
+
+def _costs(arms: Sequence[Arm], prices: CostsConfig) -> Iterator[str]:
+    """Yield what the results of all arms took together; those that runs share count once."""
+    took = {result: cost for arm in arms for run in arm.runs for result, cost in run.took.items()}
+    known = [cost for cost in took.values() if cost is not None]
+    if known:
+        unknown = f"; {len(took) - len(known)} of {len(took)} are not recorded" if len(known) < len(took) else ""
+        yield f"What the results behind these arms took, each counted once: {in_words(together(known), prices)}{unknown}."
 
 
 def write_comparison(comparison: Comparison, directory: Path) -> None:

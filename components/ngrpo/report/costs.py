@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
 from ngrpo.config import EvaluationConfig
@@ -10,9 +9,8 @@ from ngrpo.config.costs import CostsConfig
 from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.evaluation.gains import gain_of
 from ngrpo.ledger.prices import in_words, price_of_a_point
-from ngrpo.ledger.spending import cost_of, records_of, together
+from ngrpo.ledger.spending import recorded_cost, together
 from ngrpo.storage.objects import ObjectStore
-from ngrpo.storage.state import DamagedStateError
 
 _OF_TRAINING = ("ngrpo_training", "neighbor_index")
 """Stages that lie between the model that training started from and the trained one."""
@@ -43,13 +41,7 @@ def cost_lines(
     if store is None:
         return []
     objects = ObjectStore(store)
-    costs = {}
-    for stage, key in keys.items():
-        try:
-            costs[stage] = cost_of(records_of(objects, stage, key))
-        except DamagedStateError as error:  # it explains, no more
-            print(f"ignored: {error}", file=sys.stderr)
-            costs[stage] = None
+    costs = {stage: recorded_cost(objects, stage, key) for stage, key in keys.items()}
     lines = [
         f"- {stage}: {'not recorded' if cost is None else in_words(cost, prices)}" for stage, cost in costs.items()
     ]

@@ -49,9 +49,13 @@ OF_TRAINING: Mapping[str, FactOf] = {
     "logp_unmixed": FactOf("|Δ log p| engine and trainer, unmixed", ".2g"),
     "logp_mixed": FactOf("|Δ log p| engine and trainer, mixed", ".2g"),
     "tokens_per_second": FactOf("training, tokens/s (prompt and response)", ",.0f"),
-    "gpu_hours": FactOf("training, GPU-hours", ".2f"),
+    "minutes": FactOf("training, minutes"),
+    "processor_hours": FactOf("training, processor-hours", ".3g"),
+    "gpu_hours": FactOf("training, GPU-hours", ".3g"),
+    "kwh": FactOf("training, kWh of its GPUs", ".3g"),
+    "run_minutes": FactOf("whole run, minutes"),
 }
-"""Facts about training: means over its steps, and what it took."""
+"""Facts about training: means over its steps, what it took, and what all results of the run took, those that it shares with others too."""
 
 CURVES: Mapping[str, FactOf] = {
     "reward": FactOf("Reward, mean", ".3f"),
@@ -112,9 +116,18 @@ def training_facts(run: ComparedRun, history: Sequence[Entry]) -> dict[str, floa
     )
     if seen and sum(seconds):
         facts["tokens_per_second"] = seen / sum(seconds)
-    if run.gpu_seconds is not None:
-        facts["gpu_hours"] = run.gpu_seconds / 3600
-    return facts
+    return facts | _costs(run)
+
+
+def _costs(run: ComparedRun) -> dict[str, float]:
+    facts, training = {}, run.training_cost
+    if training is not None:
+        facts = {"minutes": training.seconds / 60, "processor_hours": training.processor_hours}
+        if training.gpu_seconds:
+            facts["gpu_hours"] = training.gpu_hours
+        if training.kilowatt_hours is not None:
+            facts["kwh"] = training.kilowatt_hours
+    return facts if run.cost is None else facts | {"run_minutes": run.cost.seconds / 60}
 
 
 def sample_facts(run: ComparedRun, benchmark: str) -> dict[str, float]:

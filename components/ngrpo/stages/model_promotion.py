@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from ngrpo.signing.keys import private_key
 from ngrpo.stages.context import Context
 from ngrpo.stages.declarations import STAGES
 from ngrpo.stages.opponent import BY_HAND, Judgement, judge
-from ngrpo.stages.promotion_seal import predicate, sign
+from ngrpo.stages.promotion_seal import Provenance, predicate, sign
 from ngrpo.stages.surroundings import IMAGES
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.state import read_state
@@ -102,15 +103,18 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     if key is None:
         context.progress(f"version {decision['version']} is unsigned: signing.private_key names no key")
     else:
+        images = context.variable(IMAGES)
         said = predicate(
-            config,
+            decision,
             digest=weights,
-            decision=decision,
             history=[entry for entry in promotions.history() if entry["version"] == str(version.version)],
             evaluation=(evaluated["key"], stored, evaluation),
-            lineage={"trained": trained["key"], "evaluation": evaluated["key"], **trained["inputs"]},
-            code={"ngrpo_training": trained["code_version"], "benchmark_evaluation": evaluated["code_version"]},
-            images=context.variable(IMAGES),
+            provenance=Provenance.of(
+                config,
+                lineage={"trained": trained["key"], "evaluation": evaluated["key"], **trained["inputs"]},
+                code={"ngrpo_training": trained["code_version"], "benchmark_evaluation": evaluated["code_version"]},
+            ),
+            images=json.loads(images) if images else {},
         )
         signed = sign(registry, version, inputs["trained"] / "model", said, key)
         decision["signed"] = signed

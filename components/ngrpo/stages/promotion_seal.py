@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from ngrpo.config import ModelPromotionConfig
+from ngrpo.config import ModelPromotionConfig, RunConfig, Section
 from ngrpo.config.code import with_digests
 from ngrpo.contracts.evaluation import Evaluation
-from ngrpo.contracts.promotion import Promotion, Signed
+from ngrpo.contracts.promotion import Signed
 from ngrpo.evaluation.stored_evaluation import MODEL
 from ngrpo.report.wording import public
 from ngrpo.signing.keys import PrivateKey
@@ -26,36 +27,53 @@ if TYPE_CHECKING:
     from ngrpo.tracking.promotions import Entry
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """Where a version comes from."""
+
+    lineage: Mapping[str, str]
+    """Keys of what led to the model, by name."""
+    code: Mapping[str, str]
+    """Version of the code by stage."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Sources of the data, as settings without paths of this machine; empty where they are not known."""
+    base: Mapping[str, Any] = field(default_factory=dict)
+    """Source of the base model; see `data`."""
+
+    @classmethod
+    def of(
+        cls, config: ModelPromotionConfig | RunConfig, *, lineage: Mapping[str, str], code: Mapping[str, str]
+    ) -> Self:
+        """Return a provenance with the sources that settings name."""
+        return cls(lineage, code, _settings(config.data), _settings(config.model.source))
+
+
 def predicate(
-    config: ModelPromotionConfig,
+    decision: Mapping[str, Any],
     *,
     digest: str,
-    decision: Promotion,
     history: Sequence[Entry],
     evaluation: tuple[str, bytes, Evaluation],
-    lineage: Mapping[str, str],
-    code: Mapping[str, str],
-    images: str | None,
+    provenance: Provenance,
+    images: Mapping[str, str],
 ) -> Predicate:
     """Return what is said of a version.
 
     Args:
-        config: Settings of the promotion and of what led to it; paths of this machine are left out.
+        decision: What was decided: `model`, `version`, `decision`, `reason` and `comparison`.
         digest: Digest of the model's files.
-        decision: What was decided.
         history: What was decided on the version so far, oldest first. Where the version is the champion already, its promotion is what
             counts: that has an interval.
-        evaluation: Key, content of the file, and the evaluation that was decided on.
-        lineage: Keys of what led to the model, by name.
-        code: Version of the code by stage.
-        images: `ngrpo.stages.surroundings.IMAGES`.
+        evaluation: Key, content of the file, and the evaluation that speaks for the version.
+        provenance: Where the version comes from.
+        images: Those of the run by stage, where it ran in any.
     """
     from ngrpo.signing.statement import digest_of_protocol
 
     key, data, parsed = evaluation
     promotions = [entry for entry in history if entry["decision"] == "promoted"]
-    later = decision["decision"] == "unchanged" and bool(promotions)
-    decided = promotions[-1] if later else decision
+    unchanged = decision["decision"] == "unchanged" and bool(promotions)
+    decided = promotions[-1] if unchanged else decision
     protocol = parsed.get("protocols", {}).get(MODEL, {})
     return {
         "model": decision["model"],
@@ -71,13 +89,14 @@ def predicate(
             "sha256": hashlib.sha256(data).hexdigest(),
             "protocol": protocol,
             "protocol_sha256": digest_of_protocol(protocol),
-            "later": later,
+            # A rollback repeats the comparison of the promotion that it undoes.
+            "later": unchanged or decision["decision"] == "rolled_back",
         },
-        "data": _settings(config.data.model_dump(mode="json", exclude_none=True)),
-        "base": _settings(config.model.source.model_dump(mode="json", exclude_none=True)),
-        "lineage": dict(lineage),
-        "code": {"ngrpo": metadata.version("ngrpo"), **code},
-        "images": json.loads(images) if images else {},
+        "data": dict(provenance.data),
+        "base": dict(provenance.base),
+        "lineage": dict(provenance.lineage),
+        "code": {"ngrpo": metadata.version("ngrpo"), **provenance.code},
+        "images": dict(images),
     }
 
 
@@ -104,8 +123,8 @@ def sign(registry: ModelRegistry, version: ModelVersion, model: Path, said: Pred
     return {"key": key.public.fingerprint, "files": list(SEAL)}
 
 
-def _settings(tree: dict[str, Any]) -> dict[str, Any]:
-    return public(with_digests(tree))
+def _settings(section: Section) -> dict[str, Any]:
+    return public(with_digests(section.model_dump(mode="json", exclude_none=True)))
 
 
 def _as_read(comparison: Any) -> Any:

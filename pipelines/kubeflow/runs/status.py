@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.stages.tries import Try
+from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.components.launching.pending_pods import why_ended, why_pending
 from ngrpo_kfp.pipelines.kubeflow.client import connect
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
@@ -61,7 +62,7 @@ class RunView:
     mlflow_run: str | None
     """Id of its MLflow run, if its stages have opened one."""
     weights: Sequence[str]
-    """Where the models are that it has trained, `s3://…/model/`."""
+    """Where the models are that it has trained, or took as they were, `s3://…/model/`."""
     notes: Sequence[str]
     """What could not be looked up, and why."""
 
@@ -142,12 +143,15 @@ def _lines(view: RunView) -> Iterator[str]:
 
 
 def _weights(facts: RunFacts, nodes: Sequence[StageView]) -> Iterator[str]:
-    """Yield where the models are that a run has trained; of what was cached, its pipeline does not tell."""
+    """Yield where the models are that a run has trained, and those from earlier runs that it took: their readers are told where."""
     for node in nodes:
         if stage_of(node.stage) == "ngrpo_training" and node.state == "succeeded" and facts.objects is not None:
             key = key_of(facts.tasks[node.stage], facts.run_id)
             if key is not None:
                 yield f"{facts.objects.uri}/ngrpo_training/{key}/model/"
+    told = (task["inputs"]["parameters"].get("trained_known") for task in facts.tasks.values())
+    references = [Reference.from_json(each["runtimeValue"]["constant"]) for each in told if each is not None]
+    yield from dict.fromkeys(f"{reference.uri}model/" for reference in references)
 
 
 def _view(facts: RunFacts, node: str) -> StageView:

@@ -6,6 +6,7 @@ Kubeflow cannot change a recurring run. Another one is made, and takes its place
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import kfp_server_api
@@ -176,6 +177,18 @@ def version_used(schedule: Any) -> tuple[str, str]:
     """Return the ids of the pipeline that a schedule runs and of its version."""
     used = schedule.pipeline_version_reference
     return used.pipeline_id, used.pipeline_version_id
+
+
+def spec_used(client: Client, schedule: Any) -> Mapping[str, Any]:
+    """Return the pipeline that a schedule runs, in Kubeflow's intermediate representation.
+
+    Raises:
+        ClusterError: The API refuses or cannot be reached.
+    """
+    with explained(f"schedule {schedule.display_name}"):
+        spec: Mapping[str, Any] = client.get_pipeline_version(*version_used(schedule)).pipeline_spec
+    found: Mapping[str, Any] = spec.get("pipeline_spec", spec)
+    return found
 
 
 def going_run(client: Client, schedule: Any) -> str | None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ngrpo.config import RunConfig
-from ngrpo.errors import ClusterError
+from ngrpo.errors import ClusterError, ConfigError
 from ngrpo_kfp.pipelines.kubeflow import preflight
 from ngrpo_kfp.pipelines.kubeflow.client import connect, experiment_id, explained
 from ngrpo_kfp.pipelines.kubeflow.images import Images
@@ -34,12 +34,14 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.recurring_runs import (
     remove,
     require,
     schedules_on,
+    spec_used,
     substitute,
     version_name,
     version_of,
     version_used,
 )
 from ngrpo_kfp.pipelines.kubeflow.scheduling.timing import Timing
+from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_compilation import compile_watch, is_watch
 from ngrpo_kfp.pipelines.kubeflow.scheduling.wishes import Wishes
 
 _CLOCKS_DIFFER = timedelta(minutes=5)
@@ -86,7 +88,7 @@ def create(
 def replace(
     name: str, cron: str | None, config: RunConfig, images: Images, console: Console, *, base: str | None = None
 ) -> None:
-    """Put another pipeline or another time in the place of a schedule; a paused one stays paused.
+    """Put another pipeline or another time in the place of a schedule; a paused one stays paused, and a watch a watch.
 
     Args:
         name: Name of the schedule.
@@ -100,7 +102,6 @@ def replace(
         NGRPOError: What the user can put right; the old schedule is as it was, unless the message says that it is gone.
     """
     checked = None if cron is None else check_cron(cron)
-    text = compile_scheduled_run(config, images, Wishes(base or ""))
     client = connect()
     old = require(client, name)
     origin = Origin.of(old)
@@ -108,6 +109,12 @@ def replace(
         raise ClusterError(
             f"schedule {name} comes from {origin.file} of {origin.owner}: change it there, and `ngrpo schedule apply` the file"
         )
+    if not is_watch(spec_used(client, old)):
+        text = compile_scheduled_run(config, images, Wishes(base or ""))
+    elif base is None:
+        text = compile_watch(config, images)
+    else:
+        raise ConfigError(f"--base {base}: schedule {name} watches the champion and starts no runs; leave it out")
     preflight.require(config, images, console)
     going = going_run(client, old)
     version = version_of(client, version_name(config.preset, text), text)

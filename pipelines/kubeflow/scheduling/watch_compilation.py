@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from kfp import dsl
 
 from ngrpo.config import RunConfig
@@ -14,6 +17,8 @@ from ngrpo_kfp.pipelines.kubeflow.pods import configure_watch
 from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_component import watch_champion
 from ngrpo_kfp.pipelines.planning.content import require_in_pods
 from ngrpo_kfp.pipelines.post_training import NAME
+
+_NAME = f"{NAME}-watch"
 
 
 def compile_watch(config: RunConfig, images: Images) -> str:
@@ -28,7 +33,10 @@ def compile_watch(config: RunConfig, images: Images) -> str:
         GraphError: The compiled graph is broken.
     """
     if config.watch is None:
-        raise ConfigError("watch: no settings; name the endpoint with --endpoint URL, as pods reach it")
+        raise ConfigError(
+            "watch: no settings; name the endpoint with --endpoint URL, as pods reach it (of `ngrpo schedule replace`: --set "
+            "watch.endpoint.url=URL)"
+        )
     if any(f"//{host}" in config.watch.endpoint.url for host in ("localhost", "127.", "[::1]")):
         raise ConfigError(
             f"watch.endpoint.url={config.watch.endpoint.url}: in a pod that is the pod itself; name the service as pods reach it"
@@ -36,10 +44,15 @@ def compile_watch(config: RunConfig, images: Images) -> str:
     require_in_pods(config)
     told = without_templates(config_json(config))
 
-    @dsl.pipeline(name=f"{NAME}-watch", description=told)
+    @dsl.pipeline(name=_NAME, description=told)
     def pipeline():  # type: ignore[no-untyped-def]  # kfp takes an annotation for the declaration of an output
         task = watch_champion(config=told)
         configure_watch(task, config, images)
         task.set_caching_options(False)
 
     return compiled(pipeline)
+
+
+def is_watch(spec: Mapping[str, Any]) -> bool:
+    """Say whether a pipeline, as Kubeflow has it, is that of a schedule that watches the champion."""
+    return bool(spec["pipelineInfo"]["name"] == _NAME)
