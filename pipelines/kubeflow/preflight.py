@@ -23,6 +23,7 @@ from ngrpo_kfp.components.serving.inference_service import KSERVE
 from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.client import connect, namespace
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
+from ngrpo_kfp.pipelines.kubeflow.gpu_nodes import gpu_nodes
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
 from ngrpo_kfp.pipelines.kubeflow.images import Images, image_name
@@ -58,7 +59,9 @@ def require(config: RunConfig, images: Images, console: Console, stages: Collect
     unknown: dict[str, list[str]] = {}
     wrong = []
     for finding in checks(config, images, stages):
-        if finding.ok is None:
+        if finding.ok is None and finding.cure is not None:
+            console.print(escape(harmless(f"warning  {finding.name}: {finding.said}: {finding.cure}")), soft_wrap=True)
+        elif finding.ok is None:
             unknown.setdefault(finding.said, []).append(finding.name)
         elif not finding.ok:
             wrong.append(f"{finding.name}: {finding.said}: {finding.cure}")
@@ -131,6 +134,8 @@ def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _L
     if cluster.priority_class is not None:
         yield "cluster.priority_class", partial(_priority_class, priority=cluster.priority_class)
     yield "resource quotas", partial(resource_quotas, asked=asked_by(config, stages))
+    if any(config.needs(stage).gpus for stage in stages):
+        yield "cluster.gpu nodes", partial(gpu_nodes, config=config, stages=stages)
     if job:
         yield "cluster.training_runtime", partial(_training_runtime, runtime=cluster.training_runtime)
         yield "Kubeflow Trainer", _trainer

@@ -12,6 +12,7 @@ from rich.table import Table
 from ngrpo.config.cluster import ResourcesConfig
 from ngrpo.errors import ConfigError
 from ngrpo.sizing.amounts import Amount
+from ngrpo.sizing.durations import COMPUTED
 from ngrpo.sizing.model_shape import ModelShape, model_shape
 from ngrpo.sizing.stages import Needs, needs_of
 from ngrpo_kfp.pipelines.planning.experiment import ArmRun, Experiment
@@ -144,11 +145,13 @@ def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[
     on_gpus = any(config.needs(node.stage).gpus for config in experiment.arms.values() for node in planned.plan)
     for column in ("results", "to run", *(("GPUs of each", "needed") if on_gpus else ()), "tokens", "time"):
         table.add_column(column, justify="right", overflow="fold")
-    total, tokens, unknown, gpu_hours = 0.0, 0, 0, 0.0
+    total, tokens, unknown, gpu_hours, computed = 0.0, 0, 0, 0.0, False
     for row in rows:
         asked = experiment.arms[row.arms[0]].needs(row.stage)
         needs = known.of(row.arms[0], row.stage)
-        each = _seconds(row, needs, seconds)
+        took, estimate = _took(row, seconds), None if needs is None else needs.duration
+        each = took if took is not None or estimate is None else estimate.seconds
+        is_computed = took is None and estimate is not None and estimate.computed
         most = row.to_run * ((None if needs is None else needs.duration.tokens) or 0)
         if each is None:
             unknown += row.to_run
@@ -156,6 +159,7 @@ def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[
         else:
             total += each * row.to_run
             gpu_hours += each * row.to_run * asked.gpus / _HOUR
+            computed |= is_computed
         gpu = None if needs is None else needs.gpu
         table.add_row(
             row.stage,
@@ -164,7 +168,7 @@ def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[
             str(row.to_run) if row.to_run else "[green]cached",
             *((_asked(asked), _needed(asked, gpu)) if on_gpus else ()),
             f"{most / 1e6:,.1f} M" if most else "",
-            "" if not row.to_run else "?" if each is None else _hours(each * row.to_run),
+            "" if not row.to_run else "?" if each is None else f"{'~' * is_computed}{_hours(each * row.to_run)}",
         )
     console.print(table)
     for note in planned.notes:
@@ -175,7 +179,9 @@ def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[
         return
     said = [f"{left} stages to run"]
     if unknown < left:
-        said.append(f"{left - unknown} of them in about {_hours(total)} one after another, {gpu_hours:.1f} GPU hours")
+        said.append(f"{left - unknown} of them in about {_hours(total)} one after another, {gpu_hours:,.1f} GPU hours")
+    if computed:
+        said.append(f"~: {COMPUTED}")
     if unknown:
         most_tokens = f"; they generate at most {tokens / 1e6:,.1f} million tokens" if tokens else ""
         said.append(f"the time of {unknown} is not known{most_tokens}")
@@ -211,12 +217,10 @@ def _rows(planned: ExperimentPlan) -> Iterator[_Row]:
         yield _Row(stage, shared, list(nodes.values()))
 
 
-def _seconds(row: _Row, needs: Needs | None, seconds: Mapping[str, float]) -> float | None:
-    """Return how long a node of a row takes, by others of the row that were run or by an estimate."""
+def _took(row: _Row, seconds: Mapping[str, float]) -> float | None:
+    """Return how long a node of a row took on average, None where none was run."""
     took = [seconds[node.key] for node in row.nodes if node.key in seconds]
-    if took:
-        return sum(took) / len(took)
-    return None if needs is None else needs.duration.seconds
+    return sum(took) / len(took) if took else None
 
 
 def _asked(asked: ResourcesConfig) -> str:

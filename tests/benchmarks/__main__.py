@@ -20,6 +20,7 @@ BENCHMARKS = (
     "artifact_transfer",
     "compile_and_plan",
     "decode_step",
+    "strategies",
     "vllm_mixing",
     "vllm_stock",
     "neighbor_index",

@@ -456,6 +456,7 @@ def cluster(namespace="kubeflow"):
         f"{own}/secrets/registry": {"data": {".dockerconfigjson": "aGlkZGVu"}},
         f"{own}/resourcequotas": {"items": []},
         f"{own}/limitranges": {"items": []},
+        "/api/v1/nodes": {"items": [gpu_node(), gpu_node()]},
         kueue: {"kind": "APIResourceList"},
         f"{kueue}/namespaces/{namespace}/localqueues/ngrpo": {"spec": {"clusterQueue": "ngrpo"}},
         f"{kueue}/clusterqueues/ngrpo": {
@@ -468,6 +469,12 @@ def cluster(namespace="kubeflow"):
         f"{kueue}/workloadpriorityclasses/training": {"value": 1000},
         f"{kueue}/namespaces/{namespace}/workloads": {"items": []},
     }
+
+
+def gpu_node(product="NVIDIA-H100-80GB-HBM3", gpus=8, mib=81559):
+    """A node with GPUs, as NVIDIA's feature discovery labels it."""
+    labels = {"nvidia.com/gpu.product": product, "nvidia.com/gpu.memory": str(mib)}
+    return {"metadata": {"labels": labels}, "status": {"allocatable": {"cpu": "96", "nvidia.com/gpu": str(gpus)}}}
 
 
 def typed(body, model):

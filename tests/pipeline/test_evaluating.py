@@ -125,8 +125,14 @@ def test_a_model_in_object_storage(objects, tmp_path):
 
 def evaluate(model: str, home: Path, **environment: str) -> tuple[Path, str]:
     """Run the command; return the directory of the measurement and what was printed."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "NGRPO_"))}
     command = ["evaluate", model, "--preset", str(PRESET), "--set", "evaluation.max_tokens=8"]
+    told = ngrpo(command, home, **environment)
+    return max((home / "evaluations").iterdir()), told
+
+
+def ngrpo(command: list[str], home: Path, **environment: str) -> str:
+    """Run a command in a workspace, and return what was printed."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "NGRPO_"))}
     done = subprocess.run(
         [sys.executable, "-m", "ngrpo_kfp.pipelines.cli.app", *command],
         env=kept | {"NGRPO_HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
@@ -134,7 +140,7 @@ def evaluate(model: str, home: Path, **environment: str) -> tuple[Path, str]:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return max((home / "evaluations").iterdir()), done.stdout
+    return done.stdout
 
 
 @pytest.mark.long
@@ -187,6 +193,23 @@ def test_one_model_measures_the_same_on_the_hub_in_object_storage_and_as_the_cha
         assert len({*each["weights"].values()}) == 1, "one model, which started as itself"
         for what in ("weights", "models", "protocols"):
             assert each[what] == evaluations[0][what], what
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_run_starts_from_a_directory_in_object_storage_and_evaluates_as_measured_there(objects, tmp_path):
+    model, home = checkpoint(tmp_path / "model"), tmp_path / "outputs"
+    for path in model.iterdir():
+        objects.put_file(path, f"copy/{path.name}")
+    given = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")} | {"NGRPO_STORE": objects.uri}
+    there = json.dumps({"kind": "directory", "path": f"{objects.uri}/copy"})
+    small = [f"model.source={there}", "training.steps=1", "warm_start.steps=0", "evaluation.max_tokens=8"]
+    ngrpo(["run", str(PRESET), *(word for setting in small for word in ("--set", setting))], home, **given)
+    summary = json.loads((home / "latest" / "summary.json").read_text())
+    directory, _ = evaluate(f"{objects.uri}/copy", home, **given)
+    measured = read_evaluation(directory / "evaluation.json", "")["models"]["trained"]["arithmetic"]
+    # Without a warm start training begins from the base model.
+    assert summary["evaluation"]["warm_start"]["arithmetic"]["mean"] == measured["mean"]
 
 
 def crown(model: Path, objects: ObjectStore, manifest: Path) -> None:

@@ -1,6 +1,7 @@
 """Experiments: their file, what their runs share, and the pipeline that a cluster runs."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -302,6 +303,17 @@ def test_the_plan_says_what_is_shared_what_it_needs_and_how_long_it_took(read):
     assert cells["ngrpo_training", "ngrpo"][-1] == "?"
     assert cells["ngrpo_training", "ngrpo"][-2].endswith(" M"), "tokens that it generates at most"
     assert "8.0 GPU hours" in shown
+
+
+def test_where_no_arm_ran_hours_are_computed():
+    console = Console(width=200, record=True)
+    show_experiment(plan_of(read_experiment(EXPERIMENTS / "paper-main.toml", PRESETS, [])), console, {})
+    shown = console.export_text()
+    trainings = [line for line in shown.splitlines() if "ngrpo_training" in line]
+    assert len(trainings) == 7
+    assert all(re.search(r"~\d+\.\d h ", line) for line in trainings)
+    assert re.search(r"42 of them in about [\d,.]+ h one after another, [\d,.]+ GPU hours", " ".join(shown.split()))
+    assert "computed for A100s, not measured" in " ".join(shown.split())
 
 
 # --- a cluster ----------------------------------------------------------------------------------------------------------

@@ -141,6 +141,18 @@ def test_files_in_object_storage_are_known_by_their_content(objects, planner, cs
 
 
 @pytest.mark.pipeline
+def test_a_model_in_object_storage_is_known_by_its_content(objects, planner, csv, place):  # noqa: F811
+    for path in (place / "model").iterdir():
+        objects.put_file(path, f"mine/{path.name}")
+    there = settings(csv, f"{objects.uri}/mine")
+    planner.plan(*there)
+    assert list(planner.again(*there)) == ["model_promotion"]
+    (place / "model" / "model.safetensors").write_bytes(b"others")
+    objects.put_file(place / "model" / "model.safetensors", "mine/model.safetensors")
+    assert planner.again(*there)["neighbor_index"] == "model.source: 1 file changed (model.safetensors)"
+
+
+@pytest.mark.pipeline
 def test_a_mirror_of_own_files_is_read_with_the_same_ids(objects, csv, place, tmp_path):  # noqa: F811
     from ngrpo.data.mirror import mirror
 

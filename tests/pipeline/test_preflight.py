@@ -13,10 +13,12 @@ import tomli_w
 from commanding import IMAGES as LOCK
 from commanding import LIBRARIES
 from golden_ir import CLUSTER, IMAGES
+from kubeflow_stub import gpu_node
 
 from ngrpo.config import load_config
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
+from ngrpo_kfp.pipelines.kubeflow.gpu_nodes import NODES
 from ngrpo_kfp.pipelines.kubeflow.image_registry import RegistryError, is_there
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.preflight import checks
@@ -198,6 +200,30 @@ def test_a_queue_that_admits_nothing_is_refused(whole):
     }
     (said,) = wrong()
     assert "admits nothing (ClusterQueue is stopped)" in said
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (gpu_node("NVIDIA-A100-SXM4-40GB", mib=40960), "gpu.product=NVIDIA-H100-80GB-HBM3; the cluster has a node with 8 x NVIDIA-A100"),
+        (gpu_node(mib=40960), "asks for a node with 8 x nvidia.com/gpu of 80 GiB"),
+        (gpu_node(gpus=4), "asks for a node with 8 x nvidia.com/gpu"),
+        (gpu_node(gpus=0), "the cluster has no node with nvidia.com/gpu"),
+    ],
+)  # fmt: skip
+def test_gpus_that_no_node_has_are_named_and_an_autoscaler_may_still_add_them(whole, there, said):
+    whole.objects[NODES] = {"items": [there]}
+    (nodes,) = [one for one in found() if one.name == "cluster.gpu nodes"]
+    assert nodes.ok is None
+    assert said in nodes.said
+    assert "cluster.gpu.node_selector" in nodes.cure
+
+
+def test_a_training_on_several_nodes_needs_as_many(whole):
+    whole.objects[NODES] = {"items": [gpu_node()]}
+    assert {one.ok for one in found() if one.name == "cluster.gpu nodes"} == {True}
+    (nodes,) = [one for one in found("cluster.nodes=2") if one.name == "cluster.gpu nodes"]
+    assert "ngrpo_training asks for 2 nodes with" in nodes.said
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.generation import TopPLogitsWarper
 
+from ngrpo.mixing.counter import TOKEN, uniform
 from ngrpo.rollout.sampling import keep_nucleus, sample_tokens, token_logprobs
 
 
@@ -35,6 +36,21 @@ def test_a_draw_depends_on_seed_and_position_alone(logits):
     assert torch.equal(drawn, backwards)
     assert not torch.equal(drawn, sample_tokens(logits, seeds, positions + 1))
     assert not torch.equal(drawn, sample_tokens(logits, seeds + 1, positions))
+
+
+def test_large_batches_are_worked_on_in_parts_and_nothing_else_comes():
+    logits = torch.randn(13, 49_152, generator=torch.Generator().manual_seed(0)) * 3
+    seeds, positions = torch.arange(13), torch.arange(13)
+    tokens = sample_tokens(logits, seeds, positions)
+    logprobs = token_logprobs(logits, tokens)
+    for row in range(13):
+        one = slice(row, row + 1)
+        assert torch.equal(tokens[one], sample_tokens(logits[one], seeds[one], positions[one]))
+        assert torch.equal(logprobs[one], token_logprobs(logits[one], tokens[one]))
+    whole = logits.softmax(-1).double().cumsum(-1)
+    drawn = uniform(seeds, positions, TOKEN)[:, None] * whole[:, -1:]
+    assert torch.equal(tokens, torch.searchsorted(whole, drawn, right=True)[:, 0])
+    assert torch.equal(logprobs, logits[range(13), tokens] - logits.logsumexp(1))
 
 
 def test_draws_follow_the_distribution():

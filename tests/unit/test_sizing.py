@@ -444,7 +444,27 @@ def test_the_plan_shows_what_is_needed_of_what_is_asked_for():
         assert f"{term.name} {term.bytes / GIB:.1f}" in text
     assert re.search(r"neighbor_index .*time: about 1 min \(the build, by its benchmark, 16 cores\)", text)
     said = "1,321.2 million tokens in rollouts, and 21 times 32 answers to each problem of aime24"
-    assert f"time: not known (generates at most {said})" in text
+    assert re.search(rf"time: about \d+ h \(computed for A100s, not measured, .*; generates at most {said}\)", text)
+
+
+def test_hours_of_gpus_by_hand():
+    config = preset("paper-1.5b")
+    shape = model_shape(config.model.source)
+    training = needs_of(config, "ngrpo_training").duration
+    batches, rollouts, length, rows = 630, 256, 8192, 32
+    # A step of one of 8 engines reads 2 bytes of each parameter, and of 28 layers keys and values of 2 heads of 128.
+    read = 2 * shape.parameters + rows * length / 2 * 2 * 2 * 28 * 2 * 128
+    measured = 21 * 32 * 30 / 8 / rows  # batches more: 30 problems of AIME24, 32 answers each
+    generating = (batches + measured) * length * read / (0.6 * 2.04e12)
+    # Forward and backward, the reference and, since a batch makes four updates, the old policy.
+    token = 2 * shape.parameters + 4 * 28 * 12 * 128 * length / 2
+    learning = batches * rollouts * length * 5 * token / (8 * 0.4 * 312e12)
+    assert training.computed
+    assert training.seconds == pytest.approx(generating + learning, rel=1e-6)
+    longer = needs_of(preset("paper-1.5b", "evaluation.samples=64"), "benchmark_evaluation").duration
+    assert longer.seconds == pytest.approx(2 * needs_of(config, "benchmark_evaluation").duration.seconds)
+    assert needs_of(preset("tiny"), "ngrpo_training").duration.seconds is None
+    assert needs_of(preset("paper-1.5b", "rollout.engine=transformers"), "ngrpo_training").duration.seconds is None
 
 
 def test_the_page_explains_every_term():

@@ -226,6 +226,39 @@ def test_a_mixture_is_the_weighted_sum_over_the_requests_own_candidates(slots):
         torch.testing.assert_close(mixed[row], weights @ table[candidates])
 
 
+def test_mixtures_are_laid_over_their_rows_alone(slots):
+    table = torch.randn(VOCABULARY, 4)
+    mixes, plain = slots.add("a", settings("a", rate=1.0, k=3)), slots.add("b", settings("b"))
+    decide(slots, [mixes, plain], [0, 0], [3, 4])
+    rows, of, positions = torch.tensor([4, 2, 0]), torch.tensor([mixes, plain, -1]), torch.tensor([0, 0, 0])
+    before = torch.randn(5, 4)
+    batch, asked = before.clone(), []
+
+    def embed(ids):
+        asked.append(len(ids))
+        return table[ids]
+
+    slots.mix_in_place(embed, batch, rows, of, positions)
+    assert torch.equal(batch[:4], before[:4])
+    assert torch.equal(batch[rows], slots.mix(lambda ids: table[ids], before[rows], of, positions))
+    assert not torch.equal(batch[4], before[4])
+    assert asked == [slots._tables.width], "the candidates of one row"
+    slots.mix_in_place(embed, batch, rows[1:], of[1:], positions[1:])
+    assert len(asked) == 1, "where nothing is mixed nothing is looked up"
+
+
+def test_logits_that_may_be_overwritten_decide_the_same(slots):
+    row = torch.tensor([slots.add("a", settings("a", rate=0.5, k=3, max_tokens=50))])
+    one = torch.ones(1, dtype=torch.bool)
+    for position in range(50):
+        logits, at = torch.randn(1, VOCABULARY), torch.tensor([position])
+        kept = logits.clone()
+        token, record = slots.decide(logits, row, at, one), slots._tables.logprobs[row, position].clone()
+        assert torch.equal(logits, kept)
+        assert torch.equal(token, slots.decide(logits, row, at, one, overwrite=True))
+        assert torch.equal(record, slots._tables.logprobs[row, position])
+
+
 def test_strategies_of_one_batch_are_each_requests_own(slots):
     table = torch.randn(VOCABULARY, 4)
     rows = torch.tensor(

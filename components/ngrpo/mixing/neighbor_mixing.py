@@ -8,9 +8,9 @@ from torch import Tensor
 from ngrpo.mixing.counter import GATE, normal, uniform
 
 
-def scale_logits(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Equation 2: logits `[..., V]` divided by the temperature (one for all rows, or `[..., 1]`), in float32."""
-    return logits.float() / temperature
+def scale_logits(logits: Tensor, temperature: float | Tensor, *, overwrite: bool = False) -> Tensor:
+    """Equation 2: logits `[..., V]` divided by the temperature (one for all rows, or `[..., 1]`), in float32; in place on demand."""
+    return logits.float().div_(temperature) if overwrite else logits.float() / temperature
 
 
 def gate(seeds: Tensor, positions: Tensor, rate: float | Tensor) -> Tensor:

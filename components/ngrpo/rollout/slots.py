@@ -214,7 +214,9 @@ class MixingSlots:
         self._leaving.clear()
         return [self._records.pop(name) for name in names]
 
-    def decide(self, logits: Tensor, slots: Tensor, positions: Tensor, emits: Tensor) -> Tensor:
+    def decide(
+        self, logits: Tensor, slots: Tensor, positions: Tensor, emits: Tensor, *, overwrite: bool = False
+    ) -> Tensor:
         """Decide the next token of each row, and remember it.
 
         Args:
@@ -223,6 +225,7 @@ class MixingSlots:
             positions: int64 `[B]`, positions of the next tokens in their responses.
             emits: bool `[B]`, whether a row emits its token; a prompt or a preempted response in the middle of its
                 computation does not.
+            overwrite: Whether the logits may be changed: nobody else reads them.
 
         Returns:
             int64 `[B]`.
@@ -236,7 +239,7 @@ class MixingSlots:
             )
             return decided
         seeds = tables.seed[slots]
-        scaled_logits = scale_logits(logits, tables.temperature[slots][:, None])
+        scaled_logits = scale_logits(logits, tables.temperature[slots][:, None], overwrite=overwrite)
         nucleus = keep_nucleus(scaled_logits, tables.top_p[slots]) if self._nucleus else scaled_logits
         tokens = sample_tokens(nucleus, seeds, positions)
         emits = emits & (slots >= 0) & (positions >= 0) & (positions < tables.length)
@@ -317,7 +320,13 @@ class MixingSlots:
                 the vocabulary.
         """
         kernels = self._serving_kernels()
-        if kernels is None:
+        if kernels is None and embeddings.device.type == "cpu":
+            # The rows that are mixed alone, a tenth of them; on a device, which they are is not known without waiting for it.
+            which = ((slots >= 0) & self._tables.mixed[slots, positions]).nonzero()[:, 0]
+            if len(which):
+                rows, slots, positions = rows[which], slots[which], positions[which]
+                embeddings[rows] = self.mix(embed, embeddings[rows], slots, positions)
+        elif kernels is None:
             embeddings[rows] = self.mix(embed, embeddings[rows], slots, positions)
         else:
             kernels.mix(self._tables, self._mixing(), embed, embeddings, slots, positions, rows=rows, matrix=matrix)

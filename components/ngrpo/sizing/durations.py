@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ngrpo.config import RunConfig
-from ngrpo.sizing import figures
+from ngrpo.sizing import figures, gpu_time
+from ngrpo.sizing.generation import Generation
+from ngrpo.sizing.known_data import problems_in, problems_of
 from ngrpo.sizing.model_shape import ModelShape
+from ngrpo.sizing.training import engines, processes, rollouts
+
+COMPUTED = "computed for A100s, not measured, with every response as long as it may be"
+"""What a time of GPUs goes by: `ngrpo.sizing.gpu_time`."""
 
 
 @dataclass(frozen=True)
@@ -14,11 +20,13 @@ class Duration:
     """An estimate."""
 
     seconds: float | None
-    """None where nothing was measured to go by."""
+    """None where nothing was measured to go by, and nothing can be computed."""
     basis: str
     """What the estimate goes by, or what is to be done."""
     tokens: int | None = None
     """How many tokens are generated at most, where that is what is to be done."""
+    computed: bool = False
+    """Whether it goes by a GPU's data sheet, and nothing was measured."""
 
     @property
     def text(self) -> str:
@@ -27,49 +35,83 @@ class Duration:
             return f"not known ({self.basis})" if self.basis else "not known"
         minutes = self.seconds / 60
         said = f"about {minutes:.0f} min" if minutes >= 1 else "below 1 min"
+        if minutes >= 120:
+            said = f"about {minutes / 60:,.0f} h"
         return f"{said} ({self.basis})"
 
 
-def duration(config: RunConfig, stage: str, shape: ModelShape) -> Duration:
+def duration(config: RunConfig, stage: str, shape: ModelShape, answers: Generation) -> Duration:
     """Return how long a stage takes.
 
     Args:
         config: Configuration of the run.
         stage: Name of the stage.
         shape: Shape of the model.
+        answers: What each process of the stage `benchmark_evaluation` generates at once.
     """
     if stage == "neighbor_index" and not config.needs(stage).gpus:
         cores = config.needs(stage).cpus
         work = shape.vocabulary**2 * shape.hidden_size
         return Duration(work / (cores * figures.BUILD_FLOPS_A_CORE), f"the build, by its benchmark, {cores} cores")
     if stage == "ngrpo_training":
-        training, rollout = config.training, config.rollout
-        batches = training.steps // training.steps_per_batch
-        most = batches * training.prompts_per_batch * rollout.group_size * rollout.max_tokens
-        return _generating(most, _measurements(config))
+        return _of_training(config, shape)
     if stage == "benchmark_evaluation":
-        sizes = [
-            getattr(each, "size", None) or getattr(each, "limit", None) for each in config.data.benchmarks.values()
-        ]
-        if all(sizes):
-            models = 3 if config.warm_start.steps else 2
-            most = models * sum(size or 0 for size in sizes) * config.evaluation.samples * config.evaluation.max_tokens
-            return _generating(most)
+        return _of_evaluation(config, answers)
     return Duration(None, "")
+
+
+def _of_training(config: RunConfig, shape: ModelShape) -> Duration:
+    training, rollout = config.training, config.rollout
+    batches = training.steps // training.steps_per_batch
+    a_batch = training.prompts_per_batch * rollout.group_size
+    basis = f"generates at most {_millions(batches * a_batch * rollout.max_tokens)} tokens{_measurements(config)}"
+    tokens = batches * a_batch * rollout.max_tokens
+    measured = _measured_answers(config)
+    if not config.needs("ngrpo_training").gpus or rollout.engine != "vllm" or measured is None:
+        return Duration(None, basis, tokens)
+    generation, share = rollouts(config, shape), engines(config)
+    generating = gpu_time.generating(generation, a_batch / share)
+    learning = gpu_time.training(config, shape, processes(config, "ngrpo_training"))
+    a_batch_takes = max(generating, learning) if rollout.placement == "separate" else generating + learning
+    measuring = gpu_time.generating(generation, measured / share) if measured else 0.0
+    return Duration(batches * a_batch_takes + measuring, f"{COMPUTED}; {basis}", tokens, computed=True)
+
+
+def _of_evaluation(config: RunConfig, answers: Generation) -> Duration:
+    problems, asked = problems_in(config.data.benchmarks), config.needs("benchmark_evaluation")
+    if problems is None:
+        return Duration(None, "")
+    models = 3 if config.warm_start.steps else 2
+    sequences = models * problems * config.evaluation.samples
+    tokens = sequences * config.evaluation.max_tokens
+    basis = f"generates at most {_millions(tokens)} tokens"
+    if not asked.gpus or config.evaluation.engine != "vllm":
+        return Duration(None, basis, tokens)
+    share = asked.gpus // config.evaluation.vllm.tensor_parallel_size
+    return Duration(gpu_time.generating(answers, sequences / share), f"{COMPUTED}; {basis}", tokens, computed=True)
+
+
+def _times(config: RunConfig) -> int:
+    """Return how often a training measures its policy."""
+    training, selection = config.training, config.training.selection
+    return 0 if selection is None else -(-training.steps // (selection.steps or training.save_steps))
 
 
 def _measurements(config: RunConfig) -> str:
     """Say what a training generates beside its rollouts, to measure the policy."""
-    training = config.training
-    if training.selection is None:
+    selection = config.training.selection
+    if selection is None:
         return ""
-    selection = training.selection
-    times = -(-training.steps // (selection.steps or training.save_steps))
-    return f" in rollouts, and {times:,} times {selection.samples} answers to each problem of {selection.benchmark}"
+    return f" in rollouts, and {_times(config):,} times {selection.samples} answers to each problem of {selection.benchmark}"
 
 
-def _generating(tokens: int, besides: str = "") -> Duration:
-    return Duration(None, f"generates at most {_millions(tokens)} tokens{besides}", tokens)
+def _measured_answers(config: RunConfig) -> int | None:
+    """Return how many answers a training asks for to measure its policy, None where the number of problems is not known."""
+    selection = config.training.selection
+    if selection is None:
+        return 0
+    problems = problems_of(config.data.benchmarks[selection.benchmark])
+    return None if problems is None else _times(config) * selection.samples * problems
 
 
 def _millions(tokens: int) -> str:

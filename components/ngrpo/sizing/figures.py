@@ -53,3 +53,10 @@ DATA_SETS = 2 * GIB
 BUILD_FLOPS_A_CORE = 74e9
 """Floating-point operations a second and core while the index is built: 151,936 x 1,536 in 239 s on two cores with AVX2
 (`make bench ARGS=full_neighbor_index`)."""
+
+GPU_FLOPS, GPU_FLOPS_USED = 312e12, 0.4
+"""Operations a second of an A100 in bfloat16 (NVIDIA's data sheet), and the share of them that training reaches. The share is assumed; not
+measured."""
+GPU_BYTES_A_SECOND, GPU_BANDWIDTH_USED = 2.04e12, 0.6
+"""Bytes a second that an A100 of 80 GB reads from its memory (NVIDIA's data sheet), and the share of them that vLLM reaches. The share is
+assumed; not measured."""

@@ -44,7 +44,7 @@ def needs_of(config: RunConfig, stage: str, shape: ModelShape | None = None) -> 
     asked = config.needs(stage)
     gpu = _gpu(config, stage, known, asked) if asked.gpus else None
     shared = Amount.of(shared_memory=config.cluster.gpu.shared_memory_gib * GIB if asked.gpus else 0)
-    return Needs(gpu, memory + shared, scratch, duration(config, stage, known))
+    return Needs(gpu, memory + shared, scratch, duration(config, stage, known, answers(config, known)))
 
 
 def gpu_gib(config: RunConfig, asked: ResourcesConfig) -> int:

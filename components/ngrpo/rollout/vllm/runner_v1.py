@@ -44,7 +44,7 @@ class MixingSampler(Sampler):
         if rows is None:
             return super().sample(logits, sampling_metadata, logprobs_mode_override)
         # Before vLLM samples the rest: it changes the logits in place.
-        tokens = self.slots.decide(logits, rows.slots, rows.positions, rows.emits)
+        tokens = self.slots.decide(logits, rows.slots, rows.positions, rows.emits, overwrite=rows.all_ours)
         if rows.all_ours:
             return tokens, None
         stock, processed = super().sample(logits, sampling_metadata, logprobs_mode_override)
