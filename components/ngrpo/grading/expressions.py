@@ -22,6 +22,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanAtom
 
+from ngrpo.grading.grammar import parser
 from ngrpo.grading.values import _RULES, Based, Integral, Product, Sum, UnreadError
 
 _CHARACTERS = re.compile("[ -~\t\n\u0370-\u03ff×÷·±∓≤≥≠∅∖∩∪∈]*")
@@ -114,6 +115,9 @@ class _Reader(_Latex2Sympy):
 
     def __init__(self) -> None:
         super().__init__(config=ConversionConfig(lowercase_symbols=False))
+
+    def create_parser(self, latex_str: str) -> Any:
+        return parser(latex_str, self.MathErrorListener(latex_str))
 
     def parse_number(self, text: str) -> Any:
         text = text.replace(",", "")

@@ -1,0 +1,63 @@
+r"""The grammar of `latex2sympy2_extended`, parsed in two stages, as ANTLR's manual advises: fast first, exactly where that fails.
+
+A prediction of the next rule either looks at the rules that called it (LL), whose result cannot be kept, or not (SLL), whose result is kept
+for all further texts. SLL gives the tree of LL or a syntax error, which may be one of its own; so an error is believed from LL alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from antlr4 import CommonTokenStream, InputStream
+from antlr4.atn.ParserATNSimulator import ParserATNSimulator
+from antlr4.atn.PredictionMode import PredictionMode
+from latex2sympy2_extended.antlr_parser import PSLexer, PSParser
+
+_AMBIGUOUS = frozenset(
+    number for number, state in enumerate(PSParser.atn.decisionToState) if state.ruleIndex == PSParser.RULE_atom_expr
+)
+"""Decisions that SLL mistakes in every power (`x^2`): they are by LL in the first stage too, which then seldom fails."""
+
+
+class _Predictions(ParserATNSimulator):
+    exact = False
+
+    def adaptivePredict(self, input: Any, decision: int, outerContext: Any) -> int:
+        exact = self.exact or decision in _AMBIGUOUS
+        self.predictionMode = PredictionMode.LL if exact else PredictionMode.SLL
+        prediction: int = super().adaptivePredict(input, decision, outerContext)
+        return prediction
+
+
+class _Parser(PSParser):
+    def __init__(self, tokens: CommonTokenStream):
+        super().__init__(tokens)
+        self._interp = _Predictions(self, self.atn, self.decisionsToDFA, self.sharedContextCache)
+
+    def math(self) -> Any:
+        try:
+            return super().math()
+        except Exception:  # the listener's, for a syntax error
+            self.reset()
+            self._interp.exact = True
+            return super().math()
+
+
+def parser(text: str, listener: Any) -> PSParser:
+    """Return a parser of a text, whose method `math` parses all of it.
+
+    Args:
+        text: LaTeX.
+        listener: Told of errors; it raises for each.
+
+    Raises:
+        Exception: The listener's, for a character that no token begins with.
+    """
+    lexer = PSLexer(InputStream(text))
+    tokens = CommonTokenStream(lexer)
+    parser_ = _Parser(tokens)
+    for part in (lexer, parser_):
+        part.removeErrorListeners()
+        part.addErrorListener(listener)
+    tokens.fill()  # so that an error of the lexer is none of the first stage
+    return parser_

@@ -1,0 +1,50 @@
+"""What kind of answer an expression is, and which variables it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy
+from latex2sympy2_extended.logic import And
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+
+from ngrpo.grading.expressions import Both, Braces, Either, Form, Items, Row, nodes
+from ngrpo.grading.values import Calculus
+
+
+def single(node: Any) -> Any:
+    """Return the element of a set or a list of one."""
+    while isinstance(node, Items | Braces | Row | sympy.Tuple) and len(node.args) == 1:
+        if isinstance(node.args[0], Form | sympy.Set):
+            break
+        node = node.args[0]
+    return node
+
+
+def is_relation(node: Any) -> bool:
+    """Whether it says that something is equal, unequal, less or more, or several such things."""
+    return isinstance(node, Relational | And | Either | Both)
+
+
+def steps_of(node: Any) -> Sequence[Any]:
+    """Return the relations of a chain (`1 < x < 5`), or the one that it is."""
+    return node._unsorted_args if isinstance(node, And) else (node,)
+
+
+def is_matrix(node: Any) -> bool:
+    """Whether it is a matrix, or a product or sum of some."""
+    return isinstance(node, sympy.MatrixBase | sympy.MatMul | sympy.MatAdd)
+
+
+def variables(node: Any) -> set[str]:
+    """Names of the variables of an expression, and of its unknown functions."""
+    bound = {part.args[1].name for part in nodes(node) if isinstance(part, Calculus)}
+    found = {part.name for part in nodes(node) if isinstance(part, sympy.Symbol)}
+    return (found - bound - {"i"}) | {part.func.__name__ for part in nodes(node) if isinstance(part, AppliedUndef)}
+
+
+def sign_of_infinity(node: Any) -> str:
+    """Return the sign of an infinity; nothing of what is none."""
+    return {sympy.S.Infinity: "+", sympy.S.NegativeInfinity: "-"}.get(node, "")
