@@ -14,7 +14,8 @@ from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ConfigError, StoreError, TrackingError
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.manifest import MANIFEST, Manifest
-from ngrpo_kfp.pipelines.local.runs import RunSettings, latest_settings, settings_behind
+from ngrpo_kfp.pipelines.local.run_artifacts import settings_behind
+from ngrpo_kfp.pipelines.local.runs import RunSettings, latest_settings
 from ngrpo_kfp.pipelines.local.services import Services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ngrpo.storage.manifest import MANIFEST
 from ngrpo.storage.state import DamagedStateError
-from ngrpo_kfp.pipelines.local.runs import Kind, everything, is_last, readable, stage_records
+from ngrpo_kfp.pipelines.local.runs import (
+    Kind,
+    RunSettings,
+    everything,
+    is_last,
+    readable,
+    run_directories,
+    settings_of_runs,
+    stage_records,
+)
 from ngrpo_kfp.pipelines.local.stage_records import read_plan, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.nodes import stage_of
@@ -85,6 +95,21 @@ def sizes(workspace: Workspace) -> dict[Path, Sizes]:
         store = sum(size for size in known.values() if size is not None)
         found[directory] = Sizes(disk_size(directory), store, cache, sum(size is None for size in known.values()))
     return found
+
+
+def settings_behind(artifacts: Sequence[Artifact], workspace: Workspace) -> RunSettings | None:
+    """Return the configuration of the run that results are from; none if no run here with settings that can be read made or read them.
+
+    Of several it is the newest that knows the most of them.
+
+    Args:
+        artifacts: The results.
+        workspace: Where the runs are.
+    """
+    known = {
+        run: sum(each in _listed_artifacts("run", run) for each in artifacts) for run in run_directories(workspace)
+    }
+    return next(settings_of_runs(sorted(filter(known.get, known), key=lambda run: -known[run])), None)
 
 
 def disk_size(place: Path) -> int:

@@ -78,25 +78,11 @@ def latest_settings(workspace: Workspace) -> RunSettings | None:
 
     What cannot be read is said on standard error, and the run before it counts.
     """
-    return next(_settings(run_directories(workspace)), None)
+    return next(settings_of_runs(run_directories(workspace)), None)
 
 
-def settings_behind(artifacts: Sequence[Artifact], workspace: Workspace) -> RunSettings | None:
-    """Return the configuration of the run that results are from; none if no run here with settings that can be read made or read them.
-
-    Of several it is the newest that knows the most of them.
-
-    Args:
-        artifacts: The results.
-        workspace: Where the runs are.
-    """
-    known = {
-        run: sum(each in _listed_artifacts("run", run) for each in artifacts) for run in run_directories(workspace)
-    }
-    return next(_settings(sorted(filter(known.get, known), key=lambda run: -known[run])), None)
-
-
-def _settings(runs: Iterable[Path]) -> Iterator[RunSettings]:
+def settings_of_runs(runs: Iterable[Path]) -> Iterator[RunSettings]:
+    """Yield the configuration of each run that has one. What cannot be read is said on standard error."""
     for run in runs:
         try:
             tree = read_settings(run)
