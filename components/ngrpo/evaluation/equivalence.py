@@ -1,7 +1,7 @@
 """Whether a served model does as well as in its evaluation: a test of equivalence, benchmark by benchmark.
 
-A test for a difference would not do: with few samples it finds none, whatever is wrong. So the burden of proof is reversed, as in two one-sided
-tests (Schuirmann, 1987): the two count as equal only where the whole interval of their difference lies within a margin.
+A test for a difference would not do: with few samples it finds none, whatever is wrong. So the burden of proof is reversed, as in two
+one-sided tests (Schuirmann, 1987): the two count as equal only where the whole interval of their difference lies within a margin.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
     its difference is below the tolerance. Equalling `min_gain` is not enough: for two models that differ on a single problem the
     bound is 0, because many draws do not contain that problem. Models that were measured under different protocols are never promoted.
 
-    Of a model whose evaluation stopped early the bounds are those that all its samples are foreseen to give. It is promoted only where they
-    are settled (`ngrpo.evaluation.curtailment`), whichever opponent they were settled against when it stopped.
+    For a model whose evaluation stopped early, the bounds are predictions of those that all its samples would give. It is promoted only
+    if they settle the verdict (`ngrpo.evaluation.curtailment`), whichever opponent the evaluation was stopped for.
 
     Args:
         config: The gate.

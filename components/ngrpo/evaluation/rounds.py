@@ -15,8 +15,8 @@ class Rounds:
     """Decides which samples of a model to generate next.
 
     A round ends when every problem of every benchmark of the gate has the same number of samples; other benchmarks get all theirs in the
-    first. So what the verdict is sought from is no choice among problems or samples. What is looked at depends on seed and settings alone,
-    not on what is kept already: an evaluation that was killed, or that follows a longer one, stops where any other would.
+    first. So the verdict never rests on a selection of problems or samples. The looks depend on seed and settings alone, not on stored
+    samples: an evaluation that was killed, or that follows a longer one, stops where any other would.
     """
 
     def __init__(

@@ -159,7 +159,7 @@ class KeptSamples:
         return f"{self._place}/{digest.hexdigest()}.parquet"
 
     def _read(self, name: str) -> None:
-        """Read a part, unless it is damaged. A part that does not match its digest is read once more, because a failed read is not damage."""
+        """Read a part, unless it is damaged. One that does not match its digest is read once more: a failed read is no damage."""
         for _ in range(2):
             data = self._store.get_bytes(name)
             if data is None:
