@@ -20,7 +20,9 @@ def sample_tokens(scaled_logits: Tensor, seeds: Tensor, positions: Tensor) -> Te
         int64 `[B]`.
     """
     cumulative = scaled_logits.softmax(dim=-1).double()
-    cumulative.cumsum_(dim=-1)  # in place: on a processor a second matrix of doubles takes longer to get than to fill
+    cumulative.cumsum_(
+        dim=-1
+    )  # in place: on a processor, allocating a second matrix of doubles takes longer than filling it
     threshold = uniform(seeds, positions, TOKEN)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=scaled_logits.shape[1] - 1)
 
@@ -39,7 +41,7 @@ def keep_nucleus(scaled_logits: Tensor, top_p: float | Tensor) -> Tensor:
         top_p = top_p[:, None]
     ascending, order = scaled_logits.sort(dim=-1)
     outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-    outside[:, -1] = False  # the most likely token stays, whatever rounding says
+    outside[:, -1] = False  # keep the most likely token, whatever rounding does
     return scaled_logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
 
 
