@@ -1,10 +1,10 @@
-"""Artifacts: directories in object storage that a manifest makes whole, and a local cache that is verified at every use.
+"""Artifacts: directories in object storage, complete once they have a manifest, and a local cache that is verified at every use.
 
 An artifact lives at `<store>/<stage>/<key>/`. Its payload is uploaded first and `manifest.json` last, on the condition that
-there is none; without a manifest there is no artifact. Whatever is read is hashed and compared with the manifest.
+there is none; without a manifest there is no artifact. Everything read is hashed and compared with the manifest.
 
-A fault is not a verdict. What looks wrong is looked at again, apart in time, and is damaged only if it is the same each time while
-the service is well; where nothing is known, that is an error. A damaged artifact stays until its replacement is whole.
+A failed read does not mean damage. An object that looks wrong is read again, after a pause, and counts as damaged only if it is the same
+each time while the service works; otherwise the read is an error. A damaged artifact stays until its replacement is complete.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ T = TypeVar("T")
 _READ_TO_VERIFY = 256 << 20
 _TRANSFERS = 2
 WAITS = (1.0, 2.0, 3.0)
-"""Seconds between looks at what seems to be damaged."""
+"""Seconds between reads of an object that seems damaged."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """The manifest at a place, as it was read.
+    """A manifest as it was read.
 
     Attributes:
         data: Its bytes.
         etag: Its ETag.
-        manifest: What it says; none if it is damaged.
-        problem: What is wrong with it; empty if it is not damaged.
+        manifest: Its content; none if it is damaged.
+        problem: The damage; empty if there is none.
     """
 
     data: bytes
@@ -60,18 +60,18 @@ class _Found:
         return hashlib.sha256(self.data).hexdigest()
 
     def is_of(self, manifest: Manifest) -> bool:
-        """Whether it is that of the same result, wherever the files are."""
+        """Whether it describes the same result, wherever the files are."""
         return self.manifest is not None and replace(manifest, folder=self.manifest.folder) == self.manifest
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """What one look at an object has found.
+    """Problem found by one look at an object.
 
     Attributes:
-        says: What is wrong, for people.
-        seen: What was seen. Looks that see different things say nothing of the object.
-        final: Whether the look was itself many tries, apart in time.
+        says: The problem in words.
+        seen: What was seen. Looks that differ in it prove nothing about the object.
+        final: Whether the look itself was many tries over time.
     """
 
     says: str
@@ -88,7 +88,7 @@ class ArtifactStore:
         Args:
             objects: Where the artifacts are.
             cache: Local directory for downloads; several processes may share it.
-            waits: Seconds to wait before each further look at what seems to be damaged; `WAITS` unless given.
+            waits: Seconds to wait before each further look at an object that seems damaged; by default `WAITS`.
         """
         self._objects = objects
         self._cache = cache
@@ -100,7 +100,7 @@ class ArtifactStore:
         return self._objects
 
     def find(self, stage: str, key: str) -> Reference | None:
-        """Return the artifact of a stage and key, or none if there is none. Whether it is sound, `verify` says.
+        """Return the artifact of a stage and key, or none. It is not checked for damage: see `verify`.
 
         Raises:
             StoreError: The service cannot be used, so that it is not known.
@@ -120,9 +120,9 @@ class ArtifactStore:
     def verify(self, reference: Reference) -> list[str]:
         """Compare an artifact in the store with its manifest.
 
-        What a service tells without reading (ETag, checksums) differs between services and, for an upload in parts, is not
+        The digests that a service reports (ETag, checksums) differ between services and, for a multipart upload, are not
         the hash of the content. So `publish` stores the sha256 of each file as metadata of its object. An object that
-        someone wrote anew has lost it or carries another, which one HEAD request shows on any S3 service. Content is read
+        someone has overwritten lacks it or has another, which one HEAD request shows on any S3 service. Content is read
         and hashed
 
         - of artifacts up to 256 MB, so that decay on the service's own disk is found too;
@@ -130,14 +130,14 @@ class ArtifactStore:
         - of artifacts that a consumer could not fetch: in a larger one, decay is found when it is fetched; `fetch` refuses
           the artifact and leaves a note, because of which the next `verify` reads it all.
 
-        What seems wrong is looked at again, apart in time. It is believed if it is the same each time and the service is well;
-        an object that the service cannot read for a minute although it answers counts as damaged.
+        A problem is checked again after a pause. It counts as damage if it is the same each time and the service works; so does
+        an object that a working service cannot read for a minute.
 
         Returns:
-            What is wrong, one line a file; empty if the artifact is sound.
+            The damage, one line per file; empty if the artifact is sound.
 
         Raises:
-            StoreError: The service cannot be used, or answers differently each time: nothing is known of the artifact.
+            StoreError: The service cannot be used, or answers differently each time, so the artifact's state is unknown.
         """
         place = self._place(reference)
         found = self._look_up(place)
@@ -145,7 +145,7 @@ class ArtifactStore:
             return [f"{MANIFEST} is missing or was changed"]
         problems = self._problems(place, found)
         if not problems and self._objects.get_bytes(f"{place}/{REFERENCE}") != reference.to_json().encode():
-            # Its publisher was killed between the manifest and this file, or the file was changed.
+            # The publisher was killed between the manifest and this file, or the file was changed.
             self._objects.put_bytes(reference.to_json().encode(), f"{place}/{REFERENCE}")
         return problems
 
@@ -161,11 +161,11 @@ class ArtifactStore:
     ) -> Reference:
         """Upload a directory as the artifact of a stage and key.
 
-        What a publisher that was killed left is replaced. So is an artifact that is damaged: where the content is the same, its
-        files are written again; else the new ones go to a folder of their own, the manifest is exchanged for theirs in one write, and
-        only then the old ones are deleted. Publishing the same content again changes nothing. Where another process has
-        published other content under the key, the first stays and the second is refused: it cannot return the first one's reference,
-        for the metrics that it has logged are not those of that artifact.
+        Leftovers of a killed publisher are replaced. So is a damaged artifact: if the content is the same, its files are written
+        again; otherwise the new ones go to a folder of their own, one write replaces the manifest, and only then are the old ones
+        deleted. Publishing the same content again changes nothing. If another process has published other content under the key,
+        the first stays and the second is refused: it cannot return the first one's reference, because the metrics that it has
+        logged belong to other content.
 
         Args:
             stage: Stage that made it.
@@ -259,7 +259,7 @@ class ArtifactStore:
             self._objects.delete(key)
 
     def _replace(self, place: str, directory: Path, manifest: Manifest, damaged: _Found | None) -> _Found | None:
-        """Upload a payload and let its manifest stand, if there is none or the damaged one; return the manifest that stands then."""
+        """Upload a payload and its manifest, unless a sound manifest is there; return the manifest that is in place then."""
         repair = damaged is not None and damaged.is_of(manifest)
         if damaged is not None:
             content = digest_of({name: entry.sha256 for name, entry in manifest.files.items()})
@@ -286,7 +286,7 @@ class ArtifactStore:
         return stands
 
     def _outrun(self, place: str, manifest: Manifest) -> _Found | None:
-        """Return the manifest of another publisher, who was faster; take back what was uploaded."""
+        """Return the manifest of another publisher that was faster; delete our upload."""
         stands = self._look_up(place)
         if stands is None or stands.is_of(manifest):
             return stands
@@ -295,12 +295,12 @@ class ArtifactStore:
             for name in set(map(manifest.object_name, manifest.files)) - others:
                 self._objects.delete(f"{place}/{name}")
         elif self._problems(place, stands):
-            # Two first publishers raced and wrote over each other's payload: neither result is whole.
+            # Two first publishers raced and overwrote each other's payload: neither result is complete.
             self.discard(Reference(f"{self._objects.uri}/{place}/", place.rpartition("/")[2], stands.digest))
         return stands
 
     def _sweep(self, place: str, manifest: Manifest) -> None:
-        """Delete what does not belong to an artifact that has taken the place of a damaged one."""
+        """Delete the leftovers of a damaged artifact that was replaced."""
         kept = {f"{place}/{name}" for name in (MANIFEST, REFERENCE, *map(manifest.object_name, manifest.files))}
         for key in self._objects.list(f"{place}/"):
             if key not in kept:
@@ -324,7 +324,7 @@ class ArtifactStore:
         return place
 
     def _look_up(self, place: str) -> _Found | None:
-        """Read the manifest at a place; again, apart in time, where it seems damaged or is listed but not there.
+        """Read a manifest; read it again, after a pause, if it seems damaged or is listed but missing.
 
         Raises:
             StoreError: The service cannot be used, or answers differently each time.
@@ -345,7 +345,7 @@ class ArtifactStore:
         last = looks[-1]
         if last is None or len({None if look is None else look.data for look in looks}) > 1:
             raise StoreError(self._unknown(place, MANIFEST, len(looks)))
-        self._objects.check()  # a service that is ill says nothing about its objects
+        self._objects.check()  # a failing service proves nothing about its objects
         return last
 
     def _parsed(self, place: str, data: bytes, etag: str) -> _Found:
@@ -360,7 +360,7 @@ class ArtifactStore:
         return _Found(data, etag, manifest)
 
     def _problems(self, place: str, found: _Found) -> list[str]:
-        """Return what is wrong with an artifact, as `verify` does; a note of suspicion that proves false is deleted."""
+        """Return the damage of an artifact, as `verify` does; delete the note of a suspicion that proves false."""
         manifest = found.manifest
         if manifest is None:
             return [f"its manifest is damaged: {found.problem}"]
@@ -396,7 +396,7 @@ class ArtifactStore:
         return [f"{name}: {problems[-1].says}" for name, problems in seen.items()]
 
     def _problem(self, key: str, entry: FileEntry, read: bool) -> _Problem | None:
-        """Look at an object; its content is read if asked for, or if nothing vouches for it."""
+        """Look at an object; its content is read on request, or if it has no sha256 in its metadata."""
         try:
             head = self._objects.head(key)
             if head is None:
@@ -414,7 +414,7 @@ class ArtifactStore:
         return None if content == entry.sha256 else _Problem("its content was changed", content)
 
     def _require_health(self, place: str, found: _Found) -> None:
-        """Make sure, before damage is believed, that the service is well: that another object comes back as it was.
+        """Before damage is believed, make sure that the service works: that it returns another object unchanged.
 
         Raises:
             StoreError: It does not.
@@ -459,7 +459,7 @@ class ArtifactStore:
             looks.append(found)
             if final:
                 break
-        # An account that may only read is told of the damage all the same.
+        # An account that may only read still gets the error about the damage.
         with suppress(StoreError):
             self._objects.put_bytes(name.encode(), f"{place}/{SUSPECT}")
         now = self._look_up(place)
@@ -473,13 +473,13 @@ class ArtifactStore:
         )
 
     def _each(self, work: Callable[[str], T], names: Iterable[str]) -> list[T]:
-        """Do the work for several files at a time; the first error is raised, and what has not begun is left."""
+        """Do the work for several files at a time; after an error, which is raised, no further file is started."""
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             try:
                 return list(pool.map(work, names))
             except BaseException as error:
                 if not isinstance(error, Exception):
-                    self._objects.interrupt()  # the threads may be waiting for the service
+                    self._objects.interrupt()  # its threads may be waiting for the service
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -488,7 +488,7 @@ def _payload(directory: Path) -> list[str]:
     """Return the relative path of every file below a directory, in order.
 
     Raises:
-        StoreError: Something there would be lost, would take the place of the store's own files, or has a name unfit for a path.
+        StoreError: A file cannot be stored, has the name of one of the store's own files, or a name unfit for a path.
     """
     names = []
     for path in sorted(directory.rglob("*")):
@@ -514,7 +514,7 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _remove_others(directory: Path, names: set[str]) -> None:
-    """Delete files that a former artifact under the same key left in the cache."""
+    """Delete cached files of an earlier artifact under the same key."""
     for path in directory.rglob("*"):
         if not path.is_dir() and path.relative_to(directory).as_posix() not in names:
             path.unlink()

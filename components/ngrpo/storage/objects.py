@@ -1,7 +1,7 @@
-"""Objects of an S3 service under one prefix, through boto3: patient with faults that pass, with errors that say what to put right.
+"""Objects of an S3 service under one prefix, through boto3: retries temporary faults, and raises errors that name the cure.
 
-A service that has answered once is waited for when it is out of reach, for five minutes: a training of days must not end because
-a server was restarted. A first contact that fails is reported at once, for then the address may be wrong.
+A service that has answered once is retried for five minutes when it is out of reach: a training of days must not end because a
+server was restarted. A failed first contact is reported at once, because the address may be wrong.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _REFUSED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"}
 _BEYOND = {"InvalidRange", "416"}
 _BROKEN = {"500", "InternalError"}
-# Besides what is told by the status: 429 and, but for 501, all from 500 on.
+# Besides statuses: 429, and 500 and above, except 501.
 _BUSY = {"SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests"}
 _BUSY |= {"InternalError", "OperationAborted", "NoSuchUpload"}  # the last: the answer that ended an upload was lost
 _GARBLED = {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}
-# What services that do not know boto3's checksums answer to an upload.
+# Answers of services without support for boto3's checksums to an upload.
 _NO_CHECKSUMS = {
     "NotImplemented",
     "501",
@@ -77,7 +77,7 @@ _FAULTS = (BotoCoreError, ClientError, Boto3Error, *_CUT, *_UNREACHED)
 
 _PATIENCE = 300.0
 _PATIENCE_WITH_OBJECT = 60.0
-"""Seconds for an object that cannot be read while the service answers: perhaps it has decayed on the service's disk."""
+"""Seconds to retry an unreadable object while the service answers: it may be damaged on the service's disk."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 _GARBLED_TRIES = 3
 _reached: set[str] = set()
@@ -88,7 +88,7 @@ _CONFIG = Config(
     read_timeout=60,
     retries={"total_max_attempts": 3, "mode": "standard"},
 )
-# One transfer; two files go at a time (see `ngrpo.storage.artifacts`). More threads take the time of the one that hashes.
+# For one transfer; two run at a time (see `ngrpo.storage.artifacts`). More threads would slow the one that hashes.
 _UPLOAD = TransferConfig(
     multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, io_chunksize=1 << 20
 )
@@ -98,11 +98,11 @@ _DOWNLOAD = TransferConfig(
 
 
 class OutOfReachError(StoreError):
-    """The service cannot be reached, is overloaded or broken at this moment: nothing is known of what it holds."""
+    """The service is unreachable, overloaded or failing: the state of its objects is unknown."""
 
 
 class UnreadableError(StoreError):
-    """The service answers, but an object is not there or cannot be read to its end."""
+    """The service answers, but an object is missing or cannot be read to its end."""
 
 
 class NoSuchObjectError(UnreadableError):
@@ -110,12 +110,12 @@ class NoSuchObjectError(UnreadableError):
 
 
 class _GarbledError(OutOfReachError):
-    """The service says that it got other bytes than were sent."""
+    """The service reports that it received other bytes than were sent."""
 
 
 @dataclass
 class _Patience:
-    """The tries of one operation: when they began to fail, when the last one began, how long to wait, how many there were."""
+    """Retry state of an operation: when it began to fail, when the last try began, how long to wait, and the number of tries."""
 
     since: float | None = None
     began: float = 0.0
@@ -125,7 +125,7 @@ class _Patience:
 
 @dataclass(frozen=True)
 class ObjectHead:
-    """What a service says of an object: its size in bytes and the metadata that was stored with it."""
+    """Size in bytes and metadata of an object."""
 
     size: int
     metadata: Mapping[str, str]
@@ -155,13 +155,13 @@ class ObjectStore:
     """Objects below `s3://bucket/prefix`. Endpoint and credentials come from the environment, as boto3 reads it."""
 
     def __init__(self, uri: str, client: Any = None, *, patience: float = _PATIENCE, proven: bool = False):
-        """Open a prefix; nothing is sent yet.
+        """Open a prefix; sends nothing yet.
 
         Args:
             uri: `s3://bucket` or `s3://bucket/prefix`.
             client: A boto3 S3 client; by default one from the environment.
-            patience: Seconds to try again while the service is out of reach.
-            proven: Whether the process that started this one has reached the service: then it is waited for from the beginning.
+            patience: Seconds to retry while the service is out of reach.
+            proven: Whether the parent process has reached the service: then even the first contact is retried.
 
         Raises:
             StoreError: The address is not of that form, or the environment names no usable endpoint.
@@ -193,14 +193,14 @@ class ObjectStore:
         self._patiently(lambda: self._client.head_bucket(Bucket=self._bucket))
 
     def interrupt(self) -> None:
-        """End the waiting of other threads, whose operations then fail: this process is to end."""
+        """Make waiting operations of other threads fail, so that the process can end."""
         self._interrupted.set()
 
     def pause(self, seconds: float) -> None:
-        """Let time pass before an object is looked at again.
+        """Pause before an object is looked at again.
 
         Raises:
-            StoreError: This process is to end.
+            StoreError: The process is ending.
         """
         if self._interrupted.wait(seconds):
             raise StoreError(f"object store {self.uri}: interrupted")
@@ -242,16 +242,16 @@ class ObjectStore:
     def swap(self, data: bytes, key: str, expected: str | None) -> str | None:
         """Replace a small object if it is still the one that was read: of several writers one succeeds.
 
-        A request is sent again whose answer was lost, and may then be refused because of itself: so what is there is compared
-        with the content.
+        A request whose answer was lost is sent again, and may be refused because the first one succeeded: so the stored object is
+        compared with the content.
 
         Args:
-            data: Its new content. Where content comes back, so does its ETag: let no two writes have the same.
+            data: Its new content. Equal content may have an equal ETag, so no two writes may have the same content.
             key: Its key below the prefix.
             expected: ETag of what it replaces (see `get_tagged`); none if there was no such object.
 
         Returns:
-            The new ETag; none where the object is another one by now.
+            The new ETag; none if the object has changed meanwhile.
         """
         return self._put(data, key, {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected})
 
@@ -293,7 +293,7 @@ class ObjectStore:
             length: Number of bytes, at least 1; none for all from `start` on.
 
         Returns:
-            The bytes, fewer where the object ends; none if there is no such object.
+            The bytes, fewer at the end of the object; none if there is no such object.
 
         Raises:
             UnreadableError: It cannot be read to its end.
@@ -339,13 +339,13 @@ class ObjectStore:
             return self._patiently(download, key)
         except OSError as error:
             with suppress(OSError):
-                path.unlink()  # half of it is of no use, and takes room
+                path.unlink()  # half a file is useless
             raise StoreError(
                 f"{self.uri}/{key}: cannot be written to {path} ({self._missing(error, key, path)})"
             ) from error
 
     def head(self, key: str) -> ObjectHead | None:
-        """Return what the service says of an object; none if there is no such object."""
+        """Return size and metadata of an object; none if there is no such object."""
         try:
             answer = self._patiently(lambda: self._client.head_object(Bucket=self._bucket, Key=self._key(key)), key)
         except NoSuchObjectError:
@@ -372,7 +372,7 @@ class ObjectStore:
         self._patiently(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key)))
 
     def _put(self, data: bytes, key: str, condition: Mapping[str, str]) -> str | None:
-        """Write a small object and return its ETag; none where the condition does not hold."""
+        """Write a small object and return its ETag; none if the condition fails."""
         tries = 0
 
         def write() -> str | None:
@@ -381,14 +381,14 @@ class ObjectStore:
             try:
                 answer = self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
             except ClientError as error:
-                # With If-Match, a missing object is a missing key.
+                # With If-Match, a missing object is reported as a missing key.
                 if not (_code(error) in _REFUSED or ("IfMatch" in condition and _code(error) in _MISSING)):
                     raise
                 if tries == 1 and not error.response.get("ResponseMetadata", {}).get("RetryAttempts"):
                     return None
             else:
                 return str(answer["ETag"])
-            # Sent again: perhaps it was refused because of itself.
+            # A repeated request may have been refused because the first one succeeded.
             try:
                 found = self._read(key)
             except ClientError as error:
@@ -409,7 +409,7 @@ class ObjectStore:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _patiently(self, work: Callable[[], T], key: str | None = None, *, upload: bool = False) -> T:
-        """Send a request, again where it meets a fault that may pass.
+        """Send a request, and retry temporary faults.
 
         Args:
             work: Sends it. It may be called many times.
@@ -441,7 +441,7 @@ class ObjectStore:
                 return result
 
     def _goes_on(self, fault: StoreError, patience: _Patience) -> bool:
-        """Wait for the next try; false where there is to be none."""
+        """Wait for the next try; false if there is to be none."""
         if self._endpoint not in _reached or isinstance(fault, NoSuchObjectError):
             return False
         if not isinstance(fault, OutOfReachError | UnreadableError):
@@ -450,7 +450,7 @@ class ObjectStore:
             return False
         now = time.monotonic()
         if now - patience.began > _PATIENCE:
-            patience.since, patience.wait = now, _FIRST_WAIT  # what went on for so long was getting somewhere
+            patience.since, patience.wait = now, _FIRST_WAIT  # a try that ran for so long was making progress
         elif patience.since is None:
             patience.since = patience.began
         left = patience.since + self._patience - now
@@ -478,7 +478,7 @@ class ObjectStore:
     def _missing(self, error: OSError, key: str, path: Path) -> str:
         """Say why an object cannot be written to a file."""
         head = None
-        with suppress(StoreError):  # it is the disk that is told of
+        with suppress(StoreError):  # the message is about the disk
             head = self.head(key)
         return disk_trouble(error, path.parent, needed=None if head is None else head.size)
 
