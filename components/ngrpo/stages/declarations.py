@@ -1,6 +1,6 @@
-"""The stages, each declared once: what is here is known nowhere else, or is held to this by `tests/pipeline/test_components.py`.
+"""The declaration of each stage. These facts are stated nowhere else, or `tests/pipeline/test_components.py` keeps both in step.
 
-The order of the stages is not known here: see `pipelines/post_training.py`.
+The order of the stages is in `pipelines/post_training.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ngrpo.evaluation.protocol import GRADER_LIBRARIES
 from ngrpo.stages.context import Context
 
 StageFunction = Callable[[Any, Mapping[str, Path], Path, Context], None]
-"""Does the work of a stage: settings, the directory of each input, an empty directory for the artifact, and what is outside."""
+"""Does the work of a stage, given settings, the directory of each input, an empty output directory and the context."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Stage:
     config: type[Section]
     """The part of a run's configuration that the stage reads."""
     artifact: Literal["Artifact", "Dataset", "Model"] = "Artifact"
-    """What kfp calls its artifact."""
+    """Name of its artifact in kfp."""
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """By name of an input, the stage whose artifact it is."""
+    """The stage that makes each input, by the input's name."""
     cacheable: bool = True
-    """Whether a result found in the store may stand for a run; not for a stage with effects outside the store."""
+    """Whether a result in the store may replace a run; false for a stage with effects outside the store."""
     parallel: bool = False
-    """Whether it works as several processes, one a GPU, where its pod has several."""
+    """Whether it runs as several processes, one per GPU, in a pod with several GPUs."""
     libraries: tuple[str, ...] = ()
     """Names of the distributions whose versions decide its result; see `ngrpo.stages.libraries` for those that settings select."""
 
@@ -93,7 +93,7 @@ STAGES: Mapping[str, Stage] = {
             inputs={"dataset": "prepare_data", "warm_start": "sft_warm_start", "trained": "ngrpo_training"},
             libraries=(*_MODELS, *GRADER_LIBRARIES, "gguf", "numpy", "pyarrow", "vllm"),
         ),
-        # The champion moves between two runs: a decision is made anew every time.
+        # The champion may change between two runs, so the decision is made every time.
         Stage(
             "model_promotion",
             ModelPromotionConfig,
