@@ -102,9 +102,10 @@ $(VENV)/docs-tools: requirements/docs.txt
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-# After a change that is meant to change what a cluster runs, or what TRL and vLLM are told; the difference is for the reviewer.
+# After a change that is meant to change what a cluster runs, what TRL and vLLM are told, or how tables look; the difference is for the reviewer.
 golden: $(VENV)/installed
 	$(BIN)/python tests/pipeline/golden_ir.py
+	$(BIN)/python tests/pipeline/golden_tables.py
 	$(BIN)/python tests/unit/golden_arguments.py
 
 # On a machine with a GPU; any Python with torch 2.11 or later and Triton will do, and a comparison with vLLM is left out where there is none.

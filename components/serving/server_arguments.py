@@ -1,4 +1,4 @@
-"""How vLLM's server is started for a model of a run, on one machine and on a cluster: in the type, and with room for what the run asks."""
+"""Arguments of vLLM's server for a model of a run, on one machine and on a cluster: type and context length follow the run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from ngrpo.config import DeployConfig, RunConfig
 
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
-"""What `vllm serve` starts. The command itself fails in the build for processors: it looks for the distribution `vllm`."""
+"""The module behind `vllm serve`, a command that fails in the build for processors because it looks for the distribution `vllm`."""
 _CPU_CACHE_BYTES = 4 << 30
-"""Memory for keys and values on processors, where vLLM would otherwise take a share of all there is."""
+"""Memory for keys and values on processors, where vLLM would otherwise take a share of all memory."""
 
 
 def served_length(config: RunConfig | DeployConfig, positions: int | None) -> int:
@@ -35,7 +35,7 @@ def server_arguments(
     length: int,
     on_cpu: bool,
 ) -> list[str]:
-    """Return the command line of the server, behind the interpreter.
+    """Return the command line of the server, after the interpreter.
 
     Args:
         config: Configuration of the run that trained the model.
@@ -61,7 +61,7 @@ def server_arguments(
 
 
 def _flags(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield arguments of vLLM's `EngineArgs` as its command line has them."""
+    """Yield arguments of vLLM's `EngineArgs` in the form of its command line."""
     for name, value in options.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 
@@ -18,7 +18,8 @@ class Terminal(Console):
     def print(self, *objects: Any, **settings: Any) -> None:
         """Print as rich does, but tables with all that is in them."""
         for shown in objects:
-            if isinstance(shown, Table):
-                for column in shown.columns:
-                    column.overflow = "fold"
+            for part in shown.renderables if isinstance(shown, Group) else [shown]:
+                if isinstance(part, Table):
+                    for column in part.columns:
+                        column.overflow = "fold"
         super().print(*objects, **settings)

@@ -1,1 +1,1 @@
-"""What a run will do and why: nodes, keys, reasons, what it needs."""
+"""The plan of a run: nodes, keys, reasons, and needed resources."""

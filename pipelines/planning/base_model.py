@@ -1,4 +1,4 @@
-"""`--base champion`: a run that goes on from the champion of the day in place of the preset's base model."""
+"""`--base champion`: a run that starts from the current champion in place of the preset's base model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from ngrpo.errors import TrackingError
 
 
 def from_champion(config: RunConfig) -> RunConfig:
-    """Return a configuration whose base model is the champion, pinned by version and digest, without a warm start: it had one.
+    """Return a configuration whose base model is the champion, pinned by version and digest, without a warm start, which it has had.
 
     Args:
-        config: Names the registered model in `promotion.model_name`; MLflow is the one that the environment names.
+        config: Names the registered model in `promotion.model_name`; MLflow is that of the environment.
 
     Raises:
         TrackingError: There is no champion, its files are gone or out of the stages' reach, or MLflow cannot be used.

@@ -1,6 +1,6 @@
-"""The content of what a run reads from a local directory or from object storage: it is in the keys, and where it lies is not.
+"""The content that a run reads from a local directory or from object storage: the content is in the keys, the location is not.
 
-The stages are told the digests that they were planned with, and refuse other content.
+The stages receive the digests of the plan, and refuse other content.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ngrpo.storage.listing import content_digest
 from ngrpo.storage.state import DamagedStateError, read_state, write_state
 
 _FRESH_NANOSECONDS = 2_000_000_000
-"""A file that was changed so shortly before may be changed again at what its file system holds to be the same time."""
+"""Age in seconds below which a file's digest is not cached: it may change again within the resolution of its timestamp."""
 _Known = dict[
     str,
     tuple[
@@ -45,9 +45,9 @@ class PlannedFile:
     size: int
     """Bytes."""
     digest: str
-    """What stands for its content."""
+    """Digest of its content."""
     rows: int | None = None
-    """Rows of a table; none where it is none, or lies in object storage."""
+    """Rows of a table; none if it is no table, or is in object storage."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Content:
 
     digest: str
     files: Mapping[str, PlannedFile]
-    """By relative path; empty where nobody looked."""
+    """Files by relative path; empty if they were not read."""
 
     def record(self) -> dict[str, Any]:
-        """Return what a later plan compares itself with (`difference`)."""
+        """Return the record that later plans are compared with (`difference`)."""
         files = {name: [file.digest[:12], file.rows] for name, file in self.files.items()}
         return {"digest": self.digest, "files": files}
 
@@ -69,25 +69,25 @@ class StageSettings:
     """The settings of a stage."""
 
     given: str
-    """What the stage gets, as canonical JSON: of every copy its place and its digest."""
+    """Settings that the stage receives, as canonical JSON, with place and digest of every copy."""
     keyed: str
-    """What is in its key, as canonical JSON: of copies neither, for their content is in the key by itself."""
+    """Settings in its key, as canonical JSON, without places and digests of copies, whose content is in the key separately."""
     content: Mapping[str, Content]
-    """The copies that it reads, by the setting that names them."""
+    """Copies that it reads, by the setting that names them."""
 
 
 def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool = True) -> dict[str, Content]:
     """Return the content of every copy that a run reads, by the setting that names it, for example `data.train`.
 
-    A digest that the settings name is taken as it is: the place may be one that only the stages see.
+    A digest in the settings is used unchecked, because only the stages may have access to the place.
 
     Args:
         config: Configuration of the run.
-        known: File that remembers digests, so that gigabytes are read once; damaged or not there, it is made anew.
-        buckets: Whether object storage can be asked; else the digests of what lies there are empty, and keys are not those of a run.
+        known: File that caches digests, so that gigabytes are read once; created again if damaged or missing.
+        buckets: Whether object storage can be read; otherwise digests of its objects are empty, and keys are not those of a run.
 
     Raises:
-        DataError: A copy cannot be read. As below, the message begins with the setting and names the way out.
+        DataError: A copy cannot be read. As below, the message begins with the setting and names the cure.
         StoreError: Object storage cannot be reached; or `known` cannot be written.
     """
     digests = _Digests(known)
@@ -116,7 +116,7 @@ def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool
 
 
 def reader(known: Path | None = None, *, buckets: bool = True) -> Callable[[RunConfig], Mapping[str, Content]]:
-    """Return a `read_contents` that reads once what many configurations name; see there."""
+    """Return a `read_contents` that reads each copy once for many configurations."""
     seen: dict[str, Mapping[str, Content]] = {}
 
     def read(config: RunConfig) -> Mapping[str, Content]:
@@ -149,7 +149,7 @@ def require_in_pods(config: RunConfig) -> None:
     """Refuse directories of this machine in a run on a cluster.
 
     Raises:
-        ConfigError: There is one whose digest the settings do not name; the message says how to read it in pods.
+        ConfigError: The settings name one without its digest; the message says how pods can read it.
         DataError: It cannot be read.
     """
     for path, source in _copies(config):
@@ -164,7 +164,7 @@ def require_in_pods(config: RunConfig) -> None:
 
 
 def difference(before: Mapping[str, Any] | None, now: Content) -> str | None:
-    """Say how a copy differs from what an earlier run recorded of it (`Content.record`); none if it does not."""
+    """Say how a copy differs from the record of an earlier run (`Content.record`); none if it does not."""
     if before is None or before["digest"] == now.digest:
         return None
     old, new = before["files"], now.record()["files"]
@@ -209,7 +209,7 @@ def _node(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 class _Digests:
-    """Digests and rows of local files, remembered for those that have not changed since."""
+    """Cache of digests and rows of local files, valid until they change."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -217,7 +217,7 @@ class _Digests:
         if path is not None:
             try:
                 self._known = read_state(path, _Known, cure="it is made anew") or {}
-            except DamagedStateError:  # it saves time, no more
+            except DamagedStateError:  # only a cache
                 self._known = {}
         self._before = dict(self._known)
 
@@ -231,11 +231,11 @@ class _Digests:
         return self._known[name][1]
 
     def rows(self, path: Path) -> int | None:
-        """Return the rows of a file that `sha256` was asked of; none where it is no table, or was not."""
+        """Return the rows of a file whose `sha256` was read before; none if it is no table or was not read."""
         return self._known[str(path.absolute())][2] if str(path.absolute()) in self._known else None
 
     def save(self) -> None:
-        """Remember for the next time, where there is a place to."""
+        """Write the cache, if there is a file for it."""
         oldest = time.time_ns() - _FRESH_NANOSECONDS
         kept = {
             name: entry for name, entry in self._known.items() if max(entry[0][2:]) < oldest and os.path.exists(name)

@@ -1,4 +1,4 @@
-"""`evaluation.early_stop.opponent = "champion"`: the champion of the day, pinned by the key of its evaluation."""
+"""`evaluation.early_stop.opponent = "champion"`: the current champion, pinned by the key of its evaluation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from ngrpo.config.reading import override
 
 
 def against_champion(config: RunConfig) -> RunConfig:
-    """Return a configuration that names the champion, where it asks for it, by the key of its evaluation; the warm start if there is none.
+    """Return a configuration with the opponent `champion` replaced by the key of its evaluation, or by the warm start if there is none.
 
-    So the key of an evaluation that stops early says against whom it did. MLflow is the one that the environment names, and is asked only
-    where the configuration asks for the champion.
+    So the key of an evaluation that stops early covers its opponent. MLflow is that of the environment, and is only queried if the
+    configuration names the champion.
 
     Raises:
         TrackingError: MLflow cannot be used.

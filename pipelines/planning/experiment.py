@@ -21,7 +21,7 @@ from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
 _MEASURE = re.compile(r"mean|maj|(?:pass|best)@[1-9][0-9]{0,5}")
 _PUBLISHED = re.compile(r"(?:mean|maj)(?:@[1-9][0-9]{0,5})?|(?:pass|best)@[1-9][0-9]{0,5}")
 BASE_MODEL = "base"
-"""Under which name `published` has the base model, which is no arm: every evaluation measures it."""
+"""Name of the base model in `published`. It is not an arm: every evaluation measures it."""
 _OF_ALL = {
     "seed": "the seeds of an experiment are its setting `seeds`",
     "preset": "all arms build on the preset that the experiment names",
@@ -58,7 +58,7 @@ class ExperimentFile(Section):
     preset: NonEmpty
     """Name of a preset, or a TOML file relative to this one."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    """Every arm runs once with each; a run has it as its `seed`."""
+    """Every arm runs once with each of them as its `seed`."""
     baseline: ArmName
     """The arm that the others are compared with."""
     benchmark: Spelled
@@ -68,13 +68,13 @@ class ExperimentFile(Section):
     equivalence: Annotated[float, number(above=0.0, most=100.0)]
     """Arms whose difference lies within so many points are equivalent."""
     parallel: Annotated[int, count(1, 1000)] | None = None
-    """How many runs, each an arm with a seed, go at the same time on a cluster; not limited by default."""
+    """Most runs, each an arm with a seed, at the same time on a cluster; no limit by default."""
     settings: dict[str, Any] = {}
     """Settings of all arms, on top of the preset."""
     arms: Annotated[dict[ArmName, dict[str, Any]], Field(min_length=1)]
-    """Settings of each arm, on top of those; an arm without any is the preset with the settings of all."""
+    """Settings of each arm, on top of those of all arms; an arm may have none."""
     published: dict[ArmName, dict[Spelled, dict[Annotated[str, AfterValidator(_check_published)], Points]]] = {}
-    """What a publication says of an arm, or of `base`, in percent, by benchmark and measure."""
+    """Published results of an arm, or of `base`, in percent, by benchmark and measure."""
 
     @field_validator("seeds")
     @classmethod
@@ -94,12 +94,12 @@ class ArmRun:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """What its nodes are called after their stage."""
+        """Labels of its nodes."""
         return self.arm, f"seed{self.seed}"
 
     @property
     def name(self) -> str:
-        """Its name for people and files."""
+        """Its name in texts and files."""
         return ".".join(self.labels)
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ class Experiment:
     name: str
     file: ExperimentFile
     arms: Mapping[str, RunConfig]
-    """Configuration of each arm; its seed is that of no run yet (`config`)."""
+    """Configuration of each arm, without the seed of a run (`config`)."""
 
     @property
     def baseline(self) -> RunConfig:
@@ -123,12 +123,12 @@ class Experiment:
 
     @property
     def by_seed(self) -> list[ArmRun]:
-        """All runs, seed by seed: whenever one stops, the seeds that are done have every arm."""
+        """All runs, seed by seed: whenever the experiment stops, finished seeds have every arm."""
         return [ArmRun(arm, seed) for seed in self.file.seeds for arm in self.arms]
 
     @property
     def by_arm(self) -> list[ArmRun]:
-        """All runs, arm by arm: runs that go at the same time have different seeds, so that none makes what another is making."""
+        """All runs, arm by arm: runs at the same time then have different seeds, so that no two make the same result."""
         return [ArmRun(arm, seed) for arm in self.arms for seed in self.file.seeds]
 
     def config(self, run: ArmRun) -> RunConfig:
@@ -140,13 +140,13 @@ class Experiment:
         return replace(self, arms=arms)
 
     def require(self, check: Callable[[str, RunConfig], object]) -> None:
-        """Have every arm checked before anything is refused.
+        """Check every arm before refusing any.
 
         Args:
-            check: Is given each arm and its configuration.
+            check: Called with each arm and its configuration.
 
         Raises:
-            ConfigError: What the checks refused, each line with its arm.
+            ConfigError: All errors of the checks, each line with its arm.
         """
         refused: dict[str, list[str]] = {}
         for arm, config in self.arms.items():
@@ -158,7 +158,7 @@ class Experiment:
             raise ConfigError("\n".join(_by_arm(self.name, refused, len(self.arms))))
 
     def require_measured(self) -> None:
-        """Refuse an experiment whose primary comparison an arm cannot be part of.
+        """Refuse an experiment with an arm that does not fit the primary comparison.
 
         Raises:
             ConfigError: A line for each reason.
@@ -199,7 +199,7 @@ def read_experiment(
     Args:
         path: The file; its stem, a name, is that of the experiment.
         presets: Directory of the presets that have names.
-        overrides: Settings of all arms, `section.field=value`; they count more than those of the file.
+        overrides: Settings of all arms, `section.field=value`, on top of those of the file.
         cluster: TOML file with the section `cluster`.
 
     Raises:
@@ -249,8 +249,8 @@ def experiment_pipeline(
 ) -> Callable[[StageTracer], None]:
     """Return the pipeline of an experiment: that of a run for each arm and seed, with settings of its own.
 
-    Nodes with the same key are planned once: the data and the index, which have no seed, for all, and a warm start for the arms of a seed.
-    What is never cached is left out, and that is the promotion: it acts on the registry, where the last arm would win.
+    Nodes with the same key are planned once: data and index, which have no seed, for all runs, and a warm start for all arms of a seed.
+    Stages that are never cached are left out, that is, the promotion: it acts on the registry, where the last arm would win.
 
     Args:
         experiment: The experiment.
@@ -286,7 +286,7 @@ def _sets(overrides: Sequence[str], field: str) -> bool:
 
 
 def _disagreements(file: ExperimentFile) -> Iterator[str]:
-    """Yield what is wrong between the parts of the file."""
+    """Yield contradictions between the parts of the file."""
     arms = ", ".join(file.arms)
     if file.baseline not in file.arms:
         yield f"baseline={file.baseline!r} is no arm; name one of {arms}"
@@ -302,7 +302,7 @@ def _disagreements(file: ExperimentFile) -> Iterator[str]:
 
 
 def _by_arm(name: str, refused: Mapping[str, Sequence[str]], arms: int) -> Iterator[str]:
-    """Yield the lines of errors, each with its arm; once, without an arm, where every arm has it: the settings of all are at fault."""
+    """Yield the lines of errors, each with its arm; an error of every arm is yielded once, without one, as the common settings cause it."""
     common = set.intersection(*map(set, refused.values())) if len(refused) == arms > 1 else set()
     for line in dict.fromkeys(line for lines in refused.values() for line in lines if line in common):
         yield f"experiment {name}: {line}"

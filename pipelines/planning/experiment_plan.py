@@ -1,4 +1,4 @@
-"""What the plan of an experiment says: which runs share a node, which arms are one, and what is left to do."""
+"""The plan of an experiment: shared nodes, equal arms, and the remaining work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ExperimentPlan:
     nodes: Mapping[ArmRun, tuple[str, ...]]
     """Names of the nodes of each run, in order."""
     merged: Mapping[str, str]
-    """Arms that do what another one does, each with that arm: the two are one."""
+    """Arms that equal another one, each with that arm: the two are merged."""
 
     @property
     def arms(self) -> list[str]:
@@ -39,7 +39,7 @@ class ExperimentPlan:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said of merged arms."""
+        """Notes on merged arms."""
         return [
             f"arm {arm}: the same settings as arm {other}, for every stage: they are one, reported as {other}"
             for arm, other in self.merged.items()
@@ -59,7 +59,7 @@ class ExperimentPlan:
         return self.plan.part([name for run, names in self.nodes.items() if run.arm == arm for name in names], {})
 
     def users(self) -> dict[str, set[ArmRun]]:
-        """Return by key the runs that have a node of that key, of arms that are different."""
+        """Return the runs that have a node of each key, over different arms."""
         users: dict[str, set[ArmRun]] = {}
         for run, names in self.nodes.items():
             if run.arm not in self.merged:
@@ -68,7 +68,7 @@ class ExperimentPlan:
         return users
 
     def first_of(self, arm: str) -> list[PlannedStage]:
-        """Return the nodes that an arm shares with no other and that read nothing of the kind: what follows from them is the arm's own.
+        """Return the first nodes that an arm shares with no other: all that follow from them are the arm's own.
 
         Raises:
             ConfigError: There is no such arm, or it is one with another.
@@ -90,7 +90,7 @@ class ExperimentPlan:
 
 
 def planned_experiment(experiment: Experiment, runs: Iterable[ArmRun], plan: Plan) -> ExperimentPlan:
-    """Return the plan of an experiment with what it means for the runs.
+    """Return the plan of an experiment by runs and arms.
 
     Args:
         experiment: The experiment.
@@ -128,12 +128,12 @@ class _Row:
 
 
 def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[str, float]) -> None:
-    """Print what an experiment has to do: for each stage and arm how many results there are, who shares them, and what they need.
+    """Print the work of an experiment: for each stage and arm, existing results, who shares them, and needed resources.
 
     Args:
         planned: The plan.
         console: Where it is shown.
-        seconds: By key, how long the stages of earlier runs of this experiment took.
+        seconds: Duration of stages in earlier runs of this experiment, by key.
     """
     experiment = planned.experiment
     known, rows = _Needs(experiment), list(_rows(planned))
@@ -189,14 +189,14 @@ def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[
 
 
 class _Needs:
-    """What the stages of arms need; the shape of each model is looked up once."""
+    """Resources that the stages of arms need; the shape of each model is looked up once."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self._shapes: dict[str, ModelShape | None] = {}
 
     def of(self, arm: str, stage: str) -> Needs | None:
-        """Return what a stage of an arm needs; none where the shape of its model is not known."""
+        """Return the needs of a stage of an arm; none if the shape of its model is unknown."""
         config = self._experiment.arms[arm]
         source = config.model.source.model_dump_json()
         if source not in self._shapes:

@@ -1,4 +1,4 @@
-"""What MLflow's run of a whole run says of its result, so that runs can be compared without opening their stages."""
+"""Final metrics of a run in MLflow, so that runs can be compared without opening their stages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ngrpo.evaluation.gains import Gain
 def final_metrics(
     evaluations: Mapping[str, Evaluation], gains: Mapping[str, Gain], promotions: Mapping[str, Promotion]
 ) -> dict[str, float]:
-    """Return the numbers by name: means of the trained model, what training gained in points, and the decision.
+    """Return the numbers by name: means of the trained model, the gain of training in points, and the decision.
 
     Args:
-        evaluations: By node; of several nodes the node's name goes before its benchmarks.
-        gains: By benchmark, where there is one evaluation.
+        evaluations: By node; with several nodes, the node's name precedes its benchmarks.
+        gains: By benchmark, if there is one evaluation.
         promotions: By node.
     """
     values: dict[str, float] = {}

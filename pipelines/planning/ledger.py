@@ -1,4 +1,4 @@
-"""What a run took, what its cache hits saved, and what a run like it will take."""
+"""Costs of a run, savings by its cache hits, and the expected costs of a similar run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _TRAINING = "ngrpo_training"
 
 
 def costs_of(plan: Plan, objects: ObjectStore) -> dict[str, Cost | None]:
-    """Return by node what its result took, whenever that was made; none where it is not known, as of results of earlier versions.
+    """Return the spending on each node's result, whenever it was made; none if unknown, as for results of earlier versions.
 
-    Nodes that take the result of another one of the run are left out. A record that is damaged is said and ignored: it explains, no more.
+    Nodes that take the result of another node are left out. A damaged record is logged and ignored, because it only informs.
 
     Args:
         plan: The plan of a run that is done.
@@ -49,7 +49,7 @@ def costs_summary(
         plan: The plan of the run.
         costs: See `costs_of`.
         prices: Prices.
-        gain: What training gained on the benchmark of the promotion, where the run has one training and one evaluation.
+        gain: Gain of training on the benchmark of the promotion, if the run has one training and one evaluation.
     """
     spent = [cost for name, cost in costs.items() if cost is not None and not plan[name].cached]
     saved = [cost for name, cost in costs.items() if cost is not None and plan[name].cached]
@@ -72,7 +72,7 @@ def costs_summary(
 
 
 def _of_training(plan: Plan, costs: Mapping[str, Cost | None]) -> Cost | None:
-    """Return what lies between the model that training started from and the trained one; none where that is not known."""
+    """Return the spending between the model that training started from and the trained one; none if unknown."""
     if _TRAINING not in plan.nodes:
         return None
     index = plan[_TRAINING].inputs.get("neighbor_index")
@@ -82,7 +82,7 @@ def _of_training(plan: Plan, costs: Mapping[str, Cost | None]) -> Cost | None:
 
 
 def costs_lines(costs: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is said of costs in the terminal after a run; `costs` is that of `summary.json`."""
+    """Yield the lines on costs for the terminal after a run; `costs` is that of `summary.json`."""
     yield f"cost      {costs['spent']['in_words']}"
     if costs["saved"] is not None:
         yield f"cached    saved {costs['saved']['in_words']}"
@@ -92,7 +92,7 @@ def costs_lines(costs: Mapping[str, Any]) -> Iterator[str]:
 
 
 def cost_metrics(costs: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a run's costs as MLflow's run of the whole run has them; `costs` is that of `summary.json`."""
+    """Return a run's costs as metrics of its MLflow run; `costs` is that of `summary.json`."""
     values = {f"cost/{name}": value for name, value in costs["spent"].items() if name != "in_words"}
     saved = {f"cost/saved/{name}": value for name, value in (costs["saved"] or {}).items() if name != "in_words"}
     return values | saved
@@ -110,7 +110,7 @@ def expectations(
         plan: The plan.
         config: Configuration of the run.
         objects: The artifact store.
-        here: Whether the run is one on this machine: only what was made on the same hardware counts.
+        here: Whether the run is on this machine: then only results of the same hardware count.
 
     Raises:
         StoreError: The store cannot be reached.

@@ -1,4 +1,4 @@
-"""A model that somebody wants measured: what its name stands for, and whether there are weights to measure."""
+"""A model to be measured: what its name refers to, and whether there are weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def model_source(model: str, config: RunConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: It is none of these.
-        DataError: No weights lie there that can be read; the message says how to get them.
+        DataError: There are no readable weights; the message says how to get them.
         TrackingError: The registry has no such version, or cannot be reached.
         StoreError: The object store cannot be reached.
     """
@@ -46,13 +46,13 @@ def model_source(model: str, config: RunConfig) -> dict[str, Any]:
 
 
 def source_by_name(model: str) -> dict[str, Any]:
-    """Return a model as `model.source`, as far as that can be said without a service; see `model_source`.
+    """Return a model as `model.source` if that needs no service; see `model_source`.
 
     Returns:
-        The source; nothing for a version of the registry, which has to be asked.
+        The source; none for a version, which has to be looked up in the registry.
 
     Raises:
-        ConfigError: It is no name of a model.
+        ConfigError: It does not name a model.
         DataError: It is a directory without weights.
     """
     if is_registered(model):
@@ -79,7 +79,7 @@ def source_by_name(model: str) -> dict[str, Any]:
 
 
 def is_registered(model: str) -> bool:
-    """Say whether a name is one of the registry: `champion`, or the number of a version."""
+    """Say whether a name refers to the registry: `champion`, or the number of a version."""
     return model == "champion" or re.fullmatch("[1-9][0-9]{0,8}", model) is not None
 
 
@@ -96,7 +96,7 @@ def _registered(model: str, config: RunConfig) -> dict[str, Any]:
 
 
 def _require_weights(names: Iterable[str], model: str) -> None:
-    """Refuse a place without weights in the form of `save_pretrained`, and say how to get them.
+    """Refuse a place without weights as `save_pretrained` writes them, and say how to get them.
 
     Args:
         names: Files there, relative to it.

@@ -1,4 +1,4 @@
-"""What a run needs of the machine and of the network, known from its configuration alone."""
+"""What a run needs from machine and network, computed from its configuration alone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ngrpo.sizing.stages import needs_of
 from ngrpo_kfp.pipelines.planning.nodes import Plan
 
 _PATIENCE = 20.0
-"""Seconds that the driver's program may take."""
+"""Seconds to wait for `nvidia-smi`."""
 
 
 def show_needs(config: RunConfig, plan: Plan, console: Console) -> None:
-    """Print what each node that has to run needs and asks for, how that is made up, and what the run would fetch from outside."""
+    """Print the needs and requests of each node that has to run, their parts, and everything the run would download."""
     show_amounts(config, plan, console)
     for line in _explanations(config, plan):
         console.print(escape(line))
@@ -37,7 +37,7 @@ def show_needs(config: RunConfig, plan: Plan, console: Console) -> None:
 
 
 def show_amounts(config: RunConfig, plan: Plan, console: Console) -> None:
-    """Print what each node that has to run needs at most, and what it asks for."""
+    """Print the largest need and the request of each node that has to run."""
     if not plan.to_run:
         return
     shape = model_shape(config.model.source)
@@ -68,7 +68,7 @@ def _amount(needed: Amount | None, asked: int | None) -> str:
 
 
 def _explanations(config: RunConfig, plan: Plan) -> Iterator[str]:
-    """Yield of each node that has to run what its amounts are made up of, and how long it may take."""
+    """Yield the parts of each amount, and the estimated time, of every node that has to run."""
     shape = model_shape(config.model.source)
     for node in plan.to_run:
         needs = None if shape is None else needs_of(config, node.stage, shape)
@@ -80,7 +80,7 @@ def _explanations(config: RunConfig, plan: Plan) -> Iterator[str]:
 
 
 def require_fit(config: RunConfig, plan: Plan) -> None:
-    """Refuse a run on this machine whose stages need more of each GPU than they ask for.
+    """Refuse a run on this machine whose stages need more memory per GPU than they request.
 
     Raises:
         ConfigError: A line for each.
@@ -91,7 +91,7 @@ def require_fit(config: RunConfig, plan: Plan) -> None:
 
 
 def downloads(config: RunConfig) -> list[str]:
-    """Return what a run would fetch from outside, a line each."""
+    """Return everything a run would download, one line each."""
     lines = []
     model = config.model.source
     if isinstance(model, CopiedModel) and not is_local(model.location):
@@ -148,7 +148,7 @@ def _require_memory(config: RunConfig, stage: str, mib: int) -> None:
 
 
 def gpu_memories() -> list[int]:
-    """Return the memory of each GPU of this machine in MiB, as the driver's own program says it; none where there is no such program."""
+    """Return the memory of each GPU of this machine in MiB, from `nvidia-smi`; none if there is no such program."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -156,5 +156,5 @@ def gpu_memories() -> list[int]:
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return []  # a driver that does not answer is the stage's to name
+        return []  # the stage will report a driver that does not answer
     return [int(line) for line in said.split() if line.isdigit()]

@@ -1,8 +1,8 @@
-"""The nodes of a run: what they are called, what is known of them before anything runs, and what an earlier run recorded of them.
+"""The nodes of a run: their names, their plan, and the records of earlier runs.
 
-A node is a place in the pipeline: the stage that runs there, with the settings that it has there. It is called like its stage, or
-`<stage>.<label>.<label>` where the stage stands in the pipeline several times. Such a name is also that of files, of MLflow runs and the
-value of a Kubernetes label; `task_name` is the form that Kubeflow's tasks have.
+A node is a place in the pipeline: the stage that runs there, with its settings there. It is named like its stage, or
+`<stage>.<label>.<label>` if the stage occurs several times. The name is also used for files, MLflow runs and the value of a Kubernetes
+label; `task_name` gives the name of the Kubeflow task.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _DRIVER = "driver"
 """Kubeflow puts a task `<task>-driver` before each task."""
 _LONGEST_NAME = 63
-"""Characters of the value of a Kubernetes label."""
+"""Most characters of the value of a Kubernetes label."""
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What is known of a node before anything runs: a stage, planned."""
+    """The plan of a node."""
 
     name: str
     """Name of the node."""
@@ -37,9 +37,9 @@ class PlannedStage:
     key: str
     """Key of its result."""
     base_key: str
-    """The key it would have without a rerun token."""
+    """Its key without a rerun token."""
     settings: StageSettings
-    """Its settings, as it gets them and as they are in its key, and the content of the copies that it reads."""
+    """Its settings, as the stage receives them and as they are in its key, and the content of the copies that it reads."""
     code_version: str
     sources: Mapping[str, str]
     """Hash of each source file behind `code_version`."""
@@ -50,20 +50,20 @@ class PlannedStage:
     reference: Reference | None
     """Its result, if the store has a sound one."""
     damaged: Reference | None
-    """Its result, if the store has one that does not match its manifest."""
+    """Its result, if the store has a damaged one."""
     reasons: tuple[str, ...]
-    """Why it has to run, or whose result it takes; empty if its own is in the store."""
+    """Why it has to run, or which node's result it takes; empty if its own is in the store."""
     same_as: PlannedStage | None = None
-    """The first node of the run with the same key: the work is done there, once, and this node takes the result."""
+    """The first node of the run with the same key, which does the work once; this node takes its result."""
 
     @property
     def config(self) -> str:
-        """Its settings as canonical JSON, as it gets them."""
+        """Its settings as the stage receives them, as canonical JSON."""
         return self.settings.given
 
     @property
     def cached(self) -> bool:
-        """Whether the result in the store stands for a run."""
+        """Whether the store has its result, so that it need not run."""
         return self.reference is not None
 
     @property
@@ -94,8 +94,8 @@ class Plan:
         """Return some nodes as a plan of their own.
 
         Args:
-            names: Names of the nodes, which follow the nodes that they read from.
-            made: Results by key that were made since the plan was: their nodes count as cached.
+            names: Names of the nodes, each after the nodes that it reads from.
+            made: Results by key that were made after the plan: their nodes count as cached.
         """
         nodes: dict[str, PlannedStage] = {}
         first: dict[str, PlannedStage] = {}
@@ -125,10 +125,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class History:
-    """What an earlier run recorded; an empty history explains a first run."""
+    """Records of an earlier run; empty for a first run."""
 
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By node, what `plan_record` said."""
+    """`plan_record` of each node."""
     finished: frozenset[str] = frozenset()
     """Nodes that had a result when the run ended."""
 
@@ -138,11 +138,11 @@ def node_name(stage: str, labels: Sequence[str], taken: Collection[str]) -> str:
 
     Args:
         stage: The stage that it runs.
-        labels: What tells it from others of that stage.
+        labels: Distinguish it from other nodes of that stage.
         taken: Names of the other nodes.
 
     Raises:
-        ConfigError: A label has characters that files, Kubernetes and Kubeflow do not all take, or the name is taken or too long.
+        ConfigError: A label has characters that files, Kubernetes or Kubeflow do not allow, or the name is taken or too long.
     """
     name = ".".join([stage, *labels])
     for label in labels:
@@ -158,7 +158,7 @@ def node_name(stage: str, labels: Sequence[str], taken: Collection[str]) -> str:
 
 
 def label_problem(label: str) -> str | None:
-    """Return why files, Kubernetes and Kubeflow do not all take a label; none if they do."""
+    """Return why files, Kubernetes or Kubeflow do not allow a label; none if they do."""
     if _LABEL.fullmatch(label) is not None and label.rpartition("-")[2] != _DRIVER:
         return None
     return (
@@ -173,7 +173,7 @@ def stage_of(node: str) -> str:
 
 
 def task_name(node: str) -> str:
-    """Return what the Kubeflow task of a node is called: kfp puts a dash for every other character."""
+    """Return the name of a node's Kubeflow task, in which kfp replaces all other characters by dashes."""
     return node.replace("_", "-").replace(".", "-")
 
 
@@ -182,13 +182,13 @@ def node_of_task(task: str, display_name: str) -> str:
 
     Args:
         task: Name of the task.
-        display_name: `taskInfo.name` of the task: the node's name where it has labels, for a dash does not tell what it stands for.
+        display_name: `taskInfo.name` of the task. It has the name of a node with labels, whose dots the task's name has lost.
     """
     return display_name if "." in display_name else task.replace("-", "_")
 
 
 def of_stage(stage: str, nodes: Iterable[str]) -> list[str]:
-    """Return the nodes that run a stage, of some."""
+    """Return those nodes that run a stage."""
     return [node for node in nodes if stage_of(node) == stage]
 
 

@@ -39,19 +39,19 @@ def make_plan(
     Args:
         config: Configuration of the run.
         run: Name of the run; part of the key of the stages that are never cached.
-        store: Where results are looked up and verified; none to plan without looking.
-        rerun_tokens: Token by base key, for the results that were asked for again.
+        store: Where results are looked up and verified; none to plan without a look-up.
+        rerun_tokens: Token by base key, for results that a rerun was requested of.
         history: The run to compare with when saying why a node has to run.
-        versions: Says in which versions libraries are where the stages run.
+        versions: Returns the versions of libraries where the stages run.
         stages: The stages by name.
         pipeline: The pipeline to trace.
         contents: The copies that the run reads (`read_contents`); read by default.
         read: Returns the copies that a node with a configuration of its own reads (`reader` reads each once).
 
     Raises:
-        ConfigError: A node has a name or settings that cannot be, or a library that a stage declares is not there.
-        DataError: A copy that the run reads is not there.
-        StoreError: The store cannot be reached, or what it holds is not known: a fault while reading is no reason to run a stage.
+        ConfigError: A node has an invalid name or settings, or a library that a stage declares is missing.
+        DataError: A copy that the run reads is missing.
+        StoreError: The store cannot be reached or read: a failed read is no reason to run a stage.
     """
     planned: dict[str, PlannedStage] = {}
     first_with: dict[str, PlannedStage] = {}
@@ -60,7 +60,7 @@ def make_plan(
 
     @cache
     def versions_of(stage_name: str, names: tuple[str, ...]) -> Mapping[str, str]:
-        """To look up a version takes milliseconds, and an experiment has hundreds of nodes."""
+        """Cached, because looking up a version takes milliseconds and an experiment has hundreds of nodes."""
         return versions(stage_name, names)
 
     def trace(
@@ -126,7 +126,7 @@ def _own_config(config: RunConfig, node: str, settings: Mapping[str, Any], stage
     """Return the configuration of a node with settings of its own.
 
     Raises:
-        ConfigError: They are unknown or impossible, or no stage reads them: what a run needs of machines is the run's.
+        ConfigError: They are unknown or impossible, or no stage reads them, so that they belong to the whole run.
     """
     read = {field for stage in stages.values() if stage.wanted is None for field in stage.config.model_fields}
     try:
@@ -139,13 +139,13 @@ def _own_config(config: RunConfig, node: str, settings: Mapping[str, Any], stage
 
 
 def _same_work(first: PlannedStage, name: str, inputs: Mapping[str, PlannedStage]) -> PlannedStage:
-    """Return a node that does what another one does before it: two tasks at the same time would write one result."""
+    """Return a node that takes the result of an earlier equal one: two tasks must not write the same result at the same time."""
     reasons = () if first.cached else (f"the same work as {first.name}: takes its result",)
     return replace(first, name=name, inputs=inputs, reasons=reasons, same_as=first)
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:
-    """Return what a later plan compares itself with (`History.stages`)."""
+    """Return the record that later plans are compared with (`History.stages`)."""
     return {
         node.name: {
             "cached": node.cached,

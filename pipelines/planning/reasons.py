@@ -1,4 +1,4 @@
-"""Why a stage has to run: what is different from an earlier run."""
+"""Why a stage has to run: the differences from an earlier run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ngrpo_kfp.pipelines.planning.content import difference
 from ngrpo_kfp.pipelines.planning.nodes import History, PlannedStage
 
 _LONGEST_VALUE = 40
-"""Characters of a changed setting that are shown, digests and addresses among them."""
+"""Most characters shown of a changed setting, such as a digest or an address."""
 _MOST_CHANGES = 3
 
 
 def explain(stage: PlannedStage, history: History) -> list[str]:
-    """Say what is different from the run that the history is of."""
+    """Return the differences from the run of the history."""
     before = history.stages.get(stage.name)
     if before is None:
         return ["no result yet"]
@@ -47,7 +47,7 @@ def explain(stage: PlannedStage, history: History) -> list[str]:
 
 
 def other_graders(stage: PlannedStage, history: History) -> list[str]:
-    """Say that graders changed since the run that the history is of, where a stage grades what was graded before."""
+    """Say that graders changed since the run of the history, if a stage may grade stored samples again."""
     before = history.stages.get(stage.name, {}).get("sources", {})
     now = {path: sha256[:12] for path, sha256 in stage.sources.items()}
     if not before or not any(is_grader_source(path) for path, _ in before.items() ^ now.items()):
@@ -70,7 +70,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], write: Callable[
     for path in dict.fromkeys([*new, *old]):
         if (path in old, old.get(path)) != (path in new, new.get(path)):
             texts = [_text(leaves, path, write) for leaves in (old, new)]
-            # Long texts may look the same once they are shortened.
+            # Long texts may look equal once they are shortened.
             changes.append(f"{path} {texts[0]} → {texts[1]}" if texts[0] != texts[1] else f"{path} (a long text)")
     return changes
 
@@ -85,7 +85,7 @@ def _code(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapp
 
 
 def _code_changes(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Say which of the user's files differ, of the settings that both runs have."""
+    """Say which of the user's files differ, for settings in both runs."""
     reasons = []
     for setting in now.keys() & before.keys():
         old, new = before[setting], now[setting]

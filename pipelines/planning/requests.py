@@ -1,4 +1,4 @@
-"""The configuration that somebody asks for: by a preset's name, settings on top of it, and a seed."""
+"""The requested configuration: a preset's name, settings on top of it, and a seed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ngrpo.errors import ConfigError
 if TYPE_CHECKING:
     from ngrpo.config import RunConfig
 
-# Imported when a configuration is read, for it takes a while: the configuration. The command line completes presets by this module.
+# `ngrpo.config` is slow to import, so this waits until a configuration is read: shell completion uses this module too.
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets that come with the package."""
+    """Return the names of the built-in presets."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
@@ -25,7 +25,7 @@ def preset_file(preset: str) -> Path:
     """Return the file of a preset.
 
     Args:
-        preset: Name of one that comes with the package, or a TOML file.
+        preset: Name of a built-in preset, or a TOML file.
 
     Raises:
         ConfigError: There is none of this name.
@@ -46,7 +46,7 @@ def preset_file(preset: str) -> Path:
 
 
 def closed_there(config: RunConfig) -> list[str]:
-    """Return the benchmarks that the pods of a cluster cannot read, for they are gated and the pods will have no token."""
+    """Return the benchmarks that the pods of a cluster cannot read, because they are gated and the pods will have no token."""
     from ngrpo.data.gated import gated_benchmarks
 
     has_token = any("HF_TOKEN" in variables for variables in config.cluster.secrets.values())
@@ -59,7 +59,7 @@ def cluster_config(
     cluster: Path | None = None,
     above: Sequence[tuple[Path, Mapping[str, Any]]] = (),
 ) -> tuple[RunConfig, list[str]]:
-    """Return the configuration of a run on a cluster, and the benchmarks that it leaves out because its pods have no token of the hub.
+    """Return the configuration of a run on a cluster, and the benchmarks left out because its pods have no token for the hub.
 
     Args:
         preset: File of the preset.

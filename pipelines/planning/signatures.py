@@ -1,4 +1,4 @@
-"""What is known of keys and signatures before anything runs: a key that cannot sign, and a base model that nobody vouches for."""
+"""Checks of keys and signatures before anything runs: a key that cannot sign, and an unsigned base model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ngrpo.errors import ConfigError
 
 
 def require_key(config: RunConfig) -> None:
-    """Refuse a run on this machine whose promotion could not sign, hours before it would.
+    """Refuse a run on this machine whose promotion could not sign, before it starts.
 
     Raises:
-        ConfigError: There is no key of the kind that `signing.private_key` names, or the library that signs is missing.
+        ConfigError: The key that `signing.private_key` names cannot be used, or the signing library is missing.
     """
     if config.signing.private_key is not None:
         from ngrpo.signing.keys import private_key
@@ -21,10 +21,10 @@ def require_key(config: RunConfig) -> None:
 
 
 def require_key_in_pods(config: RunConfig) -> None:
-    """Refuse a run on a cluster whose promotion would have no key.
+    """Refuse a run on a cluster whose promotion would lack the key.
 
     Raises:
-        ConfigError: The key is a file of this machine, or pods are not given the variable that holds it.
+        ConfigError: The key is a file of this machine, or pods lack the variable that holds it.
     """
     signing = config.signing
     if signing.private_key is None:
@@ -42,9 +42,9 @@ def require_key_in_pods(config: RunConfig) -> None:
 
 
 def require_verified_base(config: RunConfig, store: str) -> None:
-    """Refuse a registered base model that is not signed by `signing.public_key`, where there is one.
+    """Refuse a registered base model that is not signed by `signing.public_key`, if that is set.
 
-    No weights are read: what is verified is that the digest in the settings, to which the stages hold every file, was signed.
+    No weights are read: it verifies that the digest in the settings was signed, and the stages compare every file with that digest.
 
     Args:
         config: The configuration, with the base model that the run starts from.

@@ -1,4 +1,4 @@
-"""What a run says of itself: the table of its plan, the table of its results, and `summary.json`."""
+"""Output of a run: the table of its plan, the table of its results, and `summary.json`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def summarize(
 
 
 def _one_or_by_node(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what there is one of under its name, and several, or none, by node under the plural."""
+    """Return a single value under its name; several values, or none, by node under the plural."""
     return {what: next(iter(values.values()))} if len(values) == 1 else {f"{what}s": dict(values)}
 
 
@@ -80,7 +80,7 @@ def _node_summary(node: PlannedStage, records: Mapping[str, Mapping[str, Any]]) 
 
 
 def plan_table(plan: Plan, config: RunConfig) -> Table:
-    """Return the table of a plan: for each node whether it runs, and why; below it what is set for chats, slow rollouts, and warnings."""
+    """Return the table of a plan: whether each node runs, and why; below it settings of chats, slow rollouts, and warnings."""
     below = [
         *_chat_lines(config),
         *_rollout_lines(config),
@@ -129,8 +129,8 @@ def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = Non
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
-        titles: How benchmarks are called that are not called by their name.
-        node: Whose results they are, where there are several.
+        titles: Titles of benchmarks that are not shown by their name.
+        node: Node of the results, if there are several.
     """
     models = evaluation["models"]
     place = {model: number for number, model in enumerate(models)}
@@ -181,7 +181,7 @@ def _solved_within(results: Sequence[Result]) -> Iterator[tuple[str, list[float]
 def places(
     report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Promotion], weights: Mapping[str, Path]
 ) -> str:
-    """Return the places to look after a run: report, MLflow, model registry, the trained weights, and what to do with them.
+    """Return where the results of a run are: report, MLflow, model registry and trained weights, with the next commands.
 
     Args:
         report: The report that was written.
@@ -207,7 +207,7 @@ def places(
 
 
 def _next(promotions: Mapping[str, Promotion]) -> Iterator[str]:
-    """Yield what can be done with the models now; of several, the number of a version says which."""
+    """Yield the next commands for the models; with several models, each is named by its version."""
     names = [
         promotion["alias"] if len(promotions) == 1 else str(promotion["version"]) for promotion in promotions.values()
     ]

@@ -12,6 +12,7 @@ NOTEBOOK = Path(__file__).parents[2] / "docs" / "tour.ipynb"
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_the_notebook_runs(tmp_path):
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")

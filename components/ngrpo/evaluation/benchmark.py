@@ -18,13 +18,13 @@ _COLUMNS = ("id", "prompt", "answer")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Problems to be measured on.
+    """The problems of a benchmark.
 
     Attributes:
         name: Name of the benchmark.
         ids: Unique name of each problem.
-        prompts: Of each problem the conversation that asks it.
-        answers: Of each problem the gold answer, or the list of those that are accepted.
+        prompts: The conversation that asks each problem.
+        answers: The gold answer of each problem, or the list of accepted answers.
         grading: How responses are graded.
     """
 
@@ -37,7 +37,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """What responses to a benchmark are graded by: the ids, answers and grading of a `Benchmark`."""
+    """What grading needs of a benchmark: the ids, answers and grading of a `Benchmark`."""
 
     ids: list[str]
     answers: Sequence[Gold]
@@ -45,7 +45,7 @@ class AnswerKey:
 
 
 def gold_text(gold: Gold, grading: GradingConfig) -> str:
-    """Return a gold answer, or several that are accepted, for people to read."""
+    """Return a gold answer, or several accepted ones, as readable text."""
     return gold if isinstance(gold, str) else (" and " if grading.accepted == "all" else " or ").join(gold)
 
 

@@ -1,4 +1,4 @@
-"""The sampler that the settings of an evaluation ask for: tokenizer, engine and mixer of one model."""
+"""Build the sampler of an evaluation from its settings: tokenizer, engine and mixer of one model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ngrpo.rollout.loading import load_tokenizer
 
 
 def start_sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any]) -> Sampler:
-    """Load a model and start an engine for it, or take the endpoint that serves it; whoever calls this closes the engine.
+    """Load a model and start an engine for it, or take the endpoint that serves it; the caller closes the engine.
 
     Args:
         config: Settings of the stage.
@@ -41,7 +41,7 @@ def start_sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Seq
         return start_endpoint_sampler(config, config.evaluation.endpoint, directory, chats)
     rows = read_config(directory, f"model directory {directory}").get_text_config().vocab_size
     tokenizer = load_tokenizer(directory, rows, config.model.template_date)
-    mixer = _mixer(config, directory, tokenizer)  # before the engine, which takes what memory there is
+    mixer = _mixer(config, directory, tokenizer)  # before the engine, which takes all free memory
     engine = start_engine(
         config.evaluation,
         model=None,

@@ -1,4 +1,4 @@
-"""Stochastic curtailment: whether the verdict of the gate that all planned samples would give is settled by those there are.
+"""Stochastic curtailment: whether the samples so far settle the verdict that the gate would give on all planned samples.
 
 An evaluation plans n samples of every problem and generates them in rounds: after each, every problem has the same number m of them. The
 samples of a problem are exchangeable, so given what all n will say, the first m are a random subset. The per-problem value of the gate's
@@ -8,9 +8,9 @@ zero given the latter, whatever the problems' difficulties are: no prior is need
 the jackknife (Efron and Stein, The Jackknife Estimate of Variance, 1981) times 1 - m/n, the correction for a finite population.
 
 The gate compares a bootstrap bound of the gain, which depends on the spread of the differences over problems too. Of few samples the
-spread is larger by just the mean of those variances; without them it is foreseen as it will be, and the bound with it.
+spread is larger by just the mean of those variances; subtracting them predicts the final spread, and with it the final bound.
 
-The verdict is settled once the foreseen bound is further from what the gate asks for than z standard deviations, where z is the normal
+The verdict is settled once the predicted bound is more than z standard deviations away from the gate's threshold, where z is the normal
 quantile of `error` shared out over all looks and all bounds of the gate. By the union bound the verdict at the first such look, and so at
 any time at which one may choose to stop or to ask, is that of all samples with probability 1 - `error`. That is stochastic curtailment
 (Lan, Simon and Halperin, Stochastically Curtailed Tests in Long-Term Clinical Trials, 1982) with the looks of a group-sequential trial.
@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike
 from ngrpo.evaluation.statistics import Floats, mean_at_n, pass_at_k
 
 _LEAST_SPREAD = 0.05
-"""Share of the variance over problems that is left at least when the noise of the samples is taken off."""
+"""Smallest share of the variance over problems that may remain once the noise of the samples is subtracted."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Counts:
 
     @property
     def complete(self) -> bool:
-        """Whether there are all that were planned."""
+        """Whether all planned samples are there."""
         return self.generated == self.planned
 
 
 def looks(planned: int, statistic: str) -> list[int]:
-    """Return after how many samples of each problem it is asked whether the verdict is settled: 2, 3, 4, 6, 8, 12 and so on.
+    """Return the numbers of samples of each problem at which the verdict may be found settled: 2, 3, 4, 6, 8, 12 and so on.
 
     Args:
         planned: Samples of each problem that are planned.
@@ -80,7 +80,7 @@ def error_of_a_look(error: float, ours: Counts, theirs: Counts, statistic: str, 
     """Return the share of `error` for one bound at one look.
 
     Args:
-        error: How often the verdict may be another than that of all samples.
+        error: How often the verdict may differ from that of all samples.
         ours: Samples of the candidate.
         theirs: Samples of the opponent; where they are not complete either, every pair of looks may be the one.
         statistic: `mean` or `pass@K`.
@@ -95,11 +95,11 @@ def error_of_a_look(error: float, ours: Counts, theirs: Counts, statistic: str, 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What all samples will say of the bound of a gain, as fractions.
+    """Prediction of the lower bound that all samples will give for a gain, as fractions.
 
     Attributes:
-        bound: The bound that is expected, `[...]`.
-        deviation: Standard deviation of what all samples will say around it, `[...]`.
+        bound: The predicted bound, `[...]`.
+        deviation: Standard deviation of the final bound around it, `[...]`.
         freedom: Degrees of freedom of that estimate, `[...]`: few where few problems are open.
     """
 
@@ -111,8 +111,8 @@ class Foreseen:
         """Return 1 where the bound will be above a threshold, -1 where it will not, and 0 where that is open.
 
         Args:
-            threshold: What the gate asks for, a fraction.
-            error: How often that may turn out wrong (`error_of_a_look`).
+            threshold: The gain that the gate requires, a fraction.
+            error: How often the prediction may be wrong (`error_of_a_look`).
         """
         distance = self.bound - threshold
         settled = np.abs(distance) > _student(NormalDist().inv_cdf(1.0 - error), self.freedom) * self.deviation
@@ -121,7 +121,7 @@ class Foreseen:
 
 
 def foresee(statistic: str, ours: Counts, theirs: Counts, bound: ArrayLike, *, confidence: float) -> Foreseen:
-    """Foresee the lower bound of the paired gain once both models have all their samples.
+    """Predict the lower bound of the paired gain once both models have all their samples.
 
     Args:
         statistic: `mean` or `pass@K`.
@@ -145,7 +145,7 @@ def foresee(statistic: str, ours: Counts, theirs: Counts, bound: ArrayLike, *, c
     z = NormalDist().inv_cdf(confidence)
     error = np.sqrt(np.where(left > 0, left, 1.0) * problems)
     influence = 1.0 - z * (difference - mean[..., None]) / error[..., None]
-    # One problem more, as uncertain as can be: where all samples agree, the jackknife would say that nothing is open.
+    # One extra problem of the largest variance: where all samples agree, the jackknife alone would say that nothing can change.
     unseen = sum(_most_pending(statistic, counts) for counts in (ours, theirs))
     parts = influence**2 * pending
     variance = parts.sum(axis=-1) + unseen
@@ -176,7 +176,7 @@ def _pending(statistic: str, counts: Counts) -> Floats:
 
 
 def _most_pending(statistic: str, counts: Counts) -> float:
-    """Return the largest of what `_pending` can say of a problem."""
+    """Return the largest value of `_pending` for a problem."""
     every = Counts(np.arange(counts.generated + 1), counts.generated, counts.planned)
     return float(_pending(statistic, every).max())
 

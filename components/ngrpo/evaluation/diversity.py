@@ -16,7 +16,7 @@ def distinct_ngrams(groups: Sequence[Sequence[Sequence[int]]], n: int) -> float:
         n: Length of the n-grams.
 
     Returns:
-        Within 0 to 1. Groups whose responses are all shorter than n are left out; 0 if that is all of them.
+        Within 0 to 1. Groups whose responses are all shorter than n are left out; 0 if all groups are.
     """
     shares = []
     for responses in groups:
@@ -33,7 +33,7 @@ def distinct_answers(groups: Sequence[Sequence[str | None]]) -> float:
         groups: For each prompt the extracted answer of each response; a response without an answer adds none.
 
     Returns:
-        Within 0 to 1: 1 where every response has an answer of its own; 0 where none has one.
+        Within 0 to 1: 1 where all responses have different answers; 0 where no response has one.
     """
     shares = [len(set(answers) - {None}) / len(answers) for answers in groups if answers]
     return sum(shares) / len(shares) if shares else 0.0

@@ -1,7 +1,7 @@
 """Drift of a model that is measured again and again: whether it answers worse than it did, with one false alarm rate for the whole series.
 
 A model once had n samples of each of the problems; each look has more, with fresh seeds. As long as the model is the same, a sample of a
-problem is right with the same chance whenever it is drawn. The problems are the same too, so they are no source of noise, but both
+problem is right with the same chance whenever it is drawn. The problems are the same too, so they add no noise, but both
 samplings are: with M samples of all looks together, the drop d = mean@n - mean@M has the variance (1/n + 1/M) times the mean over
 problems of p(1 - p) divided by their number. The first evaluation's noise stays in every look.
 
@@ -9,10 +9,10 @@ d over its variance is a Brownian motion with drift in the time 1/variance, as a
 Turnbull, Group Sequential Methods with Applications to Clinical Trials, 2000, chapter 11). Its time ends at M = infinity, so that the
 share t = M / (n + M) of it has passed, whatever is still to come: there may be any number of looks. The false alarm rate alpha is spent
 as t grows, as alpha log(1 + (e - 1) t) (Lan and DeMets, Discrete Sequential Boundaries for Clinical Trials, 1983). The limit of each look
-is the one that just so many paths of a Brownian motion exceed for the first time there; they are simulated, with a seed that never changes.
+is chosen so that just this share of Brownian paths first exceeds it there; the paths are simulated, with a fixed seed.
 
 What is tested is a drop of more than a margin. A champion was promoted because its evaluation went well, so a part of what made it good
-was luck, and a drop of that part is no fault of the model that is served: the margin must allow for it (docs/watch.md has figures).
+was luck, and losing that part is not the served model's fault: the margin must allow for it (docs/watch.md has figures).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from ngrpo.evaluation.statistics import Floats
 _PATHS = 400_000
 _SEED = 20
 _UNSEEN = 0.25
-"""Largest variance of a sample: of one problem more than there are, for where all samples agree."""
+"""Largest variance of a sample. One extra problem gets it, for the case that all samples agree."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What a look says, as fractions.
+    """Result of a look, as fractions.
 
     Attributes:
         drop: By how much the first evaluation was better than all looks together.
-        low: Lower end of its interval; those of all looks hold the true drop together with the confidence that was asked for, each end
+        low: Lower end of its interval; the intervals of all looks together cover the true drop at the requested confidence, each end
             by itself.
         high: Its upper end.
         alarm: Whether the drop is more than the margin.
@@ -52,14 +52,14 @@ class Drift:
 def drifts(
     correct: ArrayLike, samples: int, looks: Sequence[tuple[ArrayLike, int]], *, margin: float, alpha: float
 ) -> list[Drift]:
-    """Return what each look says, of all samples until then.
+    """Return the result of each look, from all samples up to it.
 
     Args:
         correct: Correct samples of each problem in the first evaluation, `[problems]`.
         samples: Samples of each problem in it.
-        looks: Of each look the correct samples of each problem, in the same order, and how many samples of each it has.
-        margin: Drop that is no reason for an alarm, a fraction.
-        alpha: Chance that there is ever an alarm without a larger drop.
+        looks: For each look, the correct samples of each problem, in the same order, and the number of samples per problem.
+        margin: Largest drop that raises no alarm, a fraction.
+        alpha: Chance that an alarm is ever raised without a larger drop.
 
     Raises:
         ValueError: A look has other problems.
@@ -85,7 +85,7 @@ def estimate(first: Floats, samples: int, later: Floats, more: int) -> tuple[Flo
         more: Samples of each problem in these.
     """
     problems, both, right = first.shape[-1], samples + more, first + later
-    # The variance of a sample within its problem, unbiased, from all that there are.
+    # Unbiased variance of a sample within its problem, from all samples.
     within = (right * (both - right) / (both * (both - 1))).sum(axis=-1) + _UNSEEN
     deviation = np.sqrt(within * (1 / samples + 1 / more)) / problems
     return (first / samples - later / more).mean(axis=-1), deviation

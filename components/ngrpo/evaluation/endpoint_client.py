@@ -16,20 +16,20 @@ from ngrpo.environment import redacted
 from ngrpo.errors import ConfigError, EngineError
 
 TOKEN = "NGRPO_ENDPOINT_TOKEN"
-"""Environment variable with the token of the endpoint, where it wants one; it stands nowhere else."""
+"""Environment variable with the token of the endpoint, if it requires one; the token is kept nowhere else."""
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_LIST = 30.0
 _RETRIES = Retry(
     total=6,
     redirect=0,
-    allowed_methods=None,  # POST too: with its seed a request has the same answer again
+    allowed_methods=None,  # POST too: a request with a seed gets the same answer again
     status_forcelist=(429, 502, 503, 504),
     backoff_factor=0.5,
     backoff_max=10,
     raise_on_status=False,
     retry_after_max=30,
 )
-"""Half a minute of tries, or what the server asks for in `Retry-After`, 30 seconds at most each time."""
+"""Retries for half a minute, or as the server says in `Retry-After`, at most 30 seconds each time."""
 _LONGEST_SAID = 200
 
 
@@ -54,12 +54,12 @@ class Choice(BaseModel):
     """A response."""
 
     token_ids: list[int]
-    """Tokens of the response, the one that ended it included."""
+    """Tokens of the response, including the one that ended it."""
     prompt_token_ids: list[int]
     """Tokens that it continues."""
     finish_reason: Literal["stop", "length"]
     logprobs: _Logprobs | None = None
-    """Of the response, where they were asked for."""
+    """Log-probabilities of the response, if requested."""
     prompt_logprobs: list[dict[int, _Logprob] | None] | None = None
     """Of the prompt, where they were asked for: at each place by token; none at the first."""
 
@@ -76,10 +76,10 @@ _Shape = TypeVar("_Shape", bound=BaseModel)
 
 
 class EndpointClient:
-    """Asks an endpoint; several threads may at once."""
+    """Sends requests to an endpoint; safe to use from several threads."""
 
     def __init__(self, endpoint: EndpointConfig, *, connections: int, seconds: float):
-        """Connect to nothing yet.
+        """Prepare a client; nothing is connected yet.
 
         Args:
             endpoint: The endpoint.
@@ -97,7 +97,7 @@ class EndpointClient:
         """Return every name that the endpoint serves a model under.
 
         Raises:
-            EngineError: It cannot be reached, fails, or is no such API.
+            EngineError: It cannot be reached, fails, or has no such API.
             ConfigError: It refuses the token.
         """
         response = self._ask("GET", "/models", _SECONDS_TO_LIST)
@@ -115,7 +115,7 @@ class EndpointClient:
             request: A completion request of one prompt.
 
         Raises:
-            EngineError: The endpoint cannot be reached, fails, or answers otherwise than vLLM does.
+            EngineError: The endpoint cannot be reached, fails, or does not answer as vLLM does.
             ConfigError: It refuses the token or the request.
         """
         response = self._ask("POST", "/completions", self._seconds, {**request, "n": 1, "return_token_ids": True})
@@ -129,7 +129,7 @@ class EndpointClient:
         return choices[0]
 
     def close(self) -> None:
-        """Let go of idle connections."""
+        """Close idle connections."""
         self._pool.clear()
 
     def _ask(self, method: str, path: str, seconds: float, body: Mapping[str, Any] | None = None) -> BaseHTTPResponse:

@@ -34,21 +34,21 @@ class _Asked:
 class EndpointEngine:
     """Sends a request for each sample, several at once, with the seed, sampling and stop tokens that vLLM gets in this process.
 
-    Tokens are drawn by the server's own sampler from that seed: where they are drawn at random they are other samples of the same
-    distribution than our engines draw. Log-probabilities are not asked for, and a `Rollout` has none.
+    Tokens are drawn by the server's own sampler from that seed: where they are drawn at random, they are other samples of the same
+    distribution than an engine of this process draws. Log-probabilities are not requested, so a `Rollout` has none.
     """
 
     def __init__(
         self, client: EndpointClient, model: str, eos_token_ids: Sequence[int], *, vocabulary: int, at_once: int
     ):
-        """Take an endpoint.
+        """Generate with an endpoint.
 
         Args:
             client: The endpoint; closed with this.
             model: Name of the model there.
             eos_token_ids: Tokens that end a response.
             vocabulary: Tokens that the model has; a response with another one is not the model's.
-            at_once: Requests that are under way at a time.
+            at_once: Most requests in flight at a time.
         """
         self._client = client
         self._model = model
@@ -68,7 +68,7 @@ class EndpointEngine:
         Raises:
             EngineError: The endpoint cannot be reached or fails, or the model is not the one that was to be served.
             ConfigError: It refuses the token or a request, or a response was cut short.
-            RuntimeError: Others are under way.
+            RuntimeError: Other requests are in flight.
         """
         if self._submitted:
             raise RuntimeError("requests are under way: take their responses with `step` first")
@@ -97,7 +97,7 @@ class EndpointEngine:
         self._submitted[number] = dict.fromkeys(range(len(prompts)))
         for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             self._waiting.put(_Asked(number, row, prompt, seed, sampling, Future()))
-        # Daemons: a server that does not answer holds nobody who wants to end.
+        # Daemon threads: a server that does not answer must not keep the process from exiting.
         for _ in range(min(self._at_once - self._threads, len(prompts))):
             threading.Thread(target=self._work, name="endpoint", daemon=True).start()
             self._threads += 1
@@ -127,7 +127,7 @@ class EndpointEngine:
         raise RuntimeError("the weights of a served model cannot be replaced: serve the other model")
 
     def sleep(self) -> None:
-        """See `RolloutEngine.sleep`; an endpoint takes nothing of this machine's GPUs."""
+        """See `RolloutEngine.sleep`; an endpoint uses no memory of this machine's GPUs."""
 
     def close(self) -> None:
         """Send no more requests."""
@@ -155,7 +155,7 @@ class EndpointEngine:
         return Rollout(choice.token_ids, [], choice.finish_reason, _unmixed(asked.seed))
 
     def _require_whole(self, choice: Choice, sampling: Sampling) -> None:
-        """Refuse a response that the model that is measured would not have given."""
+        """Refuse a response that the measured model cannot have given."""
         what = f"evaluation.endpoint.url={self._client.endpoint.url}"
         length = len(choice.token_ids)
         if choice.finish_reason == "length" and length < sampling.max_tokens:
@@ -177,7 +177,7 @@ class EndpointEngine:
 def completion_request(
     model: str, prompt: Sequence[int], sampling: Sampling, seed: int, ends: Sequence[int]
 ) -> dict[str, Any]:
-    """Return the request for a sample. Every parameter is named that vLLM would take from the model's `generation_config.json`."""
+    """Return the request for a sample. It sets every parameter that vLLM would otherwise take from the model's `generation_config.json`."""
     return {
         "model": model,
         "prompt": list(prompt),

@@ -1,8 +1,8 @@
-"""Which model an endpoint serves: what its names say, and what it computes.
+"""Which model an endpoint serves: checked by its names and by what it computes.
 
-A name is what whoever started the server says. So it is asked for the log-probabilities of a few prompts and of its own greedy answers to
-them, and they are compared with those of the model's files. Two models that differ by less than rounding does are not told apart that way;
-a name with the digest of the files, which `ngrpo serve` gives, tells them apart where the server is honest.
+A name is only a claim of whoever started the server. So the log-probabilities of a few prompts, and of the server's greedy answers to
+them, are compared with those of the model's files. Two models that differ by less than rounding pass this check; a name with the digest
+of the files, which `ngrpo serve` gives, tells them apart if the server is honest.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ngrpo.rollout.loading import load_model
 _DIGEST = "ngrpo-model-"
 _PROBES = 4
 _LONGEST_PROBE = 256
-"""Tokens of a prompt that is asked for log-probabilities, at most: its first ones."""
+"""Most tokens of a prompt whose log-probabilities are compared: its first ones."""
 _ANSWER = 16
 """Tokens of the greedy answer to it."""
 TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
 """Largest mean difference of log-probabilities that counts as rounding. Between two engines it is about 1e-5 in float32, and a few
-hundredths in bfloat16; between two models that were trained apart it is tenths and more."""
+hundredths in bfloat16; between two separately trained models it is some tenths or more."""
 
 
 class OtherModelError(ConfigError):
@@ -37,10 +37,10 @@ class OtherModelError(ConfigError):
 
 @dataclass(frozen=True)
 class Identity:
-    """What shows that an endpoint serves a model."""
+    """Evidence that an endpoint serves a model."""
 
     name: str
-    """Name to ask for it by."""
+    """Name to send requests for."""
     named: bool
     """Whether one of its names is the digest of the model's files."""
     tokens: int
@@ -67,13 +67,13 @@ def require_served(
         client: The endpoint.
         directory: The model's directory, with its weights.
         digest: Digest of the directory.
-        prompts: Prompts that will be asked; a few of them are the probe.
+        prompts: Prompts of the evaluation; a few of them are used as the probe.
         longest: Tokens of the longest prompt and response together.
         dtype: Name of the torch type that the model computes in.
 
     Raises:
         OtherModelError: It serves another model.
-        ConfigError: It serves none by the name that is asked for, the model in another type, or with too little room.
+        ConfigError: It serves no model of the requested name, serves it in another type, or with too short a context.
         EngineError: It cannot be reached, fails, or gives no log-probabilities.
         DataError: The directory has no weights that can be read.
     """
@@ -102,7 +102,7 @@ def require_served(
 
 
 def _chosen(served: Sequence[ServedModel], asked: str | None, digest: str, what: str) -> ServedModel:
-    """Return the model of an endpoint that is meant."""
+    """Return the model of an endpoint that the settings mean."""
     by_name = {model.id: model for model in served}
     names = ", ".join(by_name) or "none"
     if asked is not None:
@@ -119,7 +119,7 @@ def _chosen(served: Sequence[ServedModel], asked: str | None, digest: str, what:
 
 
 def _probes(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return a few different prompts, evenly spread, each without what is too long."""
+    """Return a few different prompts, evenly spread, each cut to the longest allowed."""
     different = [list(prompt) for prompt in dict.fromkeys(tuple(prompt[:_LONGEST_PROBE]) for prompt in prompts)]
     return different[:: -(-len(different) // _PROBES)]
 
@@ -132,7 +132,7 @@ def _compared(
     differences = []
     for probe in probes:
         request = completion_request(name, probe, greedy, seed=0, ends=[])
-        # Greedy, which `Sampling` does not know. Cutting an answer short does no harm here.
+        # Greedy decoding, which `Sampling` cannot express. Cutting an answer short does no harm here.
         choice = client.complete(request | {"temperature": 0.0, "logprobs": 0, "prompt_logprobs": 0})
         theirs = _logprobs(choice, client)
         sequence = torch.tensor([[*probe, *choice.token_ids]], device=model.device)

@@ -18,20 +18,20 @@ from ngrpo.rollout.loading import load_tokenizer, saved_end_of_sequence_ids
 from ngrpo.storage.digest import model_digest
 
 _MOST_AT_ONCE = 512
-"""Requests under way, at most: each has a connection and a thread."""
+"""Most requests in flight: each has a connection and a thread."""
 _SECONDS_TO_BEGIN = 600.0
-"""How long a request may wait for its turn; then it gets a token a second at least."""
+"""Seconds that a request may wait for its turn; after that, at least one token a second is expected."""
 
 
 def start_endpoint_sampler(
     config: BenchmarkEvaluationConfig, endpoint: EndpointConfig, directory: Path, chats: Sequence[Any]
 ) -> Sampler:
-    """Make sure that an endpoint serves a model, and return a sampler that asks it; whoever calls this closes the engine.
+    """Make sure that an endpoint serves a model, and return a sampler that uses it; the caller closes the engine.
 
     Args:
         config: Settings of the stage.
         endpoint: Where the model is served.
-        directory: Directory of the model: its tokenizer and chat template write the prompts, its weights show that it is the one.
+        directory: Directory of the model: its tokenizer and chat template write the prompts, its weights prove that the endpoint serves it.
         chats: Every prompt that may be asked, as a chat.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Whether a model that is served does as well as when it was evaluated: a test of equivalence, benchmark by benchmark.
+"""Whether a served model does as well as in its evaluation: a test of equivalence, benchmark by benchmark.
 
-A test of a difference would not do: few samples show none, whatever is wrong. So the burden is the other way round, as in two one-sided
-tests (Schuirmann, 1987): the two count as equal only where the whole interval of their difference lies within a margin.
+A test for a difference would not do: with few samples it finds none, whatever is wrong. So the burden of proof is reversed, as in two
+one-sided tests (Schuirmann, 1987): the two count as equal only where the whole interval of their difference lies within a margin.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Whether a deployment is kept."""
+    """The decision on a deployment."""
 
     decision: Literal["kept", "refused"]
     reason: str
@@ -43,7 +43,7 @@ def equivalent(stage: Evaluation, endpoint: Evaluation, *, margin: float, confid
     Args:
         stage: The evaluation that the model was promoted on.
         endpoint: The evaluation of the same model through its endpoint.
-        margin: Largest difference that counts as none, in points of percent.
+        margin: Largest difference that counts as equal, in points of percent.
         confidence: Level of the two-sided intervals, bootstrapped over problems.
         seed: Seed of the bootstrap.
 

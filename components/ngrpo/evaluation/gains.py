@@ -1,4 +1,4 @@
-"""What training changed on a benchmark, with its interval."""
+"""Gain of training on a benchmark, with its interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ngrpo.evaluation.statistics import mean_at_n, paired_difference
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean of the trained model less that of the model which training started from, in points of percent, paired by problem."""
+    """Mean of the trained model minus that of the model it started from, in points of percent, paired by problem."""
 
     benchmark: str
     points: float
@@ -22,7 +22,7 @@ class Gain:
 
 
 def gain_of(evaluation: Evaluation, benchmark: str, settings: EvaluationConfig, seed: int) -> Gain:
-    """Return what training changed on a benchmark.
+    """Return the gain of training on a benchmark.
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.

@@ -1,4 +1,4 @@
-"""The gate of promotion: whether one measured model is shown to be better than another."""
+"""The promotion gate: decides whether a model is shown to be better than another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Measured:
     """A model and how it was measured.
 
     Attributes:
-        name: What it is called in a sentence.
+        name: Name of the model in a sentence.
         results: Result by benchmark (`benchmark_result`).
         protocols: Protocol by benchmark (`benchmark_protocol`).
     """
@@ -46,15 +46,15 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
 
     The candidate is promoted when the one-sided lower bound of its gain, the paired difference of the statistic in points of
     percent under a bootstrap over problems, exceeds `min_gain`, and on no benchmark of `tolerated_regression` the lower bound of
-    its difference is below what is tolerated. To reach `min_gain` is not enough: of two models that differ on a single problem the
-    bound is 0, for most draws do not hold that problem. Where the two were not measured alike nothing is promoted.
+    its difference is below the tolerance. Equalling `min_gain` is not enough: for two models that differ on a single problem the
+    bound is 0, because many draws do not contain that problem. Models that were measured under different protocols are never promoted.
 
-    Of a model whose evaluation stopped early the bounds are those that all its samples are foreseen to give. It is promoted only where they
-    are settled (`ngrpo.evaluation.curtailment`), whichever opponent they were settled against when it stopped.
+    For a model whose evaluation stopped early, the bounds are predictions of those that all its samples would give. It is promoted only
+    if they settle the verdict (`ngrpo.evaluation.curtailment`), whichever opponent the evaluation was stopped for.
 
     Args:
         config: The gate.
-        candidate: The model that asks for promotion.
+        candidate: The model to be promoted.
         opponent: The model that it must beat.
         seed: Seed of bootstrap and permutation.
 
@@ -107,7 +107,7 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
 
 
 def kept(reason: str) -> Verdict:
-    """Return the decision on a candidate that was not compared: it is kept."""
+    """Return the decision on a candidate that could not be compared: it is not promoted."""
     return {"decision": "kept", "reason": reason, "comparison": None}
 
 
@@ -119,7 +119,7 @@ def obstacle(name: str, candidate: Measured, opponent: Measured) -> str | None:
     problem = difference(candidate.protocols.get(name), opponent.protocols.get(name))
     if problem is not None:
         return f"the evaluations of {opponent.name} and of {candidate.name} on {name} differ in their {problem}; {cure}"
-    # Nothing that a protocol leaves out may let two models be compared on different problems.
+    # Compare the ids too, in case a protocol fails to tell two sets of problems apart.
     if set(candidate.results[name]["per_problem"]) != set(opponent.results[name]["per_problem"]):
         return f"the evaluations of {opponent.name} and of {candidate.name} on {name} hold other problems; {cure}"
     return None
@@ -142,7 +142,7 @@ def _comparison(
 ) -> tuple[Comparison, Callable[[float], float] | None]:
     """Return two models on a benchmark, and what says on which side of a threshold in points the bound of all samples is.
 
-    It says 1, -1, or 0 where that is open; there is none where both have all their samples.
+    It returns 1, -1, or 0 if that is still open; it is none if both models have all their samples.
     """
     problems = sorted(candidate.results[name]["per_problem"])
     n = candidate.results[name]["n_samples"]
@@ -189,7 +189,7 @@ def per_problem(statistic: str, result: Result, problems: list[str]) -> Floats:
     Args:
         statistic: `mean`, `maj` or `pass@K`, as in `promotion.statistic`.
         result: Result on a benchmark (`benchmark_result`).
-        problems: Ids of the problems, in the order that is wanted.
+        problems: Ids of the problems, in the order of the result.
     """
     if statistic == "maj":
         return np.array([result["per_problem_maj"][problem] for problem in problems])

@@ -1,7 +1,6 @@
-"""Grade the stored samples of an evaluation again: verdicts of two graders are not comparable, but what the model wrote is.
+"""Grade the stored samples of an evaluation again: verdicts of two graders are not comparable, but the model's texts are.
 
-Nothing is generated. The samples are those that the evaluation was made of, which its own counts prove, and so are the gold answers,
-which its protocol proves.
+Nothing is generated. The counts of the evaluation prove that the samples are its own, and its protocol proves it for the gold answers.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from ngrpo.grading.grader import Grader
 
 @dataclass(frozen=True)
 class GradedAgain:
-    """An evaluation with the verdicts of the present graders.
+    """An evaluation with the verdicts of the current graders.
 
     Attributes:
-        evaluation: The evaluation; what was not graded again is as it was.
+        evaluation: The evaluation; whatever was not graded again is unchanged.
         samples: How many samples were graded again.
         changed: How many of them got another verdict.
     """
@@ -51,11 +50,11 @@ def grade_again(
     """Grade the samples of the trained model on some benchmarks again.
 
     Args:
-        evaluation: What the samples were found to be worth.
+        evaluation: The evaluation that the samples belong to.
         names: The benchmarks.
         samples: Directory with `<benchmark>.parquet` for each.
         answers: Gold answers by benchmark.
-        statistics: By which settings results follow from verdicts; none for the defaults.
+        statistics: Settings that turn verdicts into results; none for the defaults.
 
     Raises:
         DataError: Samples or gold answers are missing, or are not those of the evaluation.

@@ -2,7 +2,7 @@
 
 `D[s, i]`, the difference of two arms with seed s on problem i, is read as `delta + seed_s + problem_i + rest_si`: a crossed design with
 random seeds and random problems. An interval over problems alone holds for these two trained models, not for the two methods; one over
-seeds alone holds for these problems. The estimate of delta is the mean of all of D, and its distribution is put together of two parts:
+seeds alone holds for these problems. The estimate of delta is the mean of all of D, and its distribution combines two parts:
 
 - Over seeds, Student's t with S - 1 degrees of freedom for the means of the seeds (a paired t-test). Its standard error holds `seed_s` and
   `rest_si`.
@@ -11,7 +11,7 @@ seeds alone holds for these problems. The estimate of delta is the mean of all o
   Variance Components, 1992, chapter 4).
 
 Intervals and p-values are read off the mixture of the t-distributions around the bootstrapped means. With one seed there is no first
-part, and what is said is said of the problems alone.
+part, and the result holds for these two models alone.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from scipy.special import stdtr, stdtrit
 from ngrpo.evaluation.statistics import Floats, sign_flip_p_value
 
 SIGN_FLIP_SEEDS = 8
-"""Seeds from which on a sign-flip test over seeds can say anything: its smallest two-sided p-value is 2^(1 - seeds)."""
+"""Fewest seeds for a useful sign-flip test over seeds: its smallest two-sided p-value is 2^(1 - seeds)."""
 
 _MOST_CENTRES = 2000
-"""Bootstrap draws that t-distributions are put around: they smooth what so few leave rough."""
+"""Bootstrap draws that t-distributions are centred on: their smoothness makes so few draws enough."""
 
 _BLOCK = 2**22
 """Numbers held at a time while resampling."""
@@ -38,7 +38,7 @@ _BLOCK = 2**22
 
 @dataclass(frozen=True)
 class Paired:
-    """What a paired comparison says; all numbers are finite.
+    """Result of a paired comparison; all numbers are finite.
 
     Attributes:
         seeds: Seeds that both arms have; with one, everything holds for these two models alone.
@@ -68,7 +68,7 @@ def paired_arms(differences: ArrayLike, *, margin: float, confidence: float, dra
 
     Args:
         differences: `[seeds, problems]`, at least one of each.
-        margin: Within how much the arms count as equivalent, in the unit of the differences; positive.
+        margin: Largest difference at which the arms count as equivalent, in the unit of the differences; positive.
         confidence: Level of the intervals.
         draws: Bootstrap draws, and patterns of a sign-flip test.
         seed: Seed of both.
@@ -195,7 +195,7 @@ class _Mixture:
     def quantile(self, share: float) -> float:
         if self.error == 0.0:
             return float(np.quantile(self.means, share))
-        # A little more than the quantile of a t-distribution beyond the outermost means: it lies in between whatever rounding does.
+        # Search a little beyond the outermost means plus the t-quantile, so that rounding cannot put the root outside.
         reach = 1.01 * abs(float(stdtrit(self.freedom, share))) * self.error
         low, high = float(self.means.min()) - reach, float(self.means.max()) + reach
         return float(brentq(lambda value: self.below(value) - share, low, high))
@@ -239,5 +239,5 @@ def _bootstrap(values: Floats, draws: int, seed: int) -> Floats:
 
 
 def _without_rounding(deviation: float, values: Floats) -> float:
-    """Return a standard deviation, 0 where it is what floating point left of equal numbers."""
+    """Return a standard deviation, 0 where only floating-point error separates equal numbers."""
     return 0.0 if deviation <= 1e-12 * max(1.0, float(np.abs(values).max())) else deviation

@@ -17,7 +17,7 @@ from ngrpo.errors import DataError
 
 if TYPE_CHECKING:
     from ngrpo.config.grading import Gold
-    from ngrpo.evaluation.benchmark import Benchmark  # pyarrow, which the planner does without
+    from ngrpo.evaluation.benchmark import Benchmark  # imports pyarrow, which the planner does not need
 
 PARTS: Mapping[str, str] = {
     "problems": "problems or gold answers",
@@ -26,7 +26,7 @@ PARTS: Mapping[str, str] = {
     "sampling": "sampling settings",
     "grader": "graders",
 }
-"""The parts of a protocol, in the order in which a difference explains the others, in words."""
+"""The parts of a protocol in words, ordered so that an earlier difference explains later ones."""
 
 GRADER_LIBRARIES = ("latex2sympy2_extended", "sympy", "mpmath")
 """The libraries that compare expressions; the keys of the stages that grade cover their versions too."""
@@ -39,11 +39,11 @@ def benchmark_protocol(
 ) -> dict[str, Any]:
     """Return how a model is measured on a benchmark: `PARTS`, as digests where they are long.
 
-    Seeds and engines are no part of it: they change which samples are drawn, not from what.
+    Seeds and engines are not part of it: they change which samples are drawn, not their distribution.
 
     Args:
         benchmark: The benchmark.
-        prompts: Of each problem the whole text that the model continues.
+        prompts: The whole text that the model continues, for each problem.
         config: How samples are drawn.
         revision: Pinned revision of the data, where it has one.
     """
@@ -63,7 +63,7 @@ def problems_digest(answers: Mapping[str, Gold]) -> str:
 
 
 def revisions(dataset: Path) -> dict[str, str | None]:
-    """Return the pinned revision of each benchmark of a data set, none where its problems are made on the spot.
+    """Return the pinned revision of each benchmark of a data set, none for problems that are generated.
 
     Args:
         dataset: Artifact of the stage `prepare_data`.
@@ -85,7 +85,7 @@ def revisions(dataset: Path) -> dict[str, str | None]:
 
 
 def grader_version(grading: GradingConfig | None = None) -> str:
-    """Return the digest of what decides on an answer: our rules, the library that compares expressions, and how a benchmark uses them.
+    """Return the digest of everything that decides on an answer: our rules, the comparing library, and how a benchmark uses them.
 
     Args:
         grading: How, with the code of a grader of the user's; none for the default.
@@ -93,7 +93,7 @@ def grader_version(grading: GradingConfig | None = None) -> str:
     sources = [path.read_text(encoding="utf-8") for path in sorted(_GRADERS.glob("*.py"))]
     rules = _digest([*sources, *(version(name) for name in GRADER_LIBRARIES)])
     chosen = GradingConfig() if grading is None else grading.of_response
-    # The two that there have always been are known by the rules alone.
+    # The two original graders are identified by the rules alone.
     return rules if chosen in (GradingConfig(), BY_LETTER) else _digest([rules, chosen.model_dump(mode="json")])
 
 
@@ -110,7 +110,7 @@ def differ_in_graders_alone(first: Mapping[str, Any] | None, second: Mapping[str
 
 
 def difference(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> str | None:
-    """Say in words how two protocols differ; none where they do not. One that is not known differs from every other."""
+    """Say in words how two protocols differ; none where they do not. An unknown protocol differs from every other."""
     if first is None or second is None:
         return "protocol, which one of them does not state"
     return next((words for part, words in PARTS.items() if first.get(part) != second.get(part)), None)

@@ -37,7 +37,7 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
         raise ValueError(f"the table does not hold {n} samples of every problem")
     votes = zip(answers, by_problem["correct_list"].to_pylist(), strict=True)
     majority = np.array([maj_at_n(given, correct) for given, correct in votes])
-    # Every column is drawn in the same way, whatever stands beside it: a column more changes no interval.
+    # Every column uses the same draws, so adding a column changes no interval.
     columns = [mean_at_n(counts, n), majority]
     columns += [estimate(counts, n, k) for estimate in (pass_at_k, best_at_k) for k in config.pass_at]
     matched = samples["string_match"].null_count == 0

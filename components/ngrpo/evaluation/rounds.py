@@ -12,11 +12,11 @@ from ngrpo.evaluation.samples import KeptSamples, Part, parts
 
 
 class Rounds:
-    """Which samples of a model come next.
+    """Decides which samples of a model to generate next.
 
     A round ends when every problem of every benchmark of the gate has the same number of samples; other benchmarks get all theirs in the
-    first. So what the verdict is sought from is no choice among problems or samples. What is looked at depends on seed and settings alone,
-    not on what is kept already: an evaluation that was killed, or that follows a longer one, stops where any other would.
+    first. So the verdict never rests on a selection of problems or samples. The looks depend on seed and settings alone, not on stored
+    samples: an evaluation that was killed, or that follows a longer one, stops where any other would.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class Rounds:
 
         Args:
             gate: The gate.
-            error: How often its verdict may be another than that of all samples.
+            error: How often its verdict may differ from that of all samples.
             kept: The model's samples of each benchmark.
             protocols: How they are drawn, by benchmark.
-            opponent: The model that the verdict is sought against, with all its samples.
-            result: Grades the samples of a benchmark that are wanted.
+            opponent: The model to compare with, with all its samples.
+            result: Grades the wanted samples of a benchmark.
             seed: Seed of the statistics.
-            unit: Requests that are not taken apart (`parts`).
+            unit: Number of requests that stay together (`parts`).
             say: Receives lines of progress.
         """
         names = {gate.benchmark, *gate.tolerated_regression}
@@ -59,9 +59,9 @@ class Rounds:
         self._widen()
 
     def parts(self) -> list[Part]:
-        """Return what is missing of this round, or of the first one after it of which something is; nothing once all is there.
+        """Return the missing samples of this round, or of the next round that misses any; nothing once all are there.
 
-        To be called when everything that was returned before is kept.
+        Call it once everything returned before is stored.
         """
         while True:
             missing = [
@@ -78,7 +78,7 @@ class Rounds:
         return samples in self._of_gate and samples.samples < self._planned
 
     def marked(self, samples: KeptSamples, result: Result) -> Result:
-        """Return a result of a benchmark that says so if it has fewer samples than were planned."""
+        """Return a benchmark's result, marked if it has fewer samples than planned."""
         if self.stopped(samples):
             result["stopped"] = {"planned_samples": self._planned, "error": self._error}
         return result

@@ -1,9 +1,9 @@
-"""Samples of a benchmark: generated in parts that are kept, so that no sample is ever generated twice; graded afterwards.
+"""Samples of a benchmark: generated in parts that are stored, so that no sample is generated twice; graded afterwards.
 
-What is kept is what the model wrote. Verdicts are a function of it and of the gold answers (`graded`), made anew whenever samples are
-read: another grader needs no generation, and neither do the first n samples where more are asked for.
+Only the model's text is stored. Verdicts follow from it and from the gold answers (`graded`) and are made again whenever samples are
+read: changing the grader generates nothing, and asking for more samples keeps the first n.
 
-A part is named by the digest of its place and content, which is checked when it is read: what was changed or moved is no sample.
+A part is named by the digest of its place and content, which is checked on reading: a part that was changed or moved does not count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ngrpo.storage.state import write_whole
 
 _PART = re.compile(r"[0-9a-f]{64}\.parquet")
 _PARTS = 100
-"""Parts of what is still to be generated of a benchmark, at most: each is an object in the store, and what a kill can cost."""
+"""Most parts that the missing samples of a benchmark are cut into: each is an object in the store, and the most that a kill can lose."""
 
 Request = tuple[int, int]
 """Position of a problem in its benchmark, and a sample id."""
@@ -57,7 +57,7 @@ class LocalSamples:
     """A `SampleStore` in a directory."""
 
     def __init__(self, directory: Path):
-        """Use a directory; it is made when something is kept."""
+        """Use a directory; it is created when something is stored."""
         self._directory = directory
 
     def list(self, prefix: str = "") -> list[str]:
@@ -100,19 +100,19 @@ class LocalSamples:
 
 
 class KeptSamples:
-    """The samples of one model on one benchmark, those that exist and those that do not yet."""
+    """The samples of one model on one benchmark: those stored, and those still missing."""
 
     def __init__(self, store: SampleStore, key: str, benchmark: Benchmark, samples: int):
-        """Read what is there. Parts that are damaged count as missing, which is said on standard error.
+        """Read the stored parts. Damaged parts count as missing, with a line on standard error.
 
         Args:
             store: Where samples are kept.
-            key: What stands for everything that a sample depends on besides benchmark, problem and sample id.
+            key: Key of everything that a sample depends on besides benchmark, problem and sample id.
             benchmark: The benchmark.
-            samples: Samples of each problem that are wanted.
+            samples: Samples wanted of each problem.
 
         Raises:
-            StoreError: A part cannot be read, so that it is not known whether it is damaged.
+            StoreError: A part cannot be read, which does not tell whether it is damaged.
         """
         self.benchmark = benchmark
         self.samples = samples
@@ -136,7 +136,7 @@ class KeptSamples:
         ]
 
     def add(self, table: pa.Table) -> None:
-        """Keep generated samples; with the last of them, damaged parts go."""
+        """Store generated samples; damaged parts are deleted once the last samples are stored."""
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         name = self._name(buffer.getvalue())
@@ -149,17 +149,17 @@ class KeptSamples:
             self._damaged.clear()
 
     def table(self) -> pa.Table:
-        """Return the samples that are wanted, problem by problem; none may be missing."""
+        """Return the wanted samples, problem by problem; none may be missing."""
         wanted = [(problem, sample) for problem in self.benchmark.ids for sample in range(self.samples)]
         return pa.Table.from_pylist([self._rows[key] for key in wanted], schema=GENERATED)
 
     def _name(self, content: bytes) -> str:
-        """Return the name of a part: equal parts of one place are kept once."""
+        """Return the name of a part: equal parts of one place are stored once."""
         digest = hashlib.sha256(f"{self._place}\n".encode() + content)
         return f"{self._place}/{digest.hexdigest()}.parquet"
 
     def _read(self, name: str) -> None:
-        """Take in a part, unless it is damaged. One that is not what it was is read once more: a fault of a read is no damage."""
+        """Read a part, unless it is damaged. One that does not match its digest is read once more: a failed read is no damage."""
         for _ in range(2):
             data = self._store.get_bytes(name)
             if data is None:
@@ -177,11 +177,11 @@ class KeptSamples:
 
 @dataclass(frozen=True)
 class Part:
-    """What is generated and kept together.
+    """Samples that are generated and stored together.
 
     Attributes:
-        benchmark: Place of the benchmark among those that are measured.
-        requests: Samples of it.
+        benchmark: Index of the benchmark among those measured.
+        requests: Its samples to generate.
     """
 
     benchmark: int
@@ -192,19 +192,19 @@ class Take(Protocol):
     """Gives out parts, each with its number."""
 
     def __call__(self, *, wait: bool) -> tuple[int, Part] | None:
-        """Return the next part; none where there is none any more or, without waiting for one, none yet."""
+        """Return the next part; none if no part is left or, without waiting, none is ready yet."""
 
 
 def parts(benchmark: int, requests: Sequence[Request], unit: int) -> list[Part]:
     """Cut the missing samples of a benchmark into parts.
 
-    A part is several whole units, which are counted from the first request. So the units are the same however many parts were generated
-    before, by however many processes: what is missing then are whole units again.
+    A part is several whole units, which are counted from the first request. So the units do not depend on how many parts were generated
+    before, or by how many processes: what is missing is always whole units.
 
     Args:
         benchmark: Place of the benchmark.
         requests: What is missing.
-        unit: Requests that are not taken apart.
+        unit: Number of requests that stay together.
     """
     units = -(-len(requests) // unit)
     size = -(-units // _PARTS) * unit
@@ -219,8 +219,8 @@ class Sampler:
         engine: Generates.
         tokenizer: Writes prompts as chats and reads responses.
         sampling: How to sample.
-        seed: Seed of the run. With it, a sample depends on benchmark, problem and sample id and on nothing else: two models get
-            the same seeds, and more samples leave the first ones as they were.
+        seed: Seed of the run. A sample's seed follows from it, benchmark, problem and sample id alone: two models get
+            the same seeds, and asking for more samples does not change the first ones.
         mixer: Mixing at inference, or none.
     """
 
@@ -236,14 +236,14 @@ class Sampler:
         return self._table(benchmark, requests, self.engine.generate(prompts, seeds, self.sampling, self.mixer))
 
     def tables(self, benchmarks: Sequence[Benchmark], take: Take) -> Iterator[tuple[int, pa.Table]]:
-        """Generate the samples of parts, as they are given out.
+        """Generate the samples of parts, as they are handed out.
 
         Args:
-            benchmarks: What the parts are of.
+            benchmarks: The benchmarks that the parts belong to.
             take: Gives out the next part; see `Take`.
 
         Yields:
-            The number of a part and its samples, as they are ready.
+            The number of a part and its samples, as soon as they are ready.
         """
         if isinstance(self.engine, ContinuousEngine):
             yield from self._interleaved(self.engine, benchmarks, take)

@@ -19,20 +19,20 @@ from ngrpo.storage.state import write_state
 
 _WORKER = "ngrpo.evaluation.sampling_worker"
 _LOOK_SECONDS = 1.0
-"""How often it is looked whether a process is still there; as a rule its end is heard of at once."""
+"""Seconds between checks that a process is still alive; its end is usually noticed at once."""
 
 
 def devices_of_processes(asked: int | None, gpus_each: int) -> list[str | None]:
-    """Return of each process that is to generate the GPUs that it gets, as CUDA names them; none where there are no GPUs.
+    """Return the GPUs of each sampling process, as CUDA names them; none where there are no GPUs.
 
     Args:
-        asked: How many processes there are to be: without one a process for every `gpus_each` GPUs, or one on processors.
+        asked: Number of processes; without one, a process for every `gpus_each` GPUs, or a single one on processors.
         gpus_each: GPUs that share a model.
 
     Raises:
         ConfigError: There are fewer GPUs than share a model.
     """
-    count = torch.cuda.device_count()  # uses none: this process must not hold memory of theirs
+    count = torch.cuda.device_count()  # creates no CUDA context: this process must not hold GPU memory
     if not count:
         return [None] * (asked or 1)
     if count < gpus_each:
@@ -55,21 +55,21 @@ def sampled_by_processes(
     work: Path,
     what: str,
 ) -> Generator[tuple[Part, pa.Table]]:
-    """Generate samples with one model in several processes; the one that is done with a part gets the next.
+    """Generate samples with one model in several processes; whichever finishes a part gets the next.
 
-    Whatever ends this also ends the processes, and the failure of one ends this. To be closed if it is not read to its end.
+    Ending the generator ends the processes, and a failed process ends the generator. Close it if it is not read to its end.
 
     Args:
         task: The model and its prompts.
-        parts: What is to be generated, in the order in which it is given out.
-        devices: Of each process the GPUs that it gets (`devices_of_processes`).
-        more: Called when all parts are done: further parts, or none.
-        ahead: A process is given parts until it has so many requests.
+        parts: What to generate, in this order.
+        devices: GPUs of each process (`devices_of_processes`).
+        more: Called when all parts are done; returns further parts, or none.
+        ahead: A process is given parts until it has this many requests.
         work: Directory for a file that tells the processes their task.
-        what: What is done, for errors.
+        what: What the processes do, for error messages.
 
     Yields:
-        Parts with their samples, as they are ready.
+        Parts with their samples, as soon as they are ready.
 
     Raises:
         NGRPOError: As a process raised it.
@@ -88,7 +88,7 @@ def sampled_by_processes(
         by_connection = {worker.connection: worker for worker in workers}
         left, given = len(parts), len(parts)
         while left:
-            # The one with least to do first: with few parts all get some.
+            # The least busy process first, so that each gets some of a few parts.
             while waiting and (idlest := min(workers, key=lambda worker: worker.requests)).requests < ahead:
                 idlest.give(*waiting.popleft())
             ready = wait(list(by_connection), _LOOK_SECONDS)
@@ -106,7 +106,7 @@ def sampled_by_processes(
 
 
 class _Worker(ChildProcess):
-    """One of the processes, and what it is at work on."""
+    """A process and the parts that it works on."""
 
     def __init__(self, task: Path, device: str | None, who: str):
         super().__init__(_WORKER, [str(task)], device, who, _KEPT)
@@ -114,7 +114,7 @@ class _Worker(ChildProcess):
 
     @property
     def requests(self) -> int:
-        """Requests that it was given and has not answered."""
+        """Requests that it has not answered yet."""
         return sum(len(part.requests) for part in self._under_way.values())
 
     def give(self, number: int, part: Part) -> None:
@@ -123,7 +123,7 @@ class _Worker(ChildProcess):
         self.send((number, part))
 
     def samples(self) -> tuple[Part, pa.Table] | None:
-        """Return a part that is ready with its samples; none if there is none yet.
+        """Return a finished part with its samples; none if no part is ready.
 
         Raises:
             NGRPOError: It failed or is gone.

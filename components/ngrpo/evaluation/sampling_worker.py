@@ -1,6 +1,6 @@
 """A process that generates samples with one model on devices of its own: started by `ngrpo.evaluation.sampling_processes`.
 
-It is sent numbered parts and sends back their samples, or why it cannot.
+It receives numbered parts and sends back their samples, or the error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ngrpo.rollout.in_child_process import Inbox, serve
 
 
 class Task(TypedDict):
-    """What every process of a model is to do."""
+    """The task that all processes of a model share."""
 
     config: str
     """Settings of the stage as JSON."""
@@ -29,7 +29,7 @@ class Task(TypedDict):
 
 
 def main(task: Path, descriptor: int) -> None:
-    """Be such a process.
+    """Run the process until it is told to end.
 
     Args:
         task: File with a `Task`.
@@ -39,7 +39,7 @@ def main(task: Path, descriptor: int) -> None:
 
 
 def _work(file: Path, inbox: Inbox, send: Callable[[object], None]) -> None:
-    # Imported only now, for it takes seconds: whether the process that started this one still lives is watched already.
+    # Imported late because it takes seconds: by now this process already watches whether its parent is alive.
     from ngrpo.config import BenchmarkEvaluationConfig
     from ngrpo.evaluation.benchmark import read_benchmarks
     from ngrpo.storage.state import read_state

@@ -1,6 +1,6 @@
 """Statistics of sampled answers: mean@n, unbiased pass@k, best@k, maj@n, bootstrap intervals and a paired test over problems.
 
-Problems are what is drawn from a population; the samples of one problem are not independent of each other. So intervals come
+Problems are drawn from a population; the samples of one problem are not independent of each other. So intervals come
 from resampling whole problems (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 _BLOCK = 2**22
-"""Numbers held at a time while resampling."""
+"""Numbers held in memory at a time while resampling."""
 
 
 def mean_at_n(correct: ArrayLike, n: int) -> Floats:
@@ -111,7 +111,7 @@ def bootstrap_intervals(values: ArrayLike, *, confidence: float, draws: int, see
     for start in range(0, draws, block):
         size = min(block, draws - start)
         drawn = random.integers(problems, size=(size, problems))
-        # How often each problem was drawn, then one matrix product for all statistics.
+        # Count how often each problem was drawn, then take one matrix product for all statistics.
         drawn += np.arange(size)[:, None] * problems
         weights = np.bincount(drawn.ravel(), minlength=size * problems).reshape(size, problems)
         means[start : start + size] = weights @ table / problems

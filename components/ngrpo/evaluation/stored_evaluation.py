@@ -1,4 +1,4 @@
-"""What an evaluation keeps so that its samples can be graded again (`ngrpo.contracts.evaluation`)."""
+"""The parts of an evaluation that let its samples be graded again (`ngrpo.contracts.evaluation`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ngrpo.contracts.evaluation import Answers, Evaluation, Statistics
 from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
 
 MODEL = "trained"
-"""The model of an evaluation that a version of the registry is."""
+"""Which model of an evaluation is the registered version."""
 
 
 def answers_of(benchmarks: Sequence[Benchmark]) -> dict[str, Answers]:
@@ -40,7 +40,7 @@ def grading_of(answers: Answers) -> GradingConfig:
 
 
 def statistics_of(config: EvaluationConfig, seed: int) -> Statistics:
-    """Return by which settings results follow from graded samples."""
+    """Return the settings that turn graded samples into results."""
     return {
         "pass_at": list(config.pass_at),
         "confidence": config.confidence,
@@ -50,5 +50,5 @@ def statistics_of(config: EvaluationConfig, seed: int) -> Statistics:
 
 
 def protocol_of(evaluation: Evaluation, model: str, benchmark: str) -> Mapping[str, Any] | None:
-    """Return how a model was measured on a benchmark; none where the evaluation does not say."""
+    """Return how a model was measured on a benchmark; none if the evaluation does not say."""
     return evaluation.get("protocols", {}).get(model, {}).get(benchmark)

@@ -1,4 +1,4 @@
-"""Verdicts on samples: the table that they stand in, and how it is filled."""
+"""Verdicts on samples: their table, and how it is filled."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SAMPLES = pa.schema(
 """Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded,
 `string_match` where its benchmark does not ask for it."""
 GENERATED = pa.schema([SAMPLES.field(name) for name in ("problem_id", "sample_id", "text", "tokens", "finish_reason")])
-"""The columns that generating gives."""
+"""The columns that are filled when samples are generated."""
 
 
 def graded(samples: pa.Table, benchmark: Benchmark | AnswerKey, grader: Grader, *, by_string: bool = False) -> pa.Table:
-    """Return samples with their verdicts, a table of `SAMPLES`; verdicts that they have already are not looked at.
+    """Return samples with their verdicts, a table of `SAMPLES`; any verdicts they already have are ignored.
 
     Args:
         samples: Table with the columns of `SAMPLES` up to `finish_reason`, or all of them.

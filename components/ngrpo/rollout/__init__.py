@@ -1,1 +1,1 @@
-"""Rollout engines: what generates responses, with or without mixing."""
+"""Rollout engines: generate responses, with or without mixing."""

@@ -1,4 +1,4 @@
-"""A process that this one starts, with devices of its own: told what to do and heard over a socket; it never outlives what it is for."""
+"""A child process with devices of its own, controlled over a socket; it never outlives its parent."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ngrpo.rollout.in_child_process import Failure
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _END_SECONDS = 60.0
-"""Longest time that a process may take to end after it was told to."""
+"""Seconds that a process may take to end after it was told to."""
 _RELAY_SECONDS = 5.0
-"""Longest wait for what a process that is gone had printed."""
+"""Seconds to wait for the remaining output of a process that has ended."""
 _LONGEST_LINE = 500
-# What torchrun tells the processes of a training: a child is none of them.
+# Variables that torchrun sets for training processes: a child is not one of them.
 _OF_A_GROUP = (
     "RANK",
     "LOCAL_RANK",
@@ -40,7 +40,7 @@ _OF_A_GROUP = (
 
 
 class ChildProcess:
-    """One such process, which runs a module that calls `ngrpo.rollout.in_child_process.serve`."""
+    """A child process, which runs a module that calls `ngrpo.rollout.in_child_process.serve`."""
 
     def __init__(self, module: str, arguments: Sequence[str], device: str | None, who: str, cure: str):
         """Start it.
@@ -49,8 +49,8 @@ class ChildProcess:
             module: Name of the module.
             arguments: Its command line; the descriptor of the socket follows.
             device: GPUs that it gets, as CUDA names them; none where there are no GPUs.
-            who: What it is called in errors.
-            cure: Ends the errors that are not the process's own.
+            who: Its name in errors.
+            cure: Last sentence of errors that the process did not raise itself.
         """
         self._who = who
         self._cure = cure
@@ -77,12 +77,12 @@ class ChildProcess:
             self.connection.send(message)
 
     def receive(self) -> Any:
-        """Return what it has sent; none if there is nothing yet.
+        """Return its next message; none if there is none yet.
 
         Raises:
             NGRPOError: It failed or is gone.
         """
-        gone = self._process.poll() is not None  # asked first: what it sent before its end can be read afterwards
+        gone = self._process.poll() is not None  # checked first, so that messages sent before its end are still read
         try:
             if not self.connection.poll():
                 if gone:
@@ -104,7 +104,7 @@ class ChildProcess:
             print(f"{self._who} does not end by itself: it is killed", file=sys.stderr, flush=True)
 
     def kill(self) -> None:
-        """Kill what still runs of it, with the processes that it has started."""
+        """Kill it and the processes that it started."""
         if self.connection.closed:
             return
         with suppress(ProcessLookupError):
@@ -130,7 +130,7 @@ class ChildProcess:
         return EngineError(f"{self._who} {how}; its last line: {self._last or 'none'}. {self._cure}")
 
     def _pass_on(self, printed: IO[bytes]) -> None:
-        """Print what it prints, without credentials, and remember the last line."""
+        """Forward its output, without credentials, and remember the last line."""
         for line in printed:
             text = redacted(line.decode(errors="replace"))
             sys.stderr.write(text)
@@ -149,7 +149,7 @@ def visible_gpus(count: int) -> list[str]:
 
 
 def processes_of_node() -> int:
-    """Return how many processes work together on this machine, as torchrun has told this one; 1 where it is alone."""
+    """Return the number of training processes on this machine, as set by torchrun; 1 without it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

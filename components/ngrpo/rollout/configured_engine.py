@@ -1,4 +1,4 @@
-"""The rollout engine that a configuration asks for."""
+"""Start the rollout engine of a configuration."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def start_engine(
     Args:
         config: Which one, and how.
         model: The model that is trained. The transformers engine generates with it; vLLM, and where the model is sharded the transformers
-            engine too, with a copy that `load_weights` brings up to date. None where nothing is trained: the engine loads the directory,
+            engine too, with a copy that `load_weights` updates. None if nothing is trained: then the engine loads the directory,
             and has the GPU to itself.
         directory: Directory of the model, as it was saved.
         tokenizer: Its tokenizer.
-        chats: Every prompt that may be asked, as a chat: vLLM makes room for the longest.
+        chats: Every prompt of the run, as a chat: vLLM makes room for the longest.
         dtype: Name of the torch type to compute in.
 
     Raises:
@@ -53,7 +53,7 @@ def start_engine(
         ConfigError: vLLM cannot mix as it is set up.
     """
     ends = saved_end_of_sequence_ids(directory, tokenizer) if model is None else end_of_sequence_ids(model, tokenizer)
-    # Padding is masked: a tokenizer without a token for it may use any.
+    # Padding is masked, so a tokenizer without a padding token may use any token.
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     if isinstance(config, RolloutConfig) and config.placement == "separate" and model is not None:
         task = EngineTask(
@@ -87,7 +87,7 @@ def _longest(config: RolloutConfig | EvaluationConfig, tokenizer: PreTrainedToke
 def _as_sent(
     config: RolloutConfig, model: PreTrainedModel, dtype: str, weights: Iterable[tuple[str, Tensor]]
 ) -> Iterable[tuple[str, Tensor]]:
-    """Return weights in training as the engine of another process takes them: vLLM as they are saved, and in its own type."""
+    """Return training weights in the form that an engine in another process needs: for vLLM as they are saved, and in its type."""
     if config.engine == "transformers":
         return weights
     return weights_as_saved(model, matrices_as(getattr(torch, dtype), weights))

@@ -15,7 +15,7 @@ from ngrpo.rollout.token_bytes import token_bytes
 
 
 def build_mixer(config: MixingConfig, index: NeighborIndex, end_marker: EndMarker | None) -> Mixer | None:
-    """Return the mixer of a configuration, or none where it asks for no mixing.
+    """Return the mixer of a configuration, or none if mixing is off.
 
     Args:
         config: Settings of mixing.
@@ -62,7 +62,7 @@ def configured_end_marker(config: MixingConfig, tokenizer: PreTrainedTokenizerBa
     if config.end_marker is None:
         return None
     texts = token_bytes(tokenizer)[:rows]
-    # The matrix may have rows without a token: they add nothing to a text.
+    # The matrix may have rows without a token, which add nothing to a text.
     marker = EndMarker.of(config.end_marker, texts + [b""] * (rows - len(texts)))
     if not marker.reachable():
         raise ConfigError(

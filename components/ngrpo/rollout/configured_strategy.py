@@ -1,4 +1,4 @@
-"""From settings to the strategy that they name, ready or the user's own."""
+"""Make the strategy that the settings name, built in or the user's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ngrpo.user_code.loading import load, place, said
 
 
 def strategy_source(config: MixingConfig) -> StrategySource:
-    """Return what the strategy of a configuration is made from.
+    """Return the source of a configuration's strategy.
 
     Raises:
         ConfigError: The strategy has no argument of a name in `mixing.options`, or needs one that is not there.
@@ -29,7 +29,7 @@ def strategy_source(config: MixingConfig) -> StrategySource:
     code = config.reference.code if config.reference else {}
     kind = _class_of(config.strategy, json.dumps(code))
     parameters = inspect.signature(kind).parameters
-    # The settings of ready ones only: a class of the user's may have arguments that are called like them.
+    # Only for built-in strategies: a user's class may have arguments of the same names.
     settings = ("k", "noise_std") if config.reference else type(config).model_fields
     options = {name: getattr(config, name) for name in parameters if name in settings} | config.options
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -53,7 +53,7 @@ def source_of(strategy: Strategy) -> StrategySource:
 
 
 def load_strategy(source: StrategySource) -> Strategy:
-    """Make a strategy, one object for all who ask for the same; one of the user's own is tried first (`try_strategy`).
+    """Make a strategy, one object for equal sources; a user's own strategy is tested first (`try_strategy`).
 
     Raises:
         ConfigError: It does not do what a strategy must.
@@ -68,7 +68,7 @@ def _load(function: str, options: str, code: str) -> Strategy:
     arguments: dict[str, Any] = json.loads(options)
     try:
         strategy = kind(**arguments)
-    except Exception as error:  # a class of the user's can raise whatever Python can
+    except Exception as error:  # a user's class can raise anything
         where = place(error, _reference(function, code))
         raise ConfigError(
             f"mixing.strategy={function!r} refuses its options {options}: {where}{said(error)}"
@@ -98,5 +98,5 @@ def _reference(function: str, code: str) -> StrategyCode:
 
 @cache
 def _directory() -> tempfile.TemporaryDirectory[str]:
-    """A directory for the files of the user's, until the process ends."""
+    """A directory for the user's files, until the process ends."""
     return tempfile.TemporaryDirectory(prefix="ngrpo-strategies-")

@@ -1,4 +1,4 @@
-"""What a rollout engine is: the one seam between training or evaluation and whatever generates text."""
+"""The interface of rollout engines, through which training and evaluation generate text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Rollout:
         token_ids: Response tokens; on a neighbor-mixed step the anchor. Ends with an end-of-sequence token when `finish_reason` is "stop".
         logprobs: Log-probability of each token under the temperature-scaled distribution it came from (before the nucleus).
         finish_reason: "stop" at an end-of-sequence token, "length" at `Sampling.max_tokens`.
-        records: What was mixed into the inputs that followed (empty without mixing).
+        records: Mixtures of the inputs that followed (empty without mixing).
     """
 
     token_ids: list[int]
@@ -79,7 +79,7 @@ class RolloutEngine(Protocol):
         """Replace the named weights of the model that generates."""
 
     def sleep(self) -> None:
-        """Give back what generating takes of a GPU that training shares; the next call must be `load_weights`."""
+        """Free the memory of a GPU that training shares; the next call must be `load_weights`."""
 
     def close(self) -> None:
         """Release what the engine holds."""
@@ -87,7 +87,7 @@ class RolloutEngine(Protocol):
 
 @runtime_checkable
 class ContinuousEngine(RolloutEngine, Protocol):
-    """An engine that takes up new requests while it decodes others, so that it never runs empty between two calls."""
+    """An engine that accepts new requests while it decodes others, so that it is never idle between two calls."""
 
     def submit(
         self,
@@ -100,7 +100,7 @@ class ContinuousEngine(RolloutEngine, Protocol):
         """Begin to generate; see `generate`.
 
         Args:
-            number: What `step` calls these responses by; not that of others that are still to come.
+            number: Identifies these responses in `step`; not in use by others still in flight.
             prompts: Token ids of each prompt.
             seeds: One seed a prompt.
             sampling: How tokens are sampled.
@@ -108,4 +108,4 @@ class ContinuousEngine(RolloutEngine, Protocol):
         """
 
     def step(self) -> list[tuple[int, list[Rollout]]]:
-        """Decode a step, and return what is complete with it: the number, and the responses in the order of their prompts."""
+        """Decode a step, and return the calls that it completes: their number, and the responses in the order of their prompts."""

@@ -1,6 +1,6 @@
-"""What a process does that `ngrpo.rollout.child_process` has started: it takes messages, and says why it cannot go on.
+"""The child's side of `ngrpo.rollout.child_process`: receives messages, and reports why it cannot go on.
 
-It ends when it is told to, and with all that it has started when the process that started it is gone.
+It ends when it is told to and, with all processes that it started, when its parent is gone.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _LONGEST_ERROR = 500
 
 
 class Failure(NamedTuple):
-    """Why such a process cannot go on."""
+    """Why a child process cannot go on."""
 
     kind: str | None
-    """Name of an error of `ngrpo.errors`, none for any other."""
+    """Name of an error in `ngrpo.errors`; none for any other."""
     message: str
 
 
 class Inbox:
-    """What was sent to this process. Once nobody can send any more, the process ends."""
+    """Messages to this process. The process ends once its parent is gone."""
 
     def __init__(self, connection: Connection):
         """Begin to receive."""
@@ -59,11 +59,11 @@ class Inbox:
 
 
 def serve(descriptor: int, work: Callable[[Inbox, Callable[[object], None]], None]) -> None:
-    """Be such a process; this does not return.
+    """Run as a child process; does not return.
 
     Args:
         descriptor: Socket to the process that started this one.
-        work: Given the inbox and what sends a reply, does the work. Whether the one who waits for it still lives is watched already.
+        work: Does the work, given the inbox and a function that sends a reply. By then this process watches whether its parent is alive.
     """
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
@@ -78,4 +78,4 @@ def serve(descriptor: int, work: Callable[[Inbox, Callable[[object], None]], Non
         connection.send(Failure(None, redacted(said)[:_LONGEST_ERROR]))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # taking torch apart lasts seconds
+    os._exit(0)  # exit at once: tearing down torch takes seconds

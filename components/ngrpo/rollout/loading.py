@@ -34,7 +34,7 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     Raises:
         DataError: The directory holds no weights in safetensors format, is damaged, or brings code.
     """
-    disable_progress_bar()  # a stage's log is no terminal
+    disable_progress_bar()  # logs are not terminals
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return read_model(directory, f"model directory {directory}", dtype).to(device)
 
@@ -57,7 +57,7 @@ def load_tokenizer(directory: Path, vocabulary: int, day: date = TEMPLATE_DATE) 
 
 
 def is_sharded(model: PreTrainedModel) -> bool:
-    """Whether processes share the weights of a model (FSDP2), so that its forward pass needs all of them."""
+    """Whether a model's weights are sharded over processes (FSDP2), so that its forward pass needs all of them."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -91,7 +91,7 @@ def _ends(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase)
 
 
 def declare_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write into a model's generation settings every token that ends a response, so that whoever serves the model stops there too."""
+    """Write every token that ends a response into a model's generation settings, so that servers of the model stop there too."""
     ids = end_of_sequence_ids(model, tokenizer)
     if len(ids) > 1:
         model.generation_config.eos_token_id = ids
@@ -115,7 +115,7 @@ def weights_as_saved(
 def matrices_as(dtype: torch.dtype, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield weights in a type, cast where they are, one at a time.
 
-    Vectors stay as they are: they weigh nothing, and vLLM computes with some of them in float32.
+    Vectors keep their type: they are small, and vLLM computes with some of them in float32.
     """
     for name, value in weights:
         cast = value.is_floating_point() and value.dim() > 1

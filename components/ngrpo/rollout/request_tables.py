@@ -1,4 +1,4 @@
-"""What is known of running requests and of their responses, in tensors on the device of the model."""
+"""State of running requests and their responses, as tensors on the device of the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tables:
-    """One row a slot, and a last one for writes that are to be ignored."""
+    """One row per slot, plus a dump row for writes to be ignored."""
 
     seed: Tensor  # int64 [S]
     temperature: Tensor  # float32 [S]
@@ -46,7 +46,7 @@ class Tables:
 
     @property
     def slots(self) -> int:
-        """S, the last row not counted."""
+        """S, without the dump row."""
         return self.seed.shape[0] - 1
 
     @property
@@ -60,7 +60,7 @@ class Tables:
         return self.weights.shape[2]
 
     def grown(self, slots: int, length: int, width: int) -> Tables:
-        """Return larger tables that hold what these hold."""
+        """Return larger tables with the same contents."""
         larger = Tables.empty(slots, length, width, self.seed.device)
         for field in fields(self):
             old, new = getattr(self, field.name), getattr(larger, field.name)

@@ -56,7 +56,7 @@ def keep_nucleus(scaled_logits: Tensor, top_p: float | Tensor) -> Tensor:
         top_p = top_p[:, None]
     ascending, order = scaled_logits.sort(dim=-1)
     outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-    outside[:, -1] = False  # the most likely token stays, whatever rounding says
+    outside[:, -1] = False  # keep the most likely token, whatever rounding does
     return scaled_logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
 
 

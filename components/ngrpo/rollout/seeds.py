@@ -1,4 +1,4 @@
-"""Seeds of requests: a stable hash of what a request is for, so that they survive batching, resuming and adding samples."""
+"""Seeds of requests: a stable hash of a request's purpose, so that they survive batching, resuming and adding samples."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The rollout engine in processes of its own, which generate while training goes on with the batch before: see `RolloutEngine`.
+"""The rollout engine in processes of its own, which generate while training works on the previous batch: see `RolloutEngine`.
 
-Weights go there through a file in shared memory, written once a node. What is asked and answered goes through a socket as pickled
-bytes: a tensor that is sent by itself would be shared, for which these processes know each other too little.
+Weights are passed through a file in shared memory, written once per node. Requests and replies go through a socket as pickled bytes:
+a tensor sent by itself would be placed in shared memory, which needs a common parent of the processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ngrpo.rollout.vllm.shared_file import shared_tensors
 
 _PROCESS = "ngrpo.rollout.separate_process"
 _LOOK_SECONDS = 1.0
-"""How often it is looked whether a process is still there; as a rule its end is heard of at once."""
+"""Seconds between checks that a process is still alive; its end is usually noticed at once."""
 _CURE = "Nothing of the batch is kept: run again, and training goes on from its last checkpoint"
 
 
@@ -39,12 +39,12 @@ class SeparateEngine:
         devices: Sequence[str | None],
         as_sent: Callable[[Iterable[tuple[str, Tensor]]], Iterable[tuple[str, Tensor]]],
     ):
-        """Start the processes; they load the model while this one goes on.
+        """Start the processes; they load the model in the background.
 
         Args:
-            task: What each needs.
-            devices: Of each the GPUs that it gets (`devices_of_engines`).
-            as_sent: Gives weights in training the names, shapes and types that the engine takes.
+            task: Settings that all of them need.
+            devices: GPUs of each (`devices_of_engines`).
+            as_sent: Gives training weights the names, shapes and types that the engine expects.
         """
         self._as_sent = as_sent
         self._known: Mixer | None = None
@@ -62,7 +62,7 @@ class SeparateEngine:
         sampling: Sampling,
         mixer: Mixer | None = None,
     ) -> None:
-        """Begin to generate, and go on meanwhile; see `RolloutEngine.generate`. `finish` comes before any other call."""
+        """Begin to generate in the background; see `RolloutEngine.generate`. The next call must be `finish`."""
         self._require_idle()
         if mixer is not None:
             told = pickle.dumps(self._news(mixer))
@@ -77,7 +77,7 @@ class SeparateEngine:
                 self._busy.append(child)
 
     def finish(self) -> list[Rollout]:
-        """Wait for what was begun, and return it in the order of the prompts.
+        """Wait for the responses, and return them in the order of the prompts.
 
         Raises:
             EngineError: A process failed or is gone.
@@ -98,7 +98,7 @@ class SeparateEngine:
         return self.finish()
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the named weights of the model that generates; processes that train together call this together.
+        """Replace the named weights of the generating model; all training processes must call this together.
 
         Raises:
             EngineError: A process failed or is gone.
@@ -112,10 +112,10 @@ class SeparateEngine:
             PartialState().wait_for_everyone()  # then the file goes
 
     def sleep(self) -> None:
-        """Nothing to give back: these processes have devices of their own."""
+        """Nothing to free: these processes have devices of their own."""
 
     def close(self) -> None:
-        """End the processes, whatever they are at."""
+        """End the processes, whatever they are doing."""
         for child in self._children:
             child.kill()
 
@@ -146,19 +146,19 @@ class SeparateEngine:
 
     @contextmanager
     def _in_shared_memory(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
-        """Provide a file with weights that are gathered by all processes, and written by the first one of each node."""
+        """Provide a file with weights, gathered by all processes and written by the first one of each node."""
         state = PartialState()
         if state.is_local_main_process:
             with shared_tensors({name: value.detach().cpu().contiguous() for name, value in weights}) as path:
                 yield gather_object([path])[state.process_index]
             return
-        for _ in weights:  # where they are sharded, all take part
+        for _ in weights:  # gathering sharded weights needs every process
             continue
         yield gather_object([""])[state.process_index - state.local_process_index]
 
 
 def devices_of_engines(gpus: int, gpus_each: int) -> list[str | None]:
-    """Return of each engine of this training process the GPUs that it gets, as CUDA names them; one without where there are no GPUs.
+    """Return the GPUs of each engine of this training process, as CUDA names them; one engine without any if there are no GPUs.
 
     The training processes of a node have its first GPUs, one each; the last `gpus` are shared out evenly among them.
 

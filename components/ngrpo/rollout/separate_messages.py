@@ -1,4 +1,4 @@
-"""What training asks of an engine in a process of its own."""
+"""Messages from training to an engine in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ngrpo.rollout.engine import Sampling
 
 @dataclass(frozen=True)
 class EngineTask:
-    """What such a process needs to start its engine; the first message.
+    """Settings that a process needs to start its engine; the first message.
 
     Attributes:
         config: Settings of the rollouts.
@@ -24,7 +24,7 @@ class EngineTask:
         padding: Token that fills short prompts.
         max_length: Longest prompt and response together.
         dtype: Name of the torch type to compute in.
-        threads: Threads that an operation on processors takes: with another number, sums round in another way.
+        threads: Threads of an operation on processors: another number changes the rounding of sums.
     """
 
     config: RolloutConfig
@@ -49,13 +49,13 @@ class NewWeights:
 
 @dataclass(frozen=True)
 class NewMixer:
-    """Says what mixes from now on; see `Mixer`. There is no answer.
+    """Sets the mixer from now on; see `Mixer`. There is no reply.
 
     Attributes:
-        source: What its strategy is made from.
+        source: Source of its strategy.
         rate: Gate rate.
         index_version: Version of its index.
-        tables: Neighbors, eligible tokens and the end marker's transitions; none where they are those that were sent last.
+        tables: Neighbors, eligible tokens and the end marker's transitions; none if unchanged since the last message.
     """
 
     source: StrategySource

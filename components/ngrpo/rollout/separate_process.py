@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(descriptor: int) -> None:
-    """Be such a process.
+    """Run the process until it is told to end.
 
     Args:
         descriptor: Socket to the process that started this one.
@@ -28,7 +28,7 @@ def _work(inbox: Inbox, send: Callable[[object], None]) -> None:
     first = inbox.take(wait=True)
     if first is None:
         return
-    # Imported only now, for it takes seconds: whether the process that started this one still lives is watched already.
+    # Imported late because it takes seconds: by now this process already watches whether its parent is alive.
     import torch
     from safetensors.torch import load_file
 

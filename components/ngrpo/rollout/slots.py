@@ -1,8 +1,8 @@
 """Mixing inside a serving engine: the settings of its running requests and the records of their responses, in tensors.
 
-A serving engine decodes whichever requests its scheduler picks, computes some of their tokens again after a preemption, and may be
-ahead of what the host knows. So everything is keyed by a request's slot and by the position in its response, and every method
-works on any set of rows without asking the device for a value. Nothing here knows the engine.
+A serving engine decodes whichever requests its scheduler picks, recomputes some of their tokens after a preemption, and may run
+ahead of the host. So everything is keyed by a request's slot and the position in its response, and every method works on any set
+of rows without waiting for the device. Nothing here depends on the engine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class RequestSettings:
     """How one request is sampled and mixed.
 
     Attributes:
-        name: What its record is asked for by; unique among the requests whose records were not taken yet.
+        name: Name to take its record by; unique among the requests whose records were not taken yet.
         seed: Below 2**63.
         temperature: tau of equations 2-3, above 0.
         top_p: Nucleus; 1 is the full distribution.
@@ -55,7 +55,7 @@ class RequestSettings:
 
 @dataclass(frozen=True)
 class SlotRecord:
-    """What was decided for one response.
+    """The decisions for one response.
 
     Attributes:
         mixed: bool `[max_tokens]`.
@@ -71,16 +71,16 @@ class SlotRecord:
 
 
 def _kernels() -> ModuleType:
-    from ngrpo.rollout.fused import launch  # imports Triton, which only a machine with a GPU need have
+    from ngrpo.rollout.fused import launch  # imports Triton, which only machines with a GPU need
 
     return launch
 
 
 class MixingSlots:
-    """Decides and mixes for the requests of a serving engine. A slot is held from `add` until the record was taken."""
+    """Decides and mixes for the requests of a serving engine. A slot is held from `add` until its record is taken."""
 
     def __init__(self, device: torch.device, slots: int, *, fused: bool | None = None):
-        """Make room.
+        """Allocate the tables.
 
         Args:
             device: Device of the model.
@@ -117,20 +117,20 @@ class MixingSlots:
         return self._nucleus_requests > 0
 
     def add_strategy(self, number: int, strategy: Strategy) -> None:
-        """Make a strategy known, by the number that requests name it with."""
+        """Register a strategy under the number that requests name."""
         self._strategies[number] = strategy
         if self._kernels is not None:
             self._anchored = anchored(self._strategies, self._tables.seed.device)
 
     def set_index(self, neighbors: Tensor, eligible: Tensor, end_marker: EndMarker | None) -> None:
-        """Use another neighbor index. The engine sees to it that no request is running.
+        """Use another neighbor index. The caller makes sure that no request is running.
 
         Args:
             neighbors: See `Mixer`.
             eligible: See `Mixer`.
             end_marker: See `Mixer`.
         """
-        # Requests whose end this has not been told of have ended all the same. The tables start anew: the index may be narrower.
+        # No request runs any more, reported or not. The tables are rebuilt, because the index may be narrower.
         self.finish(list(self._slot))
         self._to_host()
         device = self._tables.seed.device
@@ -143,7 +143,7 @@ class MixingSlots:
         return self.join([(request, settings)])[0]
 
     def join(self, requests: Sequence[tuple[str, RequestSettings]]) -> list[int]:
-        """Give requests slots and return them; one that comes back from a preemption keeps the slot it has.
+        """Give requests slots and return them; a request that returns from a preemption keeps its slot.
 
         Settings go to the device in one copy, whatever the number of requests, and nothing waits for it.
         """
@@ -187,11 +187,11 @@ class MixingSlots:
         tables.mixed.index_fill_(0, rows, value=False)
 
     def slot(self, request: str) -> int:
-        """Return the slot of a running request, -1 for a request that is none of ours."""
+        """Return the slot of a running request, -1 for an unknown request."""
         return self._slot.get(request, -1)
 
     def finish(self, requests: Iterable[str]) -> None:
-        """Note that requests have ended, by themselves or by an abort; their records stay until they are taken."""
+        """Mark requests as ended, completed or aborted; their records stay until they are taken."""
         for request in requests:
             slot = self._slot.pop(request, None)
             if slot is not None:
@@ -206,7 +206,7 @@ class MixingSlots:
         Raises:
             KeyError: There is no such request.
         """
-        # The engine may not have been told of the last requests' end yet: it says so when it schedules the next step.
+        # The engine reports the end of the last requests only when it schedules the next step, which may not come.
         self.finish([self._request[name] for name in names if name in self._request])
         self._to_host()
         for settings, copies in self._leaving:
@@ -217,11 +217,11 @@ class MixingSlots:
     def decide(
         self, logits: Tensor, slots: Tensor, positions: Tensor, emits: Tensor, *, overwrite: bool = False
     ) -> Tensor:
-        """Decide the next token of each row, and remember it.
+        """Decide the next token of each row, and record it.
 
         Args:
             logits: `[B, V]`, as the model gives them.
-            slots: int64 `[B]`, -1 for rows of other requests, whose token means nothing.
+            slots: int64 `[B]`, -1 for rows of other requests, whose token is meaningless.
             positions: int64 `[B]`, positions of the next tokens in their responses.
             emits: bool `[B]`, whether a row emits its token; a prompt or a preempted response in the middle of its
                 computation does not.
@@ -253,9 +253,9 @@ class MixingSlots:
         return tokens
 
     def _mix_step(self, step: Step, slots: Tensor, rows: Tensor, emits: Tensor) -> tuple[Tensor, Tensor]:
-        """Decide which rows are mixed, remember how, and return them, bool `[B]`, with the tokens of all, int64 `[B]`."""
+        """Decide which rows are mixed, record the mixtures, and return the mixed rows, bool `[B]`, and all tokens, int64 `[B]`."""
         tables, positions, marker = self._tables, step.positions, self._end_marker
-        # Kept by position: a step that is decided twice, as after a preemption, moves the marker on once.
+        # Stored by position: a step decided twice, as after a preemption, advances the marker once.
         progress = tables.progress[rows, positions].long()
         active = emits if marker is None else emits & ~marker.passed(progress)
         mixed, tokens = torch.zeros_like(emits), step.sampled
@@ -308,7 +308,7 @@ class MixingSlots:
         *,
         matrix: Tensor | None = None,
     ) -> None:
-        """Lay the mixtures over the embeddings of a batch.
+        """Write the mixtures into the embeddings of a batch.
 
         Args:
             embed: See `mix`.
@@ -333,11 +333,11 @@ class MixingSlots:
 
     @property
     def fused(self) -> bool:
-        """Whether steps go through kernels where they serve."""
+        """Whether steps use the kernels where these support them."""
         return self._kernels is not None
 
     def _serving_kernels(self) -> ModuleType | None:
-        """Return the kernels where they serve all that runs: a batch is decided by them or by torch, as a whole."""
+        """Return the kernels if they support every running request: a whole batch is decided either by them or by torch."""
         return self._kernels if all(serves(strategy) for strategy in self._in_use.values()) else None
 
     def _mixing(self) -> Mixing:
@@ -350,7 +350,7 @@ class MixingSlots:
         return settings.strategy is not None and self._strategies[settings.strategy].records_candidates
 
     def _note_running(self, settings: RequestSettings, change: int) -> None:
-        """Count a request that joins, or one that has ended."""
+        """Count a request that joins or has ended."""
         self._nucleus_requests += change if settings.top_p < 1 else 0
         if settings.strategy is not None and settings.rate > 0:
             self._mixing_requests[settings.strategy] += change
@@ -360,7 +360,7 @@ class MixingSlots:
                 del self._in_use[settings.strategy]
 
     def _to_host(self) -> None:
-        """Let the records of finished requests leave the device, all at once, and free their slots; waits for nothing."""
+        """Start copying the records of finished requests to the host, all at once, and free their slots; does not wait."""
         if not self._finished:
             return
         tables = self._tables
@@ -369,7 +369,7 @@ class MixingSlots:
         leaving = [tables.mixed[rows], tables.weights[rows], tables.logprobs[rows]]
         if any(map(self._records_candidates, settings.values())):
             leaving.append(tables.candidates[rows])
-        # What was gathered is their own: whoever gets a slot now overwrites it after that.
+        # The gathered rows are copies: a new owner of a slot overwrites only the tables.
         self._leaving.append((settings, ToHost(leaving, self._copies)))
         self._free += self._finished.values()
         self._finished.clear()

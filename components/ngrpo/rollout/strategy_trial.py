@@ -1,4 +1,4 @@
-"""Tries a strategy on random logits, before a run builds on it."""
+"""Test a strategy on random logits before a run uses it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def try_strategy(strategy: Strategy, name: str | None = None) -> None:
 
     Args:
         strategy: The strategy.
-        name: How the settings call it; its class unless given.
+        name: Its name in the settings; by default its class.
 
     Raises:
-        ConfigError: It raises an error, or returns what cannot be mixed or replayed.
+        ConfigError: It raises an error, or returns something that cannot be mixed or replayed.
     """
     what = f"mixing.strategy={name or type(strategy).__name__!r}"
     try:
         # Rollouts, before which this runs, need no gradients; training does.
         with torch.inference_mode(False), torch.enable_grad():
             problem = next(_problems(strategy), None)
-    except Exception as error:  # a strategy of the user's can raise whatever Python can
+    except Exception as error:  # a user's strategy can raise anything
         raise ConfigError(f"{what} raised an error on random logits: {said(error)}") from error
     if problem is not None:
         raise ConfigError(f"{what}: {problem}")
@@ -56,7 +56,7 @@ def _problems(strategy: Strategy) -> Iterator[str]:
         decision.candidates, candidate_sets(decision.tokens, step.neighbors, k)
     ):
         yield "records_candidates=False, but the candidates are not the token and its nearest neighbors: leave it True"
-    # The same row in another company, at another time.
+    # The same row again, in another batch.
     for rows in (slice(None), slice(1, 2)):
         again = strategy.decide(_rows(step, rows))
         if not all(torch.allclose(ours, theirs[rows], atol=_TOLERANCE) for ours, theirs in _pairs(again, decision)):

@@ -1,4 +1,4 @@
-"""What each token of a tokenizer adds to a text."""
+"""The bytes that each token of a tokenizer adds to a text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """Return the bytes that each token adds to a text that has begun, by id; none for an id without a token.
+    """Return the bytes that each token adds to a non-empty text, by id; none for an id without a token.
 
-    A token may hold part of a character. What it adds is what the tokenizer decodes it to after another token: some put a space
+    A token may hold part of a character. Its bytes are read off by decoding it after another token, because some tokenizers put a space
     between two words, or mark the start of one.
     """
     by_id = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
@@ -35,7 +35,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
 
 
 def _of_letters(token: str, of_letter: dict[str, int]) -> bytes:
-    """Return the bytes that a token of a byte-level vocabulary is spelled for; an added token is spelled as it is."""
+    """Return the bytes that a token of a byte-level vocabulary stands for; an added token stands for its own text."""
     values = [of_letter.get(letter) for letter in token]
     return token.encode() if None in values else bytes(value for value in values if value is not None)
 
@@ -43,7 +43,7 @@ def _of_letters(token: str, of_letter: dict[str, int]) -> bytes:
 def _after_another(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str | None]) -> list[bytes]:
     decode = _decoder(tokenizer)
     known = [token_id for token_id, token in enumerate(tokens) if token is not None]
-    # Any token that is a text will do; a letter or a digit is least likely to be joined with what follows.
+    # Any text token will do; a letter or a digit is least likely to be joined with the next one.
     alone = decode([[token_id] for token_id in known])
     first = next((at for at, text in enumerate(alone) if len(text) == 1 and text.isalnum()), None)
     if first is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a host tensor on a device; the host goes on at once.
 
-    A copy from memory that is not pinned makes the host wait until the device has done all it was given before.
+    A copy from memory that is not pinned would make the host wait for all earlier work of the device.
     """
     if device.type == "cuda":
         tensor = tensor.pin_memory()
@@ -19,14 +19,14 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class ToHost:
-    """Tensors on their way to the host. The device may overwrite what they were made from: they must be tensors of their own."""
+    """Tensors that are being copied to the host. They must be copies themselves, because the device may overwrite their sources."""
 
     def __init__(self, tensors: Sequence[Tensor], stream: torch.cuda.Stream | None):
-        """Begin.
+        """Start the copies.
 
         Args:
             tensors: On one device; kept until they have arrived.
-            stream: Where the copies run, beside the device's work; none on a processor, where the tensors are on the host already.
+            stream: Stream of the copies, beside the device's work; none on a processor, where the tensors are on the host already.
         """
         self._host, self._arrived = list(tensors), None
         if stream is None:
@@ -39,10 +39,10 @@ class ToHost:
             ]
             self._arrived = stream.record_event()
         for tensor in tensors:
-            tensor.record_stream(stream)  # its memory is not given away before it was copied
+            tensor.record_stream(stream)  # its memory is not reused before it was copied
 
     def wait(self) -> list[Tensor]:
-        """Return them when they have arrived."""
+        """Wait for the tensors and return them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host

@@ -20,7 +20,7 @@ from ngrpo.rollout.engine import Rollout, Sampling
 from ngrpo.rollout.sampling import keep_nucleus, sample_tokens, token_logprobs
 
 _COMPACT_BELOW = 0.875
-"""Finished rows leave the batch once less than this share of its rows is alive: copying the cache at every end costs more."""
+"""Finished rows leave the batch once less than this share of its rows is alive: copying the cache for every one would cost more."""
 
 
 class TransformersEngine:
@@ -64,7 +64,7 @@ class TransformersEngine:
     ) -> list[Rollout]:
         """Generate one response for each prompt; see `RolloutEngine.generate`."""
         was_training = self.model.training
-        self.model.eval()  # no dropout, and gradient checkpointing would switch the cache off
+        self.model.eval()  # no dropout; and with gradient checkpointing, training mode would switch the cache off
         try:
             rollouts: list[Rollout] = []
             for start in range(0, len(prompts), self.batch_size):
@@ -75,7 +75,7 @@ class TransformersEngine:
             self.model.train(was_training)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy the named weights into the model, but for those that are its own."""
+        """Copy the named weights into the model, except those that are its own tensors."""
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, value in weights:
@@ -83,7 +83,7 @@ class TransformersEngine:
                     parameters[name].copy_(value)
 
     def sleep(self) -> None:
-        """Nothing to give back: the model is the one that trains, or as small as its weights."""
+        """Nothing to free: the model is the one in training, or only its weights take memory."""
 
     def close(self) -> None:
         """Nothing to release: the model belongs to the caller."""
@@ -103,7 +103,7 @@ class TransformersEngine:
             if kept is not None:
                 tokens, attention_mask = tokens[kept], attention_mask[kept]
                 mixture = None if mixture is None else mixture.select(kept)
-                cache.reorder_cache(kept)  # not `batch_select_indices`, which leaves out the states of recurrent layers
+                cache.reorder_cache(kept)  # not `batch_select_indices`, which skips the states of recurrent layers
             width = prompt_width + position + 1
             mask = attention_mask[:, :width]
             with self._arithmetic, mixed_inputs(embedding, mixture):

@@ -1,1 +1,1 @@
-"""The stages of the pipeline: ordinary functions over files, and what it takes to run one."""
+"""The stages of the pipeline, ordinary functions over files, and the code that runs them."""

@@ -1,7 +1,7 @@
 """One process that does the work of a stage: a try in the pod of a step, or one of the nodes of a job.
 
-The task is its argument or, in the pod of a step, its standard input. It ends with 0; with 2 where settings are wrong, so that another try
-would end in the same way; with 75 where it was told to stop; and with 1 after any other failure.
+The task is its argument or, in the pod of a step, its standard input. Its exit code is 0 on success; 2 if settings are wrong, so that
+another try would fail too; 75 if it was told to stop; and 1 after any other failure.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ngrpo.stages.task import Task
 
 
 def run(text: str, elsewhere: Callable[[Task], None] | None = None, deploy: Deployer | None = None) -> None:
-    """Do a task in this process, and leave the interpreter after a failure that a person can put right.
+    """Do a task in this process, and exit after a failure that the user can fix.
 
     Args:
         text: The task as JSON.
         elsewhere: See `run_task`.
         deploy: See `run_task`.
     """
-    os.environ.update(QUIET)  # a node of a job is started by no process of ours
+    os.environ.update(QUIET)  # a node of a job is not started by one of our processes
     adopt_s3_names()
     task = Task(**json.loads(text))
     try:

@@ -51,35 +51,34 @@ from ngrpo.user_code.loading import write_code
 
 
 def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
-    """Write `samples/<model>/<benchmark>.parquet`, `evaluation.json`, `metrics.json` and the `code/` of graders of the user's.
+    """Write `samples/<model>/<benchmark>.parquet`, `evaluation.json`, `metrics.json` and the `code/` of the user's graders.
 
     The models are `base`, `warm_start` and `trained`; without a warm start the second is the first and stands for both.
 
-    Samples are kept below `samples/` in the object store (`NGRPO_STORE`), under a key of everything that they depend on: those of a
-    try that was killed, on whatever machine, and those of an evaluation with fewer samples are not generated again. Kept samples that
-    are damaged are.
+    Samples are stored below `samples/` in the object store (`NGRPO_STORE`), under a key of everything that they depend on. So samples of a
+    killed try on any machine, and of an evaluation with fewer samples, are not generated again, unless they are damaged.
 
     With `evaluation.early_stop` generating for the trained model ends as soon as the gate's verdict against its opponent is settled
     (`ngrpo.evaluation.rounds`); `evaluation.json` then says how many samples were planned and how many were saved.
 
     Where there are GPUs, each generates with a process of its own; they share one queue over all benchmarks of a model.
 
-    With `evaluation.endpoint` a served model answers, which must be each of the three. What it answers is kept for this try and the next
-    ones alone: nobody knows what it will answer tomorrow.
+    With `evaluation.endpoint` a served model answers, and all three models must be that one. Its answers are stored for the tries of this
+    stage only, because the endpoint may answer differently tomorrow.
 
-    `evaluation.json` holds the gold answers too, and nothing else of the problems: with them, other graders can grade the samples again.
+    `evaluation.json` holds the gold answers too, so that other graders can grade the samples again, but nothing else of the problems.
 
     Args:
         config: Settings of the stage.
         inputs: `dataset`, `warm_start`, `trained`.
         output: Empty directory for the artifact.
-        context: Keeps the samples: in its store, or in its work directory.
+        context: Holds the samples, in its store or in its work directory.
 
     Raises:
         DataError: A benchmark is damaged, empty or repeats ids, or a model or its tokenizer cannot be used.
-        ConfigError: `evaluation.mixing` asks for what the model's vocabulary cannot give, or there are fewer GPUs than share a model.
+        ConfigError: `evaluation.mixing` does not fit the model's vocabulary, or there are fewer GPUs than share a model.
         EngineError: The engine does not start, or one of several processes failed or was killed.
-        StoreError: The object store cannot be reached, or samples cannot be kept.
+        StoreError: The object store cannot be reached, or samples cannot be stored.
     """
     benchmarks = read_benchmarks(inputs["dataset"] / "benchmarks", config.benchmark_gradings)
     data_revisions = revisions(inputs["dataset"])
@@ -166,7 +165,7 @@ def run(config: BenchmarkEvaluationConfig, inputs: Mapping[str, Path], output: P
 
 
 def _result(config: BenchmarkEvaluationConfig, samples: KeptSamples, grader: Grader) -> tuple[pa.Table, Result]:
-    """Return the samples of a benchmark that are wanted with their verdicts, and what follows from them."""
+    """Return the wanted samples of a benchmark with their verdicts, and its result."""
     by_string = samples.benchmark.name in config.evaluation.string_match
     table = graded(samples.table(), samples.benchmark, grader, by_string=by_string)
     settings = config.evaluation
@@ -177,10 +176,10 @@ def _result(config: BenchmarkEvaluationConfig, samples: KeptSamples, grader: Gra
 
 
 def _opponent(config: BenchmarkEvaluationConfig, context: Context) -> Measured | None:
-    """Return the model that an early verdict is sought against; none for the warm start.
+    """Return the opponent for an early verdict; none for the warm start.
 
     Raises:
-        ConfigError: It is not known which model that is.
+        ConfigError: The opponent is unknown.
         StoreError: Its evaluation is gone or damaged, or the store cannot be reached.
     """
     early = config.evaluation.early_stop
@@ -200,9 +199,9 @@ def _opponent(config: BenchmarkEvaluationConfig, context: Context) -> Measured |
 
 
 def _unit(config: BenchmarkEvaluationConfig) -> int:
-    """Return how many requests are not taken apart.
+    """Return how many requests must stay together.
 
-    vLLM puts its batches together itself. Those of the transformers engine stay the same, whoever decodes them.
+    vLLM forms its batches itself. Those of the transformers engine must be the same, whichever process decodes them.
     """
     evaluation = config.evaluation
     continuous = evaluation.engine == "vllm" or evaluation.endpoint is not None
@@ -226,7 +225,7 @@ def _sample_store(config: BenchmarkEvaluationConfig, context: Context) -> Sample
 
 
 def _samples_key(config: BenchmarkEvaluationConfig, weights: str, prompts: str) -> str:
-    """Return what stands for everything that a sample depends on besides benchmark, problem and sample id."""
+    """Return the key of everything that a sample depends on besides benchmark, problem and sample id."""
     evaluation = config.evaluation
     mixing = (
         None if evaluation.mixing is None else [evaluation.mixing.model_dump(mode="json"), config.neighbors.candidates]
@@ -264,9 +263,9 @@ def _generate(
     count: Sequence[Callable[[int], None]],
     rounds: Rounds | None,
 ) -> None:
-    """Generate the samples that are missing, round by round where there are rounds; with none, the model is not even loaded.
+    """Generate the missing samples, in rounds if the evaluation may stop early; the model is only loaded if some are missing.
 
-    How many a benchmark has got is what `count` is told.
+    `count` receives the number of new samples of a benchmark.
     """
     evaluation = config.evaluation
     served = evaluation.endpoint is not None
@@ -279,7 +278,7 @@ def _generate(
     if not waiting:
         return
     require_weights(Path(task["model"]), f"model directory {task['model']}")  # once, and not by each process
-    # While vLLM decodes a batch, another one waits: it takes from that as soon as a response has ended.
+    # While vLLM decodes a batch, another one waits, from which it takes requests as soon as responses end.
     ahead = evaluation.batch_size * (2 if continuous else 1)
     gpus_each = evaluation.vllm.tensor_parallel_size if continuous else 1
     devices = [None] if served else devices_of_processes(context.processes, gpus_each)

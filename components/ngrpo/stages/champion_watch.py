@@ -1,7 +1,7 @@
-"""One look at the champion where it is served, in the series of all looks at it.
+"""One measurement of the served champion, in the series of all measurements ("looks").
 
-The problems, prompts and gold answers are those of the evaluation that the champion was promoted on; its samples are fresh. Nothing is
-planned and no run is made: all that is needed is in the registry and in the artifact store.
+Problems, prompts and gold answers are those of the evaluation that the champion was promoted on; its samples are fresh. There is no plan
+and no run: everything needed is in the registry and in the artifact store.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _DATASET = "ngrpo.input.dataset"
 
 @dataclass(frozen=True)
 class Champion:
-    """The champion of a registered model, with its files at hand.
+    """The champion of a registered model, with its files.
 
     Attributes:
         model_name: The registered model.
@@ -68,17 +68,17 @@ class Champion:
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of a look.
+    """Result of a look.
 
     Attributes:
         model_name: The registered model.
-        version: Number of the champion that was looked at.
-        summary: What was seen, in a line.
-        alert: Whether somebody should hear of it.
+        version: Number of the measured champion.
+        summary: The finding, in one line.
+        alert: Whether webhooks should be told.
         rolled_back: Whether the promotion of the champion was undone.
-        facts: What was seen, for machines.
-        drifts: What all looks say of each benchmark; nothing where there was no look.
-        before: Of each benchmark mean@n of the evaluation, a fraction.
+        facts: The finding, for programs.
+        drifts: Drift over all looks by benchmark; empty if nothing was measured.
+        before: mean@n in the evaluation by benchmark, a fraction.
     """
 
     model_name: str
@@ -92,7 +92,7 @@ class Seen:
 
 
 def announce_alert(config: RunConfig, seen: Seen) -> None:
-    """Tell the webhooks of an alert, and of the rollback where there was one; without an alert nothing is told."""
+    """Notify the webhooks of an alert, and of a rollback; do nothing without an alert."""
     if not seen.alert:
         return
     facts: dict[str, Fact] = {
@@ -105,10 +105,10 @@ def announce_alert(config: RunConfig, seen: Seen) -> None:
 
 
 def look(config: RunConfig, champion: Champion, promotions: Promotions, store: ArtifactStore) -> Seen:
-    """Measure the served champion, compare it with the evaluation that it was promoted on, and do what the settings say.
+    """Measure the served champion, compare it with the evaluation it was promoted on, and act as the settings say.
 
-    An endpoint that serves another model is an alert, and no look. One that cannot be reached is an error: nothing is known of the model
-    then, and whether a service is up is for others to watch.
+    An endpoint that serves another model is an alert, not a look. One that cannot be reached is an error, because the model's state is
+    unknown then, and monitoring the service itself is the task of other tools.
 
     Args:
         config: Configuration with `watch`, and with the protocol that the champion was measured by.
@@ -160,7 +160,7 @@ def watch_settings(config: RunConfig) -> WatchConfig:
 
 
 def _evaluation(promotions: Promotions, champion: Champion) -> tuple[Evaluation, str]:
-    """Return the evaluation that speaks for the champion, and its key."""
+    """Return the evaluation that the champion is judged by, and its key."""
     label = f"model {champion.model_name}: the evaluation of the champion, version {champion.number},"
     stored, key = promotions.registry.evaluation(champion.version), evaluation_key(champion.version)
     if stored is None or key is None:
@@ -213,7 +213,7 @@ def _require_comparable(
     stage: BenchmarkEvaluationConfig,
     revision: Mapping[str, str | None],
 ) -> None:
-    """Refuse to compare samples that are drawn otherwise than those of the evaluation; how many there are does not matter."""
+    """Refuse to compare samples that are drawn differently from those of the evaluation; their number may differ."""
     vocabulary = read_config(champion.directory, f"model directory {champion.directory}").get_text_config().vocab_size
     tokenizer = load_tokenizer(champion.directory, vocabulary, stage.model.template_date)
     for benchmark in benchmarks:
@@ -225,7 +225,7 @@ def _require_comparable(
             )
         prompts = tokenizer.apply_chat_template(benchmark.prompts, add_generation_prompt=True, tokenize=False)
         planned = theirs.get("sampling", {}).get("samples", result["n_samples"])
-        # Counts apart, the two must be alike.
+        # Apart from counts, the two must be equal.
         asked = stage.evaluation.model_copy(update={"samples": planned})
         ours = benchmark_protocol(benchmark, prompts, asked, revision.get(benchmark.name))
         problem = difference(ours, theirs)
@@ -242,7 +242,7 @@ def _require_comparable(
 def _measured(
     stage: BenchmarkEvaluationConfig, settings: WatchConfig, champion: Champion, benchmarks: Sequence[Benchmark]
 ) -> dict[str, list[int]]:
-    """Return of each benchmark how many samples of each problem are right, in the order of the problems."""
+    """Return the number of correct samples of each problem by benchmark, in the order of the problems."""
     chats = [chat for benchmark in benchmarks for chat in benchmark.prompts]
     correct = {}
     sampler = start_endpoint_sampler(stage, settings.endpoint, champion.directory, chats)
@@ -267,7 +267,7 @@ def _recorded(
     correct: dict[str, list[int]],
     seed: int,
 ) -> tuple[Series, dict[str, Drift]]:
-    """Add the look to its series, and return what all looks say of each benchmark."""
+    """Add the look to its series, and return the drift over all looks by benchmark."""
     results = evaluation["models"][MODEL]
     terms: Terms = {
         "version": champion.number,
@@ -289,7 +289,7 @@ def _recorded(
         for name, ids in series["terms"]["problems"].items():
             first, n = [results[name]["per_problem"][problem] for problem in ids], results[name]["n_samples"]
             looks = [(each["correct"][name], each["samples"]) for each in series["looks"]]
-            # Each benchmark has its share of the error.
+            # The allowed error is shared among the benchmarks.
             alpha = (1.0 - settings.confidence) / len(correct)
             found[name] = drifts(first, n, looks, margin=settings.margin / 100.0, alpha=alpha)
         return found
@@ -308,7 +308,7 @@ def _judged(
     found: Mapping[str, Drift],
     before: Mapping[str, float],
 ) -> Seen:
-    """Do what the settings say about what was seen."""
+    """Act on the finding as the settings say."""
     number, version = len(series["looks"]), champion.number
     said = ", ".join(f"{name} {interval_text(drift)}" for name, drift in found.items())
     facts = _facts(champion, settings) | {
@@ -343,7 +343,7 @@ def _judged(
 
 
 def _rolled_back(promotions: Promotions, version: str, look: int) -> tuple[bool, str]:
-    """Undo the promotion of a version, unless the model would be left without a champion; say what became of it."""
+    """Undo the promotion of a version, unless the model would be left without a champion; return what was done."""
     if promotions.registry.aliases()[PREVIOUS_CHAMPION] is None:
         return False, "not rolled back: there is no champion before it"
     try:

@@ -1,4 +1,4 @@
-"""What a stage takes from outside, besides its settings, its inputs and the place for its result."""
+"""The environment of a stage: everything besides its settings, its inputs and its output directory."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ class Deployer(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """Work directory, object store, trackers and progress of a stage. Nothing in it changes a result."""
+    """Work directory, object store, trackers and progress of a stage. Nothing here changes a result."""
 
     work: Path
-    """Directory that survives a killed try: a stage that takes long resumes from what it left there."""
+    """Directory that survives a killed try; a long stage resumes from its files there."""
     store: str | None = None
-    """`s3://bucket/prefix` for what outlives the machine: samples, the lock of promotions; none to keep samples in `work`."""
+    """`s3://bucket/prefix` for data that outlives the machine: samples, the lock of promotions; none to keep samples in `work`."""
     checkpoints: str | None = None
-    """Where below `store` the checkpoints of a training are kept; none to keep them in `work` alone."""
+    """Folder of `store` for the checkpoints of a training; none to keep them in `work` only."""
     save_minutes: float | None = None
     """Longest time between two checkpoints, in minutes; none for no limit besides `save_steps`."""
     processes: int | None = None
-    """Processes that an evaluation generates in; none for one a GPU, or the stage's own where there are no GPUs."""
+    """Processes that an evaluation generates in; none for one per GPU, or the stage's own without GPUs."""
     reporters: tuple[str, ...] = ()
-    """Trackers that a trainer reports its curves to, as transformers calls them."""
+    """Trackers for a trainer's curves, by their names in transformers."""
     on_cluster: bool = False
     """Whether the run is one on a cluster."""
     variable: Callable[[str], str | None] = no_variable
-    """Gives the value of an environment variable: a key to sign with, which no setting may hold."""
+    """Returns the value of an environment variable, such as a signing key, which no setting may hold."""
     prices: str | None = None
-    """What an hour costs, for the model card: `CostsConfig` as JSON."""
+    """Prices, for the model card: `CostsConfig` as JSON."""
     deploy: Deployer | None = None
     """Serves models on the cluster; none where there is no cluster."""
     progress: Callable[[str], None] = say

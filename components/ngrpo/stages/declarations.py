@@ -13,7 +13,7 @@ from ngrpo.config.declared import Declaration, StageSection
 from ngrpo.stages.context import Context
 
 StageFunction = Callable[[Any, Mapping[str, Path], Path, Context], None]
-"""Does the work of a stage: settings, the directory of each input, an empty directory for the artifact, and what is outside."""
+"""Does the work of a stage, given settings, the directory of each input, an empty output directory and the context."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""What the exit task of a run on a cluster executes: it finds out how the run ended, and tells its webhooks.
+"""The exit task of a run on a cluster: finds out how the run ended, and notifies its webhooks.
 
-Kubeflow's word on that is not asked for: KFP 2.17 gives an exit task no reason of a failure, and the state of what a killed pod was
-part of may still be "running" by then. The artifact store knows both: a node without an artifact has failed, its tries say why, and the
-decision of a promotion is an artifact too.
+Kubeflow's own status is not used: KFP 2.17 gives an exit task no reason for a failure, and a task whose pod was killed may still count as
+"running" by then. The artifact store has both: a node without an artifact has failed, the records of its tries say why, and the decision
+of a promotion is an artifact too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ngrpo.storage.objects import ObjectStore
 _PROMOTION = "model_promotion"
 _CANCELLED = ("CANCELED", "CANCELLED")
 _STORE_PATIENCE = 60.0
-"""Seconds that a store may be out of reach."""
+"""Seconds to retry an unreachable store."""
 
 
 class Node(TypedDict):
@@ -36,28 +36,28 @@ class Node(TypedDict):
     name: str
     stage: str
     key: str
-    """Key of its result; empty where that is the id of the run."""
+    """Key of its result; empty if that is the id of the run."""
 
 
 class Told(TypedDict):
-    """What the exit task is told when the pipeline is compiled."""
+    """What the exit task receives when the pipeline is compiled."""
 
     what: str
-    """What the run is, for people: its preset, or its experiment."""
+    """Title of the run: its preset or experiment."""
     model: str
     """The registered model."""
     nodes: list[Node]
-    """What it had to run, in order."""
+    """Nodes that it had to run, in order."""
     notifications: dict[str, NotificationConfig]
 
 
 def tell(told_json: str, run: str, state: str | None) -> None:
-    """Tell the webhooks of a run how it ended. Whatever goes wrong with that costs a line: the run is not to fail for it.
+    """Notify the webhooks of a run how it ended. An error here is logged, not raised, so that it cannot fail the run.
 
     Args:
         told_json: `Told` as JSON.
         run: Id of the run.
-        state: Kubeflow's word on the tasks of the run; only that somebody ended it counts.
+        state: Kubeflow's status of the run; only used to recognise a cancelled run.
     """
     adopt_s3_names()
     with addresses_without_users():
@@ -76,7 +76,7 @@ def tell(told_json: str, run: str, state: str | None) -> None:
 
 
 def _event(told: Told, run: str) -> Event | None:
-    """Return what happened, none where a decision changed nothing.
+    """Return the event of a run; none if its decision changed nothing.
 
     Raises:
         NGRPOError: The store cannot be reached, or what it holds is damaged.
@@ -99,7 +99,7 @@ def _event(told: Told, run: str) -> Event | None:
 
 
 def _why(objects: ObjectStore, missing: Sequence[Node], run: str) -> str:
-    """Return which node failed and why, as far as it may leave the cluster: the first that did not succeed in this run."""
+    """Return the first node that failed in this run and why, without details that must not leave the cluster."""
     for node in missing:
         tries = [one for one in tries_of(objects, node["stage"], node["key"] or run) if one.pipeline_run == run]
         if tries:

@@ -1,6 +1,6 @@
-"""Run one stage for real: fetch its inputs, do the work, publish the artifact, report to MLflow.
+"""Run one stage: fetch its inputs, do the work, publish the artifact, report to MLflow.
 
-Nothing here depends on where the stage runs; that is told by the environment (`ngrpo.stages.surroundings`).
+Nothing here depends on where the stage runs; the environment says that (`ngrpo.stages.surroundings`).
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def run_task(
     """Do the work of a stage in this process, unless its result is in the store already.
 
     Args:
-        task: What is to be done; only the first of several nodes writes `output` and `metrics`.
-        elsewhere: Has the work done by other processes, which publish the artifact; none where this one does it.
+        task: The task; only the first of several nodes writes `output` and `metrics`.
+        elsewhere: Lets other processes do the work and publish the artifact; none if this one does it.
         deploy: See `Context`.
-        own_process: Whether this process is there for the stage alone: it then has the stage's log and ends with its run.
+        own_process: Whether this process exists only for the stage: then it writes the stage's log and ends with its run.
 
     Raises:
-        NGRPOError: What the user can put right. Any other error is a defect. Either way the run's record of the node
-            says what happened, and nothing is in the store under the key.
+        NGRPOError: The user can fix the problem. Any other error is a defect. Either way the run's record of the node
+            says what happened, and nothing is stored under the key.
         Preempted: The process was told to stop (SIGTERM) and had the time to save a checkpoint; a step of Kubeflow does not have it.
     """
     if own_process:
@@ -66,7 +66,7 @@ def run_task(
         write_record(surroundings.run_directory, task.node_name, record)
     started = time.monotonic()
     try:
-        # Imported only now, for it takes a while: the run already shows that the stage is at work.
+        # Imported late because it is slow: the run already shows the stage as running.
         from ngrpo.stages.metering import metered
 
         with metered(task, surroundings, follows=elsewhere is not None) as process_meter:
@@ -101,7 +101,7 @@ def _execute(
     meter: Metered,
     deploy: Deployer | None,
 ) -> tuple[dict[str, float], Reference | None, bool]:
-    # Imported only now, as above.
+    # Imported late, as above.
     from ngrpo.config import validate
     from ngrpo.contracts.metrics import read_metrics
     from ngrpo.ledger.prices import figures, read_prices
@@ -115,7 +115,7 @@ def _execute(
     name, key = task.stage, task.key
     stage = DECLARED[name]
     config = validate(stage.config, json.loads(task.config_json))
-    objects = ObjectStore(surroundings.store, proven=True)  # it was planned with: an outage is waited for
+    objects = ObjectStore(surroundings.store, proven=True)  # the plan has used it, so an outage is retried
     store = ArtifactStore(objects, surroundings.cache)
     place = surroundings.work / stage.name / key
     checkpoints = CheckpointStore(objects, f"checkpoints/{stage.name}/{key}", place / "downloads")
@@ -130,7 +130,7 @@ def _execute(
                 f"{name}: its nodes have finished, but {surroundings.store} has no artifact {key}: do they use the same store?"
             )
     if found is not None:
-        # Its publisher may have been killed before it did.
+        # The publisher may have been killed before deleting it.
         checkpoints.clear()
         shutil.rmtree(place, ignore_errors=True)
         return read_metrics(store.fetch(found, only="metrics.json")), found, cached
@@ -138,7 +138,7 @@ def _execute(
     references = {source: _reference(text) for source, text in task.inputs.items()}
     payload = place / "output"
     work = place / "work"
-    # A try that failed may have left anything in its output; what it left to resume from is in `work`.
+    # A failed try may have left files in the output; files to resume from are in `work`.
     shutil.rmtree(payload, ignore_errors=True)
     payload.mkdir(parents=True)
     work.mkdir(exist_ok=True)
@@ -201,7 +201,7 @@ def _execute(
 
 
 def _say(error: BaseException, surroundings: Surroundings) -> str:
-    """Return what the user is told of an error."""
+    """Return the message of an error for the user."""
     if isinstance(error, NGRPOError | Preempted):
         return str(error)
     fault = disk_fault(error, surroundings.work, surroundings.cache)
@@ -211,7 +211,7 @@ def _say(error: BaseException, surroundings: Surroundings) -> str:
 
 
 def _reason(error: BaseException, surroundings: Surroundings) -> str:
-    """Return what those are told of an error who are told by a notification."""
+    """Return the message of an error for a notification."""
     from ngrpo.notifications.reasons import reason_of
 
     return disk_fault(error, surroundings.work, surroundings.cache) or reason_of(error)
@@ -224,7 +224,7 @@ def _reference(text: str) -> Reference:
 
 
 def _print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what ends this process: one line where that is clear, a traceback of a defect; both may spell out a credential."""
+    """Print the error that ends this process, without credentials: one line for a known problem, a traceback for a defect."""
     if isinstance(error, NGRPOError):
         sys.stderr.write(f"{redacted(str(error))}\n")
         return
@@ -233,5 +233,5 @@ def _print_redacted(kind: type[BaseException], error: BaseException, trace: Trac
 
 def _write_json(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Kubeflow refuses the results of a step with a number that JSON does not have.
+    # Kubeflow refuses results with a number that JSON cannot express.
     path.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")

@@ -63,7 +63,7 @@ TRANSPARENT: Mapping[str, str] = {
     "ngrpo.storage.whole_files": "Puts a file in its place whole or not at all.",
     "ngrpo.storage.state": "Writes what it is given, whole or not at all, and gives back what was written, or fails.",
     # Other hashes are other keys: what was made under the old ones is found by none of the new ones.
-    "ngrpo.stages.keys": "Makes keys: if they change, they say so themselves.",
+    "ngrpo.stages.keys": "Makes keys: a change shows in the keys themselves.",
     "ngrpo.stages.libraries": "Makes parts of keys; see `ngrpo.stages.keys`.",
     "ngrpo.stages.attempt": _FRAME,
     "ngrpo.stages.context": _FRAME,
@@ -81,12 +81,12 @@ TRANSPARENT: Mapping[str, str] = {
     "ngrpo.stages.torchrun_agent": _FRAME,
     "ngrpo.stages.tries": _FRAME,
 }
-"""Modules whose source, and that of modules below them, is not part of a code version, each with the reason why it cannot change what
-later stages read. What only they reach is not part of it either. `ngrpo.storage.digest` is none of them: its digests are in results.
+"""Modules whose source, and that of their submodules, is not part of a code version, each with the reason why it cannot change what
+later stages read. Modules that only they reach are not part of it either. `ngrpo.storage.digest` is, because its digests are in results.
 """
 
 _mentioned: dict[str, list[str]] = {}
-"""Dotted names of ours that a source mentions, by the source's sha256 and package."""
+"""Dotted names of this package that a source mentions, by the source's sha256 and package."""
 
 
 class _Mentions(TypedDict):
@@ -99,7 +99,7 @@ _DOTTED = re.compile(r"ngrpo(\.\w+)+")
 
 
 def canonical_json(value: object) -> str:
-    """Return the one JSON text of a value: sorted names, no spaces, no NaN."""
+    """Return the canonical JSON text of a value: sorted names, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -130,7 +130,7 @@ def stage_key(
         config: Canonical JSON of its settings (`config_json`).
         code_version: Hash of its source (`code_version`).
         inputs: Key of each input by the input's name.
-        rerun_token: Any text that makes this result another one than that of the same inputs without it.
+        rerun_token: Any text; it makes the key differ from that of the same inputs without it.
         libraries: Version of each library that decides the result (`ngrpo.stages.libraries`).
         content: Digest of each copy that it reads, by the setting that names it.
     """
@@ -153,9 +153,9 @@ def code_version(module: str, root: Path = PACKAGE) -> str:
 def source_files(module: str, root: Path = PACKAGE) -> Mapping[str, str]:
     """Return the sha256 of each source file that a module can reach inside the package, by path relative to `root`.
 
-    Reached is what is imported anywhere in a reached file, inside functions too, with the `__init__.py` of every package on
-    the way, and what a text names in full: a library loads `"ngrpo.rollout.worker:Worker"` or `"ngrpo.rollout.worker.Worker"` by
-    that name. A name that is put together at run time is not seen; `tests/pipeline/test_closure.py` allows none.
+    A file is reached if a reached file imports it anywhere, inside functions too, or names it in full in a text: a library loads
+    `"ngrpo.rollout.worker:Worker"` or `"ngrpo.rollout.worker.Worker"` by that name. The `__init__.py` of every package on the way
+    is reached too. Names put together at run time are not seen; `tests/pipeline/test_closure.py` allows none.
 
     Raises:
         ModuleNotFoundError: The package has no such module.
@@ -174,7 +174,7 @@ def source_files(module: str, root: Path = PACKAGE) -> Mapping[str, str]:
         if path is not None:
             found[path.relative_to(root).as_posix()], reached = _scan(path, name)
             waiting += reached
-        # The packages that a module is in run before it; of what is no module, a class for example, its module is reached.
+        # Importing a module runs its packages first; for other names, such as a class, the module that holds it is reached.
         waiting += [name.rpartition(".")[0]] if "." in name else []
     return dict(sorted(found.items()))
 
@@ -185,22 +185,22 @@ def _is_transparent(module: str) -> bool:
 
 @cache
 def _path(module: str, root: Path) -> Path | None:
-    """Return the file of a module, or none when the package has no such module."""
+    """Return the file of a module, or none if the package has no such module."""
     base = root.joinpath(*module.split(".")[1:])
     return next((path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()), None)
 
 
 @contextmanager
 def mentions_kept(file: Path) -> Iterator[None]:
-    """Keep in a file what sources mention: to read them all takes longer than the rest of a plan.
+    """Cache in a file which names the sources mention: reading them all takes longer than the rest of a plan.
 
     Args:
-        file: Where it is kept; damaged or not there, it is made anew.
+        file: The cache; created again if damaged or missing.
     """
     reader = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     try:
         kept = read_state(file, _Mentions, cure="it is made anew")
-    except DamagedStateError:  # it saves time, no more
+    except DamagedStateError:  # only a cache
         kept = None
     if kept is not None and kept["reader"] == reader:
         _mentioned.update(kept["names"])
@@ -212,7 +212,7 @@ def mentions_kept(file: Path) -> Iterator[None]:
 
 @cache
 def _scan(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
-    """Return the sha256 of a source file and the dotted names of ours that it mentions, modules or not."""
+    """Return the sha256 of a source file and the dotted names of this package in it, modules or not."""
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found = hashlib.sha256(source).hexdigest()

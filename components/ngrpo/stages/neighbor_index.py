@@ -26,7 +26,7 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, c
         config: Settings of the stage.
         inputs: None are read: the base model comes from its own source.
         output: Empty directory for the artifact.
-        context: What it takes from outside.
+        context: See `Context`.
 
     Raises:
         DataError: The model has no usable embedding matrix, or too few tokens for `neighbors.candidates`.
@@ -60,7 +60,7 @@ def run(config: NeighborIndexConfig, inputs: Mapping[str, Path], output: Path, c
 
 
 def _device() -> str:
-    """Return where the index is built: on the GPU where the stage has one. The neighbors are the same there, but for ties."""
+    """Return the device to build the index on: a GPU if the stage has one. Its neighbors are the same, except for ties."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

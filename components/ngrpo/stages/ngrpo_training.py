@@ -28,7 +28,7 @@ from ngrpo.training.policy_optimization import train_policy
 from ngrpo.user_code import write_code
 
 _SHOWN = {"reward": "reward", "kl": "kl", "completions/mean_length": "length", "eval_mean": "validation"}
-"""Metrics of a line of progress, and what they are called there."""
+"""Metrics in a line of progress, and their names there."""
 
 
 def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
@@ -43,11 +43,11 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
     Raises:
         DataError: The data set is too small for one batch, or the model or its tokenizer cannot be used.
         TrainingError: Training diverged.
-        UserCodeError: A reward of the user's cannot be used, raised an error, or returned what it must not.
+        UserCodeError: A reward of the user cannot be used, raised an error, or returned invalid values.
     """
     set_seed(config.seed)
     start = inputs["warm_start"] / "model"
-    # Weights stay in float32 whatever the arithmetic: a learning rate of 1e-6 is below bfloat16's resolution.
+    # Weights stay in float32 whatever the compute type: an update at a learning rate of 1e-6 is below bfloat16's resolution.
     model = load_model(start, "float32")
     tokenizer = load_tokenizer(start, model.get_input_embeddings().num_embeddings, config.model.template_date)
     declare_ends(model, tokenizer)
@@ -57,7 +57,7 @@ def run(config: NGRPOTrainingConfig, inputs: Mapping[str, Path], output: Path, c
             f"data.train has {len(dataset)} problems but training.prompts_per_batch={config.training.prompts_per_batch}: "
             "use more problems or a smaller batch"
         )
-    # Its process, which only a regular expression needs, ends with this one.
+    # The grader's process, which only regular expressions need, ends with this one.
     grader = Grader(workers=1, grading=config.train_grading)
     rollout_log = RolloutLog(tokenizer, config.rollout.group_size, grader.extract)
     trained = train_policy(
@@ -113,7 +113,7 @@ def _summary(history: list[dict[str, Any]], steps: int) -> dict[str, float]:
     """Reward at both ends of training, and the last value of every other metric."""
     rewards = [entry["reward"] for entry in history if entry.get("reward") is not None]
     tail = max(1, len(rewards) // 10)
-    # A metric of rollouts is logged once a rollout batch, so not every step has one.
+    # Metrics of rollouts are logged once per rollout batch, so not every step has one.
     last = {
         f"last/{name}": value for entry in history for name, value in entry.items() if isinstance(value, int | float)
     }

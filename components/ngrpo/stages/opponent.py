@@ -1,7 +1,7 @@
-"""How a candidate of promotion compares with the champion that it meets.
+"""Compare a candidate for promotion with the champion.
 
-Where the two were graded by other graders, and measured alike in all else, the samples that are kept of them are graded again, so that
-every champion stays comparable. Nothing is generated for it, and the registry keeps the evaluations as they are.
+If the two were measured alike but graded by different graders, their stored samples are graded again, so that every champion stays
+comparable. Nothing is generated for that, and the evaluations in the registry do not change.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ BY_HAND = "`ngrpo promote {version} --override REASON` makes this version champi
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, before it is carried out.
+    """A verdict that is not carried out yet.
 
     Attributes:
         verdict: `decision`, `reason` and `comparison`.
-        champion: The champion's evaluation as it was compared; none where it is not known.
+        champion: The champion's evaluation as it was compared; none if there is none.
     """
 
     verdict: Verdict
@@ -53,7 +53,7 @@ def judge(
 ) -> Judgement:
     """Decide between a candidate and the champion. A candidate without a champion to beat must beat the model it started from.
 
-    A champion that cannot be compared stays until a person decides.
+    A champion that cannot be compared stays champion until a person decides.
 
     Args:
         config: The gate.
@@ -108,7 +108,7 @@ def judge(
 
 
 class _CannotGradeError(Exception):
-    """Samples that have to be graded again are gone or damaged."""
+    """Samples to be graded again are missing or damaged."""
 
 
 def _graded_alike(
@@ -117,7 +117,7 @@ def _graded_alike(
     candidate: tuple[ModelVersion, Evaluation],
     champion: tuple[ModelVersion, Evaluation],
 ) -> tuple[Evaluation, Evaluation, Mapping[str, GradedAgain]]:
-    """Return the evaluations of both with verdicts of the same graders, and what was graded again for that."""
+    """Return both evaluations with verdicts of the same graders, and a note on what was graded again."""
     ours, theirs = candidate[1], champion[1]
     names = [
         name
@@ -126,7 +126,7 @@ def _graded_alike(
         and differ_in_graders_alone(protocol_of(ours, MODEL, name), protocol_of(theirs, MODEL, name))
     ]
     answers = {**theirs.get("answers", {}), **ours.get("answers", {})}
-    # Both are graded as the candidate asks for it.
+    # Both are graded with the candidate's graders.
     gradings = {name: grading_of(each) for name, each in answers.items()}
     evaluations: list[Evaluation] = []
     again: dict[str, GradedAgain] = {}
@@ -170,7 +170,7 @@ def _samples(
         for name in names:
             directory = artifacts.fetch(found, only=f"samples/{MODEL}/{name}.parquet")
     except StoreError as error:
-        # A service that fails says nothing about the samples: then this raises.
+        # A failing service proves nothing about the samples, so its errors are raised.
         problems = artifacts.verify(found)
         if not problems:
             raise

@@ -1,4 +1,4 @@
-"""Stage `prepare_data`: read every problem, drop what cannot be learned from or measured, write tables."""
+"""Stage `prepare_data`: read all problems, drop those unfit for training or evaluation, write tables."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _EXAMPLES = pa.schema([("id", pa.string()), ("prompt", _TURNS), ("completion", _
 def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `train.parquet`, `warm_start.parquet`, `benchmarks/<name>.parquet`, `sources.json`, `contamination.json` and `metrics.json`.
 
-    The same settings give the same bytes. What is dropped is counted in `metrics.json` by reason; training problems that a benchmark
-    holds too are listed in `contamination.json`, by id and without their text.
+    The same settings give the same bytes. Dropped problems are counted in `metrics.json` by reason; training problems that also occur in a
+    benchmark are listed in `contamination.json`, by id and without their text.
 
     Args:
         config: Settings of the stage.
         inputs: None are read.
         output: Empty directory for the artifact.
-        context: What it takes from outside.
+        context: See `Context`.
 
     Raises:
         DataError: A source, the tokenizer or the model cannot be used, the model has no room for prompt and response, ids repeat, a
@@ -78,7 +78,7 @@ def run(config: PrepareDataConfig, inputs: Mapping[str, Path], output: Path, con
 
 
 class _Tables:
-    """The tables of one run, written one after the other; benchmarks first, for training problems must not overlap them."""
+    """The tables of one run, written one after the other; benchmarks first, because training problems must not overlap them."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _Tables:
         self._write(f"benchmarks/{name}.parquet", _problems_schema(source), rows, _made_of(source), screen.dropped)
 
     def write_train(self, sources: Mapping[str, Source]) -> None:
-        """Write the training problems; of several sets with the set of each problem, whose name is in front of its id."""
+        """Write the training problems; with several sets, each problem has its set, and its id begins with the set's name."""
         rows: list[dict[str, Any]] = []
         made_of: dict[str, dict[str, Any]] = {}
         dropped: Counter[str] = Counter()
@@ -178,7 +178,7 @@ class _Tables:
         write_metrics(self.output, self.metrics)
 
     def _unseen(self, label: str, source: Source) -> tuple[Screen, list[Problem]]:
-        """Load problems to learn from, without empty or repeated ones and without those of a benchmark."""
+        """Load training problems, without empty or repeated ones and without those of a benchmark."""
         problems, screen = _load(label, source), Screen(label)
         problems = screen.drop("empty", problems, [not problem.problem or not problem.answer for problem in problems])
         problems = screen.drop("repeated", problems, _repeated(problems))
@@ -193,7 +193,7 @@ class _Tables:
         return screen, screen.drop("in_benchmark", problems, [match is not None for match in matches])
 
     def _require_room(self, label: str, prompts: Sequence[int], section: str, generation: Generation) -> None:
-        """Refuse what the model has no positions for."""
+        """Refuse prompts and responses that exceed the model's positions."""
         longest, setting = max(prompts, default=0), f"{section}.max_tokens"
         require_positions(self.model, label, longest, setting, generation.max_tokens, generation.engine)
 
@@ -201,7 +201,7 @@ class _Tables:
         return prompt_of(problem, self.config.data, suffix)
 
     def _completion(self, problem: Problem) -> str:
-        """Return a solution as it follows what the chat template writes by itself: with the text that responses begin after."""
+        """Return a solution as it follows the chat template's own text: with the text that responses begin after."""
         begun, solution = self.config.model.generation_prompt, problem.solution or ""
         return solution if solution.startswith(begun) else begun + solution
 
@@ -231,7 +231,7 @@ class _Tables:
 
 
 def _made_of(source: Source) -> dict[str, Any]:
-    """Return what says where problems come from."""
+    """Return the record of where problems come from."""
     return identity(source) | ({"digest": source.digest} if isinstance(source, HubSource | FilesSource) else {})
 
 

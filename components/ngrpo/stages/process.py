@@ -1,7 +1,7 @@
-"""A stage as a process of a local run: its output goes to a log file and its life hangs on the run's.
+"""A stage as a process of a local run: its output goes to a log file, and it ends when the run does.
 
-The two talk through the directory of the run: the stage writes `logs/<node>.log` and `stages/<node>.json`, called like its place in the
-pipeline; the run holds the lock on `lifeline` and writes `parent_run.json`.
+The two communicate through the directory of the run: the stage writes `logs/<node>.log` and `stages/<node>.json`, named after its node in
+the pipeline; the run holds the lock on `lifeline` and writes `parent_run.json`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class StageProcess:
     """This process as the stage of a run."""
 
     succeeded: bool = False
-    """To be set once the stage is done and only the end of the process is left."""
+    """Set once the stage is done and the process only has to end."""
 
 
 @cache
 def stage_process() -> StageProcess:
-    """Return this process as a stage. Called before the libraries of the stage are imported, its end comes after what they do at theirs."""
+    """Return this process as a stage. Call it before the stage's libraries are imported, so that its exit handler runs after theirs."""
     process = StageProcess()
     atexit.register(_skip_teardown, process)
     return process
@@ -53,16 +53,16 @@ def attach(run_directory: Path, node: str) -> StageProcess:
     """
     process = stage_process()
     _write_output_to(run_directory / "logs" / f"{node}.log")
-    # The runner logs from INFO on, and boto3 has a line to say each time it finds its credentials.
+    # The runner logs from INFO on, and boto3 logs a line each time it finds its credentials.
     logging.getLogger("botocore").setLevel(logging.WARNING)
-    # MLflow uploads from more threads than its client keeps connections, which costs a connection and nothing else.
+    # MLflow uploads from more threads than its client keeps connections; the warning about that is harmless.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     _die_with(run_directory / LIFELINE)
     return process
 
 
 def write_record(run_directory: Path, node: str, record: dict[str, Any]) -> None:
-    """Write `stages/<node>.json` of a run, whole or not at all."""
+    """Write `stages/<node>.json` of a run atomically."""
     write_state(run_directory / "stages" / f"{node}.json", record)
 
 
@@ -72,7 +72,7 @@ class _ParentRun(TypedDict, total=False):
 
 
 def parent_run_id(run_directory: Path) -> str:
-    """Return the MLflow run of the run that this process belongs to, waiting until it is open.
+    """Return the MLflow run of this process's run, waiting until it is open.
 
     Raises:
         TrackingError: It could not be opened.
@@ -87,7 +87,7 @@ def parent_run_id(run_directory: Path) -> str:
 
 
 def _skip_teardown(process: StageProcess) -> None:
-    """End a process that succeeded at once: to take torch and its kind apart would last seconds."""
+    """Exit at once after success: tearing down torch takes seconds."""
     if process.succeeded and getattr(sys, "last_value", None) is None:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -97,7 +97,7 @@ def _skip_teardown(process: StageProcess) -> None:
 def _write_output_to(path: Path) -> None:
     """Send standard output and error of this process and of its children to a file.
 
-    The runner reads a stage's output as UTF-8 text and fails on the first byte that is not: it must not see any.
+    The runner reads a stage's output as UTF-8 and fails on the first invalid byte, so it must not see any output.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -112,12 +112,12 @@ def _write_output_to(path: Path) -> None:
 
 
 def _die_with(lifeline: Path) -> None:
-    """Kill this process and its children once nobody holds the lifeline any more.
+    """Kill this process and its children once the run no longer holds the lifeline.
 
     The kernel releases the run's lock however the run ends, SIGKILL included. The direct parent of a stage is a shell that
-    outlives the run, so that the parent's death (PR_SET_PDEATHSIG) would tell nothing.
+    outlives the run, so the parent's death (PR_SET_PDEATHSIG) would not show that the run ended.
     """
-    os.setpgid(0, 0)  # a group of our own: the children of the stage, and nobody else
+    os.setpgid(0, 0)  # a process group of its own, with the children of the stage only
     descriptor = os.open(lifeline, os.O_RDWR)
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""Signs a version after its promotion was decided: what the statement says, and where it is kept."""
+"""Sign a version after the decision on its promotion: the content of the statement, and where it is stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Provenance:
     """Where a version comes from."""
 
     lineage: Mapping[str, str]
-    """Keys of what led to the model, by name."""
+    """Keys of the results that led to the model, by name."""
     code: Mapping[str, str]
     """Version of the code by stage."""
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -57,13 +57,13 @@ def predicate(
     provenance: Provenance,
     images: Mapping[str, str],
 ) -> Predicate:
-    """Return what is said of a version.
+    """Return the statement on a version.
 
     Args:
         decision: What was decided: `model`, `version`, `decision`, `reason` and `comparison`.
         digest: Digest of the model's files.
-        history: What was decided on the version so far, oldest first. Where the version is the champion already, its promotion is what
-            counts: that has an interval.
+        history: Earlier decisions on the version, oldest first. If the version is the champion already, its promotion is stated, because
+            that has an interval.
         evaluation: Key, content of the file, and the evaluation that speaks for the version.
         provenance: Where the version comes from.
         images: Those of the run by stage, where it ran in any.
@@ -101,13 +101,13 @@ def predicate(
 
 
 def sign(registry: ModelRegistry, version: ModelVersion, model: Path, said: Predicate, key: PrivateKey) -> Signed:
-    """Sign a version and keep the signatures with it, in place of those it had; its files stay as they are.
+    """Sign a version and store the signatures with it, replacing earlier ones; its files do not change.
 
     Args:
         registry: The registered model.
         version: The version.
         model: Its files.
-        said: What is said of it.
+        said: The statement.
         key: The key.
 
     Raises:
@@ -128,5 +128,5 @@ def _settings(section: Section) -> dict[str, Any]:
 
 
 def _as_read(comparison: Any) -> Any:
-    """Return a comparison as the history has it."""
+    """Return a comparison in the form of the history."""
     return json.loads(json.dumps(comparison))

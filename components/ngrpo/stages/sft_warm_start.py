@@ -23,17 +23,17 @@ from ngrpo.training.trained_model import save_model
 from ngrpo.training.warm_start import train_warm_start
 
 _SHOWN = {"loss": "loss", "mean_token_accuracy": "accuracy"}
-"""Metrics of a line of progress, and what they are called there."""
+"""Metrics in a line of progress, and their names there."""
 
 
 def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, context: Context) -> None:
     """Write `model/`, `log_history.json` and `metrics.json`.
 
     Args:
-        config: Settings of the stage; with `warm_start.steps = 0` the base model is passed on as it is.
+        config: Settings of the stage; with `warm_start.steps = 0` the base model is passed on unchanged.
         inputs: `dataset`.
         output: Empty directory for the artifact.
-        context: What it takes from outside.
+        context: See `Context`.
 
     Raises:
         DataError: The base model or its tokenizer cannot be used.
@@ -65,7 +65,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
         watch=partial(show_progress, metrics=_SHOWN, say=context.progress),
     )
     save_model(trainer, output / "model")  # in float32: training starts from these weights
-    # Its last entry tells of time; `num_tokens` is counted by TRL from the last resume on.
+    # The last entry is about time; TRL counts `num_tokens` from the last resume on.
     history = [
         {name: value for name, value in entry.items() if name != "num_tokens"}
         for entry in trainer.state.log_history
@@ -77,7 +77,7 @@ def run(config: SFTWarmStartConfig, inputs: Mapping[str, Path], output: Path, co
 
 
 def _link(source: str, target: str) -> None:
-    """Give a file a second name: a model takes gigabytes. It is copied where the name would be on another file system."""
+    """Hard-link a file, because a model takes gigabytes; copy it if the target is on another file system."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:

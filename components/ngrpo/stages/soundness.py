@@ -1,4 +1,4 @@
-"""What a stage may publish: weights and metrics that are finite."""
+"""Check that a stage publishes only finite weights and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require_finite(stage: str, payload: Path) -> None:
 
     Args:
         stage: Name of the stage, for the error.
-        payload: What it wrote: `metrics.json`, and `model/` where it made one.
+        payload: Its output: `metrics.json`, and `model/` if it made one.
 
     Raises:
         TrainingError: A weight or a metric is NaN or infinite.

@@ -22,7 +22,7 @@ class _Inputs(dict[str, Path]):
 
 
 def main(stage: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a stage as `python -m ngrpo.stages.<stage>` and leave the interpreter with its exit code.
+    """Run a stage as `python -m ngrpo.stages.<stage>` and exit with its code.
 
     Args:
         stage: Name of the stage.

@@ -1,7 +1,7 @@
 """The body of a pipeline component: one stage as a step of a pipeline.
 
-On one machine the work is done in this process. In a pod of a cluster it is done by a child process, which is started again after a
-failure (`ngrpo.stages.supervision`).
+On one machine this process does the work. In a pod of a cluster a child process does it, and is started again after a failure
+(`ngrpo.stages.supervision`).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def execute(
         config_json: Settings of the stage as JSON.
         key: Key of the result.
         code_version: Hash of the stage's source, as it is in the key.
-        inputs: By name of the input, the reference to its artifact as JSON, or the file that holds it.
+        inputs: Reference to the artifact of each input, by its name, as JSON or as the file that holds it.
         output: File to write the reference to the stage's artifact to.
         metrics: File to write the stage's metrics to, as JSON.
-        attempt: Module that is run as the process of a try in a pod; it reads the task from its standard input.
+        attempt: Module that a try in a pod runs; it reads the task from its standard input.
 
     Raises:
         SystemExit: In a pod: the last of its tries failed, or it was told to stop (`supervise`).

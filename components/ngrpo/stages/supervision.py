@@ -1,7 +1,7 @@
 """Tries of a stage inside its pod: a child process does the work, and is started again after a failure.
 
-Whether Kubeflow repeats a step that failed depends on the installation: KFP 2.17 ships Argo with `retryPolicy: OnError`, which repeats
-lost pods alone, and its pipelines cannot ask for more. So failures are repeated here, and lost pods by Argo.
+Whether Kubeflow retries a failed step depends on the installation: KFP 2.17 ships Argo with `retryPolicy: OnError`, which retries only
+lost pods, and its pipelines cannot change that. So failures are retried here, and lost pods by Argo.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ngrpo.stages.tries import Outcome, Try, begin, begin_line, end_line, keep
 from ngrpo.storage.objects import ObjectStore
 
 NEVER_AGAIN = 2
-"""Exit code of a child whose settings are wrong: another try would end in the same way."""
+"""Exit code of a child whose settings are wrong, so that another try would fail too."""
 QUIET: Mapping[str, str] = {
-    # A log is no terminal: every refresh of a bar would stay in it. The first is tqdm's own default; bars of the two libraries set
-    # theirs themselves. They are read when a library is imported.
+    # Logs are not terminals: every refresh of a progress bar would stay in them. The first variable is for tqdm itself; two libraries
+    # have their own. They are read when a library is imported.
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    # Threads that spin while they wait slow a small machine down tenfold as soon as anything else runs on it.
+    # Threads that spin while they wait slow a small machine tenfold as soon as anything else runs on it.
     "OMP_WAIT_POLICY": "PASSIVE",
     "PYTHONUNBUFFERED": "1",
 }
@@ -43,11 +43,11 @@ QUIET: Mapping[str, str] = {
 
 _KEEP_SECONDS = 60.0
 _STORE_PATIENCE = 10.0
-"""Seconds that a record of a try may hold up the work, where the store is out of reach."""
+"""Longest delay by the record of a try, in seconds, if the store is out of reach."""
 _RELAY_SECONDS = 30.0
-"""Longest wait for what a try that has ended had printed."""
+"""Seconds to wait for the remaining output of a try that has ended."""
 _LONGEST_LOG = 8 << 20
-"""Bytes of a try's log that are kept: its end."""
+"""Bytes that are kept of the end of a try's log."""
 
 
 def supervise(
@@ -61,21 +61,21 @@ def supervise(
     pipeline_run: str | None,
     scratch: Path,
 ) -> None:
-    """Run a command, again after a failure, until it succeeds; print what it prints, and keep a record of every try.
+    """Run a command, and retry it after a failure; forward its output, and record every try.
 
     Args:
-        command: What to run. It ends with 0, with `NEVER_AGAIN`, or with any other code after a failure that may pass.
+        command: The command. Its exit code is 0, `NEVER_AGAIN`, or any other after a failure that may be temporary.
         stage: Name of the stage, for records and messages.
         key: Key of its result.
-        stdin: What the command reads.
-        retry: How often it is tried again, and after how long.
-        store: Where the records go; if it is out of reach, that is said and the work goes on.
+        stdin: Input of the command.
+        retry: Number of retries, and the wait before them.
+        store: Where the records go; if it is out of reach, that is logged and the work goes on.
         pipeline_run: Id of the pipeline run.
-        scratch: Directory for the log of the try at work.
+        scratch: Directory for the log of the current try.
 
     Raises:
         SystemExit: The last try failed; the message is the stage's own line, and exit code 1.
-        Preempted: SIGTERM arrived. The command was told, and has ended.
+        Preempted: SIGTERM arrived and was passed on, and the command has ended.
     """
     records = _Records(store)
     of, wait = retry.times + 1, float(retry.backoff_seconds)
@@ -96,7 +96,7 @@ def supervise(
 
 
 class _Records:
-    """Where records go. A store that is out of reach must not cost a try, so that its faults are said and no more."""
+    """Destination of records. Errors of the store are logged, not raised: they must not cost a try."""
 
     def __init__(self, store: str):
         self._store = store
@@ -112,7 +112,7 @@ class _Records:
 
 
 class _Child:
-    """One try: a process of its own."""
+    """One try, as a child process."""
 
     def __init__(self, command: list[str], stdin: str, attempt: Try, records: _Records, scratch: Path):
         self._command = command
@@ -156,7 +156,7 @@ class _Child:
             finally:
                 signal.signal(signal.SIGTERM, before)
             with suppress(ProcessLookupError):
-                # What it left behind would hold the memory that the next try needs.
+                # Leftover processes would hold memory that the next try needs.
                 os.killpg(process.pid, signal.SIGKILL)
             relay.join(_RELAY_SECONDS)
         self.code = process.returncode
@@ -179,10 +179,10 @@ class _Child:
                 self._records.keep(self._attempt, _end_of(log))
 
     def _relay(self, process: subprocess.Popen[bytes], file: BinaryIO) -> None:
-        """Give the child its input, and pass on what it prints, line by line; a library may print a credential."""
+        """Give the child its input, and forward its output line by line, without credentials."""
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # it ended before it read: its exit code and its last line say why
+        with suppress(BrokenPipeError):  # it ended before reading: exit code and last line say why
             process.stdin.write(self._stdin.encode())
             process.stdin.close()
         for line in process.stdout:
@@ -199,13 +199,13 @@ class _Child:
         return "stopped" if self._stopped else "failed"
 
     def _why(self, said: Path) -> str:
-        """Return why the child failed: its own line, or the last that it printed."""
+        """Return why the child failed: its own error line, or the last line of its output."""
         if said.exists():
             return said.read_text(encoding="utf-8").strip()
         return f"{self._how()}; its last words: {self._last or 'none'}"
 
     def _reason(self, told: Path) -> str:
-        """Return why the child failed, as far as it may leave the cluster: what it printed may quote data."""
+        """Return why the child failed, without its output, which may quote data that must not leave the cluster."""
         return told.read_text(encoding="utf-8") if told.exists() else self._how()
 
     def _how(self) -> str:
@@ -216,12 +216,12 @@ class _Child:
 
 
 def _pod() -> str:
-    # A host name has 63 characters at most, the name of a pod of Argo has more.
+    # A host name has at most 63 characters, fewer than names of Argo's pods.
     return os.environ.get("KFP_POD_NAME") or socket.gethostname()
 
 
 def _environment() -> dict[str, str]:
-    # kfp's client cannot be imported in a process that says that it is a component's (kfp 2.17).
+    # kfp's client cannot be imported in a process that is marked as a component (kfp 2.17).
     return {name: value for name, value in os.environ.items() if name != "_KFP_RUNTIME"} | dict(QUIET)
 
 

@@ -1,4 +1,4 @@
-"""Where a stage runs: what the environment tells it of the machine, the run and the processes beside it."""
+"""Where a stage runs, read from the environment: machine, run and other processes."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 PIPELINE_RUN = "NGRPO_PIPELINE_RUN"
 """Environment variable of a pod: the id of the pipeline run."""
 PROCESSES = "NGRPO_PROCESSES"
-"""Environment variable of a stage: its processes, on each node. A pod of a training has its GPUs here; an evaluation counts them itself."""
+"""Environment variable of a stage: its processes per node. For training it is the pod's GPUs; an evaluation counts them itself."""
 IMAGES = "NGRPO_IMAGES"
 """Environment variable of a pod that signs or deploys: the image of every stage of the run by digest, as JSON."""
 TRIES = "NGRPO_TRIES"
-"""Environment variable of a pod: how often a stage that failed is tried again there, `RetryConfig` as JSON."""
+"""Environment variable of a pod: retries of a failed stage there, `RetryConfig` as JSON."""
 ERROR_FILE = "NGRPO_ERROR_FILE"
-"""Environment variable of a try: file to write the line of why it failed to."""
+"""Environment variable of a try: file for the error line."""
 REASON = ".reason"
-"""Ends the name of a file beside that one: why, as far as it may leave the cluster (`ngrpo.notifications.reasons`)."""
+"""Suffix of a file beside that one, with the reason that may leave the cluster (`ngrpo.notifications.reasons`)."""
 NODE = "NGRPO_NODE"
-"""Environment variable of a step: the node of the pipeline that it is, where that is not called like its stage."""
+"""Environment variable of a step: its node in the pipeline, if not named like its stage."""
 _TRAINER_STATUS = "KUBEFLOW_TRAINER_SERVER_URL"
 _TRAINER_OFF = "DISABLE_KUBEFLOW_INTEGRATION"
 STORE_IS_LOCAL = "NGRPO_STORE_IS_LOCAL"
-"""Environment variable of a stage: set where the store is on the disk of the work directory, so that checkpoints stay there."""
+"""Environment variable of a stage: set if the store is on the same disk as the work directory, so that checkpoints are not uploaded."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Surroundings:
     pipeline_run: str | None
     """Id of the pipeline run on a cluster (`NGRPO_PIPELINE_RUN`); none on one machine."""
     processes: int | None
-    """Processes of a stage that can work as several (`NGRPO_PROCESSES`), on each node; none where the environment sets none."""
+    """Processes per node of a stage that can use several (`NGRPO_PROCESSES`); none if not set."""
     nodes: int
-    """Nodes that work on the stage together, each in a process like this one (`PET_NNODES`, as torchrun knows it)."""
+    """Number of nodes that work on the stage together (`PET_NNODES`, torchrun's variable)."""
     node_rank: int
-    """Which of them this is (`PET_NODE_RANK`); only the first publishes and reports."""
+    """Rank of this node (`PET_NODE_RANK`); only the first publishes and reports."""
     store_is_local: bool
     """Whether checkpoints in the store would be no safer than in `work` (`NGRPO_STORE_IS_LOCAL`)."""
     save_minutes: float | None
@@ -90,7 +90,7 @@ class Surroundings:
 
     @property
     def run_name(self) -> str:
-        """What the run is called: the directory of a local run, or the id of the pipeline run; empty outside a run."""
+        """Name of the run: the directory of a local run, or the id of the pipeline run; empty outside a run."""
         return self.pipeline_run or (self.run_directory.name if self.run_directory is not None else "")
 
     @contextmanager
@@ -110,16 +110,16 @@ class Surroundings:
 
 
 def job_reporters() -> tuple[str, ...]:
-    """Return the reporter of transformers that tells Kubeflow Trainer how far a training is, where this is a node of a TrainJob.
+    """Return the reporter of transformers that sends progress to Kubeflow Trainer, if this is a node of a TrainJob.
 
     Trainer sets the address on nodes where its feature gate `TrainJobStatus` is on (2.2 and later).
     """
-    off = os.environ.get(_TRAINER_OFF, "").upper() == "TRUE"  # transformers refuses to make its callback then
+    off = os.environ.get(_TRAINER_OFF, "").upper() == "TRUE"  # transformers refuses to create its callback then
     return ("kubeflow",) if os.environ.get(_TRAINER_STATUS) and not off else ()
 
 
 def save_minutes() -> float | None:
-    """Return the longest time between two checkpoints, in minutes (`NGRPO_SAVE_MINUTES`); none where the environment sets none.
+    """Return the longest time between two checkpoints, in minutes (`NGRPO_SAVE_MINUTES`); none if not set.
 
     Raises:
         ConfigError: It is not a positive number.
@@ -140,7 +140,7 @@ def save_minutes() -> float | None:
 
 
 def processes() -> int | None:
-    """Return how many processes a stage that can work as several is to have (`NGRPO_PROCESSES`); none where the environment sets none.
+    """Return the number of processes of a stage that can use several (`NGRPO_PROCESSES`); none if not set.
 
     Raises:
         ConfigError: It is not a positive number.

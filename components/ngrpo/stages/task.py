@@ -1,4 +1,4 @@
-"""What a stage is to do, in a form that can be handed to another process or pod."""
+"""The task of a stage, in a form that can be passed to another process or pod."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """See `ngrpo.stages.step.execute`; it is done by `ngrpo.stages.execution.run_task`."""
+    """See `ngrpo.stages.step.execute` for the fields; `ngrpo.stages.execution.run_task` does it."""
 
     stage: str
     config_json: str
     key: str
     code_version: str
     inputs: Mapping[str, str]
-    """References to the inputs: as JSON, or the files that hold them, which other pods do not have."""
+    """References to the inputs, as JSON or as the files that hold them, which other pods lack."""
     output: str = ""
     """File to write the reference to the result to; none if empty."""
     metrics: str = ""
     """File to write the metrics to, as JSON; none if empty."""
     node: str = ""
-    """Name of its place in the pipeline; empty where that is called like the stage."""
+    """Name of its node in the pipeline; empty if it is that of the stage."""
 
     @property
     def node_name(self) -> str:
-        """Name of its place in the pipeline: of its log, its record, its pods and its MLflow run."""
+        """Name of its node in the pipeline, which its log, record, pods and MLflow run share."""
         return self.node or self.stage

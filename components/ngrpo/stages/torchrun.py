@@ -1,4 +1,4 @@
-"""A stage as several processes, one a GPU or, without GPUs, one a node, started by torchrun: those of this machine or node."""
+"""Run this node's part of a stage as processes of torchrun: one per GPU or, without GPUs, one per node."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from ngrpo.storage.state import read_state, write_state
 _RENDEZVOUS_SECONDS = 3600
 _ERROR = "error.json"
 _KILLED = 128
-"""What a signal's number is added to, where a signal has killed a process."""
+"""Offset of exit codes of processes that a signal has killed."""
 
 
 class _Task(TypedDict):
-    """What each process is to do."""
+    """The task of each process."""
 
     stage: str
     config: str
@@ -41,7 +41,7 @@ class _Task(TypedDict):
 
 
 class _Failure(TypedDict):
-    """Why a process failed: the name of an error of `ngrpo.errors`, none for a defect, and what it says."""
+    """Why a process failed: the name of an error in `ngrpo.errors`, none for a defect, and its message."""
 
     kind: str | None
     message: str
@@ -60,11 +60,11 @@ def run(
         config: Its settings.
         inputs: Its inputs.
         output: Empty directory for the artifact.
-        context: What it takes from outside; its processes print their progress.
-        processes: How many, on this machine.
+        context: See `Context`; the processes print their progress.
+        processes: Number of processes on this machine.
 
     Raises:
-        Preempted: SIGTERM arrived here or at another node, and the processes did not end as if they had finished.
+        Preempted: SIGTERM arrived here or at another node, before the processes had finished.
         NGRPOError: As the stage raised it.
         RuntimeError: A process failed in any other way; its traceback is in the log.
     """
@@ -74,7 +74,7 @@ def run(
     named = {name: str(path) for name, path in inputs.items()}
     told = _Task(stage=stage, config=config.model_dump_json(), inputs=named, output=str(output), context=context)
     write_state(task, TypeAdapter(_Task).dump_python(told, mode="json", exclude={"context": {"progress", "variable"}}))
-    # torchrun reads `PET_*` itself. Nodes may be ready at very different times: images and inputs are large.
+    # torchrun reads `PET_*` itself. Nodes may be ready at very different times, because images and inputs are large.
     together = f"--rdzv-conf=timeout={_RENDEZVOUS_SECONDS}" if "PET_NNODES" in os.environ else "--standalone"
     launcher = [sys.executable, "-m", "ngrpo.stages.torchrun_agent", together, f"--nproc-per-node={processes}"]
     told_to_stop = False
@@ -107,18 +107,18 @@ def run(
 
 
 def join() -> None:
-    """Make this process one of those that torchrun has started: each takes a GPU, if there are any, before anything is put on one."""
+    """Set up a process that torchrun has started: it selects its GPU, if there are any, before anything uses one."""
     import torch
     from accelerate import PartialState
 
     on_processors = not torch.cuda.is_available()
     if on_processors:
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it accelerate leaves each process to itself
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it accelerate does not connect the processes
     PartialState(cpu=on_processors)
 
 
 def _work(task: Path) -> None:
-    """Be one of the processes."""
+    """Run one of the processes."""
     join()
     said = read_state(task, _Task, cure="run again")
     if said is None:
@@ -130,9 +130,9 @@ def _work(task: Path) -> None:
 
 
 def _leave_word(work: Path, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Keep what ends one of the processes for the group, which raises it; only a defect is printed here, with its traceback.
+    """Record the error of a process for the group, which raises it; only a defect is printed here, with its traceback.
 
-    Once one has said why it failed, the failures of the others are its consequence: they lose their connection to it.
+    Once one process has recorded its error, failures of the others follow from it: they lose their connection.
     """
     path = work / _ERROR
     if isinstance(error, NGRPOError):

@@ -1,6 +1,6 @@
-"""torchrun without its pages about a process that failed or a signal: it ends with the code of that process, and its group says why.
+"""torchrun without its long reports about failed processes and signals: it exits with the code of the failed process.
 
-A process that a signal has killed counts as in a shell: 128 and the number of the signal.
+A process that a signal has killed counts as in a shell: 128 plus the number of the signal. The caller reports the reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The tries of a stage on a cluster: what became of each, and what it printed, kept beside the artifacts.
+"""The tries of a stage on a cluster: outcome and output of each, stored beside the artifacts.
 
-Pods are deleted an hour after their run, or with the node they were on. These records stay: `tries/<stage>/<key>/<name>.json` and
-`.log` below the artifact store.
+Pods are deleted an hour after their run, or with their node. These records stay: `tries/<stage>/<key>/<name>.json` and `.log` below the
+artifact store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import parse_state
 
 Outcome = Literal["running", "succeeded", "failed", "stopped", "lost"]
-"""`stopped`: told to (SIGTERM). `lost`: its pod is gone, and a later try took its place."""
+"""`stopped`: by SIGTERM. `lost`: its pod is gone, and a later try replaced it."""
 
 _FOLDER = "tries"
 _BEGINS = re.compile(r"ngrpo: \w+: try \d+ of \d+ begins$")
@@ -36,27 +36,27 @@ class Try:
     key: str
     """Key of the result that it works on."""
     name: Annotated[str, Field(pattern=r"^[0-9TZ]+-[A-Za-z0-9.-]+$")]
-    """Time of its start and its pod: names sort by time."""
+    """Start time and pod, so that names sort by time."""
     pipeline_run: str | None
     """Id of the pipeline run."""
     pod: str
     number: int
-    """Which try of this pod it is, from 1."""
+    """Number of the try in this pod, from 1."""
     of: int
     """Most tries of a pod."""
     started: str
     """ISO 8601, UTC."""
     seconds: float | None = None
-    """How long it took; none while it runs."""
+    """Its duration; none while it runs."""
     outcome: Outcome = "running"
     error: str | None = None
-    """The stage's own line of why it failed."""
+    """The stage's error line."""
     reason: str | None = None
-    """The same, as far as it may leave the cluster; earlier versions kept none."""
+    """The reason that may leave the cluster; earlier versions stored none."""
 
     @property
     def place(self) -> str:
-        """Key of its objects in the store, less `.json` and `.log`."""
+        """Key of its objects in the store, without `.json` and `.log`."""
         return f"{_FOLDER}/{self.stage}/{self.key}/{self.name}"
 
 
@@ -67,7 +67,7 @@ def begin(stage: str, key: str, *, pipeline_run: str | None, pod: str, number: i
 
 
 def keep(objects: ObjectStore, attempt: Try, log: bytes | None = None) -> None:
-    """Write the record of a try, and what it has printed so far.
+    """Write the record of a try and its output so far.
 
     Raises:
         StoreError: The store cannot be reached.
@@ -78,7 +78,7 @@ def keep(objects: ObjectStore, attempt: Try, log: bytes | None = None) -> None:
 
 
 def tries_of(objects: ObjectStore, stage: str, key: str) -> list[Try]:
-    """Return the tries of a stage, oldest first; of one that is followed by another and never ended, the pod was lost.
+    """Return the tries of a stage, oldest first; one that never ended and has a successor counts as lost.
 
     Raises:
         DamagedStateError: A record cannot be read.
@@ -95,7 +95,7 @@ def tries_of(objects: ObjectStore, stage: str, key: str) -> list[Try]:
 
 
 def log_of(objects: ObjectStore, attempt: Try) -> str:
-    """Return what a try has printed, as far as it was kept; empty if nothing was.
+    """Return the stored output of a try; empty if there is none.
 
     Raises:
         StoreError: The store cannot be reached.
@@ -104,7 +104,7 @@ def log_of(objects: ObjectStore, attempt: Try) -> str:
 
 
 def begin_line(attempt: Try) -> str:
-    """Return the line that goes before what a try prints in the log of its pod."""
+    """Return the line before the output of a try in the log of its pod."""
     return f"ngrpo: {attempt.stage}: try {attempt.number} of {attempt.of} begins"
 
 
@@ -115,10 +115,10 @@ def end_line(attempt: Try, then: str = "") -> str:
 
 
 def own_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Yield what a stage itself has printed, of the log of its pod: Kubeflow's launcher prints before, after and between.
+    """Yield the lines of the stage itself from the log of its pod: Kubeflow's launcher prints before, between and after them.
 
     Args:
-        lines: The whole log. One without a try in it, of a pod that did not get that far, is passed on as it is.
+        lines: The whole log. Without any try in it, because the pod failed earlier, it is returned unchanged.
     """
     before: list[str] = []
     found, inside = False, False

@@ -1,4 +1,4 @@
-"""Addresses in object storage and names of files: only what means one place to everyone who reads it."""
+"""Addresses in object storage and file names: only forms that every reader understands in the same way."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LONGEST_NAME = 900
 def parse_address(uri: str, what: str = "object store") -> tuple[str, str]:
     """Return bucket and prefix of `s3://bucket/prefix`; the prefix may be empty.
 
-    What some readers of addresses cut off or translate is refused: `?query`, `#fragment`, `%20`, user information, spaces.
+    Parts that some readers cut off or decode are refused: `?query`, `#fragment`, `%20`, user information, spaces.
 
     Args:
         uri: The address; one slash at its end is ignored.
-        what: What has this address, for the error.
+        what: What the address is of, for the error.
 
     Raises:
-        StoreError: It is none, or not the same one to everybody.
+        StoreError: It is not an address, or readers could differ about it.
     """
     scheme, separator, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
@@ -37,7 +37,7 @@ def parse_address(uri: str, what: str = "object store") -> tuple[str, str]:
         forbidden = next((character for character in prefix if character in "?#%" or character.isspace()), None)
         problem = f"{forbidden!r} may not be in it" if forbidden is not None else path_problem(prefix)
     if problem is not None:
-        # A password may be in it.
+        # The address may contain a password.
         raise StoreError(f"{what} {re.sub(r'//[^/]*@', '//', uri)!r}: {problem}; write s3://bucket/prefix")
     return bucket, prefix
 

@@ -1,9 +1,9 @@
-"""Artifacts: directories in object storage that a manifest makes whole, and a local cache that is verified at every use.
+"""Artifacts: directories in object storage, complete once they have a manifest, and a local cache that is verified at every use.
 
 An artifact lives at `<store>/<stage>/<key>/`. Its payload is uploaded first and `manifest.json` last, on the condition that
-there is none; without a manifest there is no artifact. Whatever is read is hashed and compared with the manifest.
+there is none; without a manifest there is no artifact. Everything read is hashed and compared with the manifest.
 
-A fault is not a verdict (`ngrpo.storage.inspection`), and a damaged artifact stays until its replacement is whole.
+A failed read does not mean damage (`ngrpo.storage.inspection`). A damaged artifact stays until its replacement is complete.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ArtifactStore:
         return self._objects
 
     def find(self, stage: str, key: str) -> Reference | None:
-        """Return the artifact of a stage and key, or none if there is none. Whether it is sound, `verify` says.
+        """Return the artifact of a stage and key, or none. It is not checked for damage: see `verify`.
 
         Raises:
             StoreError: The service cannot be used, so that it is not known.
@@ -68,9 +68,9 @@ class ArtifactStore:
     def verify(self, reference: Reference) -> list[str]:
         """Compare an artifact in the store with its manifest.
 
-        What a service tells without reading (ETag, checksums) differs between services and, for an upload in parts, is not
+        The digests that a service reports (ETag, checksums) differ between services and, for a multipart upload, are not
         the hash of the content. So `publish` stores the sha256 of each file as metadata of its object. An object that
-        someone wrote anew has lost it or carries another, which one HEAD request shows on any S3 service. Content is read
+        someone has overwritten lacks it or has another, which one HEAD request shows on any S3 service. Content is read
         and hashed
 
         - of artifacts up to 256 MB, so that decay on the service's own disk is found too;
@@ -78,14 +78,14 @@ class ArtifactStore:
         - of artifacts that a consumer could not fetch: in a larger one, decay is found when it is fetched; `fetch` refuses
           the artifact and leaves a note, because of which the next `verify` reads it all.
 
-        What seems wrong is looked at again, apart in time. It is believed if it is the same each time and the service is well;
-        an object that the service cannot read for a minute although it answers counts as damaged.
+        A problem is checked again after a pause. It counts as damage if it is the same each time and the service works; so does
+        an object that a working service cannot read for a minute.
 
         Returns:
-            What is wrong, one line a file; empty if the artifact is sound.
+            The damage, one line per file; empty if the artifact is sound.
 
         Raises:
-            StoreError: The service cannot be used, or answers differently each time: nothing is known of the artifact.
+            StoreError: The service cannot be used, or answers differently each time, so the artifact's state is unknown.
         """
         place = self._place(reference)
         found = self._inspection.look_up(place)
@@ -93,7 +93,7 @@ class ArtifactStore:
             return [f"{MANIFEST} is missing or was changed"]
         problems = self._inspection.problems(place, found)
         if not problems and self._objects.get_bytes(f"{place}/{REFERENCE}") != reference.to_json().encode():
-            # Its publisher was killed between the manifest and this file, or the file was changed.
+            # The publisher was killed between the manifest and this file, or the file was changed.
             self._objects.put_bytes(reference.to_json().encode(), f"{place}/{REFERENCE}")
         return problems
 
@@ -109,11 +109,11 @@ class ArtifactStore:
     ) -> Reference:
         """Upload a directory as the artifact of a stage and key.
 
-        What a publisher that was killed left is replaced. So is an artifact that is damaged: where the content is the same, its
-        files are written again; else the new ones go to a folder of their own, the manifest is exchanged for theirs in one write, and
-        only then the old ones are deleted. Publishing the same content again changes nothing. Where another process has
-        published other content under the key, the first stays and the second is refused: it cannot return the first one's reference,
-        for the metrics that it has logged are not those of that artifact.
+        Leftovers of a killed publisher are replaced. So is a damaged artifact: if the content is the same, its files are written
+        again; otherwise the new ones go to a folder of their own, one write replaces the manifest, and only then are the old ones
+        deleted. Publishing the same content again changes nothing. If another process has published other content under the key,
+        the first stays and the second is refused: it cannot return the first one's reference, because the metrics that it has
+        logged belong to other content.
 
         Args:
             stage: Stage that made it.
@@ -211,7 +211,7 @@ class ArtifactStore:
             self._objects.delete(key)
 
     def _replace(self, place: str, directory: Path, manifest: Manifest, damaged: Found | None) -> Found | None:
-        """Upload a payload and let its manifest stand, if there is none or the damaged one; return the manifest that stands then."""
+        """Upload a payload and its manifest, unless a sound manifest is there; return the manifest that is in place then."""
         repair = damaged is not None and damaged.is_of(manifest)
         if damaged is not None:
             content = digest_of({name: entry.sha256 for name, entry in manifest.files.items()})
@@ -238,7 +238,7 @@ class ArtifactStore:
         return stands
 
     def _outrun(self, place: str, manifest: Manifest) -> Found | None:
-        """Return the manifest of another publisher, who was faster; take back what was uploaded."""
+        """Return the manifest of another publisher that was faster; delete our upload."""
         stands = self._inspection.look_up(place)
         if stands is None or stands.is_of(manifest):
             return stands
@@ -247,12 +247,12 @@ class ArtifactStore:
             for name in set(map(manifest.object_name, manifest.files)) - others:
                 self._objects.delete(f"{place}/{name}")
         elif self._inspection.problems(place, stands):
-            # Two first publishers raced and wrote over each other's payload: neither result is whole.
+            # Two first publishers raced and overwrote each other's payload: neither result is complete.
             self.discard(Reference(f"{self._objects.uri}/{place}/", place.rpartition("/")[2], stands.digest))
         return stands
 
     def _sweep(self, place: str, manifest: Manifest) -> None:
-        """Delete what does not belong to an artifact that has taken the place of a damaged one."""
+        """Delete the leftovers of a damaged artifact that was replaced."""
         kept = {f"{place}/{name}" for name in (MANIFEST, REFERENCE, *map(manifest.object_name, manifest.files))}
         for key in self._objects.list(f"{place}/"):
             if key not in kept:
@@ -301,7 +301,7 @@ class ArtifactStore:
             looks.append(found)
             if final:
                 break
-        # An account that may only read is told of the damage all the same.
+        # An account that may only read still gets the error about the damage.
         with suppress(StoreError):
             self._objects.put_bytes(name.encode(), f"{place}/{SUSPECT}")
         now = self._inspection.look_up(place)
@@ -319,7 +319,7 @@ def _payload(directory: Path) -> list[str]:
     """Return the relative path of every file below a directory, in order.
 
     Raises:
-        StoreError: Something there would be lost, would take the place of the store's own files, or has a name unfit for a path.
+        StoreError: A file cannot be stored, has the name of one of the store's own files, or a name unfit for a path.
     """
     names = []
     for path in sorted(directory.rglob("*")):
@@ -345,7 +345,7 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _remove_others(directory: Path, names: set[str]) -> None:
-    """Delete files that a former artifact under the same key left in the cache."""
+    """Delete cached files of an earlier artifact under the same key."""
     for path in directory.rglob("*"):
         if not path.is_dir() and path.relative_to(directory).as_posix() not in names:
             path.unlink()

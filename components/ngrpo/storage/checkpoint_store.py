@@ -1,9 +1,9 @@
-"""Checkpoints of a stage in object storage, so that a stage whose machine is gone goes on elsewhere.
+"""Checkpoints of a stage in object storage, so that a stage can continue on another machine.
 
-A checkpoint is an artifact like any other (see `ngrpo.storage.artifacts`): it is whole once its manifest is there, and all that is
-read of it is hashed. Where several nodes train, each uploads what its processes wrote as an artifact of its own, and the checkpoint is
-whole once all of them are. Each save has a place of its own, `<store>/checkpoints/<stage>/<key>/<step>-<random>/<part>of<parts>/`: a
-process that was given up and still runs somewhere can write over nothing.
+A checkpoint is an artifact like any other (see `ngrpo.storage.artifacts`): it is complete once its manifest is there, and everything read
+of it is hashed. If several nodes train, each uploads its files as an artifact of its own, and the checkpoint is complete once all of them
+are. Each save has a folder of its own, `<store>/checkpoints/<stage>/<key>/<step>-<random>/<part>of<parts>/`, so that a lost process that
+still runs somewhere cannot overwrite anything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PART = re.compile(r"\d+of(\d+)/")
 
 @dataclass(frozen=True)
 class Part:
-    """What one node uploads of a checkpoint.
+    """The part of a checkpoint that one node uploads.
 
     Attributes:
         save: Random, the same for all parts of a save and for no other.
@@ -41,7 +41,7 @@ class Part:
     count: int = 1
 
     def __str__(self) -> str:
-        """Its name below the place of the save."""
+        """Its folder below that of the save."""
         return f"{self.number}of{self.count}"
 
 
@@ -49,12 +49,12 @@ class CheckpointStore:
     """The checkpoints of one stage and key."""
 
     def __init__(self, objects: ObjectStore, place: str, downloads: Path, *, waits: Sequence[float] | None = None):
-        """Use a place in a store.
+        """Use a folder of a store.
 
         Args:
             objects: The store.
-            place: Where below it the checkpoints are.
-            downloads: Directory for a download until it is whole, on the file system that checkpoints are restored to.
+            place: The folder, relative to the store.
+            downloads: Directory for incomplete downloads, on the file system that checkpoints are restored to.
             waits: See `ArtifactStore`.
         """
         self.place = place
@@ -68,22 +68,22 @@ class CheckpointStore:
         return None if store is None or place is None else cls(ObjectStore(store, proven=True), place, downloads)
 
     def put(self, step: int, directory: Path, part: Part, *, keep: int, best: int | None) -> None:
-        """Upload a checkpoint, or a node's part of it; then delete all but the newest whole ones and the best.
+        """Upload a checkpoint, or a node's part of it; then delete all but the newest complete ones and the best.
 
-        Damaged ones go too, and what was left half uploaded, if it is older than all that is kept: what is newer may be the upload of a
-        process that still runs elsewhere.
+        Damaged ones are deleted too, and incomplete uploads that are older than all kept ones: a newer one may belong to a process that
+        still runs elsewhere.
 
         Args:
             step: Steps made before it.
             directory: The checkpoint; it must not change meanwhile.
-            part: Which part of it is there; the first deletes.
-            keep: Newest whole checkpoints that are kept.
-            best: Steps made before a checkpoint that is kept too.
+            part: Which part this is; the first one deletes.
+            keep: Number of newest complete checkpoints to keep.
+            best: Step of another checkpoint to keep.
 
         Raises:
-            StoreError: The service cannot be used; what was there before is still there.
+            StoreError: The service cannot be used; earlier checkpoints are still there.
         """
-        # Settings, source and inputs are in the key, which is in the place.
+        # Settings, source and inputs are in the key, which is part of the folder.
         place = f"{self.place}/{step:09d}-{part.save}"
         self._artifacts.publish(place, str(part), directory, config_digest="", code_version="", inputs={})
         if part.number > 0:
@@ -96,14 +96,14 @@ class CheckpointStore:
     def restore(
         self, directory: Path, *, after: int, until: float = math.inf, only: tuple[str, ...] | None = None
     ) -> None:
-        """Download the newest checkpoint that is sound to `directory/checkpoint-<step>`, if there is one.
+        """Download the newest sound checkpoint to `directory/checkpoint-<step>`, if there is one.
 
-        A damaged one is passed over for the one before it. It stays until a newer one is whole.
+        A damaged one is skipped for the one before it. It stays until a newer one is complete.
 
         Args:
             directory: Where checkpoints are on this machine.
-            after: Newest step that is there: an older checkpoint is not wanted.
-            until: Nor is a newer one than of this step.
+            after: Newest step on this machine: older checkpoints are ignored.
+            until: Newer checkpoints than this step are ignored.
             only: Download only files whose path starts with one of these.
 
         Raises:
@@ -139,7 +139,7 @@ class CheckpointStore:
         self._discard(list(self._saves()))
 
     def _fetch(self, name: str, parts: list[str], only: tuple[str, ...] | None) -> list[Path]:
-        """Download the parts of a save; none if one of them is damaged, which is noted beside it, or gone."""
+        """Download the parts of a save; none if a part is missing, or damaged, which is noted beside it."""
         fetched = []
         for part in parts:
             reference = self._artifacts.find(f"{self.place}/{name}", part)
@@ -176,13 +176,13 @@ class CheckpointStore:
 
 
 def _parts(files: set[str]) -> list[str]:
-    """Return the names of the parts that a save must have, by those of its files."""
+    """Return the names of the parts that a save must have, judging by its files."""
     counts = {int(found[1]) for file in files if (found := _PART.match(file))}
     return [f"{number}of{count}" for count in counts for number in range(count)]
 
 
 def _sorted(saves: dict[str, set[str]]) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of the saves that are whole, of those that lack a manifest and of those found damaged, in their order."""
+    """Return the names of complete saves, of those without a manifest and of damaged ones, each in order."""
     whole: list[str] = []
     partial: list[str] = []
     damaged: list[str] = []

@@ -1,4 +1,4 @@
-"""Whether an object store keeps the conditions of conditional writes: without them, no lock is a lock."""
+"""Whether an object store honours conditional writes, without which there can be no lock."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ngrpo.storage.objects import ObjectStore
 
 
 def require_conditional_writes(objects: ObjectStore, folder: str) -> None:
-    """Make sure that a write is refused which asks for no object where there is one, or for another object than there is.
+    """Make sure that the store refuses a write on the condition of no object, or of another one, than the existing one.
 
-    Both are tried on an object of their own, which is deleted again.
+    Both are tried on a temporary object.
 
     Args:
         objects: The store.
-        folder: Where the object is made.
+        folder: Folder of that object.
 
     Raises:
         StoreError: The store ignores such a condition, or cannot be reached.
@@ -31,7 +31,7 @@ def require_conditional_writes(objects: ObjectStore, folder: str) -> None:
 
 
 def _ignored_condition(objects: ObjectStore, key: str) -> str | None:
-    """Return the header that the store ignores; none if it keeps both conditions."""
+    """Return the header that the store ignores; none if it honours both conditions."""
     first, second, third = (f"{key} {number}".encode() for number in range(3))
     objects.put_bytes(first, key, if_none_match=True)
     found = objects.get_tagged(key)

@@ -1,4 +1,4 @@
-"""What the user is told when the operating system refuses to read or write a file."""
+"""Error messages for files that the operating system refuses to read or write."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _ELSEWHERE = "or use another place (NGRPO_HOME, NGRPO_WORK_DIR, NGRPO_CACHE_DIR,
 
 
 def disk_trouble(error: OSError, *places: Path, needed: int | None = None) -> str:
-    """Return what was refused, how much room there is where that is the reason, and the cure.
+    """Return the reason of a refusal, the free room if that is the reason, and the cure.
 
     Args:
-        error: What the system said.
-        places: What was to be written, or directories that hold it; the nearest that is there tells the free room.
-        needed: Bytes that were to be written; none if that is not known.
+        error: Error of the system.
+        places: Paths to be written, or their directories; the nearest existing directory shows the free room.
+        needed: Bytes to be written; none if unknown.
     """
     return _trouble(_words(error), error.errno, places, needed)
 
@@ -36,7 +36,7 @@ def disk_trouble(error: OSError, *places: Path, needed: int | None = None) -> st
 def disk_fault(error: BaseException, *places: Path) -> str | None:
     """Return one line that names the file, what is wrong and the cure; none if it is an error of another kind.
 
-    Libraries wrap such errors in their own, which have the words of the operating system in them.
+    Libraries wrap such errors in their own, whose message contains that of the operating system.
 
     Args:
         error: What was raised.
@@ -52,7 +52,7 @@ def disk_fault(error: BaseException, *places: Path) -> str | None:
 
 
 def explain(error: OSError, workspace: Path) -> str:
-    """Return one line on anything that the operating system refused to a command.
+    """Return one line about any error of the operating system in a command.
 
     Args:
         error: What was raised.
@@ -66,7 +66,7 @@ def explain(error: OSError, workspace: Path) -> str:
 
 def _line(file: object, other: object, words: str, number: int | None, places: tuple[Path, ...]) -> str:
     named = [os.fsdecode(name) for name in (file, other) if isinstance(name, str | bytes | os.PathLike)]
-    # Only what opens a file knows its name, and so do few of those that fill a disk.
+    # Only errors of opening a file name it; most errors of a full disk do not.
     what = " and ".join(map(repr, named)) or "a file, or the standard output,"
     places = tuple(map(Path, named)) or places
     elsewhere = f", {_ELSEWHERE}," if number in _FULL | {errno.EROFS} else ""
@@ -89,7 +89,7 @@ def _words(error: OSError) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """Return the nearest directory above a path, or the path itself, that is there."""
+    """Return a path, or its nearest parent that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 

@@ -2,11 +2,11 @@
 
 The object holds a small state and who holds it. Every change is a conditional write: it succeeds only if the object is still the
 one that this process read or wrote last. No two clocks are ever compared, so clocks that differ do no harm: a process that waits
-takes over once it has seen the same write for as long as the holder asked for, by its own clock; and the holder counts, by
+takes over once it has seen the same write for the holder's whole lease, by its own clock; and the holder counts, by
 its own clock, from before that write was sent, so it stops earlier than anyone may take over. That clock is one that nobody can set, and
 it goes on while a machine sleeps.
 
-What the object holds is checked when it is read: a damaged lock is nobody's, and nobody takes it.
+The object is checked when it is read: a damaged lock has no holder, and nobody can take it.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class _Document(TypedDict, Generic[S]):
 
 @dataclass(frozen=True)
 class Content(Generic[S]):
-    """What a lock's object holds besides its holder.
+    """Content of a lock's object, besides its holder.
 
     Attributes:
         expected: Type of the state, for `parse_state`.
-        initial: Returns the state with which its first holder makes the object.
+        initial: Returns the state with which its first holder creates the object.
         cure: What to do about damage, for the error.
     """
 
@@ -66,14 +66,14 @@ ANYTHING: Content[Any] = Content(dict[str, Any], dict, "delete it once no proces
 
 
 class LeaseLostError(StoreError):
-    """The lock was held for too long: another process has it, or may have it at any moment."""
+    """The lease has run out: another process has the lock, or may take it at any moment."""
 
 
 class Lease(Generic[S]):
     """The lock while this process holds it (see `hold`).
 
     Attributes:
-        state: What the object holds besides its holder.
+        state: Content of the object, besides its holder.
     """
 
     state: S
@@ -88,10 +88,10 @@ class Lease(Generic[S]):
         self._until = 0.0
 
     def write(self, state: S) -> None:
-        """Replace the state; from now on the lock is held for its whole time again.
+        """Replace the state; this renews the lease.
 
         Raises:
-            LeaseLostError: Another process has taken over; the state is as that process wants it.
+            LeaseLostError: Another process has taken over; its state is kept.
         """
         holder = {"name": f"{socket.gethostname()}:{os.getpid()}", "seconds": self._seconds}
         began = _now()
@@ -100,10 +100,10 @@ class Lease(Generic[S]):
         self._until = began + self._seconds
 
     def require(self) -> None:
-        """Make sure that nobody can have taken over yet; to be called before whatever relies on the lock.
+        """Make sure that nobody can have taken over yet; call it before anything that relies on the lock.
 
         Raises:
-            LeaseLostError: The lock was held for longer than its time.
+            LeaseLostError: The lease has run out.
         """
         if _now() >= self._until:
             raise LeaseLostError(self._lost())
@@ -129,7 +129,7 @@ class Lease(Generic[S]):
                 try:
                     self.write(self._content.initial() if document is None else document["state"])
                 except LeaseLostError:
-                    pass  # another process that waited was faster
+                    pass  # another waiting process was faster
                 else:
                     return
             if _now() - began > patience:
@@ -149,11 +149,11 @@ class Lease(Generic[S]):
         return parse_state(data, document, where=f"{self._objects.uri}/{self._key}", cure=self._content.cure)
 
     def _swap(self, state: S, holder: Mapping[str, Any] | None) -> bool:
-        # The random name makes every write another one: an ETag may be the hash of the content.
+        # The random name makes every write unique, because an ETag may be the hash of the content.
         document = json.dumps({"state": state, "holder": holder, "write": uuid.uuid4().hex}).encode()
         etag = self._objects.swap(document, self._key, self._etag)
         if etag is None:
-            # Perhaps it was written and the answer was lost; then the request that was sent again met its own result.
+            # The write may have succeeded with its answer lost; the repeated request was then refused because of the first.
             found = self._objects.get_tagged(self._key)
             if found is None or found[0] != document:
                 return False
@@ -188,11 +188,11 @@ def hold(
         objects: Where the lock is.
         key: Its key; the object is made by its first holder.
         content: What it holds.
-        seconds: How long the lock is held after each write of its state. A process that is killed keeps others out for as long.
+        seconds: Length of the lease after each write of the state. A killed process blocks others for this long.
         patience: Seconds to wait for another process.
 
     Raises:
-        DamagedStateError: The lock is not what was written; it is left as it is.
+        DamagedStateError: The lock is damaged; it is left unchanged.
         StoreError: Another process holds it for longer than `patience`, or the store cannot be reached.
     """
     lease = Lease(objects, key, seconds, content)

@@ -1,4 +1,4 @@
-"""What a directory or a prefix of object storage holds: the same files have the same digest, wherever they lie, however old they are."""
+"""Listings of a directory or a prefix of object storage: equal files have equal digests, wherever they are and however old."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ngrpo.storage.digest import digest_of, file_sha256
 
 if TYPE_CHECKING:
-    from ngrpo.storage.objects import ObjectStore  # boto3, which local files do without
+    from ngrpo.storage.objects import ObjectStore  # imports boto3, which local files do not need
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def directory_files(
 
     Args:
         directory: The directory; links are followed.
-        wanted: Which relative paths count.
+        wanted: Whether a relative path counts.
         sha256: Returns the sha256 of a file's content.
 
     Raises:
@@ -45,16 +45,16 @@ def directory_files(
     return {
         name: File((directory / name).stat().st_size, sha256(directory / name))
         for name in sorted(filter(wanted, _names(directory)))
-        if (directory / name).is_file()  # reading a named pipe would not end
+        if (directory / name).is_file()  # reading a named pipe would block
     }
 
 
 def prefix_files(objects: ObjectStore, wanted: Callable[[str], bool]) -> dict[str, File]:
-    """Return the objects below a store's prefix by relative key, in order. They are listed, none is downloaded.
+    """Return the objects below a store's prefix by relative key, in order. Nothing is downloaded.
 
     Args:
         objects: The store.
-        wanted: Which relative keys count.
+        wanted: Whether a relative key counts.
 
     Raises:
         StoreError: The object store cannot be reached or refuses the credentials.
@@ -65,7 +65,7 @@ def prefix_files(objects: ObjectStore, wanted: Callable[[str], bool]) -> dict[st
 
 
 def _names(directory: Path) -> Iterator[str]:
-    seen = set()  # a link to a directory further up would lead round in a circle
+    seen = set()  # a link to a parent directory would loop for ever
     for root, folders, names in os.walk(directory, followlinks=True, onerror=_raise):
         where = os.stat(root)
         if (where.st_dev, where.st_ino) in seen:

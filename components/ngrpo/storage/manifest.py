@@ -1,4 +1,4 @@
-"""What an artifact consists of (`Manifest`) and what stands for it in a pipeline (`Reference`)."""
+"""The content of an artifact (`Manifest`), and the reference that a pipeline passes on (`Reference`)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ngrpo.storage.state import DamagedStateError, parse_state
 
 MANIFEST = "manifest.json"
 REFERENCE = "reference.json"
-"""The reference to an artifact, beside its payload, for pipelines of others: what `dsl.importer` imports."""
+"""The reference to an artifact, beside its payload, for other pipelines: `dsl.importer` imports it."""
 SUSPECT = "suspect.txt"
 """Written beside an artifact by a consumer that found it damaged: the next `verify` reads all of it, whatever its size."""
 OWN_FILES = frozenset({MANIFEST, REFERENCE, SUSPECT})
-"""Names that the store keeps for itself beside the files of an artifact."""
+"""Names of the store's own files beside those of an artifact."""
 _RUN_AGAIN = "run the pipeline again"
 
 
@@ -41,7 +41,7 @@ def _address(uri: str) -> str:
 
 
 def _files(files: Mapping[str, FileEntry]) -> Mapping[str, FileEntry]:
-    """Refuse files that cannot be in one directory."""
+    """Refuse files that cannot be together in a directory."""
     for name in files:
         _inside(name)
         if name in OWN_FILES:
@@ -60,7 +60,7 @@ Name = Annotated[str, AfterValidator(_inside)]
 
 @dataclass(frozen=True)
 class Reference:
-    """What stands for an artifact in a pipeline.
+    """The reference to an artifact in a pipeline.
 
     Attributes:
         uri: `s3://bucket/prefix/stage/key/`.
@@ -125,7 +125,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact consists of and where it comes from.
+    """The content of an artifact and its origin.
 
     Attributes:
         stage: Stage that made it.
@@ -134,7 +134,7 @@ class Manifest:
         code_version: Hash of the stage's source.
         inputs: Key of each input, by the input's name.
         files: Entry of each file, by its path relative to the artifact.
-        folder: Where its files are, below the place of the artifact; empty unless they took the place of a damaged artifact's
+        folder: Folder of its files, below that of the artifact; empty unless they replaced a damaged artifact's
             (see `ArtifactStore.publish`).
     """
 
@@ -154,13 +154,13 @@ class Manifest:
         return sum(entry.size for entry in self.files.values())
 
     def object_name(self, file: str) -> str:
-        """Return where a file is, relative to the place of the artifact."""
+        """Return the path of a file, relative to the artifact."""
         return f"{self.folder}/{file}" if self.folder else file
 
     def to_bytes(self) -> bytes:
-        """Return the one JSON text of the manifest: equal manifests have equal bytes, and so equal digests.
+        """Return the canonical JSON of the manifest: equal manifests have equal bytes, and so equal digests.
 
-        A digest of all the rest is in it, so that a manifest that was read wrong, or has decayed, is known without another witness.
+        It contains a digest of the rest, so that a manifest that was misread or has decayed is recognised by itself.
         """
         tree = asdict(self)
         return json.dumps(tree | {"check": _check(tree)}, sort_keys=True, indent=1).encode()
@@ -174,7 +174,7 @@ class Manifest:
             where: Path or address, for the error.
 
         Raises:
-            DamagedStateError: It is not a manifest, not the one that was written, or a file of it would lie outside the artifact.
+            DamagedStateError: It is not a manifest, was changed, or names a file outside the artifact.
         """
         tree = parse_state(data, dict[str, Any], where=where, cure=_RUN_AGAIN)
         check = tree.pop("check", None)  # manifests of earlier versions have none

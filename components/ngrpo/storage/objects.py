@@ -1,4 +1,4 @@
-"""Objects of an S3 service under one prefix, through boto3: patient with faults that pass, with errors that say what to put right."""
+"""Objects of an S3 service under one prefix, through boto3: retries temporary faults, and raises errors that name the cure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CONFIG = Config(
     read_timeout=60,
     retries={"total_max_attempts": 3, "mode": "standard"},
 )
-# One transfer; two files go at a time (see `ngrpo.storage.artifacts`). More threads take the time of the one that hashes.
+# For one transfer; two run at a time (see `ngrpo.storage.artifacts`). More threads would slow the one that hashes.
 _UPLOAD = TransferConfig(
     multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, io_chunksize=1 << 20
 )
@@ -47,7 +47,7 @@ _DOWNLOAD = TransferConfig(
 
 @dataclass(frozen=True)
 class ObjectHead:
-    """What a service says of an object: its size in bytes and the metadata that was stored with it."""
+    """Size in bytes and metadata of an object."""
 
     size: int
     metadata: Mapping[str, str]
@@ -77,13 +77,13 @@ class ObjectStore:
     """Objects below `s3://bucket/prefix`. Endpoint and credentials come from the environment, as boto3 reads it."""
 
     def __init__(self, uri: str, client: Any = None, *, patience: float = PATIENCE, proven: bool = False):
-        """Open a prefix; nothing is sent yet.
+        """Open a prefix; sends nothing yet.
 
         Args:
             uri: `s3://bucket` or `s3://bucket/prefix`.
             client: A boto3 S3 client; by default one from the environment.
-            patience: Seconds to try again while the service is out of reach.
-            proven: Whether the process that started this one has reached the service: then it is waited for from the beginning.
+            patience: Seconds to retry while the service is out of reach.
+            proven: Whether the parent process has reached the service: then even the first contact is retried.
 
         Raises:
             StoreError: The address is not of that form, or the environment names no usable endpoint.
@@ -109,14 +109,14 @@ class ObjectStore:
         self._send(lambda: self._client.head_bucket(Bucket=self._bucket))
 
     def interrupt(self) -> None:
-        """End the waiting of other threads, whose operations then fail: this process is to end."""
+        """Make waiting operations of other threads fail, so that the process can end."""
         self._sender.interrupt()
 
     def pause(self, seconds: float) -> None:
-        """Let time pass before an object is looked at again.
+        """Pause before an object is looked at again.
 
         Raises:
-            StoreError: This process is to end.
+            StoreError: The process is ending.
         """
         self._sender.pause(seconds)
 
@@ -157,16 +157,16 @@ class ObjectStore:
     def swap(self, data: bytes, key: str, expected: str | None) -> str | None:
         """Replace a small object if it is still the one that was read: of several writers one succeeds.
 
-        A request is sent again whose answer was lost, and may then be refused because of itself: so what is there is compared
-        with the content.
+        A request whose answer was lost is sent again, and may be refused because the first one succeeded: so the stored object is
+        compared with the content.
 
         Args:
-            data: Its new content. Where content comes back, so does its ETag: let no two writes have the same.
+            data: Its new content. Equal content may have an equal ETag, so no two writes may have the same content.
             key: Its key below the prefix.
             expected: ETag of what it replaces (see `get_tagged`); none if there was no such object.
 
         Returns:
-            The new ETag; none where the object is another one by now.
+            The new ETag; none if the object has changed meanwhile.
         """
         return self._put(data, key, {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected})
 
@@ -208,7 +208,7 @@ class ObjectStore:
             length: Number of bytes, at least 1; none for all from `start` on.
 
         Returns:
-            The bytes, fewer where the object ends; none if there is no such object.
+            The bytes, fewer at the end of the object; none if there is no such object.
 
         Raises:
             UnreadableError: It cannot be read to its end.
@@ -254,13 +254,13 @@ class ObjectStore:
             return self._send(download, key)
         except OSError as error:
             with suppress(OSError):
-                path.unlink()  # half of it is of no use, and takes room
+                path.unlink()  # half a file is useless
             raise StoreError(
                 f"{self.uri}/{key}: cannot be written to {path} ({self._missing(error, key, path)})"
             ) from error
 
     def head(self, key: str) -> ObjectHead | None:
-        """Return what the service says of an object; none if there is no such object."""
+        """Return size and metadata of an object; none if there is no such object."""
         try:
             answer = self._send(lambda: self._client.head_object(Bucket=self._bucket, Key=self._key(key)), key)
         except NoSuchObjectError:
@@ -287,7 +287,7 @@ class ObjectStore:
         self._send(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key)))
 
     def _put(self, data: bytes, key: str, condition: Mapping[str, str]) -> str | None:
-        """Write a small object and return its ETag; none where the condition does not hold."""
+        """Write a small object and return its ETag; none if the condition fails."""
         tries = 0
 
         def write() -> str | None:
@@ -296,14 +296,14 @@ class ObjectStore:
             try:
                 answer = self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition)
             except ClientError as error:
-                # With If-Match, a missing object is a missing key.
+                # With If-Match, a missing object is reported as a missing key.
                 if not (code_of(error) in CONDITION_FAILED or ("IfMatch" in condition and code_of(error) in MISSING)):
                     raise
                 if tries == 1 and not error.response.get("ResponseMetadata", {}).get("RetryAttempts"):
                     return None
             else:
                 return str(answer["ETag"])
-            # Sent again: perhaps it was refused because of itself.
+            # A repeated request may have been refused because the first one succeeded.
             try:
                 found = self._read(key)
             except ClientError as error:
@@ -324,7 +324,7 @@ class ObjectStore:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _send(self, work: Callable[[], T], key: str | None = None, *, upload: bool = False) -> T:
-        """Send a request, again where it meets a fault that may pass (see `PatientSender.send`).
+        """Send a request, and retry temporary faults (see `PatientSender.send`).
 
         Args:
             work: Sends it. It may be called many times.
@@ -349,6 +349,6 @@ class ObjectStore:
     def _missing(self, error: OSError, key: str, path: Path) -> str:
         """Say why an object cannot be written to a file."""
         head = None
-        with suppress(StoreError):  # it is the disk that is told of
+        with suppress(StoreError):  # the message is about the disk
             head = self.head(key)
         return disk_trouble(error, path.parent, needed=None if head is None else head.size)

@@ -1,4 +1,4 @@
-"""The MLflow run of a pipeline run on a cluster: shared by its stages, since no process lives as long as all of them."""
+"""The MLflow run of a pipeline run on a cluster: shared by its stages, because no process outlives all of them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ PIPELINE_RUN = "ngrpo.pipeline_run"
 _FOLDER = "mlflow_runs"
 _COST = "cost/"
 _RESULTS = ("benchmark_evaluation", "model_promotion")
-"""Nodes whose metrics the whole run has too."""
+"""Nodes whose metrics are copied to the whole run."""
 _RUN_ID = re.compile(rb"[0-9A-Za-z_-]{1,64}")
 
 
 @contextmanager
 def parent_on_cluster(pipeline_run: str | None, node: str, objects: ObjectStore) -> Iterator[str | None]:
-    """Provide the run that the run of a stage is to be a child of.
+    """Provide the parent run for the run of a stage.
 
-    How the stages of a pipeline run ended is how it ended; between two stages it counts as ended too.
+    The parent ends as its stages ended; between two stages it counts as ended too.
 
     Args:
         pipeline_run: Id of the pipeline run.
         node: Name of the stage's place in the pipeline, and of its run.
-        objects: Where the stages of a pipeline run agree on one run.
+        objects: Store in which the stages of a pipeline run agree on one run.
 
     Yields:
         The run; none where the platform has made a run for this step, which `stage_run` joins, and none where nothing can be
@@ -64,7 +64,7 @@ def parent_on_cluster(pipeline_run: str | None, node: str, objects: ObjectStore)
     run_id = _agreed(client, pipeline_run, objects)
     with explained():
         for run in _children(client, run_id):
-            # A stage is not tried twice at a time: whoever opened that run was killed before it could end it.
+            # A stage never has two tries at a time, so whoever opened that run was killed before ending it.
             if run.info.run_name == node and run.info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, "KILLED")
         client.update_run(run_id, status="RUNNING")
@@ -81,13 +81,13 @@ def parent_on_cluster(pipeline_run: str | None, node: str, objects: ObjectStore)
 
 @explained()
 def _agreed(client: MlflowClient, pipeline_run: str, objects: ObjectStore) -> str:
-    """Return the run of a pipeline run, made if missing; of several stages that start together, one makes it."""
+    """Return the run of a pipeline run, created if missing; if several stages start together, one creates it."""
     key = f"{_FOLDER}/{pipeline_run}"
     known = objects.get_bytes(key)
     if known is not None:
         return _run_id(known, objects, key)
     experiment_id, _ = experiment_of_this_process(client)
-    # One that was made by a stage which was killed before it could say so.
+    # Created by a stage that was killed before it could record the id.
     found = client.search_runs([experiment_id], f"tags.`{PIPELINE_RUN}` = '{pipeline_run}'", max_results=1)
     run = (
         found[0]
@@ -114,7 +114,7 @@ def _run_id(data: bytes, objects: ObjectStore, key: str) -> str:
 
 @explained()
 def _settle(client: MlflowClient, run_id: str) -> None:
-    """Let the run be as its stages are: what counts is the last try of each. It has their costs together, and how the run came out."""
+    """Set status, total costs and results of the run from the last try of each stage."""
     children = {run.info.run_name: run for run in _children(client, run_id)}
     last = {name: run.info.status for name, run in children.items()}
     TrackedRun(client, run_id).log_metrics(_whole(children))
@@ -123,7 +123,7 @@ def _settle(client: MlflowClient, run_id: str) -> None:
 
 
 def _whole(children: Mapping[str, Run]) -> dict[str, float]:
-    """Return the metrics of the whole run: the sums of what its stages cost, and the results of evaluation and promotion."""
+    """Return the metrics of the whole run: the total costs of its stages, and the results of evaluation and promotion."""
     values: dict[str, float] = {}
     for node, run in children.items():
         for name, value in run.data.metrics.items():

@@ -1,4 +1,4 @@
-"""The way to MLflow: which one it is, whether it answers, and errors that say what to do."""
+"""The connection to MLflow: which server or file, whether it answers, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ngrpo.errors import TrackingError
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 
-# Only while it is asked whether a server is there at all. Later calls keep mlflow's patience: a training of days must not
+# Only for the first check that a server answers. Later calls keep mlflow's own retries: a training of days must not
 # end because the server was restarted.
 _IMPATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 _WHAT_TO_NAME = "name a server (http://host:port) or a file (sqlite:////directory/mlflow.db)"
@@ -45,7 +45,7 @@ def connect() -> MlflowClient:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what MLflow and its object storage complain about into one line.
+    """Turn errors of MLflow and its object storage into one line.
 
     Raises:
         TrackingError: MLflow or its object storage refused, or could not be reached.
@@ -68,14 +68,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _cure(error: MlflowException) -> str:
-    """What to do about an error, where its kind tells."""
+    """Return what to do about an error, if its kind tells."""
     return next((cure for codes, cure in _CURES.items() if error.error_code in codes), "")
 
 
 @cache  # once a process and address; a failure is not remembered
 def _connected(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
-        from ngrpo.tracking.database import prepare_database  # sqlalchemy and alembic, of no use with a server
+        from ngrpo.tracking.database import prepare_database  # sqlalchemy and alembic, not needed with a server
 
         prepare_database(uri)
     elif uri.startswith(("http://", "https://")):

@@ -1,7 +1,7 @@
-"""An MLflow database in a SQLite file: made or upgraded once, before anyone opens it, and whole at every moment.
+"""An MLflow database in a SQLite file: created or upgraded once, before anyone opens it, and complete at every moment.
 
-MLflow makes and changes its tables in many steps, and a database that is left between two of them is of no use to anyone. Hence no step
-is taken in the file itself: a new database is made, and an old one upgraded, in a copy that takes its place when it is complete.
+MLflow creates and changes its tables in many steps, and a database that is left between two of them is useless. So no step is taken in
+the file itself: a new database is created, and an old one upgraded, in a copy that replaces the file when it is complete.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _CURES = {
     sqlite3.SQLITE_FULL: "make room on the disk, or name a file on another one",
 }
 _CONTENT = ("runs", "registered_models", "model_versions", "logged_models", "trace_info")
-"""Tables with what a user would miss."""
+"""Tables whose loss a user would notice."""
 
-# It reports the steps of making a database, and errors as tracebacks although it raises them too.
+# It logs every migration step, and prints tracebacks of errors that it raises as well.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 _logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ _logger = logging.getLogger(__name__)
 def prepare_database(uri: str) -> None:
     """Make or upgrade an MLflow database, so that any number of processes may open it afterwards.
 
-    MLflow makes its tables when it first opens a database, and several that do so at once break each other's migrations. Here
-    they wait for one another. A process that is killed on the way leaves what was there before. What an upgrade replaces is kept
+    MLflow creates its tables when it first opens a database, and processes that do so at once break each other's migrations. Here
+    they wait for each other. A process that is killed meanwhile leaves the old file as it was. The file that an upgrade replaces is kept
     as `<name>.<its version>.bak`.
 
     Args:
@@ -110,7 +110,7 @@ def _upgrade(path: Path, partial: Path, tables: set[str], version: str | None, u
 
 
 def _build(partial: Path, uri: str) -> None:
-    """Let MLflow make or upgrade the tables of a file that nobody else knows."""
+    """Let MLflow create or upgrade the tables of a private file."""
     try:
         mlflow.db.upgrade.callback(database_uri(partial.absolute()))  # as `mlflow db upgrade`
     except CommandError as error:
@@ -128,11 +128,11 @@ def _build(partial: Path, uri: str) -> None:
 
 
 def _put(partial: Path, path: Path) -> None:
-    """Let a file that is complete take the place of another, also after a power cut."""
+    """Replace a file by a complete one, safely even if the power fails."""
     with closing(sqlite3.connect(partial, isolation_level=None)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         database.execute("PRAGMA journal_mode = DELETE")
-    # A journal of what was there before would be played back into the new file.
+    # SQLite would replay a journal of the old file into the new one.
     for suffix in ("-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     put_in_place(partial, path)
@@ -146,7 +146,7 @@ def _remove(path: Path) -> None:
 def _look_into(path: Path, uri: str) -> tuple[set[str], str | None]:
     """Return the tables of a file and the version of MLflow's schema; no tables where there is no file yet.
 
-    SQLite's write lock is taken for a moment: of a file that cannot be used, MLflow tries for minutes.
+    SQLite's write lock is taken for a moment to find an unusable file at once: MLflow would retry for minutes.
     """
     if not path.exists():
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
@@ -181,7 +181,7 @@ def _has_content(database: sqlite3.Connection, tables: set[str]) -> bool:
 
 
 def _steps_were_taken(error: TrackingError) -> bool:
-    """Whether a migration failed because some of its steps were taken before, or those of an earlier one were not."""
+    """Whether a migration failed because some of its steps were done already, or steps of an earlier one were not."""
     original = getattr(error.__cause__, "orig", None)
     if isinstance(original, sqlite3.Error):
         return original.sqlite_errorcode in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)
@@ -194,14 +194,14 @@ def _is_complete(found: tuple[set[str], str | None]) -> bool:
 
 
 def _free_name(path: Path) -> Path:
-    """Return a name that is not taken: nothing that was kept is overwritten."""
+    """Return an unused name, so that no earlier copy is overwritten."""
     names = (path if number == 0 else path.with_name(f"{path.name}.{number}") for number in range(10_000))
     return next(name for name in names if not name.exists())
 
 
 @contextmanager
 def _locked(path: Path, uri: str) -> Iterator[None]:
-    """Let one process at a time prepare a database; the kernel releases the lock of a process that ends."""
+    """Hold a lock so that one process at a time prepares a database; the kernel releases it when the process ends."""
     lock = FileLock(f"{path}.lock", mode=0o600)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,12 +28,12 @@ RUN_ID = "MLFLOW_RUN_ID"
 """Environment variable that names the run a process reports to; Kubeflow's MLflow plugin and transformers know it too."""
 
 DATASET_DIGEST_LENGTH = 36
-"""Characters that MLflow keeps of the digest of a data set."""
+"""Number of characters that MLflow keeps of a data set's digest."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run that is open. Its methods raise a `TrackingError` where MLflow or its object storage cannot be reached."""
+    """An open run. Its methods raise a `TrackingError` if MLflow or its object storage cannot be reached."""
 
     client: MlflowClient
     run_id: str
@@ -45,8 +45,8 @@ class TrackedRun:
     def log_settings(self, settings: Mapping[str, Any]) -> None:
         """Log a tree of settings as parameters: `{"training": {"steps": 30}}` becomes `config.training.steps`.
 
-        The prefix keeps them apart from the parameters of a trainer, which MLflow would refuse under the same name. Files of the user
-        are logged by digest.
+        The prefix keeps them apart from a trainer's parameters, which MLflow would refuse under the same name. The user's files are
+        logged by digest.
         """
         leaves = _flat("config", with_digests(settings))
         self._log("params", [Param(name, str(value)) for name, value in leaves], MAX_PARAMS_TAGS_PER_BATCH)
@@ -62,7 +62,7 @@ class TrackedRun:
             self.client.log_artifact(self.run_id, str(path))
 
     def log_input(self, name: str, uri: str, digest: str) -> None:
-        """Name an artifact that the run reads, by address and digest: its lineage. Nothing is read.
+        """Record an input artifact of the run, by address and digest, as its lineage. Nothing is read.
 
         Args:
             name: Name of the input.
@@ -85,7 +85,7 @@ class TrackedRun:
 def parent_run(
     experiment: str, name: str, tags: Mapping[str, str], artifact_location: str | None
 ) -> Iterator[TrackedRun]:
-    """Open the run of a whole pipeline run; how the context ends is how the run ends.
+    """Open the run of a whole pipeline run; its status follows from how the context ends.
 
     Args:
         experiment: Experiment of the run, made if missing.
@@ -105,7 +105,7 @@ def parent_run(
 
 
 def child_run(parent: TrackedRun, name: str, tags: Mapping[str, str]) -> TrackedRun:
-    """Open a run below another one; whoever opens it ends it.
+    """Open a child run; the caller ends it.
 
     Args:
         parent: The run above it.
@@ -123,11 +123,11 @@ def child_run(parent: TrackedRun, name: str, tags: Mapping[str, str]) -> Tracked
 
 @contextmanager
 def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun | None]:
-    """Open the run of a stage; how the context ends is how the run ends.
+    """Open the run of a stage; its status follows from how the context ends.
 
     A run that the platform has made for this step (`MLFLOW_RUN_ID`) is joined, no second one is made, and the platform ends
     it. Otherwise the run is a child of `parent_run_id`. While the context is open `MLFLOW_RUN_ID` names the run: a trainer of
-    transformers joins it, reports to it and ends it, which is no harm, for this context ends it again, as it really ended.
+    transformers joins it, reports to it and ends it, which does no harm: this context ends it again, with the true status.
 
     Args:
         node: Name of the stage's place in the pipeline, and of the run.
@@ -135,7 +135,7 @@ def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> 
         tags: Tags of the stage's run.
 
     Yields:
-        The run, or none where neither a run nor a parent is known: then nothing is tracked.
+        The run, or none if neither a run nor a parent is known: then nothing is tracked.
 
     Raises:
         TrackingError: MLflow cannot be reached, or there is no such run.
@@ -153,17 +153,17 @@ def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> 
             experiment_id = client.get_run(str(parent_run_id)).info.experiment_id
             own = {MLFLOW_PARENT_RUN_ID: str(parent_run_id), **tags}
             run = TrackedRun(client, client.create_run(experiment_id, run_name=node, tags=own).info.run_id)
-    # A trainer that finds an experiment named would make or take that one and then refuse our run for being of another.
+    # A trainer that finds the name of an experiment would use that one, and then refuse our run because it belongs to another.
     with environment({RUN_ID: run.run_id, "MLFLOW_EXPERIMENT_NAME": None}), _ended(run, ours=given is None):
         yield run
 
 
 def metrics_of(values: Mapping[str, float], **of_what: str | None) -> list[Metric]:
-    """Return numbers without a step as MLflow logs them; characters that it does not allow in a name become `_`.
+    """Return numbers without a step as MLflow metrics; characters that a name may not have become `_`.
 
     Args:
         values: The numbers by name.
-        of_what: `model_id`, `dataset_name` and `dataset_digest`, where they are those of a model.
+        of_what: `model_id`, `dataset_name` and `dataset_digest`, for metrics of a model.
     """
     now = time.time_ns() // 1_000_000
     return [
@@ -172,7 +172,7 @@ def metrics_of(values: Mapping[str, float], **of_what: str | None) -> list[Metri
 
 
 def experiment_of_this_process(client: MlflowClient) -> tuple[str, str | None]:
-    """Return the experiment and the run that this process reports to; outside a run, experiment `ngrpo` and none."""
+    """Return the experiment and the run that this process reports to; outside a run, experiment `ngrpo` and no run."""
     run_id = os.environ.get(RUN_ID)
     if run_id is None:
         return _experiment(client, "ngrpo", None), None
@@ -192,7 +192,7 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
         raise TrackingError(
             f"MLflow experiment {name!r} was deleted: restore it (mlflow experiments restore -x {found.experiment_id})"
         )
-    # A bucket cannot be exchanged later. Local paths are left alone: MLflow rewrites them.
+    # An experiment's bucket cannot be changed later. Local paths are not compared: MLflow rewrites them.
     elsewhere = found.artifact_location.rstrip("/") != (artifact_location or "").rstrip("/")
     if (artifact_location or "").startswith("s3://") and elsewhere:
         raise TrackingError(
@@ -217,8 +217,8 @@ def _ended(run: TrackedRun, *, ours: bool = True) -> Iterator[None]:
 
 def _end(run: TrackedRun, status: str, ours: bool) -> None:
     with explained():
-        # A trainer that broke off has left the run active in mlflow, which would end it as FINISHED when the trainer is
-        # collected or the process exits.
+        # A trainer that failed leaves the run active in mlflow, which would end it as FINISHED when the trainer is
+        # garbage-collected or the process exits.
         active = mlflow.active_run()
         if active is not None and active.info.run_id == run.run_id:
             mlflow.end_run(status)

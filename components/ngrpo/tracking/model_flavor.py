@@ -1,7 +1,7 @@
-"""What makes the files of a model one that MLflow loads and serves: `MLmodel` with the flavor `transformers`, and its environment.
+"""The files that let MLflow load and serve a model: `MLmodel` with the flavor `transformers`, and its environment.
 
-The layout is that of `mlflow.transformers.save_model`, with the model's own directory as its weights: they are written once, and stay
-byte for byte what was evaluated. Nothing is pickled.
+The layout is that of `mlflow.transformers.save_model`, with the model's own directory as the weights: they are written once, and stay
+byte for byte as they were evaluated. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mlflow.utils import PYTHON_VERSION
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-# What describes models is imported where a model is written: it takes pandas, which commands that only decide do without.
+# Imported only where a model is written, because it needs pandas: commands that only decide start faster without.
 
 MLMODEL = "MLmodel"
 REQUIREMENTS = "requirements.txt"
 _CONDA, _PYTHON_ENV = "conda.yaml", "python_env.yaml"
 _TASK = "text-generation"
 _TOKENIZER = Path("components") / "tokenizer"
-"""Where the flavor looks for a tokenizer."""
+"""Folder in which the flavor looks for a tokenizer."""
 _LIBRARIES = ("mlflow", "torch", "transformers", "accelerate", "safetensors", "jinja2")
 _WEIGHTS = "*.safetensors*"
 
@@ -33,7 +33,7 @@ _WEIGHTS = "*.safetensors*"
 def write_flavor(
     model: Path, directory: Path, folder: str, *, model_id: str, run_id: str | None, max_new_tokens: int
 ) -> None:
-    """Write what stands beside the files of a model.
+    """Write the files that stand beside a model.
 
     Args:
         model: Model directory, as `save_pretrained` wrote it.
@@ -73,7 +73,7 @@ def write_flavor(
 
 
 def _signature(max_new_tokens: int) -> ModelSignature:
-    """Return what a server accepts: texts, and how to continue them; the most likely tokens unless a request asks for samples."""
+    """Return the signature of a server: texts, and parameters of their continuation; greedy unless a request asks for samples."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -90,7 +90,7 @@ def _signature(max_new_tokens: int) -> ModelSignature:
 
 
 def _write_environment(directory: Path) -> None:
-    # Builds of one version (`2.13.0+cpu`) are a matter of the machine that serves.
+    # The build of a version (`2.13.0+cpu`) depends on the serving machine.
     pinned = [f"{library}=={version(library).partition('+')[0]}" for library in _LIBRARIES]
     (directory / REQUIREMENTS).write_text("\n".join([*pinned, ""]), encoding="utf-8")
     environments = {

@@ -1,4 +1,4 @@
-"""The model registry: versions without pickles, and the aliases that say which one is in use."""
+"""The model registry: versions without pickles, and aliases for those in use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ngrpo.tracking.model_flavor import MLMODEL, write_flavor
 
 CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS_CHAMPION = "candidate", "challenger", "champion", "previous_champion"
 ALIASES = (CANDIDATE, CHALLENGER, PREVIOUS_CHAMPION, CHAMPION)
-"""`candidate` waits for its decision, `challenger` met the champion last and did not win."""
+"""`candidate` waits for a decision; `challenger` is the last one that did not beat the champion."""
 DIGEST = "ngrpo.digest"
 """Tag of a version: digest of the files of its model."""
 KEY = "ngrpo.key"
@@ -54,15 +54,15 @@ class _Manifest(TypedDict):
 class ModelRegistry:
     """Versions of one registered model in the MLflow that the environment names.
 
-    A version keeps a copy of its own, for the artifact store is a cache that may be cleared: `model/` as `save_pretrained`
-    wrote it, the `manifest.json` of the artifact it comes from, `evaluations/<key>/evaluation.json`, a model card, and what lets MLflow
-    load and serve it (`ngrpo.tracking.model_flavor`). The champion's files are
+    A version has a copy of its own, because the artifact store is a cache that may be cleared: `model/` as `save_pretrained`
+    wrote it, the `manifest.json` of the artifact it comes from, `evaluations/<key>/evaluation.json`, a model card, and the files that let
+    MLflow load and serve it (`ngrpo.tracking.model_flavor`). The champion's files are
     `mlflow.artifacts.download_artifacts("models:/<name>@champion")`. Every method raises a `TrackingError` where MLflow or its object
     storage cannot be reached.
     """
 
     def __init__(self, name: str):
-        """Open the registered model `name`; it is made with its first version."""
+        """Open the registered model `name`; it is created with its first version."""
         self.name = name
         self._client: MlflowClient = connect()
 
@@ -74,19 +74,19 @@ class ModelRegistry:
 
     @explained()
     def register(self, model: Path, manifest: Path, *, digest: str, tags: Mapping[str, str]) -> ModelVersion:
-        """Return the version of a model's files; it is added unless there is one of the same files.
+        """Return the version of a model's files; it is added unless one with the same files exists.
 
-        What the registry holds is read back and compared with the digest, of a new version as of one that is there already.
-        The version comes last: what a broken upload leaves behind is no version.
+        The stored files are read back and compared with the digest, for new and existing versions alike.
+        The version is created last, so that a broken upload leaves none.
 
         Args:
             model: Model directory.
-            manifest: Manifest of the artifact that the model directory is `model/` of.
+            manifest: Manifest of the artifact whose `model/` is the model directory.
             digest: Digest of the model's files (`model_digest`).
             tags: Tags of a new version.
 
         Raises:
-            TrackingError: The registry gives back other bytes than it was given.
+            TrackingError: The registry returns other bytes than were stored.
         """
         for version in self.versions():
             if version.tags.get(DIGEST) == digest and self.stored_digest(version) == digest:
@@ -126,23 +126,23 @@ class ModelRegistry:
 
     @explained()
     def download(self, version: ModelVersion, directory: Path) -> Path:
-        """Download the files of a version's model below a directory, which is made if missing; return where they are there."""
+        """Download the files of a version's model below a directory, which is created if missing; return their directory."""
         directory.mkdir(parents=True, exist_ok=True)
         with environment(_NO_PROGRESS_BAR):
             return Path(mlflow.artifacts.download_artifacts(self._uri(version, MODEL_FOLDER), dst_path=str(directory)))
 
     @explained()
     def location(self, version: ModelVersion) -> str:
-        """Return where the files of a version's model are, as its object storage names the place."""
+        """Return the address of a version's model files in object storage."""
         logged = self._client.get_logged_model(_logged_model(version))
         return f"{logged.artifact_location.rstrip('/')}/{MODEL_FOLDER}"
 
     @explained()
     def missing(self, version: ModelVersion) -> list[str]:
-        """Return the files of a version's model that are not in its object storage or not of the size they should have.
+        """Return the files of a version's model that are missing from object storage or have the wrong size.
 
-        Of a version that was not registered here it is not known what it should have: nothing is missing. A manifest that is damaged
-        counts as missing, and is named with what is wrong.
+        For a version that was registered by other means the expected files are unknown, so none counts as missing. A damaged manifest
+        counts as missing, and is named with the damage.
         """
         if DIGEST not in version.tags:
             return []
@@ -180,7 +180,7 @@ class ModelRegistry:
 
     @explained()
     def add_evaluation(self, version: ModelVersion, evaluation: Path, key: str) -> None:
-        """Keep an evaluation with a version; from now on it is the one that speaks for it.
+        """Store an evaluation with a version; from now on the version is judged by it.
 
         Args:
             version: The version.
@@ -194,12 +194,12 @@ class ModelRegistry:
     def add_metrics(
         self, version: ModelVersion, benchmark: str, problems: str | None, values: Mapping[str, float]
     ) -> None:
-        """Show what a benchmark measured on the page of a version's model, as of the run of this process; outside a run, nothing.
+        """Show the results of a benchmark on the page of a version's model, linked to the run of this process; does nothing outside a run.
 
         Args:
             version: The version.
             benchmark: Name of the benchmark.
-            problems: Digest of its problems; none where it is not known.
+            problems: Digest of its problems; none if unknown.
             values: The numbers by name.
         """
         _, run_id = experiment_of_this_process(self._client)
@@ -217,7 +217,7 @@ class ModelRegistry:
 
     @explained()
     def evaluation(self, version: ModelVersion) -> bytes | None:
-        """Return the evaluation that speaks for a version as it is stored, or none if there is none."""
+        """Return the stored evaluation that a version is judged by; none if there is none."""
         key = evaluation_key(version)
         path = f"evaluations/{key}/{_EVALUATION_FILE}"
         if key is None or path not in dict(self._files(version, f"evaluations/{key}")):
@@ -228,22 +228,22 @@ class ModelRegistry:
     def by_alias(self, alias: str) -> ModelVersion | None:
         """Return the version that an alias names; none if there is no such alias, or no such model yet.
 
-        Deleting a version deletes its aliases: a champion that was deleted is no champion.
+        Deleting a version deletes its aliases, so a deleted champion is champion no longer.
         """
         number = self.aliases()[alias]
         return None if number is None else self._client.get_model_version(self.name, number)
 
     @explained()
     def aliases(self) -> dict[str, str | None]:
-        """Return the number of the version that each of `ALIASES` names, none where it names none."""
-        # Asking for an alias that is not there is an error that looks like any wrong argument: list them instead.
+        """Return the version number behind each of `ALIASES`, none if it is not set."""
+        # Asking for a missing alias raises the error of any wrong argument: list them instead.
         found = self._client.get_registered_model(self.name).aliases if self._exists() else {}
-        # A database gives numbers, a server texts.
+        # A database returns numbers, a server strings.
         return {alias: str(found[alias]) if alias in found else None for alias in ALIASES}
 
     @explained()
     def set_alias(self, alias: str, number: str | None) -> None:
-        """Let an alias name a version, or none."""
+        """Set an alias to a version, or remove it."""
         if number is None:
             self._client.delete_registered_model_alias(self.name, alias)
         else:
@@ -251,12 +251,12 @@ class ModelRegistry:
 
     @explained()
     def add_card(self, version: ModelVersion, text: str) -> None:
-        """Keep a model card with a version, in place of the one it had."""
+        """Store a model card with a version, replacing an earlier one."""
         self.add_file(version, MODEL_CARD, text.encode())
 
     @explained()
     def add_file(self, version: ModelVersion, name: str, data: bytes) -> None:
-        """Keep a file with a version, beside its model, in place of the one of that name."""
+        """Store a file with a version, beside its model, replacing one of that name."""
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / name
             path.write_bytes(data)
@@ -264,18 +264,18 @@ class ModelRegistry:
 
     @explained()
     def file(self, version: ModelVersion, name: str) -> bytes | None:
-        """Return a file that is kept with a version, beside its model; none where there is no such file."""
+        """Return a file stored with a version, beside its model; none if there is no such file."""
         beside = mlflow.artifacts.list_artifacts(self._uri(version, ""))
         return self._read(version, name) if any(entry.path == name for entry in beside) else None
 
     @explained()
     def describe(self, version: ModelVersion, text: str) -> None:
-        """Say on the page of a version what it is; Markdown."""
+        """Set the description on the page of a version; Markdown."""
         self._client.update_model_version(self.name, version.version, description=text)
 
     @explained()
     def card(self, version: ModelVersion) -> str | None:
-        """Return the model card that is kept with a version; none if there is none."""
+        """Return the model card stored with a version; none if there is none."""
         there = MODEL_CARD in dict(self._files(version))
         return self._read(version, MODEL_CARD).decode("utf-8", errors="replace") if there else None
 
@@ -326,13 +326,13 @@ class ModelRegistry:
 
 
 def evaluation_key(version: ModelVersion) -> str | None:
-    """Return the key of the evaluation used to judge a version; none where its tag is missing or no key."""
+    """Return the key of the evaluation used to judge a version; none if its tag is missing or holds no key."""
     key = version.tags.get(EVALUATION, "")
     return key if _KEY.fullmatch(key) else None
 
 
 def _logged_model(version: ModelVersion) -> str:
-    return str(version.source).removeprefix("models:/")  # MLflow keeps it in the source alone
+    return str(version.source).removeprefix("models:/")  # MLflow stores it only in the source
 
 
 def _stored_digest(uri: str) -> str:

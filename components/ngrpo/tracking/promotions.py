@@ -1,8 +1,8 @@
-"""Promotions of one registered model: one at a time whatever the machine, whole whatever is killed, and never forgotten.
+"""Promotions of one registered model: one at a time across machines, atomic even if a process is killed, and kept in a history.
 
 MLflow lets the last writer of an alias win, so everything between reading the champion and naming another happens under a lock in
 object storage (`ngrpo.storage.lease`). The lock's object is the journal too: a decision is written there, on the condition that the
-lock is still held, before any of it is written elsewhere. From then on it counts: whoever takes the lock next first finishes
+lock is still held, before any of it is written elsewhere. From then on it is final: the next holder of the lock first finishes
 what a killed process left. `history/` beside it holds every decision that was carried out.
 """
 
@@ -40,7 +40,7 @@ _FOLDER = "promotions"  # of the artifact store
 _ENTRY = re.compile(r"[0-9]{8}\.json")
 
 Aliases = dict[str, str | None]
-"""The number of the version that each of `ALIASES` names, none where it names none."""
+"""The version number behind each of `ALIASES`, none if it is not set."""
 
 
 def _all_aliases(aliases: Aliases) -> Aliases:
@@ -55,10 +55,10 @@ _Sequence = Annotated[int, Field(ge=1)]
 
 
 class Entry(TypedDict):
-    """A decision, as the history keeps it.
+    """A decision, as stored in the history.
 
     Its number, its time (for people: nothing depends on it), the version that was decided on, the verdict, the aliases before and after,
-    and what a rollback would have undone before.
+    and the decision that a rollback would have undone before it.
     """
 
     sequence: _Sequence
@@ -73,7 +73,7 @@ class Entry(TypedDict):
 
 
 class Journal(TypedDict):
-    """State of the lock: its id, the number of the last decision, which one a rollback undoes, and what is still to be carried out."""
+    """State of the lock: its id, the number of the last decision, the one that a rollback undoes, and the one still to be carried out."""
 
     id: str
     sequence: Annotated[int, Field(ge=0)]
@@ -82,7 +82,7 @@ class Journal(TypedDict):
 
 
 class NoChampionLeftError(TrackingError):
-    """A rollback would leave a model without a champion, which somebody has to want."""
+    """A rollback would leave a model without a champion, which needs a confirmation."""
 
     def __init__(self, model_name: str, version: str):
         super().__init__(
@@ -103,8 +103,8 @@ class Promotions:
 
         Args:
             registry: The registered model.
-            objects: Prefix of all locks and histories; it is no cache, its content cannot be made again.
-            lease_seconds: How long a promotion that was killed keeps others out.
+            objects: Prefix of all locks and histories; not a cache: its content cannot be made again.
+            lease_seconds: How long a killed promotion blocks others.
         """
         self.registry = registry
         self._objects = objects
@@ -157,7 +157,7 @@ class Promotions:
             yield turn
 
     def history(self) -> list[Entry]:
-        """Return every decision, oldest first; one that is damaged is left out, which is said on standard error."""
+        """Return every decision, oldest first; a damaged one is left out, with a line on standard error."""
         entries = []
         for sequence in self._sequences():
             try:
@@ -174,9 +174,9 @@ class Promotions:
         return sorted(int(name.removesuffix(".json")) for name in names if _ENTRY.fullmatch(name))
 
     def _journal_of_history(self) -> Journal:
-        """Return the journal as the history has it, for a lock that is gone; an empty one for a model without history.
+        """Rebuild a lost journal from the history; an empty one for a model without history.
 
-        What was decided last is carried out once more: perhaps its process was killed before it was done.
+        The last decision is carried out once more, in case its process was killed before it was done.
         """
         name = self.registry.name
         sequences = self._sequences()
@@ -196,18 +196,18 @@ class Promotions:
             undo = last["sequence"]
         elif last["decision"] == _ROLLED_BACK and undo is not None:
             undo = entry(undo)["undo"]
-        # The lock that others look at is this one, whose history is here.
+        # This lock has the history, so it is the one that others use.
         uri, _, identity = (self.registry.model_tag(_PLACE) or "").rpartition(" ")
         if uri != self._objects.uri:
             identity = uuid.uuid4().hex
         return {"id": identity, "sequence": last["sequence"], "undo": undo, "pending": last}
 
     def rollback(self, reason: str, *, of: str | None = None, to_none: bool = True) -> Entry:
-        """Undo the last promotion that is in effect: the aliases name what they named before it. Again undoes the one before.
+        """Undo the last promotion in effect: the aliases return to their earlier versions. A second call undoes the one before.
 
         Args:
             reason: Why; kept in the history. The version is not promoted again unless by hand.
-            of: Number of the version that is to be champion no more; none for whichever is.
+            of: Number of the version that must be the champion now; none for any.
             to_none: Whether the model may be left without a champion.
 
         Returns:
@@ -258,7 +258,7 @@ class Promotions:
             )
 
     def _require_this_lock(self, lease: Lease[Journal]) -> None:
-        """Refuse to promote under a lock that others do not look at."""
+        """Refuse to promote under a lock that other processes do not use."""
         place = f"{self._objects.uri} {lease.state['id']}"
         known = self.registry.model_tag(_PLACE)
         if known is None:
@@ -272,16 +272,16 @@ class Promotions:
 
 
 class Turn:
-    """The time in which no other process promotes (`Promotions.turn`)."""
+    """Exclusive access to the promotions of a model (`Promotions.turn`)."""
 
     def __init__(self, registry: ModelRegistry, objects: ObjectStore, lease: Lease[Journal]):
-        """Start the turn of the process that holds the lock."""
+        """Use the lock that this process holds."""
         self._registry = registry
         self._objects = objects
         self._lease = lease
 
     def nominate(self, version: ModelVersion) -> None:
-        """Let the alias `candidate` name a version: if this process is killed, that one still waits for its decision."""
+        """Set the alias `candidate`: if this process is killed, that version still waits for its decision."""
         self._lease.require()
         self._registry.set_alias(CANDIDATE, str(version.version))
 
@@ -300,12 +300,12 @@ class Turn:
         return self.settle(number, verdict, after, undo=self._lease.state["undo"])
 
     def settle(self, number: str, verdict: Mapping[str, Any], after: Aliases, *, undo: int | None) -> Entry:
-        """Write a decision: into the journal first, from where it is finished whatever happens, then everywhere else.
+        """Write a decision: into the journal first, so that the next process can finish it, then everywhere else.
 
         Args:
             number: The version that was decided on.
             verdict: `decision`, `reason` and `comparison`.
-            after: What every alias names from now on.
+            after: The new version of every alias.
             undo: Number of the decision that a rollback undoes from now on.
 
         Returns:
@@ -328,7 +328,7 @@ class Turn:
         return entry
 
     def finish(self) -> None:
-        """Carry out the decision in the journal, if there is one; whatever of it is done already is done again."""
+        """Carry out the decision in the journal, if there is one; repeating finished parts is harmless."""
         entry = self._lease.state["pending"]
         if entry is None:
             return
@@ -347,7 +347,7 @@ class Turn:
             self._registry.set_tags(numbers[entry["version"]], tags)
         now = self._registry.aliases()
         for alias in ALIASES:
-            # A version that someone deleted in the meantime has lost its aliases, and no alias may name it again.
+            # A version deleted in the meantime has lost its aliases, and no alias may be set to it.
             number = entry["after"][alias] if entry["after"][alias] in numbers else None
             if now[alias] != number:
                 self._lease.require()
@@ -397,7 +397,7 @@ def _gone(objects: ObjectStore, name: str, sequence: int) -> TrackingError:
 
 
 def _without(aliases: Aliases, number: str) -> Aliases:
-    """Return the aliases of everyone but one who is about to get another: it waits and challenges no longer."""
+    """Return the aliases without `candidate` and `challenger` of a version that is about to get another."""
     return {
         alias: None if alias in (CANDIDATE, CHALLENGER) and holder == number else holder
         for alias, holder in aliases.items()

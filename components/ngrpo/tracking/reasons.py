@@ -1,4 +1,4 @@
-"""Reasons that people give for a decision: they are kept for ever, and shown on terminals and pages."""
+"""Reasons that people give for a decision: stored for ever, and shown on terminals and pages."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def checked_reason(text: str, what: str) -> str:
 
     Args:
         text: What a person wrote.
-        what: What asks for the reason, for the error.
+        what: Command or option that the reason is for, for the error.
 
     Raises:
-        ConfigError: It says nothing, is too long for a tag, or has characters that are not text.
+        ConfigError: It is empty, too long for a tag, or has characters that are not text.
     """
     for character in text:
         if unicodedata.category(character) in _REFUSED or character in _REORDERING:

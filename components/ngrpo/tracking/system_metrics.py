@@ -1,4 +1,4 @@
-"""Processor, memory, disk, network and GPUs while a stage works, as MLflow's own system metrics of the stage's run."""
+"""Use of processor, memory, disk, network and GPUs by a stage, as MLflow's own system metrics of its run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INTERVAL_SECONDS = 10.0
 def system_metrics(run_id: str) -> Iterator[None]:
     """Log system metrics to a run while the context is open, once an interval and for the first time after two.
 
-    A stage that is over within an interval would have one sample at most, so none is taken: importing and asking NVML take longer than
+    A stage shorter than an interval would have one sample at most, so none is taken: importing and querying NVML takes longer than
     some stages.
 
     Args:
@@ -53,7 +53,7 @@ class _Monitor:
                 return
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            # It says so when it starts, when it ends and where there is no GPU: the log of a stage is for the stage's own lines.
+            # It logs its start, its end and missing GPUs, which do not belong in the log of a stage.
             logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
             self._monitor = SystemMetricsMonitor(self._run_id, resume_logging=True)
             self._monitor.start()

@@ -1,4 +1,4 @@
-"""Which models vLLM has a class of its own for, and which it serves through the classes of transformers."""
+"""Which models vLLM implements itself, and which it serves through the classes of transformers."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def rewrites_classes(model: Path) -> bool:
 
     settings = json.loads((model / "config.json").read_text(encoding="utf-8"))
     known = [ModelRegistry.models[name] for name in settings.get("architectures") or () if name in ModelRegistry.models]
-    # What it does not know it tries in the same way.
+    # It tries unknown models in the same way.
     return not known or any(getattr(one, "module_name", "").startswith(_BACKEND) for one in known)

@@ -14,13 +14,13 @@ SUPPORTED = "0.32."
 
 
 def require_plain(config: Any) -> None:
-    """Make sure that vLLM is not set up in a way that mixing does not work with.
+    """Refuse a vLLM configuration that mixing does not support.
 
     Args:
         config: A `vllm.config.VllmConfig`.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: It is not supported.
     """
     for name, used in {
         "pipeline parallelism": config.parallel_config.pipeline_parallel_size > 1,
@@ -32,7 +32,7 @@ def require_plain(config: Any) -> None:
 
 
 def require_hooks(hooks: Mapping[Callable[..., Any], tuple[str, ...]]) -> None:
-    """Make sure that this vLLM is one that mixing was written for.
+    """Refuse a vLLM version that mixing was not written for.
 
     Args:
         hooks: The functions that are overridden, each with the names of its first parameters after `self`.

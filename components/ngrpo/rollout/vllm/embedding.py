@@ -1,4 +1,4 @@
-"""Where vLLM's input embeddings are rows of one matrix, mixtures are read from it without a call of the model."""
+"""The matrix of vLLM's input embeddings, from which mixtures can be read without calling the model."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Submitted:
-    """Requests that are generated together with others, and those that have ended."""
+    """A call's requests, and the responses that are complete."""
 
     settings: list[RequestSettings]
     mixer: Mixer | None
@@ -51,8 +51,8 @@ class _Submitted:
 class VLLMEngine:
     """Generates with stock vLLM on a copy of the model's weights.
 
-    With one device the engine lives in this process and takes weights as they are; with several it has processes of its own and
-    they pass through a file in shared memory.
+    With one device the engine lives in this process and reads weights directly; with several it has processes of its own, and
+    weights pass through a file in shared memory.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class VLLMEngine:
         Args:
             model: What `save_pretrained` wrote.
             eos_token_ids: Tokens that end a response.
-            as_saved: Gives the weights of a model in memory the names and shapes that they have in its files, which vLLM knows.
-            shares_gpu: Whether the GPU serves a training too, to which the engine can give its memory back.
+            as_saved: Gives the weights of a model in memory the names and shapes of its files, which vLLM expects.
+            shares_gpu: Whether training uses the GPU too, so that the engine must be able to free its memory.
             max_length: Longest prompt and response together.
             batch_size: Sequences decoded together.
             dtype: Name of a torch type.
@@ -88,10 +88,10 @@ class VLLMEngine:
 
         Raises:
             EngineError: vLLM is not installed, or cannot serve the model.
-            ConfigError: It is a version or set up in a way that mixing does not work with, or one of several training processes would
+            ConfigError: Its version or configuration does not support mixing, or one of several training processes would
                 need a process for it.
         """
-        # Nothing is reported to anybody, and the log of a stage is for its own lines; both can be overridden.
+        # No telemetry, and no log lines of vLLM in a stage's log; both can be overridden.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         try:
@@ -116,7 +116,7 @@ class VLLMEngine:
             if self._in_process and torch.distributed.is_initialized():
                 # One of several training processes: an engine each, on the process's own GPU.
                 options = {"distributed_executor_backend": "external_launcher"} | options
-            # On a GPU that training shares, the engine can give its memory back between two rollout batches.
+            # On a GPU that training shares, the engine can free its memory between two rollout batches.
             self._sleeps = shares_gpu and current_platform.is_cuda() and self._in_process
             try:
                 self._llm = LLM(
@@ -128,7 +128,7 @@ class VLLMEngine:
                     tensor_parallel_size=tensor_parallel_size,
                     gpu_memory_utilization=gpu_memory_utilization,
                     enable_sleep_mode=self._sleeps,
-                    use_tqdm_on_load=False,  # these bars do not ask tqdm's environment
+                    use_tqdm_on_load=False,  # these bars ignore tqdm's environment variables
                     **MIXING,
                     **options,
                 )
@@ -146,7 +146,7 @@ class VLLMEngine:
         self._as_saved = as_saved
         self._eos = list(eos_token_ids)
         self._mixer: Mixer | None = None
-        self._strategies: list[Strategy] = []  # that the workers know, each by its place
+        self._strategies: list[Strategy] = []  # known to the workers, by index
         self._asleep = False
         self._submitted: dict[int, _Submitted] = {}
 
@@ -174,7 +174,7 @@ class VLLMEngine:
         samplings: Sequence[Sampling],
         mixers: Sequence[Mixer | None],
     ) -> list[Rollout]:
-        """Like `generate`, with settings of its own for each prompt; the mixers must share their index and end marker."""
+        """Like `generate`, with separate settings for each prompt; the mixers must share their index and end marker."""
         settings = self._settings(prompts, seeds, samplings, mixers)
         with self._alive():
             outputs = self._llm.generate(
@@ -209,7 +209,7 @@ class VLLMEngine:
                 [self._parameters(each) for each in settings],
                 use_tqdm=False,
             )
-        # vLLM adds something random to the number of a request, and answers without it.
+        # vLLM appends a random text to the id of a request, and answers without it.
         rows = {request.partition("-")[0]: row for row, request in enumerate(ids)}
         self._submitted[number] = _Submitted(settings, mixer, rows, {})
 
@@ -276,7 +276,7 @@ class VLLMEngine:
 
     @contextmanager
     def _alive(self) -> Iterator[None]:
-        """Say what it means if vLLM's process dies meanwhile.
+        """Turn the death of vLLM's process into an error.
 
         Raises:
             EngineError: It died.
@@ -308,20 +308,20 @@ class VLLMEngine:
             with shared_tensors({name: value.cpu().contiguous() for name, value in weights}) as path:
                 self._rpc("mixing_load_weights", path)
         if self._asleep:
-            # Only now: what loading takes for a while, and the gathered weights of training, fit where the cache will be.
+            # Only now, so that temporary buffers and the gathered training weights fit where the cache will be.
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         self._llm.reset_prefix_cache()
 
     def sleep(self) -> None:
-        """See `RolloutEngine.sleep`. Weights are dropped, not kept on the host: the next ones are others."""
+        """See `RolloutEngine.sleep`. Weights are dropped, not kept on the host, because the next call loads new ones."""
         if self._sleeps and not self._asleep:
             self._require_idle("weights")
             self._llm.sleep(level=2)
             self._asleep = True
 
     def close(self) -> None:
-        """Stop vLLM and give its memory back, unless that was done."""
+        """Stop vLLM and free its memory, unless that was done."""
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
@@ -360,7 +360,7 @@ class VLLMEngine:
         self._mixer = mixer
 
     def _number(self, mixer: Mixer) -> int:
-        """Return the number of a mixer's strategy, which the workers then know."""
+        """Register a mixer's strategy with the workers and return its number."""
         strategy = mixer.strategy
         for number, known in enumerate(self._strategies):
             if known is strategy or (type(known) is type(strategy) and known == strategy):
@@ -386,7 +386,7 @@ class VLLMEngine:
 
 
 def rollout_of(output: Any, record: tuple[bytes, bytes, bytes, bytes], seed: int, mixer: Mixer | None) -> Rollout:
-    """Put a response together from vLLM's output of it and the record that its worker kept."""
+    """Assemble a response from vLLM's output and the worker's record."""
     length, k = len(output.token_ids), mixer.k if mixer else 1
     mixed, weights, logprobs, candidates = record
     positions = torch.from_numpy(np.frombuffer(mixed, dtype=bool)[:length].nonzero()[0])
@@ -408,7 +408,7 @@ def rollout_of(output: Any, record: tuple[bytes, bytes, bytes, bytes], seed: int
 
 
 def _watch(client: Any) -> None:
-    """Tell vLLM's blocking client that its engine has died: it notes it, but goes on waiting for the next output."""
+    """Tell vLLM's blocking client that its engine has died: it would otherwise go on waiting for the next output."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""Settings of a request on their way through vLLM: in the extra arguments of its sampling parameters."""
+"""Pass a request's settings through vLLM, in the extra arguments of its sampling parameters."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def sampling_params(settings: RequestSettings, stop_token_ids: list[int]) -> Sam
 
 
 def read_settings(params: SamplingParams | None) -> RequestSettings | None:
-    """Return the settings that `sampling_params` put in, none for a request that is not ours."""
+    """Return the settings that `sampling_params` put in, none for other requests."""
     if params is None or not params.extra_args or SETTINGS not in params.extra_args:
         return None
     return RequestSettings(**params.extra_args[SETTINGS])
 
 
 def follow(slots: MixingSlots, step: SchedulerOutput) -> list[tuple[str, int]]:
-    """Bring the slots up to a scheduler step; return each request that joins or comes back, with its slot (-1: not ours)."""
+    """Update the slots for a scheduler step; return each request that joins or returns, with its slot (-1 for other requests)."""
     slots.finish(step.finished_req_ids)
     settings = {request.req_id: read_settings(request.sampling_params) for request in step.scheduled_new_reqs}
     ours = [(request, each) for request, each in settings.items() if each is not None]

@@ -1,4 +1,4 @@
-"""Which rows of a step belong to which slot and position: plain arithmetic on what the scheduler planned."""
+"""Which rows of a step belong to which slot and position: plain arithmetic on the scheduler's plan."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class MixingSampler(Sampler):
 
 
 class MixingRunner(GPUModelRunner):
-    """What a V1 runner's class becomes a subclass of (see `ngrpo.rollout.vllm.worker`)."""
+    """Mixin for the class of a V1 runner (see `ngrpo.rollout.vllm.worker`)."""
 
     embedding: VocabParallelEmbedding | None
     slots: MixingSlots

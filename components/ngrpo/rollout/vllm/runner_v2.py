@@ -1,7 +1,7 @@
 """Mixing in vLLM's Model Runner V2, the one that a GPU gets by default.
 
-Mixtures are laid into the runner's persistent buffer of input embeddings before the model runs: CUDA graphs capture that buffer, and
-what is written into it is outside of them.
+Mixtures are written into the runner's persistent buffer of input embeddings before the model runs: CUDA graphs capture the buffer, while
+the writes happen outside of them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class MixingSampler(Sampler):
 
 
 class MixingModelState(DefaultModelState):
-    """What the class of a model's state becomes a subclass of."""
+    """Mixin for the class of a model's state."""
 
     slot_map: _SlotMap
     embedding: VocabParallelEmbedding | None
@@ -123,7 +123,7 @@ class MixingModelState(DefaultModelState):
 
 
 class MixingRunner(GPUModelRunner):
-    """What a V2 runner's class becomes a subclass of (see `ngrpo.rollout.vllm.worker`)."""
+    """Mixin for the class of a V2 runner (see `ngrpo.rollout.vllm.worker`)."""
 
     slot_map: _SlotMap
 

@@ -1,4 +1,4 @@
-"""vLLM's scheduler with a prefix cache that never takes a mixed text for a plain one."""
+"""vLLM's scheduler with a prefix cache that never confuses a mixed text with a plain one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Salting(Scheduler):
     def add_request(self, request: Request) -> None:
         settings = read_settings(request.sampling_params)
         if settings is not None and settings.mixes and request._block_hasher is not None:
-            # Its prompt has been hashed when it was made: what is hashed from now on holds part of the response.
+            # The prompt was hashed when the request was created: blocks hashed from now on hold part of the response.
             request._block_hasher = _salted(request._block_hasher, request.request_id.encode())
         super().add_request(request)
 

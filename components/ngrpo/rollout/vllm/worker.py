@@ -30,7 +30,7 @@ class MixingWorker(Worker):
         """See `Worker.init_device`."""
         require_plain(self.vllm_config)
         super().init_device()
-        # Twice as many as run at a time: records leave the device in large parts, not with every request that ends.
+        # Twice the requests that run at a time, so that records are copied in large batches, not one by one.
         self.mixing = MixingSlots(self.device, 2 * self.vllm_config.scheduler_config.max_num_seqs)
         if self.use_v2_model_runner:
             _adapt_v2(self.model_runner, self.mixing)
@@ -51,7 +51,7 @@ class MixingWorker(Worker):
         self.mixing.add_strategy(number, strategy)
 
     def mixing_load_strategy(self, number: int, source: dict[str, Any]) -> None:
-        """Like `mixing_add_strategy`, with what the strategy is made from."""
+        """Like `mixing_add_strategy`, with the source of the strategy."""
         self.mixing.add_strategy(number, load_strategy(StrategySource(**source)))
 
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -79,7 +79,7 @@ class MixingWorker(Worker):
         self.reload_weights(weights_iterator=iter(load_file(path).items()))
 
     def mixing_take(self, names: list[str]) -> list[tuple[bytes, bytes, bytes, bytes]]:
-        """See `MixingSlots.take`; the tensors of each record as bytes, which pass between processes as they are."""
+        """See `MixingSlots.take`; the tensors of each record as bytes, which pass between processes unchanged."""
         return [
             (
                 record.mixed.numpy().tobytes(),
