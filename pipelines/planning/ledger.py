@@ -18,6 +18,7 @@ from ngrpo.ledger.spending import Cost, recorded_cost, together
 from ngrpo.sizing.durations import Duration
 from ngrpo.sizing.durations import duration as duration_of
 from ngrpo.sizing.model_shape import model_shape
+from ngrpo.sizing.stages import answers
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.planning.nodes import Plan
@@ -126,7 +127,12 @@ def expectations(
             found[node.name] = None
     model = model_shape(config.model.source) if None in found.values() else None
     if model is not None:
-        found |= {name: duration_of(config, plan[name].stage, model) for name, known in found.items() if known is None}
+        generated = answers(config, model)
+        found |= {
+            name: duration_of(config, plan[name].stage, model, generated)
+            for name, known in found.items()
+            if known is None
+        }
     return found
 
 
