@@ -553,9 +553,13 @@ def test_stages_read_no_logs_and_make_no_jobs(rendered, folder):
         ("", "pods", "list"),
         ("", "pods/log", "get"),
     }
+    services = {("serving.kserve.io", "inferenceservices", verb) for verb in ("create", "get", "update", "delete")}
+    assert rights(documents, "ngrpo-deployment") == services
     assert rights(documents, "ngrpo-service") == set()
-    (secret,) = of_kind(documents, "Secret")
-    assert secret["metadata"]["annotations"] == {"kubernetes.io/service-account.name": "ngrpo-training"}
+    accounts = sorted(str(secret["metadata"]["annotations"]) for secret in of_kind(documents, "Secret"))
+    assert accounts == [
+        str({"kubernetes.io/service-account.name": f"ngrpo-{name}"}) for name in ("deployment", "training")
+    ]
 
 
 # --- what a person adds in k8s/mine -----------------------------------------------------------------------------------

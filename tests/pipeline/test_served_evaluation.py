@@ -251,7 +251,12 @@ def test_a_run_keeps_what_it_deployed_where_that_does_as_it_was_evaluated(stage)
 
 def test_a_run_refuses_what_does_worse_and_goes_back_even_where_an_earlier_try_was_lost(stage, monkeypatch):
     before = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "spec": {"before": True}}
-    before["metadata"] = {"name": NAME, "resourceVersion": "1", "annotations": {"ngrpo/model": "before"}}
+    before["metadata"] = {
+        "name": NAME,
+        "namespace": "kubeflow",
+        "resourceVersion": "1",
+        "annotations": {"ngrpo/model": "before"},
+    }
     stage.cluster.services[SERVICE] = before
     with monkeypatch.context() as lost:  # a pod that is lost puts nothing back
         lost.setattr("ngrpo_kfp.components.serving.deployment._put_back", lambda *arguments: None)
