@@ -13,6 +13,10 @@ _UNUSED = ("sklearn", "scipy")
 UNUSED_BY_MLFLOW = ("pandas", "pyarrow", "scipy", "sklearn")
 """MLflow imports them where they are installed, for data sets and signatures of models that are none of ours (mlflow-skinny lacks them)."""
 
+UNUSED_BY_KUBERNETES = ("kubernetes_validate",)
+"""The client, which kfp brings, imports it where it is installed (our tests use it), for a method that is not called here. It takes two
+seconds: jsonschema builds a parser of addresses for it."""
+
 
 @contextmanager
 def light_imports(unused: Collection[str] | None = None) -> Iterator[None]:
