@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from ngrpo.config import RunConfig
 from ngrpo.config.costs import CostsConfig
-from ngrpo.evaluation.gains import Gain
 from ngrpo.ledger.devices import hardware, visible_gpus
 from ngrpo.ledger.prices import digits, duration, figures, in_words, money, price_of_a_point
 from ngrpo.ledger.shapes import Expected, expected, shape
 from ngrpo.ledger.spending import Cost, cost_of, records_of, together
-from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.planning.nodes import Plan
+
+if TYPE_CHECKING:
+    from ngrpo.evaluation.gains import Gain
+    from ngrpo.storage.objects import ObjectStore
 
 _TRAINING = "ngrpo_training"
 
