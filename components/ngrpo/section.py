@@ -172,7 +172,8 @@ StoreURI = Annotated[str, Field(max_length=500), AfterValidator(check_store)]
 class Section(BaseModel):
     """A part of the configuration: immutable, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    # What a process never validates by itself is not built: every command and every stage waits for this module.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     """Fields that cannot change the result of a stage, and so are not part of its key."""

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ngrpo.checking.light_imports import UNUSED_BY_KUBERNETES, light_imports
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
 from ngrpo.storage.disk import explain
@@ -112,7 +113,11 @@ def _main(arguments: list[str]) -> int:
             command.main(arguments, prog_name="ngrpo")  # ends the process
         signal.signal(signal.SIGTERM, _interrupt)
         # Not `command.main`: it has words and exit codes of its own for what is raised here.
-        with addresses_without_users(), command.make_context("ngrpo", arguments) as context:
+        with (
+            addresses_without_users(),
+            light_imports(UNUSED_BY_KUBERNETES),
+            command.make_context("ngrpo", arguments) as context,
+        ):
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code

@@ -63,9 +63,9 @@ def run(
     ] = False,
 ) -> None:
     """Run the pipeline on this machine."""
+    config = read_config(chosen_preset(preset, preset_option), settings, seed)
     from ngrpo_kfp.pipelines.local import run_pipeline
 
-    config = read_config(chosen_preset(preset, preset_option), settings, seed)
     (run_pipeline.dry_run if dry_run else run_pipeline.run)(config, workspace(), terminal(), base=base)
 
 
@@ -98,8 +98,9 @@ def rerun(
     if wait is not None:
         raise ConfigError("--wait and --no-wait are for a run on the cluster: name one by --from, or leave them out")
     from ngrpo_kfp.pipelines.cli.acting import acting_config
-    from ngrpo_kfp.pipelines.local import run_pipeline
 
     home, console = workspace(), terminal()
     config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
+    from ngrpo_kfp.pipelines.local import run_pipeline
+
     run_pipeline.run(config, home, console, base=base, rerun=stage)

@@ -21,9 +21,7 @@ from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
 from ngrpo.contracts.promotion import PROMOTION, Promotion, read_promotion
 from ngrpo.environment import PRICES, environment
 from ngrpo.errors import ConfigError
-from ngrpo.evaluation.gains import Gain, gain_of
 from ngrpo.stages.keys import mentions_kept
-from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.local.announcing import announce_decisions, failure_announced, warn_of_missing
@@ -52,6 +50,8 @@ from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_tab
 from ngrpo_kfp.pipelines.planning.user_imports import require_imports
 
 if TYPE_CHECKING:
+    from ngrpo.evaluation.gains import Gain
+    from ngrpo.storage.artifacts import ArtifactStore
     from ngrpo_kfp.pipelines.local.runner import Runner
 
 _CURE = "run the preset again"
@@ -266,6 +266,8 @@ def _gains(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> dict[str
     """Return what training gained on each benchmark; nothing where there are several evaluations."""
     if len(evaluations) != 1:
         return {}
+    from ngrpo.evaluation.gains import gain_of
+
     (evaluation,) = evaluations.values()
     return {name: gain_of(evaluation, name, config.evaluation, config.seed) for name in evaluation["models"]["trained"]}
 

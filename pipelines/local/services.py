@@ -6,15 +6,17 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ngrpo.environment import environment
 from ngrpo.stages.surroundings import STORE_IS_LOCAL
-from ngrpo.storage.artifacts import ArtifactStore
-from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed import serve
 from ngrpo.tracking.addresses import database_uri
 from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.workspace import Workspace
+
+if TYPE_CHECKING:
+    from ngrpo.storage.artifacts import ArtifactStore
 
 _DEFAULT_STORE = "s3://ngrpo/artifacts"
 
@@ -38,6 +40,10 @@ class Services:
         Raises:
             StoreError: The service cannot be reached or refuses the credentials, or the bucket is missing.
         """
+        # boto3 takes a while to import, and the embedded store to start: both at once.
+        from ngrpo.storage.artifacts import ArtifactStore
+        from ngrpo.storage.objects import ObjectStore
+
         objects = ObjectStore(self.store_uri)
         objects.check()
         return ArtifactStore(objects, workspace.cache)

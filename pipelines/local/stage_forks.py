@@ -1,8 +1,8 @@
 """Stages of a local run as forks of one process: what they work with is imported once a run, not once a stage.
 
-As a module that is run it is that process. It reads a job a line from its standard input, imports the stage's module, forks, and says how
-the fork ended; beside the first stage it imports what those after it need. The fork does what kfp's own process of a stage does: it writes
-the component's source to a file and executes it.
+As a module that is run it is that process. It imports what the first stage needs, reads a job a line from its standard input, imports the
+stage's module, forks, and says how the fork ended; beside the first stage it imports what those after it need. The fork does what kfp's
+own process of a stage does: it writes the component's source to a file and executes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ngrpo.stages.supervision import QUIET
 _RUNTIME = {"_KFP_RUNTIME": "true"}
 """By which kfp knows that a process executes a component; it then imports no compiler."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd")
-_IMPORTED_FIRST = (
+_IMPORTED_BY_ALL = (
     "kfp.dsl.executor_main",
     "ngrpo.config",
     "ngrpo.stages.execution",
@@ -104,7 +104,9 @@ def _serve(stages: list[str]) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    for name in _IMPORTED_FIRST:
+    # Before MLflow, which imports scipy: transformers would find it, and import much more of it (`light_imports`).
+    _import_stage(stages.pop(0))
+    for name in _IMPORTED_BY_ALL:
         importlib.import_module(name)
     if os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:"):
         for name in _IMPORTED_FOR_A_DATABASE:

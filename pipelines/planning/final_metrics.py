@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.contracts.promotion import Promotion
-from ngrpo.evaluation.gains import Gain
+
+if TYPE_CHECKING:
+    from ngrpo.evaluation.gains import Gain
 
 
 def final_metrics(

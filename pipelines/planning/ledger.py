@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from ngrpo.config import RunConfig
 from ngrpo.config.costs import CostsConfig
-from ngrpo.evaluation.gains import Gain
 from ngrpo.ledger.devices import hardware, visible_gpus
 from ngrpo.ledger.prices import digits, duration, figures, in_words, money, price_of_a_point
 from ngrpo.ledger.shapes import Expected, expected, shape
@@ -19,9 +18,12 @@ from ngrpo.sizing.durations import Duration
 from ngrpo.sizing.durations import duration as duration_of
 from ngrpo.sizing.model_shape import model_shape
 from ngrpo.sizing.stages import answers
-from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.planning.nodes import Plan
+
+if TYPE_CHECKING:
+    from ngrpo.evaluation.gains import Gain
+    from ngrpo.storage.objects import ObjectStore
 
 _TRAINING = "ngrpo_training"
 

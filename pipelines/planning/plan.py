@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import RunConfig, select
 from ngrpo.config.reading import override
@@ -14,11 +14,13 @@ from ngrpo.errors import ConfigError
 from ngrpo.stages.declarations import DECLARED, Stage
 from ngrpo.stages.keys import code_version, source_files, stage_key
 from ngrpo.stages.libraries import Versions, installed, selected
-from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo_kfp.pipelines.planning.content import Content, read_contents, stage_settings
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan, PlannedStage, node_name
 from ngrpo_kfp.pipelines.planning.reasons import explain, other_graders
 from ngrpo_kfp.pipelines.post_training import StageTracer, post_training
+
+if TYPE_CHECKING:
+    from ngrpo.storage.artifacts import ArtifactStore
 
 
 def make_plan(

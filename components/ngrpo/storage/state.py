@@ -7,8 +7,10 @@ gets one `DamagedStateError` that names the file, what is wrong and the cure.
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -43,9 +45,16 @@ def parse_state(data: bytes, expected: type[T], *, where: object, cure: str) -> 
         raise DamagedStateError(f"{where}: damaged: {what}; {cure}") from error
     try:
         # JSON knows no tuples and no integers apart from floats: strict mode for JSON input allows for that.
-        return TypeAdapter(expected).validate_json(json.dumps(tree, allow_nan=False), strict=True)
+        state: T = _validator(cast("Hashable", expected)).validate_json(json.dumps(tree, allow_nan=False), strict=True)
     except (ValidationError, ValueError) as error:
         raise DamagedStateError(f"{where}: damaged: {_problem(error)}; {cure}") from error
+    return state
+
+
+@cache
+def _validator(expected: Any) -> TypeAdapter[Any]:
+    """A plan reads hundreds of files of a few types, and to build a validator takes longer than to use it."""
+    return TypeAdapter(expected)
 
 
 def read_state(path: Path, expected: type[T], *, cure: str) -> T | None:
