@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +34,10 @@ def check(
     """Look for what a run would stumble over: files, columns, prompts, answers, rewards."""
     from ngrpo.checking.examination import examine
 
-    examination = examine(read_config(chosen_preset(preset, preset_option), settings, seed))
+    config = read_config(chosen_preset(preset, preset_option), settings, seed)
+    # What a function of the user's prints is no part of the findings.
+    with redirect_stdout(sys.stderr):
+        examination = examine(config)
     if as_json:
         typer.echo(json.dumps(examination.record(), indent=1, ensure_ascii=False))
     else:

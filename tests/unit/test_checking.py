@@ -201,7 +201,19 @@ def test_a_template_that_leaves_out_the_question_is_refused(job):
     [
         (lambda model: (model / "config.json").unlink(), "has no config.json; save model and tokenizer there with"),
         (lambda model: (model / "config.json").write_text("[1]"), "config.json is no JSON object; copy it again"),
-        (lambda model: (model / "tokenizer.json").unlink(), "has no a tokenizer"),
+        (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer (tokenizer.json or"),
+        (
+            lambda model: (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid"),
+            "model.safetensors is a pointer of Git LFS in place of the file; fetch it with `git lfs pull`",
+        ),
+        (
+            lambda model: (model / "config.json").rename(model / "adapter_config.json"),
+            "has no config.json; it is an adapter without its model: merge the two",
+        ),
+        (
+            lambda model: shutil.copytree(model, f"{model}/checkpoint-5") and (model / "config.json").unlink(),
+            "/checkpoint-5",
+        ),
         (
             lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"),
             "has no weights (*.safetensors); its weights are pickles, which are not read",
@@ -311,6 +323,17 @@ def test_the_command_shows_a_table_and_ends_with_1_on_an_error(job, capsys, monk
     assert "no such directory" in shown
     assert "1 error" in shown
     assert "were not looked at" in shown
+
+
+def test_what_a_reward_prints_is_not_among_the_findings(job, capsys):
+    code = (
+        "print('at import')\ndef f(completions, **kwargs):\n    print('at work')\n    return [1.0] * len(completions)\n"
+    )
+    with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code)
+    assert main(["check", str(job / "mine.toml"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["passed"]
+    assert captured.err.split("\n")[:2] == ["at import", "at work"]
 
 
 def test_a_refusal_imports_no_library_of_models(job):

@@ -1,13 +1,19 @@
 """`ngrpo init`: what it guesses, what it writes, and what it refuses."""
 
+import json
 import shutil
 import time
 import tomllib
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ngrpo.drafting.guesses import answer_form, guess_columns
+from ngrpo.drafting.own_model import look_at_model
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.app import main
 from own_job import problems, write_csv, write_job, write_jsonl
@@ -100,8 +106,12 @@ def test_nothing_is_overwritten_without_force(job, capsys):
     [
         (["--model", "nowhere"], "--model 'nowhere': no such directory (seen from "),
         (["--model", "chat.jinja"], "--model 'chat.jinja': no directory (seen from "),
-        (["--model", "."], "--model '.': it has no config.json; name a directory that save_pretrained wrote"),
+        (["--model", "."], "--model '.': it has no config.json; models lie in it: name one, model"),
         (["--data", "nowhere.csv"], "--data 'nowhere.csv' (seen from "),
+        (
+            ["--data", "s3://bucket/mine.csv"],
+            "--data 's3:/bucket/mine.csv': an address; copy the files to this machine",
+        ),
         (["--data", "rewards.py"], "--data 'rewards.py' (seen from "),
         (["--benchmark", "nowhere.csv"], "--benchmark 'nowhere.csv' (seen from "),
         (["--reward", "rewards.py:shrot"], "--reward 'rewards.py:shrot': "),
@@ -179,4 +189,40 @@ def test_boxed_answers_pass_the_check(job, capsys):
 def test_too_few_rows_are_not_held_out(job, capsys):
     write_csv(job / "few.csv", problems(12))
     line = fails(capsys, "init", "--model", "model", "--data", "few.csv")
-    assert line == "--data 'few.csv': 12 rows are too few to hold some of them out: name a benchmark by --benchmark"
+    assert line == "--data 'few.csv': 12 rows are too few to hold some out; name a benchmark by --benchmark"
+
+
+def test_numbers_that_json_has_no_form_for_are_held_out_and_dates_are_refused_with_the_cure(job, capsys):
+    questions = [question for question, _ in problems(20)]
+    for name, answers in (("decimal", [Decimal("2.50")] * 20), ("date", [date(2024, 5, 1)] * 20)):
+        pq.write_table(pa.table({"question": questions, "answer": answers}), job / f"{name}.parquet")
+    assert main(["init", "--model", "model", "--data", "decimal.parquet"]) == 0, capsys.readouterr().err
+    held_out = (job / "mine-held-out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in held_out] == ["2.50", "2.50"]
+    line = fails(capsys, "init", "--model", "model", "--data", "date.parquet", "-o", "late.toml")
+    assert line.endswith("(a date (2024-05-01), no text: write it as text, in the form that a response is to have)")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "no-names.csv",
+            "What is 1+1?,2\n",
+            "its first line, 'What is 1+1?', '2', looks like a row; write the names of",
+        ),
+        ("odd.jsonl", '{"question\\n": "What is 1+1?", "answer": "2"}\n', "problem_column: one line without control"),
+    ],
+)
+def test_what_a_preset_could_not_name_is_refused_before_one_is_written(job, capsys, name, content, said):
+    (job / name).write_text(content * 30)
+    assert said in fails(capsys, "init", "--model", "model", "--data", name)
+    assert not (job / "mine.toml").exists()
+
+
+def test_a_word_of_millions_of_letters_does_not_keep_the_tokenizer_busy(job):
+    begin = time.process_time()
+    (long, short) = look_at_model(job / "model").tokens(["x" * 3_000_000, "What is 1+1?"])
+    assert time.process_time() - begin < 1
+    assert long > 900_000
+    assert 1 <= short <= 12

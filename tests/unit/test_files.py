@@ -44,6 +44,9 @@ TEXT = "question,answer\nWhat is 1+1?,2\nGröße?,3\n"
 FORMS = {
     "mine.csv": TEXT.encode(),
     "bom.csv": b"\xef\xbb\xbf" + TEXT.encode(),
+    "spaces.csv": TEXT.replace("question,", "\u200bquestion , ").replace(",2", ', "2"').encode(),
+    "numbered.csv": TEXT.replace("question", ",question").replace("What", "1,What").replace("Gr", "2,Gr").encode(),
+    "trailing.csv": TEXT.replace("\n", ",,\n").encode(),
     "windows.csv": TEXT.replace("\n", "\r\n").encode(),
     "mine.CSV": TEXT.encode(),
     "mine.tsv": TEXT.replace(",", "\t").encode(),
@@ -118,13 +121,37 @@ BAD = {
     "header.csv": (b"question,answer\n", "no rows"),
     "empty.parquet": (b"", "empty.parquet cannot be read"),
     "latin.csv": ("question,answer\nGröße,3\n".encode("latin-1"), "latin.csv: line 2 is not UTF-8"),
-    "utf16.csv": (TEXT.encode("utf-16"), "utf16.csv: line 1 is not UTF-8"),
+    "utf16.csv": (TEXT.encode("utf-16"), "utf16.csv: UTF-16; save it as UTF-8"),
     "cut.csv": (b'question,answer\n"a,3\n', "cut.csv, line 2: no CSV"),
     "long.csv": (b"question,answer\na,3,4\n", r"long.csv, row 1 \(line 2\): 3 cells but the header has 2"),
     "short.csv": (b"question,answer\na,3\nb\n", r"short.csv, row 2 \(line 3\): 1 cells"),
     "twice.csv": (b"question,answer,answer\na,3,4\n", "the column 'answer' is there twice"),
     "twice.jsonl": (b'{"question": "a", "answer": 1, "answer": 2}\n', "line 1: no JSON .*'answer' twice"),
-    "semicolons.csv": (b"question;answer\na;3\n", "not one of its columns: question;answer.*semicolons"),
+    "semicolons.csv": (b"question;answer\na;1,5\n", "separated by semicolons, 'question;answer'; write commas"),
+    "excel.csv": (b"sep=;\nquestion;answer\na;3\n", "separated by semicolons"),
+    "tabs.csv": (b"question\tanswer\na\t3\n", "separated by tabs, .*; write commas"),
+    "nameless.csv": (b",\nquestion,answer\na,3\n", "its first line names no column"),
+    # another file than it says
+    "pointer.jsonl": (
+        b"version https://git-lfs.github.com/spec/v1\noid",
+        r"pointer of Git LFS .*; fetch it with `git lfs pull`",
+    ),
+    "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+    "page.csv": (b"\n<!DOCTYPE html><html></html>", "page.csv: a web page in place of the file; download it again"),
+    "workbook.csv": (b"PK\x03\x04\xff\xfe", "workbook.csv: a ZIP archive, .*; save the table as CSV"),
+    "squeezed.jsonl": (gzip.compress(lines(*ROWS)), "squeezed.jsonl: compressed with gzip; let its name end with .gz"),
+    "list.jsonl.gz": (
+        gzip.compress(json.dumps(ROWS).encode()),
+        "line 1: a list, no object; .*its name ends with .json",
+    ),
+    "digits.jsonl": (
+        b'{"question": "a", "answer": ' + b"9" * 5000 + b"}",
+        "line 1: a number of thousands of digits; write it as text",
+    ),
+    "late.parquet": (
+        parquet(question=["a"], answer=["3"], when=pa.array([9 * 10**18], pa.timestamp("us"))),
+        "column 'when' cannot be read: .*; leave it out, or store text",
+    ),
     "broken.jsonl": (lines(ROWS[0]) + b'{"question": \n', "broken.jsonl, line 2: no JSON"),
     "text.jsonl": (b'"only a text"\n', "text.jsonl, line 1: a str, no object"),
     "values.json": (b"[1, 2]", "values.json, row 1: a int, no object"),
@@ -138,7 +165,7 @@ BAD = {
         lines({"query": "a", "answer": 3}),
         "problem_column='question' is not one of its columns: query, answer",
     ),
-    "near.csv": (b"Question ,answer\na,3\n", "problem_column='question' .*; did you mean 'Question '"),
+    "near.csv": (b"Question ,answer\na,3\n", "problem_column='question' .*; did you mean 'Question'"),
     "unanswered.csv": (b"question,answer\na,\nb,\n", "answer_column='answer' holds no answer in any of its 2 rows"),
 }
 
@@ -206,7 +233,7 @@ def test_a_place_without_a_table_is_refused(place, path, message):
 def test_tables_of_several_forms_are_refused(place):
     (place / "exam.csv").write_bytes(FORMS["mine.csv"])
     with pytest.raises(
-        DataError, match=r"tables of several forms: csv \(1, for example exam.csv\), jsonl \(3, .*glob, \*\.csv"
+        DataError, match=r"tables of several forms: csv \(1, for example exam.csv\), jsonl \(3, .*glob, \*\.jsonl"
     ):
         names(place)
 
@@ -234,6 +261,8 @@ def test_files_in_a_bucket_are_read_like_those_of_this_machine(objects: ObjectSt
     ("settings", "message"),
     [
         ({"path": ""}, r"^data\.train\.path: .*at least 1 character"),
+        ({"path": "https://h/x.csv"}, r"^data\.train\.path: https://… is not read: copy the files to this machine"),
+        ({"path": "hf://datasets/a/b.parquet"}, r"^data\.train\.path: hf://… is not read"),
         ({"path": 3}, r"^data\.train\.path: .*valid string"),
         ({"path": "s3://b/x?y"}, r"^data\.train\.path: write s3://bucket/prefix"),
         ({}, r"^data\.train\.path: missing"),

@@ -131,6 +131,7 @@ def test_another_spelling_of_a_benchmark_is_the_same_benchmark(tmp_path):
         ('extends = "other.toml"', "mine.toml': a circle, mine.toml -> other.toml -> mine.toml: leave out one of them"),
         ('extends = "broken.toml"', "broken.toml': not TOML"),
         ('extends = "x\\u0000.toml"', "cannot be read"),
+        (f"a{'.a' * 3000} = 1", "mine.toml': not TOML: nested too deeply"),
         ('[data]\nextends = "tiny"', "data.extends: unknown setting (value 'tiny')"),
     ],
 )
@@ -142,6 +143,12 @@ def test_what_cannot_be_extended(tmp_path, text, said):
     if "data.extends" not in message:
         assert len(message.splitlines()) == 1
         assert message.startswith("preset '")
+
+
+def test_the_mark_that_editors_of_windows_put_first_is_not_content(tmp_path):
+    mine = write(tmp_path, "mine", 'extends = "tiny"\n')
+    marked = write(tmp_path, "marked", '\ufeffextends = "tiny"\r\n')
+    assert read(marked).model_copy(update={"preset": "mine"}) == read(mine)
 
 
 def test_names_of_presets_need_a_place_where_presets_are(tmp_path):

@@ -102,6 +102,7 @@ def test_generation_settings_that_cannot_be_saved_are_left_out_and_that_is_said(
     [
         ("{", "copy it again"),
         ('{"max_new_tokens": 0}', "max_new_tokens"),
+        ('{"eos_token_id": "x"}', "eos_token_id='x' is no id of a token"),
         ('{"num_return_sequences": 4}', "num_return_sequences"),
     ],
 )
@@ -304,6 +305,34 @@ def test_weights_that_are_not_in_the_files_are_refused_before_and_when_they_are_
         f"1 of its weights are not in its files ({lost}), and would be random numbers; copy the model again" in message
     )
     assert f"1 of them are missing, {lost} for example" in refused(lambda: load_model(model, "float32"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"dtype": "int8"}, "no model can be made of its config.json: "),
+        ({"pad_token_id": 10**6}, "no model can be made of its config.json: "),
+        ({"rope_parameters": {"rope_type": "nothing"}}, "config.json"),
+        ({"intermediate_size": 64}, "its files hold model.layers.0.mlp.gate_proj.weight with the shape ["),
+    ],
+)
+def test_settings_that_do_not_fit_the_files_are_refused_before_weights_are_read(model, tmp_path, settings, said):
+    edit(model / "config.json", **settings)
+    assert said in refused(lambda: examine(DirectoryModel(kind="directory", path=str(model)), tmp_path / "examined"))
+
+
+def test_an_adapter_beside_the_model_is_not_put_into_it_in_silence(model, tmp_path):
+    (model / "adapter_config.json").write_text("{}")
+    source = DirectoryModel(kind="directory", path=str(model))
+    message = refused(lambda: examine(source, tmp_path / "examined"))
+    assert "an adapter (adapter_config.json) lies beside the model; merge the two" in message
+    assert refused(lambda: load_model(model, "float32")).endswith("or leave the adapter's files out of a copy")
+
+
+def test_an_index_of_shards_that_names_other_places_is_refused_before_weights_are_read(model, tmp_path):
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.safetensors"}}')
+    source = DirectoryModel(kind="directory", path=str(model))
+    assert "which is no safetensors file beside it" in refused(lambda: examine(source, tmp_path / "examined"))
 
 
 @pytest.mark.parametrize("name", ["gemma3_multimodal", "qwen3_moe", "gpt2", "gpt_neox", "mamba", "bloom"])

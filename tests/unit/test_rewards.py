@@ -347,6 +347,16 @@ def test_a_reward_that_changes_its_inputs_changes_nothing(rewards):
     assert {name: value for name, value in given.items() if not name.startswith("log_")} == before
 
 
+OTHERS = """
+def fails(error):
+    raise error
+import asyncio
+class Mute(Exception):
+    __str__ = None
+async def later():
+    return 1.0
+"""
+
 # --- what a function does wrong ------------------------------------------------------------------------------------------
 
 
@@ -370,12 +380,21 @@ def test_a_reward_that_changes_its_inputs_changes_nothing(rewards):
         ("1.0", "a.py:f returned a value of type float for 3 samples"),
         ("(1 / 0 for _ in completions)", "sample 'p0': a.py:f raised a.py, line 2: ZeroDivisionError"),
         ("exit(3)", "sample 'p0': a.py:f raised a.py, line 2: SystemExit: 3"),
+        ("fails(BaseException('out of time'))", "sample 'p0': a.py:f raised a.py, line 5: BaseException: out of time"),
+        ("fails(asyncio.CancelledError())", "sample 'p0': a.py:f raised a.py, line 5: CancelledError"),
+        ("fails(Mute())", "sample 'p0': a.py:f raised a.py, line 5: Mute: correct the function"),
+        (
+            "open('words.txt')",
+            "(only Python files beside a function go along with it: name any other by its whole path)",
+        ),
+        ("later()", "a.py:f returned a coroutine: write `async def` before the function, and await it there"),
+        ("[later() for _ in completions]", "a.py:f returned a coroutine: write `async def`"),
         ("kwargs['log_metric']('m', float('nan')) or [1.0] * 3", "ValueError: log_metric('m', ...) got nan"),
         ("kwargs['log_extra']('m', [1]) or [1.0] * 3", "ValueError: log_extra('m', ...) got 1 values for 3 samples"),
     ],
 )
 def test_what_a_function_does_wrong_is_one_line_with_the_reward_and_the_sample(rewards, kind, body, said):
-    source = f"{kind} f(completions, **kwargs):\n    return {body}"
+    source = f"{kind} f(completions, **kwargs):\n    return {body}\n{OTHERS}"
     (reward,) = rewards("[training.rewards.mine]\nfunction = 'a.py:f'", a=source).values()
     with pytest.raises(UserCodeError) as failure:
         call(reward, batch("ab", "c", "de"))

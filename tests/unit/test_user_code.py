@@ -186,6 +186,7 @@ def test_what_is_beside_comes_before_what_is_installed(tmp_path):
         ("\n1 / 0\ndef f(): ...", "rewards.py, line 2: ZeroDivisionError: division by zero"),
         ("def f(): ...\ndel f", "rewards.py has no 'f'"),
         ("import sys\nsys.exit(0)\ndef f(): ...", "ends the process when it is imported"),
+        ("raise BaseException('panic')\ndef f(): ...", "rewards.py, line 1: BaseException: panic"),
     ],
 )
 def test_what_cannot_be_imported_is_said_in_one_line(tmp_path, source, said):

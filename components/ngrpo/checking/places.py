@@ -13,6 +13,7 @@ from ngrpo.config.sources import is_bucket
 from ngrpo.data.copies import files_of, is_copy
 from ngrpo.data.locations import local_directory
 from ngrpo.data.own_files import own_files
+from ngrpo.data.placeholders import placeholder
 from ngrpo.errors import DataError, NGRPOError, StoreError
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -54,21 +55,39 @@ def check_model_files(config: RunConfig) -> Iterator[Finding]:
         what
         for what, there in (
             ("config.json", "config.json" in names),
-            (f"a tokenizer ({' or '.join(_TOKENIZERS)})", any(name in names for name in _TOKENIZERS)),
+            (f"tokenizer ({' or '.join(_TOKENIZERS)})", any(name in names for name in _TOKENIZERS)),
             ("weights (*.safetensors)", any(name.endswith(".safetensors") for name in names)),
         )
         if not there
     ]
     if missing:
-        cure = "save model and tokenizer there with save_pretrained"
-        if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-            cure = "its weights are pickles, which are not read: save the model with save_pretrained (safetensors)"
-        yield Finding("error", subject, f"{place} has no {', no '.join(missing)}", cure)
+        yield Finding("error", subject, f"{place} has no {', no '.join(missing)}", cure_of_no_model(place))
         return
+    for name in names:
+        if not name.endswith((".json", ".safetensors", ".model")) or not (place / name).is_file():
+            continue
+        instead = placeholder(place / name)
+        if instead is not None:
+            found, _, cure = instead.partition("; ")
+            yield Finding("error", subject, f"{place / name} is {found}", cure)
+            return
     if _settings(place) is None:
         yield Finding("error", subject, f"{place}/config.json is no JSON object", "copy it again")
         return
     yield Finding("ok", subject, f"{place}: config.json, tokenizer, weights")
+
+
+def cure_of_no_model(place: Path) -> str:
+    """Say what to do about a directory that is no model's, by what lies there instead."""
+    names = {path.name for path in place.iterdir()}
+    inside = sorted(path.parent.name for path in place.glob("*/config.json"))
+    if "adapter_config.json" in names:
+        return "it is an adapter without its model: merge the two (peft's merge_and_unload, then save_pretrained)"
+    if "config.json" not in names and inside:
+        return f"models lie in it: name one, {', '.join(str(place / name) for name in inside[:4])}"
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return "its weights are pickles, which are not read: save the model with save_pretrained (safetensors)"
+    return "save model and tokenizer there with save_pretrained"
 
 
 def check_data_files(config: RunConfig) -> Iterator[Finding]:

@@ -32,6 +32,8 @@ _OVERRIDE = re.compile(rf"((?:{_PART})(?:\.(?:{_PART}))*)=(.*)", re.DOTALL)
 _SECRET = re.compile(r"cluster\.(environment|secrets)(\.|$)|notifications(\.[^.]+)?(\.url.*)?$")
 """Settings whose values are not shown: somebody may have put a credential there."""
 
+_LEVELS = 30
+"""Levels of tables and lists in a file; settings have a few, and options of other libraries some more."""
 _OF_FIELD = re.compile(r"\w+(?=[.=]|: )")
 """Begins what a table says of one of its fields."""
 
@@ -168,11 +170,28 @@ def read_toml(what: str, path: Path) -> dict[str, Any]:
 def parse_toml(what: str, path: Path, text: str) -> dict[str, Any]:
     """Parse the text of a TOML file; see `read_toml`."""
     try:
-        return tomllib.loads(text)
+        tree = tomllib.loads(text)
+        _require_few_levels(tree)
+        return tree
     except ValueError as error:  # a TOMLDecodeError, or a number with too many digits
         raise ConfigError(f"{what} {str(path)!r}: not TOML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{what} {str(path)!r}: not TOML: nested too deeply; settings have a few levels") from error
+
+
+def _require_few_levels(tree: Any) -> None:
+    """Refuse a tree that is nested more deeply than settings are; dotted names make one of any depth.
+
+    Raises:
+        RecursionError: It is.
+    """
+    level = [tree]
+    for _ in range(_LEVELS):
+        level = [each for table in level for each in (table.values() if isinstance(table, dict) else table)]
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return
+    raise RecursionError
 
 
 def validate(section: type[S], tree: Mapping[str, Any]) -> S:

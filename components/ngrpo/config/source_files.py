@@ -111,7 +111,7 @@ def read_code(file: Path) -> dict[str, str]:
         if name in code:
             continue
         # One text for one content, whatever the editor's line ends are.
-        code[name] = read_text("file", folder / name).removeprefix("\ufeff").replace("\r\n", "\n")
+        code[name] = read_text("file", folder / name).replace("\r\n", "\n")
         if sum(map(len, code.values())) > LARGEST_CODE:
             raise ValueError(TOO_LARGE)
         for each in imports(parse(name, code[name])):

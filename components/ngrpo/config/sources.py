@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -27,6 +28,7 @@ from ngrpo.section import (
 )
 
 _LARGEST_OPTION = 10**12
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def _check_option(value: Any) -> Any:
@@ -50,6 +52,11 @@ def _place(value: Any) -> Any:
     """Return a place in object storage as it is, and a path of this machine as an absolute one."""
     if not isinstance(value, str) or not value or "\0" in value:
         return value
+    scheme = _SCHEME.match(value)
+    if scheme is not None and not is_bucket(value):
+        raise ValueError(
+            f"{scheme[0]}… is not read: copy the files to this machine and name their path, or name an s3:// address"
+        )
     return check_store(value) if is_bucket(value) else absolute(value)
 
 

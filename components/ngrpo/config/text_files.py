@@ -38,6 +38,6 @@ def read_text(what: str, path: Path) -> str:
             f"{named}: larger than {_LARGEST_FILE} bytes; name a file of settings, which has a few thousand"
         )
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{named}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error

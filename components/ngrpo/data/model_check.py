@@ -49,7 +49,7 @@ def examine_model(
     tokenizer: PreTrainedTokenizerBase,
     label: str,
     services: Sequence[Service] = (),
-    stored: Sequence[str] | None = None,
+    stored: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ModelFacts:
     """Look at a base model as later stages will use it.
 
@@ -58,7 +58,7 @@ def examine_model(
         tokenizer: Its tokenizer, with a chat template that can be used.
         label: What the model is called in errors, for example `model 'org/name'`.
         services: Where vLLM is to serve it.
-        stored: Names of the tensors in its files; none where they are not at hand.
+        stored: Shapes of the tensors in its files, by name; none where they are not at hand.
 
     Returns:
         What limits it, and what to know about it.
@@ -76,6 +76,13 @@ def examine_model(
             f"{label}: {len(missing)} of its weights are not in its files ({missing[0]}), and would be random numbers; copy the model "
             "again, or save it with save_pretrained"
         )
+    for name, parameter in model.named_parameters() if stored is not None else ():
+        held = stored.get(name, parameter.shape)  # what has another name in the files is looked at when it is loaded
+        if tuple(held) != tuple(parameter.shape):
+            raise DataError(
+                f"{label}: its files hold {name} with the shape {list(held)}, and config.json says {list(parameter.shape)}; copy both "
+                "from the same model"
+            )
     for service in services:
         require_service(model, service, label)
     on_cluster = tuple(filter(None, (cluster_problem(model, service) for service in services)))

@@ -12,6 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from ngrpo.data.locations import explained
 from ngrpo.errors import DataError
 
 _OWN_STATE = {"minimax", "recurrent_gemma", "reformer", "rwkv", "xlnet", "xlstm"}
@@ -51,11 +52,15 @@ def outline(config: PretrainedConfig, label: str) -> PreTrainedModel:
     """Return a model without the content of its weights: its modules, and the names and shapes of its parameters.
 
     Raises:
-        DataError: See `auto_class`.
+        DataError: See `auto_class`; or the configuration describes no model that can be made here.
     """
-    with torch.device("meta"):
+    kind = auto_class(config, label)
+    with (
+        explained(f"{label}: no model can be made of its config.json", "correct it in a copy of the model"),
+        torch.device("meta"),
+    ):
         # A copy, because building a model writes to its configuration.
-        model: PreTrainedModel = auto_class(config, label).from_config(deepcopy(config))
+        model: PreTrainedModel = kind.from_config(deepcopy(config))
     return model
 
 

@@ -38,6 +38,7 @@ _SETTINGS = (
     "preprocessor_config.json",
 )
 _GENERATION = "custom_generate/generate.py"
+_ADAPTER = "adapter_config.json"
 _GENERATION_SETTINGS = "generation_config.json"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Values that are names on the hub (org/name) are fetched from there as code.
@@ -73,11 +74,17 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
     """Return the configuration of a model.
 
     Raises:
-        DataError: It is missing, damaged, or brings code.
+        DataError: It is missing, damaged, brings code, or has an adapter beside it.
     """
     if not (directory / "config.json").is_file():
         raise DataError(f"{label}: no config.json in {directory}; the directory must be one that save_pretrained wrote")
     require_no_code(directory, label)
+    if (directory / _ADAPTER).is_file():
+        # The library would put it into the model without a word.
+        raise DataError(
+            f"{label}: an adapter ({_ADAPTER}) lies beside the model; merge the two (peft's merge_and_unload, then save_pretrained), or "
+            "leave the adapter's files out of a copy"
+        )
     with explained(f"{label}: {directory}/config.json cannot be used", _COPY_AGAIN):
         config: PretrainedConfig = AutoConfig.from_pretrained(directory, **_CLOSED)
         if not isinstance(config.get_text_config().vocab_size, int):
@@ -164,6 +171,10 @@ def read_generation_config(directory: Path, label: str) -> GenerationConfig:
         f"{label}: {directory}/{_GENERATION_SETTINGS} cannot be used", "correct it in a copy of the model, or delete it"
     ):
         settings: GenerationConfig = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        for name in _TOKENS:
+            value = getattr(settings, name)
+            if not all(type(token) is int for token in (value if isinstance(value, list) else [value or 0])):
+                raise TypeError(f"{name}={value!r} is no id of a token")
     return settings
 
 
@@ -182,6 +193,29 @@ def require_weights(directory: Path, label: str) -> None:
     Raises:
         DataError: Files are missing, the index of shards is damaged, or a number is not finite.
     """
+    _require_files(directory, label)
+    problem = weights_problem(directory)
+    if problem is not None:
+        raise DataError(f"{label}: its weights in {directory} cannot be used: {problem}; copy or save the model again")
+
+
+def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a directory by name, which the files' headers hold: no weights are read.
+
+    Raises:
+        DataError: A file is damaged, or one that the index of shards names is missing. A directory without any is empty.
+    """
+    paths = sorted(directory.glob("*.safetensors"))
+    if paths:
+        _require_files(directory, label)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with explained(f"{label}: {path} cannot be used", _COPY_AGAIN), safe_open(path, framework="pt") as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    return shapes
+
+
+def _require_files(directory: Path, label: str) -> None:
     files = {WEIGHTS}
     if (directory / SHARDS).is_file():
         files = set(shards(_settings(directory / SHARDS, label), f"{label}: {directory}/{SHARDS}").values())
@@ -191,22 +225,6 @@ def require_weights(directory: Path, label: str) -> None:
             f"{label}: no weights: {', '.join(missing)} missing in {directory}; save the model with "
             "save_pretrained (safetensors)"
         )
-    problem = weights_problem(directory)
-    if problem is not None:
-        raise DataError(f"{label}: its weights in {directory} cannot be used: {problem}; copy or save the model again")
-
-
-def tensor_names(directory: Path, label: str) -> list[str]:
-    """Return the names of the tensors in a directory, which the files' headers hold: no weights are read.
-
-    Raises:
-        DataError: A file is damaged.
-    """
-    names: list[str] = []
-    for path in sorted(directory.glob("*.safetensors")):
-        with explained(f"{label}: {path} cannot be used", _COPY_AGAIN), safe_open(path, framework="pt") as file:
-            names += file.keys()
-    return names
 
 
 def shards(index: Any, label: str) -> Mapping[str, str]:

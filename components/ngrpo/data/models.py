@@ -23,7 +23,7 @@ from ngrpo.data.model_directory import (
     read_config,
     read_tokenizer,
     require_weights,
-    tensor_names,
+    tensor_shapes,
 )
 from ngrpo.data.token_rows import require_rows
 from ngrpo.data.vllm_service import Service
@@ -164,11 +164,11 @@ def _files(source: BaseModelSource, directory: Path, *, weights: bool) -> Path:
     return directory
 
 
-def _stored(source: BaseModelSource) -> list[str] | None:
-    """Return the names of the tensors of a model in a directory of this machine; none of one from elsewhere, or without weights."""
+def _stored(source: BaseModelSource) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of the tensors of a model in a directory of this machine; none of one from elsewhere, or without weights."""
     if not isinstance(source, CopiedModel) or is_bucket(source.location) or not is_copy(source):
         return None
-    return tensor_names(local_directory(source.location, source.named), _label(source)) or None
+    return tensor_shapes(local_directory(source.location, source.named), _label(source)) or None
 
 
 def _label(source: BaseModelSource) -> str:

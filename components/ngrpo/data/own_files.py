@@ -105,8 +105,10 @@ def _require_one_form(named: str, names: Iterable[str]) -> None:
         raise DataError(f"{named}: no table there; a table ends with {known_forms()}, and hidden files do not count")
     if len(forms) > 1:
         found = ", ".join(f"{form} ({len(held)}, for example {held[0]})" for form, held in sorted(forms.items()))
+        # Beside tables lie JSON files that are none, as of a data set's card.
+        likely = max(sorted(forms), key=lambda form: (len(forms[form]), form != "json"))
         raise DataError(
-            f"{named}: tables of several forms: {found}; name those of one, for example with a glob, *.{min(forms)}"
+            f"{named}: tables of several forms: {found}; name those of one, for example with a glob, *.{likely}"
         )
 
 

@@ -19,9 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from ngrpo.data.locations import explained
+from ngrpo.data.placeholders import placeholder
 from ngrpo.errors import DataError
 
 _FORMS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "tsv": "tsv", "parquet": "parquet"}
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive, as Excel's workbooks are; save the table as CSV, or unpack it",
+    b"PAR1": "Parquet; let its name end with .parquet",
+    b"\x1f\x8b": "compressed with gzip; let its name end with .gz",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
+"""What a file is that begins so, and is no text."""
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _NAME = re.compile(r"(?i).+\.(?:(parquet)|(jsonl|ndjson|json|csv|tsv)(?:\.gz)?)")
 
 Row = dict[str, Any]
@@ -45,6 +55,9 @@ def read_table(path: Path, name: str) -> list[Row]:
     """
     form = form_of(name)
     with explained(f"{name} cannot be read", "check its rights, or copy it again"):
+        instead = placeholder(path)
+        if instead is not None:
+            raise DataError(f"{name}: {instead}")
         if form == "parquet":
             return _parquet(path, name)
         text = _text(path, name)
@@ -83,6 +96,9 @@ def _text(path: Path, name: str) -> str:
     data = path.read_bytes()
     if path.suffix.lower() == ".gz":
         data = gzip.decompress(data)
+    foreign = next((what for start, what in _FOREIGN.items() if data.startswith(start)), None)
+    if foreign is not None:
+        raise DataError(f"{name}: {foreign}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,13 +113,17 @@ def _parquet(path: Path, name: str) -> list[Row]:
     with path.open("rb") as file:
         table = pq.ParquetFile(file).read()
     _require_distinct(table.column_names, name)
-    rows: list[Row] = table.to_pylist()
-    return rows
+    cells = []
+    for column in table.column_names:
+        # Python knows neither every date nor every time zone that Parquet does.
+        with explained(f"{name}: column {column!r} cannot be read", "leave it out, or store text"):
+            cells.append(table[column].to_pylist())
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
 def _csv(text: str, name: str, delimiter: str) -> list[Row]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows: list[Row] = []
     columns: list[str] | None = None
     try:
@@ -111,18 +131,35 @@ def _csv(text: str, name: str, delimiter: str) -> list[Row]:
             if not cells:  # a line without anything
                 continue
             if columns is None:
-                columns = cells
-                _require_distinct(columns, name)
+                columns = _header(cells, name, delimiter)
             elif len(cells) != len(columns):
                 raise DataError(
                     f"{name}, row {len(rows) + 1} (line {reader.line_num}): {len(cells)} cells but the header has {len(columns)}; a cell "
                     'with a comma or a quote stands in "double quotes", with a quote written twice'
                 )
             else:
-                rows.append(dict(zip(columns, cells, strict=True)))
+                # A column without a name, of row numbers for example, is none that a setting could name.
+                rows.append({column: cell for column, cell in zip(columns, cells, strict=True) if column})
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num}: no CSV ({error}); correct the quotes") from error
     return rows
+
+
+def _header(cells: Sequence[str], name: str, delimiter: str) -> list[str]:
+    """Return the names of the columns, without what nobody sees around them; empty where there is none."""
+    columns = [cell.strip("\u200b\ufeff").strip() for cell in cells]
+    named = [column for column in columns if column]
+    if not named:
+        raise DataError(f"{name}: its first line names no column; write names there, for example problem and answer")
+    if len(columns) == 1:
+        separator = next((sign for sign in _SEPARATORS if sign in columns[0]), None)
+        if separator is not None:
+            wanted = "commas" if delimiter == "," else "tabs"
+            raise DataError(
+                f"{name}: its cells are separated by {_SEPARATORS[separator]}, {columns[0]!r}; write {wanted}"
+            )
+    _require_distinct(named, name)
+    return columns
 
 
 def _json(text: str, name: str) -> list[Row]:
@@ -146,6 +183,8 @@ def _parsed(text: str, name: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
+        if "int_max_str_digits" in str(error):
+            raise DataError(f"{name}{where}: a number of thousands of digits; write it as text") from error
         raise DataError(
             f"{name}{where}: no JSON ({what}); a file has one object a line, or is one list of objects (.json)"
         ) from error
@@ -153,8 +192,9 @@ def _parsed(text: str, name: str, where: str) -> Any:
 
 def _require_object(row: Any, place: str) -> None:
     if not isinstance(row, dict):
+        several = ", or the file is one list of them and its name ends with .json" if isinstance(row, list) else ""
         raise DataError(
-            f'{place}: a {type(row).__name__}, no object; every row is an object, {{"problem": …, "answer": …}}'
+            f'{place}: a {type(row).__name__}, no object; every row is an object, {{"problem": …, "answer": …}}{several}'
         )
 
 

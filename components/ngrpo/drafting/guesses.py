@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ _ANSWERS = (
     "output",
 )
 _SOLUTIONS = ("solution", "rationale", "reasoning", "generated_solution", "worked_solution", "cot")
+_NUMBER = re.compile(r"[-+]?[\d.,]+")
 _ENOUGH = 0.9
 """Share of the answers that have a form for it to be the form of the table."""
 
@@ -69,6 +71,10 @@ def guess_columns(
     if (found_problem is None or found_answer is None) and len(names) == 2:
         known = found_problem or (_other(names, found_answer) if found_answer else _longest(names, rows))
         found_problem, found_answer, why = known, _other(names, known), "the longer of two"
+        if _NUMBER.fullmatch(found_answer):
+            raise ConfigError(
+                f"--data: its first line, {', '.join(map(repr, names))}, looks like a row; write the names of the columns above it"
+            )
     if found_problem is None or found_answer is None:
         what, option = ("problems", "--problem-column") if found_problem is None else ("answers", "--answer-column")
         raise ConfigError(f"--data: none of the columns {', '.join(names)} is called like {what}; name it by {option}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ngrpo.config import FilesSource, validate
-from ngrpo.data.cells import text_at
+from ngrpo.data.cells import cell_text, text_at
 from ngrpo.data.conversations import is_chat, read_conversation
 from ngrpo.data.own_files import own_files, place_of
 from ngrpo.data.tables import Row, read_table
 from ngrpo.drafting.guesses import Columns, Form, answer_form, guess_columns
 from ngrpo.errors import ConfigError, DataError
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _EVERY = 10
 _MOST_HELD_OUT = 200
 
@@ -49,6 +51,8 @@ def look_at_data(option: str, path: Path, problem: str | None = None, answer: st
         ConfigError: There is no such file or no such column, or nothing tells which column holds what.
         DataError: A file cannot be read.
     """
+    if _ADDRESS.match(str(path)):  # a path has one slash where an address has two
+        raise ConfigError(f"{option} {str(path)!r}: an address; copy the files to this machine and name their path")
     try:
         source = validate(FilesSource, {"kind": "files", "path": str(path.absolute())})
         names = list(own_files(source, lambda file: ""))
@@ -61,6 +65,11 @@ def look_at_data(option: str, path: Path, problem: str | None = None, answer: st
     if not rows:
         raise ConfigError(f"{option} {str(path)!r}: no rows; name a table with rows")
     columns = guess_columns(list(dict.fromkeys(name for row in rows for name in row)), rows, problem, answer)
+    try:
+        named = {"problem_column": columns.problem, "answer_column": columns.answer}
+        validate(FilesSource, {"kind": "files", "path": source.path, **named})
+    except ConfigError as error:
+        raise ConfigError(f"{option} {str(path)!r}: {error}: rename the column") from error
     answers = [value for row in rows if isinstance(value := row.get(columns.answer), str)]
     return OwnData(path, rows, columns, answer_form(answers))
 
@@ -75,13 +84,16 @@ def hold_out(data: OwnData, path: Path) -> int:
     """
     rows = data.rows[::_EVERY][:_MOST_HELD_OUT]
     if len(data.rows) < 2 * _EVERY:
+        count = "1 row is" if len(data.rows) == 1 else f"{len(data.rows)} rows are"
         raise ConfigError(
-            f"--data {str(data.path)!r}: {len(data.rows)} rows are too few to hold some of them out: name a benchmark by --benchmark"
+            f"--data {str(data.path)!r}: {count} too few to hold some out; name a benchmark by --benchmark"
         )
     kept = (data.columns.problem, data.columns.answer)
     try:
-        lines = [json.dumps({name: row.get(name) for name in kept}, ensure_ascii=False) for row in rows]
+        lines = [
+            json.dumps({name: row.get(name) for name in kept}, ensure_ascii=False, default=cell_text) for row in rows
+        ]
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"--data {str(data.path)!r}: no rows can be held out ({error}): name --benchmark") from error
+        raise ConfigError(f"--data {str(data.path)!r}: no rows can be held out ({error})") from error
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return len(rows)

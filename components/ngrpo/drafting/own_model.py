@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ngrpo.checking.places import positions_of
+from ngrpo.checking.places import cure_of_no_model, positions_of
 from ngrpo.data.locations import explained
 from ngrpo.errors import ConfigError
 
 _CHARACTERS = 3
-"""Characters of a token, where the tokenizer cannot be asked."""
+"""Characters of a token, where the tokenizer is not asked."""
+_ASKED = 10_000
+"""Characters of a text that the tokenizer is asked about: one word of a million letters keeps it busy for a minute."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class OwnModel:
 
         with explained(f"--model {str(self.path)!r}: tokenizer.json cannot be used", "copy it again"):
             tokenizer = Tokenizer.from_file(str(file))
-            return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+            counted = tokenizer.encode_batch([text[:_ASKED] for text in texts], add_special_tokens=False)
+        return [
+            len(head.ids) + max(0, len(text) - _ASKED) // _CHARACTERS for head, text in zip(counted, texts, strict=True)
+        ]
 
 
 def look_at_model(path: Path) -> OwnModel:
@@ -49,7 +54,7 @@ def look_at_model(path: Path) -> OwnModel:
             f"--model {str(path)!r}: {what} (seen from {Path.cwd()}); name one that save_pretrained wrote"
         )
     if not (path / "config.json").is_file():
-        raise ConfigError(f"--model {str(path)!r}: it has no config.json; name a directory that save_pretrained wrote")
+        raise ConfigError(f"--model {str(path)!r}: it has no config.json; {cure_of_no_model(path)}")
     return OwnModel(path, positions_of(path), _has_template(path))
 
 

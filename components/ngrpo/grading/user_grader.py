@@ -42,7 +42,11 @@ class UserGrader:
         named = f"function {self._reference.function!r}, called with a response of {len(response):,} characters and the answer {answer!r}"
         try:
             score = self._grade(response, given)
-        except Exception as error:  # a function of the user's can raise whatever Python can
+        except KeyboardInterrupt:
+            raise
+        except (
+            BaseException
+        ) as error:  # a function of the user's can raise whatever Python can; `math_verify` has one for a time-out
             raise UserCodeError(f"{named}: {place(error, self._reference)}{said(error)}") from error
         value = score.item() if type(score).__module__ == "numpy" else score
         if not isinstance(value, bool | int | float) or math.isnan(value) or not 0 <= value <= 1:

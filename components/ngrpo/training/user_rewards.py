@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import inspect
 import math
@@ -52,11 +53,17 @@ class UserReward:
         """
         try:
             values = _listed(self._function(**copied(arguments)))
-        except (Exception, SystemExit) as error:  # a function of the user's can raise whatever Python can
+        except KeyboardInterrupt:
+            raise
+        except (
+            BaseException
+        ) as error:  # a function of the user's can raise whatever Python can; libraries have such for a time-out
             for sample, alone in _samples(arguments):
                 try:
                     _listed(self._function(**alone))
-                except (Exception, SystemExit) as again:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as again:
                     raise self._raised(again, sample) from again
             raise self._raised(error) from error
         return self._checked(values, arguments)
@@ -71,6 +78,11 @@ class UserReward:
     def _checked(self, values: Any, arguments: Arguments) -> list[float | None]:
         ids = sample_ids(arguments)
         returned = f"training.rewards.{self.__name__}: {self._reference.function} returned"
+        coroutines = [each for each in (values if isinstance(values, list) else [values]) if inspect.iscoroutine(each)]
+        if coroutines:
+            for each in coroutines:
+                each.close()  # or Python warns that nobody awaited it
+            raise UserCodeError(f"{returned} a coroutine: write `async def` before the function, and await it there")
         if not isinstance(values, list) or len(values) != len(ids):
             what = f"{len(values)} rewards" if isinstance(values, list) else f"a value of type {type(values).__name__}"
             raise UserCodeError(
@@ -94,11 +106,15 @@ class AsyncUserReward(UserReward):
         """Reward a rollout batch; see `UserReward`."""
         try:
             values = _listed(await self._function(**copied(arguments)))
-        except (Exception, SystemExit) as error:  # as above
+        except BaseException as error:  # as above
+            if _stops(error):
+                raise
             for sample, alone in _samples(arguments):
                 try:
                     _listed(await self._function(**alone))
-                except (Exception, SystemExit) as again:
+                except BaseException as again:
+                    if _stops(again):
+                        raise
                     raise self._raised(again, sample) from again
             raise self._raised(error) from error
         return self._checked(values, arguments)
@@ -129,7 +145,9 @@ def user_reward(name: str, reference: RewardConfig, columns: Sequence[str], work
         _require_takes(where, function, reference.options)
         try:
             function = function(**reference.options)
-        except (Exception, SystemExit) as error:  # as above
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # as above
             raise UserCodeError(
                 f"{where}: {reference.function} raised {place(error, reference)}{said(error)}: correct the class, or its options"
             ) from error
@@ -145,6 +163,15 @@ def user_reward(name: str, reference: RewardConfig, columns: Sequence[str], work
     _require_called(where, reference, function, passed)
     kind = AsyncUserReward if _is_async(function) else UserReward
     return kind(name, reference, function)
+
+
+def _stops(error: BaseException) -> bool:
+    """Say whether an error stops the process or the task, and is nothing that an asynchronous function raised by itself."""
+    task = asyncio.current_task()
+    cancelled = task is not None and task.cancelling() > 0
+    return isinstance(error, KeyboardInterrupt | GeneratorExit) or (
+        isinstance(error, asyncio.CancelledError) and cancelled
+    )
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

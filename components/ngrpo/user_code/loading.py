@@ -101,7 +101,9 @@ def _import(reference: UserCode, name: str, shown: str) -> ModuleType:
         ) from error
     except SystemExit as error:
         raise UserCodeError(f"function {reference.function!r}: {shown} ends the process when it is imported") from error
-    except Exception as error:  # a file of the user's can raise whatever Python can
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file of the user's can raise whatever Python can
         raise UserCodeError(
             f"function {reference.function!r}: {shown} cannot be imported: {place(error, reference)}{said(error)}"
         ) from error
@@ -109,7 +111,12 @@ def _import(reference: UserCode, name: str, shown: str) -> ModuleType:
 
 def said(error: BaseException) -> str:
     """Return what an error of the user's says, in one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # its class is the user's, too
+        text = ""
+    if isinstance(error, FileNotFoundError):
+        text += " (only Python files beside a function go along with it: name any other by its whole path)"
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
 
 
