@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ngrpo.storage.objects import ObjectStore
 
 _TRAINING = "ngrpo_training"
+_MINUTE = 60.0
 
 
 def costs_of(plan: Plan, objects: ObjectStore) -> dict[str, Cost | None]:
@@ -152,7 +153,8 @@ def expectations_table(expected: Mapping[str, Expected | Duration | None], price
             results = f"{each.results} result{'s' * (each.results > 1)} on {each.hardware}"
             table.add_row(name, *_cells(each.cost, prices, priced), results)
         elif each is not None and each.seconds is not None:
-            table.add_row(name, f"about {duration(each.seconds)}", *unknown[1:], f"an estimate: {each.basis}")
+            about = f"about {duration(each.seconds)}" if each.seconds >= _MINUTE else "below 1 min"
+            table.add_row(name, about, "-", *unknown[2:], f"an estimate: {each.basis}")  # none is made of what has GPUs
         else:
             todo = f"; it {each.basis}" if each is not None and each.basis else ""
             table.add_row(name, *unknown, f"no earlier result of this shape{todo}")
