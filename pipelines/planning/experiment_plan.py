@@ -180,11 +180,11 @@ def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[
     said = [f"{left} stages to run"]
     if unknown < left:
         said.append(f"{left - unknown} of them in about {_hours(total)} one after another, {gpu_hours:,.1f} GPU hours")
-    if computed:
-        said.append(f"~: {COMPUTED}")
     if unknown:
         most_tokens = f"; they generate at most {tokens / 1e6:,.1f} million tokens" if tokens else ""
         said.append(f"the time of {unknown} is not known{most_tokens}")
+    if computed:
+        said.append(f"~: {COMPUTED}")
     console.print("; ".join(said), soft_wrap=True)
 
 

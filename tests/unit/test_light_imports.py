@@ -48,3 +48,21 @@ def test_decisions_by_hand_do_without_what_mlflow_imports_for_others():
     script += "; import sys; print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_what_is_put_off_is_imported_when_something_of_it_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text("value = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_to_import", raising=False)
+    monkeypatch.delitem(sys.modules, "nowhere_at_all", raising=False)
+    light_imports.put_off(("slow_to_import", "nowhere_at_all", "types"))
+    assert sys.modules["types"] is types, "what is imported stays"
+    put_off, nowhere = map(importlib.import_module, ("slow_to_import", "nowhere_at_all"))
+    assert "value" not in vars(put_off)
+    assert put_off.value == 3
+    assert sys.modules["slow_to_import"].value == 3
+    assert sys.modules["slow_to_import"] is not put_off
+    with pytest.raises(AttributeError):
+        _ = put_off.other
+    with pytest.raises(ModuleNotFoundError):
+        _ = nowhere.value
