@@ -1,4 +1,4 @@
-"""Tells the webhooks of a configuration how a run on this machine, or a decision by hand, ended."""
+"""Notify the webhooks of a configuration about the end of a run on this machine, or a manual decision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RunError(NGRPOError):
-    """A run failed. `brief` says what and why in one sentence that may leave the machine."""
+    """A run failed. `brief` is one sentence on the reason that may leave the machine."""
 
     def __init__(self, message: str, brief: str):
         super().__init__(message)
@@ -29,14 +29,14 @@ class RunError(NGRPOError):
 
 
 def warn_of_missing(config: RunConfig, console: Console) -> None:
-    """Say which webhooks cannot be told, before the run that they are to be told of."""
+    """Warn before a run about webhooks that cannot be notified."""
     for line in not_set(config.notifications):
         console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
 
 
 @contextmanager
 def failure_announced(config: RunConfig, run: str) -> Iterator[None]:
-    """Tell of an error that leaves the context, and let it go on. A run that was told to stop has not failed."""
+    """Notify about an error that leaves the context, and raise it again. A run that was told to stop has not failed."""
     try:
         yield
     except Exception as error:
@@ -49,7 +49,7 @@ def failure_announced(config: RunConfig, run: str) -> Iterator[None]:
 
 
 def announce_decisions(config: RunConfig, promotions: Iterable[Promotion], run: str | None = None) -> None:
-    """Tell of decisions: those of a run, or one by hand."""
+    """Notify about decisions of a run, or a manual one."""
     for promotion in promotions:
         event = decided(promotion, run)
         if event is not None:
@@ -57,7 +57,7 @@ def announce_decisions(config: RunConfig, promotions: Iterable[Promotion], run: 
 
 
 def announce_rollback(config: RunConfig, entry: Entry) -> None:
-    """Tell of a rollback by hand."""
+    """Notify about a manual rollback."""
     facts = {"champion before": entry["before"]["champion"], "champion": entry["after"]["champion"]}
     model, version = config.promotion.model_name, int(entry["version"])
     announce(config.notifications, Event("rolled_back", None, model, version, entry["reason"], facts))

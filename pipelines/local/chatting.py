@@ -1,4 +1,4 @@
-"""`ngrpo chat`: a conversation with a model in the terminal, or with what comes by the standard input."""
+"""`ngrpo chat`: a conversation with a model in the terminal, or over the standard input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MOST_TOKENS = 1_000_000
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn; none for what the evaluation of the model's run does."""
+    """How responses are drawn; none to use the evaluation settings of the model's run."""
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -44,13 +44,13 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
     Args:
         what: See `named_model`.
         model_name: The registered model; see `named_model`.
-        prompt: The only prompt; none to ask for one after the other.
+        prompt: The only prompt; none to read prompts one after the other.
         sampling: How responses are drawn.
         workspace: Where runs and services are.
 
     Raises:
-        ConfigError: The prompt says nothing, or a number is impossible; or see `named_model`.
-        DataError: The model cannot be loaded, or the conversation is longer than it has positions for.
+        ConfigError: The prompt is empty, or a number is invalid; or see `named_model`.
+        DataError: The model cannot be loaded, or the conversation exceeds its positions.
         NGRPOError: See `named_model`.
     """
     if prompt is not None and not prompt.strip():
@@ -94,7 +94,7 @@ def _configuration(found: NamedModel, workspace: Workspace) -> RunConfig | None:
 
 
 def _typed() -> Iterator[str]:
-    """Yield what is typed, with the keys of a line editor."""
+    """Yield typed lines, with line editing."""
     import readline  # noqa: F401  (it changes `input`)
 
     while True:
@@ -112,7 +112,7 @@ def _piped() -> Iterator[str]:
 
 
 class _Conversation:
-    """The turns so far, and the model that answers."""
+    """A conversation: the turns so far, and the model."""
 
     def __init__(self, directory: Path, config: RunConfig | None, sampling: Sampling):
         from ngrpo.config.sections import TEMPLATE_DATE
@@ -142,7 +142,7 @@ class _Conversation:
             self._turns = [{"role": "system", "content": config.data.system_prompt}]
 
     def ask(self, text: str) -> None:
-        """Answer, and write the answer as it is generated."""
+        """Answer a prompt, and write the answer while it is generated."""
         import torch
         from transformers import GenerationConfig
 
@@ -161,7 +161,7 @@ class _Conversation:
                 f"the conversation has {len(ids)} tokens, and the model {self._positions} positions: begin a new one"
             )
         prompt = torch.tensor([ids], device=self._model.device)
-        # As the evaluation samples: what else the model's own generation settings say, it does not know.
+        # Sample as the evaluation does, which ignores all other generation settings of the model.
         self._model.generation_config = GenerationConfig(
             max_new_tokens=room,
             eos_token_id=self._ends,
@@ -182,7 +182,7 @@ class _Conversation:
 
 
 def _streamer(tokenizer: PreTrainedTokenizerBase) -> object:
-    """Return what writes the tokens of a response to the standard output; characters that a terminal would obey are replaced."""
+    """Return a streamer that writes a response to the standard output, with control characters replaced."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):

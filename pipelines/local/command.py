@@ -1,4 +1,4 @@
-"""`ngrpo exec`: a command of the user's, for which the services of the workspace are up and named in its environment."""
+"""`ngrpo exec`: run a command of the user while the services of the workspace run and are set in its environment."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace
 def run_command(command: Sequence[str], workspace: Workspace) -> int:
     """Run a command with the workspace's object store and MLflow, and return its exit code, or 128 + n after signal n.
 
-    It finds them as any client of S3 and MLflow does (`AWS_ENDPOINT_URL`, `MLFLOW_TRACKING_URI`, …), and the programs beside this Python
-    by their names.
+    It finds them like any client of S3 and MLflow (`AWS_ENDPOINT_URL`, `MLFLOW_TRACKING_URI`, …), and the programs beside this Python by
+    name.
 
     Args:
         command: The command and its arguments.
-        workspace: Whose services it gets.
+        workspace: The workspace with the services.
 
     Raises:
-        ConfigError: There is no such command, or it cannot be run.
+        ConfigError: The command is missing or cannot be run.
         StoreError: The embedded store does not start.
     """
     if not command[0]:
@@ -35,7 +35,7 @@ def run_command(command: Sequence[str], workspace: Workspace) -> int:
     with services(workspace):
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         try:
-            # `services` keeps what is written to ourselves; what the command writes is the user's own.
+            # `services` sets a private umask; files of the user's command get the user's own.
             process = subprocess.Popen(command, env=os.environ | {"PATH": path}, umask=mask)
         except OSError as error:
             raise ConfigError(

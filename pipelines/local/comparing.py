@@ -1,4 +1,4 @@
-"""Compare runs of the workspace: find them, put them together as arms, and write what they came to."""
+"""Compare runs of the workspace: find them, group them into arms, and write the comparison."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CURE = "run the preset again: its results are in the store"
 _EVALUATION, _TRAINING = "benchmark_evaluation", "ngrpo_training"
 _MARGIN = 1.0
 _NO_RESULT = {"seed", "preset", "titles", "costs", "cluster", "resources"}
-"""Fields of a configuration that are no part of what makes an arm."""
+"""Fields of a configuration in which runs of one arm may differ."""
 _MOST_SETTINGS = 3
 
 
@@ -50,7 +50,7 @@ class _ExperimentRun(TypedDict):
 
 
 class _ExperimentSummary(TypedDict):
-    """What is read of `experiments/NAME/summary.json`."""
+    """The part of `experiments/NAME/summary.json` that is read."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -63,10 +63,10 @@ class _ExperimentSummary(TypedDict):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a comparison is asked for; none for the default.
+    """Options of a comparison; none for the default.
 
     Attributes:
-        baseline: Name of an arm, or what was named on the command line; by default the first.
+        baseline: Name of an arm, or its word on the command line; by default the first.
         benchmark: Benchmark of the primary comparison.
         measure: Its measure.
         equivalence: Margin of equivalence in points.
@@ -89,7 +89,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Named:
-    """A run that was named: its configuration, and its nodes by name, or why there are none."""
+    """A named run: its configuration and its nodes by name, or why it has none."""
 
     word: str
     label: str | None
@@ -110,8 +110,8 @@ def compare_runs(
     """Compare runs, print the tables, and return the directory of `comparison.html` and `comparison.json`.
 
     Args:
-        words: What the user named: `[NAME=]RUN`, a run by name or directory, or `[NAME=]EXPERIMENT:ARM`.
-        asked: What else was asked for.
+        words: Words of the user: `[NAME=]RUN`, a run by name or directory, or `[NAME=]EXPERIMENT:ARM`.
+        asked: Options of the comparison.
         workspace: Where the runs are.
         console: Where tables are shown.
         output: Directory to write to; by default one of the workspace.
@@ -200,7 +200,7 @@ def _named_run(word: str, label: str | None, directory: Path, workspace: Workspa
 
 
 def _failure(directory: Path) -> str:
-    """Say why a run did not finish, as far as its stages recorded that."""
+    """Return why a run did not finish, if its stages recorded it."""
     for path in sorted((directory / "stages").glob("*.json")):
         record = read_record(directory, path.stem) or {}
         if "error" in record:
@@ -209,7 +209,7 @@ def _failure(directory: Path) -> str:
 
 
 def _arms_of_runs(named: Sequence[_Named], store: ArtifactStore) -> dict[str, Arm]:
-    """Put runs together that have one name, or that differ by their seed alone; return the arm of each word."""
+    """Group runs that share a name, or that differ only by their seed; return the arm of each word."""
     groups: dict[str, list[_Named]] = {}
     for run in named:
         groups.setdefault(run.label or _identity(run.config), []).append(run)
@@ -243,7 +243,7 @@ def _identity(config: RunConfig) -> str:
 
 
 def _names(firsts: Sequence[_Named]) -> list[str]:
-    """Name arms: as the user does, by their presets where these differ, else by the settings that do."""
+    """Name arms: by the user's names, by their presets if these differ, or by the settings that differ."""
     presets = [run.config.preset for run in firsts]
     settings = [_flat(run.config.model_dump(mode="json", exclude=_NO_RESULT)) for run in firsts]
     fields = {field for each in settings for field in each}
@@ -257,7 +257,7 @@ def _names(firsts: Sequence[_Named]) -> list[str]:
         else:
             shown = [f"{field.rpartition('.')[2]}={own.get(field)}" for field in differ[:_MOST_SETTINGS]]
             names.append(", ".join(shown) or run.config.preset)
-    # Settings that are left out may be what tells two arms apart.
+    # Two arms may differ only in settings that are left out.
     return [name if names.count(name) == 1 else run.word for name, run in zip(names, firsts, strict=True)]
 
 
@@ -269,7 +269,7 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _compared(seed: int, word: str, nodes: Mapping[str, Any], store: ArtifactStore) -> ComparedRun:
-    """Fetch what is compared of a run; of a training its log alone, for its model is large.
+    """Fetch the compared parts of a run; of a training only its log, because its model is large.
 
     Raises:
         ConfigError: It has no evaluation, or several.

@@ -1,4 +1,4 @@
-"""Stages that only decide, done by the process of the run: to start one of their own takes longer than they work, and so does kfp."""
+"""Stages that only decide, run inside the process of the run: starting a process, or kfp, would take longer than their work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
 
 
 def only_decides(plan: Plan) -> bool:
-    """Whether all results that a run computes are in the store, so that nothing but decisions on them is left."""
+    """Whether all results of a run are in the store, so that only decisions are left."""
     return not any(DECLARED[name].cacheable for name in plan.stages_to_run)
 
 
 def decide(plan: Plan, run_directory: Path) -> Exception | None:
-    """Do what is left of a plan that only decides; return the error of a stage that failed, which is in its record and log.
+    """Run the deciding stages of a plan; return the error of a failed stage, which is in its record and log too.
 
     Args:
         plan: The plan.

@@ -1,4 +1,4 @@
-"""The comparison of an experiment: what `ngrpo.report.comparison` is given of each run, and where it is written."""
+"""The comparison of an experiment: its input for `ngrpo.report.comparison`, and its output files."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ _FILES = ("comparison.json", "comparison.html")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has come of the runs of an experiment."""
+    """Outcome of the runs of an experiment."""
 
     made: Mapping[str, Reference]
-    """Results by key, those that were there before and those of this run."""
+    """Results by key, earlier ones and those of this run."""
     failed: Mapping[ArmRun, str] = field(default_factory=dict)
-    """Why a run failed, or was not begun."""
+    """Why a run failed, or was not started."""
     failed_keys: Mapping[ArmRun, str] = field(default_factory=dict)
     """Key of the node that failed."""
 
     def reference(self, node: PlannedStage | None) -> Reference | None:
-        """Return the result of a node; none if there is none."""
+        """Return the result of a node, if there is one."""
         return None if node is None else node.reference or self.made.get(node.key)
 
 
 class ComparedArms:
-    """The arms of an experiment with what their finished runs have come to."""
+    """The arms of an experiment with the results of their finished runs."""
 
     def __init__(self, planned: ExperimentPlan, outcome: Outcome, store: ArtifactStore) -> None:
         """Fetch the evaluations and their samples of the trained models.
 
         Args:
             planned: The plan of the experiment.
-            outcome: What has come of it.
+            outcome: Its outcome.
             store: Where the results are.
 
         Raises:
@@ -68,7 +68,7 @@ class ComparedArms:
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """By arm, the numbers of the trained model by benchmark, averaged over seeds; of the seeds that have them."""
+        """The numbers of the trained model by arm and benchmark, averaged over the seeds that have them."""
         values: dict[str, dict[str, list[float]]] = {}
         for run, evaluation in self.evaluations.items():
             for benchmark, result in evaluation["models"]["trained"].items():
@@ -80,7 +80,7 @@ class ComparedArms:
         }
 
     def compare(self, directory: Path, console: Console) -> list[Path]:
-        """Compare the arms, show the result, and return the files that have it.
+        """Compare the arms, show the result, and return its files.
 
         Args:
             directory: Gets the files.
@@ -133,7 +133,7 @@ class ComparedArms:
         return sum(run.arm == arm for run in self.evaluations)
 
     def _training(self, run: ArmRun) -> Path | None:
-        """Return what a training logged; none where the pipeline has no training."""
+        """Return the log of a training; none if the pipeline has no training."""
         reference = self._outcome.reference(self._planned.of(run, "ngrpo_training"))
         return None if reference is None else self._store.fetch(reference, only=_LOG)
 
@@ -156,7 +156,7 @@ def took_by_results(results: Iterable[tuple[str, str]], store: ArtifactStore) ->
 
 
 def _numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a result by name; of what is by K, `pass_at_k` for example, one for each: `pass_at_4`."""
+    """Yield the numbers of a result by name; values by K, such as `pass_at_k`, one by one: `pass_at_4`."""
     for name, value in result.items():
         if isinstance(value, int | float):
             yield name, float(value)
@@ -165,7 +165,7 @@ def _numbers(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def node_summaries(planned: ExperimentPlan, run: ArmRun, outcome: Outcome, seconds: Mapping[str, float]) -> Any:
-    """Return what `summary.json` says of the nodes of a run that have a result (`NodeSummary`)."""
+    """Return the entries of `summary.json` for the nodes of a run that have a result (`NodeSummary`)."""
     found = {name: outcome.reference(planned.plan[name]) for name in planned.nodes[run]}
     return {
         name: {

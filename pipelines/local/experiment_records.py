@@ -1,4 +1,4 @@
-"""What experiments keep of themselves in the workspace: a directory for each, in it one for each time that it was run."""
+"""Records of experiments in the workspace: a directory per experiment, with one for each time it was run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunSummary(TypedDict):
 
 
 class ExperimentSummary(TypedDict):
-    """`summary.json`: what an experiment has come to."""
+    """`summary.json`: the outcome of an experiment."""
 
     experiment: str
     preset: str
@@ -52,7 +52,7 @@ class ExperimentSummary(TypedDict):
     seeds: list[int]
     merged: dict[str, str]
     arms: dict[str, dict[str, RunSummary]]
-    """By arm and seed; arms that are one with another are in `merged`."""
+    """By arm and seed; arms that equal another one are in `merged`."""
     wall_seconds: float
     stage_seconds: float
     mlflow: dict[str, str]
@@ -60,23 +60,23 @@ class ExperimentSummary(TypedDict):
 
 @dataclass(frozen=True)
 class ExperimentRecords:
-    """The directory of an experiment: `plan.json`, `summary.json`, the comparison, and a directory for each time that it was run."""
+    """The directory of an experiment: `plan.json`, `summary.json`, the comparison, and a directory for each time it was run."""
 
     directory: Path
 
     @classmethod
     def of(cls, workspace: Workspace, name: str) -> ExperimentRecords:
-        """Return the records of an experiment; nothing is made."""
+        """Return the records of an experiment, without creating anything."""
         return cls(workspace.experiments / name)
 
     def begin(self, plan: Mapping[str, Any]) -> Path:
-        """Make the directory of a run of the experiment, and keep its plan.
+        """Create the directory of a run of the experiment, and store its plan.
 
         Args:
-            plan: What a later plan compares itself with (`plan_record`).
+            plan: Record for later plans (`plan_record`).
 
         Raises:
-            ConfigError: It cannot be made.
+            ConfigError: It cannot be created.
         """
         now = datetime.now(UTC)
         directory = self.directory / f"{now:%Y%m%d-%H%M%S-%f}"
@@ -86,7 +86,7 @@ class ExperimentRecords:
         return directory
 
     def seconds(self) -> dict[str, float]:
-        """Return by key how long the stages took that made a result, in all runs of the experiment; what is damaged is left out."""
+        """Return the duration of stages by the key of their result, over all runs of the experiment; damaged records are skipped."""
         took: dict[str, float] = {}
         for path in sorted(self.directory.glob("*/*/stages/*.json")):
             try:
@@ -98,10 +98,10 @@ class ExperimentRecords:
         return took
 
     def history(self, finished: Mapping[str, float]) -> History:
-        """Return what the last run of the experiment planned. It explains, no more: damage is ignored.
+        """Return the plan of the experiment's last run. It only serves for explanations, so damage is ignored.
 
         Args:
-            finished: Keys of what was finished, as of `seconds`.
+            finished: Keys of finished results, from `seconds`.
         """
         try:
             nodes = read_plan(self.directory)

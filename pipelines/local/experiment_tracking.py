@@ -25,7 +25,7 @@ ARM = "ngrpo.arm"
 
 
 class TrackedExperiment:
-    """The runs, opened one after another beside the stages: MLflow takes seconds to import and to open its database."""
+    """The runs, opened in the background one after another: MLflow takes seconds to import and to open its database."""
 
     def __init__(self, experiment: Experiment, around: Services, name: str, pool: ThreadPoolExecutor, stack: ExitStack):
         self._experiment = experiment
@@ -34,16 +34,16 @@ class TrackedExperiment:
         self._parent = pool.submit(_open_parent, experiment, around, name, stack)
 
     def announce(self, arm: str, directory: Path) -> None:
-        """Have the run of an arm opened, and told to the stages whose run has this directory; they wait for it."""
+        """Open the run of an arm in the background, and announce it to the stages of the run in this directory, which wait for it."""
         if arm not in self._arms:
             self._arms[arm] = self._pool.submit(self._open_arm, arm)
         self._pool.submit(_announce, self._arms[arm], directory / PARENT_RUN)
 
     def require_open(self) -> None:
-        """Wait for the runs that are being opened.
+        """Wait until all runs are open.
 
         Raises:
-            TrackingError: MLflow cannot be used; it stands for the failure of the stage that waited for it.
+            TrackingError: MLflow cannot be used; raised in place of the failure of the waiting stage.
         """
         for opening in (self._parent, *self._arms.values()):
             opening.result()
@@ -55,12 +55,12 @@ class TrackedExperiment:
     def finish(
         self, metrics: Mapping[str, Mapping[str, float]], failed: frozenset[str], files: tuple[Path, ...]
     ) -> None:
-        """Log what came of the experiment, and end the runs of its arms.
+        """Log the outcome of the experiment, and end the runs of its arms.
 
         Args:
-            metrics: By arm, its final metrics.
-            failed: Arms of which a run failed.
-            files: Files that belong to the experiment.
+            metrics: Final metrics by arm.
+            failed: Arms with a failed run.
+            files: Files of the experiment.
         """
         parent = self.parent()
         for arm, values in metrics.items():
@@ -97,7 +97,7 @@ class TrackedExperiment:
 
 @contextmanager
 def experiment_runs(experiment: Experiment, around: Services, name: str) -> Iterator[TrackedExperiment]:
-    """Open the MLflow runs of an experiment; how the context ends is how its parent ends.
+    """Open the MLflow runs of an experiment; the status of the parent follows from how the context ends.
 
     Args:
         experiment: The experiment.
@@ -120,13 +120,13 @@ def _open_parent(experiment: Experiment, around: Services, name: str, stack: Exi
     tags = {NAME: experiment.name, "ngrpo.preset": experiment.baseline.preset}
     tracked = stack.enter_context(parent_run(EXPERIMENT, name, tags, around.artifact_location))
     if around.owns_database:
-        # This workspace is locked: whoever opened those runs was killed before it could end them.
+        # This workspace is locked, so the process that opened those runs was killed before ending them.
         end_open_runs(tracked)
     tracked.log_settings(experiment.file.model_dump(mode="json", exclude={"settings", "arms", "published"}))
     return tracked
 
 
 def _announce(opening: Future[TrackedRun], announcement: Path) -> None:
-    """Tell stages which run theirs belongs to, or why there is none."""
+    """Announce the parent run to stages, or why there is none."""
     failure = opening.exception()
     write_state(announcement, {"run_id": opening.result().run_id} if failure is None else {"error": str(failure)})

@@ -1,4 +1,4 @@
-"""`ngrpo export`: a model as a directory of its own, whole and verified, which transformers and vLLM load."""
+"""`ngrpo export`: write a verified model to a directory that transformers and vLLM load."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _WEIGHTS = "*.safetensors*"
 
 @dataclass(frozen=True)
 class Form:
-    """What is exported of a model."""
+    """Options of an export."""
 
     adapter: bool = False
-    """The adapter alone, in place of the model that it was merged into."""
+    """Export only the adapter, in place of the merged model."""
     dtype: str | None = None
-    """Type to convert the weights to; none leaves them, byte for byte, as they were evaluated."""
+    """Type to convert the weights to; none keeps them byte for byte as they were evaluated."""
     hub: str | None = None
     """Repository of the Hugging Face hub to upload to as well, `org/name`."""
 
@@ -45,19 +45,19 @@ class Form:
 def export_model(
     what: str, model_name: str | None, target: Path, form: Form, workspace: Workspace, console: Console
 ) -> None:
-    """Write a model to a directory, whole or not at all, and print the lines that load it.
+    """Write a model to a directory atomically, and print the lines that load it.
 
     Args:
         what: See `named_model`.
         model_name: The registered model; see `named_model`.
         target: Directory to write; it may exist if it is empty.
-        form: What is exported.
+        form: Options of the export.
         workspace: Where runs and services are.
         console: Where the lines are printed.
 
     Raises:
-        ConfigError: The target is in use, the type or the name on the hub is none, or there is no token for the hub.
-        DataError: The model was not trained with adapters, its files changed on the way, or the hub refuses it.
+        ConfigError: The target is in use, the type or the name on the hub is invalid, or there is no token for the hub.
+        DataError: The model was not trained with adapters, its files changed during the export, or the hub refuses it.
         NGRPOError: See `named_model`.
     """
     require_name(what, workspace)
@@ -112,7 +112,7 @@ def export_model(
 
 
 def _require_possible(target: Path, form: Form) -> None:
-    """Refuse what cannot be exported before anything is started or fetched."""
+    """Refuse an impossible export before anything is started or fetched."""
     if not str(target).strip() or not str(target).isprintable():
         raise ConfigError(f"DIR {str(target)!r}: no name of a directory; name another")
     try:
@@ -168,7 +168,7 @@ def _dtype(directory: Path) -> str | None:
 
 @contextmanager
 def _whole(target: Path) -> Iterator[Path]:
-    """Provide a directory beside the target, which takes its place when the block ends without an error."""
+    """Provide a directory beside the target, which replaces the target when the block ends without an error."""
     target = target.absolute()
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with written(target):
@@ -192,7 +192,7 @@ def _add_tokenizer(model: Path, directory: Path) -> None:
 
 
 def _convert(model: Path, directory: Path, dtype: str) -> None:
-    """Write the weights of a model in another type; what transformers keeps in float32 whatever type it loads in stays so."""
+    """Write the weights of a model in another type; weights that transformers always keeps in float32 stay so."""
     from transformers.utils.logging import disable_progress_bar
 
     from ngrpo.data.model_directory import read_model
@@ -208,7 +208,7 @@ def _convert(model: Path, directory: Path, dtype: str) -> None:
 
 
 def _vllm_problem(directory: Path, *, on_cpu: bool) -> str | None:
-    """Say why vLLM could not serve a model on this machine; none if nothing is known."""
+    """Return why vLLM could not serve a model on this machine; none if no reason is known."""
     from ngrpo.config.sections import VLLMConfig
     from ngrpo.data.model_class import outline
     from ngrpo.data.model_directory import read_config
@@ -230,7 +230,7 @@ def _vllm_problem(directory: Path, *, on_cpu: bool) -> str | None:
     try:
         require_service(outline(config, label), service, label)
     except DataError as error:
-        # What to do about it in a run's settings is of no use here.
+        # The cure in a run's settings does not apply here.
         problem = str(error).removeprefix(f"{service.engine}: {label}: ").rpartition("; ")[0]
         return (
             problem
@@ -241,7 +241,7 @@ def _vllm_problem(directory: Path, *, on_cpu: bool) -> str | None:
 
 
 def _upload(directory: Path, hub: str, message: str) -> None:
-    """Upload a directory to the hub in one commit, to a repository that is made, private, if it is missing."""
+    """Upload a directory to the hub in one commit; a missing repository is created as private."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

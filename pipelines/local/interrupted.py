@@ -1,4 +1,4 @@
-"""That a command was told to stop by a signal."""
+"""The exception for a command that a signal told to stop."""
 
 import signal
 

@@ -23,9 +23,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def lifeline(run_directory: Path) -> Iterator[None]:
     """Hold the lifeline of a run.
 
-    A stage waits for the lock on the file `lifeline` of its run and ends itself, children included, when it gets it: that is
-    when this process lets go, or when it is gone. SIGINT, SIGTERM and SIGHUP let go first and raise second, because kfp
-    waits for the stage's process before it passes an exception on.
+    A stage waits for the lock on the file `lifeline` of its run, and ends itself and its children when it gets it: that is when
+    this process releases it or has ended. SIGINT, SIGTERM and SIGHUP first release it and then raise, because kfp waits for the
+    stage's process before it passes an exception on.
 
     Raises:
         Interrupted: One of those signals arrived.

@@ -31,27 +31,26 @@ from ngrpo_kfp.pipelines.planning.summary import plan_table
 from ngrpo_kfp.pipelines.post_training import StageTracer
 
 _MODEL = "trained"
-"""Under which name an evaluation has the model."""
+"""Name of the model in the evaluation."""
 REPORT = "report.md"
 
 
 def measure(config: RunConfig, model: str, workspace: Workspace, console: Console) -> Path:
     """Measure a model, show the results, and return the directory that holds `evaluation.json` and a report.
 
-    The data is that of a run of the preset, to the byte: a table that such a run has made is taken. Everything is kept under keys of
-    content, so that the same model is measured once.
+    The data is byte for byte that of a run of the preset, whose tables are reused. Everything is stored under keys of content, so the
+    same model is measured once.
 
-    With `evaluation.endpoint` the model is measured where it is served, and anew each time: what an endpoint answers today says nothing
-    about tomorrow.
+    With `evaluation.endpoint` the served model is measured, every time anew, because an endpoint may answer differently tomorrow.
 
     Args:
         config: Configuration of a run of the preset.
         model: The model; see `model_source`.
-        workspace: Where everything is kept.
+        workspace: Where everything is stored.
         console: Where progress and results are shown.
 
     Raises:
-        NGRPOError: What the user can put right, of a service or of a stage.
+        NGRPOError: A service or a stage failed in a way that the user can fix.
         Interrupted: The measurement was told to stop.
     """
     config = _without_gpus(config) if config.evaluation.endpoint is not None else config
@@ -89,18 +88,18 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
 
 
 def _without_gpus(config: RunConfig) -> RunConfig:
-    """Return the configuration of a measurement whose GPUs are those of the endpoint."""
+    """Return the configuration of a measurement that uses the endpoint's GPUs."""
     asked = [stage for stage in ("sft_warm_start", "benchmark_evaluation") if config.needs(stage).gpus]
     return override(config, [f"resources.{stage}.{field}=0" for stage in asked for field in ("gpus", "gpu_memory_gib")])
 
 
 def _measurement(source: Mapping[str, Any], config: RunConfig) -> Callable[[StageTracer], None]:
-    """Return the pipeline that measures a model: the data of the preset, and a warm start of no steps that passes the model on."""
+    """Return the pipeline that measures a model: the data of the preset, and a warm start without steps, which passes the model on."""
     own = {"model.source": dict(source), "warm_start.steps": 0}
     if config.evaluation.early_stop is not None:
         own["evaluation.early_stop"] = None  # there is no verdict to settle
     if config.evaluation.endpoint is not None:
-        own["evaluation.engine"] = "transformers"  # none is started, so that vLLM need not be installed here
+        own["evaluation.engine"] = "transformers"  # no engine is started, so vLLM need not be installed here
 
     def pipeline(stage: StageTracer) -> None:
         dataset = stage("prepare_data")
@@ -126,7 +125,7 @@ def _copied(store: ArtifactStore, reference: Reference, directory: Path) -> Eval
 
 
 def _rows(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str, str, str]]:
-    """Return of each benchmark its title, what was counted, the value in percent, and its interval."""
+    """Return title, measure, value in percent and interval of each benchmark."""
     rows = []
     for name, result in evaluation["models"][_MODEL].items():
         title = config.title(name)
@@ -162,7 +161,7 @@ def _results(evaluation: Evaluation, config: RunConfig) -> Table:
 
 
 def _report(evaluation: Evaluation, config: RunConfig, model: str, reference: Reference) -> str:
-    """Return the results with what one needs to compare them, as Markdown."""
+    """Return the results, with all facts needed to compare them, as Markdown."""
     lines = [
         f"# {_title(config, model)}",
         "",

@@ -1,4 +1,4 @@
-"""A model by the name that a user gives it: champion, challenger, a version's number or a run; as verified files on this machine."""
+"""Find a model by the user's name for it (champion, challenger, version number or run), and fetch its files verified."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ FORMS = "name champion, challenger, the number of a version, or a run"
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _TRAINING = "ngrpo_training"
 _FOLDER = "registered_models"
-"""Folder of the workspace's cache with verified copies of registered models, one directory a digest."""
+"""Folder of the workspace's cache with verified copies of registered models, one directory per digest."""
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that was named, with its files at hand."""
+    """A named model with its files."""
 
     name: str
-    """What the user wrote: champion | challenger | a version's number | a run's name or directory."""
+    """The user's name for it: champion | challenger | a version's number | a run's name or directory."""
     directory: Path
     """Verified local copy: safetensors, tokenizer and chat template as `save_pretrained` wrote them. Do not write there."""
     digest: str
     """`ngrpo.storage.digest.model_digest` of it."""
     version: ModelVersion | None
-    """Its version in the registry; none for a run whose model was never registered."""
+    """Its version in the registry; none for a run whose model is not registered."""
     model_name: str
     """The registered model."""
     key: str | None = None
-    """Key of the training that made it, in the artifact store; none where its version does not say."""
+    """Key of the training that made it, in the artifact store; none if its version does not say."""
 
 
 def named_model(what: str, model_name: str | None, around: Services, workspace: Workspace) -> NamedModel:
-    """Find a model, and bring its files to this machine unless they are here already.
+    """Find a model, and download its files unless they are here already.
 
     Args:
         what: `champion`, `challenger`, the number of a version, or a run by its name or directory.
@@ -84,12 +84,12 @@ def named_model(what: str, model_name: str | None, around: Services, workspace: 
 
 
 def is_version(what: str) -> bool:
-    """Whether a name is that of a version in the registry, an alias or a number, and not that of a run."""
+    """Whether a name refers to a version in the registry, by alias or number, and not to a run."""
     return what in ALIASES or _VERSION.fullmatch(what) is not None
 
 
 def require_name(what: str, workspace: Workspace) -> None:
-    """Refuse what names neither a version nor a run of the workspace, before anything is started.
+    """Refuse a name of neither a version nor a run of the workspace, before anything is started.
 
     Raises:
         ConfigError: It does not.
@@ -118,7 +118,7 @@ def run_directory(what: str, workspace: Workspace) -> Path:
 
 
 def latest_configuration(workspace: Workspace) -> RunConfig:
-    """Return the configuration of the latest run that has one, whether it finished or not.
+    """Return the configuration of the latest run that has one, finished or not.
 
     Raises:
         ConfigError: There is none.
@@ -164,7 +164,7 @@ def configuration_of(run: Path) -> RunConfig:
     """Return the configuration of a run.
 
     Raises:
-        ConfigError: It is none of this version, or is missing.
+        ConfigError: It is missing, or not of this version.
         DamagedStateError: It cannot be read.
     """
     path = run / "config.json"
@@ -215,7 +215,7 @@ def _registered_files(registry: ModelRegistry, version: ModelVersion, workspace:
                 raise TrackingError(
                     f"{label} has lost files ({lost[0]}): restore them, or name another version (`ngrpo rollback` undoes a promotion)"
                 )
-            for left in (directory, partial):  # damaged, or of a process that was killed
+            for left in (directory, partial):  # damaged, or left by a killed process
                 shutil.rmtree(left, ignore_errors=True)
             try:
                 files = registry.download(version, partial)
@@ -232,7 +232,7 @@ def _registered_files(registry: ModelRegistry, version: ModelVersion, workspace:
 
 
 def adapter_files(found: NamedModel, around: Services, workspace: Workspace) -> Path | None:
-    """Return the directory with the adapter that was merged into a model; none where the artifact store has none of it.
+    """Return the directory with the adapter that was merged into a model; none if the artifact store has none.
 
     Args:
         found: The model.
@@ -255,7 +255,7 @@ def adapter_files(found: NamedModel, around: Services, workspace: Workspace) -> 
 
 
 def _trained_files(what: str, run: Path, around: Services, workspace: Workspace) -> tuple[Path, str]:
-    """Return the directory with the files of the model that a run trained, and the key of that training."""
+    """Return the directory of the model that a run trained, and the key of that training."""
     summary = read_summary(run)
     if summary is None:
         raise ConfigError(

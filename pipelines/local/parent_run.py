@@ -1,4 +1,4 @@
-"""The MLflow run of a pipeline run, opened beside the first stage: MLflow takes seconds to import and to open its database."""
+"""The MLflow run of a pipeline run, opened in the background: MLflow takes seconds to import and to open its database."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ EXPERIMENT = "ngrpo"
 
 @contextmanager
 def pipeline_run(config: RunConfig, around: Services, directory: Path) -> Iterator[Future[TrackedRun]]:
-    """Open the MLflow run of a pipeline run; how the context ends is how the run ends.
+    """Open the MLflow run of a pipeline run; its status follows from how the context ends.
 
-    Stages wait for `parent_run.json` in the run's directory, which says which run it is, or why there is none.
+    Stages wait for `parent_run.json` in the run's directory, which has the id of the run, or why there is none.
 
     Args:
         config: Configuration of the run.
@@ -34,7 +34,7 @@ def pipeline_run(config: RunConfig, around: Services, directory: Path) -> Iterat
         The run, as soon as it is open.
 
     Raises:
-        TrackingError: MLflow cannot be used; it stands for the failure of the stage that waited for it.
+        TrackingError: MLflow cannot be used; raised in place of the failure of the waiting stage.
     """
     with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
         opening = pool.submit(_open, stack, config, around, directory)
@@ -62,7 +62,7 @@ def _open(stack: ExitStack, config: RunConfig, around: Services, directory: Path
             tags[BASE_MODEL] = config.model.source.uri
         tracked = stack.enter_context(parent_run(EXPERIMENT, directory.name, tags, around.artifact_location))
         if around.owns_database:
-            # This workspace is locked: whoever opened those runs was killed before it could end them.
+            # This workspace is locked, so the process that opened those runs was killed before ending them.
             end_open_runs(tracked)
     except BaseException as error:
         write_state(announcement, {"error": str(error)})
@@ -73,7 +73,7 @@ def _open(stack: ExitStack, config: RunConfig, around: Services, directory: Path
 
 
 def end_open_runs(tracked: TrackedRun, condition: str = "") -> None:
-    """End the MLflow runs whose process was killed; `condition` narrows them down."""
+    """End the MLflow runs of killed processes; `condition` selects them."""
     experiment = tracked.client.get_run(tracked.run_id).info.experiment_id
     is_open = "attributes.status = 'RUNNING'"
     for run in tracked.client.search_runs([experiment], f"{is_open} and {condition}" if condition else is_open):

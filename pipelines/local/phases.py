@@ -1,4 +1,4 @@
-"""Says what a command is doing where it does something silently: a spinner on a terminal, a line every few seconds elsewhere."""
+"""Show what a command is doing during silent work: a spinner on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _QUIET_SECONDS = 5.0
 
 @contextmanager
 def phase(console: Console | None, what: str) -> Iterator[Callable[[], None]]:
-    """Say what is being done until the context ends, or what it yields is called.
+    """Show what is being done until the context ends, or until the yielded function is called.
 
     Args:
-        console: Where it is said; none for nowhere, as where the output is for programs.
-        what: What is being done: `starting the object store`.
+        console: Where to show it; none to show nothing, if the output is for programs.
+        what: The work, for example `starting the object store`.
     """
     if console is None:
         yield lambda: None

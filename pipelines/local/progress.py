@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: a line for each node, with the last word of the one at work."""
+"""Progress of a run: a line for each node, with the last line of output of the running one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ngrpo_kfp.pipelines.planning.nodes import Plan
 _TAIL_BYTES = 4096
 _POLL_SECONDS = 0.25
 _QUIET_SECONDS = 5.0
-"""Longest silence without a terminal, while a stage is young."""
+"""Longest silence in seconds without a terminal, in the first minutes of a stage."""
 _YOUNG_SECONDS = 600.0
 _QUIET_LATER_SECONDS = 60.0
-"""Longest silence after that: a training of days would fill its log with lines that say nothing new."""
+"""Longest silence after that: a training of days would otherwise fill its log with repeated lines."""
 _SYMBOLS = {
     "cached": "[green]✓",
     "done": "[green]✓",
@@ -38,7 +38,7 @@ _STARTING = "its process starts: libraries are imported"
 
 @dataclass(frozen=True)
 class NodeState:
-    """What the files of a run say about a node at a moment."""
+    """State of a node, read from the files of a run."""
 
     name: str
     state: str
@@ -49,7 +49,7 @@ class NodeState:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that is not empty; a progress bar's refreshes count as lines."""
+    """Return the last non-empty line of a log; refreshes of a progress bar count as lines."""
     if not log.exists():
         return ""
     with log.open("rb") as file:
@@ -69,7 +69,7 @@ class StageProgress:
         self._console = console
         self._closed = threading.Event()
         self._since = time.monotonic()
-        """When the last stage ended, or the first was waited for."""
+        """Time when the last stage ended or, before the first, when waiting began."""
         self._ended = 0
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -83,7 +83,7 @@ class StageProgress:
         self._thread.join()
 
     def states(self) -> list[NodeState]:
-        """Read the state of every node, in order. While none is at work, the first that waits is starting."""
+        """Read the state of every node, in order. While none runs, the first waiting one counts as starting."""
         states = [
             NodeState(node.name, "cached") if node.cached else replace(self._state(node.worker.name), name=node.name)
             for node in self._plan
@@ -112,7 +112,7 @@ class StageProgress:
 
     def _follow(self) -> None:
         if self._console.is_terminal:
-            # The runner's own messages are sent elsewhere by replacing standard output: leave that alone.
+            # The runner's messages are redirected by replacing standard output, which rich must not undo.
             with Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
                 while not self._closed.wait(_POLL_SECONDS):
                     live.update(_table(self.states(), self._console.width), refresh=True)
@@ -141,8 +141,7 @@ def _quiet_seconds(state: NodeState) -> float:
 def _table(states: list[NodeState], width: int) -> Table:
     """Return the nodes as a table that is no wider than the terminal.
 
-    Times are shown whole. Names get a third of the terminal at most, where that is less than they need, and the last word of a stage what
-    is left; both are cut with an ellipsis.
+    Times are never cut. Names get up to a third of the terminal, and a stage's last line the rest; both are cut with an ellipsis.
     """
     rows = [(state, _seconds(state), *_split(state.word)) for state in states]
     took, left = max(len(seconds) for _, seconds, _, _ in rows), max(len(time_left) for *_, time_left in rows)
@@ -161,7 +160,7 @@ def _table(states: list[NodeState], width: int) -> Table:
 
 
 def _split(word: str) -> tuple[str, str]:
-    """Return a line of progress without the time that is left, and that."""
+    """Split a line of progress into its text and the remaining time."""
     match = LEFT.search(word)
     if match is None:
         return word, ""

@@ -1,4 +1,4 @@
-"""Make room: remove what no champion, no kept run and no open resume needs. First the plan, which changes nothing; then the deed.
+"""Free room: remove everything that no champion, no kept run and no possible resume needs. First plan, then remove.
 
 What is kept is named first, and all that it needs; what is left goes. Whatever is killed in between, what is kept stays readable: of an
 artifact the manifest goes first, without which there is no artifact, and directories of runs go last, so that the next pruning still knows
@@ -45,16 +45,16 @@ _MODELS = "models"
 
 @dataclass(frozen=True)
 class Wish:
-    """What somebody wants of a pruning."""
+    """Options of a pruning."""
 
     keep: int
-    """Newest runs that are kept, and as many measurements."""
+    """Number of newest runs to keep, and of newest measurements."""
     keep_runs: Sequence[str] = ()
-    """More runs that are kept, by name."""
+    """Further runs to keep, by name."""
     drop: Sequence[str] = ()
-    """Runs and experiments that go whatever else would keep them."""
+    """Runs and experiments to remove even if something else would keep them."""
     shared: bool = False
-    """Whether what this workspace made may be removed from a store that others use too."""
+    """Whether this workspace's data may be removed from a store that others use too."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +71,25 @@ class Item:
 
 @dataclass(frozen=True)
 class Pruning:
-    """What goes, in the order in which it goes, and what is kept and why."""
+    """The plan of a pruning: items to remove, in order, and why the others are kept."""
 
     items: Sequence[Item]
     kept: Mapping[str, str]
-    """By name of a run or a version, why it is kept."""
+    """Why runs and versions are kept, by name."""
 
     @property
     def size(self) -> int:
-        """Bytes of all that goes."""
+        """Bytes of all items to remove."""
         return sum(item.size for item in self.items)
 
 
 def prune(workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], *, really: bool) -> tuple[Pruning, bool]:
-    """Plan what goes, show it, and remove it where that is wanted.
+    """Plan a pruning, show it, and carry it out if requested.
 
     Args:
         workspace: The workspace.
-        wish: What is to be kept.
-        show: Shows the plan, before anything is removed.
+        wish: Options of the pruning.
+        show: Shows the plan before anything is removed.
         really: Remove it.
 
     Returns:
@@ -126,7 +126,7 @@ _IN_STORE = ("artifact", "checkpoints", "model files")
 
 
 def plan_pruning(workspace: Workspace, wish: Wish, around: Services, *, ours_alone: bool) -> Pruning:
-    """Return what a pruning would remove; nothing is changed. See `prune`.
+    """Return the plan of a pruning without changing anything. See `prune`.
 
     Args:
         workspace: The workspace.
@@ -171,14 +171,14 @@ def plan_pruning(workspace: Workspace, wish: Wish, around: Services, *, ours_alo
 
 
 def _dropped(workspace: Workspace, wish: Wish) -> set[Path]:
-    """Return the directories that go whatever else would keep them."""
+    """Return the directories to remove on request, whatever else would keep them."""
     return {place for what in wish.drop for place in _all_of(_named("--drop", what, workspace), what, workspace)}
 
 
 def _kept_runs(
     workspace: Workspace, wish: Wish, dropped: set[Path], keys: set[str]
 ) -> tuple[list[tuple[Kind, Path]], dict[str, str]]:
-    """Return the runs that are kept, and by name why."""
+    """Return the kept runs, and why they are kept, by name."""
     named = {_named("--keep-run", what, workspace)[1]: what for what in wish.keep_runs}
     both = next((what for place, what in named.items() if place in dropped), None)
     if both is not None:
@@ -222,7 +222,7 @@ def _named(option: str, what: str, workspace: Workspace) -> tuple[Kind, Path]:
 
 
 def _all_of(found: tuple[Kind, Path], what: str, workspace: Workspace) -> list[Path]:
-    """Return the directories that a name stands for: that of an experiment for each time that it was run."""
+    """Return the directories of a name; those of an experiment include each time it was run."""
     kind, directory = found
     if kind != "experiment" or what != directory.parent.name:
         return [directory]
@@ -230,7 +230,7 @@ def _all_of(found: tuple[Kind, Path], what: str, workspace: Workspace) -> list[P
 
 
 def _can_resume(workspace: Workspace, artifact: Artifact, keys: set[str]) -> bool:
-    """Say whether a stage that did not finish has something to go on from: on this disk, or in the store."""
+    """Say whether an unfinished stage can resume, from this disk or from the store."""
     stage, key = artifact
     work = workspace.work / stage / key / "work"
     place = f"{_CHECKPOINTS}/{stage}/{key}/"
@@ -250,7 +250,7 @@ def _needs_of(kind: Kind, directory: Path) -> frozenset[Artifact]:
 
 @dataclass(frozen=True)
 class _Registered:
-    """What MLflow knows: what its versions need, which logged models are theirs, and why they are kept."""
+    """Facts from MLflow: artifacts that its versions need, their logged models, and why versions are kept."""
 
     needs: frozenset[Artifact] = frozenset()
     models: frozenset[str] = frozenset()
@@ -262,7 +262,7 @@ class _Registered:
 
 
 def _registered(around: Services, workspace: Workspace) -> _Registered:
-    """Ask MLflow for all versions of all models.
+    """Read all versions of all models from MLflow.
 
     A version keeps its own weights and evaluation; of the store it needs the samples that it was judged by, so that they can be graded
     again. One with an alias keeps all that it was made of too.
@@ -307,7 +307,7 @@ def _registered(around: Services, workspace: Workspace) -> _Registered:
 
 
 def _groups(tags: Mapping[str, tuple[str, int]]) -> dict[Artifact, int]:
-    """Return the size of all objects below the place of each artifact, whole or not; nothing else of the store is looked at."""
+    """Return the total size of each artifact's objects, complete or not; nothing else in the store is looked at."""
     found: dict[Artifact, int] = {}
     for key, (_, size) in tags.items():
         stage, _, rest = key.partition("/")
@@ -328,7 +328,7 @@ def _checkpoints(tags: Mapping[str, tuple[str, int]]) -> dict[tuple[str, str, st
 
 
 def _require_nothing_running(objects: ObjectStore, tags: Mapping[str, tuple[str, int]]) -> None:
-    """Refuse where a stage runs on a cluster with this store: what it reads is not known.
+    """Refuse to prune while a stage runs on a cluster with this store, because its inputs are unknown.
 
     Raises:
         ConfigError: One runs, as far as the records of tries tell.
@@ -347,7 +347,7 @@ def _require_nothing_running(objects: ObjectStore, tags: Mapping[str, tuple[str,
 def _built_on(
     objects: ObjectStore, stored: Mapping[Artifact, int], ours: set[Artifact], tags: Mapping[str, tuple[str, int]]
 ) -> set[Artifact]:
-    """Return what artifacts that were made elsewhere were made from, however far back."""
+    """Return the inputs, direct and indirect, of artifacts that were made elsewhere."""
     found: set[Artifact] = set()
     open_ends = [artifact for artifact in stored if artifact not in ours]
     while open_ends:
@@ -362,7 +362,7 @@ def _built_on(
 
 
 def _inputs(manifest: bytes | None) -> Mapping[str, str]:
-    """Return the keys of an artifact's inputs by name; nothing of a manifest that is damaged: such an artifact is made again."""
+    """Return the keys of an artifact's inputs by name; none for a damaged manifest, whose artifact is made again anyway."""
     try:
         inputs = json.loads(manifest or b"{}").get("inputs", {})
     except (ValueError, AttributeError):
@@ -388,13 +388,13 @@ def _saves(objects: ObjectStore, artifact: Artifact, size: int) -> Item:
 
 
 def _remove(objects: ObjectStore, place: str) -> None:
-    """Delete all objects below a place, manifests first: without them the rest stands for nothing."""
+    """Delete all objects below a place, manifests first: without them there is no artifact."""
     for key in sorted(objects.list(f"{place}/"), key=lambda key: not key.endswith(f"/{MANIFEST}")):
         objects.delete(key)
 
 
 def _model_files(around: Services, registered: _Registered, kept: Iterable[tuple[Kind, Path]]) -> Iterator[Item]:
-    """Yield logged models that no version has: what registering one left behind when it was killed, and of versions that were deleted.
+    """Yield logged models without a version: left by a killed registration, or by a deleted version.
 
     Only in a store and an MLflow of the workspace's own: elsewhere they may be of another registry, or being registered.
     """
@@ -462,7 +462,7 @@ def _copies(workspace: Workspace, needed: set[Artifact], digests: Collection[str
 
 
 def _unneeded(root: Path, needed: set[Artifact]) -> Iterator[tuple[str, Path]]:
-    """Yield name and place of each directory `<stage>/<key>` below a root that nothing needs."""
+    """Yield name and path of each directory `<stage>/<key>` below a root that nothing needs."""
     for stage in DECLARED:
         for place in sorted((root / stage).glob("[!.]*")):
             if place.is_dir() and (stage, place.name) not in needed:
@@ -470,7 +470,7 @@ def _unneeded(root: Path, needed: set[Artifact]) -> Iterator[tuple[str, Path]]:
 
 
 def _remove_copy(place: Path) -> None:
-    """Delete a directory while nobody downloads to it (`ArtifactStore.fetch`)."""
+    """Delete a directory under its lock, so that no download writes to it (`ArtifactStore.fetch`)."""
     with FileLock(place.with_name(f".{place.name}.lock")):
         shutil.rmtree(place)
 
@@ -481,7 +481,7 @@ def _run(workspace: Workspace, kind: Kind, directory: Path, why: str) -> Item:
 
 
 def _remove_run(workspace: Workspace, kind: Kind, directory: Path) -> None:
-    """Delete the directory of a run, out of the way first: half of it would look like a run that was stopped."""
+    """Delete the directory of a run, after moving it aside: half a directory would look like a stopped run."""
     aside = workspace.root / "pruned" / directory.name
     aside.parent.mkdir(mode=0o700, exist_ok=True)
     directory.rename(aside)
@@ -491,7 +491,7 @@ def _remove_run(workspace: Workspace, kind: Kind, directory: Path) -> None:
 
 
 def _finish(workspace: Workspace) -> None:
-    """Delete what a pruning that was killed had put out of the way."""
+    """Delete directories that a killed pruning had moved aside."""
     aside = workspace.root / "pruned"
     if aside.is_dir():
         shutil.rmtree(aside)

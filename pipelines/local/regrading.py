@@ -1,4 +1,4 @@
-"""Grade the samples of a finished run again: verdicts are a function of stored samples and of the grader as it is now."""
+"""Grade the stored samples of a finished run again with the current graders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ngrpo_kfp.pipelines.planning.nodes import find_node, of_stage
 
 
 def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> None:
-    """Show which verdicts of a run are others now; if any are, evaluate and decide again, from the samples that are kept.
+    """Show which verdicts of a run have changed; if any have, evaluate and decide again from the stored samples.
 
     Args:
         run_directory: Directory of a finished run.
@@ -56,7 +56,7 @@ def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> 
                         str(lost),
                         *(f"{pc.mean(v).as_py():.2%}" for v in (was, now)),
                     ]
-                    # A node of several says by its labels which it is.
+                    # One of several nodes is identified by its labels.
                     model = ".".join([*node.split(".")[1:], path.parent.name])
                     shown.add_row(model, benchmark.name, *numbers)
     console.print(shown)

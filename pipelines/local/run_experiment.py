@@ -307,7 +307,7 @@ def _show_places(files: Sequence[Path], summary: ExperimentSummary, console: Con
     for file in files:
         console.print(f"{file.stem:<12}{file}", soft_wrap=True)
     uri = summary["mlflow"]["tracking_uri"]
-    served = uri if uri.startswith("http") else "`make ui` serves it"
+    served = uri if uri.startswith("http") else "`ngrpo ui` serves it"
     console.print(f"{'MLflow':<12}run {summary['mlflow']['run_id']} ({served})", soft_wrap=True)
     wall, stages = summary["wall_seconds"], summary["stage_seconds"]
     console.print(f"{wall:.1f} s, of which stages {stages:.1f} s")

@@ -120,7 +120,7 @@ def run(
 def show_plan(
     config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None, as_json: bool = False
 ) -> None:
-    """Say what a run would do, and why; see `run`.
+    """Say what a run would do, and why; see `run`. A workspace that does not exist is not created.
 
     Args:
         config: Configuration of the run.
@@ -133,20 +133,20 @@ def show_plan(
         ConfigError: A stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
-    with (
-        phase(None if as_json else console, _PREPARING) as prepared,
-        services(workspace, stopped=False) as around,
-        mentions_kept(workspace.mentions),
-    ):
-        config = _based(config, base, around)
-        store = around.artifact_store(workspace)
-        plan = _plan(config, workspace, store)
-        prepared()
-        if as_json:
-            console.print_json(data=plan_for_programs(plan), indent=1)
-        else:
-            console.print(plan_table(plan, config))
-            _show_expectations(plan, config, store, console)
+    if embeds_store() and not workspace.root.exists() and base is None and not _needs_registry(config):
+        plan = _plan(config, workspace, None, buckets=False)
+        _show(plan, config, None, console, as_json=as_json)
+    else:
+        with (
+            phase(None if as_json else console, _PREPARING) as prepared,
+            services(workspace, stopped=False) as around,
+            mentions_kept(workspace.mentions),
+        ):
+            config = _based(config, base, around)
+            store = around.artifact_store(workspace)
+            plan = _plan(config, workspace, store)
+            prepared()
+            _show(plan, config, store, console, as_json=as_json)
     if not as_json:
         show_amounts(config, plan, console)
     require_fit(config, plan)
@@ -170,6 +170,20 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
             plan = _plan(config, workspace, around.artifact_store(workspace))
     console.print(plan_table(plan, config))
     show_needs(config, plan, console)
+
+
+def _needs_registry(config: RunConfig) -> bool:
+    early = config.evaluation.early_stop
+    return config.model.source.kind == "registered" or (early is not None and early.opponent == "champion")
+
+
+def _show(plan: Plan, config: RunConfig, store: ArtifactStore | None, console: Console, *, as_json: bool) -> None:
+    if as_json:
+        console.print_json(data=plan_for_programs(plan), indent=1)
+        return
+    console.print(plan_table(plan, config))
+    if store is not None:
+        _show_expectations(plan, config, store, console)
 
 
 def _based(config: RunConfig, base: str | None, around: Services) -> RunConfig:

@@ -19,13 +19,13 @@ def embeds_store() -> bool:
 
 @contextmanager
 def store_ahead(workspace: Workspace) -> Iterator[None]:
-    """Have the object store start in the background, where a run would bring up its own; `services` then finds it.
+    """Start the object store of an existing workspace in the background, if a run would start one; `services` then finds it running.
 
     Raises:
         ConfigError: The workspace cannot be made or used.
         StoreError: The store cannot be started.
     """
-    if not embeds_store():
+    if not embeds_store() or not workspace.root.exists():
         yield
         return
     with workspace.private(), starting(workspace.store):

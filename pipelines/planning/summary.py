@@ -190,7 +190,7 @@ def places(
         weights: By node of the stage `ngrpo_training`, the directory of its model.
     """
     tracking = summary["mlflow"]
-    served = tracking["tracking_uri"] if tracking["tracking_uri"].startswith("http") else "`make ui` serves it"
+    served = tracking["tracking_uri"] if tracking["tracking_uri"].startswith("http") else "`ngrpo ui` serves it"
     lines = [f"report    {report}", f"MLflow    run {tracking['run_id']} ({served})"]
     for promotion in promotions.values():
         version = promotion["version"] if promotion["alias"] == "champion" else promotion["champion_version"]

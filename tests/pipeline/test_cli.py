@@ -51,6 +51,12 @@ def test_dry_run_shows_the_plan_and_the_needs_of_every_preset_and_touches_nothin
     assert not home.exists()
 
 
+def test_a_plan_creates_no_workspace(capsys, home):
+    assert cli.main(["plan", "--json"]) == 0
+    assert [stage["stage"] for stage in json.loads(capsys.readouterr().out)] == list(STAGES)
+    assert not home.exists()
+
+
 def test_dry_run_names_what_would_be_downloaded_with_its_revision(capsys):
     cli.main(["run", "--preset", "paper-1.5b", "--dry-run"])
     text = capsys.readouterr().out

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.data.adapter_targets import linear_layers
 from ngrpo.data.chat import end_of_turn
@@ -70,19 +70,8 @@ def examine_model(
     config = read_config(directory, label)
     require_trainable(config, label)
     model = outline(config, label)
-    missing = [] if stored is None else missing_weights(model, stored)
-    if missing:
-        raise DataError(
-            f"{label}: {len(missing)} of its weights are not in its files ({missing[0]}), and would be random numbers; copy the model "
-            "again, or save it with save_pretrained"
-        )
-    for name, parameter in model.named_parameters() if stored is not None else ():
-        held = stored.get(name, parameter.shape)  # what has another name in the files is looked at when it is loaded
-        if tuple(held) != tuple(parameter.shape):
-            raise DataError(
-                f"{label}: its files hold {name} with the shape {list(held)}, and config.json says {list(parameter.shape)}; copy both "
-                "from the same model"
-            )
+    if stored is not None:
+        _require_weights(model, stored, label)
     for service in services:
         require_service(model, service, label)
     on_cluster = tuple(filter(None, (cluster_problem(model, service) for service in services)))
@@ -129,6 +118,27 @@ def examine_model(
         on_cluster,
         linear_layers(model),
     )
+
+
+def _require_weights(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]], label: str) -> None:
+    """Make sure that the files of a model hold its weights, with the shapes of its configuration.
+
+    Raises:
+        DataError: They do not.
+    """
+    missing = missing_weights(model, stored)
+    if missing:
+        raise DataError(
+            f"{label}: {len(missing)} of its weights are not in its files ({missing[0]}), and would be random numbers; copy the model "
+            "again, or save it with save_pretrained"
+        )
+    for name, parameter in model.named_parameters():
+        held = stored.get(name, parameter.shape)  # what has another name in the files is looked at when it is loaded
+        if tuple(held) != tuple(parameter.shape):
+            raise DataError(
+                f"{label}: its files hold {name} with the shape {list(held)}, and config.json says {list(parameter.shape)}; copy both "
+                "from the same model"
+            )
 
 
 def require_trainable(config: PretrainedConfig, label: str) -> None:
