@@ -18,6 +18,8 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # Bytecode now, as pip makes it: where none may be written later (PYTHONDONTWRITEBYTECODE, common in containers) every process would compile anew.
+# Ours too, before tests start hundreds of processes.
+COMPILE := $(BIN)/python -m compileall -q components pipelines
 UV := $(BIN)/uv --quiet pip install --compile-bytecode --python $(BIN)/python
 # `--dry-run` resolves an installation and fetches nothing (tests/unit/test_installation.py).
 PIP_OPTIONS ?=
@@ -42,6 +44,7 @@ run: $(VENV)/installed
 
 # All tests that take minutes.
 test: $(VENV)/installed
+	$(COMPILE)
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # What takes long and `make test` leaves out: traps of kfp's own runner, further ways to run vLLM and several processes, a real model.
