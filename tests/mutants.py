@@ -58,6 +58,7 @@ LETTERS = "tests/unit/test_multiple_choice.py"
 STORAGE = "tests/pipeline/test_storage.py"
 DAMAGE = f"{STORAGE}::test_damage_in_the_store_is_seen_and_never_used"
 LARGE = f"{STORAGE}::test_a_large_file_that_is_another_is_seen_without_reading_it"
+SERVED = "tests/pipeline/test_served_evaluation.py"
 CONTAMINATION = "tests/unit/test_contamination.py"
 SLOTS = "tests/unit/test_slots.py"
 SLOTS_HOST = "tests/unit/test_slots_host.py"
@@ -896,6 +897,14 @@ MUTANTS = (
         (REPLAY,),
     ),
     Mutant("replay: mixed positions stay in the loss", _TRAINER, "int(position not in mixed)", "1", (MASK,)),
+    # Deployment.
+    Mutant(
+        "deployment: a try whose pod was lost hides what was served before",
+        "components/serving/deployment.py",
+        "first_seen(kubernetes.get(path))",
+        "kubernetes.get(path)",
+        (f"{SERVED}::test_a_run_refuses_what_does_worse_and_goes_back_even_where_an_earlier_try_was_lost",),
+    ),
     # Keys of stages.
     *(
         Mutant(
