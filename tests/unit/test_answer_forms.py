@@ -132,7 +132,7 @@ CASES = {
         ("€5", r"\$5", False),
         ("€5", "£5", False),
         ("150", "1€50", False),
-        ("5", "5¢", False),
+        ("5", "5¢", True),
     ],
     "nothing": [
         ("no solution", "No real solutions", True),
