@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from ngrpo.grading.number_words import number_in_words
+from ngrpo.grading.wrappings import unwrapped
 
 _SIGNS = {
     "∞": r"\infty ",
@@ -101,10 +102,6 @@ def _going_on(decimal: re.Match[str]) -> str:
     return rf"{decimal[1]}\overline{{{decimal[2] or decimal[3]}}}"
 
 
-def _without_lead_in(words: re.Match[str]) -> str:
-    return "" if words[2] or not words[1] else words[1]
-
-
 def _primed(name: re.Match[str]) -> str:
     return f"{name[1]}_{{{'prime' * len(name[2])}}}"
 
@@ -137,20 +134,6 @@ _FULL_STOP = re.compile(r"(?<![.\s])(?<!\\right)\s*\.$")
 
 _LINE_END = re.compile(r"(?:\s*\\\\)+$")
 
-_WRAPPER = re.compile(
-    r"\\(?:boxed|fbox|(?:math|text)(?:bf|it|sf|tt)|textrm|mathrm|text|mbox|hbox|boldsymbol|bm|pmb|underline|(?:text)?color\s*\{[a-z]+\})\s*(?=\{)"
-)
-"""A command around all of an answer; what only words stand in stays, since words are compared without it."""
-
-_DECLARATION = re.compile(
-    r"^(?:\\(?:bf|it|rm|bfseries|(?:display|text)style|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*)+"
-)
-_MARK_AT_END = re.compile(r"(?:\s|\\[ ,;:!]|\\q?quad(?![A-Za-z])|\\(?:checkmark|blacksquare|qed)(?![A-Za-z])|✓|■)+$")
-_LEAD_IN = re.compile(
-    r"^\s*(\\text\s*\{\s*)?(?:the )?(?:(?:final |correct )?answer(?: is)?\s*:?|(?:total|sum|result|solution|area|volume|perimeter)\s*:)"
-    r"(?:\s*(\})|(?=\s)|(?<=:))\s*(?=\S)",
-    re.IGNORECASE,
-)
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\[bB]igg?[lrm]?(?![A-Za-z])|\\mathstrut(?![A-Za-z])"), ""),
     (re.compile(r"(?<=[\[(])([^;,()\[\]]+);([^;,()\[\]]+)(?=[\])])"), r"\1,\2"),  # [1;2], where a comma is in numbers
@@ -167,9 +150,10 @@ _RULES: tuple[_Rule, ...] = (
     # Elements of a set by a condition on them alone, which says as much without the braces.
     (
         re.compile(
-            r"^\\\{\s*([a-z])\s*(?:(?:\\in\s*\\mathbb\{R\})\s*)?(?:\\mid(?![A-Za-z])|\||:)\s*([^|:{}]*\1[^|:{}]*[<>][^|:{}]*|[^|:{}]*\\(?:[lg]eq?|neq?)(?![A-Za-z])[^|:{}]*)\\\}$"
+            r"^\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![A-Za-z])|\||:)"
+            r"(?=[^|:{}]*(?:[<>]|\\(?:[lg]eq?|neq?)(?![A-Za-z])))([^|:{}]*)\\\}$"
         ),
-        r"\2",
+        r"\1",
     ),
     (re.compile(r"(?<=\d)\s*\\text\s*\{\s*k\s*\}"), r"\\text{ thousand}"),
     (re.compile(r"^(\d+)\s*\\text\s*\{\s*out of\s*\}\s*(\d+)$"), r"\\frac{\1}{\2}"),
@@ -178,7 +162,12 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"^([^{}\\]+)\\choose(?![A-Za-z])([^{}\\]+)$|\{([^{}\\]+)\\choose(?![A-Za-z])([^{}\\]+)\}"), _binomial),
     (re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<![\d.])(\d+)\.\((\d{1,30})\)$"), r"\1.\\overline{\2}"),
-    (re.compile(r"(?<![\d.])(\d+\.\d*?)(?:(\d)\2{2,}|(\d{2,15}?)\3+)\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))"), _going_on),
+    (
+        re.compile(
+            r"(?<![\d.])(\d{1,30}\.\d{0,30}?)(?:(\d)\2{2,30}|(\d{2,15}?)\3{1,15})\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))"
+        ),
+        _going_on,
+    ),
     # A number of a table with floating-point numbers is not a multiple of Euler's number, nor is `1.5e5`; `2e-3` may be a difference.
     (re.compile(r"(?<![\w.}])(\d+\.\d*|\d+(?=[eE](?:\d|[+-]\d\d)))[eE]([+-]?\d{1,3})(?![\w.^])"), r"\1 \\cdot 10^{\2}"),
     (
@@ -224,7 +213,7 @@ _NO_SOLUTION = re.compile(
 )
 
 _REAL = re.compile(r"(?:the )?(?:set of )?all (?:the )?(?:reals?|real numbers)")
-_UNION = re.compile(r"(?<=[)\]])\s*\\text\s*\{\s*(?:or|and)\s*\}\s*(?=[(\[])")
+_UNION = re.compile(r"(?<=[)\]])\s*\\text\s*\{\s*or\s*\}\s*(?=[(\[])")
 
 _NUMBERS = re.compile(r"[+-]?[\d.]+(?:(?:\s|~|\\[ ,;:!])+[\d.]+)+")
 
@@ -235,7 +224,7 @@ def canonical(answer: str) -> str:
     for opening, closing in _DELIMITERS:
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening + closing):
             text = text[len(opening) : -len(closing)].strip()
-    text = _unwrapped(text)
+    text = unwrapped(text)
     if not text.isascii():
         text = "".join(map(_character, text))
         for rule, spelling in _UNICODE_RULES:
@@ -255,45 +244,6 @@ def canonical(answer: str) -> str:
     if number is not None:
         return str(number) if number.denominator == 1 else rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
     return r"\cup".join(map(_usual_brackets, text.split(r"\cup"))).strip()
-
-
-def _unwrapped(text: str) -> str:
-    """Return an answer without what only says how all of it looks."""
-    previous = ""
-    while text != previous:
-        previous = text
-        text = _MARK_AT_END.sub("", _LEAD_IN.sub(_without_lead_in, _DECLARATION.sub("", text))).strip()
-        if text.startswith("**") and text.endswith("**") and len(text) > 4:
-            text = text[2:-2].strip()
-        wrapper = _WRAPPER.match(text)
-        start = wrapper.end() if wrapper else 0
-        if (
-            text.startswith("{", start)
-            and _closes_at_end(text[start:])
-            and (not start or _is_formula(text[start + 1 : -1]))
-        ):
-            text = text[start + 1 : -1].strip()
-        if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1]:
-            text = text[1:-1].strip()
-    return text
-
-
-def _is_formula(text: str) -> bool:
-    """Whether it has a digit and no words or units but commands, and begins with no letter of a choice."""
-    letters = re.sub(r"\\[A-Za-z]+", " ", text)
-    return bool(re.search(r"\d", text)) and not re.search(
-        r"[A-Za-z]{2}|\d(?:\\[ ,;:]|[~\s])+[A-Za-z]|^\s*\([A-F]\)|[ap]\.\s?m\.", letters
-    )
-
-
-def _closes_at_end(text: str) -> bool:
-    r"""Whether the brace at the start of a text is closed by its last character: `{5}`, not `{5}+{6}` or `\{5\}`."""
-    depth = 0
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0 and match[0] == "}":
-            return match.end() == len(text)
-    return False
 
 
 def several_numbers(answer: str) -> bool:
