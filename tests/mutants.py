@@ -417,6 +417,13 @@ MUTANTS = (
         "    return text\n",
         ("tests/unit/test_grading.py",),
     ),
+    Mutant(
+        "parser: errors of the first stage are believed",
+        "components/ngrpo/grading/grammar.py",
+        "            self._interp.exact = True\n",
+        "            raise\n",
+        ("tests/unit/test_grammar.py",),
+    ),
     # Artifacts.
     Mutant(
         "verify: a changed stored hash",

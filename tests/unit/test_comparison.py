@@ -19,11 +19,11 @@ from ngrpo.grading.expressions import nodes, read
 from ngrpo.grading.quantities import Quantity, quantities
 from ngrpo.grading.values import TooLargeError, UndefinedError, UnreadError, Valuation
 
-NEAR = [
-    json.loads(line)
-    for line in (Path(__file__).parents[1] / "data" / "near_answers.jsonl").read_text(encoding="utf-8").splitlines()
-]
-"""Answers next to the border between right and wrong, on both sides of it."""
+NEAR, STRANGE = (
+    [json.loads(line) for line in (Path(__file__).parents[1] / "data" / name).read_text(encoding="utf-8").splitlines()]
+    for name in ("near_answers.jsonl", "strange_answers.jsonl")
+)
+"""Answers next to the border between right and wrong, on both sides of it; and answers in the many ways that people and models write."""
 
 
 def verdict(gold: str, answer: str) -> bool:
@@ -34,6 +34,10 @@ def test_near_answers():
     wrong = [case for case in NEAR if verdict(case["gold"], case["answer"]) != case["right"]]
     print(f"{len(NEAR)} near answers, {sum(case['right'] for case in NEAR)} right, {len(wrong)} otherwise")
     assert not wrong
+
+
+def test_strange_answers():
+    assert [case for case in STRANGE if verdict(case["gold"], case["answer"]) != case["right"]] == []
 
 
 def test_the_gold_answers_of_near_answers_can_be_read():

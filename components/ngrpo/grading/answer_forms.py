@@ -1,7 +1,7 @@
 r"""Spellings of an answer: rules on its letters that bring it to the one spelling that the parser reads as a person would.
 
 A rule is here only if no two different answers become equal by it; what the rules leave alone, the parser reads or refuses.
-- Unicode: digits of any script, full-width and styled characters, signs, `½`, `x²`. Not read: `⑤`, subscripts, roots of unclear
+- Unicode: digits of any script, full-width and styled characters, signs, `½`, `x²`. Not read: `⑤`, roots of unclear
   extent (`√2x`), a dash between two numbers (a range, or a difference), marks that change the order of reading.
 - An answer that there is nothing (`no solution`, `none`, `DNE`, `\varnothing`, `\{\}`) is the empty set: the question says what
   there is none of. `real` may be said, since real numbers are meant where nothing else is. Any other condition makes another claim
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from ngrpo.grading.number_words import number_in_words
+from ngrpo.grading.wrappings import unwrapped
 
 _SIGNS = {
     "∞": r"\infty ",
@@ -26,6 +27,18 @@ _SIGNS = {
     "∪": r"\cup ",
     "∈": r"\in ",
     "°": r"^\circ ",
+    "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "∙": r"\cdot ",
+    "∕": "/",
+    "⩽": r"\le ",
+    "⩾": r"\ge ",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "…": r"\ldots ",
+    "¢": r"\text{ cents}",
     "−": "-",
     "‐": "-",
     "‑": "-",
@@ -39,12 +52,21 @@ _OTHER_SYMBOLS = re.compile("DOUBLE-STRUCK|SCRIPT|FRAKTUR|BLACK-LETTER")
 """Letters in these styles mean something of their own (ℝ, ℜ, 𝒫)."""
 
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _GAP = r"(?:\\[, ]|[ ~\u00a0\u2009\u202f])"
 _ARGUMENT = r"\s*(?:\{[^{}]*\}|\d)"
 
 
 def _raised(run: re.Match[str]) -> str:
     return f"^{{{run[0].translate(_RAISED)}}}"
+
+
+def _lowered(run: re.Match[str]) -> str:
+    return f"_{{{run[0].translate(_LOWERED)}}}"
+
+
+def _higher_root(root: re.Match[str]) -> str:
+    return rf"\sqrt[{3 if root[1] == '∛' else 4}]{{{root[2]}}}"
 
 
 def _without_gaps(number: re.Match[str]) -> str:
@@ -71,6 +93,15 @@ def _base_in_words(base: re.Match[str]) -> str:
     return base[0] if number is None else f"_{{{number}}}"
 
 
+def _binomial(match: re.Match[str]) -> str:
+    upper, lower = match[1] or match[3], match[2] or match[4]
+    return rf"\binom{{{upper.strip()}}}{{{lower.strip()}}}"
+
+
+def _going_on(decimal: re.Match[str]) -> str:
+    return rf"{decimal[1]}\overline{{{decimal[2] or decimal[3]}}}"
+
+
 def _primed(name: re.Match[str]) -> str:
     return f"{name[1]}_{{{'prime' * len(name[2])}}}"
 
@@ -94,6 +125,8 @@ _UNICODE_RULES: tuple[_Rule, ...] = (
     (re.compile(r"[⁰¹²³⁴-⁹⁺⁻]++(?!√)"), _raised),
     (re.compile(r"(^|[(\[{,=<>≤≥])(\s*)[–—‒]"), r"\1\2-"),
     (re.compile(r"(?<!\d)(\d+)⁄(\d+)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"[₀-₉]+"), _lowered),
+    (re.compile(r"([∛∜])\s*(\d+|[A-Za-z]|\([^()]*\))(?![\w.^({\[!]|,\d)"), _higher_root),
     (re.compile(r"(?<![⁰¹²³⁴-⁹])√\s*(\d+(?:\.\d+)?|[A-Za-zπ]|\([^()]*\))(?![\w.^({\[!]|,\d)"), r"\\sqrt{\1}"),
 )
 _DELIMITERS = (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")
@@ -102,6 +135,39 @@ _FULL_STOP = re.compile(r"(?<![.\s])(?<!\\right)\s*\.$")
 _LINE_END = re.compile(r"(?:\s*\\\\)+$")
 
 _RULES: tuple[_Rule, ...] = (
+    (re.compile(r"\\[bB]igg?[lrm]?(?![A-Za-z])|\\mathstrut(?![A-Za-z])"), ""),
+    (re.compile(r"(?<=[\[(])([^;,()\[\]]+);([^;,()\[\]]+)(?=[\])])"), r"\1,\2"),  # [1;2], where a comma is in numbers
+    (re.compile(r"\^\s*-\s*([A-Za-z]|\d+)"), r"^{-\1}"),
+    (re.compile(r"(?<=\d)_\s*\{\s*([a-z]+)\s*\}"), _base_in_words),
+    (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
+    (re.compile(r"\\rbrace(?![A-Za-z])"), r"\\}"),
+    (re.compile(r"\\bigcup(?![A-Za-z])"), r"\\cup "),
+    (re.compile(r"\\pounds(?![A-Za-z])"), "£"),
+    (re.compile(r"\\(?:text|math)dollar(?![A-Za-z])"), r"\\$"),
+    (re.compile(r"\\mathbb\s*([RNZQC])(?![A-Za-z])"), r"\\mathbb{\1}"),
+    (re.compile(r"\\backslash(?![A-Za-z])|(?<=\\mathbb\{[RNZQC]\})\s*-\s*(?=\\\{)"), r"\\setminus "),
+    (re.compile(r"\\\\\s*\[\d*\.?\d+(?:pt|em|ex|mm|cm)\]"), r"\\\\ "),  # distance of the rows of a matrix
+    # Elements of a set by a condition on them alone, which says as much without the braces.
+    (
+        re.compile(
+            r"^\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![A-Za-z])|\||:)"
+            r"(?=[^|:{}]*(?:[<>]|\\(?:[lg]eq?|neq?)(?![A-Za-z])))([^|:{}]*)\\\}$"
+        ),
+        r"\1",
+    ),
+    (re.compile(r"(?<=\d)\s*\\text\s*\{\s*k\s*\}"), r"\\text{ thousand}"),
+    (re.compile(r"^(\d+)\s*\\text\s*\{\s*out of\s*\}\s*(\d+)$"), r"\\frac{\1}{\2}"),
+    (re.compile(r"(?<=\w)_\s*\{\s*\(?\s*(?:base\s*)?(\d+)\s*\)?\s*\}"), r"_{\1}"),
+    (re.compile(r"^(\d[\dA-F]*)\s*\\text\s*\{\s*(?:in )?base\s*\}\s*(\d+)$"), r"\1_{\2}"),
+    (re.compile(r"^([^{}\\]+)\\choose(?![A-Za-z])([^{}\\]+)$|\{([^{}\\]+)\\choose(?![A-Za-z])([^{}\\]+)\}"), _binomial),
+    (re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))"), ""),
+    (re.compile(r"(?<![\d.])(\d+)\.\((\d{1,30})\)$"), r"\1.\\overline{\2}"),
+    (
+        re.compile(
+            r"(?<![\d.])(\d{1,30}\.\d{0,30}?)(?:(\d)\2{2,30}|(\d{2,15}?)\3{1,15})\s*(?:\.{3}|\\[lc]?dots(?![A-Za-z]))"
+        ),
+        _going_on,
+    ),
     # A number of a table with floating-point numbers is not a multiple of Euler's number, nor is `1.5e5`; `2e-3` may be a difference.
     (re.compile(r"(?<![\w.}])(\d+\.\d*|\d+(?=[eE](?:\d|[+-]\d\d)))[eE]([+-]?\d{1,3})(?![\w.^])"), r"\1 \\cdot 10^{\2}"),
     (
@@ -128,7 +194,7 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"([A-Za-z])('+)(?![A-Za-z])"), _primed),
     (re.compile(r"\\varnothing|(?:\\left\s*)?\\\{\s*(?:\\right\s*)?\\\}"), r"\\emptyset "),
     (re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{_GAP}\d{{3}})+(?!\d)"), _without_gaps),
-    (re.compile(r"^([+-]?\d+)\s+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
+    (re.compile(rf"^([+-]?\d+){_GAP}+(\d+)/(\d+)$"), r"\1\\frac{\2}{\3}"),
     (re.compile(r"(?<=\w)_\s*\{\s*\\(?:text|mathrm)\s*\{\s*(?:base\s+)?([a-z]+)\s*\}\s*\}"), _base_in_words),
     (re.compile(r"(?<=\d)\s*\^\s*\{?\s*\\(?:text|mathrm)\s*\{\s*(st|nd|rd|th)\s*\}\s*\}?$"), r"\\text{\1}"),
     (re.compile(r"\\bmod(?![A-Za-z])"), r"\\mod "),
@@ -146,6 +212,9 @@ _NO_SOLUTION = re.compile(
     r"|none|dne|(?:(?:the|a) )?(?:(?:real )?solutions? )?(?:does not|doesn't|do not|don't) exist|(?:the )?empty set|\\nexists"
 )
 
+_REAL = re.compile(r"(?:the )?(?:set of )?all (?:the )?(?:reals?|real numbers)")
+_UNION = re.compile(r"(?<=[)\]])\s*\\text\s*\{\s*or\s*\}\s*(?=[(\[])")
+
 _NUMBERS = re.compile(r"[+-]?[\d.]+(?:(?:\s|~|\\[ ,;:!])+[\d.]+)+")
 
 
@@ -155,8 +224,7 @@ def canonical(answer: str) -> str:
     for opening, closing in _DELIMITERS:
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening + closing):
             text = text[len(opening) : -len(closing)].strip()
-    while text.startswith("{") and _closes_at_end(text):
-        text = text[1:-1].strip()
+    text = unwrapped(text)
     if not text.isascii():
         text = "".join(map(_character, text))
         for rule, spelling in _UNICODE_RULES:
@@ -164,23 +232,18 @@ def canonical(answer: str) -> str:
     text = _LINE_END.sub("", _FULL_STOP.sub("", text))
     for rule, spelling in _RULES:
         text = rule.sub(spelling, text)
+    text = _UNION.sub(r"\\cup ", text) if r"\infty" in text else text
     words = " ".join(_TYPESETTING.sub(" ", text).split()).rstrip(" .").lower()
     if _NO_SOLUTION.fullmatch(words):
         return r"\emptyset"
+    if _REAL.fullmatch(words):
+        return r"\mathbb{R}"
+    if words == "infinity":
+        return r"\infty"
     number = number_in_words(words) if words[:1].isalpha() else None
     if number is not None:
         return str(number) if number.denominator == 1 else rf"\frac{{{number.numerator}}}{{{number.denominator}}}"
     return r"\cup".join(map(_usual_brackets, text.split(r"\cup"))).strip()
-
-
-def _closes_at_end(text: str) -> bool:
-    r"""Whether the brace at the start of a text is closed by its last character: `{5}`, not `{5}+{6}` or `\{5\}`."""
-    depth = 0
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0 and match[0] == "}":
-            return match.end() == len(text)
-    return False
 
 
 def several_numbers(answer: str) -> bool:

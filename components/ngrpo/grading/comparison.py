@@ -12,15 +12,18 @@ from typing import Any
 
 import sympy
 
-from ngrpo.grading.expressions import Form, folded, nodes, read
+from ngrpo.grading.expressions import Both, Form, Items, folded, nodes, read
 from ngrpo.grading.kinds import is_matrix, is_relation, single
-from ngrpo.grading.quantities import Quantity, is_text, quantities, same_text
+from ngrpo.grading.quantities import Quantity, chosen, is_text, quantities, same_text
 from ngrpo.grading.same_regions import is_bounds, is_region, same_regions
 from ngrpo.grading.same_relations import is_assignment, result_of, same_relations
 from ngrpo.grading.same_sets import same_matrices, same_sets
 from ngrpo.grading.same_values import same_values
 from ngrpo.grading.units import PERCENT, units_agree
 from ngrpo.grading.values import UndefinedError, UnreadError, decimal
+
+_LETTER = re.compile(r"(?:\\text(?:bf)?\s*\{)?\s*\(?[A-F]\)?\s*\}?")
+"""The letter of an option, without what the option says."""
 
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{|(?=\d+/))(\d{1,20})(?:\}\{|/)(\d{1,20})(?:(?<=\d)\}|(?<=\d))")
 """A fraction of whole numbers, for which no parser is needed."""
@@ -42,6 +45,13 @@ def judge(gold: str, answer: str) -> tuple[bool, str | None]:
     """Return whether an answer equals the gold answer, and what kept the two from being compared."""
     if same_text(gold, answer):
         return True, None
+    option = chosen(gold) or chosen(answer)
+    if option is not None and not (chosen(gold) and chosen(answer)):
+        letter, text = option
+        other = answer if chosen(gold) else gold
+        if _LETTER.fullmatch(other):
+            return same_text(letter, other), None
+        return judge(text, other) if chosen(gold) else judge(other, text)
     if is_text(gold):
         return False, None
     fractions = [_FRACTION.fullmatch(text) for text in (gold, answer)]
@@ -123,6 +133,8 @@ def _scaled(node: Any, factor: Fraction) -> Any:
 def match(gold: Any, answer: Any) -> bool:
     """Whether two expressions are the same answer; the gold answer's form decides."""
     gold, answer = single(gold), single(answer)
+    if isinstance(answer, Items) and all(is_relation(part) and not isinstance(part, sympy.Eq) for part in answer.args):
+        answer = Both(*answer.args)  # x > 2, x < 5
     if is_relation(gold) and is_relation(answer):
         return same_relations(gold, answer, match)
     if is_relation(answer):

@@ -36,6 +36,16 @@ _LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/(?:\d\d){1,
 """A time or a date, which is neither a quotient nor a difference."""
 
 _BASED = re.compile(r"\(?(?<![\w.])(\d+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(\d+)\s*\}?\s*\}|(\d))")
+_RATIO = re.compile(r"\d{1,9}(?::\d{1,9}){2,}")
+_CONDITION = re.compile(r"(?:\\left)?\\\{\s*\(?[A-Za-z][^{}=<>]*?(?::|\|(?=[^|]*$)|\\mid(?![A-Za-z]))")
+"""The beginning of a set by a condition, whose colon is no sign of division."""
+
+_FAMILY = re.compile(r"([^;{}]*(?:\{[^;]*\}[^;{}]*)?),\s*([A-Za-z]\s*\\in\s*\\mathbb\{[NZQR]\})", re.DOTALL)
+r"""Something for every number of a kind: `\pi k, k \in \mathbb{Z}`."""
+
+_DOTS = re.compile(r"\\(?:[lc]|vd|dd)?dots(?![A-Za-z])|\.{3}")
+_LIST_DOTS = re.compile(rf"(?<=,)\s*(?:{_DOTS.pattern})\s*(?=$|,|\\\}}|\\right|\))")
+_SIGNS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])|[±∓]")
 _LARGE_LETTER = re.compile(r"\\(?:math(?:bb|cal|rm)|text|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+|[A-Z]")
 _ORDER = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt|in)(?![A-Za-z])|[≤≥≠∈]")
 _OR = re.compile(r",?\s*(?:\\text\s*\{\s*or\s*\}|(?<![A-Za-z\\])or(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee(?![A-Za-z]))")
@@ -88,6 +98,10 @@ class Row(Form):
 
 class Span(Form):
     """Two things in brackets or parentheses: an interval, or a pair. Left, right, whether open on the left, and on the right."""
+
+
+class Ratio(Form):
+    """A ratio of three numbers or more, in lowest terms."""
 
 
 class Joined(Form):
@@ -234,6 +248,11 @@ def read(text: str) -> Any:
         return sympy.Symbol(
             "_".join(part.lstrip("0") or "0" for part in re.split("[:/-]", plain)) + f" {plain.count(':')}"
         )
+    if _CONDITION.match(text):
+        raise UnreadError("a set by a condition")
+    if _RATIO.fullmatch(plain):
+        parts_ = [int(part) for part in plain.split(":")]
+        return Ratio(*(sympy.Integer(part // (math.gcd(*parts_) or 1)) for part in parts_))
     if _ORDER.search(text):
         for word, form in ((_OR, Either), (_AND, Both)):
             parts = _split(text, word)
@@ -242,13 +261,15 @@ def read(text: str) -> Any:
     based = _BASED.fullmatch(text.strip())
     if based:
         return Based(sympy.Symbol(based[1]), sympy.Symbol(based[2] or based[3]))
-    normalised = normalize_latex(text, _NORMALISED)
+    normalised = normalize_latex(_LIST_DOTS.sub(" x_{dots} ", text), _NORMALISED)
     try:
+        if _DOTS.search(_LIST_DOTS.sub("", text)):
+            raise UnreadError("dots")
         expression = _parse(normalised)
     except Exception:
         # What leads to the result may have parts that are not read (`1 + 2 + \cdots + 9 = 45`), but the result must not.
         parts = [] if re.search("[,;]", normalised) else _EQUALS.split(normalised)
-        if len(parts) < 3:
+        if len(parts) < (2 if _DOTS.search(parts[0]) else 3):
             raise
         expression = _parse(parts[-1])
     _check(expression)
@@ -267,6 +288,9 @@ def _listed(text: str) -> Any:
     if number:
         value = _Reader().parse_number(number[2])
         return -value if number[1] == "-" else value
+    family = _FAMILY.fullmatch(text)
+    if family:
+        return Items(_listed(family[1].strip()), _Reader().parse(family[2]))
     if _OUTSIDE_LISTS.search(text):
         return _Reader().parse(text)
     sets = _pieces(text, r"\cup")
@@ -275,7 +299,10 @@ def _listed(text: str) -> Any:
     elements = _pieces(text, ",")
     if len(elements) > 1:
         return Items(*_elements(elements))
+    signs = _SIGNS.findall(text)
     brackets = _BRACKETS.fullmatch(text)
+    if len(signs) == 1 and not text.startswith(r"\{"):
+        return Items(*(_listed(_SIGNS.sub(sign, text)) for sign in ("+-" if signs[0] in (r"\pm", "±") else "-+")))
     inner = _pieces(brackets[2], ",") if brackets else []
     if brackets is None or len(inner) < 2 or (brackets[1] == r"\{") != (brackets[3] == r"\}"):
         return _Reader().parse(text)

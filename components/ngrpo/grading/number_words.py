@@ -42,6 +42,11 @@ def number_in_words(text: str) -> Fraction | None:
         sign, words = -1, words[1:]
     if not words:
         return None
+    if "and" in words[1:]:  # two and a half
+        place = len(words) - 1 - words[::-1].index("and")
+        units, rest = _whole(words[:place]), number_in_words(" ".join(words[place + 1 :]))
+        if units is not None and rest is not None and 0 < rest < 1:
+            return sign * (units + rest)
     part = words[-1].removesuffix("s") if words[-1] != "halves" else "half"
     if part in _PARTS:
         if words == ["half"]:

@@ -104,6 +104,20 @@ def same_text(gold: str, answer: str) -> bool:
     return bool(is_words) or _SPACE.sub("", _TEXT.sub(r"\1", gold)) == _SPACE.sub("", _TEXT.sub(r"\1", answer))
 
 
+_CHOICE = re.compile(
+    r"(?:\\(?:text|math)(?:bf|rm)?\s*\{\s*)+\(([A-F])\)\s*((?:\}|\\[ ,;:!]|\\q?quad(?![A-Za-z])|~|\s)*)(?=[^\s}])(.+)",
+    re.DOTALL,
+)
+
+
+def chosen(answer: str) -> tuple[str, str] | None:
+    r"""Return the letter and the text of an option that is written out, `\textbf{(B)}\ 24`; none where it is anything else."""
+    found = _CHOICE.fullmatch(answer)
+    if found is None or found[2].count("}") == 0 or found[3].count("{") != found[3].count("}"):
+        return None
+    return found[1], found[3]
+
+
 def is_text(answer: str) -> bool:
     """Whether an answer is words that name no number, so that the same words alone equal it."""
     text = _plain(answer)
@@ -134,6 +148,9 @@ def quantities(answer: str) -> tuple[Quantity, ...]:
         number += text[position : match.start()]
         position = match.end()
         words = _SPACE.sub(" ", re.sub(r"\\(?:cdot|times)(?![A-Za-z])", " ", match[1])).strip(" ,;.").lower()
+        quotient = re.search(r"[\d})]\s*(/)\s*$", number)
+        if quotient and is_unit_word(words):
+            number, words = number[: quotient.start(1)], f"/ {words}"
         if not words or set(words.split()) <= _CONNECTIVES:
             number += match[0] if words else " "
             continue
@@ -188,6 +205,9 @@ def _quantity(number: str, words: str) -> Quantity:
         signs.append(_currency(money[1]))
     bound, factor = "", Fraction(1)
     words = re.sub(
+        "(?:different|distinct|possible) (?=[a-z])", "", re.sub("ordered (?:pair|triple)s?", "orderedpair", words)
+    )
+    words = re.sub(
         r"\b(?:exactly|and)\b(?=\s*$)|^\s*(?:exactly|and)\b",
         "",
         re.sub(r"\s+", " ", words.replace(".", "").replace("per cent", "percent")),
@@ -232,8 +252,10 @@ def _plain(answer: str) -> str | None:
     text = _SPACE.sub(" ", _TEXT.sub(r"\1", answer)).strip(" .").lower()
     if not text or not re.search("[a-z]", text) or re.search(r"[\\^_{}=<>+*|$]", text):
         return None
-    letter = re.fullmatch(r"\(([a-z])\)", text)
-    return letter[1] if letter else text.replace("'", "").replace('"', "")
+    letter = re.fullmatch(r"(?:(?:option|choice|answer)(?: is)? ?:? ?)?\(?([a-z])\)", text) or re.fullmatch(
+        r"(?:option|choice|answer)(?: is)? ?:? ?([a-z])", text
+    )
+    return letter[1] if letter else re.sub("^(?:an?|the) (?=[a-z]{3})", "", text).replace("'", "").replace('"', "")
 
 
 def _at_top(text: str, position: int) -> bool:

@@ -22,6 +22,30 @@ CURRENCIES = {
 }
 
 _SPELLINGS = {
+    "nm": "nm nanometer nanometre",
+    "micrometer": "um micron micrometer micrometre",
+    "angstrom": "angstrom",
+    "parsec": "pc parsec",
+    "kpc": "kpc kiloparsec",
+    "lightyear": "ly lightyear",
+    "mole": "mol mole",
+    "erg": "erg",
+    "dyne": "dyne",
+    "ev": "ev electronvolt",
+    "kev": "kev",
+    "gev": "gev",
+    "kj": "kj kilojoule",
+    "kcal": "kcal kilocalorie",
+    "kpa": "kpa kilopascal",
+    "atm": "atm atmosphere",
+    "khz": "khz kilohertz",
+    "mhz": "mhz megahertz",
+    "ghz": "ghz gigahertz",
+    "coulomb": "c coulomb",
+    "tesla": "tesla",
+    "gauss": "gauss",
+    "rpm": "rpm",
+    "gyr": "gyr",
     "mm": "mm millimeter millimetre",
     "cm": "cm centimeter centimetre",
     "dm": "dm decimeter decimetre",
@@ -109,7 +133,7 @@ _COUNTED = (
     "crayon cube cupcake customer cycle desk diagonal digit divisor dog donut doughnut dot edge egg element employee envelope "
     "event face fish flower friend game gift girl goal goat grape group guest hat head hen hole horse house integer intersection "
     "item jar job key kid lap leaf lemon letter light line lion marble mark match meal member mistake monkey move multiple muffin "
-    "nut orange outcome outfit page pancake part passenger path peach pear pen pencil permutation photo pie piece pigeon pizza "
+    "nut orange orderedpair outcome outfit page pancake part passenger path peach pear pen pencil permutation photo pie piece pigeon pizza "
     "plant plate player point prime prize problem pupil question rabbit rectangle ribbon road rock room rose rotation round route "
     "row seat section set shape sheep shelf shirt shoe side sock solution song staff stamp star step stick sticker stone student "
     "subset sweet table task teacher team term ticket tile time toy train tree triangle trip truck value visitor vote voter way "
