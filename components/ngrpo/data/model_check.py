@@ -76,8 +76,9 @@ def examine_model(
             f"{label}: {len(missing)} of its weights are not in its files ({missing[0]}), and would be random numbers; copy the model "
             "again, or save it with save_pretrained"
         )
-    for name, parameter in model.named_parameters() if stored is not None else ():
-        held = stored.get(name, parameter.shape)  # what has another name in the files is looked at when it is loaded
+    for name, parameter in model.named_parameters():
+        # What has another name in the files is looked at when it is loaded.
+        held = (stored or {}).get(name, parameter.shape)
         if tuple(held) != tuple(parameter.shape):
             raise DataError(
                 f"{label}: its files hold {name} with the shape {list(held)}, and config.json says {list(parameter.shape)}; copy both "
