@@ -211,13 +211,18 @@ def test_numbers_that_json_has_no_form_for_are_held_out_and_dates_are_refused_wi
             "What is 1+1?,2\n",
             "its first line, 'What is 1+1?', '2', looks like a row; write the names of",
         ),
+        (
+            "chats.jsonl",
+            '{"question": [{"role": "robot", "content": "a"}], "answer": "2"}\n',
+            "role 'robot' is none of",
+        ),
         ("odd.jsonl", '{"question\\n": "What is 1+1?", "answer": "2"}\n', "problem_column: one line without control"),
     ],
 )
 def test_what_a_preset_could_not_name_is_refused_before_one_is_written(job, capsys, name, content, said):
     (job / name).write_text(content * 30)
     assert said in fails(capsys, "init", "--model", "model", "--data", name)
-    assert not (job / "mine.toml").exists()
+    assert list(job.glob("mine*")) == [job / "mine.csv"]
 
 
 def test_a_word_of_millions_of_letters_does_not_keep_the_tokenizer_busy(job):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ngrpo.config import RunConfig, validate
 from ngrpo.config.rewards import RewardConfig
-from ngrpo.drafting.own_data import OwnData, hold_out, look_at_data
+from ngrpo.drafting.own_data import OwnData, held_out, look_at_data
 from ngrpo.drafting.own_model import look_at_model
 from ngrpo.drafting.preset import Draft, preset_text
 from ngrpo.errors import ConfigError
@@ -67,15 +67,17 @@ def write_preset(named: Named, file: Path, *, force: bool = False) -> list[str]:
         said.append(
             "model: its tokenizer has no chat template, so it gets problems as they are: chat_template = 'plain'"
         )
+    beside: dict[Path, str] = {}
     if named.benchmark is not None:
         benchmark = look_at_data("--benchmark", named.benchmark)
         said.append(_guess("benchmark", benchmark))
     else:
         path = file.with_name(f"{file.stem}-held-out.jsonl")
         _require_writable(path, force)
-        count = hold_out(data, path)
+        lines = held_out(data)
+        beside[path] = "".join(f"{line}\n" for line in lines)
         benchmark = OwnData(path, [], data.columns, data.form)
-        said.append(f"benchmark: none is named, so {count} of {len(data.rows)} problems are held out in {path}")
+        said.append(f"benchmark: none is named, so {len(lines)} of {len(data.rows)} problems are held out in {path}")
     draft = Draft(
         file=file,
         model=model,
@@ -86,7 +88,9 @@ def write_preset(named: Named, file: Path, *, force: bool = False) -> list[str]:
         chat_template=named.chat_template,
         inherited=named.extends,
     )
-    file.write_text(preset_text(draft), encoding="utf-8")
+    # Nothing is written before all of it is known: what a refusal left behind would stand in the way of the next try.
+    for path, text in {**beside, file: preset_text(draft)}.items():
+        path.write_text(text, encoding="utf-8")
     return said
 
 

@@ -74,8 +74,8 @@ def look_at_data(option: str, path: Path, problem: str | None = None, answer: st
     return OwnData(path, rows, columns, answer_form(answers))
 
 
-def hold_out(data: OwnData, path: Path) -> int:
-    """Write every tenth row to a file of JSON lines, which becomes the benchmark, and return how many.
+def held_out(data: OwnData) -> list[str]:
+    """Return every tenth row as a line of JSON: they become the benchmark.
 
     The rows stay in the table, too: `prepare_data` drops training problems that a benchmark holds, and counts them.
 
@@ -90,10 +90,8 @@ def hold_out(data: OwnData, path: Path) -> int:
         )
     kept = (data.columns.problem, data.columns.answer)
     try:
-        lines = [
+        return [
             json.dumps({name: row.get(name) for name in kept}, ensure_ascii=False, default=cell_text) for row in rows
         ]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--data {str(data.path)!r}: no rows can be held out ({error})") from error
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return len(rows)
