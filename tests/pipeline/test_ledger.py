@@ -71,7 +71,7 @@ def test_a_plan_tells_what_stages_of_the_same_shape_took_and_nothing_else(house)
     plan = house.ngrpo("plan", "--set", "training.steps=40", "--seed", "0", COLUMNS="160").stdout
     lines = {line.split()[1]: line for line in plan.splitlines() if line.startswith("│")}
     table = plan[plan.index("What it will take") :]
-    assert table.count("unknown") == 3, "another number of steps: training is unknown, and the sum is without it"
+    assert table.count("unknown") == 2, "another number of steps: of training neither time nor GPU-hours are known"
     assert "no earlier result of this shape" in table
     assert "without the 1 that no earlier result tells" in table
     assert "benchmark_evaluation" in lines

@@ -147,7 +147,7 @@ def test_a_promotion_without_a_key_says_so_and_is_no_refusal_unless_a_key_is_ask
 @pytest.mark.long
 def test_the_key_of_the_latest_run_counts_where_none_is_named(promotions, promote, keys, capsys, tmp_path):
     promote("first")
-    latest = tmp_path / "outputs" / "latest"
+    latest = tmp_path / "outputs" / "runs" / "20260101-000000-000000-tiny"
     latest.mkdir(parents=True)
     config = load_config(TINY, [f"signing.public_key={keys[1]}", f"promotion.model_name={NAME}"])
     write_state(latest / "config.json", config.model_dump(mode="json"))
