@@ -57,7 +57,8 @@ def main() -> None:
                 f"{result['ratio']:.3f} ({low:.3f} to {high:.3f}; {lowest:.3f} to {highest:.3f})",
                 result["peer_is"],
             )
-    Console().print(table)
+    if table.row_count:  # some race nobody, and print tables of their own
+        Console().print(table)
 
 
 if __name__ == "__main__":
