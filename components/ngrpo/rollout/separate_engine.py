@@ -1,7 +1,7 @@
 """The rollout engine in processes of its own, which generate while training works on the previous batch: see `RolloutEngine`.
 
 Weights are passed through a file in shared memory, written once per node. Requests and replies go through a socket as pickled bytes:
-a tensor sent by itself would be placed in shared memory, which needs a common parent of the processes.
+a tensor sent by itself would be placed in shared memory, for which these processes are not set up.
 """
 
 from __future__ import annotations

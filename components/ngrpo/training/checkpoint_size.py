@@ -1,9 +1,9 @@
-"""How large the checkpoints of a training are, computed from the number of its parameters."""
+"""Size of a training's checkpoints, computed from its number of parameters."""
 
 from __future__ import annotations
 
 KEPT = 2
-"""Checkpoints that are kept beside the best, on disk and in object storage: while one is uploaded, only older ones are deleted."""
+"""Number of checkpoints kept besides the best, on disk and in object storage: while one is uploaded, only older ones are deleted."""
 _WEIGHTS = 4
 """Bytes of a weight, in float32."""
 _MOMENTS = 8
@@ -17,7 +17,7 @@ def checkpoint_bytes(parameters: int, *, weights_alone: bool = False) -> int:
 
     Args:
         parameters: Trained parameters; tied ones count once.
-        weights_alone: Of the best checkpoint, once it is not one of the newest.
+        weights_alone: Count only the weights, as for the best checkpoint once it is not one of the newest.
     """
     return parameters * (_WEIGHTS if weights_alone else _WEIGHTS + _MOMENTS)
 
@@ -25,8 +25,8 @@ def checkpoint_bytes(parameters: int, *, weights_alone: bool = False) -> int:
 def checkpoints_bytes(parameters: int, *, nodes: int = 1, selection: bool = False) -> int:
     """Return the most bytes that checkpoints take on the disk of one node at a time.
 
-    A node writes what its own processes hold. One that goes on from object storage begins with a whole checkpoint, and at the end each
-    node reads the whole of the best.
+    A node writes the shards of its own processes. One that resumes from object storage begins with a complete checkpoint, and at the end
+    each node reads all of the best one.
 
     Args:
         parameters: Trained parameters; tied ones count once.

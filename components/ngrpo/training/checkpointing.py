@@ -1,13 +1,12 @@
-"""Checkpoints of a training: marked once they are whole, copied to object storage while training goes on, resumed from.
+"""Checkpoints of a training: marked once complete, uploaded in the background, and resumed from.
 
-One that is damaged is not resumed from: the one before it is. Training is exact, so that it comes to the same bytes. Of the best
+A damaged checkpoint is skipped for the one before it. Training is deterministic, so the result is the same to the byte. Of the best
 checkpoint only the weights are kept once it is not one of the newest.
 
-Where several nodes train, each has what its own processes wrote. Object storage has the whole, and all go on from there.
+If several nodes train, each has the shards of its own processes. Object storage has all of them, and all nodes resume from there.
 
-What a killed training loses is bounded by how often it saves: every `save_steps` steps, and every so many minutes where it is told to.
-A save at SIGTERM comes on top of these where a process is given the time for it. A step of a Kubeflow pipeline is not: Argo ends it about
-a second after the signal.
+A killed training loses the steps since its last save: it saves every `save_steps` steps and, if told to, every so many minutes. It also
+saves at SIGTERM if there is time for it. A step of a Kubeflow pipeline has none: Argo kills it about a second after the signal.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Checkpoints(TrainerCallback):
     """The checkpoints of one training; add it after every callback that writes into checkpoints.
 
     Attributes:
-        resumed_from: The checkpoint to go on from, none to start.
+        resumed_from: The checkpoint to resume from; none to start from scratch.
         preempted: Whether training was stopped.
     """
 
@@ -67,16 +66,16 @@ class Checkpoints(TrainerCallback):
         self._upload: Future[None] | None = None
 
     def restore(self) -> None:
-        """Find the newest checkpoint that is whole, as is the best that it remembers; either may be in object storage.
+        """Find the newest complete checkpoint whose best checkpoint is complete too; either may be in object storage.
 
-        What is damaged, unfinished or beyond it is set aside, and deleted once there is another of the same step or a later one.
+        Damaged, unfinished and later checkpoints are set aside, and deleted once there is another of the same step or a later one.
         """
         first_of_node = PartialState().is_local_main_process
         if self._store is not None and gather_object([first_of_node]).count(True) > 1 and first_of_node:
-            for step in self._here():  # a part of it, whose place is needed: the whole comes from object storage
+            for step in self._here():  # a part of it, to be replaced by the complete one from object storage
                 shutil.rmtree(self._of(step))
         limit = self._steps
-        while True:  # until all nodes have the same: one may have more than another
+        while True:  # until all nodes agree: they may have different checkpoints
             own = self._newest(limit) if PartialState().is_local_main_process else None
             found = [step for step in gather_object([own]) if step is not None]
             limit = min(found)
@@ -102,15 +101,15 @@ class Checkpoints(TrainerCallback):
             state.best_model_checkpoint = str(self._of(state.best_global_step))
 
     def on_step_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Save where it is time to, save and stop if any process was told to: all of them at the same step, for they work together.
+        """Save if it is time; save and stop if any process was told to. All processes do so at the same step, because they work together.
 
-        A save between two `save_steps` is there to go on from, nothing else: it is not evaluated, so it cannot be selected.
+        A save between two `save_steps` only serves to resume from: it is not evaluated, so it cannot be selected.
         """
         if state.global_step >= state.max_steps:
-            # The last checkpoint is saved wherever it falls: it is measured too where others are.
+            # The last checkpoint is saved at any step, and evaluated if others are.
             control.should_evaluate = args.eval_strategy != IntervalStrategy.NO
         elif state.global_step % self._stride == 0:
-            # The clock is that of the first process, which also knows of the upload.
+            # The first process decides by its clock; it also knows the state of the upload.
             wishes = [float(self._told_to_stop), float(state.is_world_process_zero and self._due())]
             stop, save = reduce(torch.tensor(wishes, device=PartialState().device)).tolist()
             if stop > 0:
@@ -118,10 +117,10 @@ class Checkpoints(TrainerCallback):
             if stop > 0 or save > 0:
                 control.should_save = True
         if control.should_save and PartialState().is_local_main_process:
-            self._remove_old(state.best_global_step, keep=KEPT - 1)  # its place is for the one that is written next
+            self._remove_old(state.best_global_step, keep=KEPT - 1)  # makes room for the next one
 
     def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Save a policy that was measured between two `save_steps` and is better than all before: it may be the result."""
+        """Save a policy that was evaluated between two `save_steps` and is better than all before: it may be the result."""
         if control.should_save or (state.best_metric is not None and metrics["eval_mean"] <= state.best_metric):
             return
         control.should_save = True
@@ -129,11 +128,11 @@ class Checkpoints(TrainerCallback):
             self._remove_old(state.best_global_step, keep=KEPT - 1)
 
     def on_save(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Mark the checkpoint just written and upload it in the background, once the one before it is uploaded.
+        """Mark the checkpoint just written, and upload it in the background after the one before it.
 
-        One process of each node does that with the files of its node. The marker has those of all nodes.
+        One process of each node does so with the files of its node. The marker lists those of all nodes.
         """
-        PartialState().wait_for_everyone()  # every process writes files of its own
+        PartialState().wait_for_everyone()  # every process writes its own files
         first_of_node = PartialState().is_local_main_process
         told = gather_object([(first_of_node, uuid.uuid4().hex[:8])])
         nodes = [process for process, (first, _) in enumerate(told) if first]
@@ -157,18 +156,18 @@ class Checkpoints(TrainerCallback):
         self._saved = time.monotonic()
 
     def on_train_end(self, args, state, control, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        """Wait until all nodes have uploaded their part: the first one deletes the checkpoints once its stage is done."""
+        """Wait until all nodes have uploaded their part, because the first one deletes the checkpoints once its stage is done."""
         self.finish_upload()
         PartialState().wait_for_everyone()
 
     def _due(self) -> bool:
-        """Whether the last save is too long ago. An upload that is under way is not outrun: the next save would wait for its end."""
+        """Whether the last save is too long ago. False during an upload, because the next save would have to wait for its end."""
         if self._minutes is None or time.monotonic() < self._saved + 60 * self._minutes:
             return False
         return self._upload is None or self._upload.done()
 
     def finish_upload(self) -> None:
-        """Wait for the upload in the background. Training can do without it: if it failed, that is said and no more."""
+        """Wait for the upload in the background. A failed upload is logged, not raised: training does not need it."""
         if self._upload is not None:
             try:
                 self._upload.result()
@@ -177,7 +176,7 @@ class Checkpoints(TrainerCallback):
             self._upload = None
 
     def _newest(self, limit: int) -> int:
-        """Return the newest checkpoint up to a step that can be resumed from, 0 if there is none; what is damaged is set aside."""
+        """Return the newest checkpoint up to a step that can be resumed from, 0 if there is none; damaged ones are set aside."""
         newest = next((step for step in self._here() if step <= limit and self._usable(step)), 0)
         while self._store is not None:
             self._store.restore(self.directory, after=newest, until=limit)
@@ -188,7 +187,7 @@ class Checkpoints(TrainerCallback):
         return newest
 
     def _usable(self, step: int) -> bool:
-        """Whether a checkpoint and the best that it remembers are whole; it is set aside if not."""
+        """Whether a checkpoint and its best checkpoint are complete; it is set aside if not."""
         if self._is_weights_alone(step) or not self._whole(step):
             return False
         best = TrainerState.load_from_json(str(self._of(step) / TRAINER_STATE_NAME)).best_global_step
@@ -201,7 +200,7 @@ class Checkpoints(TrainerCallback):
         )
 
     def _whole(self, step: int, *, weights_alone: bool = False) -> bool:
-        """Whether a checkpoint, or what there is of its weights, is here and whole; it is set aside if it is damaged."""
+        """Whether a checkpoint, or at least its weights, is here and complete; it is set aside if damaged."""
         known = (step, weights_alone)
         if known not in self._sound and self._of(step).exists():
             damage = problem(self._of(step), weights_alone=weights_alone)
@@ -211,23 +210,23 @@ class Checkpoints(TrainerCallback):
         return known in self._sound
 
     def _is_weights_alone(self, step: int) -> bool:
-        """Whether this was kept as the best of a newer one."""
+        """Whether only the weights are left, as the best of a newer checkpoint."""
         return (self._of(step) / MARKER).exists() and not (self._of(step) / TRAINER_STATE_NAME).exists()
 
     def _why_not(self, step: int) -> str:
-        """Say why a checkpoint beyond the one that is resumed from is not."""
+        """Return why a later checkpoint than the one resumed from cannot be used."""
         if step > self._steps:
             return f"training has {self._steps} steps"
         return "only its weights were kept" if self._is_weights_alone(step) else "not every node has it"
 
     def _set_aside(self, step: int, reason: str) -> bool:
-        """Move a checkpoint out of the way of the one that will take its place; return false."""
+        """Move a checkpoint out of the way of its replacement; return false."""
         print(f"checkpoint-{step} is not used: {reason}", flush=True)
         self._move(step)
         return False
 
     def _move(self, step: int) -> Path:
-        """Move a checkpoint away, so that none is ever there in part."""
+        """Move a checkpoint away before deleting it, so that there is never half of one."""
         self._sound -= {(step, True), (step, False)}
         target = self._aside / self._of(step).name
         shutil.rmtree(target, ignore_errors=True)
@@ -235,7 +234,7 @@ class Checkpoints(TrainerCallback):
         return self._of(step).rename(target)
 
     def _remove_old(self, best: int | None, *, keep: int = KEPT) -> None:
-        """Delete what the newest marked checkpoints make superfluous: all of the others, but the weights of the best."""
+        """Delete all checkpoints except the newest marked ones and the weights of the best."""
         marked = [step for step in self._here() if (self._of(step) / MARKER).exists()]
         for step in self._here():
             if step == best and step in marked[keep:]:
@@ -244,7 +243,7 @@ class Checkpoints(TrainerCallback):
                 shutil.rmtree(self._move(step), ignore_errors=True)
 
     def _here(self) -> list[int]:
-        """Return the steps of the checkpoints on this machine, whole or not, newest first."""
+        """Return the steps of the checkpoints on this machine, complete or not, newest first."""
         return sorted(map(_step, self.directory.glob("checkpoint-*")), reverse=True)
 
     def _of(self, step: int) -> Path:
@@ -262,20 +261,19 @@ def checkpoints_of(
 ) -> Iterator[Checkpoints]:
     """Provide the checkpoints of a training while it runs.
 
-    Besides every `save_steps` steps it saves as often as `minutes` asks for, which changes nothing in the result, and at SIGTERM, after
-    which it ends. A machine or a job that is shut down in order leaves time for that; a step of a Kubeflow pipeline has about one second,
-    which is too short.
+    Besides every `save_steps` steps it saves every `minutes`, which does not change the result, and at SIGTERM, after which it ends. An
+    orderly shutdown of a machine or job leaves time for that; a step of a Kubeflow pipeline has about one second, which is too short.
 
     Args:
-        work: They are in its directory `checkpoints`.
-        steps: Steps of the training: a checkpoint beyond is not resumed from.
-        stride: A resumed run is exact if it was saved after a multiple of so many steps.
-        store: Where they are kept too; none to keep them in `work` alone.
+        work: Checkpoints are in its directory `checkpoints`.
+        steps: Steps of the training; later checkpoints are not resumed from.
+        stride: A resumed run is exact if it was saved after a multiple of this many steps.
+        store: Object storage for them; none to keep them in `work` only.
         minutes: Longest time between two of them; none for no limit besides `save_steps`.
 
     Raises:
         Preempted: SIGTERM arrived, and a checkpoint was saved.
-        StoreError: Object storage holds a checkpoint that cannot be had.
+        StoreError: Object storage holds a checkpoint that cannot be read.
     """
     kept = Checkpoints(work, store, steps, stride, minutes)
     kept.restore()
@@ -290,7 +288,7 @@ def checkpoints_of(
 
 
 def _leave_weights(checkpoint: Path) -> None:
-    """Delete all of a checkpoint but its weights and its marker, first of all what makes it one to go on from."""
+    """Delete all of a checkpoint except weights and marker, beginning with the file that makes it resumable."""
     (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
     for path in checkpoint.iterdir():
         if path.is_dir():
@@ -300,7 +298,7 @@ def _leave_weights(checkpoint: Path) -> None:
 
 
 def _yield_to_training() -> None:
-    """Give this thread, and those that it starts, only the processor time that training leaves: Linux has priorities by thread."""
+    """Give this thread, and threads it starts, the lowest priority, so that training is not slowed; Linux has priorities per thread."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 

@@ -1,4 +1,4 @@
-"""The rewards that a configuration names."""
+"""Make the rewards of a configuration."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Reward = Callable[..., Any]
 def configured_rewards(
     training: TrainingConfig, rollout: RolloutConfig, grader: Grader, columns: Sequence[str], work: Path
 ) -> list[Reward]:
-    """Return the rewards of `training.rewards`, in its order, each called by its name there; none where none is named.
+    """Return the rewards of `training.rewards`, in order, each under its name there; none if none is set.
 
     Args:
         training: Its settings.
-        rollout: Says how long a response may be.
+        rollout: Settings with the longest response.
         grader: Grades for `correctness`; the caller closes it.
         columns: Columns of the data set.
         work: Directory of the stage, for files of the user.
 
     Raises:
-        UserCodeError: A function of the user's cannot be imported, or does not take its options or what TRL passes.
+        UserCodeError: A user's function cannot be imported, or does not accept its options or TRL's arguments.
     """
     return [
         _Named(name, _ready(reward, rollout.max_tokens, grader))
@@ -40,7 +40,7 @@ def configured_rewards(
 
 
 class _Named:
-    """A ready reward under the name that it has in the configuration."""
+    """A built-in reward under its name in the configuration."""
 
     def __init__(self, name: str, function: Reward):
         self.__name__ = name

@@ -1,4 +1,4 @@
-"""The neighbor index of a training run: verified against the weights, refreshed when they moved, saved with the checkpoints."""
+"""The neighbor index of a training run: verified against the weights, refreshed when they change, saved with checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ngrpo.rollout.configured_mixer import build_mixer
 
 
 class FollowingIndex(TrainerCallback):
-    """Gives the trainer a mixer whose index belongs to the weights."""
+    """Provides the trainer with a mixer whose index matches the weights."""
 
     def __init__(
         self,
@@ -28,14 +28,14 @@ class FollowingIndex(TrainerCallback):
         end_marker: EndMarker | None,
         every_batch: bool,
     ):
-        """Take over an index.
+        """Start with an index.
 
         Args:
             index: Index of the base model, or of a checkpoint.
             neighbors: How the index is built.
             mixing: How it is used.
             end_marker: Text after which mixing ends.
-            every_batch: Follow the weights before each rollout batch, which takes a copy of the embedding matrix; else only
+            every_batch: Follow the weights before each rollout batch, which needs a copy of the embedding matrix; otherwise only
                 before the first.
         """
         self.index = index
@@ -45,10 +45,10 @@ class FollowingIndex(TrainerCallback):
         self._every_batch = every_batch
         self._verified = False
         self._matrix: Tensor | None = None
-        """The matrix that `index` belongs to; none if it is not at hand."""
+        """The matrix that `index` was made from; none if it is not available."""
 
     def mixer(self, model: PreTrainedModel) -> Mixer | None:
-        """Return the mixer for the rollouts that `model` generates next."""
+        """Return the mixer for the next rollouts of `model`."""
         if self._mixing.strategy == "token":
             return None
         embedding = model.get_input_embeddings().weight
@@ -61,11 +61,11 @@ class FollowingIndex(TrainerCallback):
         return self.held()
 
     def held(self) -> Mixer | None:
-        """Return the mixer over the index as it is, whatever the weights are."""
+        """Return the mixer over the current index, without comparing it with the weights."""
         return None if self._mixing.strategy == "token" else build_mixer(self._mixing, self.index, self._end_marker)
 
     def _follow(self, embedding: Tensor) -> None:
-        """Make the index belong to a matrix."""
+        """Make the index match a matrix."""
         if len(embedding) != len(self.index.eligible):
             raise DataError(
                 f"the neighbor index has {len(self.index.eligible)} rows but the policy's embedding matrix {len(embedding)}: "
@@ -97,13 +97,13 @@ class FollowingIndex(TrainerCallback):
             self._matrix = embedding.clone()
 
     def fingerprinted(self) -> NeighborIndex:
-        """Return the index with the fingerprint of its matrix, which a refresh does not hash."""
+        """Return the index with the fingerprint of its matrix, which a refresh does not compute."""
         if self._matrix is not None:
             self.index = self.index.fingerprinted(self._matrix)
         return self.index
 
     def resume(self, checkpoint: Path) -> None:
-        """Take the index that a checkpoint was saved with: it may be older than the checkpoint's weights."""
+        """Use the index saved with a checkpoint, which may be older than the checkpoint's weights."""
         self.index = NeighborIndex.load(checkpoint / "neighbor_index")
         self._matrix = None
         self._verified = True

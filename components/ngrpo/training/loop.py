@@ -1,4 +1,4 @@
-"""The training loop of transformers, with two faults mended: a step beyond the last, and training on after it has diverged."""
+"""The training loop of transformers with two fixes: no step beyond the last, and a stop when training diverges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ngrpo.training.sharded_trainer import ShardedTrainer
 
 
 class SoundLoop(ShardedTrainer):
-    """A trainer that makes as many steps as it was told to, and stops where numbers are no longer finite.
+    """A trainer that makes exactly the requested steps, and stops when numbers are no longer finite.
 
     Put it before TRL's trainer among the bases, and set `logging_nan_inf_filter=False`: the filter would hide a loss that is not finite.
     """
@@ -22,14 +22,14 @@ class SoundLoop(ShardedTrainer):
     """Section of the configuration with the learning rate, for the error."""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Resumed from its last step, `Trainer` enters an epoch all the same and looks at the number of steps after one more.
+        # Resumed from its last step, `Trainer` would enter an epoch and check the number of steps only after one more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        # Called once a step, before the weights change: they stay those of the step before.
+        # Called once per step, before the weights change, so that they stay those of the step before.
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self.require_finite(self.state.global_step + 1, {"loss": self._tr_loss, "gradient norm": norm})
         return norm

@@ -1,4 +1,4 @@
-"""What vouches for a checkpoint: a marker, written last, with the digest of every file."""
+"""The marker of a checkpoint, written last, with the digest of every file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ngrpo.storage.whole_files import sync
 
 MARKER = "complete"
 WEIGHTS = ("model", "weights-", "adapter_")
-"""How the names of the files with weights begin: transformers' own, those of `shards`, and PEFT's."""
+"""Prefixes of files with weights: of transformers, of `shards`, and of PEFT."""
 _READERS = 4
-"""Files that are hashed at a time: the weights and the moments of the optimizer are most of a checkpoint."""
+"""Files hashed at a time: weights and optimizer moments are most of a checkpoint."""
 
 
 class Entry(TypedDict):
@@ -47,11 +47,11 @@ def settled(checkpoint: Path) -> dict[str, Entry]:
 
 
 def mark(checkpoint: Path, files: Mapping[str, Entry]) -> None:
-    """Declare a checkpoint whole: all of it is on disk before its marker is.
+    """Mark a checkpoint as complete: its files are on disk before the marker.
 
     Args:
         checkpoint: The directory.
-        files: What is `settled`, here and, where nodes share a checkpoint, there.
+        files: Result of `settled`, from this node and from others that share the checkpoint.
 
     Raises:
         StoreError: The marker cannot be written.
@@ -60,11 +60,11 @@ def mark(checkpoint: Path, files: Mapping[str, Entry]) -> None:
 
 
 def problem(checkpoint: Path, *, weights_alone: bool = False) -> str | None:
-    """Say what is wrong with a checkpoint; none if it is what was marked, to the byte.
+    """Return the damage of a checkpoint; none if it matches its marker to the byte.
 
     Args:
         checkpoint: The directory.
-        weights_alone: Look at the weights only: the rest may be there or not.
+        weights_alone: Check only the weights; other files may be missing.
     """
     try:
         marker = read_state(checkpoint / MARKER, _Marker, cure="an older checkpoint is used")
@@ -95,7 +95,7 @@ def problem(checkpoint: Path, *, weights_alone: bool = False) -> str | None:
 
 
 def _files(checkpoint: Path) -> dict[str, Path]:
-    """Return the files of a checkpoint but its marker, by relative path."""
+    """Return the files of a checkpoint without its marker, by relative path."""
     paths = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != checkpoint / MARKER)
     return {path.relative_to(checkpoint).as_posix(): path for path in paths}
 

@@ -1,4 +1,4 @@
-"""Rows of like length together: what a pass pads is little, and processes that wait for each other have rows of like length at once."""
+"""Group rows of similar length, so that passes need little padding and processes that wait for each other take equally long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 MicroBatch = dict[str, Tensor | None]
-"""Tensors of some rows by TRL's names: `[B, ...]`, with columns second. A tensor without dimensions is one for the whole batch."""
+"""Tensors of some rows by TRL's names: `[B, ...]`, with columns second. A tensor without dimensions belongs to the whole batch."""
 
 SUMS_OVER_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "cispo", "dapo", "vespo", "luspo"})
 """Loss types of TRL that are a sum over the rows of an optimizer step, each divided by what does not depend on its micro-batch.
@@ -21,12 +21,12 @@ SUMS_OVER_ROWS = frozenset({"grpo", "sapo", "dr_grpo", "cispo", "dapo", "vespo",
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of some rows that hold a token of any of them.
+    """The columns of some rows in which at least one row has a token.
 
     Attributes:
-        start: Columns of padding on the left, which are left out.
-        end: Where the padding on the right begins.
-        kept: Columns of the completions among those between.
+        start: Number of padding columns on the left, which are dropped.
+        end: First padding column on the right.
+        kept: Number of completion columns in between.
     """
 
     start: int
@@ -45,7 +45,7 @@ class Columns:
         width = attention_mask.shape[1]
         used = attention_mask.any(dim=0).nonzero()
         first, last = (int(used[place]) for place in (0, -1))
-        # One column of completions stays: their rows may all be left out of the loss, and so be masked.
+        # Keep one column of completions, because all rows may be masked out of the loss.
         padded = width - max(last + 1, width - completion_columns + 1)
         end = width - padded // multiple * multiple
         return cls(first // multiple * multiple, end, completion_columns - (width - end))
@@ -54,7 +54,7 @@ class Columns:
 def by_length(lengths: Tensor) -> Tensor:
     """Return the order of rows from the longest to the shortest; int64 `[B]`.
 
-    The longest come first, so that what does not fit into memory fails at once.
+    The longest come first, so that a lack of memory shows at once.
     """
     return torch.argsort(lengths, descending=True, stable=True)
 
@@ -64,13 +64,13 @@ def sorted_micro_batches(
 ) -> list[MicroBatch]:
     """Sort rows by length within each optimizer step, over all processes.
 
-    The micro-batches that processes go through together have rows of like length: with parameters that are sharded, each waits for
-    the longest. Rows never leave their optimizer step.
+    Micro-batches that processes work on at the same time have rows of similar length, because with sharded parameters each process
+    waits for the longest. Rows never leave their optimizer step.
 
     Args:
-        micro_batches: Of one rollout batch, in the order in which they are trained on; every process has as many, of as many rows.
+        micro_batches: Micro-batches of one rollout batch in training order; every process has equally many, of equal size.
         window: Micro-batches after which an optimizer step may end; divides their number.
-        accelerator: Of the processes.
+        accelerator: The processes' accelerator.
     """
     if window == 1:
         return list(micro_batches)
@@ -101,7 +101,7 @@ def _present(value: Tensor | None) -> Tensor:
 def _of_all_processes(name: str, rows: Tensor, accelerator: Accelerator) -> Tensor:
     """Return the rows of all processes, one process after another."""
     kind = rows.dtype
-    if kind == torch.bool:  # accelerate's padding would make numbers of it, on those processes alone that pad
+    if kind == torch.bool:  # accelerate's padding would turn it into numbers, but only on processes that pad
         rows = rows.byte()
     if rows.ndim > 1:
         rows = accelerator.pad_across_processes(rows, dim=1, pad_first=name.startswith("prompt_"))

@@ -1,7 +1,7 @@
-"""How far the engine's log-probabilities are from the trainer's, of the same tokens after the same inputs.
+"""Difference of the engine's and the trainer's log-probabilities for the same tokens after the same inputs.
 
-Both are of the whole distribution at the temperature of the rollouts, before any nucleus. By the law of replay they differ by rounding
-alone, whether a step is mixed or not.
+Both are taken over the whole distribution at the rollouts' temperature, before any nucleus. By the law of replay they differ only by
+rounding, whether a step is mixed or not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 SHOWN = 5
-"""Tokens that an error shows."""
+"""Number of tokens shown in an error."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class WorstRow:
     """The rollout of this process with the largest difference.
 
     Attributes:
-        inputs: Tensors of the rows that it is one of, by TRL's names.
-        row: Which of them it is.
-        columns: Places of its largest differences in the response, ascending.
+        inputs: Tensors of its batch, by TRL's names.
+        row: Its row there.
+        columns: Positions of its largest differences in the response, ascending.
         engine: The engine's log-probabilities there.
         trainer: The trainer's.
-        difference: The largest; infinite where the engine has no number.
+        difference: The largest difference; infinite if the engine's number is missing.
     """
 
     inputs: Mapping[str, Tensor]
@@ -60,10 +60,10 @@ class _Scored:
 
 
 class Mismatch:
-    """The differences of one rollout batch after another, over all processes."""
+    """Collects the differences of rollout batches over all processes."""
 
     def __init__(self, accelerator: Accelerator):
-        """Begin without any; `accelerator` is that of the processes that share a batch."""
+        """Start empty; `accelerator` is that of the processes that share a batch."""
         self._accelerator = accelerator
         self._scored: list[_Scored] = []
 
@@ -71,14 +71,14 @@ class Mismatch:
         """Add some rows.
 
         Args:
-            inputs: Their tensors by TRL's names; `mix_mask` where steps may be mixed.
+            inputs: Their tensors by TRL's names; with `mix_mask` if steps may be mixed.
             engine: `[B, C]`, log-probabilities of the response tokens.
-            trainer: `[B, C]`, the same by the model that is trained, with the weights that generated them.
+            trainer: `[B, C]`, the same from the model in training, with the weights that generated them.
         """
         self._scored.append(_Scored(inputs, engine.float(), trainer.detach().float()))
 
     def statistics(self) -> dict[str, float]:
-        """Return mean, 99th percentile and maximum of what was added, for mixed and unmixed steps; only of those there are."""
+        """Return mean, 99th percentile and maximum of the differences, for mixed and unmixed steps if there are any."""
         numbers = {}
         for kind in ("unmixed", "mixed"):
             own = [

@@ -1,4 +1,4 @@
-"""What some classes of transformers need so that a trainer of TRL scores a rollout as it was generated."""
+"""Adjustments for some classes of transformers, so that TRL's trainer scores a rollout as it was generated."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from transformers import PreTrainedModel
 
 
 def name_backbone(model: PreTrainedModel) -> None:
-    """Make `base_model` lead to the layers below the output head, where TRL looks for them: Llama 4's class has another name there."""
+    """Make `base_model` refer to the layers below the output head, as TRL expects: Llama 4's class uses another name."""
     if model.base_model is model:
         tokens = model.get_input_embeddings()
         model.base_model_prefix = next(name for name, child in model.named_children() if tokens in child.modules())
 
 
 def can_balance_experts(model: PreTrainedModel) -> bool:
-    """Whether TRL can add a loss that balances a model's experts: it counts them by a setting that Llama 4 has under another name."""
+    """Whether TRL can add a load-balancing loss for experts: it reads their number from a setting that Llama 4 names differently."""
     return hasattr(model.config.get_text_config(), "num_experts")
 
 
 def silence_dropout(model: nn.Module) -> None:
-    """Switch off the dropout that is no module of its own, which TRL's `disable_dropout` leaves on: OPT's, for example."""
+    """Switch off dropout that is not a module, such as OPT's, which TRL's `disable_dropout` misses."""
     for module in model.modules():
         for name, value in vars(module).items():
             if ("dropout" in name or name in ("layerdrop", "attn_pdrop", "resid_pdrop")) and type(value) is float:
@@ -31,9 +31,9 @@ def silence_dropout(model: nn.Module) -> None:
 
 
 def counts_from_the_padding(model: PreTrainedModel) -> bool:
-    """Whether a model, not told otherwise, takes padding on the left for text that its positions count.
+    """Whether a model without explicit positions counts padding on the left as text.
 
-    Rotary positions are relative, and so do not mind. Learned ones do (GPT-2), and so does attention that is scaled by position (Llama 4).
+    That is harmless with rotary positions, which are relative, but not with learned ones (GPT-2) or attention scaled by position (Llama 4).
     """
     text = model.config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
@@ -46,7 +46,7 @@ def counts_from_the_padding(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def positions_of_text(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context, a forward pass that is given no positions counts them from the first token that is no padding."""
+    """Within this context, a forward pass without explicit positions counts them from the first token after the padding."""
 
     def add_positions(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         mask = named.get("attention_mask")

@@ -54,7 +54,7 @@ _MIXTURE_KEYS = ("mix_mask", "mix_candidates", "mix_weights", "mix_seeds")
 
 
 _NOT_SCORING = object()
-"""Stands for the mixture where no rollouts are being scored, so that no forward pass can do without its records."""
+"""Placeholder for the mixture while no rollouts are scored, so that a forward pass without its records fails."""
 
 
 class NGRPOTrainer(SoundLoop, GRPOTrainer):
@@ -89,13 +89,13 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             mask_mixed_positions: Leave mixed positions out of the loss and of its normaliser.
             mixed_ratio: Importance ratio r of mixed steps. `policy`: exp(log p - log p_old), as of other steps. `one`:
                 exp(log p - sg(log p)), where sg stops the gradient. Its value is 1, so it is never clipped, and its gradient is that
-                of log p: the label is learned from as if it came from the policy of now. In a ratio of sequences (GSPO) such a step
-                adds nothing to the mean of log ratios.
+                of log p, as if the label came from the current policy. In a sequence-level ratio (GSPO) such a step adds nothing to
+                the mean of log ratios.
             correct_mismatch: Weigh the policy loss of unmixed steps by the probabilities of trainer and engine, as TRL does for vLLM:
                 see its `vllm_importance_sampling_mode`.
             mismatch_bound: Mean difference of their log-probabilities above which training stops.
             observers: Called after each rollout batch.
-            validation: What `evaluate` measures.
+            validation: Problems that `evaluate` measures.
             ahead: Holds the next rollout batch, which a `SeparateEngine` generates while training goes on with one; none to generate each
                 when it is needed.
             **kwargs: Passed on to `GRPOTrainer`.
@@ -113,8 +113,8 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         self._current_mixer = current_mixer
         self._mask_mixed_positions = mask_mixed_positions
         self._mixed_ratio = mixed_ratio
-        self._loss_inputs: dict[str, Any] = {}  # what TRL computes the loss of, while it does
-        # The correction is TRL's own, which is tied to its own vLLM: that is asked nowhere else of what is used here.
+        self._loss_inputs: dict[str, Any] = {}  # inputs of the loss that TRL is computing
+        # The correction is TRL's own, which it enables only with its own vLLM; nothing else used here depends on that setting.
         self.use_vllm = self._correct_mismatch = correct_mismatch
         self._mismatch_bound = mismatch_bound
         self._mismatch = Mismatch(self.accelerator)
@@ -165,7 +165,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         part = self._step % self.args.gradient_accumulation_steps
         sampling = Sampling(self.max_completion_length, self.temperature, self.top_p)
         with self._generation() as (engine, whole):
-            # In here a process waits for no other: they end at different steps.
+            # No collective operations in here, because processes end at different steps.
             if self._ahead is None:
                 self._mixer = self._current_mixer(whole)
                 rollouts = engine.generate(prompt_ids, self._seeds(step, part, prompt_ids), sampling, self._mixer)
@@ -179,7 +179,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
 
     def _seeds(self, step: int, part: int, prompts: Sequence[Sequence[int]]) -> list[int]:
         """Return the seeds of this process's rollouts."""
-        # Rows are counted over all processes, so that a rollout does not depend on how many there are.
+        # Rows are numbered over all processes, so that a rollout does not depend on their number.
         first = self.accelerator.process_index * len(prompts)
         return [request_seed(self.args.seed, step, part, first + row) for row in range(len(prompts))]
 
@@ -190,7 +190,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         prompts: list[list[int]],
         sampling: Sampling,
     ) -> list[Rollout]:
-        """Return the rollouts of this step, which the weights one batch ago have made, and have those of the next begun."""
+        """Return the rollouts of this step, made with the weights of one batch ago, and start those of the next step."""
         assert self._ahead is not None
         step, first = self.state.global_step, self.accelerator.process_index * len(prompts)
         following = step + self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
@@ -214,7 +214,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         return arrived.rollouts
 
     def _prompts_of(self, step: int, rows: int) -> list[list[int]]:
-        """Return the prompts that this process will learn from at a later step; the data loader reads them only then."""
+        """Return this process's prompts of a later step, which the data loader has not read yet."""
         batch = step * self.args.gradient_accumulation_steps // (self.args.steps_per_generation * self.num_iterations)
         prompts = self.args.generation_batch_size // self.num_generations
         epoch, place = divmod(batch, len(self.train_dataset) // prompts)
@@ -234,7 +234,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
 
     @contextmanager
     def _generation(self) -> Iterator[tuple[RolloutEngine, PreTrainedModel | WholeEmbeddings]]:
-        """Provide the engine with the weights of now, and the model that they are of with whole input embeddings."""
+        """Load the current weights into the engine, and provide the model with unsharded input embeddings."""
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -256,11 +256,11 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             self._engine.sleep()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure the policy by `validation`; `Trainer` calls this before it saves, and remembers which checkpoint was best.
+        """Measure the policy on `validation`; `Trainer` calls this before it saves, and remembers the best checkpoint.
 
         Args:
-            *args: Not read.
-            **kwargs: Not read.
+            *args: Ignored.
+            **kwargs: Ignored.
 
         Returns:
             `eval_mean`: share of correct answers.
@@ -293,13 +293,13 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training or self._buffered_inputs is before or not self._rows_may_move():
             return inputs
-        # An optimizer step may end after as many micro-batches as divide both a step's and a rollout batch's.
+        # An optimizer step may end after any number of micro-batches that divides those of a step and of a rollout batch.
         window = math.gcd(self.args.gradient_accumulation_steps, self.args.steps_per_generation)
         self._buffered_inputs = sorted_micro_batches(self._buffered_inputs, window, self.accelerator)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _rows_may_move(self) -> bool:
-        """Whether the loss of an optimizer step is the same in whichever micro-batches its rows are."""
+        """Whether the loss of an optimizer step does not depend on how its rows are split into micro-batches."""
         alone: bool = self.args.per_device_train_batch_size == 1
         if self.top_entropy_quantile < 1:  # a quantile of the rows that all processes go through together
             return alone and self.accelerator.num_processes == 1
@@ -327,7 +327,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         return output
 
     def _log_sets(self, inputs: list[dict[str, Any]]) -> None:
-        """Log share and reward of each training set, where there are several."""
+        """Log share and reward of each training set, if there are several."""
         if SET not in inputs[0]:
             return
         sets = gather_object([row[SET] for row in inputs])
@@ -350,7 +350,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             mixer=self._mixer,
         )
         numbers = {name: value for observe in self._observers for name, value in observe(batch).items()}
-        # A process may have nothing to say where another has: with few rollouts, none of them may be mixed.
+        # One process may have no value where another has: with few rollouts, none may be mixed.
         of_processes = gather_object([numbers])
         for name in {name: None for one in of_processes for name in one}:
             values = [one[name] for one in of_processes if name in one]
@@ -397,7 +397,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         embedding = self.accelerator.unwrap_model(model).get_input_embeddings()
         mixture = self._mixture
-        # TRL would score rows in the order they have, padded to the longest of all.
+        # TRL would score rows in their given order, padded to the longest of all.
         order = by_length(attention_mask.sum(dim=1)) if batch_size and batch_size < len(input_ids) else None
         chunks = (slice(None),) if order is None else order.split(batch_size)
         parts = []
@@ -422,7 +422,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         )
 
     def _fix_mixed_ratios(self, logps: Tensor) -> None:
-        """Make the importance ratios of mixed steps one, where a loss is computed: TRL looks for the old policy after it has scored."""
+        """Set the importance ratios of mixed steps to one while a loss is computed: TRL reads the old policy after scoring."""
         inputs = self._loss_inputs
         if "old_per_token_logps" in inputs and "mix_mask" in inputs:
             old = inputs["old_per_token_logps"]
@@ -437,7 +437,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
             self._mixture, self._loss_inputs = _NOT_SCORING, {}
             scores, self._scores = self._scores, None
         if self.model.training and "old_per_token_logps" not in inputs:
-            # All updates with this rollout batch are one: its weights are those that generated.
+            # There is only one update with this rollout batch, so the weights are those that generated it.
             assert scores is not None, "TRL scores rows to compute their loss"
             self._mismatch.add(inputs, inputs["sampling_per_token_logps"], scores)
             if (self._step + 1) % self.args.steps_per_generation == 0:
@@ -445,14 +445,14 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
         return loss
 
     def _mixture_of(self, inputs: Mapping[str, Tensor]) -> InputMixture | None:
-        """Return what is mixed in the rows of a batch."""
+        """Return the mixture of the rows of a batch."""
         if self._mixer is None:
             return None
         mask, candidates, weights, seeds = (inputs[key] for key in _MIXTURE_KEYS)
         return InputMixture(mask, candidates, weights, seeds, torch.zeros_like(seeds), self._mixer.strategy)
 
     def _settle_mismatch(self) -> None:
-        """Log how far engine and trainer were from each other on a rollout batch.
+        """Log the difference of engine and trainer on a rollout batch.
 
         Raises:
             TrainingError: Too far.
@@ -476,7 +476,7 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
 
     @torch.no_grad()
     def _worst_texts(self) -> str:
-        """Return the engine's tokens where it differs most, beside those that the trainer finds most likely there."""
+        """Return the engine's tokens at the largest differences, beside the trainer's most likely tokens."""
         worst = self._mismatch.worst()
         model, tokenizer = self.model, self._tokenizer
         rows = slice(worst.row, worst.row + 1)
@@ -514,17 +514,17 @@ class NGRPOTrainer(SoundLoop, GRPOTrainer):
 
 
 def _unmixed(rollout: Rollout) -> list[float]:
-    """Return log-probabilities for TRL's correction; of mixed steps none, which is a ratio of one: their tokens were not sampled."""
+    """Return log-probabilities for TRL's correction, with a ratio of one at mixed steps, whose tokens were not sampled."""
     mixed = set(rollout.records.positions.tolist())
     return [math.nan if place in mixed else value for place, value in enumerate(rollout.logprobs)]
 
 
 def _in_order(parts: tuple[Tensor, ...], order: Tensor | None) -> Tensor:
-    """Return rows that were taken in an order where they were before."""
+    """Return reordered rows in their original order."""
     return torch.cat(parts) if order is None else torch.cat(parts)[order.argsort()]
 
 
 def _total(values: Sequence[float], weights: Sequence[float]) -> float | None:
-    """Return the weighted sum of a rollout's rewards; TRL has NaN for those that left it out."""
+    """Return the weighted sum of a rollout's rewards; TRL has NaN for rewards that skipped it."""
     weighted = [value * weight for value, weight in zip(values, weights, strict=True) if not math.isnan(value)]
     return sum(weighted) if weighted else None

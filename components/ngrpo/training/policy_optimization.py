@@ -38,7 +38,7 @@ from ngrpo.training.validation import Validation
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """What training leaves: the trainer with the trained model, and the index as of the last rollout batch."""
+    """Result of training: the trainer with the trained model, and the index of the last rollout batch."""
 
     trainer: NGRPOTrainer
     index: NeighborIndex
@@ -62,31 +62,31 @@ def train_policy(
     observers: Sequence[RolloutObserver] = (),
     watch: Callable[[Trainer], None] = lambda trainer: None,
 ) -> TrainedPolicy:
-    """Train a policy, resuming from the last whole checkpoint.
+    """Train a policy, resuming from the last complete checkpoint.
 
     Args:
         model: Policy to start from.
-        start: Directory that it was loaded from, and that the reference model is loaded from too.
+        start: Directory of its weights, from which the reference model is loaded too.
         tokenizer: Its tokenizer.
         dataset: Columns `prompt` (a chat) and `answer`; rewards get the others too.
-        validation: Problems that the best checkpoint is chosen by, where `training.selection` is set.
-        index: Neighbor index of the base model; rebuilt where the policy's embeddings differ.
+        validation: Problems for choosing the best checkpoint, if `training.selection` is set.
+        index: Neighbor index of the base model; refreshed if the policy's embeddings differ.
         config: Settings.
-        work: Where checkpoints go.
-        output: Where the trained model is saved; adapters, where they are trained, are in `adapter/` beside it.
-        store: Where checkpoints are kept too.
+        work: Directory for checkpoints.
+        output: Directory for the trained model; trained adapters are in `adapter/` beside it.
+        store: Object storage for checkpoints.
         save_minutes: See `checkpoints_of`.
         reporters: Trackers of the trainer.
-        callbacks: Callbacks of the trainer; what they write into a checkpoint is part of it.
+        callbacks: Callbacks of the trainer; files that they write into a checkpoint are part of it.
         observers: Called after each rollout batch.
-        watch: Called with the trainer before it starts, to show what it does.
+        watch: Called with the trainer before it starts, to observe it.
 
     Returns:
         The trainer and the index after training.
 
     Raises:
         Preempted: The process was told to stop; see `checkpoints_of`.
-        UserCodeError: A reward of the user's cannot be used, raised an error, or returned what it must not.
+        UserCodeError: A reward of the user cannot be used, raised an error, or returned invalid values.
     """
     following = FollowingIndex(
         index,
@@ -140,7 +140,7 @@ def train_policy(
         with closing(trainer):
             trainer.train(resume_from_checkpoint=checkpoints.resumed_from)
             if not checkpoints.preempted:
-                # While processes can still talk: vLLM ends their group with its engine.
+                # While processes can still communicate: vLLM destroys their process group with its engine.
                 save_model(trainer, output, config.model.dtype)
     return TrainedPolicy(trainer, following.index)
 
@@ -149,7 +149,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
     """Translate the configuration into TRL's arguments.
 
     One rollout batch holds `prompts_per_batch * group_size` sequences, of which each of `updates_per_batch` optimizer steps takes its
-    share; it is gone through `num_iterations` times. Several processes share it: on GPUs they shard the model (FSDP2), on processors
+    share; it is used `num_iterations` times. Several processes split it: on GPUs they shard the model (FSDP2), on processors
     accelerate gives each a copy.
 
     Raises:
@@ -219,8 +219,8 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         "importance_sampling_level": settings.importance_sampling_level,
         "disable_dropout": True,
         "bf16": config.model.dtype == "bfloat16",
-        # transformers advises accelerate's own where a model is sharded. With FSDP2 either gathers a layer once for its backward pass, and
-        # accelerate's puts a wrapper's name into the names of parameters, by which engines and checkpoints know them.
+        # transformers advises accelerate's own checkpointing for sharded models. With FSDP2 both gather a layer once for its backward pass;
+        # accelerate's changes the names of parameters, which engines and checkpoints rely on.
         "gradient_checkpointing": settings.gradient_checkpointing,
         "cast_lm_head_to_fp32": settings.cast_lm_head_to_fp32,
         "seed": config.seed,
@@ -231,7 +231,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
         "fsdp": processes > 1,
-        # Each process writes its own shards to a checkpoint: no process holds all, and weights are there once.
+        # Each process writes its own shards to a checkpoint, so no process holds all weights, and each is stored once.
         "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"} if processes > 1 else None,
         "use_cpu": not torch.cuda.is_available(),
         "reward_weights": [reward.weight for reward in settings.rewards.values()] or None,
@@ -239,10 +239,10 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
         **correcting,
     }
     result = built(GRPOConfig, arguments | settings.trl, "training.trl")
-    # A process trains on one GPU. Where it is alone, `Trainer` would take all that it sees, those that only generate too.
+    # A process trains on one GPU. A single process would otherwise use all visible GPUs, including those for generating.
     result._n_gpu = min(result.n_gpu, 1)
     if result.bf16 and result.fsdp_plugin_args is not None:
-        # accelerate's own policy would sum gradients, and hand out the logits, in bfloat16.
+        # accelerate's own policy would sum gradients, and return logits, in bfloat16.
         result.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
         )
@@ -250,7 +250,7 @@ def grpo_arguments(config: NGRPOTrainingConfig, checkpoints: Path, reporters: Se
 
 
 def _schedule(settings: TrainingConfig) -> str:
-    """Return the schedule of the learning rate as transformers names it: there, a constant rate has no warm-up."""
+    """Return the learning-rate schedule by its name in transformers, where a constant rate has no warm-up."""
     return (
         "constant_with_warmup"
         if settings.lr_scheduler == "constant" and settings.warmup_ratio

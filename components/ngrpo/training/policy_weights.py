@@ -1,6 +1,6 @@
 """The weights of a policy, whole or with adapters: for an engine, for the neighbor index, and as files.
 
-A policy with adapters is, to all others, the model that it is after merging (LoRA, arXiv 2106.09685, section 4.1: W + B A alpha / r).
+Everything outside training sees a policy with adapters as the merged model (LoRA, arXiv 2106.09685, section 4.1: W + B A alpha / r).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "adapter"
-"""Directory of the adapters by themselves, beside that of the merged model."""
+"""Directory of the adapters, beside that of the merged model."""
 _ADAPTED = ".base_layer"
-"""What PEFT puts into the names of the weights that it adapts."""
+"""Text that PEFT inserts into the names of adapted weights."""
 
 
 def adapters(settings: LoRAConfig | None, model: PreTrainedModel, section: str) -> LoraConfig | None:
-    """Translate settings into PEFT's; none where all weights are trained.
+    """Translate settings into PEFT's; none if all weights are trained.
 
     Args:
         settings: `lora` of a training.
@@ -52,20 +52,20 @@ def adapters(settings: LoRAConfig | None, model: PreTrainedModel, section: str) 
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
-    """Return the model of transformers that adapters, if any, are built into. Its forward pass uses them."""
+    """Return the transformers model inside a policy. Its forward pass uses the adapters, if any."""
     if is_peft_model(model):
         model = cast("PeftModel", model).get_base_model()
     return cast(PreTrainedModel, model)
 
 
 def merged_parameters(model: nn.Module, embedding: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters of a policy under the names that they have without adapters.
+    """Yield the parameters of a policy under their names without adapters.
 
-    Where they are sharded, all processes must go through them together: each is gathered for itself.
+    If they are sharded, all processes must iterate together, because each parameter is gathered.
 
     Args:
         model: The policy.
-        embedding: Its input embeddings, where they are gathered already.
+        embedding: Its input embeddings, if they are gathered already.
     """
     base = base_of(model)
     held = None if embedding is None else base.get_input_embeddings().weight
@@ -78,7 +78,7 @@ def merged_parameters(model: nn.Module, embedding: Tensor | None = None) -> Iter
 
 @dataclass(frozen=True)
 class WholeEmbeddings:
-    """What stands for a sharded model where its input embeddings are asked for."""
+    """Stand-in for a sharded model that provides its input embeddings."""
 
     embedding: nn.Embedding
 
@@ -96,7 +96,7 @@ def with_whole_embeddings(model: PreTrainedModel) -> PreTrainedModel | WholeEmbe
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return what the file of the adapters by themselves holds, as PEFT names it; see `merged_parameters`."""
+    """Return the contents of the adapters' file, under PEFT's names; see `merged_parameters`."""
     from peft import get_peft_model_state_dict
 
     return {name: _whole(value).contiguous() for name, value in get_peft_model_state_dict(model).items()}
@@ -107,12 +107,12 @@ def merged(
     weights: Iterable[tuple[str, Tensor]],
     rounded: Callable[[str, Tensor], Tensor] = lambda _name, weight: weight,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield weights of a policy's base model under the names that they have without adapters, adapters merged into them.
+    """Yield weights of a policy's base model under their names without adapters, with the adapters merged in.
 
     Args:
         model: The policy.
-        weights: By the names that they have in memory.
-        rounded: Given the name and a weight, returns the weight as it is wanted; asked before it is gathered, where it is not merged.
+        weights: Weights by their names in memory.
+        rounded: Converts a weight, given its name; called before the weight is gathered, unless it is merged.
     """
     adapted = _adapted_layers(model)
     for name, weight in weights:
@@ -126,7 +126,7 @@ def merged(
 
 
 def _above(name: str) -> Iterator[str]:
-    """Yield the names of the modules that a parameter is below."""
+    """Yield the names of the modules that contain a parameter."""
     while name := name.rpartition(".")[0]:
         yield name
 
@@ -140,11 +140,11 @@ def _adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def _update(layer: LoraLayer) -> Tensor:
-    """Return what the adapter of a layer adds to its weight."""
+    """Return the difference that a layer's adapter adds to its weight."""
     (name,) = layer.active_adapters
     down, up = (cast(nn.Linear, matrices[name]).weight for matrices in (layer.lora_A, layer.lora_B))
     update = _whole(up) @ _whole(down) * cast(float, layer.scaling[name])
-    # Classes with a `Conv1D` in place of a linear layer, as GPT-2, hold its weight transposed.
+    # Classes with `Conv1D` in place of a linear layer, such as GPT-2, store the weight transposed.
     return update.T if getattr(layer, "fan_in_fan_out", False) else update
 
 

@@ -13,9 +13,9 @@ from ngrpo.training.training_sets import TrainingSets
 
 
 class PromptSampler(RepeatSampler):
-    """TRL's sampler with an order that depends on the epoch alone, so that a run resumed in a later epoch sees the same order.
+    """TRL's sampler with an order that depends only on the epoch, so that a run resumed in a later epoch sees the same order.
 
-    It asks for the epoch itself: accelerate's `set_epoch` does not reach the sampler of a resumed epoch that processes share.
+    It reads the epoch itself, because accelerate's `set_epoch` does not reach the shared sampler of a resumed epoch.
     """
 
     def __init__(self, epoch: Callable[[], int], sets: TrainingSets | None, **kwargs: Any):
@@ -35,6 +35,6 @@ class PromptSampler(RepeatSampler):
 
 
 def sets_of(dataset: Any) -> TrainingSets | None:
-    """Return the sets that a data set consists of; none where it is one."""
+    """Return the sets of a combined data set; none for a single one."""
     columns = getattr(dataset, "column_names", None) or ()
     return TrainingSets.of(dataset[SET][:], dataset[WEIGHT][:]) if {SET, WEIGHT} <= {*columns} else None

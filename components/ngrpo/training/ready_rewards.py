@@ -1,6 +1,6 @@
-r"""The ready rewards beside `correctness`, as TRL calls rewards. None of them runs what a model wrote.
+r"""The built-in rewards besides `correctness`, with TRL's signature. None of them executes a model's text.
 
-An answer is what stands after the thought, the content of its last \boxed{} where it has one.
+An answer is the text after the thought or, if it has a \boxed{}, the content of the last one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Function = Callable[..., list[float]]
 _BEGIN, _END = "<think>", "</think>"
 _FENCED = re.compile(r"```[A-Za-z]*\n(.*?)```", re.DOTALL)
 _PATTERN_SECONDS = 5.0
-"""Time of a regular expression on one response: some take years on a text that is made for it."""
+"""Time limit of a regular expression on one response in seconds: some take years on malicious text."""
 _LONGEST_JSON = 1_000_000
 """Characters."""
 

@@ -1,4 +1,4 @@
-"""Rewards of training: the graders of the benchmarks, as TRL calls them."""
+"""Rewards of training: the graders of the benchmarks with TRL's signature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Turns = Sequence[Mapping[str, str]]
 class CorrectnessReward:
     """Reward function for TRL: 1 for a correct answer, 0 for any other; what a grader of the user's gives is the reward as it is."""
 
-    __name__ = "correctness"  # what TRL calls the reward in its logs
+    __name__ = "correctness"  # name of the reward in TRL's logs
 
     def __init__(self, grader: Grader):
         """Reward what `grader` finds correct; the caller closes it."""

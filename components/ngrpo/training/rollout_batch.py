@@ -18,12 +18,12 @@ class RolloutBatch:
 
     Attributes:
         step: Optimizer steps made before it was generated.
-        prompts: Token ids of each prompt, a group's copies side by side.
-        rollouts: One a prompt.
-        rewards: One a rollout, the weighted sum of all; none where no reward was for it.
-        mixture: What was mixed, padded to the longest rollout; none without mixing.
-        embedding: The input embedding module that generated it; where the batch is older than the weights, that of now.
-        mixer: Decided what was mixed; none without mixing.
+        prompts: Token ids of each prompt, the copies of a group side by side.
+        rollouts: One per prompt.
+        rewards: One per rollout, the weighted sum of all rewards; none if no reward applied to it.
+        mixture: The mixtures, padded to the longest rollout; none without mixing.
+        embedding: The input embedding module that generated it; the current one if the batch is older than the weights.
+        mixer: The mixer that was used; none without mixing.
     """
 
     step: int
