@@ -37,7 +37,7 @@ _LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/(?:\d\d){1,
 
 _BASED = re.compile(r"\(?(?<![\w.])(\d+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(\d+)\s*\}?\s*\}|(\d))")
 _RATIO = re.compile(r"\d{1,9}(?::\d{1,9}){2,}")
-_CONDITION = re.compile(r"(?:\\left)?\\\{\s*\(?[A-Za-z][^{}=<>]*?(?::|\|(?=[^|]*$)|\\mid(?![A-Za-z]))")
+_CONDITION = re.compile(r"(?:\\left)?\\\{\s*\(?[A-Za-z][^{}=<>|]*?(?::|\|(?=[^|]*$)|\\mid(?![A-Za-z]))")
 """The beginning of a set by a condition, whose colon is no sign of division."""
 
 _FAMILY = re.compile(r"([^;{}]*(?:\{[^;]*\}[^;{}]*)?),\s*([A-Za-z]\s*\\in\s*\\mathbb\{[NZQR]\})", re.DOTALL)
