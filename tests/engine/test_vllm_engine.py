@@ -70,8 +70,14 @@ CONFIGURATIONS = {
     "v1-two-ranks": configuration("v1", ["rollouts", "weights"], in_process=False, tensor_parallel_size=2),
     "v2": configuration("v2", ["rollouts", "own_strategy", "different_settings", "in_flight", "cache", "weights"]),
     "v2-preempted": configuration("v2", ["rollouts", "further_strategies", "preemption", "controls"], **FEW_BLOCKS),
-    "v2-async-processes-chunked-preempted": configuration(
-        "v2", ["rollouts", "preemption"], in_process=False, async_scheduling=True, **FEW_BLOCKS, **CHUNKED
+    "v2-two-ranks-async-chunked-preempted": configuration(
+        "v2",
+        ["rollouts", "preemption", "weights"],
+        in_process=False,
+        async_scheduling=True,
+        tensor_parallel_size=2,
+        **FEW_BLOCKS,
+        **CHUNKED,
     ),
     "v2-kernels-preempted": configuration("v2", ["rollouts", "preemption", "kernels"], kernels=True, **FEW_BLOCKS),
     "v2-two-ranks": configuration("v2", ["rollouts", "further_strategies"], in_process=False, tensor_parallel_size=2),
@@ -80,11 +86,12 @@ LONG = (
     "v1-preempted",
     "v1-async-processes-chunked-preempted",
     "v1-processes-no-cache",
+    "v1-two-ranks",
     "v2-preempted",
     "v2-kernels-preempted",
     "v2-two-ranks",
 )
-"""Of each, `make test` has what it is made of: V2 with few blocks in processes, V1 on two ranks in processes."""
+"""Of each, `make test` has what it is made of: V1 and V2 in one process, V2 with few blocks on two ranks, in processes."""
 AT_A_TIME = 2
 """Engines that run side by side: each uses little more than one core."""
 

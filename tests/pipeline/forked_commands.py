@@ -35,7 +35,7 @@ LIBRARIES = (
 )
 COMMAND = "ngrpo_kfp.pipelines.cli.app"
 STAGE_FORKS = "ngrpo_kfp.pipelines.local.stage_forks"
-RUNS = ("run", "rerun", "experiment")
+RUNS = ("run", "rerun")
 """Commands that start the process of stages."""
 SECONDS = 240
 """After which a command that hangs is killed."""
