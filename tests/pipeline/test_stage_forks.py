@@ -19,13 +19,14 @@ pytestmark = pytest.mark.pipeline
 STAGE = "model_promotion"
 """The one whose module is imported soonest."""
 SOURCE = """
-import json, os, sys, tempfile
+import gc, json, os, sys, tempfile
 
 def model_promotion():
     facts = {
         "parent": os.getppid(),
         "imported": all(name in sys.modules for name in ("mlflow", "ngrpo.stages.model_promotion")),
         "stage_before_mlflow": list(sys.modules).index("ngrpo.stages.model_promotion") < list(sys.modules).index("mlflow"),
+        "collected": gc.isenabled() and gc.get_freeze_count() > 0,
         "modules": sorted({"kfp.compiler", "torch", "sklearn", "scipy.optimize"} & set(sys.modules)),
         "temporary": tempfile.gettempdir(),
         "environment": [os.environ.get(name) for name in ("KEPT", "ADDED", "_KFP_RUNTIME")],
@@ -65,6 +66,7 @@ def test_forks_are_what_processes_would_be(tmp_path, monkeypatch):
         for number, said in enumerate(facts):
             assert said["imported"]
             assert said["modules"] == []
+            assert said["collected"], "garbage of the stage, not what was imported before the fork"
             assert said["stage_before_mlflow"], (
                 "transformers would find the scipy that MLflow imports, and import more of it"
             )
