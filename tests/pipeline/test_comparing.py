@@ -188,7 +188,7 @@ def test_costs_are_those_that_were_recorded_and_what_arms_share_counts_once(hous
     assert cli.main(["compare", "a=a0", "a=a1", "b0", "--measure", "mean", "--output", str(tmp_path / "out")]) == 0
     tree = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert tree["facts"]["a"]["gpu_hours"]["by_seed"] == {"0": 2.0}
-    assert tree["facts"]["b0"]["gpu_hours"]["by_seed"] == {}
+    assert tree["facts"]["k=1"]["gpu_hours"]["by_seed"] == {}
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "1 of 2 seeds" in page
     said = "each counted once: 90.0 min, 0 processor-hours, 2.5 GPU-hours, energy not told, 6.25 USD; 5 of 7 are not recorded."
