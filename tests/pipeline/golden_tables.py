@@ -22,7 +22,8 @@ from ngrpo.report.comparison import compare, comparison_table
 from ngrpo_kfp.pipelines.cli import promotion, run_list
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.cli.terminal import Terminal
-from ngrpo_kfp.pipelines.local.runs import RunView, Sizes
+from ngrpo_kfp.pipelines.local.run_artifacts import Sizes
+from ngrpo_kfp.pipelines.local.run_views import RunView
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
 from ngrpo_kfp.pipelines.planning.plan import make_plan
 from ngrpo_kfp.pipelines.planning.summary import plan_table, results_table
