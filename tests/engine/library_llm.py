@@ -25,14 +25,14 @@ def use_library(directory: Path) -> dict:
     NeighborIndex.from_model(directory, candidates=4).save("neighbors")
     llm = mixing_llm(directory, k=4, rate=0.3, index="neighbors", dtype="float32", max_num_seqs=32)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
-    warm = SamplingParams(temperature=0.7, n=3, seed=5, max_tokens=60, ignore_eos=True)
+    warm = SamplingParams(temperature=0.7, n=3, seed=15, max_tokens=60, ignore_eos=True)
     many = llm.generate(PROMPTS, warm, use_tqdm=False)
     responses = [(output.prompt_token_ids, response) for output in many for response in output.outputs]
     theirs = [
         rollout.token_ids
         for output in many
         for rollout in TransformersEngine(model, [], PAD, 8).generate(
-            [output.prompt_token_ids] * 3, [5, 6, 7], Sampling(60, 0.7), llm._mixer
+            [output.prompt_token_ids] * 3, [15, 16, 17], Sampling(60, 0.7), llm._mixer
         )
     ]
     again = llm.generate(PROMPTS, warm, use_tqdm=False)
