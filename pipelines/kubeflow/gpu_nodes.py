@@ -9,7 +9,7 @@ from typing import Any
 from kubernetes.utils import parse_quantity
 
 from ngrpo.config import RunConfig
-from ngrpo.stages.declarations import STAGES
+from ngrpo.stages.declarations import DECLARED
 from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 
@@ -38,7 +38,7 @@ def gpu_nodes(kubernetes: Kubernetes, name: str, config: RunConfig, stages: Coll
     labelled = [node for node in nodes if labels.items() <= _labels(node).items()]
     for stage in stages:
         asked = config.needs(stage)
-        wanted = cluster.nodes if STAGES[stage].parallel else 1
+        wanted = cluster.nodes if DECLARED[stage].parallel else 1
         fit = [
             node
             for node in labelled

@@ -133,7 +133,7 @@ def show_plan(
         ConfigError: A stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
-    if embeds_store() and not workspace.root.exists() and base is None and not _needs_registry(config):
+    if embeds_store() and not workspace.exists() and base is None and not _needs_registry(config):
         plan = _plan(config, workspace, None, buckets=False)
         _show(plan, config, None, console, as_json=as_json)
     else:

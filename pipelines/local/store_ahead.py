@@ -25,7 +25,7 @@ def store_ahead(workspace: Workspace) -> Iterator[None]:
         ConfigError: The workspace cannot be made or used.
         StoreError: The store cannot be started.
     """
-    if not embeds_store() or not workspace.root.exists():
+    if not embeds_store() or not workspace.exists():
         yield
         return
     with workspace.private(), starting(workspace.store):

@@ -107,6 +107,19 @@ class Workspace:
         """Link to the directory of the last run that finished: what it shows is whole, whatever failed since."""
         return self.root / "latest"
 
+    def exists(self) -> bool:
+        """Whether there is a workspace.
+
+        Raises:
+            ConfigError: There cannot be one.
+        """
+        with _explained(self.root):
+            try:
+                self.root.stat()
+            except FileNotFoundError:
+                return False
+        return True
+
     @contextmanager
     def private(self) -> Iterator[None]:
         """Make the workspace, and let nobody else read what this process and its children write while the context is open.

@@ -179,8 +179,8 @@ def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeyp
     monkeypatch.setattr("ngrpo.data.vllm_service._HEADS_ON_CPU", (64,))
     printed = export(tmp_path / "there")
     assert (
-        "# not on this machine: the CPU build of vLLM has no attention with heads of 32 numbers, only of 64\n"
-        in printed
+        "# not on this machine: the CPU build of vLLM has no attention with heads of 32 numbers, only of 64; `ngrpo serve` fills them up "
+        "with zeros\n" in printed
     )
 
 

@@ -1,5 +1,6 @@
 """What results took: recorded beside the artifacts by real runs, summed, tracked, and expected of the next run."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,7 @@ def test_records_that_cannot_be_read_or_kept_are_said_and_cost_no_result(objects
     earlier = replace(record("k", 1), stage="prepare_data", outcome="failed")
     keep(objects, earlier)
     with metered(task, around, follows=False) as process:
+        time.sleep(0.01)  # seconds are told in thousandths
         assert process.cost(objects).seconds > earlier.seconds
         process.outcome = "published"
     assert [one.outcome for one in records_of(objects, "prepare_data", "k")] == ["failed", "published"]

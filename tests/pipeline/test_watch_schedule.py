@@ -10,9 +10,9 @@ from golden_ir import CLUSTER, IMAGES
 from ngrpo.config import load_config
 from ngrpo.errors import ConfigError, EngineError
 from ngrpo.stages.champion_watch import Seen
+from ngrpo_kfp.components.serving.inference_service import _PORT
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
-from ngrpo_kfp.pipelines.kubeflow.inference_service import _PORT
 from ngrpo_kfp.pipelines.kubeflow.scheduling import watch_task
 from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_compilation import compile_watch
 

@@ -38,7 +38,7 @@ S = TypeVar("S", bound=Section)
 
 _MODELS = ("jinja2", "safetensors", "tokenizers", "torch", "transformers")
 _TRAINING = ("accelerate", "datasets", "peft", "pyarrow", "trl")
-_GRADING = ("latex2sympy2_extended", "mpmath", "sympy")
+_GRADING = ("antlr4-python3-runtime", "latex2sympy2_extended", "mpmath", "sympy")
 
 
 class ModelFiles(Section):

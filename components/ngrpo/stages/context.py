@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from pydantic import ConfigDict
 
 if TYPE_CHECKING:
     from ngrpo.config import DeployConfig, RegisteredModel
@@ -23,6 +25,7 @@ def no_variable(name: str) -> str | None:
     return None
 
 
+@runtime_checkable
 class Deployer(Protocol):
     """Serves models on a cluster."""
 
@@ -54,6 +57,9 @@ class Deployer(Protocol):
 @dataclass(frozen=True)
 class Context:
     """Work directory, object store, trackers and progress of a stage. Nothing here changes a result."""
+
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+    """Processes of a group get the context as JSON, without what only the first process can call."""
 
     work: Path
     """Directory that survives a killed try; a long stage resumes from its files there."""

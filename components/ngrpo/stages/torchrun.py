@@ -73,7 +73,9 @@ def run(
     task = context.work / "task.json"
     named = {name: str(path) for name, path in inputs.items()}
     told = _Task(stage=stage, config=config.model_dump_json(), inputs=named, output=str(output), context=context)
-    write_state(task, TypeAdapter(_Task).dump_python(told, mode="json", exclude={"context": {"progress", "variable"}}))
+    write_state(
+        task, TypeAdapter(_Task).dump_python(told, mode="json", exclude={"context": {"progress", "variable", "deploy"}})
+    )
     # torchrun reads `PET_*` itself. Nodes may be ready at very different times, because images and inputs are large.
     together = f"--rdzv-conf=timeout={_RENDEZVOUS_SECONDS}" if "PET_NNODES" in os.environ else "--standalone"
     launcher = [sys.executable, "-m", "ngrpo.stages.torchrun_agent", together, f"--nproc-per-node={processes}"]
