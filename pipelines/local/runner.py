@@ -19,6 +19,7 @@ from ngrpo.stages.supervision import QUIET
 from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.local.announcing import RunError
 from ngrpo_kfp.pipelines.local.decisions import decide, only_decides
+from ngrpo_kfp.pipelines.local.kept_arguments import kept_arguments
 from ngrpo_kfp.pipelines.local.lifeline import lifeline
 from ngrpo_kfp.pipelines.local.progress import StageProgress, last_line
 from ngrpo_kfp.pipelines.local.stage_forks import can_fork, forked_stages
@@ -113,6 +114,7 @@ def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> Exception 
         (run_directory / "logs" / "kfp.log").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         warnings.catch_warnings(),
+        kept_arguments(),
     ):
         warnings.simplefilter("ignore")
         try:

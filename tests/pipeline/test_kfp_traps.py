@@ -223,6 +223,18 @@ def test_7_every_refresh_of_a_progress_bar_is_a_line(stock, house):
     assert log.count("it/s") <= 3
 
 
+def test_8_a_text_that_names_the_interpreter_is_changed_on_its_way_to_a_component(stock):
+    source = """
+        @component
+        def say(text: str):
+            print(f"<{text}>")
+        say(text="written for python3")
+    """
+    assert "<written for python3>" not in stock(source).stdout
+    ours = "from ngrpo_kfp.pipelines.local.kept_arguments import kept_arguments\nours = kept_arguments()\nours.__enter__()\n"
+    assert "<written for python3>" in stock(ours + textwrap.dedent(source)).stdout
+
+
 def test_components_install_nothing_at_run_time(compiled):
     assert "pip install" not in compiled
     assert "ngrpo.stages.step" in compiled

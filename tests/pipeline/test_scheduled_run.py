@@ -253,8 +253,10 @@ COMPONENT = """
 import json, sys
 from kfp import local
 from ngrpo_kfp.pipelines.kubeflow.scheduling.component import scheduled_run
+from ngrpo_kfp.pipelines.local.kept_arguments import kept_arguments
 local.init(local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[1], raise_on_error=False)
-scheduled_run(**json.load(sys.stdin))
+with kept_arguments():
+    scheduled_run(**json.load(sys.stdin))
 """
 
 
