@@ -23,6 +23,15 @@ class WatchedEngine(VLLMEngine):
         SEEN["responses"] += [list(rollout.token_ids) for rollout in rollouts]
         return rollouts
 
+    def submit(self, number, prompts, *arguments):
+        SEEN["prompts"] += [list(prompt) for prompt in prompts]
+        super().submit(number, prompts, *arguments)
+
+    def step(self):
+        ended = super().step()
+        SEEN["responses"] += [list(rollout.token_ids) for _, rollouts in ended for rollout in rollouts]
+        return ended
+
 
 def main(root: Path, stages: dict[str, dict[str, str]]) -> None:
     """Run stages below a directory that has the settings of the run.
