@@ -1,4 +1,4 @@
-"""The configuration that a command on a model acts by, where none is named: that of the latest run."""
+"""The configuration of a command that acts on a model: the one that is named, or that of the latest run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def acting_config(
     preset: str | None, settings: Sequence[str] | None, seed: int | None, workspace: Workspace, console: Console
 ) -> RunConfig:
-    """Return the configuration that a command acts by, after saying which model that is.
+    """Return the configuration of a command, after printing which model it acts on.
 
     Args:
         preset: Name of a preset, or a TOML file; by default the configuration of the latest run.
@@ -51,10 +51,10 @@ def acting_config(
 
 
 def say_model(config: RunConfig, origin: str, console: Console) -> None:
-    """Say which registered model a command acts on, and how that is known."""
+    """Print which registered model a command acts on, and which settings name it."""
     console.print(escape(f"model  {config.promotion.model_name}  (settings of {origin})"), soft_wrap=True)
 
 
 def confirmed(question: str) -> bool:
-    """Ask on the terminal; without one the answer is no."""
+    """Ask a yes-or-no question on the terminal; without a terminal the answer is no."""
     return sys.stdin is not None and sys.stdin.isatty() and typer.confirm(question)

@@ -1,10 +1,10 @@
-"""Bytes and times as people read them."""
+"""Sizes and durations as short text."""
 
 from __future__ import annotations
 
 
 def bytes_text(count: int) -> str:
-    """Return a number of bytes with a unit of a thousand: `12.3 MB`."""
+    """Return a number of bytes with a decimal unit: `12.3 MB`."""
     size, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if size < 999.95:
@@ -14,7 +14,7 @@ def bytes_text(count: int) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Return a time with the unit that fits: `12 s`, `3 min`, `2 h 5 min`, `3 d 4 h`."""
+    """Return a duration in units that fit: `12 s`, `3 min`, `2 h 5 min`, `3 d 4 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

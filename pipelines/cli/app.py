@@ -1,4 +1,4 @@
-"""The command line `ngrpo`: its groups of commands, and how it ends."""
+"""The command line `ngrpo`: its groups of commands, and its exit codes."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from ngrpo_kfp.pipelines.cli.lazy import workspace
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
 
 _COMPLETION = "_NGRPO_COMPLETE"
-"""Variable by which a shell asks for completions, in the scripts that `--show-completion` prints."""
+"""Environment variable that the scripts of `--show-completion` set to ask for completions."""
 
 app = typer.Typer(
     cls=Sections,
     help="Post-train reasoning models with N-GRPO.",
     epilog=examples(
         "ngrpo run --preset smollm2          # only what changed since the last run",
-        "ngrpo submit --cluster mine.toml    # and stay until it has started",
-        "ngrpo promote 3                     # put version 3 to the gate again",
+        "ngrpo submit --cluster mine.toml    # returns once the run has started",
+        "ngrpo promote 3                     # ask the gate about version 3 again",
         "ngrpo logs ngrpo_training --follow  # of the newest run, here or on the cluster",
     ),
     rich_markup_mode=None,
@@ -94,10 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line; by default that of the process.
     """
     if arguments is None:
-        # Imports make a million objects that stay: to look for garbage after every 700 of them takes a sixth of the time.
+        # Imports create a million objects that stay. Collecting garbage after every 700 of them would take a sixth of the time.
         gc.set_threshold(50_000)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What the terminal has no character for is no reason to fail.
+        # Characters that the terminal cannot show must not fail the command.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -116,7 +116,7 @@ def _main(arguments: list[str]) -> int:
         if _COMPLETION in os.environ:
             command.main(arguments, prog_name="ngrpo")  # ends the process
         signal.signal(signal.SIGTERM, _interrupt)
-        # Not `command.main`: it has words and exit codes of its own for what is raised here.
+        # Not `command.main`, which has its own messages and exit codes for these exceptions.
         with (
             addresses_without_users(),
             light_imports(UNUSED_BY_KUBERNETES),
@@ -137,19 +137,19 @@ def _main(arguments: list[str]) -> int:
 
 
 def _misused(error: typer.TyperException) -> str:
-    """Return in one line what is wrong with a command line, and which help has more."""
-    said = " ".join(error.format_message().split()).replace(": Value error, ", ": ").rstrip(".")  # as pydantic says it
+    """Return one line on what is wrong with a command line, and which help to read."""
+    said = " ".join(error.format_message().split()).replace(": Value error, ", ": ").rstrip(".")  # pydantic's prefix
     context = getattr(error, "ctx", None)  # of the command that could not read its arguments
     return f"{said[:1].lower()}{said[1:]} (`{'ngrpo' if context is None else context.command_path} --help`)"
 
 
 def _refused_by_system(error: OSError) -> int:
-    """Say what the operating system refused; nothing where who reads the output has seen enough (`ngrpo plan | head`)."""
+    """Print what the operating system refused; nothing if the reader of a pipe has closed it (`ngrpo plan | head`)."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as refusal:
-        # Python would try once more when it ends.
+        # Python would flush it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(refusal, BrokenPipeError):
             return 128 + signal.SIGPIPE
@@ -161,8 +161,8 @@ def _refused_by_system(error: OSError) -> int:
 
 
 def _say(problem: str) -> int:
-    """Print what the user can put right, and return the exit code that says so."""
-    # A terminal would obey what is a control character in a name or in what a service answered.
+    """Print a problem that the user can fix, and return its exit code."""
+    # Names and answers of services may hold control characters, which a terminal would obey.
     shown = "".join(
         letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in redacted(problem)
     )

@@ -1,4 +1,4 @@
-"""`ngrpo check`: what a run would stumble over, found within seconds."""
+"""`ngrpo check`: find within seconds what would fail a run."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def check(
     seed: Seed = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
 ) -> None:
-    """Look for what a run would stumble over: files, columns, prompts, answers, rewards."""
+    """Look for what would fail a run: files, columns, prompts, answers, rewards."""
     from ngrpo.checking.examination import examine
 
     config = read_config(chosen_preset(preset, preset_option), settings, seed)
-    # What a function of the user's prints is no part of the findings.
+    # Output of the user's functions must not mix with the findings.
     with redirect_stdout(sys.stderr):
         examination = examine(config)
     if as_json:
@@ -62,7 +62,7 @@ def _show(examination: Examination) -> None:
         )
     console.print(table)
     if examination.prompt is not None:
-        console.print("The first prompt of the training, as the model gets it:")
+        console.print("The first training prompt, as the model gets it:")
         console.print(examination.prompt, markup=False, soft_wrap=True)
     if examination.unseen is not None:
         console.print(escape(examination.unseen))

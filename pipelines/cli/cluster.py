@@ -46,7 +46,7 @@ def compile_(
         typer.Option("-o", "--output", metavar="FILE", help="file to write (default: PRESET.yaml)"),
     ] = None,
 ) -> None:
-    """Write the pipeline as a cluster runs it."""
+    """Compile the pipeline into the file that a cluster runs."""
     from ngrpo_kfp.pipelines.kubeflow.images import PlaceholderImages
 
     config = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster)
@@ -59,7 +59,7 @@ def compile_(
     terminal().print(f"pipeline  {path}", soft_wrap=True)
     if found.placeholders:
         print(
-            f"to look at only: {images} lacks {' and '.join(sorted(found.placeholders))}, so the pipeline has placeholders that "
+            f"only for reading: {images} lacks {' and '.join(sorted(found.placeholders))}, so the pipeline has placeholders that "
             "no cluster can pull: build the images (make images) and compile again, or submit",
             file=sys.stderr,
         )
@@ -145,9 +145,11 @@ def doctor(
     seed: Seed = None,
     cluster: Cluster = None,
     images: ImagesFile = IMAGES,
-    no_pod: Annotated[bool, typer.Option("--no-pod", help="make no pod there to see what stages can reach")] = False,
+    no_pod: Annotated[
+        bool, typer.Option("--no-pod", help="do not start a pod that tests what stages can reach")
+    ] = False,
 ) -> None:
-    """Look whether a cluster has what runs need."""
+    """Check whether a cluster has what runs need."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
     config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
@@ -157,16 +159,16 @@ def doctor(
 
 
 def rerun_on_cluster(stage: str, run: str, images: Path, wait: bool | None) -> None:
-    """Run a stage of a run on the cluster again there, with that run's configuration, and what depends on it.
+    """Run a stage of a cluster run again on the cluster, and what depends on it, with that run's configuration.
 
     Args:
         stage: Name of the stage.
         run: Id of the run.
         images: File with the images.
-        wait: Whether to follow the new run to its end; none for to its start.
+        wait: Whether to follow the new run to its end; None to follow it until it has started.
 
     Raises:
-        NGRPOError: What the user can put right.
+        NGRPOError: The user can fix it.
         typer.Exit: The new run did not succeed.
     """
     from ngrpo_kfp.pipelines.kubeflow import submission
@@ -183,10 +185,10 @@ def rerun_on_cluster(stage: str, run: str, images: Path, wait: bool | None) -> N
 
 
 def follow_run(run: str, wait: bool | None) -> None:
-    """Follow a run that was submitted: to its end, not at all, or to its start.
+    """Follow a submitted run to its end (true), not at all (false), or until it has started (None).
 
     Raises:
-        typer.Exit: It is over and did not succeed.
+        typer.Exit: The run ended without success.
     """
     from ngrpo_kfp.pipelines.kubeflow.runs import following
 
@@ -198,6 +200,8 @@ def follow_run(run: str, wait: bool | None) -> None:
 
 
 def _require_file(output: Path) -> None:
-    """Refuse what cannot be written to, before anything is compiled, which takes seconds."""
+    """Refuse an output file that cannot be written, before the compilation, which takes seconds."""
     if output.is_dir() or not output.parent.is_dir():
-        raise ConfigError(f"--output {str(output)!r}: a file in a directory that is there is needed; name one")
+        raise ConfigError(
+            f"--output {str(output)!r}: its directory does not exist, or it is no file; name a file in an existing directory"
+        )

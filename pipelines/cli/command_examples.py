@@ -1,4 +1,4 @@
-"""Examples at the end of the help of each command."""
+"""Examples that end the help of each command."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _EXAMPLES: Mapping[str, Sequence[str]] = {
     "neighbors": ("ngrpo neighbors tiny 1 +",),
     "compare": ("ngrpo compare before=RUN after=RUN", "ngrpo compare laptop:k1 laptop:grpo --json"),
 }
-"""By command, what a person would type; commands that are declared with an `epilog` of their own are not here."""
+"""Example command lines by command, except for commands that declare their own `epilog`."""
 
 
 def give_examples(app: typer.Typer) -> None:
-    """Put its examples at the end of the help of every command of a group."""
+    """Append the examples to the help of each command of a group."""
     for command in app.registered_commands:
         name = command.name or (command.callback.__name__ if command.callback is not None else "")
         if name in _EXAMPLES:

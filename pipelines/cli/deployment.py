@@ -32,13 +32,13 @@ from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_
 
 
 def require_registered(what: str) -> None:
-    """Refuse what is no version in the registry, before anything starts.
+    """Refuse a name that is no registered version, before anything starts.
 
     Args:
         what: `champion`, or the number of a version.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is neither.
     """
     try:
         registered = not source_by_name(what)
@@ -57,17 +57,17 @@ def read_cluster(path: Path) -> ClusterConfig:
         path: TOML file with the settings of `cluster`.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is no such file.
     """
     return validate(ClusterConfig, read_toml("cluster", path))
 
 
 def deployed_configuration(what: str, workspace: Workspace, cluster: ClusterConfig) -> RunConfig:
-    """Return the configuration that a version was made by, on a cluster; that of the latest run where no run here made it, which is said.
+    """Return the configuration of the run that made a version, with a cluster. If no run here made it, warn and use that of the latest run.
 
     Args:
         what: `champion`, or the number of a version.
-        workspace: Where the runs are, and object storage and tracking unless the environment names them.
+        workspace: Where the runs are; also object storage and tracking, unless the environment names others.
         cluster: Settings of the cluster.
 
     Raises:
@@ -82,7 +82,10 @@ def deployed_configuration(what: str, workspace: Workspace, cluster: ClusterConf
     if own is not None:
         config = own.config.model_copy(update={"signing": config.signing})
     elif version is not None:
-        print(f"version {version.version}: settings of the latest run, for no run here made it", file=sys.stderr)
+        print(
+            f"version {version.version}: no run here made it, so the settings of the latest run are used",
+            file=sys.stderr,
+        )
     return config.model_copy(update={"cluster": cluster})
 
 
@@ -93,10 +96,10 @@ def print_service(what: str, config: RunConfig, images: Images, workspace: Works
         what: `champion`, or the number of a version.
         config: Configuration of the run that trained it, with the cluster.
         images: Images by digest.
-        workspace: Where object storage and tracking are, unless the environment names them.
+        workspace: Where object storage and tracking are, unless the environment names others.
 
     Raises:
-        ConfigError: It cannot be served as the configuration says.
+        ConfigError: The configuration does not allow serving it.
         TrackingError: There is no such version, or its files are gone.
         StoreError: The object store cannot be reached.
     """
@@ -109,7 +112,7 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
     """Deploy a version, evaluate it through its endpoint, and keep the deployment where both evaluations are equal.
 
     Args:
-        what: See `print_service`, as are the others.
+        what: See `print_service`, also for the other arguments.
         config: See `what`.
         images: See `what`.
         workspace: See `what`.
@@ -119,8 +122,8 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
         Whether the deployment was kept.
 
     Raises:
-        NGRPOError: See `print_service`; or the cluster refuses, the service does not get ready, or the evaluation fails. The service is
-            then as it was before.
+        NGRPOError: See `print_service`; or the cluster refuses, the service does not become ready, or the evaluation fails. The service
+            is then as it was before.
     """
     with services(workspace) as around:
         stored = _stored(what, config, around.store_uri)
@@ -163,7 +166,7 @@ def _service(stored: RegisteredModel, config: RunConfig, images: Images) -> Mapp
 
 
 def _evaluation(stored: RegisteredModel) -> Evaluation:
-    """Return the evaluation that speaks for a version."""
+    """Return the evaluation that a version is judged by."""
     registry = ModelRegistry(stored.name)
     version = registry.version(str(stored.version))
     found = None if version is None else registry.evaluation(version)

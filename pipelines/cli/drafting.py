@@ -1,4 +1,4 @@
-"""`ngrpo init`: a preset for somebody's own model, problems and rewards."""
+"""`ngrpo init`: write a preset for the user's own model, problems and rewards."""
 
 from __future__ import annotations
 
@@ -41,10 +41,12 @@ def init(
     ] = None,
     extends: Annotated[
         str | None,
-        typer.Option("--extends", metavar="PRESET", help="a preset to build on, in place of all settings in one file"),
+        typer.Option(
+            "--extends", metavar="PRESET", help="write only what differs from this preset, in place of all settings"
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="preset to write")] = Path("mine.toml"),
-    force: Annotated[bool, typer.Option("--force", help="replace it if it is there")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace the file if it exists")] = False,
 ) -> None:
     """Write a preset for your own model, problems and rewards."""
     from ngrpo.drafting.draft import Named, write_preset

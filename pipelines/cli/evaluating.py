@@ -32,7 +32,7 @@ def evaluate(
         typer.Option(
             "--endpoint",
             metavar="URL",
-            help="OpenAI API of a vLLM that serves MODEL; it answers in place of an engine here",
+            help="OpenAI API of a vLLM server that serves MODEL; it is asked in place of a local engine",
         ),
     ] = None,
 ) -> None:
@@ -48,5 +48,5 @@ def evaluate(
         config = acting_config(chosen, overrides, seed, home, console)
     else:
         config = read_config(chosen, overrides, seed)
-        source_by_name(model)  # what is no model is refused before anything is started
+        source_by_name(model)  # refuses what is no model before anything is started
     measuring.measure(config, model, home, console)

@@ -38,8 +38,8 @@ app = typer.Typer(
     cls=Sections,
     help="Run arms with several seeds, and compare them.",
     epilog=examples(
-        "ngrpo experiment plan laptop              # what there is to do, and who shares it",
-        "ngrpo experiment run laptop               # only what is not there yet",
+        "ngrpo experiment plan laptop              # what would run, and which arms share it",
+        "ngrpo experiment run laptop               # only what has no result yet",
         "ngrpo experiment run mine.toml --rerun k1  # one arm again",
         "ngrpo experiment submit paper-main --cluster mine.toml",
     ),
@@ -72,7 +72,7 @@ def list_() -> None:
 
 @app.command()
 def plan(name: Name, settings: Settings = None) -> None:
-    """Say what an experiment has to do, and what it needs."""
+    """Show what an experiment would run, and what it needs."""
     from ngrpo_kfp.pipelines.local.run_experiment import show_plan
 
     show_plan(_here(name, settings), workspace(), terminal())
@@ -82,11 +82,9 @@ def plan(name: Name, settings: Settings = None) -> None:
 def run(
     name: Name,
     settings: Settings = None,
-    rerun: Annotated[
-        str | None, typer.Option("--rerun", metavar="ARM", help="an arm whose results are made again")
-    ] = None,
+    rerun: Annotated[str | None, typer.Option("--rerun", metavar="ARM", help="an arm to run again")] = None,
 ) -> None:
-    """Run what is left of an experiment on this machine, and compare its arms."""
+    """Run the missing parts of an experiment on this machine, and compare its arms."""
     from ngrpo_kfp.pipelines.local import run_experiment
 
     run_experiment.run(_here(name, settings), workspace(), terminal(), rerun=rerun)
@@ -94,7 +92,7 @@ def run(
 
 @app.command()
 def report(name: Name, settings: Settings = None, cluster: Cluster = None, images: ImagesFile = IMAGES) -> None:
-    """Compare the arms by the results that are there; with --cluster, by those of the cluster."""
+    """Compare the arms by the results that exist; with --cluster, by those of the cluster."""
     from ngrpo_kfp.pipelines.local import run_experiment
 
     if cluster is None:
@@ -118,7 +116,7 @@ def submit(
     images: ImagesFile = IMAGES,
     wait: Wait = None,
 ) -> None:
-    """Run what is left of an experiment on a cluster, as one pipeline."""
+    """Run the missing parts of an experiment on a cluster, as one pipeline."""
     from ngrpo_kfp.pipelines.cli.cluster import follow_run
     from ngrpo_kfp.pipelines.kubeflow.experiment_submission import submit_experiment
     from ngrpo_kfp.pipelines.kubeflow.images import Images
@@ -132,12 +130,12 @@ def submit(
 
 
 def _here(name: str, settings: Sequence[str] | None) -> Experiment:
-    """Return an experiment for this machine, without gated benchmarks where no token is there."""
+    """Return an experiment for this machine, without gated benchmarks if there is no token."""
     return _without(closed_here, _read(name, settings, None), IN_ENVIRONMENT)
 
 
 def _there(name: str, settings: Sequence[str] | None, cluster: Path | None) -> Experiment:
-    """Return an experiment for a cluster, without gated benchmarks where its pods will have no token."""
+    """Return an experiment for a cluster, without gated benchmarks if its pods will have no token."""
     return _without(closed_there, _read(name, settings, cluster), IN_SECRET)
 
 
@@ -160,7 +158,7 @@ def _read(name: str, settings: Sequence[str] | None, cluster: Path | None) -> Ex
     """Return the experiment that a command names.
 
     Raises:
-        ConfigError: There is no such experiment, or its file or settings cannot be.
+        ConfigError: There is no such experiment, or its file or settings are invalid.
     """
     from ngrpo_kfp.pipelines.planning.experiment import read_experiment
 

@@ -1,4 +1,4 @@
-"""How the command line shows its help: in plain text, the commands by section."""
+"""Plain-text help of the command line, with commands grouped by section."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MODELS = "Models"
 INSPECT = "Inspect"
 
 _WHOLE = 1000
-"""More characters than any line of help has: nothing is cut, long lines are wrapped."""
+"""Longer than any line of help, so that nothing is cut; long lines are wrapped."""
 
 
 class Sections(TyperGroup):
-    """A group whose help lists its commands by their section, `rich_help_panel`, which typer shows in rich's boxes only."""
+    """A group whose help lists its commands by section (`rich_help_panel`). typer shows sections only in rich's boxes."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands, a list a section, in the order in which they were declared."""
+        """Write one list of commands per section, in the order of declaration."""
         widest = max(map(len, self.commands))
         sections: dict[str, list[tuple[str, str]]] = {}
         for name, command in self.commands.items():
@@ -31,5 +31,5 @@ class Sections(TyperGroup):
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a help text that shows command lines as they are typed."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)  # \b: not to be wrapped
+    """Return the end of a help text: example command lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)  # \b: do not wrap

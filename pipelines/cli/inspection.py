@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ENDPOINT = "KF_PIPELINES_ENDPOINT"
 _PLANNERS = ("scheduled_run", "champion_run", "requested_run")
-"""Tasks that submit a run of their own: of schedules, of those that older versions made, of the run form."""
+"""Tasks that submit a run: of schedules, of schedules made by older versions, and of the run form."""
 
 app = typer.Typer()
 
@@ -37,7 +37,7 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="print them as JSO
 def status(
     run: AnyRun = None, as_json: Annotated[bool, typer.Option("--json", help="print it as JSON")] = False
 ) -> None:
-    """Show how far a run is, on this machine or on the cluster."""
+    """Show the progress of a run, on this machine or on the cluster."""
     here = _run_here(run)
     if here is not None:
         from ngrpo_kfp.pipelines.cli.run_list import show_status as show_status_here
@@ -55,19 +55,19 @@ def logs(
         str | None,
         typer.Argument(
             metavar="STAGE",
-            help="a stage; `ngrpo plan` lists them. On this machine also a RUN, or nothing: the stage that is at work, or was last",
+            help="a stage; `ngrpo plan` lists them. On this machine also a RUN, or nothing: the stage that is running, or ran last",
             autocompletion=stage_names,
         ),
     ] = None,
     run: AnyRun = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="on a cluster: everything its pods have printed, Kubeflow's launcher included")
+        bool, typer.Option("--raw", help="on a cluster: everything its pods printed, including Kubeflow's launcher")
     ] = False,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="go on until the stage is over, or the run where no stage is named")
+        bool, typer.Option("-f", "--follow", help="keep printing until the stage ends, or the run if no stage is named")
     ] = False,
 ) -> None:
-    """Print what a stage has printed; on the cluster in each of its tries."""
+    """Print the log of a stage; on the cluster the logs of all its tries."""
     stage, run = _stage_and_run(what, run)
     here = _run_here(run)
     if here is not None:
@@ -88,7 +88,7 @@ def logs(
 
 
 def _stage_and_run(what: str | None, run: str | None) -> tuple[str | None, str | None]:
-    """Return what is a stage and what is a run of the two words of `ngrpo logs`."""
+    """Return the stage and the run that the two words of `ngrpo logs` name."""
     if what is not None and run is None and what.partition(".")[0] not in (*stage_names(), *_PLANNERS):
         from ngrpo_kfp.pipelines.local.runs import find_run
 
@@ -98,10 +98,10 @@ def _stage_and_run(what: str | None, run: str | None) -> tuple[str | None, str |
 
 
 def _run_here(run: str | None) -> tuple[Kind, Path] | None:
-    """Return the run on this machine that a command is about; none where it is about one on the cluster.
+    """Return the run on this machine that a command refers to; None if it refers to a run on the cluster.
 
-    A run that is named is one of this machine where one is called so here. Where none is named, it is the newest on the cluster if the
-    environment names a cluster, else the newest here.
+    A name refers to a run on this machine if one here has that name. Without a name it is the newest run on the cluster if the environment
+    names a cluster, else the newest here.
 
     Raises:
         ConfigError: There is no such run here, and the environment names no cluster.
@@ -128,24 +128,24 @@ def _run_here(run: str | None) -> tuple[Kind, Path] | None:
 
 @app.command(rich_help_panel=INSPECT)
 def prune(
-    keep: Annotated[int, typer.Option("--keep", metavar="N", min=0, help="newest runs that are kept")] = 5,
+    keep: Annotated[int, typer.Option("--keep", metavar="N", min=0, help="number of newest runs to keep")] = 5,
     keep_run: Annotated[
-        list[str] | None, typer.Option("--keep-run", metavar="RUN", help="another run that is kept; repeatable")
+        list[str] | None, typer.Option("--keep-run", metavar="RUN", help="another run to keep; repeatable")
     ] = None,
     drop: Annotated[
         list[str] | None,
         typer.Option(
             "--drop",
             metavar="RUN",
-            help="a run or an experiment that goes, though it is new or could be resumed; repeatable",
+            help="a run or an experiment to remove, even if it is new or could be resumed; repeatable",
         ),
     ] = None,
     shared: Annotated[
-        bool, typer.Option("--shared", help="remove what was made here from a store that others use too")
+        bool, typer.Option("--shared", help="remove what was made here, even from a store that others use too")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="remove it; else it is only shown")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="remove it; otherwise it is only shown")] = False,
 ) -> None:
-    """Show, or with --yes remove, what no champion, no kept run and no open resume needs."""
+    """Show, or with --yes remove, what no champion, no kept run and no resumable run needs."""
     from ngrpo_kfp.pipelines.cli.pruning import show_pruning
     from ngrpo_kfp.pipelines.local.pruning import Wish
 
@@ -174,7 +174,7 @@ def config(
     from ngrpo_kfp.pipelines.cli import settings
 
     if [section is not None, schema, markdown].count(True) > 1:
-        raise ConfigError("SECTION, --schema and --markdown are three things to print: name one")
+        raise ConfigError("SECTION, --schema and --markdown exclude each other: name one")
     if schema or markdown:
         typer.echo(settings.schema() if schema else settings.markdown(), nl=schema)
         return
@@ -196,9 +196,9 @@ def ui(
 @app.command(rich_help_panel=INSPECT)
 def neighbors(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="directory of a model, or a preset, for its base model")
+        str, typer.Argument(metavar="MODEL", help="directory of a model, or a preset, which stands for its base model")
     ],
-    tokens: Annotated[list[str], typer.Argument(metavar="TOKEN", help="text of one token; mind a leading space")],
+    tokens: Annotated[list[str], typer.Argument(metavar="TOKEN", help="text of one token; a leading space counts")],
     count: Annotated[int, typer.Option("--count", metavar="N", help="neighbors to show")] = 8,
     metric: Annotated[str, typer.Option("--metric", metavar="METRIC", help="cosine, dot, l2 or l1")] = "cosine",
 ) -> None:

@@ -41,11 +41,11 @@ def plan(
     base: Base = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
-    """Say what a run would do, and why."""
+    """Show what a run would do, and why."""
     config, home = read_config(chosen_preset(preset, preset_option), settings, seed), workspace()
     from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
-    with store_ahead(home):  # which takes as long as the imports
+    with store_ahead(home):  # starting it takes as long as the imports
         from ngrpo_kfp.pipelines.local.run_pipeline import show_plan
 
         show_plan(config, home, terminal(), base=base, as_json=as_json)
@@ -79,7 +79,7 @@ def rerun(
     base: Base = None,
     run: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN", help="a run on the cluster: its configuration, run there"),
+        typer.Option("--from", metavar="RUN", help="a run on the cluster: run there again, with its configuration"),
     ] = None,
     images: ImagesFile = IMAGES,
     wait: Wait = None,

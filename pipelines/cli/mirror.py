@@ -1,4 +1,4 @@
-"""`ngrpo mirror`: copies of what a configuration reads from the hub, or from own files."""
+"""`ngrpo mirror`: copy what a configuration reads from the hub or from local files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 
 def copy_sources(config: RunConfig, target: str, workspace: Workspace, console: Console) -> None:
-    """Copy what a configuration reads from the hub or from own files, and print the settings that read the copies.
+    """Copy what a configuration reads from the hub or from local files, and print the settings that read the copies.
 
     Args:
         config: The configuration.
         target: Directory or `s3://` prefix of the copies.
-        workspace: Where the embedded object store is, if it is one.
+        workspace: Where the embedded object store is, if one is used.
         console: Where the settings are printed.
 
     Raises:
-        ConfigError: It reads neither from the hub nor own files, or the target cannot hold copies.
+        ConfigError: It reads neither from the hub nor from local files, or the target cannot hold copies.
         NGRPOError: A source cannot be read, or its copy cannot be written.
     """
     from ngrpo.data.mirror import copied_sources, mirror
@@ -42,7 +42,7 @@ def copy_sources(config: RunConfig, target: str, workspace: Workspace, console: 
 
 
 def _check_target(target: str) -> None:
-    """Refuse a place that cannot hold copies, before anything is fetched."""
+    """Refuse a target that cannot hold copies, before anything is fetched."""
     try:
         if is_bucket(target):
             check_store(target)

@@ -1,4 +1,4 @@
-"""The commands of models and what was decided on them: `ngrpo regrade | promote | rollback | history | mirror`."""
+"""Commands on models and decisions: `ngrpo regrade | promote | rollback | history | mirror`."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def promote(
     seed: Seed = None,
     override: Annotated[
         str | None,
-        typer.Option("--override", metavar="REASON", help="make it the champion whatever the gate says"),
+        typer.Option("--override", metavar="REASON", help="make it the champion, whatever the gate says"),
     ] = None,
 ) -> None:
-    """Put a version of the registry to the gate again."""
+    """Ask the gate about a registered version again."""
     from ngrpo.tracking.reasons import checked_reason
     from ngrpo_kfp.pipelines.cli import promotion
     from ngrpo_kfp.pipelines.cli.acting import acting_config
@@ -93,7 +93,7 @@ def history(
     seed: Seed = None,
     as_json: Annotated[bool, typer.Option("--json", help="print it as JSON")] = False,
 ) -> None:
-    """List what was decided on the models."""
+    """List the decisions on a model."""
     from rich.console import Console
 
     from ngrpo_kfp.pipelines.cli import promotion
@@ -116,7 +116,7 @@ def mirror(
     settings: Settings = None,
     seed: Seed = None,
 ) -> None:
-    """Copy data sets and model of a configuration, to be read without the hub."""
+    """Copy the data sets and the model of a configuration, so that runs need no hub."""
     from ngrpo_kfp.pipelines.cli.mirror import copy_sources
 
     copy_sources(read_config(chosen_preset(preset, preset_option), settings, seed), target, workspace(), terminal())

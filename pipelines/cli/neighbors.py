@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ngrpo.config import BaseModelSource
 
 _CONVERTED = "converted_models"
-"""Folder of the workspace's cache with tokenizers and input embeddings that were taken out of packages."""
+"""Folder of the workspace's cache with tokenizers and input embeddings extracted from packages."""
 _MATRIX = "embedding.safetensors"
 
 
@@ -37,9 +37,9 @@ def show_neighbors(
     """Show the nearest neighbors of tokens in the embeddings of a model.
 
     Args:
-        model: Directory of a model, or a preset, for its base model.
+        model: Directory of a model, or a preset, which stands for its base model.
         words: The tokens as text.
-        workspace: Where a model that had to be converted is kept.
+        workspace: Where converted models are cached.
         console: Where they are shown.
         count: Neighbors of each.
         metric: How similarity is measured.
@@ -89,13 +89,13 @@ def _source(model: str) -> Path | BaseModelSource:
 
 
 def _kept(source: Path | BaseModelSource, workspace: Workspace) -> Path | None:
-    """Return where tokenizer and matrix of a packaged model are kept, for to convert them takes a while; none for other models."""
+    """Return where tokenizer and matrix of a packaged model are cached, because converting takes a while; None for other models."""
     if not isinstance(source, PackagedModel):
         return None
     try:
         version = metadata.version(source.package)
     except metadata.PackageNotFoundError:
-        return None  # said by what reads it
+        return None  # reading the source reports the problem
     content = json.dumps([source.model_dump(mode="json"), version]).encode()
     kept = workspace.cache / _CONVERTED / hashlib.sha256(content).hexdigest()
     with workspace.private(), written(kept):

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and the configuration that they name."""
+"""Options and arguments that commands share, and the configuration that they name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ngrpo_kfp.pipelines.planning.requests import PRESETS, closed_there, preset_
 if TYPE_CHECKING:
     from ngrpo.config import RunConfig
 
-# Imported when a command needs it, for it takes a while: the configuration.
+# The configuration is imported when a command needs it, because importing it takes a while.
 
 __all__ = ["PRESETS", "closed_there"]  # which other commands read from here
 
 IMAGES = Path("images/images.lock")
-"""Where the images are looked up if no option names a file."""
+"""File with the images, unless an option names another."""
 IN_ENVIRONMENT = "the environment"
 IN_SECRET = "a secret of cluster.secrets"
 _DEFAULT_PRESET = "tiny"
@@ -66,7 +66,7 @@ Seed = Annotated[
 Base = Annotated[
     Literal["champion"] | None,
     typer.Option(
-        "--base", metavar="champion", help="start from the champion in place of the base model and its warm start"
+        "--base", metavar="champion", help="start from the champion instead of the base model and its warm start"
     ),
 ]
 Cluster = Annotated[
@@ -81,8 +81,8 @@ Wait = Annotated[
     bool | None,
     typer.Option(
         "--wait/--no-wait",
-        help="follow the run to its end (exit code 1 if it does not succeed), or return as soon as it is submitted; else the command "
-        "stays until the run has started or waits for a place",
+        help="follow the run to its end (exit code 1 if it does not succeed), or return as soon as it is submitted; default: return once "
+        "the run has started, or waits in a queue",
         show_default=False,
     ),
 ]
@@ -94,7 +94,7 @@ AnyRun = Annotated[
     str | None,
     typer.Argument(
         metavar="RUN",
-        help="name of a run here (its beginning will do), or id of one on the cluster (default: the newest; on the cluster where "
+        help="name of a run here, or the beginning of one, or id of a run on the cluster (default: the newest; on the cluster if "
         "KF_PIPELINES_ENDPOINT is set)",
     ),
 ]
@@ -106,10 +106,10 @@ ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="name of the s
 
 
 def chosen_preset(preset: str | None, option: str | None) -> str | None:
-    """Return the preset of a command line, which may name it as an argument or by `--preset`.
+    """Return the preset of a command line, given as an argument or by `--preset`.
 
     Raises:
-        ConfigError: It does both.
+        ConfigError: Both are given.
     """
     if preset is not None and option is not None:
         raise ConfigError(f"PRESET {preset!r}: --preset {option} names another; leave one of them out")
@@ -117,7 +117,7 @@ def chosen_preset(preset: str | None, option: str | None) -> str | None:
 
 
 def read_config(preset: str | None = None, settings: Sequence[str] | None = None, seed: int | None = None) -> RunConfig:
-    """Return the configuration of a run on this machine, without gated benchmarks where no token is there.
+    """Return the configuration of a run on this machine, without gated benchmarks if there is no token.
 
     Args:
         preset: Name of a preset, or a TOML file; by default `tiny`.
@@ -131,7 +131,7 @@ def read_config(preset: str | None = None, settings: Sequence[str] | None = None
 
 
 def read_preset(name: str) -> RunConfig:
-    """Return a preset as it is.
+    """Return the configuration of a preset, unchanged.
 
     Raises:
         ConfigError: There is no such preset.
@@ -142,7 +142,7 @@ def read_preset(name: str) -> RunConfig:
 def read_cluster_config(
     preset: str | None, settings: Sequence[str] | None, seed: int | None, cluster: Path | None
 ) -> RunConfig:
-    """Return the configuration of a run on a cluster, without gated benchmarks where its pods will have no token; see `read_config`.
+    """Return the configuration of a run on a cluster, without gated benchmarks if its pods will have no token; see `read_config`.
 
     Args:
         preset: Name of a preset, or a TOML file.
@@ -157,7 +157,7 @@ def read_cluster_config(
 
 
 def closed_here(config: RunConfig) -> list[str]:
-    """Return the benchmarks that a run on this machine cannot read, for they are gated and no token is there."""
+    """Return the gated benchmarks, which a run on this machine cannot read because it has no token."""
     from ngrpo.data.gated import gated_benchmarks
 
     gated = gated_benchmarks(config)
@@ -170,7 +170,7 @@ def closed_here(config: RunConfig) -> list[str]:
 
 
 def say_left_out(benchmarks: Iterable[str], where: str) -> None:
-    """Say which benchmarks are left out because no token is there.
+    """Print which benchmarks are left out because there is no token.
 
     Args:
         benchmarks: Their names.
@@ -185,14 +185,14 @@ def say_left_out(benchmarks: Iterable[str], where: str) -> None:
 
 
 def checked(what: str, name: str) -> str:
-    """Return what must be a name (see `ngrpo.section.check_name`), for example of a schedule.
+    """Return a name, for example of a schedule, after checking it with `ngrpo.section.check_name`.
 
     Args:
-        what: What it names, for the message.
+        what: The kind of thing it names, for the message.
         name: What the user wrote.
 
     Raises:
-        ConfigError: It cannot be a name.
+        ConfigError: It is no valid name.
     """
     from ngrpo.section import check_name
 
@@ -203,20 +203,20 @@ def checked(what: str, name: str) -> str:
 
 
 def checked_run(run: str | None) -> str | None:
-    """Return what must be the id of a run, or none for the newest.
+    """Return the id of a run after checking it; None stands for the newest run.
 
     Raises:
-        ConfigError: It cannot be one.
+        ConfigError: It is no valid id.
     """
     return None if run is None else checked("RUN", run)
 
 
 def checked_stage(name: str, *tasks: str) -> str:
-    """Return what must be the name of a stage, or of one of its nodes (`ngrpo_training.grpo`; whether a run has it is looked up later).
+    """Return the name of a stage or node (`ngrpo_training.grpo`) after checking the stage. Whether a run has that node is checked later.
 
     Args:
         name: What the user wrote.
-        *tasks: Other tasks that may be named too.
+        *tasks: Names of other tasks that are allowed.
 
     Raises:
         ConfigError: There is no such stage.
@@ -243,7 +243,7 @@ def _load(
 
 
 def _without(closed: Callable[[RunConfig], list[str]], config: RunConfig, where: str) -> RunConfig:
-    """Leave out benchmarks for which no token is there, and say so."""
+    """Leave out benchmarks that need a token which is missing, and print which."""
     from ngrpo.data.gated import without_benchmarks
 
     names = closed(config)

@@ -1,4 +1,4 @@
-"""`ngrpo promote | rollback | history`: decisions on models made again, by hand, and what was decided so far."""
+"""`ngrpo promote | rollback | history`: manual decisions on models, and the list of all decisions."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 def promote_version(
     config: RunConfig, number: str, override: str | None, workspace: Workspace, console: Console
 ) -> None:
-    """Put a registered version to the gate of a configuration, with the evaluation that is kept with it.
+    """Ask the gate of a configuration about a registered version, by the evaluation stored with it.
 
     Args:
         config: Configuration with the gate and the name of the model.
         number: The version.
-        override: Why it becomes the champion whatever the gate says; none to ask the gate.
+        override: Reason to make it the champion whatever the gate says; None to ask the gate.
         workspace: Where services and the last run are.
         console: Where the decision is shown.
 
     Raises:
-        ConfigError: The reason to override is empty or no plain text, or there is no key of the kind that the settings name.
+        ConfigError: The reason is empty or no plain text, or the signing key that the settings name is missing or invalid.
         TrackingError: There is no such version, its weights are not those that were evaluated, or it has no evaluation.
         DamagedStateError: Its evaluation is damaged.
         DataError: Its evaluation lacks a benchmark of the gate.
@@ -89,16 +89,16 @@ def roll_back(
 
     Args:
         config: Configuration with the name of the model.
-        reason: Why; kept in the history.
+        reason: The reason, which the history records.
         workspace: Where services are.
         console: Where the result is shown.
-        confirm: Asked before the model is left without a champion. No lock is held meanwhile.
+        confirm: Asked before the model is left without a champion. No lock is held while it is asked.
 
     Raises:
         NoChampionLeftError: The model would be left without a champion, and `confirm` says no.
-        ConfigError: The reason is empty or no plain text, or there is no key of the kind that the settings name.
-        TrackingError: There is none in effect, or the champion before it is gone.
-        DamagedStateError: The journal, or what the history says of that promotion, is damaged.
+        ConfigError: The reason is empty or no plain text, or the signing key that the settings name is missing or invalid.
+        TrackingError: No promotion is in effect, or the champion before it is gone.
+        DamagedStateError: The journal, or the history's entry of that promotion, is damaged.
     """
     checked_reason(reason, "rollback")
     key = signing_key(config)
@@ -120,7 +120,7 @@ def roll_back(
 
 
 def show_history(config: RunConfig, workspace: Workspace, console: Console, *, as_json: bool = False) -> None:
-    """List every decision on a configuration's model, oldest first, and the aliases as they are; or the decisions alone, as JSON."""
+    """List every decision on a configuration's model, oldest first, and the current aliases; as JSON the decisions alone."""
     with _promotions(config, workspace) as promotions:
         if as_json:
             console.print_json(data=promotions.history(), indent=1)
@@ -137,7 +137,7 @@ def show_history(config: RunConfig, workspace: Workspace, console: Console, *, a
 
 @contextmanager
 def _promotions(config: RunConfig, workspace: Workspace) -> Iterator[Promotions]:
-    # MLflow is imported beside the start of the store: both take a second or more.
+    # MLflow is imported while the store starts: both take a second or more.
     importing = threading.Thread(target=_import_tracking, daemon=True)
     importing.start()
     with services(workspace) as around:

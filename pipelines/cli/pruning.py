@@ -1,4 +1,4 @@
-"""`ngrpo prune`: what would go and why, or that it is gone."""
+"""`ngrpo prune`: show what would be removed and why, or remove it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 
 def show_pruning(workspace: Workspace, wish: Wish, console: Console, *, yes: bool) -> None:
-    """Show what nothing needs any more, and remove it where that is wanted; see `ngrpo_kfp.pipelines.local.pruning.prune`."""
+    """Show what nothing needs any more, and with `yes` remove it; see `ngrpo_kfp.pipelines.local.pruning.prune`."""
     if not workspace.root.is_dir():
         console.print(
             f"workspace {escape(str(workspace.root))}: there is none, so there is nothing to remove", soft_wrap=True
@@ -22,9 +22,7 @@ def show_pruning(workspace: Workspace, wish: Wish, console: Console, *, yes: boo
     if yes and plan.items:
         console.print(f"removed: {len(plan.items)} things, {bytes_text(plan.size)}")
     if not free:
-        console.print(
-            "the store still holds the room of what was deleted; it gives it back in the course of the next long run"
-        )
+        console.print("the store has not freed the deleted bytes yet; it does so during the next long run")
 
 
 def _show(plan: Pruning, console: Console, *, yes: bool) -> None:

@@ -1,4 +1,4 @@
-"""`ngrpo runs` and `ngrpo status` of runs on this machine: tables of what their files say."""
+"""`ngrpo runs` and `ngrpo status` for runs on this machine: tables made from their files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show_runs(workspace: Workspace, console: Console, *, as_json: bool) -> None:
     Args:
         workspace: Where they are.
         console: Where they are shown.
-        as_json: Print a list of objects in place of the table.
+        as_json: Print a JSON list in place of the table.
     """
     kept = sizes(workspace)
     views = [(look(*one, workspace), kept[one[1]]) for one in everything(workspace)]
@@ -42,7 +42,7 @@ def show_runs(workspace: Workspace, console: Console, *, as_json: bool) -> None:
         console.print(f"workspace {escape(str(workspace.root))}: no run yet; `ngrpo run` starts one", soft_wrap=True)
         return
     table = Table(
-        caption="sizes: what no other run here has (a registered version may need it too); `ngrpo prune` makes room",
+        caption="sizes: what no other run here uses (a registered version may need it too); `ngrpo prune` frees space",
         caption_justify="left",
     )
     for column in ("run", "preset, model", "state", "began (UTC)", "took", "result", "version"):
@@ -54,7 +54,7 @@ def show_runs(workspace: Workspace, console: Console, *, as_json: bool) -> None:
 
 
 def show_status(kind: Kind, directory: Path, workspace: Workspace, console: Console, *, as_json: bool) -> None:
-    """Show how far each stage of a run is, as a table or as an object of JSON."""
+    """Show the progress of each stage of a run, as a table or as JSON."""
     view = look(kind, directory, workspace)
     if as_json:
         console.out(json.dumps(_record(view), indent=1, ensure_ascii=False), highlight=False)
@@ -74,7 +74,7 @@ def show_status(kind: Kind, directory: Path, workspace: Workspace, console: Cons
 
 
 def progress_text(node: NodeView) -> str:
-    """Return how far a node is: `step 20/60, about 2 min left`."""
+    """Return the progress of a node: `step 20/60, about 2 min left`."""
     if node.step is None:
         return ""
     done, total = node.step
@@ -94,7 +94,7 @@ def _below(view: RunView) -> Iterator[str]:
 
 
 def _weights(view: RunView, workspace: Workspace) -> Iterator[str]:
-    """Yield where the copies of the models are that a run has trained, or took from the cache."""
+    """Yield where the models are that a run trained or took from the cache."""
     for node in view.nodes:
         place = workspace.cache / "ngrpo_training" / node.key / "model"
         if stage_of(node.node) == "ngrpo_training" and node.state in ("done", "cached") and place.is_dir():
@@ -149,7 +149,7 @@ def _record(view: RunView) -> dict[str, Any]:
 
 
 def _bytes(size: Sizes) -> dict[str, Any]:
-    """Return what a run takes, as it stands in the list."""
+    """Return the sizes of a run for the list."""
     return {
         "bytes": {
             "directory": size.directory,

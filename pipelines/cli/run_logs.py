@@ -1,4 +1,4 @@
-"""`ngrpo logs` of a run on this machine: what its stages have printed, and what they go on to print."""
+"""`ngrpo logs` for a run on this machine: the logs of its stages, and with `--follow` what is added to them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def show_logs(
     Args:
         kind: What kind of run it is.
         directory: Its directory.
-        node: The node, or the stage of one node only. None for the one that is at work, failed or was stopped, else the last; and if it
-            is followed, for that and all after it.
+        node: The node, or a stage with one node only. None for the node that is running, failed or was stopped, else the last; with
+            `follow` that one and all after it.
         workspace: Where the run is.
         console: Where it is printed.
-        follow: Go on until the stage, or without one the run, is over.
-        pause_seconds: Time between two looks at a log that is followed.
+        follow: Keep printing until the stage ends, or the run if no node is named.
+        pause_seconds: Time between two reads of a followed log.
 
     Raises:
         ConfigError: The run has no such node, or it has printed nothing.
@@ -68,7 +68,9 @@ def _follow(
 ) -> None:
     offsets: dict[str, int] = {}
     while True:
-        view = look(kind, directory, workspace)  # first: what a stage printed last is still to be read then
+        view = look(
+            kind, directory, workspace
+        )  # before the log is read, so that the last lines of an ended stage are not missed
         states = {each.node: each.state for each in view.nodes}
         nodes = list(states)
         begun = nodes[nodes.index(first) :] if first is not None else nodes
@@ -105,7 +107,7 @@ def _why_nothing(view: RunView, node: str) -> str:
 
 
 def _print_from(console: Console, kind: Kind, directory: Path, node: str, offset: int, *, final: bool) -> int:
-    """Print the lines of a log from a byte on, and return the byte after them; a line that has no end yet only if none follows."""
+    """Print the lines of a log from a byte offset, and return the offset after them; an unfinished last line only if `final`."""
     log = log_of(kind, directory, node)
     if log is None or not log.exists():
         return offset
@@ -115,7 +117,7 @@ def _print_from(console: Console, kind: Kind, directory: Path, node: str, offset
     if not final:
         data = data[: data.rfind(b"\n") + 1]
     for line in data.decode("utf-8", errors="replace").removesuffix("\n").split("\n") if data else ():
-        print(harmless(line), file=console.file, flush=True)  # as it is: rich would expand tabs
+        print(harmless(line), file=console.file, flush=True)  # not through rich, which would expand tabs
     return offset + len(data)
 
 

@@ -1,4 +1,4 @@
-"""`ngrpo schedule`: runs on a cluster again and again."""
+"""`ngrpo schedule`: recurring runs on a cluster."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ngrpo_kfp.pipelines.cli.options import (
 
 app = typer.Typer(
     cls=Sections,
-    help="Run the pipeline on a cluster again and again.",
+    help="Run the pipeline on a cluster on a schedule.",
     epilog=examples(
         "ngrpo schedule create weekly --cron '0 0 3 * * MON' --preset paper-7b --cluster mine.toml",
         "ngrpo schedule apply schedules.toml   # all schedules of a file, differences first",
@@ -57,7 +57,7 @@ def create(
     images: ImagesFile = IMAGES,
     base: Base = None,
 ) -> None:
-    """Make a schedule."""
+    """Create a schedule."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
     checked("NAME", name)
@@ -72,7 +72,7 @@ def replace(
     name: ScheduleName,
     cron: Annotated[
         str | None,
-        typer.Option("--cron", metavar="CRON", help="as of create (default: the time it has)"),
+        typer.Option("--cron", metavar="CRON", help="as for create (default: unchanged)"),
     ] = None,
     preset: Preset = None,
     preset_option: PresetOption = None,
@@ -82,7 +82,7 @@ def replace(
     images: ImagesFile = IMAGES,
     base: Base = None,
 ) -> None:
-    """Give a schedule another pipeline or time."""
+    """Replace the pipeline or the time of a schedule."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
     checked("NAME", name)
@@ -104,7 +104,7 @@ def apply(
     images: ImagesFile = IMAGES,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would change, and change nothing")] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="remove schedules that the file's owner made and the file does not have")
+        bool, typer.Option("--prune", help="remove schedules of the file's owner that are not in the file")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
@@ -127,7 +127,7 @@ def apply(
 
 @app.command()
 def pause(name: ScheduleName) -> None:
-    """Start no runs."""
+    """Stop starting runs."""
     from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
     schedules.pause(name, terminal())
@@ -135,7 +135,7 @@ def pause(name: ScheduleName) -> None:
 
 @app.command()
 def resume(name: ScheduleName) -> None:
-    """Start runs again."""
+    """Start runs again after a pause."""
     from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
     schedules.resume(name, terminal())

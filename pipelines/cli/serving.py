@@ -30,7 +30,7 @@ def serve(
             "--max-model-len",
             metavar="TOKENS",
             min=2,
-            help="room for a prompt and its response together (default: what the settings of its run ask for)",
+            help="tokens of a prompt and its response together (default: by the settings of its run)",
         ),
     ] = None,
     cluster: Cluster = None,
@@ -40,8 +40,8 @@ def serve(
 ) -> None:
     """Serve a model on this machine until Ctrl-C (vLLM's OpenAI API), or with --cluster print its InferenceService of KServe.
 
-    With --cluster, MODEL is champion or the number of a version; --preset, --set and --images belong to it. Without --preset the settings
-    are those of the run that made the version.
+    With --cluster, MODEL is champion or the number of a version, and --preset, --set and --images apply. Without --preset the settings are
+    those of the run that made the version.
     """
     if cluster is None:
         if preset_option is not None or settings:
@@ -70,7 +70,7 @@ def deploy(
     preset_option: PresetOption = None,
     settings: Settings = None,
 ) -> None:
-    """Deploy a model with KServe, evaluate it through its endpoint, and go back where it does not do as it was evaluated (exit code 1)."""
+    """Deploy a model with KServe, evaluate it through its endpoint, and roll back (exit code 1) if the results differ."""
     from ngrpo_kfp.pipelines.cli import deployment
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 

@@ -1,4 +1,4 @@
-"""`ngrpo config`: what can be set."""
+"""`ngrpo config`: the list of all settings."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _HEAD = """# Settings
 
 <!-- made by `ngrpo config --markdown`: change the docstrings of `components/ngrpo/config` instead -->
 
-A preset is a TOML file with these tables; `ngrpo run mine.toml` runs it. `ngrpo config SECTION` prints a part of this page.
+A preset is a TOML file with these tables; `ngrpo run mine.toml` runs it. `ngrpo config SECTION` prints one section of this page.
 
-`ngrpo config --schema` prints a JSON schema for editors: one that knows TOML completes and checks a preset that begins with
-`#:schema ./ngrpo.schema.json`, once the schema is in that file beside it.
+`ngrpo config --schema` prints a JSON schema. Save it as `ngrpo.schema.json` beside a preset whose first line is
+`#:schema ./ngrpo.schema.json`, and editors with TOML support complete and check the preset.
 
 Settings of TRL and vLLM that have no name here go through as they are ([presets.md](presets.md)).
 """
@@ -73,7 +73,7 @@ def _asked(section: str | None) -> list[Table]:
         return _tables()
     asked = section.split(".")
     inside = [table for table in _tables() if any(_begins(path.split("."), asked) for path in table.paths if path)]
-    # `training.selection` is a setting too, but its table says more.
+    # `training.selection` is also a setting, but its table has the details.
     found = inside or [
         Table(table.paths, table.kind, table.meaning, [setting])
         for table in _tables()

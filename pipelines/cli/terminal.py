@@ -10,13 +10,13 @@ from rich.table import Table
 
 
 class Terminal(Console):
-    """The standard output, which cuts nothing: what does not fit into a column of a table goes on in the next line."""
+    """The standard output without truncation: text that does not fit into a column of a table is wrapped."""
 
     def __init__(self) -> None:
         super().__init__(file=sys.stdout, highlight=False)
 
     def print(self, *objects: Any, **settings: Any) -> None:
-        """Print as rich does, but tables with all that is in them."""
+        """Print as rich does, but never truncate tables."""
         for shown in objects:
             for part in shown.renderables if isinstance(shown, Group) else [shown]:
                 if isinstance(part, Table):

@@ -33,7 +33,7 @@ def export(
     merged: Annotated[
         bool,
         typer.Option(
-            "--merged/--adapter", help="of a model trained with adapters: the whole model, or the adapter alone"
+            "--merged/--adapter", help="for a model trained with adapters: the merged model, or the adapter alone"
         ),
     ] = True,
     dtype: Annotated[
@@ -56,7 +56,7 @@ def chat(
     what: ModelName = "champion",
     model: Registered = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", metavar="TEXT", help="answer this and end (default: ask for prompts)")
+        str | None, typer.Option("--prompt", metavar="TEXT", help="answer this and exit (default: ask for prompts)")
     ] = None,
     max_tokens: Annotated[
         int | None,
@@ -69,7 +69,7 @@ def chat(
         ),
     ] = None,
 ) -> None:
-    """Talk with a model in the terminal, or answer the lines of the standard input."""
+    """Chat with a model in the terminal, or answer the lines of standard input."""
     from ngrpo_kfp.pipelines.local import chatting
 
     chatting.chat(what, _checked(model), prompt, chatting.Sampling(max_tokens, temperature), workspace())
@@ -79,7 +79,7 @@ def chat(
 def exec_(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="the command and its arguments")],
 ) -> None:
-    """Run a command that finds the workspace's store and MLflow in its environment."""
+    """Run a command with the workspace's store and MLflow set in its environment."""
     from ngrpo_kfp.pipelines.local.command import run_command
 
     code = run_command(command, workspace())

@@ -1,4 +1,4 @@
-"""The command that says who vouches for a model: `ngrpo verify`."""
+"""The command that verifies the signatures of a model: `ngrpo verify`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def verify(
         typer.Option(
             "--public-key",
             metavar="FILE",
-            help="PEM file with the key that it must be signed with (default: signing.public_key of the latest run)",
+            help="PEM file with the public key that must have signed it (default: signing.public_key of the latest run)",
         ),
     ] = None,
     model: Annotated[

@@ -1,4 +1,4 @@
-"""`ngrpo watch`: whether the champion, where it is served, is as good as when it was promoted."""
+"""`ngrpo watch`: check whether the served champion is as good as when it was promoted."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def watch(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option("--schedule", metavar="NAME", help="make a schedule of that name on the cluster, with --cron"),
+        typer.Option("--schedule", metavar="NAME", help="create a schedule of that name on the cluster, with --cron"),
     ] = None,
     cron: Annotated[
         str | None,
-        typer.Option("--cron", metavar="CRON", help="when the schedule looks, as of `ngrpo schedule create`"),
+        typer.Option("--cron", metavar="CRON", help="when the schedule measures, as for `ngrpo schedule create`"),
     ] = None,
     cluster: Cluster = None,
     images: ImagesFile = IMAGES,
@@ -55,7 +55,7 @@ def watch(
         _schedule(schedule, cron, chosen, asked, seed, cluster, images)
         return
     if cron is not None or cluster is not None:
-        raise ConfigError("--cron and --cluster: of a schedule; name it with --schedule NAME, or leave them out")
+        raise ConfigError("--cron and --cluster apply to a schedule; name it with --schedule NAME, or leave them out")
     home = workspace()
     from ngrpo_kfp.pipelines.cli.acting import acting_config
 

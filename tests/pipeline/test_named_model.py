@@ -170,7 +170,7 @@ def test_the_settings_of_a_version_are_those_of_the_run_that_made_it(find, promo
     promote("third", [7] * PROBLEMS)
     seeds = [deployment.deployed_configuration(what, workspace, cluster).seed for what in ("1", "2", "champion")]
     assert seeds == [2, 4, 5], "no run here made the third, so that the latest counts"
-    assert capsys.readouterr().err.count("settings of the latest run, for no run here made it") == 1
+    assert capsys.readouterr().err.count("no run here made it, so the settings of the latest run are used") == 1
 
 
 # --- what is not there --------------------------------------------------------------------------------------------------

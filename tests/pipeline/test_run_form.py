@@ -59,7 +59,7 @@ def test_the_form_is_uploaded_once_or_written(kubeflow, ngrpo, tmp_path, capsys)
     ngrpo(*arguments, "-o", str(tmp_path / "form.yaml"))
     (version,) = kubeflow.versions.values()
     assert load_ir((tmp_path / "form.yaml").read_text())[0] == version.pipeline_spec["pipeline_spec"]
-    assert "a file in a directory that is there" in ngrpo(*arguments, "-o", str(tmp_path / "no" / "form.yaml"), code=2)
+    assert "its directory does not exist" in ngrpo(*arguments, "-o", str(tmp_path / "no" / "form.yaml"), code=2)
     assert "cluster.environment.KF_PIPELINES_ENDPOINT: missing" in ngrpo("form", *LOCK, code=2)
     assert len(kubeflow.requests) == asked
 

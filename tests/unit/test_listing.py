@@ -94,7 +94,7 @@ def test_what_is_no_section(capsys, section, said):
     "arguments", [("training", "--schema"), ("--schema", "--markdown"), ("training", "--markdown")]
 )
 def test_one_thing_is_printed(capsys, arguments):
-    assert refused(capsys, *arguments) == "SECTION, --schema and --markdown are three things to print: name one"
+    assert refused(capsys, *arguments) == "SECTION, --schema and --markdown exclude each other: name one"
 
 
 def test_the_page_of_the_settings_is_fresh(capsys):

@@ -102,7 +102,9 @@ def _require_writable(file: Path, force: bool) -> None:
     except ValueError as error:
         raise ConfigError(f"-o {str(file)!r}: {error}") from error
     if file.is_dir() or not file.parent.is_dir():
-        raise ConfigError(f"-o {str(file)!r}: a file in a directory that is there is needed; name one")
+        raise ConfigError(
+            f"-o {str(file)!r}: its directory does not exist, or it is no file; name a file in an existing directory"
+        )
     if file.exists() and not force:
         raise ConfigError(f"{str(file)!r} is there already: name another by -o, or replace it with --force")
 
