@@ -42,7 +42,7 @@ def decide(plan: Plan, run_directory: Path) -> Exception | None:
                 run_task(_task(node, made), own_process=False)
             except (
                 Exception
-            ) as error:  # a defect too: as where the stage has a process, the record says what the user is told
+            ) as error:  # a defect too: the record has the user's message, as for a stage in its own process
                 traceback.print_exc()
                 return error
     return None

@@ -1,4 +1,4 @@
-"""What kfp's local runner gives to a component is what it was called with."""
+"""Keep kfp's local runner from changing the arguments of components."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _COMMAND = 4
 def kept_arguments() -> Iterator[None]:
     """Keep kfp from changing the arguments of components while the context is open.
 
-    It replaces the text `python3` by the path of the interpreter in everything that a component gets: in a prompt, in the name of a
-    library, in a path. Only the command needs that.
+    kfp replaces the text `python3` by the path of the interpreter in every argument: in prompts, names of libraries and paths. Only the
+    command needs the replacement.
     """
     from kfp.local import subprocess_task_handler
 

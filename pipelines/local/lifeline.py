@@ -1,6 +1,6 @@
-"""The lifeline of a run: its stages die when the run does, however it ends.
+"""The lifeline of a run: its stages end when the run ends, for whatever reason.
 
-The lock is fcntl's own: the stages wait for it together, with shared locks, which filelock does not know.
+The lock is one of `fcntl`, because all stages wait for it with shared locks, which filelock does not support.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _measurement(source: Mapping[str, Any], config: RunConfig) -> Callable[[Stag
     """Return the pipeline that measures a model: the data of the preset, and a warm start without steps, which passes the model on."""
     own = {"model.source": dict(source), "warm_start.steps": 0}
     if config.evaluation.early_stop is not None:
-        own["evaluation.early_stop"] = None  # there is no verdict to settle
+        own["evaluation.early_stop"] = None  # there is no decision to settle
     if config.evaluation.endpoint is not None:
         own["evaluation.engine"] = "transformers"  # no engine is started, so vLLM need not be installed here
 

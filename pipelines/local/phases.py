@@ -14,7 +14,7 @@ _QUIET_SECONDS = 5.0
 
 @contextmanager
 def phase(console: Console | None, what: str) -> Iterator[Callable[[], None]]:
-    """Show what is being done until the context ends, or until the yielded function is called.
+    """Show what the command is doing until the context ends, or until the yielded function is called.
 
     Args:
         console: Where to show it; none to show nothing, if the output is for programs.

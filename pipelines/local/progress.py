@@ -33,7 +33,7 @@ _SYMBOLS = {
     "waiting": "[dim]·",
     "starting": "[cyan]…",
 }
-_STARTING = "its process starts: libraries are imported"
+_STARTING = "process starting: importing libraries"
 
 
 @dataclass(frozen=True)

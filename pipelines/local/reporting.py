@@ -53,13 +53,13 @@ def build_report(
 
 
 def last_run_of(run: Path, preset: str, workspace: Workspace) -> dict[str, str] | None:
-    """Return the last run of a preset before another one that finished, as `summary.json` names it: `run`, and `evaluation`, its key.
+    """Return the last finished run of a preset before another run, as `summary.json` names it: `run`, and the key of its `evaluation`.
 
-    Runs with several evaluations, or none, are passed over; a summary that is damaged is said and ignored.
+    Runs with several evaluations, or none, are skipped; a damaged summary is reported and ignored.
 
     Args:
-        run: Directory of the run that it was before.
-        preset: The preset.
+        run: Directory of the other run.
+        preset: Name of the preset.
         workspace: Where its runs are.
     """
     for directory in sorted(workspace.runs.glob(f"*-{preset}"), reverse=True):

@@ -1,4 +1,4 @@
-"""What the runs of a workspace need of the store, and how much room that takes."""
+"""The artifacts that the runs of a workspace need, and their sizes."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ Artifact = tuple[str, str]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of what a run has and no other run of the workspace."""
+    """Bytes that only one run of the workspace uses."""
 
     directory: int
     """Its directory."""
     store: int
-    """Artifacts in the store that no other run here has."""
+    """Artifacts in the store that no other run here uses."""
     cache: int
-    """Local copies of those."""
+    """Local copies of those artifacts."""
     unknown: int
-    """How many of those artifacts are of unknown size, for there is no copy of them here."""
+    """Number of those artifacts without a local copy, so that their size is unknown."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of the known sizes."""
         return self.directory + self.store + self.cache
 
 
 def needed_artifacts(kind: Kind, directory: Path) -> frozenset[Artifact]:
-    """Return the results that a run made, read or would make: those of its plan, and those that its stages recorded.
+    """Return the results that a run made, read or would make: those in its plan, and those in the records of its stages.
 
     Raises:
-        DamagedStateError: The plan cannot be read, and there is no summary that says it.
+        DamagedStateError: The plan cannot be read, and there is no summary in its place.
     """
     found = {(stage_of(name), record["key"]) for name, (_, record) in stage_records(kind, directory)}
     place = directory
     if kind == "experiment":
         place = directory.parent
         if not is_last(directory):
-            return frozenset(found)  # the plan is that of the last time
+            return frozenset(found)  # `plan.json` is of the last time it was run
     summary = readable(lambda: read_summary(directory)) if kind == "run" else None
     if summary is not None:
         found |= {(stage_of(name), node["key"]) for name, node in summary["stages"].items()}
@@ -69,7 +69,7 @@ def needed_artifacts(kind: Kind, directory: Path) -> frozenset[Artifact]:
 
 
 def made_artifacts(kind: Kind, directory: Path) -> frozenset[Artifact]:
-    """Return the results that the stages of a run made themselves, or began to make."""
+    """Return the results that the stages of a run made, or began to make."""
     return frozenset(
         (stage_of(name), record["key"])
         for name, (_, record) in stage_records(kind, directory)
@@ -78,9 +78,9 @@ def made_artifacts(kind: Kind, directory: Path) -> frozenset[Artifact]:
 
 
 def sizes(workspace: Workspace) -> dict[Path, Sizes]:
-    """Return by directory of a run what only this run keeps.
+    """Return, by directory of a run, the sizes of what only that run uses.
 
-    The size of an artifact is that in the manifest of its local copy; without a copy it is not known.
+    The size of an artifact is read from the manifest of its local copy; without a copy it is unknown.
     """
     needed = {directory: _listed_artifacts(kind, directory) for kind, directory in everything(workspace)}
     users: dict[Artifact, int] = {}
@@ -98,9 +98,9 @@ def sizes(workspace: Workspace) -> dict[Path, Sizes]:
 
 
 def settings_behind(artifacts: Sequence[Artifact], workspace: Workspace) -> RunSettings | None:
-    """Return the configuration of the run that results are from; none if no run here with settings that can be read made or read them.
+    """Return the configuration of the run that made or read some results; None if there is no such run here with readable settings.
 
-    Of several it is the newest that knows the most of them.
+    Of several runs it is the one with the most of these results, and of those the newest.
 
     Args:
         artifacts: The results.
@@ -113,13 +113,13 @@ def settings_behind(artifacts: Sequence[Artifact], workspace: Workspace) -> RunS
 
 
 def disk_size(place: Path) -> int:
-    """Return the bytes of all files below a directory, none if there is no such directory; links are not followed."""
+    """Return the bytes of all files below a directory, 0 if there is no such directory; links are not followed."""
     total = 0
     for root, _, names in os.walk(place):
         for name in names:
             try:
                 total += os.lstat(os.path.join(root, name)).st_size
-            except FileNotFoundError:  # a run goes on
+            except FileNotFoundError:  # a run that is going on may delete files
                 continue
     return total
 

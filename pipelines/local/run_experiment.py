@@ -48,7 +48,7 @@ _PREPARING = "starting the services, looking at what is there"
 
 
 class ExperimentError(RunError):
-    """Runs of an experiment failed; the message has a line for each."""
+    """Runs of an experiment failed; the message has one line for each."""
 
 
 def run(
@@ -59,26 +59,26 @@ def run(
     rerun: str | None = None,
     runner: Callable[[], Runner] | None = None,
 ) -> None:
-    """Run what is left of an experiment, seed by seed, and compare its arms.
+    """Run the missing parts of an experiment, seed by seed, and compare its arms.
 
-    A run that fails does not stop the others. What it shares with them and could not be made is not tried again: they fail with it.
+    A failed run does not stop the others. If a failed stage is shared, it is not tried again, and the runs that need it fail too.
 
     Args:
         experiment: The experiment.
         workspace: Where everything is kept.
         console: Where progress and results are shown.
-        rerun: An arm whose results are made again although the store has them; what it shares with others is kept.
+        rerun: An arm to run again although the store has its results; results that it shares with other arms are kept.
         runner: See `run_stages`.
 
     Raises:
-        ExperimentError: Runs failed; those that did not are compared all the same.
-        NGRPOError: What the user can put right, or of a service: then nothing more was run.
+        ExperimentError: Runs failed; the others are still compared.
+        NGRPOError: A problem that the user can fix, or of a service; nothing more was run.
         Interrupted: The experiment was told to stop.
     """
     began = time.monotonic()
     experiment.require(lambda arm, config: require_possible(config))
     experiment.require(lambda arm, config: require_key(config))
-    # It takes seconds to import, and is needed only once the store is up and the plan is made.
+    # Imported only now: it takes seconds, and is needed after the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     records = ExperimentRecords.of(workspace, experiment.name)
     with workspace.lock(), phase(console, _PREPARING) as prepared, services(workspace) as around:
@@ -141,23 +141,23 @@ def run(
 
 
 def _brief(name: str, outcome: Outcome, runs: int) -> str:
-    """Return what failed, as far as it may leave the machine."""
+    """Return which runs failed, without details that must not leave the machine."""
     failed = f"{len(outcome.failed)} of {runs} runs failed: {', '.join(map(str, outcome.failed))}"
     return f"experiment {name}: {failed if outcome.failed else 'its runs cannot be compared'}; the log says why"
 
 
 def _forks(plan: Plan, directory: Path, runner: Callable[[], Runner] | None) -> AbstractContextManager[None]:
-    """Let all runs fork their stages from one process, so that what stages work with is imported once an experiment."""
+    """Let all runs fork their stages from one process, so that libraries are imported once per experiment."""
     if runner is not None or not plan.to_run or not can_fork():
         return nullcontext()
     return forked_stages(plan.stages_to_run, directory / "kfp.log")
 
 
 def show_plan(experiment: Experiment, workspace: Workspace, console: Console) -> None:
-    """Say what an experiment has to do, who shares it, and what it needs.
+    """Show what an experiment would run, which arms share it, and what it needs.
 
     Raises:
-        ConfigError: A stage needs more of a GPU than it asks for.
+        ConfigError: A stage needs more GPU memory than it asks for.
         StoreError: The object store cannot be reached.
     """
     records = ExperimentRecords.of(workspace, experiment.name)
@@ -169,7 +169,7 @@ def show_plan(experiment: Experiment, workspace: Workspace, console: Console) ->
 
 
 def report(experiment: Experiment, workspace: Workspace, console: Console) -> Path:
-    """Compare the arms of an experiment by the results that are there, and return the page.
+    """Compare the arms of an experiment by the results that exist, and return the path of the page.
 
     Raises:
         ConfigError: No run has finished, or the runs cannot be compared.
@@ -185,7 +185,7 @@ def report(experiment: Experiment, workspace: Workspace, console: Console) -> Pa
 def compare_finished(
     planned: ExperimentPlan, store: ArtifactStore, records: ExperimentRecords, console: Console
 ) -> Path:
-    """Compare the arms by the results that a plan found in a store; see `report`."""
+    """Compare the arms by the results that a plan found in the store; see `report`."""
     outcome = Outcome(made={}, failed=_failed_last_time(planned, records))
     compared = ComparedArms(planned, outcome, store)
     name = planned.experiment.name
@@ -224,7 +224,7 @@ def _run_all(
     console: Console,
     runner: Callable[[], Runner] | None,
 ) -> Outcome:
-    """Run what has to be run, one arm with one seed after another."""
+    """Run what has to run, one run (an arm with a seed) after another."""
     made = {node.key: node.reference for node in planned.plan if node.reference is not None}
     failed: dict[ArmRun, str] = {}
     culprits: dict[ArmRun, str] = {}
@@ -235,7 +235,10 @@ def _run_all(
         part = planned.plan.part(planned.nodes[run], made)
         hopeless = next((node for node in part.to_run if node.key in why), None)
         if hopeless is not None:
-            failed[run], culprits[run] = f"not begun, for it shares what failed: {why[hopeless.key]}", hopeless.key
+            failed[run], culprits[run] = (
+                f"not started, because it shares a stage that failed: {why[hopeless.key]}",
+                hopeless.key,
+            )
             continue
         console.print(f"[bold]{run}[/bold]  {number} of {len(runs)}{remaining.words(number - 1, len(runs))}")
         problem = _run_one(part, run, directory, tracked, console, runner, made)
@@ -256,7 +259,7 @@ def _run_one(
     runner: Callable[[], Runner] | None,
     made: dict[str, Reference],
 ) -> tuple[str, str] | None:
-    """Run one arm with one seed; return the node that failed and why, none if all went well. What was made is added to `made`."""
+    """Run one arm with one seed, and add its results to `made`. Return the failed node and the reason; None if nothing failed."""
     from ngrpo_kfp.pipelines.local.runner import StageError, first_failure, run_stages
 
     if not part.to_run:
@@ -287,7 +290,7 @@ def _made(records: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Referenc
 
 
 def _failed_last_time(planned: ExperimentPlan, records: ExperimentRecords) -> dict[ArmRun, str]:
-    """Return why runs failed when the experiment was last run, as far as nothing that failed has changed or succeeded since."""
+    """Return why runs failed the last time the experiment was run, except where a failed stage has changed or succeeded since."""
     summary = records.summary()
     if summary is None:
         return {}
@@ -303,7 +306,7 @@ def _failed_last_time(planned: ExperimentPlan, records: ExperimentRecords) -> di
 
 
 def _show_places(files: Sequence[Path], summary: ExperimentSummary, console: Console) -> None:
-    """Say where the results are, and what the experiment took beside its stages."""
+    """Print where the results are, and how long the experiment took with and without its stages."""
     for file in files:
         console.print(f"{file.stem:<12}{file}", soft_wrap=True)
     uri = summary["mlflow"]["tracking_uri"]

@@ -74,18 +74,18 @@ def run(
         workspace: Where everything is kept.
         console: Where progress and results are shown.
         base: `champion` to start from the champion in place of the configuration's base model.
-        rerun: A node, or the stage of one node only, whose result is made again although the store has it.
+        rerun: A node, or a stage with one node only, to run again although the store has its result.
         runner: See `run_stages`.
 
     Raises:
-        NGRPOError: What the user can put right, of a service or of a stage.
+        NGRPOError: A problem that the user can fix, or of a service or stage.
         Interrupted: The run was told to stop.
     """
     began = time.monotonic()
     if base is None:
         require_possible(config)
     require_key(config)
-    # It takes seconds to import, and is needed only once the store is up and the plan is made.
+    # Imported only now: it takes seconds, and is needed after the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     with workspace.lock(), phase(console, _PREPARING) as prepared, services(workspace) as around:
         store = around.artifact_store(workspace)
@@ -103,7 +103,10 @@ def run(
         directory = workspace.new_run(name)
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))
-        for module in ("reporting", "runner"):  # they take seconds, which the plan is not to be followed by in silence
+        for module in (
+            "reporting",
+            "runner",
+        ):  # they take seconds; without them now, there would be a silent pause after the plan
             importlib.import_module(f"ngrpo_kfp.pipelines.local.{module}")
         prepared()
         console.print(plan_table(plan, config))
@@ -120,17 +123,17 @@ def run(
 def show_plan(
     config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None, as_json: bool = False
 ) -> None:
-    """Say what a run would do, and why; see `run`. A workspace that does not exist is not created.
+    """Show what a run would do, and why; see `run`. A workspace that does not exist is not created.
 
     Args:
         config: Configuration of the run.
         workspace: Where everything is kept.
         console: Where it is shown.
-        base: As of `run`.
-        as_json: For programs (`plan_for_programs`).
+        base: As for `run`.
+        as_json: Print JSON for programs (`plan_for_programs`).
 
     Raises:
-        ConfigError: A stage needs more of a GPU than it asks for.
+        ConfigError: A stage needs more GPU memory than it asks for.
         StoreError: The object store cannot be reached.
     """
     if embeds_store() and not workspace.exists() and base is None and not _needs_registry(config):
@@ -153,7 +156,7 @@ def show_plan(
 
 
 def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: str | None = None) -> None:
-    """Say what a run would do and what it needs; see `run`. Nothing is started; a store is asked only if the environment names one.
+    """Show what a run would do and what it needs; see `run`. Nothing is started; only a store that the environment names is queried.
 
     Raises:
         StoreError: The object store that the environment names cannot be reached.
@@ -161,7 +164,7 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
     if embeds_store():
         if base is not None:
             raise ConfigError(
-                f"--base {base}: MLflow has to be asked which it is, and --dry-run starts nothing: use `ngrpo plan`"
+                f"--base {base}: only MLflow knows the champion, and --dry-run starts nothing: use `ngrpo plan`"
             )
         plan = _plan(config, workspace, None, buckets=False)
     else:
@@ -225,7 +228,7 @@ def _run_plan(
     from ngrpo_kfp.pipelines.local.reporting import build_report
     from ngrpo_kfp.pipelines.local.runner import run_stages
 
-    # Stages that write a model card or report to MLflow price what they took.
+    # Stages that write a model card, or report to MLflow, need the prices to state their costs.
     prices = {PRICES: config.costs.model_dump_json() if config.costs != CostsConfig() else None}
     with pipeline_run(config, around, directory) as opening, ExitStack() as stack:
         with environment(prices):
@@ -277,7 +280,7 @@ def _run_plan(
 
 
 def _gains(config: RunConfig, evaluations: Mapping[str, Evaluation]) -> dict[str, Gain]:
-    """Return what training gained on each benchmark; nothing where there are several evaluations."""
+    """Return the gain of training on each benchmark; nothing if there are several evaluations."""
     if len(evaluations) != 1:
         return {}
     from ngrpo.evaluation.gains import gain_of

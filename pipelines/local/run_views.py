@@ -1,4 +1,4 @@
-"""How far the runs of a workspace are and what came of them, read from the workspace's files alone."""
+"""Progress and outcome of the runs of a workspace, read from its files alone."""
 
 from __future__ import annotations
 
@@ -38,41 +38,41 @@ _TAIL_BYTES = 16 << 10
 
 @dataclass(frozen=True)
 class NodeView:
-    """How far a node of a run is."""
+    """Progress of a node of a run."""
 
     node: str
     state: Literal["cached", "waiting", "running", "done", "failed", "stopped", "not run"]
     key: str
     seconds: float | None = None
     word: str = ""
-    """Why it failed, or the last line that it printed."""
+    """Why it failed, or the last line of its log."""
     step: tuple[int, int] | None = None
-    """How much of what it is doing is done, and of how much."""
+    """Steps or samples done, and their total."""
     unit: str = ""
     """`step` or `samples`."""
     seconds_left: float | None = None
-    """Estimate of the time that is left, of a stage that works in steps."""
+    """Estimated remaining seconds of a stage that works in steps."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A run of a preset, a measurement of a model, or one time that an experiment was run."""
+    """A run of a preset, a measurement of a model, or one execution of an experiment."""
 
     kind: Kind
     name: str
     directory: Path
     preset: str | None
     model: str | None
-    """The registered model; none for a measurement and an experiment."""
+    """The registered model; None for a measurement or an experiment."""
     state: State
     stage: str | None
-    """The node that runs, that failed, or that was at work when the run was stopped."""
+    """The node that is running, that failed, or that was running when the run was stopped."""
     began: datetime
     """In UTC."""
     seconds: float | None
-    """How long it took, or has taken."""
+    """Seconds that it took, or has taken so far."""
     gain: float | None
-    """Points that the gate was asked about; none where nothing was compared."""
+    """Gain in points that the gate judged; None if nothing was compared."""
     interval: tuple[float, float] | None
     decision: str | None
     version: int | None
@@ -80,7 +80,7 @@ class RunView:
 
 
 def look(kind: Kind, directory: Path, workspace: Workspace) -> RunView:
-    """Return how far a run is, and what came of it. What is damaged counts as missing."""
+    """Return the progress and outcome of a run. Damaged files count as missing."""
     summary = _summary(kind, directory)
     goes_on = _goes_on(kind, directory, workspace, summary is not None)
     nodes = node_views(kind, directory, goes_on=goes_on)
@@ -115,7 +115,7 @@ def look(kind: Kind, directory: Path, workspace: Workspace) -> RunView:
 
 
 def node_views(kind: Kind, directory: Path, *, goes_on: bool) -> list[NodeView]:
-    """Return how far each node of a run is, in the order of its plan.
+    """Return the progress of each node of a run, in the order of its plan.
 
     Args:
         kind: What kind of run it is.
@@ -124,7 +124,7 @@ def node_views(kind: Kind, directory: Path, *, goes_on: bool) -> list[NodeView]:
     """
     plan = readable(lambda: read_plan(directory.parent if kind == "experiment" else directory)) or {}
     if kind == "experiment" and not is_last(directory):
-        plan = {}  # it is that of the last time
+        plan = {}  # `plan.json` is of the last time it was run
     records = dict(stage_records(kind, directory))
     by_key = {record["key"]: name for name, (_, record) in records.items()}
     views = []
@@ -142,13 +142,13 @@ def node_views(kind: Kind, directory: Path, *, goes_on: bool) -> list[NodeView]:
 
 
 def log_of(kind: Kind, directory: Path, node: str) -> Path | None:
-    """Return the log of a node that has started; none if it has not."""
+    """Return the log of a node; None if it has not started."""
     records = dict(stage_records(kind, directory))
     return records[node][0] / "logs" / f"{node}.log" if node in records else None
 
 
 def is_held(lock: Path) -> bool:
-    """Say whether a process holds a lock, without waiting for it; the lock of a run, of a workspace."""
+    """Whether a process holds a lock, of a run or of a workspace. Does not wait for it."""
     try:
         descriptor = os.open(lock, os.O_RDONLY)
     except FileNotFoundError:
@@ -163,22 +163,22 @@ def is_held(lock: Path) -> bool:
 
 
 def _summary(kind: Kind, directory: Path) -> dict[str, Any] | None:
-    """Return what a run that finished says of itself; none if it did not finish."""
+    """Return the summary of a finished run; None if it did not finish."""
     if kind == "run":
         return readable(lambda: read_summary(directory))
     file = directory / "evaluation.json" if kind == "evaluation" else directory.parent / "summary.json"
     if kind == "experiment" and not is_last(directory):
-        return {}  # what it came to is in the records of its stages
+        return {}  # the outcome is in the records of its stages
     if not file.is_file():
         return None
     if kind == "evaluation":
         return {}
-    # The summary may be that of the time before.
+    # The summary may be of the previous time it was run.
     return _object(file) if file.stat().st_mtime >= directory.stat().st_mtime else None
 
 
 def _goes_on(kind: Kind, directory: Path, workspace: Workspace, finished: bool) -> bool:
-    """Say whether a run is running: while its stages are, it holds its lifeline; before and after that, the lock of the workspace."""
+    """Whether a run is running. It holds its lifeline while its stages run, and the lock of the workspace before and after that."""
     if any(is_held(place / LIFELINE) for place in stage_directories(kind, directory)):
         return True
     if finished or not is_held(workspace.root / "run.lock"):
@@ -201,7 +201,7 @@ def _node(name: str, place: Path, record: Mapping[str, Any], *, worker: str, goe
 
 
 def _progress(log: Path, seconds: float) -> tuple[tuple[int, int] | None, str, float | None]:
-    """Return how far a stage is by its log, in which unit, and the seconds that are left if it goes on as fast as so far."""
+    """Return the progress of a stage by its log, its unit, and the remaining seconds at the pace so far."""
     if not log.exists():
         return None, "", None
     with log.open("rb") as file:
@@ -213,8 +213,8 @@ def _progress(log: Path, seconds: float) -> tuple[tuple[int, int] | None, str, f
         return None, "", None
     unit, done, total = last
     if unit != "step":
-        return (done, total), unit, None  # several benchmarks follow each other
-    # A stage that resumed began at the step before its first line; about twenty lines are printed in all.
+        return (done, total), unit, None  # several benchmarks run one after another
+    # A resumed stage began at the step before its first line. A stage prints about twenty lines in all.
     first = next(
         done for unit, done, _ in _steps(head.decode("utf-8", errors="replace").splitlines()) if unit == "step"
     )
@@ -252,7 +252,7 @@ def _seconds(directory: Path, summary: Mapping[str, Any] | None, began: datetime
 
 
 def _promotion(summary: Mapping[str, Any], workspace: Workspace) -> dict[str, Any]:
-    """Return what a run decided, with the comparison where there is a copy of the stage's artifact; of several the last."""
+    """Return the decision of a run, the last if there are several, with the comparison if the stage's artifact has a local copy."""
     several = summary.get("promotions") or {}
     decision = dict(summary.get("promotion") or next(reversed(list(several.values())), {}))
     for name, node in summary.get("stages", {}).items():

@@ -40,7 +40,7 @@ class StageError(RunError):
 
 
 def in_processes() -> Runner:
-    """Return the runner that gives each stage a process of this machine."""
+    """Return the runner that runs each stage in a process on this machine."""
     from kfp import local
 
     return local.SubprocessRunner(use_venv=False)
@@ -49,19 +49,19 @@ def in_processes() -> Runner:
 def run_stages(
     plan: Plan, run_directory: Path, console: Console, runner: Callable[[], Runner] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Run the nodes of a plan that have to run, one after another: through kfp, unless nothing but decisions is left.
+    """Run the nodes of a plan that have to run, one after another: through kfp, unless only decisions are left.
 
     Args:
         plan: The plan of the run.
         run_directory: Directory of the run; gets `logs/`, `stages/` and kfp's own outputs.
         console: Where progress is shown.
-        runner: Makes kfp's runner, where the environment is that of the stages; by default `in_processes`.
+        runner: Makes kfp's runner, called in the environment of the stages; by default `in_processes`.
 
     Returns:
         By node that ran, its record: `key`, `cached`, `artifact`, `digest`, `seconds`.
 
     Raises:
-        StageError: A stage failed; what earlier stages published stays.
+        StageError: A stage failed; results that earlier stages published are kept.
         Interrupted: The run was told to stop; its stage has ended.
     """
     with written(run_directory / "logs"):
@@ -98,7 +98,7 @@ def _run_in_processes(plan: Plan, run_directory: Path, runner: Callable[[], Runn
 
 
 def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> Exception | None:
-    """Let kfp run the pipeline, its talk going to a file; return its complaint if a task failed."""
+    """Let kfp run the pipeline, with its output in a file; return its error if a task failed."""
     from kfp import local
 
     from ngrpo_kfp.pipelines.graph import kubeflow_pipeline
@@ -106,7 +106,7 @@ def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> Exception 
     local.init(
         runner=runner,
         pipeline_root=str(run_directory / "kfp"),
-        # kfp deletes this directory at the end, with all that is in it.
+        # kfp deletes this directory at the end, with all its contents.
         workspace_root=str(run_directory / "kfp" / "workspace"),
         raise_on_error=True,
     )
@@ -125,11 +125,10 @@ def _run_pipeline(plan: Plan, run_directory: Path, runner: Runner) -> Exception 
 
 
 def first_failure(records: Mapping[str, Mapping[str, Any] | None]) -> str | None:
-    """Return the node to blame: one that started and did not succeed, or else one that did not start; none if all did.
+    """Return the node that failed: one that started and did not succeed, or else one that did not start; None if all succeeded.
 
     Args:
-        records: Record of each node that had to run, none for one that did not start. Which of two independent nodes kfp
-            starts first is not known.
+        records: Record of each node that had to run, None for one that did not start. kfp starts independent nodes in any order.
     """
     for name, record in records.items():
         if record is not None and ("artifact" not in record or "error" in record):
@@ -151,7 +150,7 @@ def _describe(node: str, record: Mapping[str, Any] | None, run_directory: Path) 
 
 
 def _brief(record: Mapping[str, Any] | None) -> str:
-    """Return why a node failed, as far as it may leave the machine."""
+    """Return why a node failed, without details that must not leave the machine."""
     if record is None:
         return "did not start"
     return str(record.get("reason", "its process was killed, perhaps for want of memory"))
@@ -159,14 +158,14 @@ def _brief(record: Mapping[str, Any] | None) -> str:
 
 @contextlib.contextmanager
 def _reaped(plan: Plan, run_directory: Path) -> Iterator[None]:
-    """Leave only when every process of a stage has ended; a stage that was killed may leave children behind."""
+    """Wait at the end until every process of a stage has ended; a killed stage may leave children behind."""
     try:
         yield
     finally:
         for node in plan.to_run:
             try:
                 record = read_record(run_directory, node.name)
-            except DamagedStateError:  # its process ends by the lifeline; the run says so below
+            except DamagedStateError:  # the lifeline ends its process, and the run reports the damage below
                 continue
             if record is not None and "seconds" not in record:
                 _kill_group(record["pid"])

@@ -1,4 +1,4 @@
-"""Which runs, measurements and experiments a workspace has, what they are called, and the records of their stages."""
+"""The runs, measurements and experiments of a workspace, their names, and the records of their stages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_directories(workspace: Workspace) -> list[Path]:
 
 
 def everything(workspace: Workspace) -> list[tuple[Kind, Path]]:
-    """Return the directories of runs, measurements and experiments (one for each time that it was run), newest first."""
+    """Return the directories of runs, measurements and experiments (one for each time it was run), newest first."""
     found: list[tuple[Kind, Path]] = [("run", path) for path in run_directories(workspace)]
     found += [("evaluation", path) for path in _newest_first(workspace.evaluations.glob("*"))]
     found += [("experiment", path) for path in _newest_first(workspace.experiments.glob("*/*"))]
@@ -41,22 +41,22 @@ def everything(workspace: Workspace) -> list[tuple[Kind, Path]]:
 
 
 def name_of(kind: Kind, directory: Path) -> str:
-    """Return what a run is called: by its directory; an experiment by its name too."""
+    """Return the name of a run, that of its directory; for an experiment preceded by the experiment's name."""
     return f"{directory.parent.name}/{directory.name}" if kind == "experiment" else directory.name
 
 
 def find_run(what: str, workspace: Workspace) -> tuple[Kind, Path] | None:
-    """Return the run that a person means by a name, the beginning of one, `latest`, the name of an experiment, or a directory.
+    """Return the run with a name, or the beginning of one, `latest`, the name of an experiment, or a directory.
 
     Args:
-        what: What the person wrote.
+        what: The user's word.
         workspace: Where the runs are.
 
     Returns:
-        Its kind and directory; none if there is no such run.
+        Its kind and directory; None if there is no such run.
 
     Raises:
-        ConfigError: Several runs have a name that begins so.
+        ConfigError: Several names begin with it.
     """
     known = everything(workspace)
     if what == "latest":
@@ -68,21 +68,21 @@ def find_run(what: str, workspace: Workspace) -> tuple[Kind, Path] | None:
     if len(found) > 1:
         names = ", ".join(name_of(*one) for one in found[:4])
         raise ConfigError(
-            f"RUN {what!r}: {len(found)} runs are called so ({names}{', …' * (len(found) > 4)}); name one"
+            f"RUN {what!r}: {len(found)} runs have names that begin with it ({names}{', …' * (len(found) > 4)}); name one"
         )
     return found[0] if found else None
 
 
 def latest_settings(workspace: Workspace) -> RunSettings | None:
-    """Return the configuration of the newest run that has one, whether it finished or not; none if no run has one.
+    """Return the configuration of the newest run that has one, finished or not; None if no run has one.
 
-    What cannot be read is said on standard error, and the run before it counts.
+    An unreadable one is reported on standard error and skipped.
     """
     return next(settings_of_runs(run_directories(workspace)), None)
 
 
 def settings_of_runs(runs: Iterable[Path]) -> Iterator[RunSettings]:
-    """Yield the configuration of each run that has one. What cannot be read is said on standard error."""
+    """Yield the configuration of each run that has one. An unreadable one is reported on standard error."""
     for run in runs:
         try:
             tree = read_settings(run)
@@ -99,17 +99,17 @@ def settings_of_runs(runs: Iterable[Path]) -> Iterator[RunSettings]:
 
 
 def is_last(experiment: Path) -> bool:
-    """Say whether a directory is that of the last time that its experiment was run."""
+    """Whether a directory is of the last time its experiment was run."""
     return max(_newest_first(experiment.parent.glob("*")), key=lambda path: path.name) == experiment
 
 
 def stage_directories(kind: Kind, directory: Path) -> list[Path]:
-    """Return the directories with the records and logs of stages: those of the arms of an experiment, else the one."""
+    """Return the directories with the records and logs of stages: one for each arm of an experiment, otherwise the run's own."""
     return sorted(path for path in directory.glob("*") if path.is_dir()) if kind == "experiment" else [directory]
 
 
 def stage_records(kind: Kind, directory: Path) -> Iterator[tuple[str, tuple[Path, dict[str, Any]]]]:
-    """Yield by node the directory with its log, and what it recorded of itself."""
+    """Yield each node with the directory of its log, and its record."""
     for place in stage_directories(kind, directory):
         for path in sorted((place / "stages").glob("*.json")):
             record = readable(partial(read_record, place, path.stem))
@@ -118,7 +118,7 @@ def stage_records(kind: Kind, directory: Path) -> Iterator[tuple[str, tuple[Path
 
 
 def readable(read: Callable[[], T | None]) -> T | None:
-    """Return what a reader of state returns; none if it is damaged: a list shows what there is."""
+    """Return the result of a reader of state; None if the state is damaged, because lists show what is readable."""
     try:
         return read()
     except DamagedStateError:

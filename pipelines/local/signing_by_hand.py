@@ -1,4 +1,4 @@
-"""Signs what was decided by hand on a registered version, as the stage `model_promotion` signs what it decides."""
+"""Sign a manual decision on a registered version, as the stage `model_promotion` signs its decisions."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def signing_key(config: RunConfig) -> PrivateKey | None:
-    """Return the key that decisions are signed with, before any is made; none where the settings name none.
+    """Return the key that signs decisions, before any is made; None if the settings name no key.
 
     Raises:
-        ConfigError: There is no key of the kind that `signing.private_key` names, or the library that signs is missing.
+        ConfigError: The key that `signing.private_key` names is missing or invalid, or the signing library is missing.
     """
     if config.signing.private_key is None:
         return None
@@ -40,14 +40,14 @@ def signing_key(config: RunConfig) -> PrivateKey | None:
 
 
 def sign_by_hand(promotions: Promotions, decision: Mapping[str, Any], key: PrivateKey, workspace: Workspace) -> str:
-    """Sign a decision on a version, in place of the signatures that it had, and return what to say of that.
+    """Sign a decision on a version, replace its earlier signatures, and return a line that reports it.
 
-    What is said of data, base model and images is what the statement before said, where it is signed with the same key; else what the
-    settings of the run say that made the version, where it is known here.
+    Data, base model and images are taken from the earlier statement if it was signed with the same key; otherwise from the settings of
+    the run that made the version, if that run is known here.
 
     Args:
         promotions: The decisions on the registered model.
-        decision: What was decided (`ngrpo.stages.promotion_seal.predicate`).
+        decision: The decision (`ngrpo.stages.promotion_seal.predicate`).
         key: The key.
         workspace: Where the runs are.
 
@@ -88,7 +88,7 @@ def sign_by_hand(promotions: Promotions, decision: Mapping[str, Any], key: Priva
 
 
 def _said_before(registry: ModelRegistry, version: ModelVersion, key: PrivateKey, digest: str) -> Predicate | None:
-    """Return what the statement that a version has says of these files; none where it has none by this key."""
+    """Return the predicate of a version's statement on these files; None if it has no statement by this key."""
     from ngrpo.signing.evidence import STATEMENT
     from ngrpo.signing.files import BrokenSignatureError
     from ngrpo.signing.statement import verify_statement

@@ -1,8 +1,8 @@
-"""Stages of a local run as forks of one process: what they work with is imported once a run, not once a stage.
+"""Stages of a local run as forks of one process, so that libraries are imported once per run and not once per stage.
 
-As a module that is run it is that process. It imports what the first stage needs, reads a job a line from its standard input, imports the
-stage's module, forks, and says how the fork ended; beside the first stage it imports what those after it need. The fork does what kfp's
-own process of a stage does: it writes the component's source to a file and executes it.
+Run as a module, this is that process. It imports what the first stage needs, and reads one job per line from its standard input. For each
+job it imports the stage's module, forks, and reports how the fork ended; while the first stage runs, it imports what later stages need.
+The fork does the same as kfp's own process of a stage: it writes the component's source to a file and executes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ngrpo.stages.process import stage_process
 from ngrpo.stages.supervision import QUIET
 
 _RUNTIME = {"_KFP_RUNTIME": "true"}
-"""By which kfp knows that a process executes a component; it then imports no compiler."""
+"""Environment variable that tells kfp that a process executes a component; kfp then does not import its compiler."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd")
 _IMPORTED_BY_ALL = (
     "kfp.dsl.executor_main",
@@ -43,7 +43,7 @@ _IMPORTED_FOR_A_DATABASE = (
 
 
 def can_fork() -> bool:
-    """Whether stages may be forks: on Linux, where no driver of a GPU could be open when a process forks."""
+    """Whether stages may be forks: on Linux without a GPU driver, which may not be open when a process forks."""
     return sys.platform == "linux" and not any(map(os.path.exists, _DRIVERS))
 
 
@@ -53,7 +53,7 @@ def forked_stages(stages: Sequence[str], log: Path) -> Iterator[None]:
 
     Args:
         stages: Stages that will run.
-        log: File for what a stage says before it has a log of its own.
+        log: File for output of a stage before its own log is open.
     """
     from kfp.local import subprocess_task_handler
 
@@ -65,7 +65,7 @@ def forked_stages(stages: Sequence[str], log: Path) -> Iterator[None]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            start_new_session=True,  # a terminal's Ctrl-C is for the run, which ends its stages
+            start_new_session=True,  # Ctrl-C must reach only the run, which ends its stages
         )
     assert server.stdin is not None
     assert server.stdout is not None
@@ -83,11 +83,11 @@ def forked_stages(stages: Sequence[str], log: Path) -> Iterator[None]:
             requests.write(json.dumps(job) + "\n")
             requests.flush()
             return int(answers.readline())
-        except (BrokenPipeError, ValueError):  # it was killed, and the stage ends with the run
+        except (BrokenPipeError, ValueError):  # the process was killed, so the stage ends with the run
             return 1
 
     original = subprocess_task_handler.run_local_subprocess
-    # kfp has no place for a runner of ours.
+    # kfp has no hook for other runners.
     subprocess_task_handler.run_local_subprocess = run
     try:
         yield
@@ -101,12 +101,12 @@ def forked_stages(stages: Sequence[str], log: Path) -> Iterator[None]:
 
 def _serve(stages: list[str]) -> None:
     stage_process()
-    gc.disable()  # what is imported is no garbage, and to look through it takes a quarter of the time
+    gc.disable()  # imports make no garbage, and scanning them for it takes a quarter of the time
     jobs, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    # Before MLflow, which imports scipy: transformers would find it, and import much more of it (`light_imports`).
+    # Before MLflow, which imports scipy: transformers would find it and import much more of it (`light_imports`).
     _import_stage(stages.pop(0))
     for name in _IMPORTED_BY_ALL:
         importlib.import_module(name)
@@ -116,7 +116,7 @@ def _serve(stages: list[str]) -> None:
     for line in jobs:
         job = json.loads(line)
         _import_stage(job["arguments"][job["arguments"].index("--function_to_execute") + 1])
-        gc.freeze()  # nor is it in a fork, which would copy the memory that it looks through
+        gc.freeze()  # a collection in a fork would copy the memory that it scans
         child = os.fork()
         if child == 0:
             gc.enable()
@@ -133,7 +133,7 @@ def _serve(stages: list[str]) -> None:
 
 
 def _import_stage(name: str) -> None:
-    """Import what a stage works with. A module that cannot be imported is left to the stage, whose log is to say so."""
+    """Import what a stage needs. A failing import is left to the stage, so that the error is in its log."""
     from ngrpo.stages.declarations import DECLARED
 
     with contextlib.suppress(Exception):
@@ -141,14 +141,14 @@ def _import_stage(name: str) -> None:
 
 
 def _execute(source: str, arguments: list[str], environment: dict[str, str], log: str) -> NoReturn:
-    """Be the process of a stage."""
+    """Run a stage in this process, and exit with its code."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
     os.environ.clear()
     os.environ.update({**environment, **_RUNTIME})
-    tempfile.tempdir = None  # an import may have asked for it
+    tempfile.tempdir = None  # an import may have set it
     program = Path(tempfile.mkdtemp()) / "ephemeral_component.py"
     program.write_text(source, encoding="utf-8")
     sys.argv = ["kfp.dsl.executor_main", "--component_module_path", str(program), *arguments]

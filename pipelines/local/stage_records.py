@@ -1,4 +1,4 @@
-"""What a run keeps of itself on disk: the types of its files, and their readers."""
+"""Types and readers of the files in which a run records its plan, its stages and its outcome."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PlanRecord(TypedDict):
 
 
 class StageRecord(TypedDict):
-    """`stages/<node>.json`: what a stage says of itself, when it starts and when it ends (`ngrpo.stages.execution`)."""
+    """`stages/<node>.json`: the record of a stage, written when it starts and when it ends (`ngrpo.stages.execution`)."""
 
     key: str
     pid: int
@@ -70,7 +70,7 @@ class _Summary(TypedDict):
 
 
 def read_plan(run_directory: Path) -> dict[str, PlanRecord] | None:
-    """Return the plan of a run by node; none if it was not written.
+    """Return the plan of a run by node; None if it was not written.
 
     Raises:
         DamagedStateError: It cannot be read.
@@ -81,7 +81,7 @@ def read_plan(run_directory: Path) -> dict[str, PlanRecord] | None:
 
 
 def read_record(run_directory: Path, node: str) -> dict[str, Any] | None:
-    """Return what the stage of a node recorded of itself in a run; none if it did not start.
+    """Return the record of a node in a run; None if it did not start.
 
     Raises:
         DamagedStateError: It cannot be read.
@@ -91,7 +91,7 @@ def read_record(run_directory: Path, node: str) -> dict[str, Any] | None:
 
 
 def read_summary(run_directory: Path) -> dict[str, Any] | None:
-    """Return `summary.json` of a run; none if the run did not finish.
+    """Return `summary.json` of a run; None if the run did not finish.
 
     Raises:
         DamagedStateError: It cannot be read.
@@ -101,7 +101,7 @@ def read_summary(run_directory: Path) -> dict[str, Any] | None:
 
 
 def read_settings(run_directory: Path) -> dict[str, Any] | None:
-    """Return `config.json` of a run, to be validated; none if there is none.
+    """Return `config.json` of a run, not yet validated; None if there is no such file.
 
     Raises:
         DamagedStateError: It cannot be read.

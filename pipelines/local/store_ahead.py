@@ -1,4 +1,4 @@
-"""The object store of this machine, started while a command still imports what it works with."""
+"""Start the object store of this machine while a command is still importing libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "NGRPO_STORE")
 
 
 def embeds_store() -> bool:
-    """Whether a run brings up its own object store, because the environment names none."""
+    """Whether a run starts its own object store, because the environment names none."""
     return not any(os.environ.get(name) for name in _ENDPOINT_VARIABLES)
 
 
@@ -22,7 +22,7 @@ def store_ahead(workspace: Workspace) -> Iterator[None]:
     """Start the object store of an existing workspace in the background, if a run would start one; `services` then finds it running.
 
     Raises:
-        ConfigError: The workspace cannot be made or used.
+        ConfigError: The workspace cannot be created or used.
         StoreError: The store cannot be started.
     """
     if not embeds_store() or not workspace.exists():

@@ -1,4 +1,4 @@
-"""`ngrpo ui`: the object store and the MLflow server of a workspace, for as long as they are looked at."""
+"""`ngrpo ui`: the object store and the MLflow server of a workspace, until interrupted."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SECONDS_TO_STOP = 10.0
 def serve_ui(workspace: Workspace, port: int, console: Console) -> None:
     """Serve until interrupted.
 
-    Where MLflow is a server of its own (`MLFLOW_TRACKING_URI`), its address is all there is to say.
+    If MLflow is an external server (`MLFLOW_TRACKING_URI`), only its address is printed.
 
     Args:
-        workspace: What to show.
+        workspace: The workspace to show.
         port: Port of the MLflow server on 127.0.0.1.
         console: Where the addresses are printed.
 
@@ -59,14 +59,14 @@ def _mlflow_server(around: Services, port: int, log: Path) -> Iterator[None]:
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; choose another port") from error
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", around.tracking_uri]
-    # A client that knows this server's address alone reads and writes files through it; it has the credentials of the store.
+    # Clients that know only this server's address read and write files through it, because it has the credentials of the store.
     location = str(around.artifact_location)
     command += ["--default-artifact-root", location, "--serve-artifacts", "--artifacts-destination", location]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with written(log):
         output = log.open("wb")
     with output:
-        # Judges of traces would be its jobs, and each of their processes imports all of MLflow.
+        # No jobs (judges of traces): each of their processes would import all of MLflow.
         variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
         server = subprocess.Popen(
             command, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

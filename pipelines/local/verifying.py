@@ -1,4 +1,4 @@
-"""`ngrpo verify`: whether what vouches for a model holds, link by link."""
+"""`ngrpo verify`: verify the signatures of a model, link by link."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _COLOURS = {"holds": "green", "broken": "red", "not checked": "yellow"}
 
 
 def verify(what: str, model_name: str | None, key_file: Path | None, workspace: Workspace, console: Console) -> None:
-    """Verify what vouches for a model, and show every link.
+    """Verify the signatures of a model and what they cover, and show every link.
 
     Args:
         what: `champion` or another alias, the number of a version, or a directory with a model and its signatures.
-        model_name: The registered model; none for that of the latest run.
-        key_file: PEM file with the public key that it must be signed with; none for `signing.public_key` of the latest run.
+        model_name: The registered model; None for that of the latest run.
+        key_file: PEM file with the public key that must have signed it; None for `signing.public_key` of the latest run.
         workspace: Where runs and services are.
         console: Where the links are shown.
 
     Raises:
-        VerificationError: A link is broken, or the model is unsigned and a key is asked for.
+        VerificationError: A link is broken, or a key is required and the model is unsigned.
         ConfigError: The key cannot be used, or it is not known which registered model is meant.
         DataError: There is no such directory.
         TrackingError: There is no such version, or the registry cannot be reached.
@@ -93,6 +93,6 @@ def _key_of(config: RunConfig) -> PublicKey | None:
 
 
 def _key_of_latest(workspace: Workspace) -> PublicKey | None:
-    """Return the key of the latest run; none where there is no run, or no key in it."""
+    """Return the key of the latest run; None if there is no run, or its settings name no key."""
     latest = latest_settings(workspace)
     return None if latest is None else _key_of(latest.config)

@@ -1,4 +1,4 @@
-"""A named model before it is served or exported: verified where a key is asked for, and with what vouches for it."""
+"""Signatures of a named model before it is served or exported: verified if a key is required, and passed on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def require_verified(found: NamedModel, signing: SigningConfig, around: Services) -> None:
-    """Refuse a model that is not signed by `signing.public_key`, where there is one.
+    """Refuse a model that is not signed by `signing.public_key`, if that is set.
 
     Args:
         found: The model.
@@ -36,9 +36,9 @@ def require_verified(found: NamedModel, signing: SigningConfig, around: Services
 
 
 def seal_of(found: NamedModel, around: Services) -> dict[str, bytes]:
-    """Return the signatures of a model and the evaluation that they are about, by file name; nothing where it is unsigned.
+    """Return the signatures of a model and the evaluation that they cover, by file name; nothing if it is unsigned.
 
-    Beside the files of the model, `ngrpo verify DIR` finds them there.
+    `ngrpo verify DIR` finds these files beside those of the model.
 
     Raises:
         TrackingError: The registry cannot be reached.

@@ -1,4 +1,4 @@
-"""`ngrpo watch`: one look at the champion where it is served, with the services and the downloads of this machine."""
+"""`ngrpo watch`: measure the served champion once, with the services and downloads of this machine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
-    """Look at the champion, and show what was seen.
+    """Measure the served champion, and show the result.
 
     Args:
-        config: Configuration with `watch`, and with the protocol that the champion was measured by.
+        config: Configuration with `watch`, and with the protocol of the champion's evaluation.
         workspace: Where services and downloads are.
-        console: Where the look is shown.
+        console: Where the result is shown.
 
     Raises:
-        NGRPOError: As `ngrpo.stages.champion_watch.look` and `named_model` say: there is no champion, or nothing is known of it.
+        NGRPOError: See `ngrpo.stages.champion_watch.look` and `named_model`: there is no champion, or it has no evaluation.
     """
     with services(workspace) as around:
         from ngrpo.stages.champion_watch import Champion, announce_alert, look, watch_settings

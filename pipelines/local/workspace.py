@@ -1,4 +1,4 @@
-"""The workspace: the directory in which one machine keeps its store, its caches and its runs."""
+"""The workspace: the directory with a machine's store, caches and runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ngrpo_kfp.pipelines.planning.nodes import History
 _STAMP = "%Y%m%d-%H%M%S-%f"
 _STAMP_LENGTH = len("20260131-235959-123456")
 _LONGEST_ROOT = 400
-"""Bytes: SQLite opens no file whose path has more than 512, and the files of a run lie deep."""
+"""Bytes. SQLite opens no file with a path of more than 512, and files of a run are several directories deep."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Layout of the directory; nothing is made before it is used."""
+    """Layout of the directory; nothing is created before it is used."""
 
     root: Path
 
@@ -37,7 +37,7 @@ class Workspace:
         """Return the workspace `NGRPO_HOME`, by default `outputs` in the current directory.
 
         Raises:
-            ConfigError: No workspace can be there.
+            ConfigError: There can be no workspace at that path.
         """
         try:
             root = Path(os.environ.get("NGRPO_HOME") or "outputs").absolute()
@@ -79,7 +79,7 @@ class Workspace:
 
     @property
     def mentions(self) -> Path:
-        """What source files mention (`ngrpo.stages.keys.mentions_kept`)."""
+        """Cache of the names that source files mention (`ngrpo.stages.keys.mentions_kept`)."""
         return self.root / "mentions.json"
 
     @property
@@ -89,7 +89,7 @@ class Workspace:
 
     @property
     def runs(self) -> Path:
-        """One directory a run."""
+        """One directory for each run."""
         return self.root / "runs"
 
     @property
@@ -104,14 +104,14 @@ class Workspace:
 
     @property
     def latest(self) -> Path:
-        """Link to the directory of the last run that finished: what it shows is whole, whatever failed since."""
+        """Link to the directory of the last finished run, so that it is complete whatever failed since."""
         return self.root / "latest"
 
     def exists(self) -> bool:
         """Whether there is a workspace.
 
         Raises:
-            ConfigError: There cannot be one.
+            ConfigError: There can be none at that path.
         """
         with _explained(self.root):
             try:
@@ -122,10 +122,10 @@ class Workspace:
 
     @contextmanager
     def private(self) -> Iterator[None]:
-        """Make the workspace, and let nobody else read what this process and its children write while the context is open.
+        """Create the workspace, and keep files that this process and its children write private to the user while the context is open.
 
         Raises:
-            ConfigError: The workspace cannot be made or used.
+            ConfigError: The workspace cannot be created or used.
         """
         with _explained(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ class Workspace:
         """Keep other runs out of this workspace.
 
         Raises:
-            ConfigError: Another run holds the lock, or the workspace cannot be made.
+            ConfigError: Another run holds the lock, or the workspace cannot be created.
         """
         path = self.root / "run.lock"
         # The kernel releases the lock when its holder ends, however it ends: there are no stale locks.
@@ -164,16 +164,16 @@ class Workspace:
             lock.release()
 
     def run_name(self, preset: str) -> str:
-        """Return a new name for a run of a preset. Names of runs sort by time, also where the clock was set back in between."""
+        """Return a new name for a run of a preset. Names of runs sort by time, even after the clock was set back."""
         now = datetime.now(UTC).replace(tzinfo=None)
         last = max(filter(None, map(started, self.runs.glob("*"))), default=now)
         return f"{max(now, last + timedelta(microseconds=1)):{_STAMP}}-{preset}"
 
     def new_run(self, name: str) -> Path:
-        """Make the directory of a run.
+        """Create the directory of a run.
 
         Raises:
-            ConfigError: It cannot be made.
+            ConfigError: It cannot be created.
         """
         directory = self.runs / name
         with _explained(directory):
@@ -181,7 +181,7 @@ class Workspace:
         return directory
 
     def set_latest(self, run: Path) -> None:
-        """Let `latest` show a run.
+        """Point `latest` to a run.
 
         Raises:
             ConfigError: Something else is in the way.
@@ -193,7 +193,7 @@ class Workspace:
             link.replace(self.latest)
 
     def history(self, preset: str) -> History:
-        """Return what the last run of a preset recorded, whether it finished or not. It explains, no more: damage is said and ignored."""
+        """Return the records of the last run of a preset, finished or not. They only explain plans, so damage is reported and ignored."""
         runs = [run for run in self.runs.glob("*") if run.name[_STAMP_LENGTH:] == f"-{preset}"]
         for run in sorted(runs, reverse=True):
             try:
@@ -207,16 +207,16 @@ class Workspace:
         return History()
 
     def rerun_tokens(self) -> dict[str, str]:
-        """Return the rerun token of each result that was asked for again, by the key it would have without one.
+        """Return the rerun token of each result that a rerun was requested for, by its key without a token.
 
         Raises:
             DamagedStateError: They cannot be read.
         """
-        cure = "delete it: results that were asked for again are then found as they were before"
+        cure = "delete it: plans then find the results from before the reruns"
         return read_state(self._rerun_tokens, dict[str, str], cure=cure) or {}
 
     def set_rerun_token(self, base_key: str, token: str) -> None:
-        """Ask for a result again. The token stays, so that later runs find the new result and not the old one."""
+        """Request a rerun of a result. The token is kept, so that later runs find the new result and not the old one."""
         write_state(self._rerun_tokens, self.rerun_tokens() | {base_key: token})
 
     @property
@@ -225,15 +225,15 @@ class Workspace:
 
 
 _OURS = ("store", "cache", "work", "runs", "mlflow.db", "mlflow.db.lock", "rerun_tokens.json", "run.lock", "ui.log")
-"""What earlier versions made readable to others."""
+"""Directories that earlier versions made readable to others."""
 
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """Turn what the file system says while something is written into one line.
+    """Turn errors of the file system during a write into one line.
 
     Raises:
-        ConfigError: It said no.
+        ConfigError: The write failed.
     """
     try:
         yield
@@ -254,7 +254,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _close(path: Path) -> None:
-    """Take the rights of others away from what is ours."""
+    """Remove the rights of other users."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -264,7 +264,7 @@ def _close(path: Path) -> None:
 
 
 def started(run: Path) -> datetime | None:
-    """Return when a run started, in UTC and by its name; none for what is no run."""
+    """Return when a run started, in UTC, by its name; None for a directory that is no run."""
     try:
         return datetime.strptime(run.name[:_STAMP_LENGTH], _STAMP)
     except ValueError:

@@ -216,7 +216,7 @@ class _Digests:
         self._known: _Known = {}
         if path is not None:
             try:
-                self._known = read_state(path, _Known, cure="it is made anew") or {}
+                self._known = read_state(path, _Known, cure="it is created again") or {}
             except DamagedStateError:  # only a cache
                 self._known = {}
         self._before = dict(self._known)

@@ -105,16 +105,16 @@ def cost_metrics(costs: Mapping[str, Any]) -> dict[str, float]:
 def expectations(
     plan: Plan, config: RunConfig, objects: ObjectStore, *, here: bool = True
 ) -> dict[str, Expected | Duration | None]:
-    """Return by node that has to run what it will take.
+    """Return what each node that has to run is expected to take.
 
-    It is known by earlier results of its shape; where there is none, by what sizing knows of its time, which may be only how much it is
-    to generate; none where that is nothing.
+    The estimate comes from earlier results of the same shape, or else from sizing, which may know only the number of tokens to generate;
+    None if neither has one.
 
     Args:
         plan: The plan.
         config: Configuration of the run.
         objects: The artifact store.
-        here: Whether the run is on this machine: then only results of the same hardware count.
+        here: Whether the run is on this machine: then only results from the same hardware count.
 
     Raises:
         StoreError: The store cannot be reached.
@@ -140,7 +140,7 @@ def expectations(
 
 
 def expectations_table(expected: Mapping[str, Expected | Duration | None], prices: CostsConfig) -> Table:
-    """Return the table of what a run will take; what neither an earlier result nor sizing tells is unknown, and so is the sum then."""
+    """Return the table of expected costs of a run. A node without an estimate is shown as unknown, and the total is then incomplete."""
     priced = prices.gpu_hour is not None or prices.cpu_hour is not None
     table = Table(title="What it will take", caption_justify="left")
     table.add_column("stage", overflow="fold")
@@ -154,7 +154,9 @@ def expectations_table(expected: Mapping[str, Expected | Duration | None], price
             table.add_row(name, *_cells(each.cost, prices, priced), results)
         elif each is not None and each.seconds is not None:
             about = f"about {duration(each.seconds)}" if each.seconds >= _MINUTE else "below 1 min"
-            table.add_row(name, about, "-", *unknown[2:], f"an estimate: {each.basis}")  # none is made of what has GPUs
+            table.add_row(
+                name, about, "-", *unknown[2:], f"an estimate: {each.basis}"
+            )  # there are none for stages with GPUs
         else:
             todo = f"; it {each.basis}" if each is not None and each.basis else ""
             table.add_row(name, *unknown, f"no earlier result of this shape{todo}")
@@ -163,7 +165,7 @@ def expectations_table(expected: Mapping[str, Expected | Duration | None], price
         table.add_section()
         missing = len(expected) - len(known)
         cells = _cells(together(known), prices, priced) if known else unknown
-        without = f"without the {missing} that no earlier result tells" if missing and known else ""
+        without = f"without the {missing} that have no earlier result" if missing and known else ""
         table.add_row("together", *cells, without)
     return table
 

@@ -79,7 +79,7 @@ def source_by_name(model: str) -> dict[str, Any]:
 
 
 def is_registered(model: str) -> bool:
-    """Say whether a name refers to the registry: `champion`, or the number of a version."""
+    """Whether a name refers to the registry: `champion`, or the number of a version."""
     return model == "champion" or re.fullmatch("[1-9][0-9]{0,8}", model) is not None
 
 

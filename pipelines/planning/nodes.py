@@ -87,7 +87,7 @@ class Plan:
         return self.nodes[name]
 
     def find(self, name: str) -> PlannedStage:
-        """Return the node that a person means; see `find_node`."""
+        """Return the node of a name; see `find_node`."""
         return self[find_node(name, self.nodes)]
 
     def part(self, names: Iterable[str], made: Mapping[str, Reference]) -> Plan:
@@ -95,7 +95,7 @@ class Plan:
 
         Args:
             names: Names of the nodes, each after the nodes that it reads from.
-            made: Results by key that were made after the plan: their nodes count as cached.
+            made: Results made after the plan, by key: their nodes count as cached.
         """
         nodes: dict[str, PlannedStage] = {}
         first: dict[str, PlannedStage] = {}
@@ -193,7 +193,7 @@ def of_stage(stage: str, nodes: Iterable[str]) -> list[str]:
 
 
 def find_node(name: str, nodes: Collection[str]) -> str:
-    """Return the node that a person means.
+    """Return the node that a name refers to.
 
     Args:
         name: Name of a node, or of a stage that only one node runs.
@@ -215,7 +215,7 @@ def names_of(pipeline: Callable[[StageTracer], None] = post_training, also: Coll
 
     Args:
         pipeline: The pipeline to trace, as of `make_plan`.
-        also: The stages that it has beside those that every run has.
+        also: Optional stages that it has in addition to those of every run.
     """
     names: list[str] = []
 

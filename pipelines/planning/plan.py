@@ -42,7 +42,7 @@ def make_plan(
         config: Configuration of the run.
         run: Name of the run; part of the key of the stages that are never cached.
         store: Where results are looked up and verified; none to plan without a look-up.
-        rerun_tokens: Token by base key, for results that a rerun was requested of.
+        rerun_tokens: Token by base key, for results that a rerun was requested for.
         history: The run to compare with when saying why a node has to run.
         versions: Returns the versions of libraries where the stages run.
         stages: The stages by name.
@@ -110,7 +110,7 @@ def make_plan(
             reasons=(),
         )
         if not stage.cacheable:
-            reasons = ["never cached: it acts on what the model registry holds now", *other_graders(new, history)]
+            reasons = ["never cached: it acts on the current state of the model registry", *other_graders(new, history)]
         elif store is None:
             reasons = ["store not consulted"]
         elif problems:
@@ -134,7 +134,7 @@ def _own_config(config: RunConfig, node: str, settings: Mapping[str, Any], stage
     try:
         for path in settings:
             if path.partition(".")[0] not in read:
-                raise ConfigError(f"{path}: no stage reads it, so that it is the run's: set it there")
+                raise ConfigError(f"{path}: no stage reads it, so it belongs to the whole run: set it there")
         return override(config, [f"{path}={json.dumps(value)}" for path, value in settings.items()])
     except ConfigError as error:
         raise ConfigError("\n".join(f"node {node}: {line}" for line in str(error).splitlines())) from error

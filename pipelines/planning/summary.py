@@ -80,7 +80,7 @@ def _node_summary(node: PlannedStage, records: Mapping[str, Mapping[str, Any]]) 
 
 
 def plan_table(plan: Plan, config: RunConfig) -> Table:
-    """Return the table of a plan: whether each node runs, and why; below it settings of chats, slow rollouts, and warnings."""
+    """Return the table of a plan: whether each node runs, and why; below it chat settings, notes on slow rollouts, and warnings."""
     below = [
         *_chat_lines(config),
         *_rollout_lines(config),
@@ -125,7 +125,7 @@ def _rollout_lines(config: RunConfig) -> Iterator[str]:
 
 
 def results_table(evaluation: Evaluation, titles: Mapping[str, str] | None = None, node: str | None = None) -> Table:
-    """Return the table of all benchmarks in percent: every model, and what the trained one gained over the one it started from.
+    """Return the table of all benchmarks in percent: every model, and the gain of the trained one over the one it started from.
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.

@@ -1,4 +1,4 @@
-"""What the files of the user import, and whether it is there where their stages run: said before a stage has computed for hours."""
+"""Check before a run whether the stages have what the user's files import, so that no stage fails after hours of work."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ngrpo.stages.libraries import canonical, distributions_of, runs_there
 
 
 def missing_imports(code: Mapping[str, str], distributions: Collection[str]) -> list[str]:
-    """Return the top-level modules that files import and that none of some distributions brings, in alphabetical order.
+    """Return the top-level modules that files import and that no given distribution provides, in alphabetical order.
 
-    Where a module comes from is known of what is installed here; another is looked for under its own name.
+    The distribution of a module is looked up among those installed here; a module that is not installed is looked up by its own name.
 
     Args:
         code: Texts of the files by relative path.

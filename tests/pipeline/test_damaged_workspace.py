@@ -129,7 +129,7 @@ def test_what_is_needed_is_named_with_its_cure_when_it_is_damaged(workspace, ngr
     code, (line,) = ngrpo(*DECIDES[file])
     assert code == 2
     assert (workspace.latest / Path(file).name if "runs" in file else workspace.root / file).name in line
-    assert line.endswith(("found as they were before", "run the preset again: its results are in the store"))
+    assert line.endswith(("the results from before the reruns", "run the preset again: its results are in the store"))
     assert contents(workspace.root) == before
 
 

@@ -74,7 +74,7 @@ def test_a_plan_tells_what_stages_of_the_same_shape_took_and_nothing_else(house)
     table = plan[plan.index("What it will take") :]
     assert table.count("unknown") == 2, "another number of steps: of training neither time nor GPU-hours are known"
     assert "no earlier result of this shape" in table
-    assert "without the 1 that no earlier result tells" in table
+    assert "without the 1 that have no earlier result" in table
     assert "benchmark_evaluation" in lines
     faster = house.ngrpo("plan", "--set", "training.learning_rate=0.5", COLUMNS="160").stdout
     table = faster[faster.index("What it will take") :]

@@ -121,7 +121,11 @@ def test_the_task_of_a_node_leads_back_to_it():
         (("a",), {"training": 1}, "node prepare_data.a: training: "),
         (("a",), {"mixing.k": 99}, "node prepare_data.a: mixing.k=99 exceeds neighbors.candidates"),
         (("a",), {"resources.prepare_data.cpus": 2}, "resources.prepare_data.cpus: no stage reads it"),
-        (("a",), {"cluster.nodes": 2}, "cluster.nodes: no stage reads it, so that it is the run's: set it there"),
+        (
+            ("a",),
+            {"cluster.nodes": 2},
+            "cluster.nodes: no stage reads it, so it belongs to the whole run: set it there",
+        ),
     ],
 )
 def test_what_a_node_cannot_be_is_said_with_its_name(labels, settings, problem):

@@ -86,7 +86,7 @@ def test_first_run_has_no_results_and_a_second_one_has_all_but_the_promotion(pla
     plan.finish(first)
     second = plan.make(run="r2")
     assert to_run(second) == ["model_promotion"]
-    assert reasons(second)["model_promotion"] == "never cached: it acts on what the model registry holds now"
+    assert reasons(second)["model_promotion"] == "never cached: it acts on the current state of the model registry"
     assert [stage.reference.key for stage in second if stage.cached] == [first[name].key for name in BASE[:-1]]
 
 
@@ -202,7 +202,7 @@ def test_the_plan_says_that_a_change_of_graders_grades_the_champion_again(plan, 
     for stage in ("benchmark_evaluation", "model_promotion"):
         sources[f"ngrpo.stages.{stage}"][grader] = "0" * 64
     plan.finish(plan.make())
-    always = "never cached: it acts on what the model registry holds now"
+    always = "never cached: it acts on the current state of the model registry"
     sources["ngrpo.stages.model_promotion"]["shared.py"] = "1" * 64
     assert reasons(plan.make())["model_promotion"] == always
     for stage in ("benchmark_evaluation", "model_promotion"):

@@ -208,7 +208,7 @@ def test_what_runs_share_and_cannot_be_made_is_tried_once(lab, node, runs, once)
     lines = str(failure.value).splitlines()
     assert [line.partition(":")[0] for line in lines][: len(runs)] == runs
     assert all(line.count("no problems") == 1 for line in lines[: len(runs)])
-    assert "not begun, for it shares what failed" in lines[1]
+    assert "not started, because it shares a stage that failed" in lines[1]
     assert lab.ran.count(node) == 1
     assert sum(name.startswith(once) for name in lab.ran) == (1 if once == "prepare_data" else 2)
 

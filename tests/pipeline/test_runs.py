@@ -177,7 +177,9 @@ def test_a_beginning_that_several_runs_have_is_refused(home, ngrpo):
         home.name = lambda letter=letter: f"20260102-00000{'ab'.index(letter)}-000000-tiny"
         home.run({})
     line = ngrpo("status", "20260102", code=2)
-    assert line.startswith("ngrpo: RUN '20260102': 2 runs are called so (20260102-000001-000000-tiny, 20260102-0000")
+    assert line.startswith(
+        "ngrpo: RUN '20260102': 2 runs have names that begin with it (20260102-000001-000000-tiny, 20260102-0000"
+    )
 
 
 def test_a_run_on_the_cluster_is_meant_where_one_is_named_by_the_environment_and_none_here(home, ngrpo, monkeypatch):
