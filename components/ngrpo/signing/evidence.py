@@ -1,4 +1,4 @@
-"""What is kept with a model that vouches for it: the signatures, and what they are checked against."""
+"""The signatures kept with a model, and what they are checked against."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIGNATURE = "model.sig"
 STATEMENT = "promotion.intoto.json"
 """The statement on the promotion."""
 SIGNER = "signer.pub"
-"""The public key of both. Whoever can change them can change it too: it says who signed, and proves nothing."""
+"""The public key of both. It names the signer but proves nothing: whoever can replace the signatures can replace it too."""
 SEAL = (SIGNATURE, STATEMENT, SIGNER)
 """The files that signing adds beside those of a model."""
 EVALUATION_FILE = "evaluation.json"
@@ -29,19 +29,19 @@ EVALUATION_FILE = "evaluation.json"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What vouches for a model; what is not there is none."""
+    """The signatures of a model and the records they cover; None for what is missing."""
 
     label: str
-    """What the model is called in messages."""
+    """Name of the model in messages."""
     signature: bytes | None = None
     statement: bytes | None = None
     signer: bytes | None = None
     evaluation: bytes | None = None
-    """The `evaluation.json` that speaks for it in the registry."""
+    """The `evaluation.json` in the registry that the model is judged by."""
     decisions: Sequence[Mapping[str, Any]] | None = None
-    """What was decided on this version, oldest first (`ngrpo.tracking.promotions.Entry`); none where no registry is at hand."""
+    """The decisions on this version, oldest first (`ngrpo.tracking.promotions.Entry`); None without a registry."""
     version: str | None = None
-    """Its version in the registry; none where no registry is at hand."""
+    """Its version in the registry; None without a registry."""
 
     @property
     def signed(self) -> bool:
@@ -50,7 +50,7 @@ class Evidence:
 
 
 def registered_evidence(promotions: Promotions, version: ModelVersion) -> Evidence:
-    """Return what the registry keeps with a version.
+    """Return the signatures and records that the registry keeps with a version.
 
     Raises:
         TrackingError: The registry cannot be reached.
@@ -70,10 +70,11 @@ def registered_evidence(promotions: Promotions, version: ModelVersion) -> Eviden
 
 
 def evidence_in(directory: Path) -> tuple[dict[str, str], Evidence]:
-    """Return the files of a model in a directory, where they are signed, and what vouches for them there.
+    """Return the files of a model in a directory, and the signatures and records there.
 
-    The directory is one as the registry keeps a version, with the files in `model/` and the signatures beside it, or holds all of them
-    side by side, as `ngrpo export` writes it. There the signatures, `evaluation.json` and the model card are no files of the model.
+    The directory has the layout of the registry, with the model in `model/` and the signatures beside that folder, or the layout of
+    `ngrpo export`, with all files side by side. In the latter, signatures, `evaluation.json` and the model card do not count as files of
+    the model.
 
     Raises:
         DataError: There is no such directory, no model in it, or it cannot be read.

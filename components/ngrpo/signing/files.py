@@ -1,6 +1,6 @@
 """The signature over the files of a model, by OpenSSF model signing (https://github.com/sigstore/model-transparency).
 
-It is a bundle of Sigstore that names every file with its sha256. `python -m model_signing verify key` verifies it without us.
+It is a Sigstore bundle with the sha256 of every file. `python -m model_signing verify key` verifies it without ngrpo.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model_signing._hashing.hashing import Digest
 
 from ngrpo.signing.keys import PrivateKey, PublicKey
 
-# What the library raises about a bundle that is none, or whose signature is wrong.
+# What the library raises for an invalid bundle or a wrong signature.
 _REFUSALS = (ValueError, KeyError, TypeError, AttributeError, IndexError, InvalidSignature)
 _SHA256 = "sha256"
 _OTHERS = 3
@@ -31,8 +31,8 @@ class BrokenSignatureError(Exception):
 
 
 def sign_files(model: Path, key: PrivateKey) -> bytes:
-    """Return the signature over every file of a model directory, as `model.sig` holds it. The directory is left as it is."""
-    # Files that git knows are files of the model too.
+    """Return the signature over every file of a model directory, as `model.sig` holds it. The directory is not changed."""
+    # By default the library ignores git's files; they are signed too.
     every_file = hashing.Config().set_ignored_paths(paths=(), ignore_git_paths=False)
     with _as_path(key.pem()) as path, tempfile.TemporaryDirectory() as directory:
         config = signing.Config().use_elliptic_key_signer(private_key=path).set_hashing_config(every_file)
@@ -42,15 +42,15 @@ def sign_files(model: Path, key: PrivateKey) -> bytes:
 
 
 def verify_files(files: Mapping[str, str], signature: bytes, key: PublicKey) -> None:
-    """Make sure that a signature is one over these files and no others.
+    """Verify that a signature covers exactly these files.
 
     Args:
         files: The sha256 of every file, by relative path (`ngrpo.storage.digest.file_digests`).
         signature: What `sign_files` returned.
-        key: The key that it must be made with.
+        key: The key that must have signed them.
 
     Raises:
-        BrokenSignatureError: It is no signature, is by another key, or is over other files.
+        BrokenSignatureError: It is no valid signature, is by another key, or covers other files.
     """
     with tempfile.TemporaryDirectory() as directory:
         bundle, public = Path(directory) / "model.sig", Path(directory) / "key.pub"
@@ -64,7 +64,7 @@ def verify_files(files: Mapping[str, str], signature: bytes, key: PublicKey) -> 
 
 
 def difference(signed: Mapping[str, str], found: Mapping[str, str]) -> str | None:
-    """Say in words how files differ from those that were signed, both the sha256 by path; none where they do not."""
+    """Describe how files differ from the signed ones, both given as sha256 by path; None if they are equal."""
     changed = [name for name in signed if name in found and found[name] != signed[name]]
     kinds = {
         "changed": changed,
@@ -75,7 +75,7 @@ def difference(signed: Mapping[str, str], found: Mapping[str, str]) -> str | Non
 
 
 class _KnownFiles(hashing.Config):
-    """Files whose digests are known, for the library to compare with those that were signed."""
+    """Files with known digests, which the library compares with the signed ones."""
 
     def __init__(self, files: Mapping[str, str]):
         super().__init__()  # type: ignore[no-untyped-call]  # the library has no types
@@ -95,7 +95,7 @@ class _KnownFiles(hashing.Config):
 
 def _said(error: Exception, signature: bytes, files: Mapping[str, str]) -> str:
     """Return what is wrong with a signature in one line."""
-    if str(error).startswith("Signature mismatch"):  # the signature is right, and the files are others
+    if str(error).startswith("Signature mismatch"):  # the signature is valid, but the files are others
         return f"other files than were signed ({difference(_signed(signature), files) or 'in another form'})"
     if isinstance(error, InvalidSignature):
         return "the signature is wrong: its content was changed"
@@ -105,7 +105,7 @@ def _said(error: Exception, signature: bytes, files: Mapping[str, str]) -> str:
 
 
 def _signed(signature: bytes) -> dict[str, str]:
-    """Return the files that a bundle names, which was verified before."""
+    """Return the files in a bundle that was verified before."""
     statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
     return {entry["name"]: entry["digest"] for entry in statement["predicate"]["resources"]}
 
@@ -117,11 +117,11 @@ def _listed(names: list[str]) -> str:
 
 @contextmanager
 def _as_path(secret: bytes) -> Iterator[str]:
-    """Provide what is secret as the path of a pipe: the library reads keys from paths, and this one must not be on a disk."""
+    """Provide a secret as the path of a pipe: the library reads keys from paths, and this one must not be written to a disk."""
     reading, writing = os.pipe()
     try:
         with os.fdopen(writing, "wb") as end:
-            end.write(secret)  # less than a pipe holds
+            end.write(secret)  # fits into the buffer of a pipe
         yield f"/dev/fd/{reading}"
     finally:
         os.close(reading)

@@ -1,4 +1,4 @@
-"""Elliptic keys in PEM form, read from a file or an environment variable; no message ever says what a private key holds."""
+"""Elliptic-curve keys in PEM form, read from a file or an environment variable. No message contains private key material."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ngrpo.config.signing import PASSWORD, SigningConfig
 from ngrpo.errors import ConfigError
 
 CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
-"""The curves that OpenSSF model signing knows, with their names in OpenSSL's options."""
+"""The curves that OpenSSF model signing supports, with their names in OpenSSL's options."""
 _LIBRARY = ("model_signing", "OpenSSL", "securesystemslib")
 """Modules that signing and verification import."""
 _MAKE = "make one with `openssl ecparam -name prime256v1 -genkey -noout` (docs/signing.md)"
@@ -59,20 +59,20 @@ class PrivateKey:
         return PublicKey(self.key.public_key())
 
     def pem(self) -> bytes:
-        """Return the key itself, without a password: for a library that takes nothing else, never for a file."""
+        """Return the unencrypted key, for a library that accepts nothing else. Never write it to a file."""
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def private_key(config: SigningConfig, variable: Callable[[str], str | None]) -> PrivateKey | None:
-    """Return the key that promotion signs with; none where the settings name none.
+    """Return the key that promotion signs with; None if the settings name no key.
 
     Args:
         config: The settings.
-        variable: Gives the value of an environment variable.
+        variable: Returns the value of an environment variable.
 
     Raises:
-        ConfigError: The library that signs is missing, there is no such file or variable, it holds no private key of a curve that is
-            known, or its password is missing or wrong.
+        ConfigError: The signing library is missing, there is no such file or variable, it holds no private key on a supported curve,
+            or its password is missing or wrong.
     """
     if config.private_key is None:
         return None
@@ -89,13 +89,13 @@ def private_key(config: SigningConfig, variable: Callable[[str], str | None]) ->
     password = variable(PASSWORD)
     try:
         key = load_pem_private_key(pem, password.encode(errors="surrogateescape") if password else None)
-    except TypeError as error:  # so cryptography says that there is a password and must be none, or the other way round
+    except TypeError as error:  # cryptography's error for a missing password, or one for a key that is not encrypted
         said = f"not encrypted; unset {PASSWORD}" if password else f"encrypted; put its password into {PASSWORD}"
         raise ConfigError(f"{where}: the key is {said}") from error
     except (ValueError, UnsupportedAlgorithm):
         what = "empty" if not pem.strip() else "no private key in PEM form"
         cure = f"correct {PASSWORD}, or {_MAKE}" if b"ENCRYPTED" in pem else _MAKE
-        # Not chained: what the library says of the bytes may repeat them.
+        # Not chained: the library's message may contain bytes of the key.
         raise ConfigError(f"{where}: {'the password is wrong' if b'ENCRYPTED' in pem else what}; {cure}") from None
     if not isinstance(key, EllipticCurvePrivateKey):
         raise ConfigError(f"{where}: no elliptic key; {_MAKE}")
@@ -104,14 +104,14 @@ def private_key(config: SigningConfig, variable: Callable[[str], str | None]) ->
 
 
 def public_key(pem: str | bytes, where: str) -> PublicKey:
-    """Return a key that signatures are verified with.
+    """Return a key that verifies signatures.
 
     Args:
         pem: Its text.
-        where: Setting or file that it is from, for the error.
+        where: The setting or file that it comes from, for the error.
 
     Raises:
-        ConfigError: It is no public key of a curve that is known.
+        ConfigError: It is no public key on a supported curve.
     """
     data = pem.encode() if isinstance(pem, str) else pem
     if b"PRIVATE KEY" in data:
@@ -133,19 +133,19 @@ def read_public_key(path: Path, where: str) -> PublicKey:
     """Return the key in a file; see `public_key`.
 
     Raises:
-        ConfigError: The file cannot be read, or holds none.
+        ConfigError: The file cannot be read, or holds no such key.
     """
     return public_key(_read(path, where), where)
 
 
 def require_library(what: str) -> None:
-    """Make sure that the library which signs and verifies is there; nothing of it is imported, for that takes a second.
+    """Check that the library for signing is installed, without importing it, which takes a second.
 
     Args:
         what: The setting, option or command that needs it.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is not installed.
     """
     for module in _LIBRARY:
         if importlib.util.find_spec(module) is None:

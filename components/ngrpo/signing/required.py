@@ -1,4 +1,4 @@
-"""What must be signed before it is used: a base model, and a version that is to be served."""
+"""Refuse unsigned models: a base model, or a version that is to be served."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ngrpo.tracking.promotions import Promotions
 
 
 def require_verified_version(model: RegisteredModel, signing: SigningConfig, store: str, what: str) -> None:
-    """Refuse a registered version that is not signed by `signing.public_key`, where there is one.
+    """Refuse a registered version that is not signed by `signing.public_key`, if that is set.
 
     Args:
-        model: The version, with the digest that its files are held to.
+        model: The version, with the digest that its files are checked against.
         signing: Names the key.
         store: Address of the artifact store, which keeps the history of promotions.
-        what: What the version is to be, for the message.
+        what: What the version is used for, for the message.
 
     Raises:
         ConfigError: The public key cannot be used.
@@ -50,7 +50,7 @@ def require_verified_version(model: RegisteredModel, signing: SigningConfig, sto
 
 
 def _listed_files(registry: ModelRegistry, version: ModelVersion) -> dict[str, str]:
-    """Return the sha256 of the model's files as the manifest of a version has them; none where it is gone or damaged."""
+    """Return the sha256 of the model's files from the manifest of a version; None if that is gone or damaged."""
     data = registry.file(version, MANIFEST)
     try:
         files = {} if data is None else Manifest.from_bytes(data).files

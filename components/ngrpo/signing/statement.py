@@ -1,7 +1,7 @@
-"""The in-toto statement on a promoted model: which files, made from what, measured how, and what was decided.
+"""The in-toto statement on a promoted model: its files, origins, evaluation and decision.
 
-A Statement v1 (https://github.com/in-toto/attestation/tree/main/spec/v1) whose subject is the files of the model, in an envelope of DSSE
-(https://github.com/secure-systems-lab/dsse), signed with the key of the model's signature.
+A Statement v1 (https://github.com/in-toto/attestation/tree/main/spec/v1) on the files of the model, in a DSSE envelope
+(https://github.com/secure-systems-lab/dsse), signed with the same key as the files.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _PAYLOAD = "application/vnd.in-toto+json"
 
 
 class Evaluated(TypedDict):
-    """The evaluation that speaks for the model: its key, the sha256 of its file, how it measured, and the sha256 of that.
+    """The evaluation that the model is judged by: its key, the sha256 of its file, its protocol, and the sha256 of that.
 
-    `later` says whether it was made after the decision, on the same files: then its figures may be others than were decided on.
+    `later` is true if it was made after the decision, on the same files: its figures may then differ from those of the decision.
     """
 
     key: str
@@ -48,11 +48,11 @@ class Decided(TypedDict):
 
 
 class Predicate(TypedDict):
-    """What is said of the files.
+    """What the statement says about the files.
 
-    `model` is the registered model, `version` its version and `digest` that of the files (`ngrpo.storage.digest.model_digest`). `data`
-    are the sources of the data with their revisions, `base` is that of the base model, `lineage` the keys of the stages, `code` the
-    versions of the code, and `images` those of the run by stage; there are none where it ran without.
+    `model` is the registered model, `version` its version, and `digest` the digest of the files (`ngrpo.storage.digest.model_digest`).
+    `data` are the sources of the data with their revisions, `base` is the source of the base model, `lineage` are the keys of the stages,
+    `code` the code versions, and `images` the container images by stage, empty for a run without containers.
     """
 
     model: str
@@ -73,7 +73,7 @@ class _Subject(TypedDict):
 
 
 class Statement(TypedDict):
-    """The whole statement, as in-toto names its parts."""
+    """The whole statement, with in-toto's field names."""
 
     _type: Literal["https://in-toto.io/Statement/v1"]
     subject: Annotated[list[_Subject], Field(min_length=1)]
@@ -86,7 +86,7 @@ def sign_statement(files: Mapping[str, str], predicate: Predicate, key: PrivateK
 
     Args:
         files: The sha256 of every file of the model, by relative path.
-        predicate: What is said of them.
+        predicate: What it says about them.
         key: The key to sign with.
     """
     statement = {
@@ -102,14 +102,14 @@ def sign_statement(files: Mapping[str, str], predicate: Predicate, key: PrivateK
 
 
 def verify_statement(signed: bytes, key: PublicKey) -> Statement:
-    """Return a statement whose signature holds.
+    """Return a statement after verifying its signature.
 
     Args:
         signed: What `sign_statement` returned.
-        key: The key that it must be made with.
+        key: The key that must have signed it.
 
     Raises:
-        BrokenSignatureError: It is no statement on a promotion, or its signature is none by that key.
+        BrokenSignatureError: It is no statement on a promotion, or not signed by that key.
     """
     try:
         envelope = Envelope.from_dict(json.loads(signed))
@@ -119,7 +119,13 @@ def verify_statement(signed: bytes, key: PublicKey) -> Statement:
         other = keys != [key.fingerprint]
         said = "it was made with another key" if other else "the signature is wrong: its content was changed"
         raise BrokenSignatureError(said) from error
-    except (ValueError, KeyError, TypeError, AttributeError, FormatError) as error:  # of JSON that is no envelope
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        FormatError,
+    ) as error:  # raised for JSON that is no envelope
         raise BrokenSignatureError(f"no envelope of DSSE ({type(error).__name__})") from error
     if envelope.payload_type != _PAYLOAD:
         raise BrokenSignatureError(f"its content is of the type {envelope.payload_type!r}, not an in-toto statement")
@@ -135,7 +141,7 @@ def subject_of(statement: Statement) -> dict[str, str]:
 
 
 def digest_of_protocol(protocol: Mapping[str, Any]) -> str:
-    """Return the sha256 of how an evaluation measured a model, by benchmark."""
+    """Return the sha256 of the protocol of an evaluation."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

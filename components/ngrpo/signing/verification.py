@@ -1,4 +1,4 @@
-"""Whether what vouches for a model holds, link by link: files, statement, evaluation, decision and key."""
+"""Verify the signatures of a model link by link: files, statement, evaluation, decision and key."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ DECISION = "interval and decision"
 KEY = "key"
 _MODEL = "trained"
 _CLOSE = 1e-6
-"""Points: a mean of means and its way through JSON."""
+"""Tolerance in points, for rounding in means of means and in JSON."""
 
 
 class VerificationError(NGRPOError):
-    """What vouches for a model is missing, or does not hold."""
+    """A model is unsigned, or its signatures do not verify."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """One link of the chain from a key to a model."""
+    """One link in the chain of trust from a key to a model."""
 
     name: str
     state: Literal["holds", "broken", "not checked"]
@@ -45,7 +45,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Verified:
-    """A model whose signatures hold."""
+    """A model with valid signatures."""
 
     links: tuple[Link, ...]
     fingerprint: str
@@ -54,7 +54,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Unsigned:
-    """A model without signatures: nothing vouches for it."""
+    """A model without signatures."""
 
     label: str
 
@@ -64,18 +64,18 @@ class Unsigned:
 
 
 def verify_model(files: Path | Mapping[str, str], evidence: Evidence, key: PublicKey | None) -> Verified | Unsigned:
-    """Verify what vouches for a model.
+    """Verify the signatures of a model.
 
     Args:
         files: The directory of the model, or the sha256 of every file in it by relative path.
-        evidence: What vouches for it.
-        key: The key that it must be signed with; none to take the word of the signatures for who signed.
+        evidence: Its signatures and the records they cover.
+        key: The key that must have signed it; None to accept the key that comes with the signatures.
 
     Returns:
-        The links; or that the model is unsigned, where no key is asked for.
+        The links; or that the model is unsigned, if no key is required.
 
     Raises:
-        VerificationError: A link is broken: the message names the first. Or a key is asked for and the model is unsigned.
+        VerificationError: A link is broken (the message names the first), or a key is required and the model is unsigned.
     """
     if not evidence.signed:
         unsigned = Unsigned(evidence.label)
@@ -107,8 +107,8 @@ _CURE = "restore what was signed, or promote and sign again (docs/signing.md)"
 def examine(files: Path | Mapping[str, str], evidence: Evidence, key: PublicKey | None) -> list[Link]:
     """Return every link of a signed model, in order; see `verify_model`."""
     found = file_digests(files) if isinstance(files, Path) else dict(files)
-    # Signatures are verified with the key that they come with: with another one they would all be wrong, and nobody could tell a foreign
-    # key from a changed file. Whether that key is the one that is asked for is the last link.
+    # Signatures are verified with the key that comes with them. With any other key all would fail, and a foreign key could not be told
+    # from a changed file. The last link checks that this key is the required one.
     signer = _signer(evidence) or key
     links = [_files(found, evidence, signer)]
     stated, statement = _statement(evidence, signer)
@@ -129,7 +129,7 @@ def _signer(evidence: Evidence) -> PublicKey | None:
     try:
         return None if evidence.signer is None else public_key(evidence.signer, SIGNER)
     except ConfigError:
-        return None  # said by the link of the key
+        return None  # the link of the key reports it
 
 
 def _link(name: str, problems: Iterator[str], holds: str = "") -> Link:
@@ -213,7 +213,8 @@ def _decision(statement: Statement, evidence: Evidence) -> Link:
 
 def _problems_of_decision(statement: Statement, evidence: Evidence) -> Iterator[str]:
     decided, signed = evidence.decisions or (), statement["predicate"]["decision"]
-    if signed["decision"] == "unchanged":  # a champion that somebody else made one: the history does not have that
+    # The version was made champion in another way, which the history does not record.
+    if signed["decision"] == "unchanged":
         return
     if not any(_of(entry) == dict(signed) for entry in decided):
         alike = [entry for entry in decided if entry["decision"] == signed["decision"]]
@@ -226,7 +227,7 @@ def _problems_of_decision(statement: Statement, evidence: Evidence) -> Iterator[
 
 
 def _other_figures(comparison: Mapping[str, Any] | None, evidence: Evidence) -> Iterator[str]:
-    """Yield where the comparison says of the candidate what its evaluation does not. Samples that were graded again are not in it."""
+    """Yield where the comparison's figure of the candidate differs from its evaluation. Skipped for samples that were graded again."""
     if comparison is None or evidence.evaluation is None or comparison.get("graded_again"):
         return
     try:
@@ -256,7 +257,7 @@ def _key(evidence: Evidence, key: PublicKey | None) -> Link:
             return Link(
                 KEY, "broken", f"{SIGNER} is missing, so it is not known who signed: name your key with --public-key"
             )
-        return Link(KEY, "holds", f"sha256 {key.fingerprint}")  # the signatures were verified with it
+        return Link(KEY, "holds", f"sha256 {key.fingerprint}")  # the signatures were verified with this key
     try:
         signer = public_key(evidence.signer, SIGNER)
     except ConfigError as error:
