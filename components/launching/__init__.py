@@ -1,1 +1,1 @@
-"""A stage on several nodes: makes and follows the TrainJob whose pods do the work."""
+"""A stage on several nodes: creates and watches the TrainJob that does the work."""

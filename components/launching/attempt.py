@@ -1,4 +1,4 @@
-"""A try in the pod of a step whose stage may work on several nodes: the step makes and follows their job, or does the work itself."""
+"""A try of a stage that may run on several nodes: its step creates and watches a job, or does the work itself."""
 
 from __future__ import annotations
 

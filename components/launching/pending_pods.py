@@ -1,4 +1,4 @@
-"""Why a pod has not started, or how it ended: what Kubernetes says of it, and what to do."""
+"""Why a pod has not started, or how it ended, according to Kubernetes, and what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def why_pending(pod: Any) -> str | None:
         pod: A `V1Pod` of the Kubernetes client.
 
     Returns:
-        One line; none of a pod that has started, or where Kubernetes gives no reason (it may be pulling an image).
+        One line; None if the pod has started, or Kubernetes gives no reason (it may be pulling an image).
     """
     if pod.status.phase != "Pending":
         return None
@@ -33,7 +33,7 @@ def why_pending(pod: Any) -> str | None:
 
 
 def image_wait(pod: Any) -> str | None:
-    """Return why the image of a pod is not pulled, with the cure; none of a pod whose image is there or on its way.
+    """Return why the image of a pod is not pulled, with the cure; None if it is there, or being pulled.
 
     Args:
         pod: A `V1Pod` of the Kubernetes client.
@@ -54,14 +54,14 @@ def _said(each: Any) -> str:
 
 
 def why_ended(pod: Any) -> str | None:
-    """Return how a pod ended that did not end well, as far as Kubernetes knows; none of one that ended well or has not ended.
+    """Return how a pod failed, as far as Kubernetes knows; None if it succeeded or has not ended.
 
     Args:
         pod: A `V1Pod` of the Kubernetes client.
     """
     if pod.status.phase != "Failed":
         return None
-    if pod.status.reason:  # of the whole pod: Evicted, DeadlineExceeded, Preempting
+    if pod.status.reason:  # a reason for the whole pod: Evicted, DeadlineExceeded, Preempting
         return f"{pod.status.reason}: {' '.join((pod.status.message or 'no message').split())}"
     for each in pod.status.container_statuses or ():
         ended = each.state.terminated if each.state is not None else None

@@ -1,12 +1,12 @@
-"""A stage on several nodes: a `TrainJob` of Kubeflow Trainer, made and followed by the stage's step, whose pods do the work together.
+"""A stage on several nodes: a Kubeflow Trainer `TrainJob`, created and watched by the stage's step; its pods do the work together.
 
-The job's pods run `execute` as a step on one node does, each with torchrun over all of them, and the first publishes the artifact. The
-step finds it in the store. However a step ends, it deletes its job. One that is killed may not get that far: Argo gives it a second. So a
-job has the stage's key in its name, for the next try to join it; it belongs to the Workflow of the step, with which Kubernetes deletes it;
-and it has a deadline.
+The job's pods run `execute` as a step on one node does, each with torchrun over all of them, and the first publishes the artifact, which
+the step then finds in the store. A step deletes its job when it ends. A killed step may not get that far, because Argo gives it only a
+second. Therefore the job has the stage's key in its name, so that the next try joins it; it is owned by the step's Workflow, so that
+Kubernetes deletes the two together; and it has a deadline.
 
-The job is read, watched and deleted through Kubeflow's SDK, but not made by its `TrainerClient.train`: kubeflow 0.5 takes only plain texts
-there as environment variables, no references to secrets, and the cluster refuses variables of the container `node` anywhere else.
+The job is read, watched and deleted through Kubeflow's SDK, but not created by its `TrainerClient.train`: kubeflow 0.5 accepts environment
+variables there only as plain text, not as references to secrets, and the cluster refuses variables of the container `node` elsewhere.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from kubeflow.common.types import KubernetesBackendConfig
 
 POLL_SECONDS = 10.0
-"""How often the cluster is asked how the job is."""
+"""Seconds between requests for the job's state."""
 PATIENCE_SECONDS = 300.0
-"""How long the cluster may be out of reach."""
+"""Seconds for which the cluster may be out of reach."""
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 _LOG_SECONDS = 30.0  # to read what the log holds once the job has ended
 _LAST_LINES = 5
@@ -53,20 +53,22 @@ _CURES = {
 
 
 def run(task: Task, settings_json: str) -> None:
-    """Run a stage as a job and wait for its end, which is also that of the job's log; the job is then deleted.
+    """Run a stage as a job, wait until the job and its log end, and delete the job.
 
     Args:
         task: What the nodes execute.
-        settings_json: `JobSettings`.
+        settings_json: `JobSettings` as JSON.
 
     Raises:
         TrainJobError: The cluster refused the job or cannot be reached, or the job did not start in time or failed.
-        Preempted: SIGTERM arrived. The job is deleted if this process lives long enough; its nodes have their own grace, and save.
+        Preempted: SIGTERM arrived. The job is deleted if this process lives long enough; its nodes have their own grace period to save.
     """
     settings = JobSettings.model_validate_json(settings_json)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is often sent twice, and the job is to be deleted
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # it is often sent twice, and must not interrupt the deletion of the job
         raise Preempted
 
     job = TrainJob(f"ngrpo-{task.key}", settings.cluster)
@@ -92,10 +94,10 @@ class TrainJob:
     """A job on the cluster."""
 
     def __init__(self, name: str, cluster: ClusterConfig):
-        """Name a job; nothing is made yet.
+        """Name a job; nothing is created yet.
 
         Raises:
-            TrainJobError: This process has no way to a cluster.
+            TrainJobError: This process cannot reach a cluster.
         """
         from kubeflow.trainer import TrainerClient
         from kubernetes.config import ConfigException
@@ -115,7 +117,7 @@ class TrainJob:
             ) from error
 
     def step(self) -> Step:
-        """Return what Kubernetes knows of the pod of this step; if that is not to be had, a line says so, and nothing is known."""
+        """Return the facts of this step's pod from Kubernetes; if they cannot be read, print that and return an empty `Step`."""
         try:
             return self._read_step()
         except TrainJobError as error:
@@ -149,10 +151,10 @@ class TrainJob:
         )
 
     def start(self, job: dict[str, Any]) -> None:
-        """Make the job, or join the one that an earlier try has left running. What is left of one that ended makes room.
+        """Create the job, or join one that an earlier try left running. An earlier job that has ended is deleted first.
 
         Raises:
-            TrainJobError: The cluster refuses it or cannot be reached, or the earlier one does not go away.
+            TrainJobError: The cluster refuses or cannot be reached, or the earlier job is not gone in time.
         """
         runtime = self._ask(f"runtime {self._runtime}", lambda: self._client.get_runtime(self._runtime))
         job["spec"]["runtimeRef"]["kind"] = runtime.kind.value
@@ -190,7 +192,7 @@ class TrainJob:
             raise TrainJobError(f"TrainJob {self.name} failed ({said}); {self._last_words()}")
 
     def delete(self) -> None:
-        """Delete the job, if it is there. It is gone once its pods are: they may be saving, and two jobs must not save at once.
+        """Delete the job, if it exists, and wait for the end of its pods: they may be saving, and two jobs must not save at once.
 
         Raises:
             TrainJobError: The cluster refuses or cannot be reached.
@@ -198,7 +200,7 @@ class TrainJob:
         self._call("delete", name=self.name, propagation_policy="Foreground", unless=404)
 
     def _wait(self) -> Mapping[str, Any]:
-        """Return the condition with which the job ends."""
+        """Wait for the end of the job, and return its final condition."""
         running = False
         while True:
             job = self._get()
@@ -211,7 +213,7 @@ class TrainJob:
             time.sleep(POLL_SECONDS)
 
     def _runs(self) -> bool:
-        """Tell whether all nodes have been started; refuse to wait for ever."""
+        """Whether all nodes have started; raises when they take too long."""
         job = self._ask("its pods", lambda: self._client.get_job(self.name), unless=404)
         states = {step.name: step.status for step in job.steps} if job is not None else {}
         if len(states) >= self._nodes and "Pending" not in states.values():
@@ -230,7 +232,7 @@ class TrainJob:
         return False
 
     def _why_pending(self) -> str | None:
-        """Return why one of the pods has not started, none if Kubernetes gives no reason."""
+        """Return why one of the pods has not started; None if Kubernetes gives no reason."""
         backend = self._client.backend
         ours = {
             "namespace": backend.namespace,
@@ -242,16 +244,16 @@ class TrainJob:
         return next((f"{name}: {reason}" for name, reason in reasons if reason is not None), None)
 
     def _print_log(self) -> None:
-        """Print what the first node says, line by line; where the connection breaks, go on after the last line."""
+        """Print the log of the first node; after a lost connection, continue after the last line."""
         printed, last = 0, False
         while not last:
-            last = self._ended.is_set()  # once more then, for what was said since the last time
+            last = self._ended.is_set()  # read once more after the end, for the last lines
             try:
                 for line in islice(self._client.get_job_logs(self.name, follow=True), printed, None):
                     print(line, flush=True)
                     printed += 1
             except (RuntimeError, TimeoutError) as error:
-                # Whether this matters `_wait` finds out: it asks for the job itself.
+                # `_wait`, which asks for the job itself, decides whether this matters.
                 print(f"TrainJob {self.name}: no log for now ({error})", file=sys.stderr, flush=True)
             self._ended.wait(POLL_SECONDS)
 
@@ -270,7 +272,7 @@ class TrainJob:
         return job
 
     def _call(self, verb: str, *, unless: int, **arguments: Any) -> Any:
-        """Do something to the job; returns none where the cluster answers with the status `unless`."""
+        """Call the API for the job; returns None if the cluster answers with the status `unless`."""
         backend = self._client.backend
         function = getattr(backend.custom_api, f"{verb}_namespaced_custom_object")
         kind = {"group": "trainer.kubeflow.org", "version": "v1alpha1", "plural": "trainjobs"}
@@ -278,15 +280,15 @@ class TrainJob:
         return self._ask(f"{verb} it", lambda: function(**fixed, **arguments), unless)
 
     def _ask(self, what: str, call: Callable[[], Any], unless: int | None = None) -> Any:
-        """Ask the cluster; what may pass, a server's error or no answer, is tried again.
+        """Call the cluster's API; transient failures, a server's error or no answer, are retried.
 
         Args:
-            what: What for.
-            call: Asks.
-            unless: A status that is an answer too: none.
+            what: Purpose of the call, for the error.
+            call: Makes the call.
+            unless: An error status for which None is returned.
 
         Raises:
-            TrainJobError: The cluster refuses, or was out of reach for too long.
+            TrainJobError: The cluster refuses, or is out of reach for too long.
         """
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
@@ -296,7 +298,9 @@ class TrainJob:
             try:
                 return call()
             except (ApiException, HTTPError, RuntimeError, TimeoutError) as error:
-                cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # the SDK's
+                cause = (
+                    error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+                )  # the SDK wraps the client's error
                 status = getattr(cause, "status", None)
                 if status is not None and status == unless:
                     return None
@@ -307,10 +311,10 @@ class TrainJob:
 
 
 def _account(cluster: ClusterConfig) -> KubernetesBackendConfig | None:
-    """Return how the cluster is asked as the account that may make jobs; none for the account of this process.
+    """Return the client configuration of the account that may create jobs; None to use the account of this process.
 
     Raises:
-        ConfigException: Its token is not there.
+        ConfigException: Its token is missing.
     """
     if cluster.training_token is None:
         return None
@@ -326,13 +330,13 @@ def _account(cluster: ClusterConfig) -> KubernetesBackendConfig | None:
 
 
 def _end(job: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the condition with which a job ended, none if it has not."""
+    """Return the final condition of a job; None if it has not ended."""
     conditions = job.get("status", {}).get("conditions", [])
     return next((one for one in conditions if one["type"] in ("Complete", "Failed") and one["status"] == "True"), None)
 
 
 def _refusal(error: BaseException, status: int | None) -> str:
-    """Say what the cluster answered, and what to do."""
+    """Describe the cluster's answer, and what to do."""
     if status is None:
         return f"Kubernetes gives no answer that can be used ({error}): try again"
     try:

@@ -1,7 +1,7 @@
 """The `TrainJob` of a stage on several nodes: image, resources, placement, environment and volumes of its pods.
 
-It is to its pods what `pipelines/kubeflow/pods.py` is to the pod of a step. What the trainer has no fields for is changed in the
-runtime's pods (`runtimePatches`); the pull policy, which has no field in either, stays the runtime's.
+It configures the job's pods as `pipelines/kubeflow/pods.py` configures the pod of a step. Settings that the trainer has no fields for are
+patched into the runtime's pods (`runtimePatches`); the pull policy has no field in either, so the runtime's applies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ngrpo.stages.surroundings import PIPELINE_RUN, PROCESSES
 from ngrpo.stages.task import Task
 
 TRAIN_JOB = "NGRPO_TRAIN_JOB"
-"""Environment variable of a pod whose stage works on several nodes: how its job is made, `JobSettings` as JSON."""
+"""Environment variable of the pod of a stage on several nodes: `JobSettings` as JSON."""
 NODE = "node"
 """Name that Kubeflow Trainer gives to the replicated job of the nodes and to their container."""
 _MANAGER = "trainer.kubeflow.org/kubeflow-sdk"
@@ -29,12 +29,12 @@ _TRACKING_USER = "MLFLOW_TRACKING_USERNAME"
 
 
 class JobSettings(Section):
-    """How the job of a stage is made."""
+    """Settings of a stage's job."""
 
     image: str
     """Image of the nodes."""
     needs: ResourcesConfig
-    """What each node asks for."""
+    """Resources that each node requests."""
     cluster: ClusterConfig
     """Number, placement and limits of the nodes."""
     generating: int = 0
@@ -43,27 +43,27 @@ class JobSettings(Section):
 
 @dataclass(frozen=True)
 class Step:
-    """What is known of the pod that makes the job."""
+    """Facts of the pod that creates the job."""
 
     owner: Mapping[str, str] | None = None
-    """Owner reference of the Workflow of the pod, with which Kubernetes deletes the job."""
+    """Owner reference to the pod's Workflow, so that Kubernetes deletes the job together with it."""
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By environment variable of the pod: name and key of the secret that its value comes from."""
+    """By environment variable of the pod: name and key of the secret that holds its value."""
 
 
 def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = None) -> dict[str, Any]:
-    """Return the job as Kubernetes reads it, less the kind of its runtime.
+    """Return the job's manifest, without the kind of its runtime.
 
     Args:
         name: Its name.
         task: What each node executes.
-        settings: How it is made.
-        step: The pod that makes it.
+        settings: Settings of the job.
+        step: The pod that creates it.
     """
     cluster, needs = settings.cluster, settings.needs
     step = Step() if step is None else step
     processes = max(needs.gpus - settings.generating, 1)
-    # What the step is told of its pipeline run goes before the settings: Kubeflow's MLflow plugin may name another server.
+    # Variables that only the step gets for its pipeline run take precedence: Kubeflow's MLflow plugin may name another server.
     variables = {PROCESSES: str(processes), **QUIET, **cluster.pod_environment(), **_passed_on()}
     secrets = {
         name: {"name": secret, "key": key} for secret, keys in cluster.secrets.items() for name, key in keys.items()
@@ -85,7 +85,7 @@ def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = N
             "trainer": {
                 "image": settings.image,
                 "command": ["python", "-m", "ngrpo.stages.attempt"],
-                # Kubernetes would replace `$(NAME)` and `$$`; in JSON the sign has another spelling.
+                # Kubernetes would expand `$(NAME)` and `$$`, so JSON writes the dollar sign as an escape.
                 "args": [json.dumps(asdict(task)).replace("$", "\\u0024")],
                 "numNodes": cluster.nodes,
                 "numProcPerNode": processes,
@@ -102,7 +102,7 @@ def manifest(name: str, task: Task, settings: JobSettings, step: Step | None = N
 
 
 def _scraped(cluster: ClusterConfig) -> list[dict[str, Any]]:
-    """Return the environment by which the training can be scraped, where the cluster opens a port for that."""
+    """Return the environment that lets Prometheus scrape the training, if the cluster opens a port for it."""
     if cluster.metrics_port is None:
         return []
     return [
@@ -118,7 +118,7 @@ def _pod_metadata(cluster: ClusterConfig, node: str) -> dict[str, Any]:
 
 
 def _passed_on() -> dict[str, str]:
-    """Return what only the step is told of its pipeline run, less credentials: those go by reference, or not at all."""
+    """Return the variables that only the step gets for its pipeline run, without credentials, which are passed by reference only."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -133,7 +133,7 @@ def _passed_on() -> dict[str, str]:
 
 
 def _patch(metadata: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
-    """Return what is changed of the runtime's pods."""
+    """Return the patch of the runtime's pods."""
     job = {"name": NODE, "template": {"spec": {"template": {"metadata": metadata, "spec": pod}}}}
     return {"manager": _MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [job]}}}}
 

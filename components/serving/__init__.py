@@ -1,1 +1,1 @@
-"""The service of a registered version on a cluster: what KServe is told of it, and how it is applied, followed and put back."""
+"""The service of a registered version on a cluster: its KServe manifest, and how it is applied, watched and rolled back."""

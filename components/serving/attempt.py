@@ -1,4 +1,4 @@
-"""A try of the stage `deploy` in the pod of its step: it changes services on the cluster that the pod is in."""
+"""A try of the stage `deploy` in its pod, which changes services on the pod's cluster."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ngrpo_kfp.components.serving.inference_service import inference_service, se
 from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesObjects
 
 _OWN = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where Kubernetes puts the account of a pod."""
+"""Where Kubernetes mounts the credentials of a pod's service account."""
 
 
 class Deployment:
-    """Deploys on the cluster that this pod is in (`ngrpo.stages.context.Deployer`)."""
+    """Deploys on the cluster of this pod (`ngrpo.stages.context.Deployer`)."""
 
     def __init__(self, run: str):
-        """Say of which run it is.
+        """Set the run.
 
         Args:
             run: Id of the run.
@@ -45,7 +45,7 @@ class Deployment:
         decide: Callable[[Evaluation], Equivalence],
         say: Callable[[str], None],
     ) -> Equivalence:
-        """Deploy a version, and decide whether it stays."""
+        """Deploy a version, and decide whether to keep it."""
         account = Path(DEPLOYMENT_TOKEN)
         place = (account if account.exists() else _OWN) / "namespace"
         if not place.exists():
@@ -70,7 +70,7 @@ class Deployment:
 
 
 def _first_seen(service: Mapping[str, Any] | None, journal: str) -> Mapping[str, Any] | None:
-    """Keep what is served before the first try of a run, in the artifact store, and return it: the pod of a try may be lost."""
+    """Store the service from before the first try of a run in the artifact store, because pods may be lost, and return it."""
     objects = ObjectStore(f"{Surroundings.from_environment().store.rstrip('/')}/deployments")
     if objects.put_bytes(json.dumps(service).encode(), journal, if_none_match=True):
         return service

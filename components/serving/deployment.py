@@ -1,4 +1,4 @@
-"""Apply the service of a model, evaluate it through its endpoint, and keep it or go back to what was there before."""
+"""Apply the service of a model, evaluate it through its endpoint, and keep it or roll back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesObjects
 
 _SECONDS_BETWEEN_LOOKS = 5.0
 _OF_THE_CLUSTER = ("resourceVersion", "uid", "generation", "creationTimestamp", "managedFields", "selfLink")
-"""Metadata that Kubernetes writes itself."""
+"""Metadata fields that Kubernetes sets itself."""
 
 
 def deploy(
@@ -28,23 +28,23 @@ def deploy(
     inside: bool = False,
     first_seen: Callable[[Mapping[str, Any] | None], Mapping[str, Any] | None] = lambda service: service,
 ) -> Equivalence:
-    """Deploy a model and decide whether it stays.
+    """Deploy a model and decide whether to keep it.
 
-    Whatever goes wrong after the service was changed, it is put back as it was; one that was not there is deleted.
+    If anything fails after the service was changed, the service is restored; a service that did not exist before is deleted.
 
     Args:
         manifest: The service (`inference_service`).
         kubernetes: The cluster.
-        evaluate: Evaluates the model through the endpoint with the address that it is given.
-        decide: Compares that evaluation with the one that the model was promoted on.
-        minutes: Longest time until the service is ready.
+        evaluate: Evaluates the model through the endpoint with this address.
+        decide: Compares that evaluation with the one that the promotion was based on.
+        minutes: Time limit for the service to become ready.
         say: Receives lines of progress.
-        inside: Whether this is a pod of the cluster, which has an address of its own for the service.
-        first_seen: Given the service that is there now, none if there is none, returns the one that was there when this was first tried: a
-            try that was killed may have changed it.
+        inside: Whether this is a pod of the cluster, which reaches the service under another address.
+        first_seen: Given the current service, or None, returns the one from before the first try, because a killed try may have changed
+            it.
 
     Raises:
-        ClusterError: The cluster refuses, or the service does not get ready.
+        ClusterError: The cluster refuses, or the service does not become ready.
         NGRPOError: The evaluation failed.
     """
     path = _path(manifest)
@@ -68,13 +68,13 @@ def _path(manifest: Mapping[str, Any]) -> str:
 
 
 def _apply(manifest: Mapping[str, Any], kubernetes: KubernetesObjects) -> None:
-    """Make a service, or replace the one of its name."""
+    """Create a service, or replace the one of that name."""
     path = _path(manifest)
     there = kubernetes.get(path)
     if there is None:
         kubernetes.create(path.rpartition("/")[0], manifest)
         return
-    # Of two that replace it at the same time, one is refused.
+    # Kubernetes refuses one of two concurrent replacements.
     version = {"resourceVersion": there["metadata"]["resourceVersion"]}
     kubernetes.replace(path, {**manifest, "metadata": {**manifest["metadata"], **version}})
 
@@ -98,10 +98,10 @@ def _put_back(
 def _address(
     kubernetes: KubernetesObjects, path: str, minutes: float, say: Callable[[str], None], *, inside: bool
 ) -> str:
-    """Wait until a service is ready as it is now, and return the address of its API.
+    """Wait until the current version of a service is ready, and return the address of its API.
 
     Raises:
-        ClusterError: It is not within the time, or is gone.
+        ClusterError: It is not ready in time, or is gone.
     """
     deadline = time.monotonic() + 60 * minutes
     last = ""
@@ -113,7 +113,7 @@ def _address(
         ready: Mapping[str, Any] = next(
             (each for each in status.get("conditions") or () if each["type"] == "Ready"), {}
         )
-        # A status that is older than the service tells of the one before.
+        # A status with an older generation describes the previous service.
         is_of_now = status.get("observedGeneration", 0) >= service["metadata"].get("generation", 0)
         url = ((status.get("address") or {}) if inside else status).get("url")
         if is_of_now and ready.get("status") == "True" and url:

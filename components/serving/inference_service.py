@@ -1,7 +1,7 @@
-"""A registered version as an `InferenceService` of KServe: the image of the GPU stages serves the files of that version and no others.
+"""A registered version as a KServe `InferenceService`: the image of the GPU stages serves exactly the files of that version.
 
-The storage address is that of the version itself, which no alias moves. Its digest stands in the annotations and in a name of the model in
-the API, and the server starts only if the files have it (`ngrpo.storage.verified_start`).
+The storage address is that of the version itself, so moving an alias does not change it. The digest of the files is in the annotations
+and in one of the model's names in the API, and the server starts only if the files match it (`ngrpo.storage.verified_start`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DIGEST = "ngrpo/model-digest"
 """Annotation: digest of the model's files."""
 _STAGE = "benchmark_evaluation"
 _MODELS = "/mnt/models"
-"""Where KServe brings the files."""
+"""Where KServe mounts the files."""
 _PORT = 8080
 _MINUTES_TO_LOAD = 60
 
@@ -31,7 +31,7 @@ def service_name(config: RunConfig | DeployConfig, model_name: str) -> str:
     """Return the name of the service of a registered model.
 
     Raises:
-        ConfigError: The model's name can be none.
+        ConfigError: The model's name is not valid for a service.
     """
     if config.deployment.name is not None:
         return config.deployment.name
@@ -45,10 +45,10 @@ def service_name(config: RunConfig | DeployConfig, model_name: str) -> str:
 
 
 def require_servable(config: RunConfig | DeployConfig) -> None:
-    """Refuse what can be seen to have no service before there is a model.
+    """Refuse settings that cannot be served, before a model is trained.
 
     Raises:
-        ConfigError: The evaluation has no GPUs or not enough, or the registered model has no name that a service can have.
+        ConfigError: The evaluation has no GPUs or too few, or the model's name is not valid for a service.
     """
     needs, gpus = _needs(config), config.evaluation.vllm.tensor_parallel_size
     if not needs.gpus:
@@ -69,12 +69,12 @@ def inference_service(
         config: Configuration of the run that trained it, with the settings of the cluster.
         image: Image of stages with GPUs, by digest.
         namespace: Namespace of the service.
-        positions: The longest sequence that the model can have; none where nothing limits it.
+        positions: The longest sequence of the model in tokens; None for no limit.
 
     Raises:
         ConfigError: See `require_servable`.
     """
-    # Imported only now: it brings torch.
+    # Imported only now, because it imports torch.
     from ngrpo.evaluation.endpoint_identity import digest_name
 
     require_servable(config)
@@ -95,9 +95,9 @@ def inference_service(
         "image": image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": ["python", "-m", "ngrpo.storage.verified_start", _MODELS, stored.digest],
-        "args": [argument.replace("$", "$$") for argument in arguments],  # `$(NAME)` would be a variable
+        "args": [argument.replace("$", "$$") for argument in arguments],  # Kubernetes would expand `$(NAME)`
         "env": [
-            # KServe brings the files of a container of one's own from here.
+            # For a custom container, KServe downloads the files from this address.
             {"name": "STORAGE_URI", "value": stored.location},
             {"name": "HOME", "value": SCRATCH},
             {"name": "HF_HUB_OFFLINE", "value": "1"},
@@ -146,7 +146,7 @@ def inference_service(
         "metadata": {
             "name": service_name(config, stored.name),
             "namespace": namespace,
-            "labels": dict(cluster.labels),  # no queue: what never ends does not wait among what does
+            "labels": dict(cluster.labels),  # no queue: a service never ends, so it must not queue with jobs
             "annotations": {
                 DIGEST: stored.digest,
                 "ngrpo/model": f"{stored.name}/{stored.version}",
@@ -158,7 +158,7 @@ def inference_service(
 
 
 def stored_positions(stored: RegisteredModel) -> int | None:
-    """Return the longest sequence that a stored model can have; none where nothing limits it.
+    """Return the longest sequence of a stored model in tokens; None for no limit.
 
     Raises:
         ConfigError: Its config.json is gone.

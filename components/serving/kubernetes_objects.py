@@ -1,4 +1,4 @@
-"""The way to objects of Kubernetes, of a command and of a step that changes some."""
+"""Client for Kubernetes objects, for commands and for steps that change objects."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ RETRIES = Retry(
     raise_on_status=False,
     retry_after_max=30,
 )
-"""Only what changes nothing is sent a second time: of a request that was cut off nobody knows whether it was done. A server that
-says `Retry-After` is asked again after that time, 30 seconds at most."""
+"""Only requests that change nothing are retried, because an interrupted request may have been carried out. `Retry-After` is obeyed, up to
+30 seconds."""
 
 _AGAIN = "somebody else changes it at this moment: run the command again"
 _CURES = {
@@ -44,21 +44,21 @@ TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 
 
 class KubernetesError(ClusterError):
-    """Kubernetes cannot be asked: there is no way to it, it does not answer, or it refuses."""
+    """Kubernetes cannot be used: no cluster is configured, it does not answer, or it refuses."""
 
     status: int | None = None
-    """HTTP status of the refusal; none where nothing answered."""
+    """HTTP status of the refusal; None if nothing answered."""
 
 
 class Refused(KubernetesError):
     """Kubernetes answers a request with an error."""
 
     def __init__(self, status: int, message: str):
-        """Say what was refused.
+        """Make the error of a refusal.
 
         Args:
             status: HTTP status of the answer.
-            message: What it says.
+            message: Its message.
         """
         self.status = status
         self.said = f"Kubernetes refuses ({status}: {message})"
@@ -67,23 +67,23 @@ class Refused(KubernetesError):
 
 
 class KubernetesObjects:
-    """The objects of the cluster that `KUBECONFIG` names, or of that of this pod."""
+    """The objects of the cluster that `KUBECONFIG` names, or of this pod's cluster."""
 
     skew: float | None = None
-    """Seconds by which the clock of its API was ahead of ours at the last answer; none before the first."""
+    """Seconds by which the API server's clock was ahead of ours at the last answer; None before the first."""
 
     def __init__(self, account: Path) -> None:
-        """Read how to reach the cluster; asks it nothing.
+        """Read how to reach the cluster, without a request to it.
 
         Args:
-            account: Directory with `token` and `ca.crt` of the account that is used where they are there.
+            account: Directory with `token` and `ca.crt` of the account to use, if these files exist.
 
         Raises:
-            KubernetesError: Nothing says where a cluster is.
+            KubernetesError: No cluster is configured.
         """
         settings, token = client.Configuration(), account / "token"
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it falls back on
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints which configuration it falls back on
                 if token.exists():
                     InClusterConfigLoader(str(token), str(token.with_name("ca.crt"))).load_and_set(settings)
                 else:
@@ -94,7 +94,7 @@ class KubernetesObjects:
         self._client = client.ApiClient(settings)
 
     def get(self, path: str, **query: str) -> Any:
-        """Return an object by its path, as JSON; none where there is no such object or no such kind.
+        """Return an object by its path, as JSON; None if there is no such object or kind.
 
         Args:
             path: For example `/api/v1/namespaces/kubeflow/secrets/hub`.
@@ -106,19 +106,19 @@ class KubernetesObjects:
         return self._unless_gone("GET", path, query)
 
     def items(self, path: str, **query: str) -> list[Any]:
-        """Return the objects of a list by its path, none where there is no such kind; see `get`."""
+        """Return the objects of a list by its path, an empty list if there is no such kind; see `get`."""
         found = self.get(path, **query)
         return list(found.get("items") or ()) if found is not None else []
 
     def create(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Make an object, and return it.
+        """Create an object, and return it.
 
         Args:
             path: Path of the objects of that kind.
             body: The object.
 
         Raises:
-            KubernetesError: The cluster refuses or cannot be reached; in the latter case it may have been made.
+            KubernetesError: The cluster refuses or cannot be reached; in the latter case the object may have been created.
         """
         return self._ask("POST", path, {}, body)
 
@@ -139,7 +139,7 @@ class KubernetesObjects:
 
         Args:
             path: Path of the object.
-            grace_seconds: Time that a pod has to end; by default its own.
+            grace_seconds: Grace period of a pod; by default the pod's own.
 
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
@@ -178,11 +178,11 @@ class KubernetesObjects:
 
 
 def skew(date: str, before: datetime) -> float | None:
-    """Return the seconds by which a server's clock is ahead of ours; none if its header tells no time.
+    """Return the seconds by which a server's clock is ahead of ours; None if its header has no time.
 
     Args:
         date: The header `Date` of its answer.
-        before: Our time when it was asked.
+        before: Our time of the request.
     """
     try:
         told = parsedate_to_datetime(date)
@@ -194,7 +194,7 @@ def skew(date: str, before: datetime) -> float | None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what the API complains about into one line."""
+    """Turn errors of the API into one line."""
     try:
         yield
     except client.ApiException as error:

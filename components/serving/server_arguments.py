@@ -1,4 +1,4 @@
-"""Arguments of vLLM's server for a model of a run, on one machine and on a cluster: type and context length follow the run."""
+"""Arguments of vLLM's server for a model of a run, on one machine or a cluster. Data type and context length follow the run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from ngrpo.config import DeployConfig, RunConfig
 
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
-"""The module behind `vllm serve`, a command that fails in the build for processors because it looks for the distribution `vllm`."""
+"""The module behind `vllm serve`. That command fails in the CPU build, because it looks for the distribution `vllm`."""
 _CPU_CACHE_BYTES = 4 << 30
-"""Memory for keys and values on processors, where vLLM would otherwise take a share of all memory."""
+"""Memory of the KV cache on CPUs, where vLLM would otherwise take a share of all memory."""
 
 
 def served_length(config: RunConfig | DeployConfig, positions: int | None) -> int:
-    """Return the room for a prompt and its response together, in tokens.
+    """Return the context length, prompt and response together, in tokens.
 
     Args:
         config: Configuration of the run that trained the model.
-        positions: The longest sequence that the model can have; none where nothing limits it.
+        positions: The longest sequence of the model in tokens; None for no limit.
     """
     asked = config.data.max_prompt_tokens + max(config.evaluation.max_tokens, config.rollout.max_tokens)
     return asked if positions is None else min(asked, positions)
@@ -44,7 +44,7 @@ def server_arguments(
         host: Address to listen at.
         port: Port to listen at.
         length: See `served_length`.
-        on_cpu: Whether it is vLLM's build for processors.
+        on_cpu: Whether vLLM is the CPU build.
     """
     vllm = config.evaluation.vllm
     options: dict[str, Any] = {"kv_cache_memory_bytes": _CPU_CACHE_BYTES, "enforce_eager": True} if on_cpu else {}
