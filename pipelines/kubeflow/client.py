@@ -1,4 +1,4 @@
-"""The way to Kubeflow Pipelines: kfp's client, made to fail in seconds, to repeat what may be repeated, and to say what to do."""
+"""Client for Kubeflow Pipelines: kfp's client with time limits, retries of safe requests, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ ENDPOINT = "KF_PIPELINES_ENDPOINT"
 NAMESPACE = "KF_PIPELINES_NAMESPACE"
 TOKEN = "KF_PIPELINES_TOKEN"
 EXPERIMENT = "ngrpo"
-"""Experiment of all our runs and schedules."""
+"""Kubeflow experiment of all runs and schedules of ngrpo."""
 
 OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 """States of a run that has ended."""
 
 _TIMEOUT = (5, 60)  # seconds to connect, and between two bytes of an answer
 _PAGE = 100
-_ABORTED = 10  # gRPC's code for a conflict of two changes; it has the HTTP status of a name that is taken
+_ABORTED = 10  # gRPC's code for conflicting changes; its HTTP status is the same as for a name that is taken
 
-# It has a line for each of its tries; what they came to is said once (`explained`).
+# It logs every retry; `explained` reports the outcome once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 class _Client(kfp.Client):
-    """kfp's client with time limits and retries, which it has no settings for."""
+    """kfp's client with time limits and retries, for which it has no settings."""
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
-        # All its interfaces share one connection pool.
+        # All its API objects share one connection pool.
         connection = self._run_api.api_client.rest_client
         connection.request = _limited(connection.request)
 
@@ -57,7 +57,7 @@ class _Client(kfp.Client):
         return config
 
     def get_kfp_healthz(self, sleep_duration: int = 0) -> kfp_server_api.V2beta1GetHealthzResponse:
-        """Ask once: stock kfp repeats five times whatever the answer was, a refusal included."""
+        """Ask once: stock kfp asks five times whatever the answer, even after a refusal."""
         answer = self._healthz_api.healthz_service_get_healthz(_request_timeout=_TIMEOUT)
         if answer.multi_user is None:
             raise ClusterError(
@@ -70,7 +70,7 @@ def connect() -> kfp.Client:
     """Return a client of the Kubeflow Pipelines that the environment names, after making sure that it answers.
 
     Raises:
-        ClusterError: The address or a token that is named is missing, or nothing that can be used is there.
+        ClusterError: The address or a configured token is missing, or the API there cannot be used.
     """
     if not os.environ.get(ENDPOINT):
         raise ClusterError(
@@ -86,13 +86,13 @@ def connect() -> kfp.Client:
             namespace=namespace(),
             existing_token=os.environ.get(TOKEN) or None,
             credentials=_own_credentials(),
-            # Its HTTP library reads neither, unlike those of MLflow and boto3.
+            # Its HTTP library reads neither variable, unlike those of MLflow and boto3.
             ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
         )
 
 
 def _own_credentials() -> ServiceAccountTokenVolumeCredentials | None:
-    """Return the credentials of the pod that this is, if it has a token for the API; kfp reads it for every request, since it changes."""
+    """Return the credentials of this pod, if it has a token for the API. kfp reads the token for every request, because it changes."""
     named = os.environ.get(KF_PIPELINES_SA_TOKEN_ENV)
     path = named or KF_PIPELINES_SA_TOKEN_PATH
     if os.path.exists(path):
@@ -109,10 +109,10 @@ def namespace() -> str:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn what the API complains about into one line, and keep kfp from printing links.
+    """Turn errors of the API into one line, and keep kfp from printing links.
 
     Args:
-        what: What is being asked for, for example `run 1234`.
+        what: The object of the request, for example `run 1234`.
 
     Raises:
         ClusterError: The API refused or could not be reached.
@@ -124,7 +124,7 @@ def explained(what: str) -> Iterator[None]:
         raise ClusterError(f"{what}: {_address()} {_refusal(error)}") from error
     except HTTPError as error:
         reason = getattr(error, "reason", None) or error
-        # What may be repeated ends as a MaxRetryError, and so does what could not be sent.
+        # Safe requests, and requests that could not be sent, end in a MaxRetryError.
         unsure = "" if isinstance(error, MaxRetryError) else "; it may have been done: see `ngrpo status`"
         raise ClusterError(
             f"{what}: {_address()} cannot be reached ({type(reason).__name__}): start the port-forward or correct the "
@@ -133,16 +133,16 @@ def explained(what: str) -> Iterator[None]:
 
 
 def workflow_of(client: kfp.Client, run_id: str) -> dict[str, Any]:
-    """Return the Workflow that Argo made of a run, as Kubeflow keeps it, with what Argo says of each of its nodes.
+    """Return the Argo Workflow of a run as Kubeflow stores it, with Argo's messages on each node.
 
-    API v2beta1 tells states of tasks and no reasons; KFP 2.17 keeps them where v1beta1 shows them, after the Workflow is gone too.
+    API v2beta1 has the states of tasks but no reasons. In KFP 2.17 v1beta1 has them, even after the Workflow is gone.
 
     Args:
-        client: The way to Kubeflow Pipelines.
+        client: Client of Kubeflow Pipelines.
         run_id: The run.
 
     Raises:
-        ClusterError: There is no such run, or the API cannot be asked.
+        ClusterError: There is no such run, or the API cannot be reached.
     """
     with explained(f"run {run_id}"):
         answer = client._run_api.api_client.call_api(
@@ -180,13 +180,13 @@ def every(list_page: Callable[..., Any], field: str, **arguments: Any) -> Iterat
 
 
 def experiment_id(client: kfp.Client) -> str:
-    """Return the experiment of our runs, made if missing."""
+    """Return the id of the experiment of ngrpo's runs, which is created if missing."""
     with explained(f"experiment {EXPERIMENT}"):
         return str(client.create_experiment(EXPERIMENT, namespace=client.get_user_namespace()).experiment_id)
 
 
 def existing_experiment(client: kfp.Client) -> str | None:
-    """Return the experiment of our runs, none if there is none yet."""
+    """Return the id of the experiment of ngrpo's runs; None if there is none yet."""
     same_name = {"operation": "EQUALS", "key": "display_name", "stringValue": EXPERIMENT}
     with explained(f"experiment {EXPERIMENT}"):
         found = client.list_experiments(filter=json.dumps({"predicates": [same_name]})).experiments
@@ -209,18 +209,18 @@ def _refusal(error: kfp_server_api.ApiException) -> str:
     if error.status == 404:
         return f"has no such thing ({message}): `ngrpo status` and `ngrpo schedule list` show what is there"
     if error.status == 412 or (error.status == 409 and _code(error.body) == _ABORTED):
-        return f"refused, for somebody else made a change at the same time ({error.status}: {message}): try again"
+        return f"refused, because of another change at the same time ({error.status}: {message}): try again"
     if error.status == 409:
-        return f"has one of that name already ({message}): choose another name"
+        return f"already has one of that name ({message}): choose another name"
     if error.status == 429:
-        return f"has too much to do ({message}): try again in a minute"
+        return f"is overloaded ({message}): try again in a minute"
     if error.status is not None and error.status >= 500:
         return f"failed ({error.status}: {message}): see the log of ml-pipeline, and try again"
     return f"refused ({error.status}: {message})"
 
 
 def _code(body: Any) -> int | None:
-    """Return the gRPC code of an error: the API has more kinds of them than HTTP has statuses."""
+    """Return the gRPC code of an error, which is more specific than the HTTP status."""
     return _answer(body).get("code")
 
 
@@ -233,7 +233,7 @@ def _answer(body: Any) -> dict[str, Any]:
 
 
 def _message(body: Any) -> str:
-    """Return the first line of an error's text; the API sends JSON, a proxy before it may send anything."""
+    """Return the first line of an error's text. The API sends JSON; a proxy in front of it may send anything."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")
     answer = _answer(text)
     told = answer.get("message") or answer.get("error_message")
@@ -241,6 +241,6 @@ def _message(body: Any) -> str:
 
 
 def _address() -> str:
-    """Return the variable that names the API with its value, less a password that may be in it."""
+    """Return the variable that names the API, and its value without a password."""
     parts = urlsplit(os.environ.get(ENDPOINT, ""))
     return f"{ENDPOINT}={parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()}"

@@ -1,4 +1,4 @@
-"""The pipeline of a plan as Kubeflow's intermediate representation, which a cluster runs."""
+"""Compile the pipeline of a plan to Kubeflow's intermediate representation, which a cluster runs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ IR = dict[str, Any]
 
 
 def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: bool) -> str:
-    """Compile what a plan has to run for a cluster, and check the result.
+    """Compile the stages that a plan has to run for a cluster, and check the result.
 
-    The text holds the configuration of the run as its description, so that a run can be planned again from what the cluster
-    knows of it (`recorded_config`).
+    The description of the pipeline is the configuration of the run, so that a run on the cluster can be planned again
+    (`recorded_config`).
 
     Args:
         config: Configuration of the run.
         plan: The plan of the run.
         images: Where the images of the stages are looked up.
-        caching: Whether Kubeflow may answer for a stage from its own cache. That is right for a pipeline that was compiled without
-            looking at the artifacts. A plan made for one run knows better.
+        caching: Whether Kubeflow may use its own cache for a stage. Set it for a pipeline that was compiled without a look at the
+            artifacts; a plan for one run already knows which exist.
 
     Returns:
-        YAML: the pipeline, and what the platform needs to know.
+        YAML: the pipeline, and the platform specification.
 
     Raises:
         ConfigError: A stage asks for more than the cluster gives or has no image, or several nodes run a stage that is never cached.
@@ -59,9 +59,9 @@ def compile_pipeline(config: RunConfig, plan: Plan, images: Images, *, caching: 
 
 
 def compile_whole(config: RunConfig, images: Images) -> str:
-    """Compile the pipeline with every stage in it, without looking at what is in the store; see `compile_pipeline`.
+    """Compile the pipeline with all stages, without a look at the store; see `compile_pipeline`.
 
-    For those who upload it themselves. Schedules have `ngrpo_kfp.pipelines.kubeflow.scheduling.compilation`.
+    It is for users who upload the pipeline themselves. Schedules use `ngrpo_kfp.pipelines.kubeflow.scheduling.compilation`.
     """
     require_in_pods(config)
     require_key_in_pods(config)
@@ -70,7 +70,7 @@ def compile_whole(config: RunConfig, images: Images) -> str:
 
 
 def compiled(pipeline: Any) -> str:
-    """Compile what `dsl.pipeline` made, and check the result; see `compile_pipeline`.
+    """Compile a `dsl.pipeline`, and check the result; see `compile_pipeline`.
 
     Raises:
         GraphError: The compiled graph is broken.
@@ -84,16 +84,16 @@ def compiled(pipeline: Any) -> str:
 
 
 def load_ir(text: str) -> tuple[IR, IR]:
-    """Return the two documents of a compiled pipeline: the pipeline, and what the platform needs to know."""
+    """Return the two documents of a compiled pipeline: the pipeline, and the platform specification."""
     spec, *platform = yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return spec, platform[0] if platform else {}
 
 
 def _keyed_by_run(plan: Plan) -> Plan:
-    """Let a stage that is never cached take its key from the run: the same pipeline may be run many times.
+    """Use the run's id as the key of a stage that is never cached, because the same pipeline may run many times.
 
     Raises:
-        ConfigError: Several nodes run such a stage: Kubeflow replaces the id of the run only where it is all that a parameter says.
+        ConfigError: Several nodes run such a stage: Kubeflow replaces the placeholder of the run's id only if it is a whole parameter.
     """
     nodes: dict[str, PlannedStage] = {}
     keyed: dict[str, str] = {}
@@ -101,8 +101,8 @@ def _keyed_by_run(plan: Plan) -> Plan:
         if not DECLARED[node.stage].cacheable and node.same_as is None:
             if node.stage in keyed:
                 raise ConfigError(
-                    f"nodes {keyed[node.stage]} and {node.name}: on a cluster {node.stage} can run once in a pipeline, for the key of its "
-                    "result is the id of the run: leave one"
+                    f"nodes {keyed[node.stage]} and {node.name}: on a cluster {node.stage} can run only once in a pipeline, because "
+                    "the key of its result is the id of the run: leave one"
                 )
             keyed[node.stage] = node.name
             node = replace(node, key=dsl.PIPELINE_JOB_ID_PLACEHOLDER)

@@ -1,7 +1,7 @@
-"""The exit task of a run on a cluster, which tells its webhooks how it ended: only pipelines of runs with notifications have it.
+"""The exit task of a run on a cluster, which notifies webhooks of its end. Only pipelines of runs with notifications have it.
 
-The backend makes an exit task a lifecycle hook of the tasks that it comes after, so that it runs however they end, and these become a DAG
-within the root DAG (KFP 2.17, `argocompiler/dag.go`). A run that is ended by `ngrpo cancel` has no time left for hooks.
+The backend makes an exit task a lifecycle hook of the tasks before it, so that it runs however they end, and puts these tasks into a DAG
+within the root DAG (KFP 2.17, `argocompiler/dag.go`). After `ngrpo cancel` there is no time left for hooks.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ngrpo_kfp.pipelines.planning.nodes import Plan
 
 
 def exit_task(config: RunConfig, plan: Plan, images: Images, what: str) -> Callable[[], dsl.PipelineTask] | None:
-    """Return what makes the exit task of a pipeline, none where nobody is to be told.
+    """Return a function that creates the exit task of a pipeline; None if nobody is notified.
 
     Args:
         config: Configuration of the run.
         plan: Its plan.
         images: Where the image is looked up.
-        what: What the run is, for people.
+        what: Description of the run for people.
 
     Raises:
         ConfigError: No secret of the cluster has the address of a webhook.

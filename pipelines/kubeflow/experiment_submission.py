@@ -1,7 +1,8 @@
-"""An experiment as one pipeline of a cluster: its runs side by side, or in as many lanes as may go at the same time.
+"""An experiment as one pipeline on a cluster: all runs in parallel, or in as many lanes as runs are allowed at the same time.
 
-Kubeflow Pipelines 2.17 limits the iterations of a loop (`ParallelFor`), and those of one task would share its pods' resources, its labels
-and its name in MLflow. So the runs are tasks side by side, and a limit makes each wait for the end of the one before it in its lane.
+Kubeflow Pipelines 2.17 can limit only the parallel iterations of a loop (`ParallelFor`), and the iterations of a task share its pods'
+resources, its labels and its name in MLflow. So every run has tasks of its own, and under a limit each run waits for the end of the one
+before it in its lane.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from ngrpo_kfp.pipelines.planning.plan import make_plan
 from ngrpo_kfp.pipelines.planning.signatures import require_key_in_pods, require_verified_base
 
 _MOST_BYTES = 1_000_000
-"""Of a compiled pipeline: Argo keeps what KFP makes of it in one object of Kubernetes, whose database takes 1.5 MiB."""
+"""Size limit of a compiled pipeline: Argo keeps its Workflow in one Kubernetes object, and the database of Kubernetes takes 1.5 MiB."""
 
 
 def submit_experiment(
     experiment: Experiment, images: Images, console: Console, *, cache: Path, name: str
 ) -> str | None:
-    """Submit what is left of an experiment as one pipeline, and return the run's id; none if nothing is left.
+    """Submit the missing parts of an experiment as one pipeline, and return the run's id; None if nothing is missing.
 
     Args:
         experiment: The experiment.
         images: Where the images of the stages are looked up.
         console: Where plan and run are shown.
-        cache: Directory of verified downloads, in which the planner keeps what it reads.
+        cache: Directory of verified downloads, in which the planner stores what it reads.
         name: Name of the run.
 
     Raises:
-        NGRPOError: What the user can put right. Then nothing was submitted, unless the message says that this is not known.
+        NGRPOError: The user can fix it. Nothing was submitted, unless the message says that this is unknown.
     """
     experiment.require(lambda arm, config: require_possible(config))
     experiment.require(lambda arm, config: require_in_pods(config))
@@ -68,13 +69,13 @@ def submit_experiment(
 
 
 def planned_there(experiment: Experiment, images: Images, cache: Path) -> tuple[ExperimentPlan, ArtifactStore]:
-    """Plan an experiment on a cluster, and return the store that it was planned with too.
+    """Plan an experiment on a cluster, and return the plan and the store that it was made with.
 
-    The plan goes arm by arm, so that runs which go at the same time have different seeds: none samples what another is sampling.
+    The plan goes arm by arm, so that parallel runs have different seeds and none generates samples that another is generating.
 
     Raises:
         StoreError: The object store of the cluster cannot be reached.
-        ConfigError: The images do not say which libraries they have.
+        ConfigError: The libraries of the images are not known.
     """
     config = experiment.baseline
     objects = ObjectStore(config.cluster.store)
@@ -96,10 +97,10 @@ def planned_there(experiment: Experiment, images: Images, cache: Path) -> tuple[
 
 
 def compile_experiment(planned: ExperimentPlan, images: Images) -> str:
-    """Compile what the plan of an experiment has to run, and check the result; see `compile_pipeline`.
+    """Compile the stages that the plan of an experiment has to run, and check the result; see `compile_pipeline`.
 
     Raises:
-        ConfigError: A stage asks for more than the cluster gives or has no image, or the pipeline is larger than Kubernetes takes.
+        ConfigError: A stage asks for more than the cluster gives or has no image, or the pipeline is too large for Kubernetes.
         GraphError: The compiled graph is broken.
     """
     experiment = planned.experiment
@@ -128,7 +129,7 @@ def compile_experiment(planned: ExperimentPlan, images: Images) -> str:
 
 
 def lanes(planned: ExperimentPlan) -> dict[str, str]:
-    """Return which node waits for which, so that no more runs go at the same time than the experiment allows."""
+    """Return which node waits for which, so that no more runs are active at a time than the experiment allows."""
     limit = planned.experiment.file.parallel
     own = [
         [name for name in names if planned.plan[name].same_as is None and not planned.plan[name].cached]
@@ -146,7 +147,7 @@ def lanes(planned: ExperimentPlan) -> dict[str, str]:
 
 
 def _different(planned: ExperimentPlan) -> Mapping[str, list[str]]:
-    """Return the arms whose pods ask for different things, each with the stages that are to run; of those that ask for the same, one."""
+    """Return arms with different requests of their pods, one for each, with the stages that have to run."""
     found: dict[str, tuple[str, list[str]]] = {}
     for arm, config in planned.experiment.arms.items():
         stages = planned.of_arm(arm).stages_to_run

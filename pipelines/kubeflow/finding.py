@@ -1,4 +1,4 @@
-"""What one look at the cluster has found."""
+"""The result of one check of the cluster."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one look at the cluster."""
+    """The result of one check of the cluster."""
 
     name: str
-    """What was looked at: a setting (`cluster.queue`), an image (`images.gpu`) or an object (`namespace`)."""
+    """What was checked: a setting (`cluster.queue`), an image (`images.gpu`) or an object (`namespace`)."""
     ok: bool | None
-    """Whether it is as it should be; none where it could not be looked up."""
+    """Whether it is right; None if it could not be checked."""
     said: str
     """What was seen, one line."""
     cure: str | None = None
-    """What to do, where it is not as it should be."""
+    """What to do if it is not right."""

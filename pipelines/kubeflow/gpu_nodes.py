@@ -1,4 +1,4 @@
-"""Whether the cluster has nodes with the GPUs that stages ask for: how many, of which memory, on nodes with which labels."""
+"""Check whether the cluster has nodes with the GPUs that stages request: their number, memory and node labels."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 
 NODES = "/api/v1/nodes"
 _PRODUCT, _MEMORY = "nvidia.com/gpu.product", "nvidia.com/gpu.memory"
-"""Labels of NVIDIA's GPU feature discovery: the kind of a node's GPUs, and the MiB of each."""
+"""Labels of NVIDIA's GPU feature discovery: the product name of a node's GPUs, and the memory of each in MiB."""
 _USABLE = 0.95
-"""Share of a GPU's nominal memory that its label says at least: an H100 of 80 GB has 81,559 MiB, 79.6 GiB."""
+"""Least share of a GPU's nominal memory that its label may have: an H100 of 80 GB has 81,559 MiB, 79.6 GiB."""
 
 
 def gpu_nodes(kubernetes: Kubernetes, name: str, config: RunConfig, stages: Collection[str]) -> Finding:
-    """Look whether there are nodes for every stage that asks for GPUs. Where there are none an autoscaler may still make some.
+    """Check whether there are nodes for every stage that requests GPUs. If there are none, an autoscaler may still add some.
 
     Args:
         kubernetes: The cluster.
         name: Name of the finding.
         config: Configuration of the run: `cluster` and `resources`.
-        stages: The stages that are to run, those without GPUs too.
+        stages: The stages that will run, including those without GPUs.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
@@ -62,7 +62,7 @@ def _counted(nodes: int) -> str:
 
 
 def _there(nodes: Collection[Mapping[str, Any]], resource: str) -> str:
-    """Say which nodes with GPUs there are, those that are alike together."""
+    """List the nodes with GPUs, grouped by kind."""
     kinds = Counter(f"{_gpus(node, resource)} x {_labels(node).get(_PRODUCT, resource)}" for node in nodes)
     return ", ".join(f"{_counted(count)} with {kind}" for kind, count in kinds.items()) or f"no node with {resource}"
 
@@ -76,6 +76,6 @@ def _labels(node: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _memory(node: Mapping[str, Any]) -> float:
-    """Return the GiB of each GPU of a node; without end where no label says it."""
+    """Return the GiB of each GPU of a node; infinity if no label has it."""
     said = _labels(node).get(_MEMORY, "")
     return int(said) / 1024 if said.isdigit() else float("inf")

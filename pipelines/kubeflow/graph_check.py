@@ -1,4 +1,4 @@
-"""A check of compiled pipelines: neither kfp's compiler nor its loader finds what refers to nothing.
+"""A check of compiled pipelines for dangling references, which neither kfp's compiler nor its loader finds.
 
 Names are those of the pipeline specification (`pipeline_spec.proto`).
 """
@@ -19,26 +19,26 @@ _BY_DIGEST = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
 _CONDITION_INPUT = re.compile(r"inputs\.(?:parameter_values|parameters)\['([^']+)'\]")
 _ANY_ARTIFACT = "system.Artifact"
 _CONSTANTS = {str: "STRING", bool: "BOOLEAN", list: "LIST", dict: "STRUCT"}
-"""Types of constants by their YAML type; every number is a double there, which tells nothing."""
+"""Types of constants by their YAML type. Numbers are missing, because they are all doubles there."""
 
 
 class GraphError(NGRPOError):
-    """A compiled pipeline is broken; the message names what, one line each."""
+    """A compiled pipeline is broken; the message has one line for each problem."""
 
 
 def check_graph(spec: Spec, platform: Spec) -> None:
-    """Refuse a compiled pipeline that could not run as it is written.
+    """Refuse a compiled pipeline that could not run as written.
 
-    Every component, executor, task, parameter and artifact that is referred to must exist, what is joined must be of the same
-    type, tasks must not wait for one another in a circle, no two may work on the same result, and a condition must look at an unnamed
-    output: of a named one it is silently false. Images must be named by digest, and nothing may be installed when a stage starts.
+    Every component, executor, task, parameter and artifact that is referred to must exist, connected inputs and outputs must have the
+    same type, tasks must not wait for one another in a cycle, no two may make the same result, and a condition must read an unnamed
+    output, because on a named one it is silently false. Images must be named by digest, and no stage may install packages when it starts.
 
     Args:
         spec: The pipeline.
-        platform: What the platform needs to know.
+        platform: The platform specification.
 
     Raises:
-        GraphError: Names everything that is broken.
+        GraphError: It is broken; the message names every problem.
     """
     executors = spec.get("deploymentSpec", {}).get("executors", {})
     components = spec.get("components", {})
@@ -71,7 +71,7 @@ def _platform(platform: Spec, executors: Spec) -> Iterator[str]:
 
 
 def _dag(where: str, component: Spec, components: Spec) -> list[str]:
-    """Return what is wrong with the tasks of a component."""
+    """Return the problems of the tasks of a component."""
     tasks = component["dag"].get("tasks", {})
     problems = []
     for name, task in tasks.items():
@@ -116,7 +116,7 @@ def _inputs(kind: str, task: Spec, called: Spec, component: Spec, tasks: Spec, c
 
 
 def _source(kind: str, source: Spec, component: Spec, tasks: Spec, components: Spec) -> tuple[str | None, str | None]:
-    """Return the type of what an input is given, none where that is open, or what is wrong with it."""
+    """Return the type of an input's source, None if it has none, and the problem with the source, if there is one."""
     singular = kind.removesuffix("s")
     title = singular.capitalize()
     if f"taskOutput{title}" in source:
@@ -131,7 +131,7 @@ def _source(kind: str, source: Spec, component: Spec, tasks: Spec, components: S
         key = source[f"componentInput{title}"]
         inputs = component.get("inputDefinitions", {}).get(kind, {})
         return (_type(inputs[key]), None) if key in inputs else (None, f"the component has no {singular} {key!r}")
-    if kind == "parameters" and "taskFinalStatus" in source:  # of an exit task
+    if kind == "parameters" and "taskFinalStatus" in source:  # the status input of an exit task
         producer = source["taskFinalStatus"].get("producerTask")
         return (
             ("TASK_FINAL_STATUS", None)
@@ -174,12 +174,12 @@ def _cycle(where: str, tasks: Spec) -> Iterator[str]:
 
 
 def _same_result(where: str, tasks: Spec) -> Iterator[str]:
-    """Find tasks with the same key: at the same time, they would write one artifact and resume from one checkpoint."""
+    """Find tasks with the same key: they would write the same artifact, and resume from the same checkpoint, at the same time."""
     first: dict[str, str] = {}
     for name, task in tasks.items():
         parameter = task.get("inputs", {}).get("parameters", {}).get("key", {})
         key = str(parameter.get("runtimeValue", {}).get("constant", ""))
-        # The id of the run is a key of the one task of each stage that is never cached.
+        # The id of the run is the key of the only task of each stage that is never cached.
         if key and not key.startswith("{{") and first.setdefault(key, name) != name:
             yield f"{where}: task {name}: works on the result of {first[key]}: plan them as one"
 

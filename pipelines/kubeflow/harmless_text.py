@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def harmless(text: str) -> str:
-    """Return a text in which control characters are spelled out: a terminal would obey them.
+    """Return a text with its control characters spelled out, because a terminal would obey them.
 
-    Of a line that overwrote itself, a progress bar for example, the last state is kept.
+    Of a line that overwrote itself, such as a progress bar, the last state is kept.
     """
     last = text.rstrip("\r").rpartition("\r")[2]
     return "".join(letter if letter.isprintable() or letter == "\t" else ascii(letter)[1:-1] for letter in last)

@@ -1,4 +1,4 @@
-"""Whether an image is in its registry: asked without pulling it, as the registry API of OCI (and Docker) defines."""
+"""Check whether an image is in its registry without pulling it, through the registry API of OCI and Docker."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _FIELD = re.compile(r'(\w+)="([^"]*)"')
 
 
 class RegistryError(NGRPOError):
-    """A registry cannot be asked from here: it cannot be reached, or wants credentials that this machine does not have."""
+    """A registry cannot be queried from here: it cannot be reached, or requires credentials that this machine does not have."""
 
 
 def is_there(reference: str) -> bool:
-    """Say whether a registry has an image.
+    """Whether a registry has an image.
 
-    The credentials are those of `docker login`, where they are in Docker's configuration file itself.
+    The credentials are those of `docker login`, if they are in Docker's configuration file itself.
 
     Args:
         reference: `repository@sha256:digest`.
 
     Raises:
-        RegistryError: The registry cannot be asked from here.
+        RegistryError: The registry cannot be queried from here.
     """
     repository, _, digest = reference.partition("@")
     host, path, login = _located(repository)
@@ -62,7 +62,7 @@ def is_there(reference: str) -> bool:
 
 
 def _located(repository: str) -> tuple[str, str, str]:
-    """Return host and path of a repository, and the name of its host in Docker's configuration file."""
+    """Return the host and path of a repository, and the name of the host in Docker's configuration file."""
     host, slash, path = repository.partition("/")
     if slash and ("." in host or ":" in host or host == "localhost"):
         return (_HUB, path, _HUB_LOGIN) if host == "docker.io" else (host, path, host)
@@ -75,10 +75,10 @@ def _head(url: str, credentials: tuple[str, str] | None, token: str | None = Non
 
 
 def _token(challenge: str, credentials: tuple[str, str] | None) -> str | None:
-    """Return the token that a registry's `WWW-Authenticate` says where to get; none if that is refused.
+    """Fetch a token from the server named in a registry's `WWW-Authenticate`; None if that is refused.
 
     Raises:
-        requests.RequestException: Whoever gives tokens cannot be reached, or does not speak JSON.
+        requests.RequestException: The token server cannot be reached, or does not answer with JSON.
     """
     fields = dict(_FIELD.findall(challenge))
     answer = requests.get(
@@ -97,5 +97,5 @@ def _credentials(host: str) -> tuple[str, str] | None:
         entry = json.loads(path.read_text(encoding="utf-8"))["auths"][host]["auth"]
         user, _, password = base64.b64decode(entry).decode().partition(":")
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # there is no such file, or a helper keeps the password
+        return None  # there is no such file, or a credential helper has the password
     return user, password

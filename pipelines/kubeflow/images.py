@@ -1,4 +1,4 @@
-"""The container images of a release: `images.lock` names each by the digest of its content, and says which libraries it holds."""
+"""The container images of a release: `images.lock` names each by its digest, and lists the versions of its libraries."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ngrpo.stages.libraries import Versions, canonical, installed, public
 _BY_DIGEST = re.compile(r"[a-z0-9][A-Za-z0-9._:/-]{0,500}@sha256:[0-9a-f]{64}")
 _PINNED = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
 LIBRARIES, SBOM = "libraries", "sbom"
-"""Tables of a lock file that are no images."""
+"""Tables of a lock file that are not images."""
 _NAMES = ("cpu", "gpu")
 
 
 class Images:
     """The images of a lock file, which is TOML: `name = "repository@sha256:digest"`, and a table `libraries.name` of versions.
 
-    A table `sbom.name` has the bill of materials of the image, which nothing here reads. Where there is no table of versions, as in locks
-    of earlier releases, the versions are those of the requirements beside the lock file, `name.txt`, that the image is built with.
+    A table `sbom.name` has the bill of materials of the image, which nothing here reads. Lock files of earlier releases have no table of
+    versions; then the versions come from the image's requirements, `name.txt`, beside the lock file.
     """
 
     def __init__(self, path: Path):
@@ -40,7 +40,7 @@ class Images:
 
     @property
     def text(self) -> str:
-        """The lock file, with the versions of libraries, to be read somewhere else."""
+        """The text of the lock file, with the versions of libraries, for use on another machine."""
         tables = self._images.get(LIBRARIES)
         known = tables if isinstance(tables, dict) else {}
         beside = {name: requirements(self._path.parent, name) for name in _NAMES if name not in known}
@@ -51,7 +51,7 @@ class Images:
         """Return the address of an image, with its digest.
 
         Raises:
-            ConfigError: The lock has no such image, or names it by a tag, which may be moved to other content.
+            ConfigError: The lock has no such image, or names it by a tag, which can be moved to other content.
         """
         address = self._images.get(name)
         if address is None:
@@ -67,7 +67,7 @@ class Images:
         """Return the versions of the libraries in an image, by canonical name.
 
         Raises:
-            ConfigError: Neither the lock nor a file beside it says which they are, or the lock has no such image.
+            ConfigError: Neither the lock nor a file beside it lists them, or the lock has no such image.
         """
         tables = self._images.get(LIBRARIES)
         table = tables.get(name) if isinstance(tables, dict) else None
@@ -75,7 +75,7 @@ class Images:
             beside = requirements(self._path.parent, name)
             if beside:
                 return beside
-            self.reference(name)  # what is wrong with the image itself is said first
+            self.reference(name)  # reports problems of the image itself first
             raise ConfigError(
                 f"{self._path} does not say which libraries image {name!r} holds, and there is no {name}.txt beside it: "
                 "build it again with `make images`, or copy images/*.txt of its release there"
@@ -87,10 +87,10 @@ class Images:
         return {canonical(library): public(version) for library, version in table.items()}
 
     def versions(self, config: RunConfig) -> Versions:
-        """Return what says in which versions libraries are in the image of a stage.
+        """Return a function that looks up the versions of libraries in the image of a stage.
 
         Args:
-            config: Says which stages have GPUs, and with that the image `gpu`.
+            config: Tells which stages have GPUs, and therefore the image `gpu`.
         """
 
         def of(stage: str, names: Iterable[str]) -> Mapping[str, str]:
@@ -112,27 +112,27 @@ class Images:
 
 
 class PlaceholderImages(Images):
-    """Images for a pipeline that is only looked at: what the lock file lacks has a placeholder, which no cluster can pull."""
+    """Images for a pipeline that will not run: an image missing from the lock file gets a placeholder, which no cluster can pull."""
 
     def __init__(self, path: Path, *, required: bool):
         """Read a lock file.
 
         Args:
             path: The lock file.
-            required: Whether it must be there; otherwise a missing file is an empty one.
+            required: Whether the file must exist; otherwise a missing file counts as empty.
 
         Raises:
             ConfigError: The file cannot be read, or is not TOML.
         """
         self.placeholders: set[str] = set()
-        """Names of the images that had to be made up so far."""
+        """Names of the images that got a placeholder so far."""
         if required or path.exists():
             super().__init__(path)
         else:
             self._path, self._text, self._images = path, "", {}
 
     def reference(self, name: str) -> str:
-        """Return the address of an image, with its digest or one of zeros.
+        """Return the address of an image, with its digest, or with a digest of zeros as a placeholder.
 
         Raises:
             ConfigError: The lock names the image by a tag.
@@ -143,19 +143,19 @@ class PlaceholderImages(Images):
         return f"ngrpo-{name}@sha256:{'0' * 64}"
 
     def _versions(self, stage: str, image: str, names: Iterable[str]) -> Mapping[str, str]:
-        """Return the versions in an image, those installed here for one that there is not and of which nothing is known."""
+        """Return the versions in an image; for a missing image of which nothing is known, the versions installed here."""
         if image in self._images or self._images.get(LIBRARIES) or requirements(self._path.parent, image):
             return super()._versions(stage, image, names)
         return installed(stage, names)
 
 
 def image_name(config: RunConfig, stage: str) -> str:
-    """Return which image a stage runs in: `gpu` if it asks for GPUs, else `cpu`."""
+    """Return the image of a stage: `gpu` if it requests GPUs, else `cpu`."""
     return "gpu" if config.needs(stage).gpus else "cpu"
 
 
 def requirements(directory: Path, image: str) -> dict[str, str]:
-    """Return the versions of all distributions that an image is built with; nothing without the image's files.
+    """Return the versions of all distributions that an image is built with; empty if the image's files are missing.
 
     The files are `cpu.txt` and, for packages that carry weights, `weights.txt`; or `gpu.txt`.
 

@@ -1,4 +1,4 @@
-"""The way to Kubernetes itself: what Kubeflow's API does not tell of runs, what a run needs there, and what `ngrpo doctor` tries."""
+"""Client for Kubernetes: facts of runs that Kubeflow's API lacks, what a run needs there, and the checks of `ngrpo doctor`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
 
 
 class Kubernetes(KubernetesObjects):
-    """The cluster that `KUBECONFIG` names, or that of this pod, as the account of `cluster.training_token` if its token is there."""
+    """The cluster that `KUBECONFIG` names, or this pod's, as the account of `cluster.training_token` if its token is mounted."""
 
     def __init__(self) -> None:
-        """Read how to reach the cluster; asks it nothing.
+        """Read how to reach the cluster, without a request to it.
 
         Raises:
-            KubernetesError: Nothing says where a cluster is.
+            KubernetesError: No cluster is configured.
         """
         super().__init__(Path(TRAINING_TOKEN))
 
     def may(self, verb: str, resource: str, namespace: str) -> bool:
-        """Say whether this account may do something in a namespace, for example `create` `pods` or `get` `pods/log`.
+        """Whether this account may do something in a namespace, for example `create` `pods` or `get` `pods/log`.
 
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
@@ -56,7 +56,7 @@ class Kubernetes(KubernetesObjects):
 
         Args:
             run_id: The run.
-            node: Name of a node; none for those of all nodes.
+            node: Name of a node; None for the pods of all nodes.
 
         Raises:
             KubernetesError: The cluster refuses or cannot be reached.
@@ -64,7 +64,7 @@ class Kubernetes(KubernetesObjects):
         return self._pods(f"{RUN_LABEL}={run_id},{STAGE_LABEL}" + ("" if node is None else f"={node}"))
 
     def pods_of_job(self, job: str) -> list[Any]:
-        """Return the pods of a TrainJob, which bear no label of a run, oldest first; see `pods`."""
+        """Return the pods of a TrainJob, which have no label of a run, oldest first; see `pods`."""
         return self._pods(f"{JOB_LABEL}={job}")
 
     def _pods(self, selector: str) -> list[Any]:
@@ -75,11 +75,11 @@ class Kubernetes(KubernetesObjects):
         return sorted(found.items, key=lambda pod: pod.metadata.creation_timestamp)
 
     def log_lines(self, pod: str, *, follow: bool = False) -> Iterator[str]:
-        """Yield the lines that the main container of a pod has printed.
+        """Yield the log lines of the main container of a pod.
 
         Args:
             pod: Name of the pod.
-            follow: Go on until the container ends; a container that prints nothing for an hour ends it too.
+            follow: Continue until the container ends, or prints nothing for an hour.
 
         Raises:
             KubernetesError: There is no such pod, or the cluster refuses or cannot be reached.
@@ -93,7 +93,7 @@ class Kubernetes(KubernetesObjects):
                 yield line.decode(errors="replace").rstrip("\n")
 
     def why_queued(self, uid: str) -> str | None:
-        """Return why Kueue has not admitted a pod or a job yet, with its place in the queue; none if it has, or does not know it.
+        """Return why Kueue has not admitted a pod or job yet, with its place in the queue; None if it has, or does not know it.
 
         Args:
             uid: Uid of the pod or of the job.
@@ -114,13 +114,13 @@ class Kubernetes(KubernetesObjects):
         return None
 
     def _place(self, queue: str, workload: str) -> str:
-        """Return the place of a workload in its cluster queue as text; empty where Kueue's API of pending workloads is closed to us."""
+        """Return the place of a workload in its cluster queue as text; empty if Kueue's API of pending workloads cannot be used."""
         path = f"{VISIBILITY}/namespaces/{namespace()}/localqueues/{queue}/pendingworkloads"
         try:
             pending = self.items(path)
         except KubernetesError as error:
             if error.status is None:
                 raise
-            return ""  # it is a service of its own, which may be closed to this account, or down
+            return ""  # it is a separate service, which this account may not be allowed to use, or which may be down
         places = (each["positionInClusterQueue"] for each in pending if each["metadata"]["name"] == workload)
         return next((f", place {place + 1} of its cluster queue" for place in places), "")

@@ -1,4 +1,4 @@
-"""Where a run on a cluster is shown: in Kubeflow's user interface and in MLflow's."""
+"""Links to a run on a cluster, in the user interfaces of Kubeflow and MLflow."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PORT_OF_API = 8888
 
 
 def links(run_id: str, mlflow_run: str | None = None) -> Iterator[str]:
-    """Yield where a run is shown, a line each.
+    """Yield the lines that link to a run.
 
     Args:
         run_id: The run.
-        mlflow_run: Id of its MLflow run; none where it is not known, as before its first stage has begun.
+        mlflow_run: Id of its MLflow run; None if it is not known, for example before the first stage has started.
     """
     yield f"kubeflow  {_page(run_id)}"
     address = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
@@ -35,7 +35,7 @@ def _page(run_id: str) -> str:
     if parts.port == _PORT_OF_API and not named:
         return f"{page} in Kubeflow's user interface; {KF_PIPELINES_UI_ENDPOINT_ENV} names its address"
     path = parts.path.rstrip("/")
-    if path.endswith("/pipeline"):  # behind Kubeflow's dashboard, which shows the pages of one namespace
+    if path.endswith("/pipeline"):  # behind Kubeflow's dashboard, whose pages show one namespace
         path = f"{path.removesuffix('/pipeline')}/_/pipeline/?ns={namespace()}"
     else:
         path += "/"

@@ -1,14 +1,14 @@
-"""What the pod of a stage gets on a cluster: image, resources, placement, environment, limits and retries.
+"""Settings of a stage's pod on a cluster: image, resources, placement, environment, limits and retries.
 
-A stage that fails is tried again inside its pod (`NGRPO_TRIES`). What KFP's installation makes of a retry policy is a replacement for
-lost pods only: it merges `retryPolicy: OnError` under every template, and a pipeline cannot name the policy. Retries are nested there:
-Argo repeats the stage's pod, the DAG of the stage, `root` and the whole, the latter three twice each whatever a pipeline asks for. So
-every stage must bear to be run again, also after it succeeded: artifacts are published once under their key, and a promotion is
-recorded in its journal before it is done.
+A failed stage is retried inside its pod (`NGRPO_TRIES`). Argo's retries only replace lost pods: KFP's installation merges
+`retryPolicy: OnError` into every template, and a pipeline cannot choose the policy. These retries are nested: Argo repeats the stage's
+pod, the stage's DAG, `root` and the whole Workflow, the last three twice each whatever the pipeline says. So every stage must tolerate
+being run again, even after success: artifacts are published once under their key, and a promotion is recorded in its journal before it
+is carried out.
 
-kfp-kubernetes 2.17 has no way to set a priority class, limits on a container's disk, or an fsGroup. The priority is therefore
-that of Kueue, which is a label; what is written below `SCRATCH` is limited by the volume. Dropped capabilities, no escalation
-of privileges and the default seccomp profile come from the backend.
+kfp-kubernetes 2.17 cannot set a priority class, limits on a container's disk, or an fsGroup. The priority is therefore Kueue's, which is
+a label, and data below `SCRATCH` is limited by the volume. The backend drops capabilities, forbids privilege escalation and sets the
+default seccomp profile.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ngrpo_kfp.pipelines.kubeflow.images import Images, image_name
 from ngrpo_kfp.pipelines.planning.nodes import PlannedStage
 
 RUN_LABEL = "pipeline/runid"
-"""Label that Kubeflow gives every pod of a run: the run's id."""
+"""Label that Kubeflow sets on every pod of a run: the run's id."""
 _SIGNING_STAGE = "model_promotion"
 _DEPLOYING_STAGE = "deploy"
 _ANNOUNCING = ("end_of_run", "watch_champion")
@@ -51,23 +51,23 @@ _LAUNCHER = ResourcesConfig(cpus=1, memory_gib=2)
 _SLACK_MINUTES = 10
 """Extra lifetime of the launcher pod, so that it can report the outcome of its TrainJob."""
 _END_OF_RUN_SECONDS = 900
-"""Longest time of the exit task: a store that is out of reach, and the slowest webhooks."""
+"""Time limit of the exit task, enough for an unreachable store and the slowest webhooks."""
 _LOST_POD_WAIT = "10s"
 _YEAR = "31536000s"
-"""For Argo a time limit of retries starts with the first pod's creation, counts queueing, and also ends the pod that replaces it."""
+"""Argo's time limit of retries starts when the first pod is created, includes queueing, and also ends the replacement pod."""
 
 
 def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig, images: Images) -> None:
-    """Give a task all that its stage's pod needs.
+    """Configure a task for its stage's pod.
 
     Args:
         task: The task of the node.
-        node: The node; its pod asks for what its stage does.
+        node: The node; its pod requests the resources of its stage.
         config: Configuration of the run: `resources` and `cluster`.
-        images: Where the image is looked up: `gpu` for a stage that asks for GPUs, `cpu` for the others.
+        images: Where the image is looked up: `gpu` for a stage that requests GPUs, `cpu` for the others.
 
     Raises:
-        ConfigError: The stage asks for more than a pod can get, or there is no such image.
+        ConfigError: The stage requests more than a pod can get, or there is no such image.
     """
     stage, cluster, needs = node.stage, _cluster_of(config, node.stage), config.needs(node.stage)
     cluster.require_room(stage, needs)
@@ -77,10 +77,10 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
         settings = JobSettings(image=reference, needs=needs, cluster=cluster, generating=config.rollout.gpus)
         task.set_env_variable(TRAIN_JOB, settings.model_dump_json(exclude_defaults=True))
         if cluster.training_token is not None:
-            # An account of its own a step cannot have: all pods of a run share one.
+            # A step cannot have its own service account: all pods of a run share one.
             kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN)
         needs = _LAUNCHER
-        # The nodes of each try may have to wait for their start.
+        # In each try the nodes may have to wait before they start.
         timeout += int(60 * ((cluster.retry.times + 1) * cluster.nodes_start_minutes + _SLACK_MINUTES))
     elif stage in TRAININGS:
         _expose(task, cluster)
@@ -108,18 +108,18 @@ def configure_pod(task: dsl.PipelineTask, node: PlannedStage, config: RunConfig,
 
 
 def configure_planner(task: dsl.PipelineTask, name: str, config: RunConfig, images: Images) -> None:
-    """Give a task that plans and submits a run of its own what its pod needs.
+    """Configure a task that plans and submits a run.
 
-    It waits for pods that may wait in the queue, so it takes no room there itself.
+    It waits for pods that may be queued, so it must not be queued itself.
 
     Args:
         task: The task.
         name: Its name: `scheduled_run` or `requested_run`.
-        config: Configuration of the run, or of one like it: `cluster`.
+        config: Configuration of that run, or a similar one: `cluster`.
         images: Where the image is looked up.
 
     Raises:
-        ConfigError: There is no such image, or pods are not told where Kubeflow's API is.
+        ConfigError: There is no such image, or the address of Kubeflow's API is not set for pods.
     """
     cluster = _cluster_of(config, "scheduled_run")
     if ENDPOINT not in cluster.environment:
@@ -132,16 +132,16 @@ def configure_planner(task: dsl.PipelineTask, name: str, config: RunConfig, imag
     if NAMESPACE not in cluster.environment:
         kubernetes.use_field_path_as_env(task, NAMESPACE, "metadata.namespace")
     if cluster.training_token is not None:
-        # That account may list pods, and so see that an image cannot be pulled; without it the run is not watched for that.
+        # This account may list pods, and so detect an image that cannot be pulled; without it the run is not watched for that.
         kubernetes.use_secret_as_volume(task, cluster.training_token, TRAINING_TOKEN, optional=True)
     kubernetes.set_timeout(task, sum(cluster.timeout_seconds(stage) for stage in stages_of(config)))
 
 
 def configure_watch(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
-    """Give the task `watch_champion` what its pod needs: it holds the champion's weights, and a GPU is what the endpoint has.
+    """Configure the task `watch_champion`: its pod downloads the champion's weights but needs no GPU, which the endpoint has.
 
     Raises:
-        ConfigError: It asks for more than a pod can get, or there is no such image.
+        ConfigError: It requests more than a pod can get, or there is no such image.
     """
     cluster = _cluster_of(config, "watch_champion")
     needs = config.needs("benchmark_evaluation").model_copy(update={"gpus": 0, "gpu_memory_gib": 0})
@@ -153,7 +153,7 @@ def configure_watch(task: dsl.PipelineTask, config: RunConfig, images: Images) -
 
 
 def configure_end_of_run(task: dsl.PipelineTask, config: RunConfig, images: Images) -> None:
-    """Give the exit task of a run what its pod needs: it waits in no queue, and alone has the addresses of webhooks.
+    """Configure the exit task of a run: it is not queued, and only it has the addresses of webhooks.
 
     Raises:
         ConfigError: There is no such image.
@@ -163,9 +163,9 @@ def configure_end_of_run(task: dsl.PipelineTask, config: RunConfig, images: Imag
 
 
 def _cluster_of(config: RunConfig, task: str) -> ClusterConfig:
-    """Return the settings of the cluster for a task, with the secrets that are meant for it.
+    """Return the cluster settings of a task, with only the secrets that it may have.
 
-    The key to sign with is for the pod that signs, the addresses of webhooks are for those that announce: in others, code of users runs.
+    Only the pod that signs gets the signing key, and only pods that notify get the addresses of webhooks, because others run users' code.
     """
     kept_back: set[str] = set()
     if config.signing.key_variable is not None and task != _SIGNING_STAGE:
@@ -182,7 +182,7 @@ def _cluster_of(config: RunConfig, task: str) -> ClusterConfig:
 
 
 def _expose(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
-    """Let Prometheus scrape the training in a pod, where the cluster opens a port for that."""
+    """Let Prometheus scrape the training in a pod, if the cluster opens a port for it."""
     if cluster.metrics_port is None:
         return
     task.set_env_variable(METRICS_PORT, str(cluster.metrics_port))
@@ -193,7 +193,7 @@ def _expose(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
 
 def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster: ClusterConfig, images: Images) -> None:
     task.set_container_image(images.reference(_image(needs)))
-    # Requests equal limits: a pod that is not promised its memory is the first to be evicted.
+    # Requests equal limits: pods without guaranteed memory are evicted first.
     task.set_cpu_request(str(needs.cpus)).set_cpu_limit(str(needs.cpus))
     task.set_memory_request(f"{needs.memory_gib}Gi").set_memory_limit(f"{needs.memory_gib}Gi")
     _place(task, cluster.node_selector, cluster.tolerations)
@@ -201,7 +201,7 @@ def _prepare(task: dsl.PipelineTask, name: str, needs: ResourcesConfig, cluster:
         kubernetes.add_pod_label(task, label, value)
     _set_environment(task, needs, cluster)
     _restrict(task, cluster)
-    # The waits are constant: a pod that was preempted time and again would wait ever longer.
+    # Constant waits: with growing ones, a pod that is preempted repeatedly would wait longer and longer.
     task.set_retry(
         cluster.retry.lost_pods, backoff_duration=_LOST_POD_WAIT, backoff_factor=1, backoff_max_duration=_YEAR
     )

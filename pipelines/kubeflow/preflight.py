@@ -1,7 +1,7 @@
-"""What a run needs on the cluster, looked up before anything is submitted: pods would wait for what is missing, for hours.
+"""Check what a run needs on the cluster before it is submitted, because pods would wait for hours for what is missing.
 
-Who may submit runs need not have a way to Kubernetes, or the right to read everything there. What cannot be looked up is said, and
-is no reason to refuse a run.
+Users who may submit runs need not have access to Kubernetes, or the right to read everything there. Checks that cannot be made are
+reported, and do not refuse a run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KUEUE_FOR_JOBS = (0, 17)
 _KUEUE_IMAGE = re.compile(r":v?(\d+)\.(\d+)(?:\.\d+)?")
 _TOKEN_KEYS = ("ca.crt", "namespace", "token")
 _ALWAYS_HELD = "pydantic"
-"""In every image, and declared by no stage: lock files of earlier releases do not list it, for they list what stages declare."""
+"""Libraries in every image that no stage declares. Lock files of earlier releases list only what stages declare."""
 _GPU_OVERLAY = "apply k8s/overlays/gpu, which has it"
 _PROFILE = "app.kubernetes.io/part-of"
 
@@ -45,16 +45,16 @@ _Look = Callable[[Kubernetes, str], Finding]
 
 
 def require(config: RunConfig, images: Images, console: Console, stages: Collection[str] | None = None) -> None:
-    """Refuse a run whose pods would wait for what is not there.
+    """Refuse a run whose pods would wait for something that is missing.
 
     Args:
         config: Configuration of the run.
         images: Where the images of the stages are looked up.
-        console: Where it is said what could not be looked up.
+        console: Where checks that could not be made are reported.
         stages: The stages that are to run; none for all that the run has.
 
     Raises:
-        ClusterError: A line for everything that is missing or wrong, with the cure.
+        ClusterError: One line for everything that is missing or wrong, with the cure.
     """
     unknown: dict[str, list[str]] = {}
     wrong = []
@@ -72,7 +72,7 @@ def require(config: RunConfig, images: Images, console: Console, stages: Collect
 
 
 def checks(config: RunConfig, images: Images, stages: Collection[str] | None = None) -> Iterator[Finding]:
-    """Look up what a run needs on the cluster.
+    """Check what a run needs on the cluster.
 
     Args:
         config: Configuration of the run.
@@ -80,7 +80,7 @@ def checks(config: RunConfig, images: Images, stages: Collection[str] | None = N
         stages: The stages that are to run; none for all that the run has.
 
     Yields:
-        A finding for each thing that was looked at.
+        The finding of each check.
     """
     stages = stages_of(config) if stages is None else stages
     cluster = config.cluster
@@ -97,20 +97,20 @@ def checks(config: RunConfig, images: Images, stages: Collection[str] | None = N
         try:
             yield look(kubernetes, name)
         except KubernetesError as error:
-            if error.status is None:  # nobody answers: to ask again would take as long
+            if error.status is None:  # nothing answers, and asking again would take as long
                 lost = str(error)
-            # What Kubernetes says names each object; said so, all of them are one line.
+            # The messages of Kubernetes name each object; with this text equal findings become one line.
             yield Finding(name, None, "your account may not read them (403)" if error.status == 403 else str(error))
     if cluster.image_pull_policy != "Never":
         used = {"gpu" if config.needs(stage).gpus else "cpu" for stage in stages}
         if _trains_as_job(config, stages):
-            used.add("cpu")  # of the step that makes the job and follows it
+            used.add("cpu")  # of the step that creates and watches the job
         for name in sorted(used):
             yield _image(f"images.{name}", images.reference(name), cluster)
 
 
 def _looks(config: RunConfig, stages: Collection[str]) -> Iterator[tuple[str, _Look]]:
-    """Yield the name of each thing to look up in Kubernetes, and how."""
+    """Yield the checks to make in Kubernetes: name and function."""
     cluster = config.cluster
     job = _trains_as_job(config, stages)
     yield "namespace", _namespace
@@ -147,11 +147,11 @@ def _trains_as_job(config: RunConfig, stages: Collection[str]) -> bool:
     return config.cluster.nodes > 1 and any(DECLARED[stage].parallel for stage in stages)
 
 
-# --- what Kubernetes holds ----------------------------------------------------------------------------------------------
+# --- objects in Kubernetes ----------------------------------------------------------------------------------------------
 
 
 def _namespace(kubernetes: Kubernetes, name: str) -> Finding:
-    """Look whether the namespace of the runs is there, and is a profile where Kubeflow has many users."""
+    """Check whether the namespace of the runs exists, and in a multi-user Kubeflow is a profile."""
     found = kubernetes.get(f"/api/v1/namespaces/{namespace()}")
     if found is None:
         return Finding(name, False, f"there is no namespace {namespace()}", "correct KF_PIPELINES_NAMESPACE")
@@ -203,7 +203,7 @@ def _secret(kubernetes: Kubernetes, name: str, secret: str, keys: Collection[str
 
 
 def _certificates(kubernetes: Kubernetes, name: str, config_map: str) -> Finding:
-    """Look whether the certificates that pods are to trust are there."""
+    """Check whether the certificates that pods must trust exist."""
     found = kubernetes.get(_own("configmaps", config_map))
     if found is not None and "ca.crt" in (found.get("data") or {}):
         return Finding(name, True, config_map)
@@ -220,7 +220,7 @@ def _certificates(kubernetes: Kubernetes, name: str, config_map: str) -> Finding
 
 
 def _queue(kubernetes: Kubernetes, name: str, queue: str) -> Finding:
-    """Look whether the local queue is there and admits workloads."""
+    """Check whether the local queue exists and admits workloads."""
     if kubernetes.get(KUEUE) is None:
         return Finding(name, False, "the cluster has no Kueue 0.15 or newer", "install it, or leave cluster.queue out")
     found = kubernetes.get(local_queue(queue))
@@ -252,7 +252,7 @@ def _priority_class(kubernetes: Kubernetes, name: str, priority: str) -> Finding
 
 
 def _kueue(kubernetes: Kubernetes, name: str) -> Finding:
-    """Look whether Kueue keeps what a job of several nodes says of its pods."""
+    """Check whether Kueue is new enough to keep the pod settings of a job on several nodes."""
     found = kubernetes.get("/apis/apps/v1/namespaces/kueue-system/deployments/kueue-controller-manager")
     if found is None:
         return Finding(name, None, "there is no deployment kueue-controller-manager in namespace kueue-system")
@@ -287,7 +287,7 @@ def _training_runtime(kubernetes: Kubernetes, name: str, runtime: str) -> Findin
 
 
 def _trainer(kubernetes: Kubernetes, name: str) -> Finding:
-    """Look whether Trainer knows the field by which a TrainJob says what its pods are to be like."""
+    """Check whether Trainer has the field of a TrainJob that configures its pods."""
     kind = "trainjobs.trainer.kubeflow.org"
     found = kubernetes.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{kind}")
     if found is None:
@@ -328,7 +328,7 @@ def _image(name: str, reference: str, cluster: ClusterConfig) -> Finding:
 
 
 def _user_code(config: RunConfig, images: Images, stages: Collection[str]) -> Iterator[Finding]:
-    """Look whether the images hold what the files of the user import."""
+    """Check whether the images contain what the user's files import."""
     for stage in stages:
         image = image_name(config, stage)
         for setting, reference in user_code_of(config, stage):

@@ -1,4 +1,4 @@
-"""Whether Kueue's queue and the quotas of the namespace can ever hold what each stage asks for: a pod that asks for more waits for ever."""
+"""Check whether Kueue's queue and the namespace's quotas have room for each stage: a pod that requests more waits for ever."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, Kubernetes
 
 Asked = Mapping[str, Mapping[str, Decimal]]
-"""By stage, the amount of each resource that it asks for at once."""
+"""By stage, the amount of each resource that it requests at once."""
 
 
 def local_queue(name: str) -> str:
@@ -25,7 +25,7 @@ def local_queue(name: str) -> str:
 
 
 def asked_by(config: RunConfig, stages: Collection[str]) -> Asked:
-    """Return by stage what it asks for at once: what its pod asks for, or all nodes of its job."""
+    """Return by stage what it requests at once: for its pod, or for all nodes of its job."""
     cluster = config.cluster
     return {
         stage: _amounts(config.needs(stage), cluster, cluster.nodes if DECLARED[stage].parallel else 1)
@@ -34,7 +34,7 @@ def asked_by(config: RunConfig, stages: Collection[str]) -> Asked:
 
 
 def queue_quota(kubernetes: Kubernetes, name: str, queue: str, asked: Asked) -> Finding:
-    """Look whether the quota of the cluster queue can ever hold each stage."""
+    """Check whether the quota of the cluster queue has room for each stage."""
     local = kubernetes.get(local_queue(queue))
     if local is None:
         return Finding(name, None, f"there is no local queue {queue}")
@@ -60,7 +60,7 @@ def queue_quota(kubernetes: Kubernetes, name: str, queue: str, asked: Asked) -> 
 
 
 def _lacking(queue: Mapping[str, Any], wanted: Mapping[str, Decimal]) -> str | None:
-    """Return what of a request a cluster queue can never give, none if it can give all.
+    """Return the part of a request that a cluster queue can never grant; None if it can grant all of it.
 
     Args:
         queue: `spec` of the cluster queue.
@@ -75,7 +75,7 @@ def _lacking(queue: Mapping[str, Any], wanted: Mapping[str, Decimal]) -> str | N
     for group in groups:
         own = {resource: amount for resource, amount in wanted.items() if resource in group["coveredResources"]}
         most = [_most(flavor, bool(cohort)) for flavor in group["flavors"]]
-        # One flavor must have room for all of them.
+        # One flavor must have room for all resources together.
         if not any(all(amount <= flavor[resource] for resource, amount in own.items()) for flavor in most):
             texts = [
                 f"{_text(resource, amount)} (of {_text(resource, max(each[resource] for each in most))})"
@@ -86,7 +86,7 @@ def _lacking(queue: Mapping[str, Any], wanted: Mapping[str, Decimal]) -> str | N
 
 
 def _most(flavor: Mapping[str, Any], cohort: bool) -> dict[str, Decimal]:
-    """Return by resource the most that a flavor of a queue can give, with what it may borrow from its cohort."""
+    """Return by resource the most that a flavor of a queue can grant, including what it may borrow from its cohort."""
     most = {}
     for resource in flavor["resources"]:
         limit = resource.get("borrowingLimit")
@@ -98,9 +98,9 @@ def _most(flavor: Mapping[str, Any], cohort: bool) -> dict[str, Decimal]:
 
 
 def resource_quotas(kubernetes: Kubernetes, name: str, asked: Asked) -> Finding:
-    """Look whether a quota of the namespace leaves room for each stage, and lets Argo's own containers in."""
+    """Check whether the quotas of the namespace have room for each stage, and admit Argo's own containers."""
     found = kubernetes.items(f"/api/v1/namespaces/{namespace()}/resourcequotas")
-    # One with a scope is for some pods only, those of a priority class for example.
+    # A quota with a scope applies to some pods only, for example those of a priority class.
     quotas = [each for each in found if not each["spec"].get("scopes") and not each["spec"].get("scopeSelector")]
     for quota in quotas:
         hard, title = quota["spec"].get("hard") or {}, quota["metadata"]["name"]

@@ -1,4 +1,4 @@
-"""Runs on a cluster: planned first, so that no pod starts for what the store already has."""
+"""Submit runs to a cluster. They are planned first, so that no pod starts for a result that is in the store."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def submit(
     name: str,
     rerun: str | None = None,
 ) -> str:
-    """Plan a run, submit what is left to do, and return the run's id.
+    """Plan a run, submit the stages that have to run, and return the run's id.
 
     Args:
         config: Configuration of the run.
         images: Where the images of the stages are looked up.
         console: Where plan and run are shown.
-        cache: Directory of verified downloads, in which the planner keeps what it reads.
+        cache: Directory of verified downloads, in which the planner stores what it reads.
         name: Name of the run.
-        rerun: A node, or the stage of one node only, whose result is made again although the store has it.
+        rerun: A node, or a stage with one node only, to run again although the store has its result.
 
     Raises:
-        NGRPOError: What the user can put right. Then nothing was submitted, unless the message says that this is not known.
+        NGRPOError: The user can fix it. Nothing was submitted, unless the message says that this is unknown.
     """
     require_possible(config)
     require_in_pods(config)
@@ -75,7 +75,7 @@ def submit(
     if rerun is not None:
         again = _plan(config, images, None, tokens).find(rerun)
         if DECLARED[again.stage].cacheable:
-            # Names of tokens sort by time: the last one counts.
+            # Tokens sort by time, and the last one counts.
             asked = {again.base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
     plan = _plan(config, images, store, tokens | asked)
     require_pods(config, images, plan.stages_to_run)
@@ -86,14 +86,14 @@ def submit(
     client = connect()
     require(config, images, console, plan.stages_to_run)
     run = start(client, config, text, name)
-    # Only now: a run that was refused leaves no wish behind.
+    # Store rerun tokens only once the run is accepted.
     for base_key, token in asked.items():
         objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
     return show_started(run, console)
 
 
 def start(client: Client, config: RunConfig, text: str, name: str) -> Any:
-    """Have a cluster run a compiled pipeline, and return the run.
+    """Start a run of a compiled pipeline on a cluster, and return the run.
 
     Args:
         client: Client of the cluster.
@@ -102,7 +102,7 @@ def start(client: Client, config: RunConfig, text: str, name: str) -> Any:
         name: Name of the run.
 
     Raises:
-        ClusterError: It was not accepted, or that is not known.
+        ClusterError: It was not accepted, or the outcome is unknown.
     """
     experiment = experiment_id(client)
     with package(text) as path, explained(f"run of {config.preset}"):
@@ -115,7 +115,7 @@ def start(client: Client, config: RunConfig, text: str, name: str) -> Any:
 
 
 def show_started(run: Any, console: Console) -> str:
-    """Say where a run is to be seen, and return its id."""
+    """Print the links to a run, and return its id."""
     console.print(f"run  {run.run_id} ({run.display_name})", soft_wrap=True)
     for line in links(run.run_id):
         console.print(line, soft_wrap=True)
@@ -123,7 +123,7 @@ def show_started(run: Any, console: Console) -> str:
 
 
 def require_pods(config: RunConfig, images: Images, stages: Collection[str]) -> None:
-    """Refuse what no pod can get, what asks for too little or what has no image, of all stages at once: a compilation ends with the first.
+    """Refuse stages that request more than a pod can get, or too little, or have no image. Reports all; compilation stops at the first.
 
     Raises:
         ConfigError: A line for each.
@@ -146,10 +146,10 @@ def require_pods(config: RunConfig, images: Images, stages: Collection[str]) -> 
 
 
 def recorded_config(client: Client, run_id: str) -> RunConfig:
-    """Return the configuration of a run on the cluster, which its pipeline holds.
+    """Return the configuration of a run on the cluster, which its pipeline contains.
 
     Raises:
-        ClusterError: There is no such run, or it is not one of ours.
+        ClusterError: There is no such run, or it was not made by ngrpo.
         ConfigError: This version does not understand its configuration.
     """
     spec = pipeline_of(client, run_id)
@@ -166,14 +166,14 @@ def recorded_config(client: Client, run_id: str) -> RunConfig:
 
 
 def require_no_experiment(client: Client, run_id: str) -> None:
-    """Refuse the run of an experiment where a run of one preset is needed.
+    """Refuse a run of an experiment, for a command that needs a run of one preset.
 
     Raises:
         ClusterError: It is one, or there is no such run.
     """
     if pipeline_of(client, run_id)["pipelineInfo"]["name"] == EXPERIMENT:
         raise ClusterError(
-            f"run {run_id} is an experiment of several configurations: submit it again (ngrpo experiment submit): what it has made is kept"
+            f"run {run_id} is an experiment of several configurations: submit it again (ngrpo experiment submit): finished results are kept"
         )
 
 
@@ -186,17 +186,17 @@ def pipeline_of(client: Client, run_id: str) -> Mapping[str, Any]:
     with explained(f"run {run_id}"):
         run = client.get_run(run_id)
         spec = run.pipeline_spec
-        if spec is None:  # the run of a schedule refers to a version of the pipeline
+        if spec is None:  # the run of a schedule refers to a pipeline version
             version = run.pipeline_version_reference
             spec = client.get_pipeline_version(version.pipeline_id, version.pipeline_version_id).pipeline_spec
-    # With settings of the platform the API holds both documents, else the pipeline alone.
+    # With platform settings the API has both documents, otherwise only the pipeline.
     pipeline: Mapping[str, Any] = spec.get("pipeline_spec", spec)
     return pipeline
 
 
 @contextmanager
 def package(text: str) -> Iterator[Path]:
-    """Provide a compiled pipeline as a file, as kfp's client wants it."""
+    """Provide a compiled pipeline as a file, which kfp's client needs."""
     with tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
         path = Path(scratch) / "pipeline.yaml"
         path.write_text(text, encoding="utf-8")
@@ -210,10 +210,10 @@ def _plan(config: RunConfig, images: Images, store: ArtifactStore | None, tokens
 
 
 def rerun_tokens(objects: ObjectStore) -> dict[str, str]:
-    """Return the rerun token of each result that was asked for again, by its key without one.
+    """Return the rerun token of each result that a rerun was requested for, by its key without a token.
 
-    On a cluster they are kept beside the artifacts, where everyone who plans finds them. A token is the name of an empty
-    object: two who ask at the same time do not overwrite each other.
+    On a cluster they are stored beside the artifacts, where every planner finds them. A token is the name of an empty object, so two
+    simultaneous requests do not overwrite each other.
     """
     names = (key.split("/") for key in objects.list(f"{_TOKENS}/"))
     return {base_key: token for _, base_key, token in names}

@@ -1,4 +1,4 @@
-"""Runs on a cluster: which one is meant, what belongs to it, and its end."""
+"""Submitted runs on a cluster: find them, their tasks and jobs, and cancel them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def find_run(client: Client, run_id: str | None) -> Any:
     """Return a run, a `V2beta1Run`.
 
     Args:
-        client: The way to Kubeflow Pipelines.
-        run_id: Its id; none for the newest.
+        client: Client of Kubeflow Pipelines.
+        run_id: Its id; None for the newest.
 
     Raises:
-        ClusterError: There is no such run, or the cluster cannot be asked.
+        ClusterError: There is no such run, or the cluster cannot be reached.
     """
     if run_id is None:
         experiment = existing_experiment(client)
@@ -48,7 +48,7 @@ def find_run(client: Client, run_id: str | None) -> Any:
 def tasks_of(client: Client, run_id: str) -> dict[str, Mapping[str, Any]]:
     """Return the tasks of a run's pipeline by the name of their node: `root.dag.tasks` of the pipeline specification.
 
-    Where the pipeline has an exit task, the others are those of a DAG in the root, and the exit task is none of them.
+    If the pipeline has an exit task, the other tasks are in a DAG within the root, and the exit task is not returned.
     """
     spec = pipeline_of(client, run_id)
     tasks = spec["root"]["dag"]["tasks"]
@@ -60,13 +60,13 @@ def tasks_of(client: Client, run_id: str) -> dict[str, Mapping[str, Any]]:
 
 
 def may_be_a_job(node: str) -> bool:
-    """Say whether the stage of a node, known by its name, can work on several machines as a TrainJob."""
+    """Whether the stage of a node, given by name, can run on several machines as a TrainJob."""
     stage = DECLARED.get(stage_of(node))
     return stage is not None and stage.parallel
 
 
 def key_of(task: Mapping[str, Any], run_id: str) -> str | None:
-    """Return the key of the result that a task of a run works on, none of a task without one."""
+    """Return the key of the result of a run's task; None for a task without a key."""
     parameter = task["inputs"]["parameters"].get("key")
     if parameter is None:
         return None
@@ -74,14 +74,14 @@ def key_of(task: Mapping[str, Any], run_id: str) -> str | None:
 
 
 def cancel(run_id: str, console: Console) -> None:
-    """End a run, and with a scheduled run its run of the day. What its stages have published stays.
+    """Cancel a run, and with a scheduled run its run of the day. Results that its stages published are kept.
 
     Args:
         run_id: The run.
-        console: Where it is said what was done.
+        console: Where progress is printed.
 
     Raises:
-        ClusterError: There is no such run, it is over, or the cluster cannot be asked.
+        ClusterError: There is no such run, it has ended, or the cluster cannot be reached.
     """
     client = connect()
     for ended in cancel_with_related(client, run_id):
@@ -94,7 +94,7 @@ def cancel(run_id: str, console: Console) -> None:
 
 
 def _jobs_of(client: Client, run_id: str) -> list[str]:
-    """Return the names of the TrainJobs that a run may have made."""
+    """Return the names of the TrainJobs that a run may have created."""
     if recorded_config(client, run_id).cluster.nodes == 1:
         return []
     tasks = tasks_of(client, run_id)
@@ -102,7 +102,7 @@ def _jobs_of(client: Client, run_id: str) -> list[str]:
 
 
 def _delete_job(name: str, run_id: str) -> str:
-    """Delete a TrainJob of a run, and return what became of it; the step that made it may be killed before it can."""
+    """Delete a TrainJob of a run, because its step may be killed before it can; returns what happened to it."""
     path = f"{TRAINER}/namespaces/{namespace()}/trainjobs/{name}"
     try:
         kubernetes = Kubernetes()
@@ -118,7 +118,7 @@ def _delete_job(name: str, run_id: str) -> str:
 
 
 def _run_of(kubernetes: Kubernetes, job: Mapping[str, Any]) -> str | None:
-    """Return the run whose Workflow owns a job, none if that is not known."""
+    """Return the run whose Workflow owns a job; None if that is not known."""
     for owner in job["metadata"].get("ownerReferences", ()):
         if owner["kind"] == "Workflow":
             workflow = kubernetes.get(f"{WORKFLOWS}/namespaces/{namespace()}/workflows/{owner['name']}")

@@ -1,4 +1,4 @@
-"""Images that a run waits for and that cannot be pulled: Kubernetes tries for ever, and Kubeflow waits with it until the pod's deadline."""
+"""Detect images that cannot be pulled. Kubernetes would retry, and Kubeflow would wait, until the pod's deadline."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ngrpo_kfp.components.launching.pending_pods import image_wait
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 
 PATIENCE = timedelta(minutes=10)
-"""How long an image may fail to be pulled: a registry that restarts, or a limit on pulls, may take minutes."""
+"""How long an image may fail to be pulled: restarts of a registry and pull limits may last minutes."""
 
 
 def unpullable(run_id: str) -> str | None:
-    """Return which image of a run cannot be pulled, as one line with the cure; none while all is well, or may still become so.
+    """Return which image of a run cannot be pulled, as one line with the cure; None if there is none, or it is too early to tell.
 
     Args:
-        run_id: The run; a pod of it that has waited for its image for `PATIENCE` counts.
+        run_id: The run; its pods that have waited for their image for `PATIENCE` count.
 
     Raises:
-        KubernetesError: Kubernetes cannot be asked.
+        KubernetesError: Kubernetes cannot be reached.
     """
     return never_pulled(Kubernetes().pods(run_id))
 
 
 def never_pulled(pods: Iterable[Any]) -> str | None:
-    """Return which image of some pods, `V1Pod`, cannot be pulled; see `unpullable`."""
+    """Return which image of these pods, `V1Pod`, cannot be pulled; see `unpullable`."""
     for pod in pods:
         waits = image_wait(pod)
         if waits is not None and datetime.now(UTC) - _placed(pod) >= PATIENCE:
@@ -37,7 +37,7 @@ def never_pulled(pods: Iterable[Any]) -> str | None:
 
 
 def _placed(pod: Any) -> datetime:
-    """Return when a pod got its node; what it waited in a queue before counts for nothing."""
+    """Return when a pod was assigned to a node; its time in a queue before that does not count."""
     conditions = pod.status.conditions or ()
     placed = (each.last_transition_time for each in conditions if each.type == "PodScheduled" and each.status == "True")
     time: datetime = next(placed, None) or pod.metadata.creation_timestamp

@@ -139,9 +139,9 @@ def test_from_brings_its_own_configuration(kubeflow, ngrpo):
         (401, "refuses the credentials (401): set KF_PIPELINES_TOKEN"),
         (403, "refuses the credentials (403)"),
         (404, "has no such thing (it fails with 404)"),
-        (409, "has one of that name already"),
-        (412, "somebody else made a change at the same time (412: it fails with 412): try again"),
-        (429, "has too much to do (it fails with 429): try again in a minute"),
+        (409, "already has one of that name"),
+        (412, "refused, because of another change at the same time (412: it fails with 412): try again"),
+        (429, "is overloaded (it fails with 429): try again in a minute"),
         (400, "refused (400: it fails with 400)"),
         (503, "failed (503: it fails with 503)"),
     ],
@@ -172,7 +172,7 @@ def test_a_server_that_says_when_to_come_back_is_asked_again_then(kubeflow, ngrp
 
 def test_two_changes_at_a_time_are_no_name_that_is_taken(kubeflow, ngrpo):
     kubeflow.fail("POST", "/runs", 409, code=10)
-    assert "somebody else made a change at the same time (409: it fails with 409)" in ngrpo("submit", code=2)
+    assert "refused, because of another change at the same time (409: it fails with 409)" in ngrpo("submit", code=2)
 
 
 def test_three_wrong_settings_are_one_refusal(kubeflow, ngrpo, tmp_path, capsys):

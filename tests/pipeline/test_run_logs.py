@@ -75,10 +75,10 @@ def test_every_try_is_printed_and_the_one_that_runs_is_read_from_its_pod(kubeflo
 def test_without_the_store_the_pods_are_read(kubeflow, ngrpo, run, objects, monkeypatch):
     kubeflow.keep_try(objects, run, "prepare_data", "running", log="kept\n")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "what prepare_data has printed cannot be read: object store " in ngrpo("logs", "prepare_data", code=2)
+    assert "the logs of prepare_data cannot be read: object store " in ngrpo("logs", "prepare_data", code=2)
     kubeflow.pods.append((run.run_id, "prepare_data", POD_LOG))
     told = ngrpo("logs", "prepare_data")
-    assert told.startswith("--- what is kept of earlier tries cannot be read: object store ")
+    assert told.startswith("--- stored logs of earlier tries cannot be read: object store ")
     assert "reading again [/]" in told
 
 

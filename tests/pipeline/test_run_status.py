@@ -212,7 +212,7 @@ def test_a_failed_stage_says_why_in_its_own_words_and_how_often_it_was_tried(kub
         (KILLED, None, r"OOMKilled \(exit code 137\)"),
         ({"phase": "Failed", "reason": "Evicted", "message": "The node was low on\nmemory."}, None, "Evicted: The node was low on memory"),
         (None, "main: Error (exit code 1)", r"main: Error \(exit code 1\)"),
-        (None, None, "nobody says why: `ngrpo logs prepare_data"),
+        (None, None, "no reason is known: `ngrpo logs prepare_data"),
     ],
 )  # fmt: skip
 def test_a_stage_that_died_without_a_word_has_a_reason(kubeflow, ngrpo, run, status, message, named):
@@ -229,7 +229,7 @@ def test_a_store_that_is_out_of_reach_costs_one_line(kubeflow, ngrpo, run, monke
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     told = ngrpo("status")
     assert rows(told)["prepare_data"][3] == "main: Error (exit code 1)"
-    (line,) = [line for line in told.splitlines() if line.startswith("what stages say themselves is not known: ")]
+    (line,) = [line for line in told.splitlines() if line.startswith("the records of stages are not known: ")]
     assert "cannot be reached" in line
 
 
@@ -241,8 +241,8 @@ def test_a_driver_that_kubernetes_refuses_is_the_reason_of_the_run(kubeflow, ngr
     assert f"why  {refusal}" in ngrpo("status")
     kubeflow.fail("GET", "/apis/v1beta1/", 404)
     told = ngrpo("status")
-    assert "why  nobody says why" in told
-    assert "what Argo says is not known: " in told
+    assert "why  no reason is known" in told
+    assert "the messages of Argo are not known: " in told
 
 
 def test_the_node_of_a_stage_is_its_driver_or_its_pod_and_not_what_holds_them():
@@ -547,7 +547,7 @@ def test_without_a_way_to_kubernetes_submit_says_so_and_returns(kubeflow, ngrpo,
     (line,) = [line for line in ngrpo("submit", stay=True).splitlines() if "is not followed" in line]
     run = kubeflow.run().run_id
     assert line.startswith(
-        f"run  {run} is not followed, for its pods cannot be looked at: there is no way to Kubernetes"
+        f"run  {run} is not followed, because its pods cannot be read: there is no way to Kubernetes"
     )
     assert f"`ngrpo status {run}`" in line
 

@@ -417,7 +417,7 @@ def test_a_run_that_was_cancelled_submits_nothing_that_stays(kubeflow, monday, m
         return submit(*arguments, **settings)
 
     monkeypatch.setattr(scheduled_run, "submit", submit_too_late)
-    with pytest.raises(EndedError, match=f"run {parent.run_id}, which this is the task of, is CANCELING"):
+    with pytest.raises(EndedError, match=f"run {parent.run_id}, to which this task belongs, is CANCELING"):
         submit_and_wait(**given(inputs))
     assert [run.state for run in of_the_day(kubeflow, parent)] == ["CANCELING"]
 

@@ -1,4 +1,4 @@
-"""`ngrpo doctor`: whether a cluster has what runs need, one line each, with the cure of what is wrong. It leaves nothing behind."""
+"""`ngrpo doctor`: check whether a cluster has what runs need, with one line and a cure for each. It leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
 
 def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = True) -> None:
-    """Look at a cluster, and say what is found as it is found.
+    """Check a cluster, and print each finding as it is made.
 
     Args:
-        config: What is to run there: `cluster` and `resources`.
+        config: Configuration of the planned runs: `cluster` and `resources`.
         images: Where the image of the pod is looked up.
-        console: Where it is said.
-        pod: Whether to look from a pod too.
+        console: Where findings are printed.
+        pod: Whether to check from inside a pod too.
 
     Raises:
-        ClusterError: Something is not as runs need it.
+        ClusterError: Runs would fail on something.
     """
     wrong = []
     for finding in _findings(config, images, pod):
@@ -48,7 +48,7 @@ def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = 
         if finding.ok is False:
             wrong.append(finding.name)
     if wrong:
-        raise ClusterError(f"to be put right: {', '.join(dict.fromkeys(wrong))}: see the lines marked ✗")
+        raise ClusterError(f"to be fixed: {', '.join(dict.fromkeys(wrong))}: see the lines marked ✗")
 
 
 def _findings(config: RunConfig, images: Images, pod: bool) -> Iterator[Finding]:
@@ -106,7 +106,7 @@ def _kubernetes(config: RunConfig, images: Images, pod: bool) -> Iterator[Findin
 
 
 def looked_at(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield what a look finds, and that it could not be had where Kubernetes refuses it; what else is wrong ends that look alone."""
+    """Yield the findings of a check. If Kubernetes refuses to answer, that is a finding too; any other error ends only this check."""
     try:
         yield from look()
     except KubernetesError as error:
@@ -116,7 +116,7 @@ def looked_at(name: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Find
 
 
 def _rights(api: Kubernetes) -> Iterator[Finding]:
-    """Look whether this account may see what `ngrpo status` and `ngrpo logs` show."""
+    """Check whether this account may read what `ngrpo status` and `ngrpo logs` show."""
     missing = [
         f"{verb} {what}"
         for verb, what in (("list", "pods"), ("get", "pods/log"))
@@ -130,14 +130,14 @@ def _rights(api: Kubernetes) -> Iterator[Finding]:
 
 
 def _here(config: RunConfig) -> Iterator[Finding]:
-    """Look at store and MLflow from this machine, which plans, as far as its variables name them."""
+    """Check the store and MLflow from this machine, where runs are planned, if its variables name them."""
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     named = {
         "NGRPO_STORE": config.cluster.store
         if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")
         else None,
         "MLFLOW_TRACKING_URI": tracking if tracking.startswith(("http://", "https://")) else None,
-        ENDPOINT: None,  # asked already
+        ENDPOINT: None,  # checked already
     }
     with environment(named):
         for each in reached():

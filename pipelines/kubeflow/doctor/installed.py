@@ -1,4 +1,4 @@
-"""What is installed on a cluster, and set up as runs need it: versions, Argo's retries, Kueue's integrations."""
+"""Checks of a cluster's programs and their settings: versions, Argo's retries, Kueue's integrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 Version = tuple[int, int]
 
 _TAG = re.compile(r":v?(\d+)\.(\d+)[^@]*(?:@|$)")
-_KUBERNETES: Version = (1, 27)  # the first that holds pods back by default as Kueue asks it to (scheduling gates)
+_KUBERNETES: Version = (1, 27)  # the first with scheduling gates on by default, by which Kueue holds pods back
 _LOST_PODS = ("OnError", "Always")
 
 
@@ -27,13 +27,13 @@ class Program:
     """A program that a cluster must or may have."""
 
     name: str
-    """What people call it."""
+    """Its common name."""
     deployment: str
     """Name of its deployment."""
     image: str
-    """Last part of its image's name; some installations name the deployment otherwise."""
+    """Last part of its image's name, for installations with another name of the deployment."""
     tried: Version
-    """Version that ngrpo was run on."""
+    """Version that ngrpo has run on."""
 
 
 PIPELINES = Program("Kubeflow Pipelines", "ml-pipeline", "kfp-api-server", (2, 17))
@@ -54,13 +54,13 @@ class Installed:
 
     @property
     def version(self) -> Version | None:
-        """Major and minor version by the tag of its image; none of an image that is named by its digest alone."""
+        """Major and minor version by the tag of its image; None if the image has only a digest."""
         found = _TAG.search(self.image.rpartition("/")[2])
         return (int(found[1]), int(found[2])) if found else None
 
 
 def find(deployments: list[Any], program: Program) -> Installed | None:
-    """Return how a program is installed, none if it is not. Of several, that in the namespace of Kubeflow Pipelines.
+    """Return how a program is installed, None if it is not. Of several, the one in the namespace of Kubeflow Pipelines.
 
     Args:
         deployments: All deployments of the cluster.
@@ -85,7 +85,7 @@ def deployments_of(api: Kubernetes) -> list[Any]:
 
 
 def kubernetes(api: Kubernetes) -> Iterator[Finding]:
-    """Look at the version of Kubernetes.
+    """Check the version of Kubernetes.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
@@ -101,12 +101,12 @@ def kubernetes(api: Kubernetes) -> Iterator[Finding]:
 
 
 def versions(deployments: list[Any], cluster: ClusterConfig) -> Iterator[Finding]:
-    """Look at the versions of what runs need: Kubeflow Pipelines, Argo, Kueue, Trainer and JobSet."""
+    """Check the versions of Kubeflow Pipelines, Argo, Kueue, Trainer and JobSet."""
     yield _version(PIPELINES, deployments, "install Kubeflow Pipelines 2.17")
     yield _version(ARGO, deployments, "install Argo Workflows as Kubeflow Pipelines 2.17 brings it")
     if cluster.queue is None:
         yield Finding(f"version of {KUEUE.name}", True, "not needed: cluster.queue is not set")
-    elif cluster.nodes == 1:  # with several nodes the preflight asks for more
+    elif cluster.nodes == 1:  # with several nodes the preflight requires a newer one
         yield _version(
             KUEUE,
             deployments,
@@ -126,7 +126,7 @@ def versions(deployments: list[Any], cluster: ClusterConfig) -> Iterator[Finding
 def _version(
     program: Program, deployments: list[Any], cure: str, *, least: Version | None = None, why: str = ""
 ) -> Finding:
-    """Compare an installed version with the oldest one that will do, or without one, with the one that ngrpo was run on."""
+    """Compare an installed version with the oldest one that works, or, if that is not given, with the one that ngrpo has run on."""
     installed, name = find(deployments, program), f"version of {program.name}"
     if installed is None:
         return Finding(name, False, "it is not installed", cure)
@@ -143,11 +143,11 @@ def _version(
 
 
 def retries_of_argo(api: Kubernetes, deployments: list[Any]) -> Iterator[Finding]:
-    """Look at what Argo does with a pod that is lost, and for how long it keeps workflows.
+    """Check what Argo does with a lost pod, and for how long it keeps workflows.
 
     Args:
         api: The cluster.
-        deployments: As far as they can be seen.
+        deployments: Those that could be read.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
@@ -156,7 +156,7 @@ def retries_of_argo(api: Kubernetes, deployments: list[Any]) -> Iterator[Finding
     name = "workflow-controller-configmap"
     found = api.get(f"/api/v1/namespaces/{where}/configmaps/{name}")
     data = (found or {}).get("data") or {}
-    # All settings may also stand in one document.
+    # All settings may also be in one document.
     defaults = (
         _document(data.get("workflowDefaults"), name)
         or _document(data.get("config"), name).get("workflowDefaults")
@@ -164,7 +164,7 @@ def retries_of_argo(api: Kubernetes, deployments: list[Any]) -> Iterator[Finding
     )
     spec = defaults.get("spec") or {}
     strategy = (spec.get("templateDefaults") or {}).get("retryStrategy") or {}
-    # Without a policy Argo tries failures again; one with an expression, all that the expression lets pass.
+    # Without a policy Argo retries failures; with an expression it retries what the expression admits.
     policy = strategy.get("retryPolicy") or ("Always" if "expression" in strategy else "OnFailure")
     if policy in _LOST_PODS:
         also = " (failures too, once the tries inside the pod are used up)" if policy == "Always" else ""
@@ -187,12 +187,12 @@ def retries_of_argo(api: Kubernetes, deployments: list[Any]) -> Iterator[Finding
 
 
 def integrations_of_kueue(api: Kubernetes, cluster: ClusterConfig, deployments: list[Any]) -> Iterator[Finding]:
-    """Look whether Kueue manages what runs put into its queue, in their namespace.
+    """Check whether Kueue manages the pods and jobs of runs, in their namespace.
 
     Args:
         api: The cluster.
-        cluster: Names the queue, if there is one, and the nodes that train together.
-        deployments: As far as they can be seen.
+        cluster: The queue, if one is set, and the number of nodes.
+        deployments: Those that could be read.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
@@ -226,7 +226,7 @@ def integrations_of_kueue(api: Kubernetes, cluster: ClusterConfig, deployments: 
             {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", where]}
         ]
     }
-    # A namespace has this label always; without the right to read it there are no labels to go by.
+    # Every namespace has this label; without the right to read the namespace no other labels are known.
     if labels and not selects(selector, labels):
         yield Finding(
             "Kueue's namespaces",
@@ -237,7 +237,7 @@ def integrations_of_kueue(api: Kubernetes, cluster: ClusterConfig, deployments: 
 
 
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Say whether a label selector of Kubernetes selects what has these labels."""
+    """Whether a Kubernetes label selector selects an object with these labels."""
     if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
         return False
     for each in selector.get("matchExpressions") or ():

@@ -1,4 +1,4 @@
-"""What can go wrong in the namespace of the runs beside what `preflight` looks up: sidecars, quotas against queues."""
+"""Checks of the runs' namespace beyond those of `preflight`: sidecars, and quotas that conflict with queues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import KUEUE, Kubernetes
 
 
 def labels(api: Kubernetes) -> Iterator[Finding]:
-    """Tell the labels of the namespace that decide about pods, and look at the sidecar that one of them brings.
+    """Report the labels of the namespace that affect pods, and check the sidecar that one of them injects.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
@@ -44,7 +44,7 @@ def labels(api: Kubernetes) -> Iterator[Finding]:
 
 
 def queue(api: Kubernetes, cluster: ClusterConfig) -> Iterator[Finding]:
-    """Look whether the cluster queue admits what comes from the namespace, and whether ResourceQuotas let pods get to the queue.
+    """Check whether the cluster queue admits workloads of the namespace, and whether ResourceQuotas let pods reach the queue.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
@@ -54,7 +54,7 @@ def queue(api: Kubernetes, cluster: ClusterConfig) -> Iterator[Finding]:
     local = api.get(f"{KUEUE}/namespaces/{namespace()}/localqueues/{cluster.queue}")
     shared = local and api.get(f"{KUEUE}/clusterqueues/{local['spec']['clusterQueue']}")
     if not shared:
-        return  # the preflight says so
+        return  # the preflight reports it
     name = shared["metadata"]["name"]
     for item in (local, shared):
         stopped = item["spec"].get("stopPolicy") or "None"
@@ -88,7 +88,7 @@ def labels_of(api: Kubernetes) -> dict[str, str]:
 
 
 def _quotas(api: Kubernetes, shared: Any) -> Iterator[Finding]:
-    """Look for ResourceQuotas that refuse pods before Kueue can queue them: they count pods that wait."""
+    """Look for ResourceQuotas that refuse pods before Kueue can queue them, because quotas count waiting pods."""
     queued: dict[str, Decimal] = {}
     for group in shared["spec"].get("resourceGroups") or ():
         for flavor in group["flavors"]:
@@ -96,7 +96,7 @@ def _quotas(api: Kubernetes, shared: Any) -> Iterator[Finding]:
                 queued[one["name"]] = queued.get(one["name"], Decimal(0)) + parse_quantity(one["nominalQuota"])
     for quota in api.items(f"/api/v1/namespaces/{namespace()}/resourcequotas"):
         if quota["spec"].get("scopes") or quota["spec"].get("scopeSelector"):
-            continue  # for some pods only, those of a priority class for example
+            continue  # applies to some pods only, for example those of a priority class
         for key, most in sorted((quota["spec"].get("hard") or {}).items()):
             resource = key.removeprefix("requests.").removeprefix("limits.")
             if queued.get(resource) and parse_quantity(most) <= queued[resource]:

@@ -1,4 +1,4 @@
-"""A pod that a command makes on the cluster, to look at what can be reached from there (`reach` beside this)."""
+"""A pod on the cluster that tests what can be reached from there (with `reach`)."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 
 PATIENCE_SECONDS = 180.0
-"""Longest time until the pod has ended, the pull of its image included."""
+"""Time limit for the pod to end, including the pull of its image."""
 POLL_SECONDS = 1.0
 _NAME = "from a pod"
-_RESOURCES = {"cpu": "500m", "memory": "1Gi"}  # to import boto3 and MLflow
+_RESOURCES = {"cpu": "500m", "memory": "1Gi"}  # enough to import boto3 and MLflow
 _LAST_LINES = 3
 
 
 def probe(api: Kubernetes, cluster: ClusterConfig, image: str) -> Iterator[Finding]:
-    """Run the pod, and tell what it says. However that ends, the pod is deleted.
+    """Run the pod, yield its findings, and delete it whatever happens.
 
     Args:
         api: The cluster.
-        cluster: How pods of stages are made.
+        cluster: Settings of the pods of stages.
         image: The image for stages without GPUs.
 
     Raises:
         KubernetesError: The cluster refuses or cannot be reached.
     """
     where = namespace()
-    # One that could not be deleted afterwards is not made.
+    # Do not create a pod that cannot be deleted afterwards.
     denied = [verb for verb in ("create", "delete") if not api.may(verb, "pods", where)]
     if denied:
         yield Finding(
@@ -51,7 +51,7 @@ def probe(api: Kubernetes, cluster: ClusterConfig, image: str) -> Iterator[Findi
         return
     pods, name = f"/api/v1/namespaces/{where}/pods", f"ngrpo-doctor-{secrets.token_hex(4)}"
     try:
-        # As a list, so that the pod is gone before anything is told.
+        # As a list, so that the pod is gone before the first finding is reported.
         findings = list(_run(api, f"{pods}/{name}", pods, manifest(name, cluster, image)))
     except BaseException:
         for finding in _deleted(api, pods, name):
@@ -62,11 +62,11 @@ def probe(api: Kubernetes, cluster: ClusterConfig, image: str) -> Iterator[Findi
 
 
 def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
-    """Return the pod: to network policies, PodDefaults, secrets and nodes it is a stage, but for the queue.
+    """Return the pod: to network policies, PodDefaults, secrets and nodes it looks like a stage, except that it is not queued.
 
     Args:
         name: Its name.
-        cluster: How pods of stages are made.
+        cluster: Settings of the pods of stages.
         image: Its image.
     """
     variables: list[dict[str, Any]] = [
@@ -116,7 +116,7 @@ def manifest(name: str, cluster: ClusterConfig, image: str) -> dict[str, Any]:
         "kind": "Pod",
         "metadata": {
             "name": name,
-            # The last and the annotation are what Kubeflow Pipelines gives every step.
+            # Kubeflow Pipelines sets the last label and the annotation on every step.
             "labels": {**cluster.labels, STAGE_LABEL: "doctor", "pipelines.kubeflow.org/v2_component": "true"},
             "annotations": {"sidecar.istio.io/inject": "false"},
         },
@@ -128,7 +128,7 @@ def _run(api: Kubernetes, path: str, pods: str, body: dict[str, Any]) -> Iterato
     try:
         api.create(pods, body)
     except Refused as error:
-        if error.status in (403, 422):  # a quota or a policy, which would refuse a stage as well
+        if error.status in (403, 422):  # a quota or a policy, which would refuse a stage too
             cure = "let the quota or policy that it names admit stages: `cluster` says how their pods are made"
             yield Finding(_NAME, False, error.said, cure)
             return
@@ -148,7 +148,7 @@ def _run(api: Kubernetes, path: str, pods: str, body: dict[str, Any]) -> Iterato
 
 
 def _told(log: list[str], phase: str) -> Iterator[Finding]:
-    """Turn the lines that the pod has printed into findings."""
+    """Turn the pod's log lines into findings."""
     results = [json.loads(line.removeprefix(MARK)) for line in log if line.startswith(MARK)]
     for each in results:
         yield Finding(f"{each['name']} {_NAME}", bool(each["ok"]), str(each["said"]))
@@ -164,7 +164,7 @@ def _told(log: list[str], phase: str) -> Iterator[Finding]:
 
 
 def _deleted(api: Kubernetes, pods: str, name: str) -> Iterator[Finding]:
-    """Delete the pod, which may not be there, and say so only if it may be left."""
+    """Delete the pod if it exists; yield a finding only if it may be left behind."""
     try:
         api.delete(f"{pods}/{name}", grace_seconds=0)
     except KubernetesError as error:
@@ -177,7 +177,7 @@ def _phase(pod: Any) -> str:
 
 
 class _Answer:
-    """What the Kubernetes client reads a typed object from."""
+    """The kind of response from which the Kubernetes client reads a typed object."""
 
     def __init__(self, item: Any):
         self.data = json.dumps(item)

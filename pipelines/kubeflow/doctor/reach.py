@@ -1,7 +1,7 @@
-"""What can be reached from here: the artifact store, MLflow, the API of Kubeflow Pipelines. `ngrpo doctor` runs it in a pod.
+"""Test what can be reached from here: the artifact store, MLflow, the API of Kubeflow Pipelines. `ngrpo doctor` runs it in a pod.
 
-Where the pod of a stage stands, with its network policies, secrets and certificates, is not where a person stands: only from there
-can it be said whether a stage will find what it needs. It reads, and writes nothing.
+A stage's pod has other network policies, secrets and certificates than the user's machine, so only a test from a pod shows whether a
+stage will find what it needs. The test only reads.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ngrpo.errors import NGRPOError, StoreError, TrackingError
 from ngrpo.storage.objects import ObjectStore
 
 MARK = "ngrpo reaches "
-"""Begins the line of the log that holds the results: libraries print lines of their own."""
+"""Prefix of the log line with the results, because libraries print lines too."""
 CLOCK_SECONDS = 300.0
-"""Difference of two clocks that is told of. S3 services refuse requests whose time is 15 minutes off."""
-_SECONDS = 10.0  # for an answer
+"""Difference between two clocks that is reported. S3 services refuse requests whose time is 15 minutes off."""
+_SECONDS = 10.0  # time limit of an answer
 _TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # where Kubeflow's PodDefault `access-ml-pipeline` puts it
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What came of one attempt."""
+    """The outcome of one test."""
 
     name: str
-    """What was to be reached."""
+    """What was tested."""
     ok: bool
     """Whether it can be used."""
     said: str
-    """One line: what was seen and, where it cannot be used, the cure."""
+    """One line: what was seen and, if it cannot be used, the cure."""
 
 
 def reached() -> Iterator[Reached]:
-    """Try what the environment names: `NGRPO_STORE`, `MLFLOW_TRACKING_URI` and `KF_PIPELINES_ENDPOINT`."""
+    """Test the services that the environment names: `NGRPO_STORE`, `MLFLOW_TRACKING_URI` and `KF_PIPELINES_ENDPOINT`."""
     with addresses_without_users():
         if uri := os.environ.get("NGRPO_STORE"):
             yield _tried("store", lambda: _store(uri))
@@ -62,7 +62,7 @@ def _tried(name: str, attempt: Callable[[], str]) -> Reached:
 
 
 def _store(uri: str) -> str:
-    """Return what there is to say of a store that can be used.
+    """Return a line on a store that can be used.
 
     Raises:
         NGRPOError: It cannot.
@@ -88,13 +88,13 @@ def _region() -> str | None:
 
 
 def _clock() -> Iterator[Reached]:
-    """Compare our clock with that of the store, if it tells its time."""
+    """Compare the local clock with that of the store, if its answers have a date."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
     try:
         date = _answer(endpoint, {})[1].get("Date")
         ahead = parsedate_to_datetime(date).timestamp() - time.time() if date else None
     except (OSError, ValueError):
-        return  # the line of the store says what is wrong with it
+        return  # the line on the store reports the problem
     if ahead is not None:
         late = abs(ahead) > CLOCK_SECONDS
         cure = ", and S3 refuses requests that are 15 minutes off: let NTP set both clocks" if late else ""
@@ -103,7 +103,7 @@ def _clock() -> Iterator[Reached]:
 
 
 def _mlflow(uri: str) -> str:
-    """Return what there is to say of an MLflow that can be used.
+    """Return a line on an MLflow that can be used.
 
     Raises:
         NGRPOError: It cannot.
@@ -112,18 +112,18 @@ def _mlflow(uri: str) -> str:
         raise TrackingError(
             f"MLFLOW_TRACKING_URI={redacted(uri)}: pods have no file in common: name a server (http://host:port)"
         )
-    from ngrpo.tracking.connection import connect  # mlflow takes seconds, and the store is told of first
+    from ngrpo.tracking.connection import connect  # importing mlflow takes seconds, and the store is reported before it
 
     connect()
     try:
         version = _answer(f"{uri.rstrip('/')}/version", {})[2].strip()
     except (OSError, ValueError):
-        version = ""  # a proxy before it may let no such path through
+        version = ""  # a proxy in front of it may block this path
     return f"{uri} can be used" + (f" (version {version})" if version else "")
 
 
 def _pipelines(endpoint: str) -> str:
-    """Return what there is to say of a Kubeflow Pipelines that can be used.
+    """Return a line on a Kubeflow Pipelines that can be used.
 
     Raises:
         NGRPOError: It cannot.
@@ -144,7 +144,7 @@ def _pipelines(endpoint: str) -> str:
             f"{named} refuses the token ({status}): name the label of a PodDefault in cluster.labels "
             '(access-ml-pipeline = "true"), or put KF_PIPELINES_TOKEN into a secret'
         )
-    if status != 200 or "multi_user" not in text:  # a proxy that wants a login sends its page
+    if status != 200 or "multi_user" not in text:  # a proxy sends its login page
         raise NGRPOError(
             f"{named} answers {status}, and not as the API of Kubeflow Pipelines does: correct the address, or see the log of ml-pipeline"
         )
@@ -156,7 +156,7 @@ def _answer(url: str, headers: Mapping[str, str]) -> tuple[int, Message, str]:
 
     Raises:
         OSError: Nothing answers.
-        ValueError: The address is none.
+        ValueError: The address is invalid.
     """
     request = urllib.request.Request(url, headers=dict(headers))
     try:

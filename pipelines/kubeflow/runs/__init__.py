@@ -1,1 +1,1 @@
-"""What a run on the cluster is doing: status, logs, facts."""
+"""Status, logs and facts of runs on a cluster."""

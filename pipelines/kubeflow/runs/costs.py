@@ -1,4 +1,4 @@
-"""What the results of a run on a cluster took, by the records of its pods."""
+"""Costs of the results of a run on a cluster, from the records of its pods."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ngrpo_kfp.pipelines.planning.nodes import stage_of
 
 
 def cost_lines(facts: RunFacts) -> Iterator[str]:
-    """Yield what each node has taken in a run so far, all its tries, and the sum; nothing where nothing was recorded.
+    """Yield the costs of each node of a run so far, over all its tries, and the total; nothing if none are recorded.
 
-    What cannot be looked up is told by `facts.notes`.
+    What cannot be read is added to `facts.notes`.
 
     Args:
         facts: The run.
@@ -45,6 +45,6 @@ def _spent(facts: RunFacts, node: str) -> Cost | None:
     except StoreError as error:
         facts.notes.append(f"what {node} took is not known: {error}")
         return None
-    # Other runs may have worked on the same result.
+    # Other runs may have tried to make the same result.
     own = [record for record in records if record.run == facts.run_id]
     return total(own) if own else None

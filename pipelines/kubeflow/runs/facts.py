@@ -1,4 +1,4 @@
-"""What Kubeflow, Kubernetes and the artifact store tell of a run on a cluster."""
+"""Facts of a run on a cluster from Kubeflow, Kubernetes and the artifact store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ngrpo_kfp.pipelines.kubeflow.submitted_runs import key_of, may_be_a_job, ta
 from ngrpo_kfp.pipelines.planning.nodes import names_of, stage_of, task_name
 
 _STORE_PATIENCE = 5.0
-"""Seconds: a person waits for an answer."""
+"""Short, because a user is waiting."""
 
 
 class Job(NamedTuple):
@@ -35,53 +35,53 @@ class Job(NamedTuple):
 
 
 class RunFacts:
-    """What Kubeflow, Kubernetes and the artifact store tell of a run: asked when needed, once."""
+    """Facts of a run from Kubeflow, Kubernetes and the artifact store, each read once when needed."""
 
     def __init__(self, client: Client, run: Any):
-        """Read what the pipeline of a run, a `V2beta1Run`, has in it.
+        """Read the pipeline of a run, a `V2beta1Run`.
 
         Raises:
-            ClusterError: Kubeflow cannot be asked.
+            ClusterError: Kubeflow cannot be reached.
         """
         self.client, self.run, self.run_id = client, run, str(run.run_id)
         self.tasks = tasks_of(client, self.run_id)
         details = (run.run_details.task_details if run.run_details else None) or ()
-        # Argo repeats a whole pipeline too, where a driver was lost: the last task of a name counts.
+        # If a driver was lost, Argo repeats the whole pipeline, so the last task of a name counts.
         self.details = {task.display_name: task for task in sorted(details, key=_started)}
         self.over = run.state in OVER
         self.notes: list[str] = []
         self.plans = not any(stage_of(node) in DECLARED for node in self.tasks)
-        """Whether it is the run of a schedule, whose one task is no stage: it plans and submits another run."""
+        """Whether it is the run of a schedule, whose only task plans and submits another run."""
         known = names_of(also=self.tasks.keys())
-        # A run's pipeline does not tell of what was cached: that is known where it is the pipeline of this version.
+        # A run's pipeline does not contain cached nodes; they are known if it is the pipeline of this version.
         self.nodes = known if self.tasks.keys() <= set(known) else list(self.tasks)
 
     @cached_property
     def cancelled(self) -> bool:
-        """Whether somebody ended the run: KFP 2.17 then says CANCELING, and FAILED in the end, as of any other that did not succeed."""
+        """Whether somebody cancelled the run. Its state in KFP 2.17 is then CANCELING, and finally FAILED, as for any failed run."""
         states = [self.run.state, *(each.state for each in self.run.state_history or ())]
         told = any(state in ("CANCELING", "CANCELED") for state in states)
         return told or (self.run.state == "FAILED" and was_cancelled(self.workflow))
 
     @cached_property
     def state(self) -> str:
-        """How far the run is: Kubeflow's word in small letters, `being cancelled` or `cancelled`."""
+        """State of the run: Kubeflow's in lower case, or `being cancelled` or `cancelled`."""
         if self.over:
             return "cancelled" if self.cancelled else str(self.run.state).lower()
         return "being cancelled" if self.cancelled else str(self.run.state or "waiting").lower()
 
     @cached_property
     def workflow(self) -> Mapping[str, Any]:
-        """The run's Workflow as Argo left it, empty where it is not known."""
+        """The run's Workflow as Argo left it; empty if it is not known."""
         try:
             return workflow_of(self.client, self.run_id)
         except ClusterError as error:
-            self.notes.append(f"what Argo says is not known: {error}")
+            self.notes.append(f"the messages of Argo are not known: {error}")
             return {}
 
     @cached_property
     def kubernetes(self) -> Kubernetes | None:
-        """The way to Kubernetes, none if there is none."""
+        """The Kubernetes client; None if Kubernetes cannot be used."""
         try:
             return Kubernetes()
         except KubernetesError as error:
@@ -99,12 +99,12 @@ class RunFacts:
 
     @cached_property
     def objects(self) -> ObjectStore | None:
-        """The artifact store of the run, none if it is out of reach."""
+        """The artifact store of the run; None if it cannot be reached."""
         try:
             objects = ObjectStore(recorded_config(self.client, self.run_id).cluster.store, patience=_STORE_PATIENCE)
             objects.check()
         except NGRPOError as error:
-            self.notes.append(f"what stages say themselves is not known: {error}")
+            self.notes.append(f"the records of stages are not known: {error}")
             return None
         return objects
 
@@ -119,7 +119,7 @@ class RunFacts:
         return data.decode(errors="replace") if data is not None else None
 
     def task(self, node: str) -> Any:
-        """Return how Kubeflow says that the task of a node is, a `V2beta1PipelineTaskDetail`, none before its turn."""
+        """Return Kubeflow's details of a node's task, a `V2beta1PipelineTaskDetail`; None before it is scheduled."""
         return self.details.get(task_name(node))
 
     def tries(self, node: str) -> list[Try]:
@@ -132,20 +132,20 @@ class RunFacts:
         except StoreError as error:
             self.notes.append(f"the tries of {node} are not known: {error}")
             return []
-        # Runs with the same settings work on the same result.
+        # Runs with the same settings share the result and the records of its tries.
         return [one for one in found if one.pipeline_run == self.run_id]
 
     def last_pod(self, node: str) -> Any:
-        """Return the pod of a node's last try, none if there is none (any more)."""
+        """Return the pod of a node's last try; None if there is none, or it is gone."""
         own = [pod for pod in self.pods if pod.metadata.labels[STAGE_LABEL] == node]
         return own[-1] if own else None
 
     def why_waiting(self, pod: Any) -> str | None:
-        """Return what a pod waits for: Kueue's own words where that holds it."""
+        """Return what a pod waits for: Kueue's message if Kueue holds it back."""
         return self.queued(pod.metadata.uid) or why_pending(pod)
 
     def queued(self, uid: str) -> str | None:
-        """Return why Kueue has not admitted a pod or a job, none if that is not known."""
+        """Return why Kueue has not admitted a pod or job; None if that is not known."""
         try:
             return self.kubernetes.why_queued(uid) if self.kubernetes is not None else None
         except KubernetesError as error:
@@ -154,7 +154,7 @@ class RunFacts:
 
     @cached_property
     def jobs(self) -> Mapping[str, Job]:
-        """The TrainJobs that are there, by the node that made them."""
+        """The existing TrainJobs, by the node that created them."""
         found = {}
         try:
             for node in self.tasks:
@@ -168,7 +168,7 @@ class RunFacts:
         return found
 
     def job_waits(self, node: str) -> str | None:
-        """Return what the job of a node waits for, none if it runs or there is none."""
+        """Return what the job of a node waits for; None if it is running or there is none."""
         job = self.jobs.get(node)
         if job is None:
             return None

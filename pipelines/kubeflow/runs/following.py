@@ -1,4 +1,4 @@
-"""Runs on a cluster that somebody waits for: followed to their end, or until they have started."""
+"""Follow runs on a cluster: to their end, or until they have started."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from ngrpo_kfp.pipelines.kubeflow.runs.status import RunView, look
 
 _PAUSE_SECONDS = 15.0
 _PATIENCE_SECONDS = 3600.0
-"""How long the API may be out of reach while a run is followed."""
+"""Seconds for which the API may be out of reach while a run is followed."""
 _START_PATIENCE = {"a pod": 1800.0, "a place": 60.0, "its first container": 1800.0}
-"""Seconds that a start is waited for by what is missing. A free place is found at once, a large image takes minutes to be pulled, and
-that one cannot be pulled is known after ten."""
+"""Seconds to wait for a start, by what is missing. A free node is found at once, pulling a large image takes minutes, and after ten minutes
+an image is known to be impossible to pull."""
 
 
 def follow(run_id: str, console: Console, *, pause_seconds: float = _PAUSE_SECONDS) -> bool:
-    """Follow a run to its end, and say what changes; returns whether it succeeded.
+    """Follow a run to its end, and print changes; returns whether it succeeded.
 
-    A run whose image cannot be pulled is ended: Kubeflow would wait for its pod until that pod's time is over.
+    A run with an image that cannot be pulled is ended, because Kubeflow would wait for its pod until the pod's deadline.
 
     Args:
         run_id: The run.
-        console: Where changes are said. Why a run failed is said on standard error.
-        pause_seconds: Time between two looks.
+        console: Where changes are printed. The reasons of a failure go to standard error.
+        pause_seconds: Time between two requests.
 
     Raises:
         ClusterError: There is no such run, or Kubeflow was out of reach for an hour.
@@ -48,10 +48,10 @@ def follow(run_id: str, console: Console, *, pause_seconds: float = _PAUSE_SECON
 
 
 def follow_start(run_id: str, console: Console, *, pause_seconds: float = _PAUSE_SECONDS) -> bool:
-    """Follow a run until the container of a stage runs or its pods wait for a place; returns false if it is over and did not succeed.
+    """Follow a run until the container of a stage is running or its pods are queued; returns false if it ended without success.
 
-    What cannot be pulled is known by then, and ends the run (see `follow`). Where pods cannot be looked at, that is said and nothing is
-    waited for.
+    An image that cannot be pulled is known by then, and ends the run (see `follow`). If pods cannot be read, that is reported, and the
+    function does not wait.
 
     Args:
         run_id: The run.
@@ -68,7 +68,7 @@ def follow_start(run_id: str, console: Console, *, pause_seconds: float = _PAUSE
             try:
                 pods = Kubernetes().pods(run_id)
             except KubernetesError as error:
-                run.say(f"is not followed, for its pods cannot be looked at: {error}; `ngrpo status {run_id}`")
+                run.say(f"is not followed, because its pods cannot be read: {error}; `ngrpo status {run_id}`")
                 return True
             outcome = run.outcome(run.look())
             if outcome is not None:
@@ -86,7 +86,7 @@ def follow_start(run_id: str, console: Console, *, pause_seconds: float = _PAUSE
 
 
 class _Followed:
-    """A run that is followed: what was said of it, and when Kubeflow was last heard of."""
+    """A followed run: what was printed about it, and when Kubeflow last answered."""
 
     def __init__(self, run_id: str, console: Console, pause_seconds: float):
         self._client = connect()
@@ -95,7 +95,7 @@ class _Followed:
         self._heard = time.monotonic()
 
     def look(self) -> RunView:
-        """Return how far the run is, and say what has changed since the last look.
+        """Return the state of the run, and print what has changed since the last call.
 
         Raises:
             ClusterError: There is no such run, or Kubeflow was out of reach for an hour.
@@ -116,7 +116,7 @@ class _Followed:
             return view
 
     def outcome(self, view: RunView) -> bool | None:
-        """Return whether the run has succeeded, none while it goes on; it is ended if it never can."""
+        """Return whether the run has succeeded; None while it goes on. A run that can never succeed is ended."""
         if view.stuck is not None:
             with explained(f"run {self._run_id}"):
                 self._client.terminate_run(self._run_id)
@@ -132,7 +132,7 @@ class _Followed:
         return False
 
     def say(self, what: str) -> None:
-        """Say something of the run."""
+        """Print a line about the run."""
         self._console.print(escape(harmless(f"run  {self._run_id} {what}")), soft_wrap=True)
 
     def _tell(self, what: str, text: str) -> None:
@@ -144,7 +144,7 @@ class _Followed:
 
 @contextmanager
 def _left_alone(run_id: str, console: Console) -> Iterator[None]:
-    """Say that a run goes on if who follows it is interrupted."""
+    """If the user interrupts the command, print that the run goes on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -153,13 +153,13 @@ def _left_alone(run_id: str, console: Console) -> Iterator[None]:
 
 
 def _reasons(view: RunView) -> Iterable[str]:
-    """Return why a run did not succeed: what its stages say, or what is known of the run."""
+    """Return why a run did not succeed: the reasons of its stages, or of the run."""
     reasons = [f"{stage.stage}: {stage.why}" for stage in view.stages if stage.state == "failed"]
     return reasons or [view.why or "it was cancelled"]
 
 
 def _missing(pods: Iterable[Any]) -> str | None:
-    """Return what is missing to the start of a run with these pods, `V1Pod`; none if a container runs or has run."""
+    """Return what a run with these pods, `V1Pod`, still needs to start; None if a container is running or has run."""
     pods = list(pods)
     if any(pod.status.phase != "Pending" for pod in pods):
         return None
@@ -169,5 +169,5 @@ def _missing(pods: Iterable[Any]) -> str | None:
 
 
 def _has_node(pod: Any) -> bool:
-    """Say whether a pod, a `V1Pod`, has got its node."""
+    """Whether a pod, a `V1Pod`, has been assigned to a node."""
     return any(each.type == "PodScheduled" and each.status == "True" for each in pod.status.conditions or ())

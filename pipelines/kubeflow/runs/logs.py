@@ -1,4 +1,4 @@
-"""What the nodes of a run on a cluster have printed: every try, while there are pods and after they are gone."""
+"""Logs of the nodes of a run on a cluster: every try, from its pod or, after the pod is gone, from the store."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ def show_logs(
     follow: bool = False,
     pause_seconds: float = _PAUSE_SECONDS,
 ) -> None:
-    """Print what a node has printed, each try under a line that says which it is.
+    """Print the logs of a node, each try under a title.
 
-    Tries are kept beside the artifacts. The last one is read from its pod while there is one, for what is kept may be a minute old.
+    Logs of tries are stored beside the artifacts. The last one is read from its pod, if it exists, because the stored log may be a minute
+    old.
 
     Args:
-        run_id: The run; none for the newest.
-        node: Name of the node, or of the stage of one node only.
+        run_id: The run; None for the newest.
+        node: Name of the node, or of a stage with one node only.
         console: Where it is printed.
-        raw: Print everything that its pods have printed, Kubeflow's launcher included.
-        follow: Go on until the node is over.
-        pause_seconds: Time between two looks for the next pod of a node that is followed.
+        raw: Print the whole logs of its pods, including Kubeflow's launcher.
+        follow: Continue until the node has ended.
+        pause_seconds: Time between two requests for the next pod of a followed node.
 
     Raises:
         ConfigError: Several nodes of the run have that stage.
-        ClusterError: There is no such run, the node has printed nothing, or nobody can be asked what it has printed.
+        ClusterError: There is no such run, the node has printed nothing, or its logs cannot be read.
     """
     client = connect()
     logs = _Logs(client, find_run(client, run_id), node)
@@ -62,10 +63,10 @@ def show_logs(
 
 
 class _Logs:
-    """What a node of a run has printed."""
+    """The logs of a node of a run."""
 
     def __init__(self, client: Client, run: Any, name: str):
-        """Find out where it is kept.
+        """Find out where they are.
 
         Raises:
             ConfigError: Several of its tasks run the stage of that name.
@@ -84,7 +85,7 @@ class _Logs:
         self._objects, self._tries = self._look_for_tries()
 
     def show(self, console: Console) -> None:
-        """Print every try.
+        """Print the log of every try.
 
         Raises:
             ClusterError: There is none.
@@ -97,7 +98,7 @@ class _Logs:
             _print(console, self._lines(attempt))
 
     def show_pods(self, console: Console, *, raw: bool = True) -> None:
-        """Print what the pods have printed, one after the other.
+        """Print the logs of the pods, one after the other.
 
         Raises:
             ClusterError: There is no pod, or none has started.
@@ -106,17 +107,17 @@ class _Logs:
         if self._kubernetes is None or not started:
             raise ClusterError(f"run {self._run_id}: {self._why_nothing()}")
         for reason in self._unknown:
-            _head(console, f"what is kept of earlier tries cannot be read: {reason}")
+            _head(console, f"stored logs of earlier tries cannot be read: {reason}")
         for pod in started:
             _head(console, f"pod {pod.metadata.name}: {pod.status.phase.lower()}")
             lines = self._kubernetes.log_lines(pod.metadata.name)
             _print(console, lines if raw else own_lines(lines))
 
     def follow(self, console: Console, raw: bool, pause_seconds: float) -> None:
-        """Print what the pods have printed and go on until the node is over; pods that are gone before that are read from the store.
+        """Print the logs of the pods until the node has ended; logs of pods that are gone are read from the store.
 
         Raises:
-            ClusterError: Kubernetes cannot be asked, or the run is over and there is no pod.
+            ClusterError: Kubernetes cannot be reached, or the run has ended and there is no pod.
         """
         kubernetes = self._kubernetes
         if kubernetes is None:
@@ -128,7 +129,7 @@ class _Logs:
         printed: set[str] = set()
         said = None
         while True:
-            over = self._is_over()  # first: what a pod printed last is still to be read then
+            over = self._is_over()  # before the log is read, so that its last lines are not missed
             for pod in kubernetes.pods(self._run_id, self._node):
                 if pod.status.phase == "Pending":
                     why = why_pending(pod) or "it is being started"
@@ -147,22 +148,22 @@ class _Logs:
             raise ClusterError(f"run {self._run_id}: {self._why_nothing()}")
 
     def _is_over(self) -> bool:
-        """Say whether the node, or the whole run, is over."""
+        """Whether the node, or the whole run, has ended."""
         run = find_run(self._client, self._run_id)
         tasks = (run.run_details.task_details if run.run_details else None) or ()
         ended = [task.display_name for task in tasks if task.state in OVER]
         return run.state in OVER or task_name(self._node) in ended
 
     def _lines(self, attempt: Try) -> Iterable[str]:
-        """Return the lines of a try: of the one that runs from its pod."""
+        """Return the log lines of a try; those of a running try come from its pod."""
         pod = self._pod_of(attempt)
         if attempt.outcome == "running" and pod is not None and self._kubernetes is not None:
             return own_lines(_since(begin_line(attempt), self._kubernetes.log_lines(pod.metadata.name)))
         return log_of(self._objects, attempt).splitlines() if self._objects is not None else ()
 
     def _pod_of(self, attempt: Try) -> Any:
-        """Return the pod of a try, none if it is gone."""
-        # A try knows its pod by its host name, which Kubernetes cuts off after 63 letters.
+        """Return the pod of a try; None if it is gone."""
+        # A try records its pod's host name, which Kubernetes truncates to 63 characters.
         return next((pod for pod in reversed(self._pods) if pod.metadata.name.startswith(attempt.pod)), None)
 
     def _look_for_pods(self) -> tuple[Kubernetes | None, Sequence[Any]]:
@@ -191,13 +192,13 @@ class _Logs:
             why = why_pending(self._pods[-1]) or "it is being started"
             return f"the pod of {self._node} has not started: {why}"
         if self._unknown:
-            return f"what {self._node} has printed cannot be read: {'; '.join(self._unknown)}"
-        kept = " (without --raw what is kept of it is printed)" if self._tries else ""
-        return f"no pod of {self._node} in namespace {namespace()}: it has not started, or was cleaned away{kept}"
+            return f"the logs of {self._node} cannot be read: {'; '.join(self._unknown)}"
+        kept = " (without --raw its stored logs are printed)" if self._tries else ""
+        return f"no pod of {self._node} in namespace {namespace()}: it has not started, or was deleted{kept}"
 
 
 def _since(first: str, lines: Iterable[str]) -> Iterator[str]:
-    """Yield a line and what comes after the last time that it was printed."""
+    """Yield the lines from the last occurrence of a line on."""
     found: list[str] = []
     for line in lines:
         if line == first:
@@ -219,4 +220,4 @@ def _head(console: Console, title: str) -> None:
 
 def _print(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        print(harmless(line), file=console.file, flush=True)  # as it is: rich would expand tabs
+        print(harmless(line), file=console.file, flush=True)  # not through rich, which would expand tabs

@@ -1,4 +1,4 @@
-"""How far a run on a cluster is: the state of each node, and why it failed or waits."""
+"""Status of a run on a cluster: the state of each node, and why it failed or waits."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from ngrpo_kfp.pipelines.planning.nodes import stage_of, task_name
 
 @dataclass(frozen=True)
 class StageView:
-    """How far a node of a run is: a stage at its place in the pipeline."""
+    """Status of a node of a run, that is, of a stage at its place in the pipeline."""
 
     stage: str
     """Name of the node."""
     state: str
     """`cached`, `not run`, `waiting`, `running`, `succeeded`, `failed` or `cancelled`."""
     time: str = ""
-    """How long it took or has taken, from the start of its first pod."""
+    """Duration so far, from the start of its first pod."""
     tries: str = ""
-    """Which of its tries was the last: `2 of 3`."""
+    """Number of its last try: `2 of 3`."""
     why: str = ""
     """Why it failed, or what it waits for."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """How far a run is."""
+    """Status of a run."""
 
     run_id: str
     name: str
@@ -54,28 +54,28 @@ class RunView:
     over: bool
     stages: Sequence[StageView]
     why: str | None
-    """Why the run failed, where no node did."""
+    """Why the run failed, if no node did."""
     stuck: str | None
-    """Which image cannot be pulled, so that the run can never go on."""
+    """The image that cannot be pulled, so that the run can never continue."""
     submitted: Sequence[str]
     """Ids of the runs of the day that a scheduled run has submitted."""
     mlflow_run: str | None
     """Id of its MLflow run, if its stages have opened one."""
     weights: Sequence[str]
-    """Where the models are that it has trained, or took as they were, `s3://…/model/`."""
+    """Locations of the models that it trained or took from the cache, `s3://…/model/`."""
     notes: Sequence[str]
-    """What could not be looked up, and why."""
+    """What could not be read, and why."""
 
 
 def look(client: Client, run_id: str | None) -> RunView:
-    """Return how far a run is.
+    """Return the status of a run.
 
     Args:
-        client: The way to Kubeflow Pipelines.
-        run_id: The run; none for the newest.
+        client: Client of Kubeflow Pipelines.
+        run_id: The run; None for the newest.
 
     Raises:
-        ClusterError: There is no such run, or Kubeflow cannot be asked. What else cannot be asked is told by `notes`.
+        ClusterError: There is no such run, or Kubeflow cannot be reached. What else cannot be read is in `notes`.
     """
     return _view_of(RunFacts(client, find_run(client, run_id)))
 
@@ -89,7 +89,7 @@ def _view_of(facts: RunFacts) -> RunView:
         state=facts.state,
         over=facts.over,
         stages=nodes,
-        why=(why_failed(facts.workflow) or "nobody says why") if failed else None,
+        why=(why_failed(facts.workflow) or "no reason is known") if failed else None,
         stuck=None if facts.over else never_pulled(chain(facts.pods, *(job.pods for job in facts.jobs.values()))),
         submitted=[str(run.run_id) for run in submitted_by(facts.client, facts.run_id)] if facts.plans else (),
         mlflow_run=facts.mlflow_run,
@@ -99,15 +99,15 @@ def _view_of(facts: RunFacts) -> RunView:
 
 
 def show_status(run_id: str | None, console: Console, *, as_json: bool = False) -> None:
-    """Show how far a run is.
+    """Show the status of a run.
 
     Args:
-        run_id: The run; none for the newest.
+        run_id: The run; None for the newest.
         console: Where it is shown.
-        as_json: For programs: a `RunView` as JSON.
+        as_json: Print a `RunView` as JSON, for programs.
 
     Raises:
-        ClusterError: There is no such run, or Kubeflow cannot be asked.
+        ClusterError: There is no such run, or Kubeflow cannot be reached.
     """
     client = connect()
     facts = RunFacts(client, find_run(client, run_id))
@@ -115,7 +115,7 @@ def show_status(run_id: str | None, console: Console, *, as_json: bool = False) 
     if as_json:
         console.print_json(data=asdict(view), indent=1)
         return
-    costs = list(cost_lines(facts))  # not part of a view: a run that is followed is looked at time and again
+    costs = list(cost_lines(facts))  # not part of the view, which is read again and again while a run is followed
     table = Table(title=escape(harmless(f"{view.name}: {view.state}")))
     for column in ("stage", "", "time", "tries"):
         table.add_column(column)
@@ -128,7 +128,7 @@ def show_status(run_id: str | None, console: Console, *, as_json: bool = False) 
 
 
 def _lines(view: RunView) -> Iterator[str]:
-    """Yield what is said below the table of a run."""
+    """Yield the lines below the table of a run."""
     if view.why is not None:
         yield f"why  {view.why}"
     if view.stuck is not None:
@@ -143,7 +143,7 @@ def _lines(view: RunView) -> Iterator[str]:
 
 
 def _weights(facts: RunFacts, nodes: Sequence[StageView]) -> Iterator[str]:
-    """Yield where the models are that a run has trained, and those from earlier runs that it took: their readers are told where."""
+    """Yield where the models are that a run trained or took from earlier runs; the nodes that read them have the addresses."""
     for node in nodes:
         if stage_of(node.stage) == "ngrpo_training" and node.state == "succeeded" and facts.objects is not None:
             key = key_of(facts.tasks[node.stage], facts.run_id)
@@ -159,7 +159,7 @@ def _view(facts: RunFacts, node: str) -> StageView:
         return StageView(node, "cached")
     task = facts.task(node)
     state = str(task.state or "") if task is not None else ""
-    # A node whose turn never came has no task, or one without a state.
+    # A node that was never reached has no task, or one without a state.
     if task is None or state in ("", "RUNTIME_STATE_UNSPECIFIED", "SKIPPED"):
         return StageView(node, "not run" if facts.over else "waiting")
     tries = facts.tries(node)
@@ -176,7 +176,7 @@ def _view(facts: RunFacts, node: str) -> StageView:
 
 
 def _going(facts: RunFacts, node: str, tries: Sequence[Try]) -> tuple[str, str]:
-    """Return the state of a node that is not over, and what it waits for."""
+    """Return the state of a node that has not ended, and what it waits for."""
     pod = facts.last_pod(node)
     if pod is not None and pod.status.phase == "Pending":
         return "waiting", facts.why_waiting(pod) or "its pod is being started"
@@ -190,7 +190,7 @@ def _going(facts: RunFacts, node: str, tries: Sequence[Try]) -> tuple[str, str]:
 
 
 def _why_failed(facts: RunFacts, node: str, tries: Sequence[Try]) -> str:
-    """Return why a node failed: its own words, else what Kubernetes or Argo say of its pod."""
+    """Return why a node failed: the reason that it recorded, or else the messages of Kubernetes or Argo on its pod."""
     last = tries[-1] if tries else None
     if last is not None and last.outcome == "failed" and last.error:
         return last.error
@@ -198,7 +198,7 @@ def _why_failed(facts: RunFacts, node: str, tries: Sequence[Try]) -> str:
     told = (why_ended(pod) or why_pending(pod)) if pod is not None else None
     argo = why_failed(facts.workflow, task_name(node))
     reasons = "; ".join(dict.fromkeys(reason for reason in (told, argo) if reason is not None))
-    return reasons or f"nobody says why: `ngrpo logs {node} {facts.run_id}`"
+    return reasons or f"no reason is known: `ngrpo logs {node} {facts.run_id}`"
 
 
 def _counted(tries: Sequence[Try]) -> str:

@@ -1,4 +1,4 @@
-"""What an Argo Workflow tells of a run: why its nodes failed, and whether it was cancelled."""
+"""Facts of a run from its Argo Workflow: why its nodes failed, and whether it was cancelled."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 _GROUPS = ("DAG", "Retry", "Steps", "StepGroup", "TaskGroup")
-"""Types of nodes that only repeat that one below them failed."""
+"""Types of nodes whose message only repeats that a node below them failed."""
 
 
 def why_failed(workflow: Mapping[str, Any], task: str | None = None) -> str | None:
-    """Return the message of the last node that failed, none if none has one.
+    """Return the message of the last failed node; None if none has a message.
 
     Args:
         workflow: The Workflow.
-        task: Name of a task of the pipeline, whose driver and executor count; none for any node.
+        task: Name of a task of the pipeline, whose driver and executor count; None for any node.
     """
     # For example `ngrpo-44gvd(0).root(0).prepare-data-driver(0)`, and `….prepare-data(0).executor(0)`.
     belongs = re.compile(rf"\.{re.escape(task)}(-driver)?(\(\d+\))?(\.|$)" if task is not None else "")
@@ -29,5 +29,5 @@ def why_failed(workflow: Mapping[str, Any], task: str | None = None) -> str | No
 
 
 def was_cancelled(workflow: Mapping[str, Any]) -> bool:
-    """Say whether a run was told to end: Kubeflow does so by giving its Workflow no more time."""
+    """Whether a run was cancelled, which Kubeflow does by setting its Workflow's deadline to zero."""
     return (workflow.get("spec") or {}).get("activeDeadlineSeconds") == 0

@@ -1,1 +1,1 @@
-"""Schedules, and the run of the day that each of their triggers plans and submits."""
+"""Schedules, and the runs of the day that they plan and submit."""

@@ -1,4 +1,4 @@
-"""`ngrpo schedule apply`: the schedules of a cluster made like those of a file."""
+"""`ngrpo schedule apply`: change the schedules of a cluster to those of a file."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def apply(
     prune: bool,
     agreed: Callable[[], bool],
 ) -> None:
-    """Show how the schedules of a file differ from those on a cluster, and make the cluster's like them.
+    """Show how the schedules of a file differ from those on a cluster, and change the cluster's accordingly.
 
     Args:
         path: The file.
-        wanted: What it holds.
+        wanted: The schedules in it.
         images: Where the images of the stages are looked up.
         console: Where the differences and what was done are shown.
-        dry_run: Show the differences only.
-        prune: Remove schedules of the file's owner that the file does not have.
-        agreed: Is asked before anything is changed.
+        dry_run: Only show the differences.
+        prune: Remove schedules of the file's owner that are not in the file.
+        agreed: Asks for confirmation before anything is changed.
 
     Raises:
-        ConfigError: Runs of a schedule would be refused: nothing was asked of the cluster.
-        ClusterError: The API cannot be used, or schedules could not be applied: a line for each. The others were.
+        ConfigError: Runs of a schedule would be refused; the cluster was not contacted.
+        ClusterError: The API cannot be used, or schedules could not be applied, with a line for each; the others were applied.
     """
     texts = _compiled(path, wanted, images)
     for name, benchmarks in wanted.left_out.items():
@@ -95,7 +95,7 @@ def _compiled(path: Path, wanted: WantedSchedules, images: Images) -> dict[str, 
 
 
 def _make_so(client: Client, change: Change, images: Images, console: Console) -> None:
-    """Make a schedule on the cluster as the file wants it."""
+    """Apply the file's definition of a schedule to the cluster."""
     old, wanted = change.found, change.wanted
     if wanted is None:
         with explained(f"schedule {change.name}"):

@@ -1,4 +1,4 @@
-"""The pipeline of a schedule as Kubeflow's intermediate representation."""
+"""Compile the pipeline of a schedule to Kubeflow's intermediate representation."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def compile_scheduled_run(config: RunConfig, images: Images, wishes: Wishes) -> 
     Args:
         config: Configuration of the runs.
         images: Where images are looked up.
-        wishes: What is decided on the day, beside the plan.
+        wishes: What is decided when the run starts, besides the plan.
 
     Raises:
-        ConfigError: The run of the day would be refused, or pods are not told where Kubeflow's API is.
+        ConfigError: The run of the day would be refused, or the address of Kubeflow's API is not set for pods.
         GraphError: The compiled graph is broken.
     """
-    compile_whole(config, images)  # what the run of the day would be refused for is said now
+    compile_whole(config, images)  # raises now what the run of the day would be refused for
 
     told = without_templates(config_json(config))
 

@@ -1,7 +1,7 @@
 """Cron expressions as Kubeflow reads them: six fields, seconds first, or a descriptor such as `@daily` (github.com/robfig/cron 1.2).
 
-croniter reads another language. It takes 7 for Sunday, `FRI-MON`, `22-2`, `L` and `1#2`, which Kubeflow refuses, and refuses
-`@every 12h`, which Kubeflow takes. When a schedule is next due is for Kubeflow to say: only the language is checked here.
+croniter's syntax differs: it accepts 7 for Sunday, `FRI-MON`, `22-2`, `L` and `1#2`, which Kubeflow refuses, and refuses `@every 12h`,
+which Kubeflow accepts. Only the syntax is checked here; Kubeflow computes the times.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _ITEM = re.compile(r"(?:[*?]|(?P<from>\w+)(?:-(?P<to>\w+))?)(?:/(?P<step>[0-9]{1
 
 
 def check_cron(expression: str, what: str = "--cron") -> str:
-    """Return a cron expression as Kubeflow takes it, if there is a time that it means.
+    """Return a cron expression after checking that Kubeflow accepts it and that it matches some time.
 
     Args:
         expression: Second, minute, hour, day of the month, month, day of the week; or a descriptor.
-        what: What it was given by, for the message.
+        what: The option or setting that it comes from, for the message.
 
     Raises:
-        ConfigError: It has another number of fields, a field that cannot be, or a date that no year has.
+        ConfigError: The number of fields is wrong, a field is invalid, or no year has such a date.
     """
     fields = expression.split()
     if expression.startswith("@"):
@@ -55,7 +55,7 @@ def check_cron(expression: str, what: str = "--cron") -> str:
         )
     values = cron_values(expression, what)
     days, months = values[3], values[4]
-    # Where days of the month and of the week are both restricted, either will do.
+    # If days of the month and of the week are both restricted, a day that matches either counts.
     if fields[5][0] in "*?" and not any(day <= _LONGEST_MONTHS[month - 1] for month in months for day in days):
         raise ConfigError(f"{what} {expression!r}: no year has such a date: correct the day or the month")
     return " ".join(fields)
@@ -66,10 +66,10 @@ def cron_values(expression: str, what: str = "--cron") -> list[set[int]]:
 
     Args:
         expression: Six fields.
-        what: What it was given by, for the message.
+        what: The option or setting that it comes from, for the message.
 
     Raises:
-        ConfigError: A field cannot be.
+        ConfigError: A field is invalid.
     """
     return [
         _values(f"{what} {expression!r}", field, *limits)
@@ -89,7 +89,7 @@ def _values(what: str, field: str, name: str, low: int, high: int, names: tuple[
 
 
 def _span(item: str, low: int, high: int, names: tuple[str, ...]) -> range | None:
-    """Return the values that one item of a field stands for, none if there are no such values."""
+    """Return the values that one item of a field stands for; None if it is invalid."""
     match = _ITEM.fullmatch(item)
     if match is None:
         return None
@@ -106,7 +106,7 @@ def _span(item: str, low: int, high: int, names: tuple[str, ...]) -> range | Non
 
 
 def _number(text: str, low: int, names: tuple[str, ...]) -> int | None:
-    """Return what a number or a name stands for, none if nothing."""
+    """Return the value of a number or name; None if it is invalid."""
     if text.upper() in names:
         return names.index(text.upper()) + low
     return int(text) if re.fullmatch("[0-9]{1,4}", text) else None

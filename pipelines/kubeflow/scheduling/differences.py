@@ -1,7 +1,7 @@
-"""What is different between the schedules of a file and those on a cluster, field by field.
+"""Differences between the schedules of a file and those on a cluster, field by field.
 
-What is on the cluster is read from there: the times that Kubeflow has, and the pipeline that the schedule runs, which holds the
-configuration. So what somebody changed by hand since is a difference, too.
+The cluster's side is read from the cluster: the times in Kubeflow, and the pipeline of the schedule, which contains the configuration.
+So manual changes show up as differences too.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ _WORDS: Mapping[Kind, str] = {
     "refuse": "refused",
 }
 _SECRET = re.compile(r"cluster\.(environment|secrets)\.")
-"""Settings whose values are not shown: somebody may have put a credential there."""
+"""Settings with hidden values, which may contain a credential."""
 _LONGEST = 60
 _UNSET = object()
 
 
 @dataclass(frozen=True)
 class Change:
-    """What applying a file does to one schedule."""
+    """The change that applying a file makes to one schedule."""
 
     name: str
     kind: Kind
     wanted: Wanted | None = None
     text: str = ""
-    """The compiled pipeline that is wanted."""
+    """The compiled pipeline of the file's schedule."""
     found: Any = None
     """The schedule on the cluster, a `V2beta1RecurringRun`."""
     fields: Sequence[tuple[str, str, str]] = field(default=())
-    """What is different: name, value on the cluster, value in the file."""
+    """The differences: name, value on the cluster, value in the file."""
     why: str = ""
     """Why it is refused."""
 
     @property
     def version(self) -> str:
-        """Name of the version of the pipeline that is wanted."""
+        """Name of the pipeline version of the file's schedule."""
         if self.wanted is None:
             raise ValueError(f"{self.name} is wanted by nobody")
         return version_name(self.wanted.config.preset, self.text)
@@ -68,14 +68,14 @@ class Change:
 def differences(
     client: Client, wanted: WantedSchedules, texts: Mapping[str, str], found: Sequence[Any], *, prune: bool
 ) -> list[Change]:
-    """Return what applying a file does, schedule by schedule.
+    """Return the changes that applying a file makes, schedule by schedule.
 
     Args:
-        client: The way to Kubeflow Pipelines.
+        client: Client of Kubeflow Pipelines.
         wanted: The schedules of the file.
         texts: Their compiled pipelines by name.
         found: The schedules on the cluster.
-        prune: Whether schedules of the file's owner that the file does not have are removed.
+        prune: Whether schedules of the file's owner that are not in the file are removed.
 
     Raises:
         ClusterError: The API refuses or cannot be reached.
@@ -93,7 +93,7 @@ def differences(
 
 
 def show(changes: Sequence[Change], console: Console) -> None:
-    """Show what applying a file does."""
+    """Show the changes that applying a file makes."""
     for change in changes:
         told = change.name
         if change.wanted is not None and change.kind == "add":
@@ -128,14 +128,14 @@ def _of_one(client: Client, origin: Origin, wanted: Wanted, text: str, found: An
     fields = list(_different(old, new))
     change = Change(wanted.name, "change" if fields else "same", wanted, text, found, fields)
     if not fields and used.display_name != change.version:
-        # The same settings, compiled to something else: by another version of ngrpo.
+        # Another version of ngrpo compiles the same settings to another text.
         fields.append(("pipeline", used.display_name, change.version))
         return Change(wanted.name, "change", wanted, text, found, fields)
     return change
 
 
 def facts(spec: Mapping[str, Any], timing: Timing, *, enabled: bool) -> dict[str, Any]:
-    """Return all that there is to say of a schedule, by names as the file has them.
+    """Return the fields of a schedule, with the names used in the file.
 
     Args:
         spec: The pipeline that it runs.

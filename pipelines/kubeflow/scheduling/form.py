@@ -1,4 +1,4 @@
-"""The run form: a pipeline of one task whose parameters a person fills in, in Kubeflow's UI, and which plans and submits that run."""
+"""The run form: a pipeline with one task, which plans and submits a run. Users fill in its parameters in Kubeflow's UI."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from ngrpo_kfp.pipelines.kubeflow.pods import configure_planner
 from ngrpo_kfp.pipelines.kubeflow.scheduling.component import requested_run
 from ngrpo_kfp.pipelines.kubeflow.scheduling.recurring_runs import version_name, version_of
 
-# kfp reads the types of the pipeline's parameters: annotations must not be texts.
+# kfp reads the types of the pipeline's parameters, so annotations must not be strings.
 
 NAME = "ngrpo-form"
 """Name of the pipeline in Kubeflow."""
@@ -25,15 +25,15 @@ def compile_form(config: RunConfig, images: Images, own: Mapping[str, RunConfig]
     """Compile the run form.
 
     Args:
-        config: What the form shows at first: `preset` and `seed`; every run has its section `cluster`.
+        config: Defaults of the form, `preset` and `seed`; its section `cluster` applies to every run.
         images: Where images are looked up.
-        own: By name, the configurations of presets that the package does not have; a pod could not read their files.
+        own: Configurations, by name, of presets that are not in the package, because a pod could not read their files.
 
     Raises:
-        ConfigError: A run with what the form shows at first would be refused, or pods are not told where Kubeflow's API is.
+        ConfigError: A run with the form's defaults would be refused, or the address of Kubeflow's API is not set for pods.
         GraphError: The compiled graph is broken.
     """
-    compile_whole(config, images)  # what such a run would be refused for is said now
+    compile_whole(config, images)  # raises now what such a run would be refused for
     cluster = without_templates(json.dumps(config.cluster.model_dump(mode="json"), sort_keys=True))
     presets = without_templates(json.dumps({name: each.model_dump(mode="json") for name, each in own.items()}))
 
@@ -64,7 +64,7 @@ def compile_form(config: RunConfig, images: Images, own: Mapping[str, RunConfig]
 
 
 def upload_form(text: str, preset: str, console: Console) -> None:
-    """Put the run form into Kubeflow's UI, as the newest version of the pipeline `ngrpo-form`; the same form is uploaded once.
+    """Upload the run form as the newest version of the pipeline `ngrpo-form`, unless it is already there.
 
     Raises:
         ClusterError: The API refuses or cannot be reached.

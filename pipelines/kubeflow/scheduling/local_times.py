@@ -1,10 +1,9 @@
-"""Times of a schedule in a time zone, for Kubeflow, whose schedules know UTC only.
+"""Times of a schedule in a time zone, for Kubeflow, whose schedules support only UTC.
 
-The clocks of many zones change twice a year, and a day begins there at another time. So Kubeflow is given times in UTC among which
-the right ones are, and the task that it starts looks at the clock of the zone: if no time of the schedule has come since the last
-look, there is nothing to do.
+In many zones the offset to UTC changes twice a year. So Kubeflow gets a superset of the right times, in UTC, and the task that it starts
+checks the local time: if no time of the schedule has passed since the last check, there is nothing to do.
 
-Of the times that a clock shows twice the first one counts, unless the schedule names every hour. A time that it skips is left out.
+Of a local time that occurs twice the first occurrence counts, unless the schedule names every hour. A skipped local time is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.kubeflow.scheduling.cron import cron_values
 
 _SLACK = timedelta(minutes=1)
-"""How far the clocks of Kubeflow's API and of its controller may differ."""
+"""Largest difference between the clocks of Kubeflow's API and its controller."""
 _LONGEST = timedelta(days=366)
 _DAY = 24 * 60
 _FULL = {3: set(range(1, 32)), 4: set(range(1, 13)), 5: set(range(7))}
@@ -51,12 +50,12 @@ def time_zone(name: str, what: str) -> ZoneInfo:
 
 
 def cron_in_utc(cron: str, zone: ZoneInfo, now: datetime) -> str:
-    """Return a cron expression in UTC that means all times which one means in a time zone, and as few others as it can.
+    """Return a cron expression in UTC that matches all times which the given one matches in a time zone, and as few others as possible.
 
     Args:
         cron: Six fields, or a descriptor that names times of day; checked (`check_cron`).
         zone: The time zone.
-        now: The differences of its clock to UTC are those of the two years after.
+        now: The offsets to UTC of the two years from here on are taken into account.
     """
     offsets = {(now + timedelta(days=day)).astimezone(zone).utcoffset() or timedelta() for day in range(731)}
     if offsets == {timedelta()}:
@@ -81,13 +80,13 @@ def cron_in_utc(cron: str, zone: ZoneInfo, now: datetime) -> str:
 
 
 def is_due(cron: str, zone: ZoneInfo, after: datetime, until: datetime) -> bool:
-    """Say whether a time of a schedule has come.
+    """Whether a time of a schedule has passed.
 
     Args:
         cron: Six fields, or a descriptor that names times of day, in the time zone.
         zone: The time zone.
-        after: When the last look was, or the schedule was made; with a time zone of its own, as `until`.
-        until: When this look is.
+        after: Time of the last check, or of the schedule's creation; time-zone-aware, like `until`.
+        until: Time of this check.
     """
     fields = _fields(cron)
     seconds, minutes, hours, days, months, weekdays = cron_values(" ".join(fields))
@@ -101,7 +100,7 @@ def is_due(cron: str, zone: ZoneInfo, after: datetime, until: datetime) -> bool:
             for hour, minute, second, fold in product(hours, minutes, seconds, (0, 1) if each_hour else (0,)):
                 local = datetime(date.year, date.month, date.day, hour, minute, second, tzinfo=zone, fold=fold)
                 moment = local.astimezone(UTC)
-                # A time that the clock skips is another one when it comes back from UTC.
+                # A skipped local time changes on the way to UTC and back.
                 if after < moment <= until and moment.astimezone(zone).replace(tzinfo=None) == local.replace(
                     tzinfo=None
                 ):
@@ -115,7 +114,7 @@ def _fields(cron: str) -> list[str]:
 
 
 def _moved(place: int, values: set[int], shifts: set[int]) -> set[int]:
-    """Return the days of the month (place 3), months (4) or days of the week (5) that values are after a shift by days."""
+    """Return days of the month (place 3), months (4) or days of the week (5) after a shift by days."""
     moved: set[int] = set()
     for value, shift in product(values, shifts):
         if place == 5:
@@ -124,7 +123,7 @@ def _moved(place: int, values: set[int], shifts: set[int]) -> set[int]:
             moved |= {value, (value - 1 + shift) % 12 + 1}
         elif 1 <= value + shift <= 31:
             moved.add(value + shift)
-            # The day after may be the first of the next month.
+            # The next day may be the first of the next month.
             moved |= {1} if shift == 1 and value >= 28 else set()
         else:
             moved |= {1} if shift == 1 else {28, 29, 30, 31}

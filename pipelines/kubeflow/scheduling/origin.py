@@ -1,4 +1,4 @@
-"""Where a schedule comes from: the file and its owner, which Kubeflow keeps as the description of the schedule."""
+"""Origin of a schedule: the file and its owner, stored in Kubeflow as the description of the schedule."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _TEXT = re.compile(r"applied by ngrpo from (?P<file>.{1,100}), owner (?P<owner>\
 
 @dataclass(frozen=True)
 class Origin:
-    """A file of schedules, as the schedules that were made from it name it."""
+    """A file of schedules, as named in the schedules created from it."""
 
     file: str
     """Name of the file, without its directory."""
     owner: str
-    """Its `owner`: only schedules that carry it are changed and removed by the file."""
+    """Its `owner`: the file changes and removes only schedules with this owner."""
 
     @classmethod
     def of(cls, schedule: Any) -> Origin | None:
-        """Return that of a schedule on the cluster, a `V2beta1RecurringRun`; none for one that was made by hand."""
+        """Return the origin of a schedule on the cluster, a `V2beta1RecurringRun`; None for one that was created by hand."""
         match = _TEXT.fullmatch(schedule.description or "")
         return None if match is None else cls(match["file"], match["owner"])
 

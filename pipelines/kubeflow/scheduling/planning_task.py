@@ -1,13 +1,13 @@
-"""What a schedule runs: one task that plans on the day, submits what is left to do, and waits for it.
+"""The task of a schedule: plan when it starts, submit the run of the day, and wait for its end.
 
-Only on the day it is known what the store has, and which model is the champion. The task waits, so that a schedule that runs one at
-a time starts no second run.
+The contents of the store and the champion are known only then. The task waits for the run, so that a schedule with one run at a time
+starts no second one.
 
-Whatever happens to its pod, it submits once: the next pod, or the next try in the same pod, joins the run that was submitted
-(`runs_of_the_day`). A pod that is told to stop has about a second on Kubeflow, too short to end anything, and it
-cannot tell a lost node from a cancelled run. So it does nothing then, and the run of the day goes on: `ngrpo cancel` ends both.
+It submits one run, whatever happens to its pod: the next pod, or the next try in the same pod, joins the submitted run
+(`runs_of_the_day`). A pod that is told to stop has about a second on Kubeflow, too short to end anything, and cannot tell a lost node
+from a cancelled run. So it then does nothing, and the run of the day goes on; `ngrpo cancel` ends both.
 
-It runs as a process of its own: where `_KFP_RUNTIME` is set, as it is in every component of kfp, `import kfp.client` fails.
+It runs in its own process, because `import kfp.client` fails where `_KFP_RUNTIME` is set, as it is in every kfp component.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from ngrpo_kfp.pipelines.planning.early_stop import against_champion
 
 _PAUSE_SECONDS = 30.0
 _PATIENCE_SECONDS = 3600.0
-"""How long the API may be out of reach. Giving up early would let the schedule start an overlapping run."""
+"""Seconds for which the API may be out of reach. Giving up early would let the schedule start an overlapping run."""
 
 
 class EndedError(ClusterError):
-    """The run of the day did not succeed, is gone, or must not be submitted: trying again changes nothing."""
+    """The run of the day did not succeed, is gone, or must not be submitted. Retrying does not help."""
 
 
 def submit_and_wait(
@@ -75,11 +75,11 @@ def submit_and_wait(
         config_json: Configuration of the run.
         images: Text of `images.lock`.
         base: `champion` for a run that starts from the champion of the day; empty for the base model of the configuration.
-        parent: Id of the run that this is the task of.
-        cron: Times of the schedule in `time_zone`: if none has come since its last run, nothing is done. Empty if every run is due.
+        parent: Id of the run that this task belongs to.
+        cron: Times of the schedule in `time_zone`; if none has passed since its last run, nothing is done. Empty if every run is due.
         time_zone: Name of the time zone.
         seed: See `Wishes.seed`.
-        pause_seconds: Time between two looks at the run.
+        pause_seconds: Time between two requests for the run's state.
 
     Raises:
         EndedError: The run of the day did not succeed, or this run was cancelled.
@@ -101,21 +101,21 @@ def submit_what_is_asked(
     *,
     pause_seconds: float = _PAUSE_SECONDS,
 ) -> None:
-    """Submit the run that a person has asked for in Kubeflow's form, unless an earlier try has, and wait for its end.
+    """Submit the run that a user requested in Kubeflow's form, unless an earlier try has, and wait for its end.
 
     Args:
         preset: Name of the preset.
         seed: Seed of the run.
         overrides: Settings that override the preset, `section.field=value`.
-        base: As of `submit_and_wait`.
+        base: As for `submit_and_wait`.
         cluster: The section `cluster`.
-        presets: Configurations of presets that the package does not have, by name.
+        presets: Configurations, by name, of presets that are not in the package.
         images: Text of `images.lock`.
-        parent: Id of the run that this is the task of.
-        pause_seconds: Time between two looks at the run.
+        parent: Id of the run that this task belongs to.
+        pause_seconds: Time between two requests for the run's state.
 
     Raises:
-        ConfigError: A parameter cannot be. Nothing was asked of the cluster then.
+        ConfigError: A parameter is invalid; the cluster was not contacted.
         EndedError: The run did not succeed, or this run was cancelled.
         NGRPOError: The run cannot be submitted, or the API was out of reach for an hour.
     """
@@ -146,7 +146,7 @@ def _plan_and_wait(config: RunConfig, images: str, wishes: Wishes, parent: str, 
 def _submit_once(
     client: Client, objects: ObjectStore, config: RunConfig, images: str, wishes: Wishes, parent: str, console: Console
 ) -> str | None:
-    """Return the run of the day: one that was submitted without being written down, or a new one; none if none is due."""
+    """Return the run of the day: one that was submitted but not recorded, or a new one; None if none is due."""
     scheduled = _going(client, parent)
     submitted = submitted_by(client, parent)
     if submitted:
@@ -183,7 +183,7 @@ def _submit(client: Client, config: RunConfig, images: str, base: str, name: str
 
 
 def _last(client: Client, scheduled: Any) -> datetime:
-    """Return when the run before was started of the schedule that started a run; when the schedule was made, if there is none."""
+    """Return when the previous run of a run's schedule started, or when the schedule was created if there is none."""
     own = {"operation": "EQUALS", "key": "recurring_run_id", "stringValue": scheduled.recurring_run_id}
     with explained(f"the runs of schedule {scheduled.recurring_run_id}"):
         runs = every(
@@ -201,15 +201,15 @@ def _last(client: Client, scheduled: Any) -> datetime:
 
 
 def _going(client: Client, parent: str) -> Any:
-    """Return the run that this is the task of.
+    """Return the run that this task belongs to.
 
     Raises:
-        EndedError: It was cancelled; nothing may be submitted for it any more.
+        EndedError: It was cancelled, so nothing may be submitted for it.
     """
     with explained(f"run {parent}"):
         run = client.get_run(parent)
     if run.state in ENDS:
-        raise EndedError(f"run {parent}, which this is the task of, is {run.state}: nothing is submitted")
+        raise EndedError(f"run {parent}, to which this task belongs, is {run.state}: nothing is submitted")
     return run
 
 
@@ -241,7 +241,7 @@ def _wait(client: Client, run_id: str, pause_seconds: float) -> str:
 
 
 def _end_if_stuck(client: Client, run_id: str) -> bool:
-    """End a run whose image cannot be pulled; say whether it can be watched for that, which takes the right to list pods.
+    """End a run with an image that cannot be pulled. Returns whether this could be checked, which takes the right to list pods.
 
     Raises:
         EndedError: It was ended.
@@ -258,7 +258,7 @@ def _end_if_stuck(client: Client, run_id: str) -> bool:
 
 
 def main() -> int:
-    """Do the task on standard input, and return the exit code."""
+    """Carry out the task given on standard input, and return the exit code."""
     try:
         asked = json.load(sys.stdin)
         (submit_what_is_asked if "preset" in asked else submit_and_wait)(**asked)

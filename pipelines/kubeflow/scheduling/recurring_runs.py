@@ -1,6 +1,6 @@
-"""Kubeflow's recurring runs, which our schedules are: found, made, put in the place of one another, and removed.
+"""Schedules as Kubeflow's recurring runs: find, create, replace and delete them.
 
-Kubeflow cannot change a recurring run. Another one is made, and takes its place.
+Kubeflow cannot change a recurring run, so a new one is created to replace it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENABLED = kfp_server_api.V2beta1RecurringRunStatus.ENABLED
 
 
 def schedules_on(client: Client) -> list[Any]:
-    """Return our schedules on a cluster, `V2beta1RecurringRun`s.
+    """Return ngrpo's schedules on a cluster, `V2beta1RecurringRun`s.
 
     Raises:
         ClusterError: The API refuses or cannot be reached.
@@ -36,19 +36,19 @@ def schedules_on(client: Client) -> list[Any]:
 
 
 def find(client: Client, name: str) -> Any:
-    """Return the schedule of a name, none if there is none."""
+    """Return the schedule with a name; None if there is none."""
     return next((schedule for schedule in schedules_on(client) if schedule.display_name == name), None)
 
 
 def require(client: Client, name: str) -> Any:
-    """Return the schedule of a name.
+    """Return the schedule with a name.
 
     Raises:
         ClusterError: There is none.
     """
     found = find(client, name)
     if found is None:
-        raise ClusterError(f"there is no schedule {name!r}: `ngrpo schedule list` shows those there are")
+        raise ClusterError(f"there is no schedule {name!r}: `ngrpo schedule list` lists them")
     return found
 
 
@@ -62,10 +62,10 @@ def make(
     *,
     enabled: bool = True,
 ) -> Any:
-    """Make a schedule and return it.
+    """Create a schedule and return it.
 
     Args:
-        client: The way to Kubeflow Pipelines.
+        client: Client of Kubeflow Pipelines.
         experiment: Id of the experiment of its runs.
         name: Its name.
         timing: When it runs.
@@ -74,7 +74,7 @@ def make(
         enabled: Whether it runs, or is paused.
 
     Raises:
-        ClusterError: It was not made, or that is not known.
+        ClusterError: It was not created, or the outcome is unknown.
     """
     pipeline_id, version_id = version
     with explained(f"schedule {name}"):
@@ -95,12 +95,12 @@ def make(
 def substitute(
     client: Client, old: Any, timing: Timing, version: tuple[str, str], service_account: str | None, *, enabled: bool
 ) -> Any:
-    """Put a new schedule in the place of an old one, and return it.
+    """Replace a schedule by a new one, and return that.
 
-    The new one is made first, paused, so that there is never none and never two that run.
+    The new one is created first, paused, so that there is always one schedule, and never two active ones.
 
     Args:
-        client: The way to Kubeflow Pipelines.
+        client: Client of Kubeflow Pipelines.
         old: The old schedule.
         timing: When the new one runs.
         version: Ids of the pipeline and of its version.
@@ -108,7 +108,7 @@ def substitute(
         enabled: Whether the new one runs, or is paused.
 
     Raises:
-        ClusterError: The old schedule is as it was, unless the message says that it is gone.
+        ClusterError: It failed. The old schedule is unchanged, unless the message says that it is gone.
     """
     name = old.display_name
     new = make(client, old.experiment_id, name, timing, version, service_account, enabled=False)
@@ -120,7 +120,7 @@ def substitute(
 
 
 def put_in_place(client: Client, old: Any, new: Any) -> None:
-    """Delete the old schedule. If that fails, delete the new one: then all is as it was."""
+    """Delete the old schedule. If that fails, delete the new one, so that nothing has changed."""
     name = old.display_name
     try:
         with explained(f"schedule {name}"):
@@ -132,22 +132,22 @@ def put_in_place(client: Client, old: Any, new: Any) -> None:
 
 
 def remove(client: Client, schedule: Any) -> None:
-    """Delete a schedule and not the runs of it that go on, which belong to it as Kubernetes sees it (from KFP 2.16 on it can be told)."""
+    """Delete a schedule but not its active runs, which it owns in Kubernetes (KFP 2.16 and later have an option for that)."""
     client.recurring_runs.recurring_run_service_delete_recurring_run(
         schedule.recurring_run_id, propagation_policy="ORPHAN"
     )
 
 
 def version_name(preset: str, text: str) -> str:
-    """Return the name of the version that holds a compiled pipeline: the same text has the same name."""
+    """Return the name of the version of a compiled pipeline: equal texts have equal names."""
     return f"{preset}-{digest(text)[:12]}"
 
 
 def version_of(client: Client, name: str, text: str, pipeline_name: str = NAME) -> tuple[str, str]:
-    """Return the ids of a pipeline and of its version, which is uploaded if there is none of the name.
+    """Return the ids of a pipeline and its version, which is uploaded if there is none with that name.
 
     Args:
-        client: The way to Kubeflow Pipelines.
+        client: Client of Kubeflow Pipelines.
         name: Name of the version (`version_name`).
         text: The compiled pipeline.
         pipeline_name: Name of the pipeline.
@@ -156,7 +156,7 @@ def version_of(client: Client, name: str, text: str, pipeline_name: str = NAME) 
         ClusterError: The API refuses or cannot be reached.
     """
     with explained(f"pipeline {pipeline_name}"):
-        # `Client.get_pipeline_id` names no namespace, and where Kubeflow has several it then looks into none of them.
+        # `Client.get_pipeline_id` passes no namespace, and a multi-user Kubeflow then searches in none.
         namespace = client.get_user_namespace() or None
         found = client.list_pipelines(namespace=namespace, filter=_equals("name", pipeline_name)).pipelines
         if found:
@@ -174,7 +174,7 @@ def version_of(client: Client, name: str, text: str, pipeline_name: str = NAME) 
 
 
 def version_used(schedule: Any) -> tuple[str, str]:
-    """Return the ids of the pipeline that a schedule runs and of its version."""
+    """Return the ids of a schedule's pipeline and its version."""
     used = schedule.pipeline_version_reference
     return used.pipeline_id, used.pipeline_version_id
 
@@ -192,7 +192,7 @@ def spec_used(client: Client, schedule: Any) -> Mapping[str, Any]:
 
 
 def going_run(client: Client, schedule: Any) -> str | None:
-    """Return the run of a schedule that goes on; none if none does."""
+    """Return the active run of a schedule; None if there is none."""
     with explained(f"runs of schedule {schedule.display_name}"):
         newest = client.list_runs(
             experiment_id=schedule.experiment_id,

@@ -1,4 +1,4 @@
-"""What a person filled into Kubeflow's run form, read as the command line reads its arguments."""
+"""Parameters of Kubeflow's run form, read in the same way as arguments of the command line."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ BASES = ("", "champion")
 
 @dataclass(frozen=True)
 class Requested:
-    """The parameters of the form, and what the form was made with."""
+    """The parameters of the form, and the settings that it was created with."""
 
     preset: str
     seed: int
     overrides: Sequence[str]
     base: str
     cluster: Mapping[str, Any]
-    """The section `cluster` of every run, as it was when the form was made."""
+    """The section `cluster` of every run, from when the form was created."""
     presets: Mapping[str, Mapping[str, Any]]
-    """By name, the configurations of presets that are files of their own: a pod has the package's only."""
+    """Configurations, by name, of presets that are not in the package, which a pod could not read."""
 
     def config(self) -> tuple[RunConfig, list[str]]:
-        """Return the configuration that was asked for, and the benchmarks that it leaves out because pods have no token of the hub.
+        """Return the requested configuration, and the benchmarks left out because pods have no token for the hub.
 
         Raises:
-            ConfigError: A parameter cannot be; a line for each, as the command line says it.
+            ConfigError: Parameters are invalid; a line for each, as on the command line.
         """
         problems = []
         if self.base not in BASES:

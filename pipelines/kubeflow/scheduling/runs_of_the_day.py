@@ -1,8 +1,8 @@
-"""The run of the day: what a scheduled run submits, so that it is submitted once and either is found by the other.
+"""The run of the day, which a scheduled run submits: it is submitted once, and each of the two can be found from the other.
 
-The name of the run of the day holds the id of the scheduled run. Kubeflow's API finds one by the other, even if the process that
-submitted it was killed before it could write anything down. Its id is kept beside the artifacts, written only if there is none
-yet: Kubeflow does not mind two runs of one name, and if two pods of one scheduled run submit at the same time, that decides.
+The name of the run of the day contains the id of the scheduled run. So Kubeflow's API finds one from the other, even if the process that
+submitted it was killed before it could record anything. Its id is stored beside the artifacts, and written only if there is none yet.
+Kubeflow allows two runs with one name, so if two pods of a scheduled run submit at the same time, this record decides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ngrpo.storage.objects import ObjectStore
 from ngrpo_kfp.pipelines.kubeflow.client import OVER, every, existing_experiment, explained
 
 ENDS = (*OVER, "CANCELING")
-"""States of a run that has ended or was told to."""
+"""States of a run that has ended or was told to end."""
 
 _FOLDER = "runs_of_the_day"
 _MARK = "-of-"
@@ -37,7 +37,7 @@ def name_of_the_day(parent: Any, preset: str) -> str:
 
 
 def remembered(objects: ObjectStore, parent: str) -> str | None:
-    """Return the id of the run that a scheduled run has submitted; none if none is written down.
+    """Return the recorded id of the run that a scheduled run has submitted; None if there is no record.
 
     Args:
         objects: The artifact store.
@@ -51,7 +51,7 @@ def remembered(objects: ObjectStore, parent: str) -> str | None:
 
 
 def remember(objects: ObjectStore, parent: str, run_id: str) -> str:
-    """Write down the run that a scheduled run has submitted, if none is written down, and return the one that is.
+    """Record the run that a scheduled run has submitted, unless there is a record already, and return the recorded id.
 
     Args:
         objects: The artifact store.
@@ -67,10 +67,10 @@ def remember(objects: ObjectStore, parent: str, run_id: str) -> str:
 
 
 def submitted_by(client: Client, parent: str) -> list[Any]:
-    """Return the runs that a scheduled run has submitted, `V2beta1Run`s, oldest first: one, unless two pods of it were alive at once.
+    """Return the runs that a scheduled run has submitted, `V2beta1Run`s, oldest first: one, unless two of its pods were alive at once.
 
     Args:
-        client: The way to Kubeflow Pipelines.
+        client: Client of Kubeflow Pipelines.
         parent: Id of the scheduled run.
 
     Raises:
@@ -93,13 +93,13 @@ def submitted_by(client: Client, parent: str) -> list[Any]:
 
 
 def related_runs(client: Client, run_id: str) -> Iterator[Any]:
-    """Yield a scheduled run and then what it has submitted, `V2beta1Run`s; for any other run, the run alone.
+    """Yield a scheduled run and then the runs that it has submitted, `V2beta1Run`s; for any other run, only that run.
 
-    What was submitted is looked up only when the scheduled run has been taken: if that is ended first, what it submitted until then
-    is found.
+    Submitted runs are looked up only after the caller has received the scheduled run: if the caller ends it first, all runs that it
+    submitted until then are found.
 
     Args:
-        client: The way to Kubeflow Pipelines.
+        client: Client of Kubeflow Pipelines.
         run_id: Id of the scheduled run or of the run of the day.
 
     Raises:
@@ -118,17 +118,16 @@ def related_runs(client: Client, run_id: str) -> Iterator[Any]:
 
 
 def cancel_with_related(client: Client, run_id: str) -> list[str]:
-    """End a run; with a scheduled run ends the run of the day, and with that the scheduled run.
+    """End a run. A scheduled run and its run of the day are ended together, whichever is given.
 
-    A scheduled run that is ended in the very second in which it submits can leave a run of the day behind. To cancel it again then
-    ends that too.
+    A scheduled run that is ended in the second in which it submits can leave a run of the day behind. Cancelling it again ends that too.
 
     Args:
-        client: The way to Kubeflow Pipelines.
+        client: Client of Kubeflow Pipelines.
         run_id: Id of either.
 
     Returns:
-        Ids of the runs that are being ended.
+        Ids of the runs that were told to end.
 
     Raises:
         ClusterError: There is no such run, there is nothing to end, or the API refuses or cannot be reached.
@@ -147,7 +146,7 @@ def cancel_with_related(client: Client, run_id: str) -> list[str]:
 
 
 def is_gone(error: ClusterError) -> bool:
-    """Say whether the API was asked for a run that it does not have."""
+    """Whether an error means that the API does not have the run."""
     return getattr(error.__cause__, "status", None) == 404
 
 

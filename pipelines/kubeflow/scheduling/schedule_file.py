@@ -1,4 +1,4 @@
-"""`schedules.toml`: the schedules of a cluster as a file, read and checked as a whole before anything is asked of the cluster."""
+"""`schedules.toml`: the schedules of a cluster as a file, which is read and checked as a whole before the cluster is contacted."""
 
 from __future__ import annotations
 
@@ -48,31 +48,31 @@ class ScheduleSettings(Section):
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the runs, on top of the preset."""
     seed: Annotated[int | str | None, PlainValidator(_check_seed)] = None
-    """Seed of every run; by default the preset's. `each-run` is another one in each: the second since 1970 in which Kubeflow started it."""
+    """Seed of every run; by default the preset's. With `each-run` each run has another: the seconds from 1970 to its start by Kubeflow."""
     base: Literal["champion"] | None = None
-    """`champion` for runs that start from the champion of their day."""
+    """`champion` for runs that start from the current champion."""
     cluster: NonEmpty | None = None
     """TOML file with the section `cluster`, relative to this one."""
     enabled: Flag = True
     """Whether it runs, or is paused."""
     max_concurrency: Annotated[int, count(1, 10)] = 1
-    """How many of its runs may go at the same time."""
+    """Number of its runs that may be active at the same time."""
     catch_up: Flag = False
-    """Whether every time that was missed is made up for, in place of the last one only; needs times in UTC."""
+    """Whether every missed time starts a run, and not only the last one; needs times in UTC."""
 
 
 class ScheduleFile(Section):
     """A file of schedules."""
 
     owner: Name
-    """Label of the schedules that are made from this file: those of another owner are left alone."""
+    """Label of the schedules created from this file; schedules of other owners are not changed."""
     schedules: dict[Name, ScheduleSettings] = Field(default_factory=dict)
     """The schedules by name."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A schedule as its file wants it."""
+    """A schedule as defined in its file."""
 
     name: str
     config: RunConfig
@@ -88,7 +88,7 @@ class WantedSchedules:
     origin: Origin
     schedules: Sequence[Wanted]
     left_out: Mapping[str, Sequence[str]]
-    """By schedule, the benchmarks that its runs leave out because their pods have no token of the hub."""
+    """By schedule, the benchmarks that its runs leave out because their pods have no token for the hub."""
 
 
 def read_schedules(path: Path, now: datetime) -> WantedSchedules:
@@ -96,10 +96,10 @@ def read_schedules(path: Path, now: datetime) -> WantedSchedules:
 
     Args:
         path: TOML file.
-        now: From when on the times are computed in UTC.
+        now: Start of the period for which times are converted to UTC.
 
     Raises:
-        ConfigError: A file cannot be read or is not TOML, or settings are unknown or impossible: a line for each, which names the schedule,
+        ConfigError: A file cannot be read or is not TOML, or settings are unknown or invalid: a line for each, which names the schedule,
             the field, the value and what is allowed.
     """
     tree = read_toml("schedules", path)

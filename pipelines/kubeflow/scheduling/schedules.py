@@ -1,10 +1,10 @@
-"""Schedules on a cluster: the pipeline, run by Kubeflow again and again.
+"""Schedules on a cluster: recurring runs of the pipeline in Kubeflow.
 
-A schedule runs one task, which plans on the day, submits what is left to do, and waits (`planning_task`). One run at
-a time: a time that comes while a run goes on is made up for by one run right after it (kubeflow/pipelines,
+A schedule runs one task, which plans, submits the run of the day, and waits for it (`planning_task`). There is one run at a time; times
+that pass during a run are caught up by one run right after it (kubeflow/pipelines,
 backend/src/crd/controller/scheduledworkflow/util/cron_schedule.go:112).
 
-Schedules that earlier versions made hold every stage and go on as they are; `replace` turns one into this kind.
+Schedules made by earlier versions contain every stage and keep working; `replace` turns one into the new kind.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_compilation import compile_wa
 from ngrpo_kfp.pipelines.kubeflow.scheduling.wishes import Wishes
 
 _CLOCKS_DIFFER = timedelta(minutes=5)
-"""Less is the way of clocks that are set by hand, and no schedule is so exact."""
+"""Smaller differences of clocks are normal, and do not matter for schedules."""
 
 
 def create(
@@ -58,7 +58,7 @@ def create(
     base: str | None = None,
     text: str | None = None,
 ) -> None:
-    """Make a schedule.
+    """Create a schedule.
 
     Args:
         name: Its name.
@@ -66,11 +66,11 @@ def create(
         config: Configuration of its runs.
         images: Where the images of the stages are looked up.
         console: Where it is shown.
-        base: `champion` for runs that start from the champion of their day.
-        text: What it runs, compiled; none for runs of the pipeline.
+        base: `champion` for runs that start from the current champion.
+        text: Its compiled pipeline; None for runs of the post-training pipeline.
 
     Raises:
-        NGRPOError: What the user can put right; no schedule was made then, unless the message says that this is not known.
+        NGRPOError: The user can fix it; no schedule was created, unless the message says that this is unknown.
     """
     cron = check_cron(cron)
     if text is None:
@@ -88,18 +88,18 @@ def create(
 def replace(
     name: str, cron: str | None, config: RunConfig, images: Images, console: Console, *, base: str | None = None
 ) -> None:
-    """Put another pipeline or another time in the place of a schedule; a paused one stays paused, and a watch a watch.
+    """Replace the pipeline or the time of a schedule. A paused schedule stays paused, and one that watches the champion keeps doing so.
 
     Args:
         name: Name of the schedule.
-        cron: When it runs; none as before.
+        cron: When it runs; None to keep the time.
         config: Configuration of its runs.
         images: Where the images of the stages are looked up.
         console: Where it is shown.
-        base: As of `create`.
+        base: As for `create`.
 
     Raises:
-        NGRPOError: What the user can put right; the old schedule is as it was, unless the message says that it is gone.
+        NGRPOError: The user can fix it; the old schedule is unchanged, unless the message says that it is gone.
     """
     checked = None if cron is None else check_cron(cron)
     client = connect()
@@ -126,7 +126,7 @@ def replace(
 
 
 def pause(name: str, console: Console) -> None:
-    """Let a schedule start no runs until it is resumed; one that runs goes on."""
+    """Pause a schedule: it starts no runs until it is resumed. An active run goes on."""
     client = connect()
     with explained(f"schedule {name}"):
         client.disable_recurring_run(require(client, name).recurring_run_id)
@@ -134,11 +134,11 @@ def pause(name: str, console: Console) -> None:
 
 
 def resume(name: str, console: Console) -> None:
-    """Let a paused schedule start runs again; what it missed is not made up for.
+    """Let a paused schedule start runs again, without catching up on missed times.
 
-    Kubeflow would start a run at once for the last time that was missed. It counts from a schedule's last run or, if there was none,
-    from its creation: so a new schedule takes the place of the old one. It would not wait for a run of the old one, and therefore
-    a schedule with a run that goes on is resumed as it is.
+    Kubeflow would at once start a run for the last missed time. It counts from a schedule's last run or, if there was none, from its
+    creation, so a new schedule replaces the old one. The new one would not wait for a run of the old one, so a schedule with an active
+    run is resumed itself.
     """
     client = connect()
     old = require(client, name)
@@ -160,7 +160,7 @@ def resume(name: str, console: Console) -> None:
 
 
 def delete(name: str, console: Console) -> None:
-    """Delete a schedule; its runs stay, and one that goes on goes on."""
+    """Delete a schedule. Its runs are kept, and an active run goes on."""
     client = connect()
     with explained(f"schedule {name}"):
         remove(client, require(client, name))
@@ -168,7 +168,7 @@ def delete(name: str, console: Console) -> None:
 
 
 def listed() -> list[dict[str, str | int | bool | None]]:
-    """Return what there is to say of each schedule, by names that programs read.
+    """Return the facts of each schedule, with names for programs.
 
     Raises:
         ClusterError: The API refuses or cannot be reached.
@@ -208,7 +208,7 @@ def show(console: Console) -> None:
 
 
 def compare_clocks(client: Client, console: Console) -> None:
-    """Say if the cluster's clock, by which schedules run, is another than ours."""
+    """Print a warning if the cluster's clock, by which schedules run, differs from this machine's."""
     with explained("Kubeflow Pipelines"):
         _, _, headers = client._healthz_api.healthz_service_get_healthz_with_http_info()
     if "Date" not in headers:

@@ -1,4 +1,4 @@
-"""When a schedule runs, as Kubeflow keeps it."""
+"""When a schedule runs, as stored in Kubeflow."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Timing:
-    """When a schedule runs, and what else Kubeflow itself knows of it."""
+    """When a schedule runs, and its other fields in Kubeflow."""
 
     cron: str
     """Six fields, seconds first, in UTC."""
     max_concurrency: int = 1
-    """How many of its runs may go at the same time, 10 at most."""
+    """Number of its runs that may be active at the same time, 10 at most."""
     catch_up: bool = False
-    """Whether every time that was missed is made up for, in place of the last one only."""
+    """Whether every missed time starts a run, and not only the last one."""
     description: str = ""
-    """A line of text, 255 characters at most: where the schedule comes from."""
+    """The description, a line of at most 255 characters: the origin of the schedule."""
 
     @classmethod
     def of(cls, schedule: Any) -> Timing:
-        """Return that of a schedule on the cluster, a `V2beta1RecurringRun`."""
+        """Return the timing of a schedule on the cluster, a `V2beta1RecurringRun`."""
         return cls(
             cron=str(schedule.trigger.cron_schedule.cron),
             max_concurrency=int(schedule.max_concurrency),

@@ -1,4 +1,4 @@
-"""The pipeline of a schedule that watches the champion, as Kubeflow's intermediate representation: one task."""
+"""Compile the pipeline of a schedule that watches the champion, with one task, to Kubeflow's intermediate representation."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NAME = f"{NAME}-watch"
 
 
 def compile_watch(config: RunConfig, images: Images) -> str:
-    """Compile the pipeline of a schedule whose task looks at the served champion.
+    """Compile the pipeline of a schedule whose task measures the served champion.
 
     Args:
         config: Configuration of the run that made the champion, with `watch`.
         images: Where images are looked up.
 
     Raises:
-        ConfigError: There are no settings of the watch, the endpoint is one that pods cannot reach, or a source is not there in pods.
+        ConfigError: There are no settings of the watch, pods cannot reach the endpoint, or a source does not exist in pods.
         GraphError: The compiled graph is broken.
     """
     if config.watch is None:
@@ -54,5 +54,5 @@ def compile_watch(config: RunConfig, images: Images) -> str:
 
 
 def is_watch(spec: Mapping[str, Any]) -> bool:
-    """Say whether a pipeline, as Kubeflow has it, is that of a schedule that watches the champion."""
+    """Whether a pipeline in Kubeflow belongs to a schedule that watches the champion."""
     return bool(spec["pipelineInfo"]["name"] == _NAME)

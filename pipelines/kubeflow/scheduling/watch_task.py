@@ -1,4 +1,4 @@
-"""What a schedule of the watch runs: one look, in the pod of its task."""
+"""The task of a schedule that watches the champion: measure it once, in the task's pod."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ngrpo.tracking.model_registry import CHAMPION, DIGEST, ModelRegistry
 from ngrpo.tracking.promotions import Promotions
 
 ALERT, FAILED = 1, 2
-"""Exit codes, as those of `ngrpo watch`."""
+"""Exit codes, the same as those of `ngrpo watch`."""
 
 
 @addresses_without_users()
 def watch_in_pod(tree: dict[str, Any]) -> int:
-    """Look at the champion, print what was seen, and return the exit code.
+    """Measure the champion, print the result, and return the exit code.
 
     Args:
         tree: Configuration of the run that made the champion, with `watch`.
@@ -51,7 +51,7 @@ def _look(config: RunConfig) -> Seen:
 
 
 def _champion(registry: ModelRegistry, scratch: Path) -> Champion:
-    """Return the champion with its files, which are downloaded.
+    """Download the champion, and return it with its files.
 
     Raises:
         TrackingError: There is none, or its files are gone or are not those that were registered.

@@ -1,4 +1,4 @@
-"""What a schedule's task decides on the day, beside the plan: base model, seed, and whether the clock of a time zone says so."""
+"""What a schedule's task decides when it starts, besides the plan: base model, seed, and whether a run is due in the time zone."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from ngrpo.config.reading import override
 from ngrpo_kfp.pipelines.kubeflow.scheduling.local_times import is_due, time_zone
 
 EACH_RUN = "each-run"
-"""For another seed in each run."""
+"""Another seed in each run."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """As parameters of the task; empty where there is nothing to decide."""
+    """Parameters of the task; empty where there is nothing to decide."""
 
     base: str = ""
-    """`champion` for runs that start from the champion of their day."""
+    """`champion` for runs that start from the current champion."""
     cron: str = ""
-    """Times of the schedule in `time_zone`, where that is not UTC."""
+    """Times of the schedule in `time_zone`, if that is not UTC."""
     time_zone: str = ""
     """Name of the time zone."""
     seed: str = ""
     """`EACH_RUN`, or the seed of the configuration."""
 
     def due(self, last: Callable[[], datetime], started: datetime) -> bool:
-        """Say whether a time of the schedule has come.
+        """Whether a time of the schedule has passed.
 
         Args:
-            last: Says when the task ran last, or else the schedule was made; asked only where it matters.
+            last: Returns when the task last ran, or else when the schedule was created; called only if it matters.
             started: When this one started.
 
         Raises:
-            ConfigError: This machine does not know the time zone.
+            ConfigError: The time zone is unknown on this machine.
         """
         return not self.cron or is_due(self.cron, time_zone(self.time_zone, "time_zone"), last(), started)
 
     def seeded(self, config: RunConfig, started: datetime) -> RunConfig:
-        """Return the configuration with the seed of the day: the second since 1970 in which Kubeflow started the task."""
+        """Return the configuration with the seed of this run: the seconds from 1970 to the start of the task."""
         return override(config, [f"seed={int(started.timestamp())}"]) if self.seed == EACH_RUN else config
