@@ -221,7 +221,10 @@ CASES = [
     ("1+" * 3000 + "1", "5", False, "characters"),
     ("5", "9" * MILLION, False, "characters"),
     ("9" * MILLION, "9" * MILLION, True, None),
-    ("5", "(" * 1000 + "5" + ")" * 1000, False, "."),  # too deep or too slow
+    ("5", "(" * 20 + "5" + ")" * 20, True, None),
+    ("5", "(" * 21 + "5" + ")" * 21, False, "nested more than 20 deep"),
+    (r"\sqrt{" * 21 + "5" + "}" * 21, "5", False, "nested more than 20 deep"),
+    ("5", "(" * 1000 + "5" + ")" * 1000, False, "nested more than 20 deep"),
 ]
 
 

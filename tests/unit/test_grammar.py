@@ -45,6 +45,18 @@ def both(text: str) -> tuple[str, str]:
         "1A_{16}",
         "x^2+",  # an error of both
         "5\u2028",  # no token
+        # what is chosen without reading to the end, and the signs that forbid it
+        "x = 5",
+        r"x \in \{1, 2\}",
+        r"x, y \notin A",
+        r"A = \{1\} \cup \{2\}",
+        r"A \subset \mathbb{R}",
+        r"2 \pm \sqrt{3}",
+        r"\frac{1}{2}, 3 \pm 1",
+        r"\pm 1",
+        r"\mathbb{R} \setminus \{0\}",
+        "x, y; z",
+        "x =",
     ],
 )
 def test_what_the_first_stage_mistakes(text):

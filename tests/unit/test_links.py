@@ -45,7 +45,7 @@ def test_the_site_has_every_page():
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     listed = re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)
     assert sorted(listed) == sorted(
-        ["index.md", "CONTRIBUTING.md", "CHANGELOG.md", *(page.name for page in PAGES if page.parent.name == "docs")]
+        ["index.md", "CONTRIBUTING.md", "CHANGELOG.md", *(page.name for page in PAGES if page.parent == ROOT / "docs")]
     )
 
 
@@ -59,4 +59,4 @@ def test_every_page_can_be_reached_from_the_readme():
         for link in LINK.findall(page.read_text(encoding="utf-8")):
             if not re.match(r"[a-z]+:", link) and link.partition("#")[0]:
                 waiting.append((page.parent / link.partition("#")[0]).resolve())
-    assert {page for page in PAGES if page.parent.name == "docs"} <= reached
+    assert {page for page in PAGES if page.parent == ROOT / "docs"} <= reached

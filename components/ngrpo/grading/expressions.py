@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import sympy
@@ -30,6 +30,9 @@ _CHARACTERS = re.compile("[ -~\t\n\u0370-\u03ff×÷·±∓≤≥≠∅∖∩∪�
 
 _NAME = re.compile(r"\\?[A-Za-z\u0370-\u03ff](?:[A-Za-z0-9\u0370-\u03ff]|[_\\ ,]|\{[A-Za-z0-9_,+ \\-]*\})*")
 _LONGEST_NAME = 100
+
+_DEEPEST = 20
+"""Brackets within brackets. Answers of real problems have four at most, and the parser's time grows with every further one."""
 
 _NORMALISED = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
 _LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/(?:\d\d){1,2}|\d{4}-\d\d-\d\d")
@@ -243,6 +246,8 @@ def read(text: str) -> Any:
     """
     if not _CHARACTERS.fullmatch(text):
         raise UnreadError("a character that is not read")
+    if _depth(text) > _DEEPEST:
+        raise UnreadError(f"brackets nested more than {_DEEPEST} deep")
     plain = text.replace(" ", "")
     if _LITERAL.fullmatch(plain):
         return sympy.Symbol(
@@ -274,6 +279,12 @@ def read(text: str) -> Any:
         expression = _parse(parts[-1])
     _check(expression)
     return expression
+
+
+def _depth(text: str) -> int:
+    """Return how many brackets, matched or not, are open at most."""
+    steps = ((char in "([{") - (char in ")]}") for char in text)
+    return max(accumulate(steps), default=0)
 
 
 def _parse(text: str) -> Any:

@@ -19,10 +19,31 @@ _AMBIGUOUS = frozenset(
 """Decisions that SLL mistakes in every power (`x^2`): they are by LL in the first stage too, which then seldom fails."""
 
 
+_SET_BEGINS = frozenset(PSParser.atn.nextTokens(PSParser.atn.ruleToStartState[PSParser.RULE_set_atom]))
+"""The tokens that a set can begin with."""
+
+_WHOLE, _ELEMENT = (
+    next(number for number, state in enumerate(PSParser.atn.decisionToState) if state.ruleIndex == rule)
+    for rule in (PSParser.RULE_math, PSParser.RULE_element)
+)
+_SET_RELATIONS = {PSParser.IN, PSParser.NOTIN, PSParser.ASSIGNMENT}
+
+_ELEMENTS_ALTERNATIVE, _RELATION_ALTERNATIVE = 2, 3
+"""Of `math` the one that is a list of elements, and of `element` the one that is a relation, of which an expression is one."""
+
+
 class _Predictions(ParserATNSimulator):
     exact = False
+    tokens: frozenset[int] = frozenset()
+    """The kinds of token in the text."""
 
     def adaptivePredict(self, input: Any, decision: int, outerContext: Any) -> int:
+        # Both decisions read the text to its end, for a sign that most texts do not have.
+        if decision in (_WHOLE, _ELEMENT) and input.LA(1) not in _SET_BEGINS:
+            if decision == _WHOLE and not self.tokens & _SET_RELATIONS:
+                return _ELEMENTS_ALTERNATIVE
+            if decision == _ELEMENT and PSParser.PLUS_MINUS not in self.tokens:
+                return _RELATION_ALTERNATIVE
         exact = self.exact or decision in _AMBIGUOUS
         self.predictionMode = PredictionMode.LL if exact else PredictionMode.SLL
         prediction: int = super().adaptivePredict(input, decision, outerContext)
@@ -60,4 +81,5 @@ def parser(text: str, listener: Any) -> PSParser:
         part.removeErrorListeners()
         part.addErrorListener(listener)
     tokens.fill()  # so that an error of the lexer is none of the first stage
+    parser_._interp.tokens = frozenset(token.type for token in tokens.tokens)
     return parser_
