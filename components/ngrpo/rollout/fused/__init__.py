@@ -17,7 +17,7 @@ from ngrpo.mixing.strategies import Neighbor, Token
 from ngrpo.mixing.strategy import Strategy
 
 SERVED: tuple[type[Strategy], ...] = (Neighbor, Token)
-"""Strategies that the kernels implement. Subclasses may decide differently, so they do not count; of `Neighbor` only the paper's form does."""
+"""Strategies that the kernels implement, without subclasses, which may decide differently; of `Neighbor` only the paper's form."""
 
 
 def serves(strategy: Strategy) -> bool:
