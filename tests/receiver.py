@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from loopback import QuietHandler, served
 
 SECRET_PATH = "/hooks/T0-very-secret-path"
 
@@ -35,7 +36,7 @@ def receiver(manner: str = "good", elsewhere: str = "") -> Iterator[Receiver]:
     """
     over = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             told.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
             getattr(self, manner.replace(" ", "_") if not manner.isdigit() else f"_{manner}")()
@@ -77,16 +78,9 @@ def receiver(manner: str = "good", elsewhere: str = "") -> Iterator[Receiver]:
             except OSError:
                 return
 
-        def log_message(self, *args: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    told = Receiver(server.server_port)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield told
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
+    with served(Handler) as port:
+        told = Receiver(port)
+        try:
+            yield told
+        finally:
+            over.set()

@@ -1,8 +1,8 @@
 """Fixtures: the commands of a cluster, against a stateful API and a real object store."""
 
 import pytest
-import yaml
 from golden_ir import GOLDEN
+from kubeconfig import write_kubeconfig
 from kubeflow_stub import serve
 
 from ngrpo_kfp.pipelines.cli import app as cli
@@ -20,18 +20,7 @@ def kubeflow(monkeypatch, tmp_path):
         monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # no registry of images is asked
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setenv("HOME", str(tmp_path))
-        kubeconfig = tmp_path / ".kube" / "config"
-        kubeconfig.parent.mkdir()
-        kubeconfig.write_text(
-            yaml.safe_dump(
-                {
-                    "clusters": [{"name": "c", "cluster": {"server": state.address}}],
-                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                    "users": [{"name": "u", "user": {}}],
-                    "current-context": "c",
-                }
-            )
-        )
+        write_kubeconfig(tmp_path, state.address)
         yield state
 
 

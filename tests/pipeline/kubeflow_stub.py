@@ -6,14 +6,12 @@ against those of the pipeline specification: a field that the real API does not 
 
 import json
 import re
-import threading
 import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +20,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from loopback import QuietHandler, served
 from ngrpo.stages.tries import begin, keep
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.planning.nodes import stage_of, task_name
@@ -498,7 +497,7 @@ def serve():
     """Serve the API; yields its state, with `address`."""
     state = Kubeflow()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = (
             True  # or each answer takes 40 ms: its second packet waits for the receipt of the first
@@ -552,17 +551,6 @@ def serve():
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    state.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with served(Handler) as port:
+        state.address = f"http://127.0.0.1:{port}"
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

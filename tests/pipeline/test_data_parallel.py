@@ -1,17 +1,14 @@
 """Two processes train as one does: the same rollouts, losses and weights, up to rounding."""
 
 import json
-import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
+from observed_training import finish, start
 from safetensors.torch import load_file
 from small_training import CONFIG, weights, write_inputs
-
-from forks import Script
 
 pytestmark = pytest.mark.pipeline
 
@@ -43,24 +40,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def train(root: Path, output: Path, processes: int, way: str = "copied", engine: str = "transformers") -> Path:
-    (output / "work").mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_RUN_ID", None)
-    group: list[dict[str, str]] = [{}]
-    if processes > 1:  # as torchrun tells them
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        group = [place | size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    logs = [output / f"errors-{rank}.log" for rank in range(processes)]
-    arguments = [str(root), str(output), engine, way]
-    started = [
-        Script("from parallel_process import main\nmain()", arguments, environment | told, str(log))
-        for told, log in zip(group, logs, strict=True)
-    ]
-    codes = [process.wait() for process in started]
-    assert codes == [0] * processes, "".join(log.read_text()[-6000:] for log in logs)
+    finish(start("parallel_process", root, output, processes, engine, way), output)
     return output
 
 

@@ -15,6 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from golden_ir import CLUSTER, GOLDEN
+from kubeconfig import write_kubeconfig
 from kubernetes_stub import ARGO_CONFIG, DEPLOYMENTS, IMAGES, OWN, PODS, serve
 
 from ngrpo.config import load_config
@@ -42,18 +43,7 @@ def cluster(monkeypatch, tmp_path):
     with serve() as state:
         monkeypatch.setattr(cluster_probe, "POLL_SECONDS", 0.01)
         state.pod_log = "a line of a library\n" + "".join(f"{MARK}{json.dumps(each)}\n" for each in REACHED)
-        kubeconfig = tmp_path / ".kube" / "config"
-        kubeconfig.parent.mkdir()
-        kubeconfig.write_text(
-            yaml.safe_dump(
-                {
-                    "clusters": [{"name": "c", "cluster": {"server": state.address}}],
-                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                    "users": [{"name": "u", "user": {}}],
-                    "current-context": "c",
-                }
-            )
-        )
+        write_kubeconfig(tmp_path, state.address)
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", state.address)
         for name in ("KF_PIPELINES_NAMESPACE", "MLFLOW_TRACKING_URI", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
             monkeypatch.delenv(name, raising=False)

@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import pytest
 import yaml
+from kubeconfig import write_kubeconfig
 from kubernetes_stub import NAMESPACE, serve
 
 from ngrpo.config import RegisteredModel, load_config
@@ -227,17 +228,7 @@ class Services:
 def kserve(monkeypatch, tmp_path):
     monkeypatch.setattr(deployment, "_SECONDS_BETWEEN_LOOKS", 0.01)
     with serve() as cluster:
-        (tmp_path / ".kube").mkdir()
-        (tmp_path / ".kube" / "config").write_text(
-            yaml.safe_dump(
-                {
-                    "clusters": [{"name": "c", "cluster": {"server": cluster.address}}],
-                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                    "users": [{"name": "u", "user": {}}],
-                    "current-context": "c",
-                }
-            )
-        )
+        write_kubeconfig(tmp_path, cluster.address)
         monkeypatch.setenv("HOME", str(tmp_path))
         yield Services(cluster)
 

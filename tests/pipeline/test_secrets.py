@@ -5,9 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from golden_ir import GOLDEN, IMAGES
 from small_house import build
 from trainer_stub import serve as serve_trainer
 
+from loopback import QuietHandler, served
 from ngrpo.config import load_config
 from ngrpo.config.cluster import ClusterConfig, ResourcesConfig
 from ngrpo.errors import NGRPOError, TrainJobError
@@ -66,6 +65,7 @@ import sys
 from mlflow.server import app, handlers
 from werkzeug.serving import make_server
 from ngrpo.tracking.database import prepare_database
+from loopback import QuietHandler, served
 uri, bucket, expected = sys.argv[1:]
 prepare_database(uri)
 handlers.initialize_backend_stores(uri, default_artifact_root=bucket)
@@ -96,7 +96,7 @@ def tracking_server(database: Path, bucket: str):
 def echo(status: int):
     """A service that fails, and says all it was told: address, headers and body."""
 
-    class Echo(BaseHTTPRequestHandler):
+    class Echo(QuietHandler):
         def answer(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             heard = f"{self.path} {dict(self.headers)} {body[:500]!r}"
@@ -109,16 +109,8 @@ def echo(status: int):
 
         do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer
 
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(Echo) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_nothing_that_a_run_leaves_holds_a_credential(s3_environment, tmp_path):

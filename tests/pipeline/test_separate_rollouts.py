@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from forked_children import ForkedChild
+from observed_training import finish, start
 from safetensors.torch import load_file
 from small_training import CONFIG, write_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -232,34 +232,13 @@ def test_an_engine_that_cannot_start_says_why(root, children, tmp_path, monkeypa
 def started(
     root: Path, output: Path, processes: int, engine: str = "transformers", way: str = "copied"
 ) -> list[Script]:
-    """Start the processes of a training, each with an engine in a process of its own that is no fork."""
-    (output / "work").mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_RUN_ID", None)
-    group: list[dict[str, str]] = [{}]
-    if processes > 1:  # as torchrun tells them
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        size = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-        group = [place | size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    arguments = [str(root), str(output), engine, way]
-    return [
-        Script(
-            "from separate_training import main\nmain()",
-            arguments,
-            environment | told,
-            str(output / f"errors-{rank}.log"),
-        )
-        for rank, told in enumerate(group)
-    ]
+    """Start the processes of a training, each with an engine in a separate process that is no fork."""
+    return start("separate_training", root, output, processes, engine, way)
 
 
 def finished(processes: list[Script], output: Path) -> list[list[dict]]:
     """Wait for processes, and return what each has seen."""
-    codes = [process.wait() for process in processes]
-    logs = [(output / f"errors-{rank}.log").read_text()[-6000:] for rank in range(len(processes))]
-    assert codes == [0] * len(processes), "".join(logs)
+    finish(processes, output)
     return [json.loads((output / f"seen-{rank}.json").read_text()) for rank in range(len(processes))]
 
 

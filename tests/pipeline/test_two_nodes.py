@@ -23,7 +23,7 @@ pytestmark = pytest.mark.pipeline
 HOOK = """
 import sys
 if "ngrpo.stages.torchrun" in sys.orig_argv and "ngrpo.stages.torchrun_agent" not in sys.orig_argv:
-    from parallel_process import shard_on_processors
+    from observed_training import shard_on_processors
     from ngrpo.training import policy_optimization
     shard_on_processors()
     class LengthReward:

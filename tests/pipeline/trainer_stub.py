@@ -9,12 +9,13 @@ import re
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from kubeflow_trainer_api import models
+
+from loopback import QuietHandler, served
 
 NAMESPACE = "ngrpo"
 RUNTIME = yaml.safe_load((Path(__file__).parents[2] / "k8s/overlays/gpu/training-runtime.yaml").read_text())
@@ -186,7 +187,7 @@ def serve(kubeconfig):
     """Serve the API, and write how it is reached; yields its state."""
     cluster = Cluster()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def handle_one(self):
             parts = urlsplit(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -210,26 +211,15 @@ def serve(kubeconfig):
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    context = {"cluster": "stub", "user": "stub", "namespace": NAMESPACE}
-    reached = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "stub",
-        "clusters": [{"name": "stub", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-        "users": [{"name": "stub", "user": {}}],
-        "contexts": [{"name": "stub", "context": context}],
-    }
-    kubeconfig.write_text(yaml.safe_dump(reached))
-    try:
+    with served(Handler) as port:
+        context = {"cluster": "stub", "user": "stub", "namespace": NAMESPACE}
+        reached = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "stub",
+            "clusters": [{"name": "stub", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+            "users": [{"name": "stub", "user": {}}],
+            "contexts": [{"name": "stub", "context": context}],
+        }
+        kubeconfig.write_text(yaml.safe_dump(reached))
         yield cluster
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from ngrpo.config import load_config
 from ngrpo.errors import ConfigError
+from one_hot import one_hot_logps
 from tiny import save_tiny_model
 
 LENGTH, BETA, CLIP = 16, 0.3, 0.2
@@ -27,27 +28,12 @@ def move(model) -> None:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=noise))
 
 
-def scores(model, batch: dict) -> torch.Tensor:
-    """Log-probabilities of the labels on the mixed inputs, by one-hot products with the embedding matrix."""
-    matrix = model.get_input_embeddings().weight
-    columns = batch["completion_ids"].shape[1]
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    selection = torch.nn.functional.one_hot(ids, len(matrix)).float()
-    for row, column in batch["mix_mask"].nonzero().tolist():
-        selection[row, ids.shape[1] - columns + column] = 0
-        for token, weight in zip(batch["mix_candidates"][row, column], batch["mix_weights"][row, column], strict=True):
-            selection[row, ids.shape[1] - columns + column, token] += weight
-    logits = model(inputs_embeds=selection @ matrix, attention_mask=mask).logits[:, -columns - 1 : -1] / TEMPERATURE
-    return logits.log_softmax(-1).gather(2, batch["completion_ids"][..., None])[..., 0]
-
-
 def clipped(ratio: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
     return torch.minimum(ratio * advantages, ratio.clamp(1 - CLIP, 1 + CLIP) * advantages)
 
 
 def expected_loss(model, batch: dict, level: str) -> torch.Tensor:
-    logps = scores(model, batch)
+    logps = one_hot_logps(model, batch, TEMPERATURE)
     inside, mixed = batch["completion_mask"].float(), batch["mix_mask"].float() * batch["completion_mask"]
     advantages = batch["advantages"][:, None]
     old, now = batch["old_per_token_logps"], logps.detach()
@@ -110,7 +96,7 @@ def test_a_mixed_step_is_never_clipped(directory):
         -(mixed.sum() + (1 + CLIP) * (inside & ~mixed).sum()).item() / (SEQUENCES * LENGTH), abs=1e-6
     )
     model = AutoModelForCausalLM.from_pretrained(directory)
-    (-(scores(model, batch) * mixed).sum() / (SEQUENCES * LENGTH)).backward()
+    (-(one_hot_logps(model, batch, TEMPERATURE) * mixed).sum() / (SEQUENCES * LENGTH)).backward()
     torch.testing.assert_close(
         learner.model.get_input_embeddings().weight.grad,
         model.get_input_embeddings().weight.grad,

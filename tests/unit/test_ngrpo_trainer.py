@@ -9,6 +9,7 @@ from trl import GRPOConfig, GRPOTrainer
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
+from one_hot import one_hot_logps
 from tiny import EOS, FURTHER, PAD, mixer_for, save_tiny_model
 
 GROUP, SEQUENCES = 4, 32
@@ -174,16 +175,7 @@ def test_the_embedding_gradient_matches_an_independent_forward(directory):
 
     model = AutoModelForCausalLM.from_pretrained(directory)
     matrix = model.get_input_embeddings().weight
-    columns = batch["completion_ids"].shape[1]
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    selection = torch.nn.functional.one_hot(ids, len(matrix)).float()
-    for row, column in batch["mix_mask"].nonzero().tolist():
-        selection[row, ids.shape[1] - columns + column] = 0
-        for token, weight in zip(batch["mix_candidates"][row, column], batch["mix_weights"][row, column], strict=True):
-            selection[row, ids.shape[1] - columns + column, token] += weight
-    logits = model(inputs_embeds=selection @ matrix, attention_mask=mask).logits[:, -columns - 1 : -1] / 0.7
-    logps = logits.log_softmax(-1).gather(2, batch["completion_ids"][..., None])[..., 0]
+    logps = one_hot_logps(model, batch, 0.7)
     ratio = torch.exp(logps - batch["old_per_token_logps"])
     advantages = batch["advantages"][:, None]
     objective = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
