@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
-from ngrpo.config.sections import TrainingConfig
+from ngrpo.config.training import TrainingConfig
 from ngrpo.errors import TrainingError
 from ngrpo.mixing.inputs import mixed_inputs
 from ngrpo.mixing.records import collate

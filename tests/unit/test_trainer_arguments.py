@@ -25,7 +25,8 @@ from golden_arguments import (
 )
 
 from ngrpo.config import BenchmarkEvaluationConfig, NGRPOTrainingConfig, SFTWarmStartConfig, load_config, select
-from ngrpo.config.sections import RolloutConfig, TrainingConfig, WarmStartConfig
+from ngrpo.config.sections import RolloutConfig, WarmStartConfig
+from ngrpo.config.training import TrainingConfig
 from ngrpo.rollout.loading import load_tokenizer
 from ngrpo.training import policy_optimization
 

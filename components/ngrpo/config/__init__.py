@@ -15,8 +15,6 @@ from ngrpo.config.sections import (
     NeighborsConfig,
     PromotionConfig,
     RolloutConfig,
-    SelectionConfig,
-    TrainingConfig,
     WarmStartConfig,
 )
 from ngrpo.config.sources import (
@@ -50,6 +48,7 @@ from ngrpo.config.stages import (
     TokenizerConfig,
     select,
 )
+from ngrpo.config.training import SelectionConfig, TrainingConfig
 from ngrpo.section import Section
 
 __all__ = [

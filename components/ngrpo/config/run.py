@@ -26,12 +26,12 @@ from ngrpo.config.sections import (
     NeighborsConfig,
     PromotionConfig,
     RolloutConfig,
-    TrainingConfig,
     WarmStartConfig,
 )
 from ngrpo.config.serving import Serving
 from ngrpo.config.signing import SigningConfig
 from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE
+from ngrpo.config.training import TrainingConfig
 from ngrpo.config.watch import WatchConfig
 from ngrpo.section import Line, Name, Section, Seed, name_of, unless_set
 

@@ -25,13 +25,13 @@ from ngrpo.config.sections import (
     NeighborsConfig,
     PromotionConfig,
     RolloutConfig,
-    TrainingConfig,
     VLLMConfig,
     WarmStartConfig,
 )
 from ngrpo.config.serving import Serving
 from ngrpo.config.signing import SigningConfig
 from ngrpo.config.sources import BaseModelSource, Source
+from ngrpo.config.training import TrainingConfig
 from ngrpo.section import Day, Name, Section, Seed, StepsOrNone, Tokens, unless_set
 
 S = TypeVar("S", bound=Section)

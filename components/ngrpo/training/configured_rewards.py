@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ngrpo.config import RolloutConfig, TrainingConfig
 from ngrpo.config.rewards import RewardConfig
-from ngrpo.config.sections import RolloutConfig, TrainingConfig
 from ngrpo.grading.grader import Grader
 from ngrpo.training import ready_rewards as ready
 from ngrpo.training.rewards import CorrectnessReward
