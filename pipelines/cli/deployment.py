@@ -17,7 +17,11 @@ from ngrpo.config.reading import override, read_toml
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, parse_evaluation, read_evaluation
 from ngrpo.errors import ConfigError, NGRPOError, TrackingError
 from ngrpo.evaluation.equivalence import Equivalence, equivalent
+from ngrpo.notifications.events import deployed
+from ngrpo.notifications.reasons import reason_of
+from ngrpo.notifications.webhooks import announce
 from ngrpo.signing.required import require_verified_version
+from ngrpo.stages.deploy import differences_of
 from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
 from ngrpo_kfp.components.serving.deployment import deploy
 from ngrpo_kfp.components.serving.inference_service import inference_service, stored_positions
@@ -139,16 +143,23 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
         settings = {"margin": config.deployment.margin, "confidence": config.evaluation.confidence}
         return equivalent(promoted, evaluation, **settings, seed=config.seed)
 
-    verdict = deploy(
-        manifest,
-        Kubernetes(),
-        evaluate=evaluate,
-        decide=decide,
-        minutes=config.deployment.ready_minutes,
-        say=say,
-    )
+    about = stored.name, stored.version, None
+    try:
+        verdict = deploy(
+            manifest,
+            Kubernetes(),
+            evaluate=evaluate,
+            decide=decide,
+            minutes=config.deployment.ready_minutes,
+            say=say,
+        )
+    except NGRPOError as error:
+        announce(config.notifications, deployed(*about, reason_of(error), {}, kept=False))
+        raise
+    kept = verdict.decision == "kept"
     say(f"deployment {verdict.decision}: {verdict.reason}")
-    return verdict.decision == "kept"
+    announce(config.notifications, deployed(*about, verdict.reason, differences_of(verdict), kept=kept))
+    return kept
 
 
 def _stored(what: str, config: RunConfig, store: str) -> RegisteredModel:
