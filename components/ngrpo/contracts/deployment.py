@@ -12,6 +12,8 @@ from ngrpo.contracts.evaluation import Interval
 from ngrpo.contracts.layout import read_layout, write_json
 
 DEPLOYMENT = "deployment.json"
+REPLACED = "deployments"
+"""Folder of the artifact store: by run and name, the service that was there before the run deployed (`<run>/<name>.json`)."""
 
 
 class Difference(TypedDict):
