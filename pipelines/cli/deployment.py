@@ -22,14 +22,15 @@ from ngrpo.notifications.reasons import reason_of
 from ngrpo.notifications.webhooks import announce
 from ngrpo.signing.required import require_verified_version
 from ngrpo.stages.deploy import differences_of
-from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
+from ngrpo.tracking.model_registry import ModelRegistry
 from ngrpo_kfp.components.serving.deployment import deploy
 from ngrpo_kfp.components.serving.inference_service import inference_service, stored_positions
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.local.measuring import measure
-from ngrpo_kfp.pipelines.local.named_model import latest_configuration, settings_of_version
+from ngrpo_kfp.pipelines.local.named_model import latest_configuration, looked_up_settings
+from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_name
@@ -78,16 +79,14 @@ def deployed_configuration(what: str, workspace: Workspace, cluster: ClusterConf
         ConfigError: There is no run.
         TrackingError: The registry cannot be reached.
     """
-    config = latest_configuration(workspace)
-    with services(workspace):
-        registry = ModelRegistry(config.promotion.model_name)
-        version = registry.by_alias(CHAMPION) if what == CHAMPION else registry.version(what)
-    own = None if version is None else settings_of_version(version, workspace)
-    if own is not None:
-        config = own.config.model_copy(update={"signing": config.signing})
-    elif version is not None:
-        print(f"version {version.version}: settings of the latest run, for no run here made it", file=sys.stderr)
-    return config.model_copy(update={"cluster": cluster})
+    latest = latest_configuration(workspace)
+    model_name = latest.promotion.model_name
+    own = looked_up_settings(what, model_name, workspace)
+    if own is None:
+        print(f"model {what}: settings of the latest run, for no run here made it", file=sys.stderr)
+    config = latest if own is None else own.config
+    signing = required_key(own, model_name, workspace).signing
+    return config.model_copy(update={"cluster": cluster, "signing": signing})
 
 
 def print_service(what: str, config: RunConfig, images: Images, workspace: Workspace) -> None:

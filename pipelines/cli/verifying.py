@@ -24,7 +24,7 @@ def verify(
         typer.Option(
             "--public-key",
             metavar="FILE",
-            help="PEM file with the key that it must be signed with (default: signing.public_key of the latest run)",
+            help="PEM file with the key that it must be signed with (default: signing.public_key of the run that made it)",
         ),
     ] = None,
     model: Annotated[
