@@ -2,7 +2,7 @@
 
 A room is a folder of the library (`ngrpo.training`), of the components or of the pipelines, or a module beside these folders. An arrow is
 an import anywhere in a file: at its top, in a function (the body of a kfp component too) or for type checkers only; or a text that names
-a module in full (`"ngrpo.stages.attempt"`: something loads it by that name). A name that is put together at run time is not seen.
+a module in full (`"ngrpo.stages.attempt"`: something loads it by that name). Names that are built at run time are not seen.
 
 `python tests/architecture.py` prints the figures.
 """

@@ -1,4 +1,4 @@
-"""The page of the command line, docs/cli.md, as typer writes it from the help texts; as a script, writes it anew."""
+"""The page of the command line, docs/cli.md, as typer writes it from the help texts; run as a script, writes it again."""
 
 from pathlib import Path
 

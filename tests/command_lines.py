@@ -1,4 +1,4 @@
-"""Command lines at random, with and without nonsense in them."""
+"""Random command lines, with and without nonsense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A grading worker that is ready and reads nothing."""
+"""A grading worker that reports ready and then reads nothing."""
 
 import signal
 import sys

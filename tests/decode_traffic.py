@@ -1,4 +1,4 @@
-"""What a decode step costs a device: launches, bytes, and whatever makes it wait for the host, counted on a processor."""
+"""Cost of a decode step on a device: launches, bytes, and waits for the host, counted on a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

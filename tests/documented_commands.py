@@ -16,7 +16,7 @@ _REDIRECTIONS = ("<", ">", "|", "&&", ">>")
 _NAMED = re.compile(r"`(?:\.venv/bin/)?ngrpo ([a-z][a-z -]*?[a-z])(?:[^a-z-][^`]*)?`")
 _MADE = re.compile(r"`make ([a-z][a-z-]*)[^`]*`")
 _LEFT_OUT = ("CHANGELOG.md", "cli.md")
-"""What is history, and what is written by the command line itself."""
+"""Pages that are history, or written by the command line itself."""
 
 
 @dataclass(frozen=True)

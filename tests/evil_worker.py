@@ -1,4 +1,4 @@
-"""A grading worker taken over by an answer: what it tries, with all walls around it as a worker of the pool, or with one wall alone.
+"""A grading worker taken over by an answer, and its attacks: as a worker of the pool with all walls, or alone with one wall.
 
 As a worker: `python -m evil_worker REQUESTS REPLIES SECONDS`; of a request, the gold answer names an attack on the parent and the
 answer is its argument. With one wall: `python -m evil_worker alone WALL ATTACK FOLDER`; it prints what came of the attack.

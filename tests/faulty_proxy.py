@@ -1,4 +1,4 @@
-"""A proxy before an S3 service that does to single requests what networks and services do: cut, flip, refuse, delay, drop."""
+"""A proxy for an S3 service that injects the faults of networks and services into single requests: cut, flip, refuse, delay, drop."""
 
 from __future__ import annotations
 

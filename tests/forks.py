@@ -1,4 +1,4 @@
-"""Processes as forks of one server that has imported the libraries once: to import them takes ten seconds of every process else."""
+"""Processes as forks of one server that has imported the libraries once, because importing them takes ten seconds."""
 
 import multiprocessing
 import os

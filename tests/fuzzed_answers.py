@@ -1,4 +1,4 @@
-r"""Answers that no model should write, from a grammar of LaTeX, Python and separators; and what must not come of grading them.
+r"""Hostile answers from a grammar of LaTeX, Python and separators, and what grading them must not do.
 
 Every answer is a function of its number. Most have a payload in a place where a name, a number or a text is expected; the payload
 creates a file, the canary. Code that does nothing, an opened file or a started process is seen by the worker's own watch, which

@@ -1131,7 +1131,7 @@ def _outcome(copy: Path, mutant: Mutant) -> tuple[str, float]:
 
 
 def _import_once() -> None:
-    """Import what takes seconds and is none of ours; every run is a fork of this process."""
+    """Import slow third-party libraries; every run is a fork of this process."""
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # a mutant may have the size and the second of its original
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.dont_write_bytecode = True
@@ -1161,7 +1161,7 @@ def _run(copy: Path, tests: Sequence[str]) -> str:
 
 
 def _test(copy: Path, tests: Sequence[str]) -> None:
-    """Be the process that tests: only the copy is imported, here and in the processes that tests start."""
+    """Run the tests in this process; it and the processes that tests start import only the copy."""
     import pytest
 
     os.setsid()

@@ -1,4 +1,4 @@
-"""Triton's interpreter without what takes most of its time: it patches its language anew at each call of each function."""
+"""A faster Triton interpreter: the stock one spends most of its time patching its language at each call of each function."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ from triton.runtime import interpreter
 
 
 def patch_once() -> None:
-    """Let a process in which everything is interpreted patch for each function once, for good."""
+    """In a process that interprets everything, patch only once for each function."""
     patched = set()
     patch = interpreter._patch_lang
 

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on this machine, with the manners of a good one or of a bad one."""
+"""A receiver of webhooks on this machine, well-behaved or not."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The table of what every preset needs, in docs/sizing.md; as a script, writes it anew."""
+"""The table of what every preset needs, in docs/sizing.md; run as a script, writes it again."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""Benchmarks: what is slow or fast is measured here, against a named peer in the same run, never in a timed test."""
+"""Benchmarks: speed is measured here, against a named peer in the same run, and never in a timed test."""

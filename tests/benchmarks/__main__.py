@@ -30,7 +30,7 @@ BENCHMARKS = (
     "evaluation_overhead",
 )
 LONG = ("grading_fuzz", "comparison_coverage", "early_stopping", "champion_watch")
-"""Benchmarks that run only where they are named: one takes hours, the others race nobody."""
+"""Benchmarks that run only if they are named: one takes hours, the others have no peer."""
 
 
 def main() -> None:

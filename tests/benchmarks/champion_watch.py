@@ -1,6 +1,6 @@
 """How often the watch sounds a false alarm in 50 looks, and how soon it notices that a champion has become worse.
 
-Nothing is raced: it prints the tables of docs/watch.md.
+It has no peer: it prints the tables of docs/watch.md.
 """
 
 from __future__ import annotations

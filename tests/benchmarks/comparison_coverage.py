@@ -1,6 +1,6 @@
 """How often the comparison of two arms is right: coverage of its intervals, uniformity of its p-values, power at one point.
 
-Nothing is raced: it prints the tables of docs/compare.md.
+It has no peer: it prints the tables of docs/compare.md.
 """
 
 from __future__ import annotations

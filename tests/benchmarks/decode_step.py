@@ -1,4 +1,4 @@
-"""What a decode step launches and moves beside the model, counted: our kernels against stock vLLM's sampler and our torch code."""
+"""Kernel launches and memory traffic of a decode step outside the model: fused kernels against stock vLLM's sampler and torch code."""
 
 from __future__ import annotations
 

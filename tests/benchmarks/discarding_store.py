@@ -1,4 +1,4 @@
-"""An S3 service that keeps nothing but small objects: it takes next to none of the processor time that a store on this machine would."""
+"""An S3 service that keeps only small objects, so that it takes almost no processor time on this machine."""
 
 from __future__ import annotations
 

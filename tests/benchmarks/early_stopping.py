@@ -1,6 +1,6 @@
 """How often an evaluation that stops early decides as the full one would, and how many samples it saves.
 
-Nothing is raced: it prints the tables of docs/watch.md.
+It has no peer: it prints the tables of docs/watch.md.
 """
 
 from __future__ import annotations

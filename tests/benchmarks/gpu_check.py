@@ -1,4 +1,4 @@
-"""What only a GPU can tell, in less than eight minutes: `make gpu-check`, or `python3 tests/benchmarks/gpu_check.py [part ...]`.
+"""Checks that need a GPU, in less than eight minutes: `make gpu-check`, or `python3 tests/benchmarks/gpu_check.py [part ...]`.
 
 Runs under any Python that has torch 2.11 or later and Triton, without our environment, and compares with vLLM where it can be imported.
 Each part (`gpu_parts.py`) runs in a process of its own, so that one that fails leaves the others whole, and writes
@@ -21,7 +21,7 @@ PARTS = {"kernels": 60, "synchronisation": 40, "step": 60, "index": 60, "nucleus
 
 
 def why_not() -> str | None:
-    """Return why nothing can be checked here, none if all is there."""
+    """Return why nothing can be checked here; None if everything is there."""
     for package, name in (("torch", "torch"), ("triton", "Triton")):
         if importlib.util.find_spec(package) is None:
             return (

@@ -1,4 +1,4 @@
-"""A million hostile answers, none of which may run code, open a file or start a process; it goes on where it was stopped."""
+"""A million hostile answers, none of which may run code, open a file or start a process; it resumes where it was stopped."""
 
 from __future__ import annotations
 

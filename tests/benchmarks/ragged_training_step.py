@@ -1,4 +1,4 @@
-"""What a training step on responses of very different lengths costs beside stock TRL: the same rollouts, the same micro-batches' size."""
+"""Cost of a training step on responses of very different lengths, against stock TRL on the same rollouts with equal micro-batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The session on the cluster: its way there, its environment, and its end."""
+"""The session on the cluster: connection, environment, and clean-up."""
 
 import os
 import uuid

@@ -1,4 +1,4 @@
-"""A session of tests on a cluster: `ngrpo` as a person runs it, and looks at what it has done there."""
+"""A session of tests on a cluster: runs `ngrpo` as a user does, and inspects the results there."""
 
 import json
 import os

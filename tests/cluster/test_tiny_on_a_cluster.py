@@ -1,4 +1,4 @@
-"""The preset `tiny` on the cluster that KUBECONFIG names (`make test-cluster`): it ends well, and goes on ending well when things break.
+"""The preset `tiny` on the cluster that KUBECONFIG names (`make test-cluster`): it succeeds, also when things break.
 
 The tests build on each other, in this order: what the first run has published is what later ones find.
 """

@@ -1,4 +1,4 @@
-"""What Argo 4.0.5, as Kubeflow Pipelines 2.17.0 installs it, makes of a pipeline's retries: a reader of our own.
+"""A model of how Argo 4.0.5, as installed by Kubeflow Pipelines 2.17.0, handles the retries of a pipeline.
 
 Each rule is named with the place in the sources that it was read from (KFP at 2.17.0, Argo at v4.0.5). What was seen on a real cluster, the
 case in `tests/data/kfp-2.17.0`, holds the reader to the truth; it does not run Argo.

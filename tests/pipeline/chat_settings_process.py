@@ -1,4 +1,4 @@
-"""Stages with vLLM as their engine, in a process of their own; writes which prompts and ends it was given, and what it generated."""
+"""Run stages with the vLLM engine in a separate process; writes the prompts and end tokens that vLLM got, and what it generated."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Fixtures: the commands of a cluster, against an API with a memory and a real object store."""
+"""Fixtures: the commands of a cluster, against a stateful API and a real object store."""
 
 import pytest
 import yaml
@@ -37,7 +37,7 @@ def kubeflow(monkeypatch, tmp_path):
 
 @pytest.fixture
 def ngrpo(kubeflow, objects, capsys):
-    """Run a command; returns what it printed. A run that it submits is left alone, unless `stay` says otherwise."""
+    """Run a command; returns its output. It does not wait for a run that it submits, unless `stay` is set."""
 
     def command(*arguments, code=0, stay=False):
         if (arguments[0] == "submit" or "--from" in arguments) and "--wait" not in arguments and not stay:
@@ -63,5 +63,5 @@ def ngrpo(kubeflow, objects, capsys):
 
 @pytest.fixture
 def finish(kubeflow, store, tmp_path):
-    """Let the newest run do its work."""
+    """Complete the newest run."""
     return lambda: kubeflow.finish(kubeflow.run(), store, tmp_path / "payloads")

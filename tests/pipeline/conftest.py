@@ -29,7 +29,7 @@ def _quick_stacks():
 
 @pytest.fixture(scope="session")
 def finished_house(tmp_path_factory) -> House:
-    """A house in which one run has finished; to look at and to copy, not to change. All workers of a session share it."""
+    """A workspace with one finished run, shared by all workers of a session: read and copy it, but do not change it."""
     workers = tmp_path_factory.getbasetemp()
     shared = workers.parent if "PYTEST_XDIST_WORKER" in os.environ else workers
     finished, done = shared / "finished", shared / "finished" / "done"
@@ -44,7 +44,7 @@ def finished_house(tmp_path_factory) -> House:
 
 @pytest.fixture
 def house(finished_house, tmp_path) -> House:
-    """A house of its own for a test, in which one run has finished."""
+    """A workspace of the test's own with one finished run."""
     house = finished_house.copy(tmp_path)
     house.ran()
     return house

@@ -1,4 +1,4 @@
-"""A stand-in for `subprocess.Popen` where engines get processes of their own: a fork, which has imported everything already."""
+"""A stand-in for `subprocess.Popen` where engines get their own processes: a fork that has already imported everything."""
 
 import os
 import runpy
@@ -51,7 +51,7 @@ class ForkedChild:
 
 
 def _become(writer: int, kept: int) -> None:
-    """Let go of everything that a new process would not have: sockets of others would hide their end."""
+    """Close everything that a new process would not have: inherited sockets would hide that their owners have ended."""
     os.dup2(writer, 1)
     os.dup2(writer, 2)
     for name in os.listdir("/proc/self/fd"):

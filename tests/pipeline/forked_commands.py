@@ -1,6 +1,6 @@
-"""Commands as forks of one process that has imported libraries and nothing of ours: to import them takes most of a command's time.
+"""Commands as forks of one process that has imported libraries but no module of ngrpo: importing them takes most of a command's time.
 
-As a script it is that process: it reads a command a line (`Commands.run` writes them), forks, and says how the fork ended.
+Run as a script, this is that process: it reads one command per line (written by `Commands.run`), forks, and reports how the fork ended.
 """
 
 import gc
@@ -38,7 +38,7 @@ STAGE_FORKS = "ngrpo_kfp.pipelines.local.stage_forks"
 RUNS = ("run", "rerun")
 """Commands that start the process of stages."""
 SECONDS = 240
-"""After which a command that hangs is killed."""
+"""Seconds after which a hanging command is killed."""
 
 
 class Commands:
@@ -50,7 +50,7 @@ class Commands:
     def run(
         self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; modules of ours come from where `PYTHONPATH` says."""
+        """Run a command to its end; ngrpo is imported from `PYTHONPATH`."""
         if self._server is None:
             variables = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
             self._server = subprocess.Popen(
@@ -81,9 +81,9 @@ class Commands:
 
 
 class Spare:
-    """A fork that has imported libraries and nothing of ours, for the process of stages: waits to become it, or for the end of the command.
+    """A fork that has imported libraries but no module of ngrpo. It waits to become the process of stages, or for the command's end.
 
-    To be used once, as the `subprocess.Popen` that starts that process.
+    Used once, in place of the `subprocess.Popen` that starts that process.
     """
 
     def __init__(self, cwd: str):
@@ -142,7 +142,7 @@ def _serve() -> None:
 
 
 def _be(arguments: list[str], environment: dict[str, str], cwd: str, said: list[str]) -> NoReturn:
-    """Be the command; leaves the interpreter."""
+    """Run the command in this process, and exit."""
     spare = Spare(cwd) if arguments[0] in RUNS else None
     signal.alarm(SECONDS)
     for descriptor, file in enumerate(said, start=1):

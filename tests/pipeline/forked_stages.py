@@ -1,6 +1,6 @@
-"""Stages as forks of one process that has imported everything: a try starts in a moment, and may be killed at any.
+"""Stages as forks of one process that has imported everything: a try starts at once, and may be killed at any moment.
 
-As a script it is that process: it reads a job a line (`Stages.start` writes them), forks, and says how the fork ended.
+Run as a script, this is that process: it reads one job per line (written by `Stages.start`), forks, and reports how the fork ended.
 """
 
 import json
@@ -37,7 +37,7 @@ SELECTION = (
     "training.selection.benchmark=validation",
     "training.selection.samples=2",
 )
-"""Settings by which the best checkpoint is the result: a random model solves nothing, so that it is the first."""
+"""Settings with which the best checkpoint is the result: the first, because a random model solves nothing."""
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Stages:
         return int(re.findall(r"^writes: (\d+)$", self.log(stage, key), re.MULTILINE)[-1])
 
     def log(self, stage: str, key: str) -> str:
-        """Return what all tries of a stage have said."""
+        """Return the output of all tries of a stage."""
         return (self.root / f"{stage}-{key}.log").read_text()
 
 
@@ -136,7 +136,7 @@ def keys(stage: str, key: str) -> dict[str, str]:
 
 
 def content(artifact: Path) -> dict[str, object]:
-    """Return the files of an artifact, less what tells of time."""
+    """Return the files of an artifact, without timings."""
     return {
         path.relative_to(artifact).as_posix(): _timeless(json.loads(path.read_bytes()))
         if path.name in ("log_history.json", "metrics.json")
@@ -205,7 +205,7 @@ def _import_everything() -> None:
 
 
 def _fork(job: dict) -> None:
-    """Be the stage."""
+    """Run the stage in this process."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -242,7 +242,7 @@ def _fork(job: dict) -> None:
 
 
 class _Writes:
-    """Kills this process at a write after its last checkpoint began to be saved: of a file, a directory or an object."""
+    """Kills this process at a write (of a file, a directory or an object) after it began to save its last checkpoint."""
 
     def __init__(self, kill_at: int | str | None):
         self.count = 0
@@ -257,7 +257,7 @@ class _Writes:
 
 
 def _watch(write: _Writes) -> None:
-    """Let every write be counted."""
+    """Count every write."""
     from transformers import Trainer
 
     from ngrpo.storage.objects import ObjectStore

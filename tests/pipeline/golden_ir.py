@@ -1,4 +1,4 @@
-"""The golden intermediate representation of every preset; as a script, writes it anew (`make golden`).
+"""The golden intermediate representation of every preset; run as a script, writes it again (`make golden`).
 
 One preset is stored whole. Of the others, whose pipelines are the same but for settings and resources, only the difference is
 stored, which is what a reviewer wants to read. Left out is what changes without the pipeline changing: keys and code versions,

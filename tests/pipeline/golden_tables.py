@@ -1,6 +1,6 @@
-"""The tables of the terminal at 60, 80 and 200 columns, from made-up results; as a script, writes them anew (`make golden`).
+"""The tables of the terminal at 60, 80 and 200 columns, from made-up results; run as a script, writes them again (`make golden`).
 
-Numbers, keys and times are made up: a stored table changes when the way it is drawn does, and with nothing else.
+Numbers, keys and times are made up, so that a stored table changes only when its layout or wording changes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A Kubeflow Pipelines API (v2beta1) with a memory, and the little of Kubernetes that logs need, on the loopback interface.
+"""A stateful Kubeflow Pipelines API (v2beta1), with the part of Kubernetes that logs need, on the loopback interface.
 
 Requests and answers are checked against the types that the API publishes (`kfp_server_api`), and the pipelines it is given
 against those of the pipeline specification: a field that the real API does not have is refused here too.
@@ -44,7 +44,7 @@ class Refused(Exception):
 
 
 class Kubeflow:
-    """The state of the API, and what a test may do to it."""
+    """The state of the API, with methods for tests to change it."""
 
     def __init__(self):
         self.experiments, self.pipelines, self.versions, self.runs, self.schedules = {}, {}, {}, {}, {}
@@ -60,13 +60,13 @@ class Kubeflow:
         self.multi_user = False
         """Whether experiments and pipelines belong to namespaces."""
         self.clock_ahead = timedelta()
-        """How far the clock that answers carry is ahead of that of this machine."""
+        """How far the clock in the answers is ahead of this machine's."""
         self.missed = set()
         """Schedules whose last time came while they were paused."""
         self.deleted_workflows = []
-        """Runs that went on when their schedule was deleted, and were deleted with it: no pods, and no news from then on."""
+        """Runs that were active when their schedule was deleted, and were deleted with it."""
         self.objects = cluster()
-        """What else Kubernetes has: by path of the request, the answer as JSON. What is not here is answered with 404."""
+        """Other objects of Kubernetes: JSON answers by path of the request. Anything else is answered with 404."""
         self.workflows = {}
         """By run id, what Argo says of its Workflow."""
         self.deleted = []
@@ -108,7 +108,7 @@ class Kubeflow:
         return value.replace("{{$.pipeline_job_uuid}}", run.run_id)
 
     def finish(self, run, store, folder):
-        """Let a run do its work: publish an artifact for each stage, and read those that it is told of."""
+        """Complete a run: publish an artifact for each stage, and read its inputs."""
         for task in self.tasks(run).values():
             for name, value in task["inputs"].get("parameters", {}).items():
                 if name.endswith("_known"):
@@ -202,9 +202,9 @@ class Kubeflow:
         return next(iter(self.experiments.values()))
 
     def fire(self, schedule):
-        """Let the time of a schedule come; returns the run that it starts, or none.
+        """Trigger a schedule; returns the run that it starts, or None.
 
-        A time that comes while the schedule is paused is made up for as soon as it is resumed, with `no_catchup` too: Kubeflow takes the
+        A time that passes while the schedule is paused is caught up when it is resumed, even with `no_catchup`: Kubeflow takes the
         last time that is not after now (backend/src/crd/controller/scheduledworkflow/util/cron_schedule.go:112-124), counted from the last
         run or else from the creation of the schedule (scheduled_workflow.go:247).
         """

@@ -1,4 +1,4 @@
-"""A Kubernetes with objects by path, pods that a test lets run, and the health of Kubeflow Pipelines, on the loopback interface."""
+"""A Kubernetes API with objects by path, pods that a test controls, and the health endpoint of Kubeflow Pipelines, on loopback."""
 
 import json
 import re
@@ -35,7 +35,7 @@ IMAGES = {
 
 
 class Kubernetes:
-    """What is on the cluster, and what a test may do to it."""
+    """The state of the cluster, with methods for tests to change it."""
 
     def __init__(self):
         trainer = "/apis/trainer.kubeflow.org/v1alpha1"

@@ -1,4 +1,4 @@
-"""A workspace whose runs are made up: their files, and artifacts in a real store."""
+"""A workspace with made-up runs: their files, and artifacts in a real store."""
 
 import hashlib
 import json
@@ -113,7 +113,7 @@ def _config(overrides: tuple[str, ...]) -> RunConfig:
 
 
 def tree(root: Path, *but: str) -> dict[str, bytes]:
-    """Every file below a directory, less locks and what is named."""
+    """Every file below a directory, except locks and the named ones."""
     return {
         os.path.relpath(path, root): path.read_bytes()
         for path in sorted(root.rglob("*"))

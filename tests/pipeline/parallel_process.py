@@ -30,7 +30,7 @@ from tiny import mixer_for
 
 
 def shard_on_processors() -> None:
-    """Let accelerate shard on a processor too: it offers FSDP for accelerators only, though torch's FSDP2 runs on gloo."""
+    """Let accelerate shard on a CPU too: it offers FSDP for accelerators only, although torch's FSDP2 runs on gloo."""
     initialize = AcceleratorState.__init__
 
     def sharding(self, *arguments, fsdp_plugin=None, **keywords):

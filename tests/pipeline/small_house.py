@@ -1,7 +1,7 @@
-"""A copy of the whole house with small stages in place of the real ones.
+"""A copy of the whole code base with small stages in place of the real ones.
 
-The copy comes first on `PYTHONPATH`, so that every process of a run works with it: what is tested is the real planner, runner,
-store and command line, and a test may edit any line of any file.
+The copy comes first on `PYTHONPATH`, so that every process of a run uses it. Tests exercise the real planner, runner, store and command
+line, and may edit any line of any file.
 """
 
 import atexit
@@ -102,7 +102,7 @@ class House:
         }
 
     def write_stage(self, name: str, body: str = "") -> None:
-        """Put a small stage in place, with some lines of the test's own."""
+        """Replace a stage by a small one, with some lines from the test."""
         lines = f"{body}\n{BODIES.get(name, 'pass')}".replace("\n", "\n    ")
         (self.root / "ngrpo" / "stages" / f"{name}.py").write_text(STAGE.format(name=name, body=lines))
 
@@ -138,7 +138,7 @@ class House:
         return names
 
     def copy(self, folder: Path) -> "House":
-        """Copy everything to another folder; what is in the store is found there too, for no key depends on a place."""
+        """Copy everything to another folder. Stored results are found from there too, because no key depends on a path."""
         shutil.copytree(self.root, folder / "house")
         shutil.copytree(self.home, folder / "outputs", symlinks=True)
         return House(folder / "house", folder / "outputs")
@@ -153,7 +153,7 @@ class House:
 
 
 def build(folder: Path) -> House:
-    """Build a house in a folder, its workspace empty."""
+    """Build a copy in a folder, with an empty workspace."""
     root = folder / "house"
     # With what is compiled: a file keeps its time, and so counts as unchanged.
     shutil.copytree(ROOT / "components" / "ngrpo", root / "ngrpo")

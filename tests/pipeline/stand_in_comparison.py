@@ -1,4 +1,4 @@
-"""A comparison of few lines, for experiments of small stages: what is tested is what the experiment gives it, and does with it."""
+"""A comparison in a few lines, for experiments with small stages: tests look at its input, and at the use of its output."""
 
 import json
 from collections.abc import Mapping

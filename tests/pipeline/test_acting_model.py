@@ -1,4 +1,4 @@
-"""Which model a command acts on where no preset is named: that of the latest run, in a workspace with the runs of two."""
+"""Without a preset a command acts on the model of the latest run, in a workspace with runs of two models."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def write_run(home, name, model, *, finished=True):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch, objects, database):
-    """A workspace with a finished run of one model and, after it, one of another that failed once that was registered."""
+    """A workspace with a finished run of one model and a later run of another that failed after registering it."""
     home = tmp_path / "outputs"
     monkeypatch.setenv("NGRPO_HOME", str(home))
     monkeypatch.setenv("NGRPO_STORE", objects.uri)

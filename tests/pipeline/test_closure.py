@@ -1,4 +1,4 @@
-"""What each stage loads is what its key covers, and what its key does not cover cannot change what later stages read."""
+"""Each stage loads only modules that its key covers, and transparent modules cannot change what later stages read."""
 
 import ast
 import os
@@ -177,7 +177,7 @@ def test_what_is_transparent_changes_no_byte_that_later_stages_read(runs, stage)
 
 
 def test_what_only_describes_did_change_and_other_lines_were_printed(runs):
-    """Else the test before has compared a thing with itself."""
+    """Otherwise the previous test would have compared two equal things."""
     for stage, names in DESCRIBES.items():
         for name in names:
             assert (runs.output(stage) / name).read_bytes() != (runs.output(stage, "changed") / name).read_bytes(), name

@@ -1,4 +1,4 @@
-"""The tests of tests/cluster themselves, as far as they go without a cluster (`make test-cluster` runs them on one)."""
+"""Tests of the code in tests/cluster, as far as possible without a cluster (`make test-cluster` runs it on one)."""
 
 import json
 import os

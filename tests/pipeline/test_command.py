@@ -1,4 +1,4 @@
-"""`ngrpo exec`: a command finds the services of the workspace, and its end is the end of ours."""
+"""`ngrpo exec`: a command finds the services of the workspace, and its exit code is passed on."""
 
 import signal
 import stat

@@ -1,4 +1,4 @@
-"""Command lines at random: nonsense is refused before anything begins, in lines that say so, and never by a traceback."""
+"""Random command lines: nonsense is refused before any work begins, with a message and never with a traceback."""
 
 import contextlib
 import importlib

@@ -1,4 +1,4 @@
-"""Keys of what lies in a local directory or in object storage: the content counts, and neither its place nor its times."""
+"""Keys of data in a local directory or in object storage: the content counts, but not its location or its timestamps."""
 
 import json
 import os

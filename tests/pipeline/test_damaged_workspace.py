@@ -1,7 +1,7 @@
-"""Files of a workspace that are damaged in every way: one line with the cure or none at all, no traceback, and nothing lost.
+"""Damaged files of a workspace: at most one line with the cure, no traceback, and nothing lost.
 
-The commands run in this process and look for results of the real stages, which the store does not have: only the reading of state is
-at stake. An object store and a database are given but where they are what is damaged.
+The commands run in this process and look for results of the real stages, which the store does not have, because only the reading of state
+is tested. They get an object store and a database, unless those are the damaged parts.
 """
 
 import os
@@ -84,7 +84,7 @@ def workspace(tmp_path, s3_environment, database, monkeypatch):
 
 @pytest.fixture
 def ngrpo(capsys):
-    """Run a command in this process; returns exit code and what it said of errors, which is never a traceback."""
+    """Run a command in this process; returns its exit code and its error lines, which are never a traceback."""
 
     def command(*arguments):
         capsys.readouterr()
@@ -99,7 +99,7 @@ def ngrpo(capsys):
 
 
 def contents(root, but=()):
-    """Every file of a workspace that is there for more than a moment."""
+    """Every persistent file of a workspace."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")

@@ -140,7 +140,7 @@ def test_two_processes_that_shard_a_model_with_adapters_are_one(tmp_path):
 
 
 def test_two_processes_train_in_bfloat16_and_replay_by_an_index_in_float32(tmp_path):
-    """The index is not that of the weights at first, as after a warm start, and follows them before every batch."""
+    """The index is outdated at first, as after a warm start, and is refreshed before every batch."""
     output = train(write(tmp_path, dtype="bfloat16"), tmp_path / "output", processes=2, way="sharded")
     for rank in (0, 1):
         seen = json.loads((output / f"seen-{rank}.json").read_text())

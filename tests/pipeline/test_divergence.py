@@ -41,7 +41,7 @@ def _reward(monkeypatch):
 
 
 def checkpoints(work: Path) -> list[str]:
-    """The checkpoints that are whole."""
+    """The complete checkpoints."""
     return sorted(path.name for path in (work / "checkpoints").iterdir() if problem(path) is None)
 
 

@@ -1,4 +1,4 @@
-"""`ngrpo doctor`: each fault of a cluster is one line with the cure, and nothing stays there."""
+"""`ngrpo doctor`: each fault of a cluster is one line with the cure, and nothing is left on the cluster."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Tables in the terminal are drawn as they are stored; if a test fails and the new drawing is the better one: `make golden`."""
+"""Tables in the terminal match the stored ones; if a test fails because a table was changed on purpose: `make golden`."""
 
 import pytest
 from golden_tables import GOLDEN, TABLES, WIDTHS, drawn, printed

@@ -1,4 +1,4 @@
-"""A champion whose graders were others is graded again from its stored samples, and stays comparable."""
+"""A champion from other graders is graded again from its stored samples, and stays comparable."""
 
 import json
 import re
@@ -186,6 +186,6 @@ def test_graders_alone_may_differ():
 
 
 def test_promotion_reaches_the_graders():
-    """Else the plan could not say that they changed (see `test_plan.py`)."""
+    """Otherwise the plan could not report that they changed (see `test_plan.py`)."""
     assert any(is_grader_source(path) for path in source_files("ngrpo.stages.model_promotion"))
     assert not is_grader_source("evaluation/grading.py")

@@ -154,7 +154,7 @@ def test_a_broken_graph_is_refused_by_name(graph, break_it):
     ids=lambda function: function.__name__,
 )
 def test_kfp_itself_loads_such_a_graph(graph, break_it):
-    """The reason for the check; if this fails, kfp has learnt it."""
+    """The reason for the check; if this fails, kfp now finds it too."""
     break_it(graph)
     components.load_component_from_text(yaml.safe_dump_all(graph))
 

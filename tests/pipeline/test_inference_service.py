@@ -1,4 +1,4 @@
-"""The service of a version on a cluster: what it is made of, what KServe's own models make of it, and that it is put back."""
+"""The service of a version on a cluster: its manifest, its validation by KServe's own models, and its rollback."""
 
 import json
 import subprocess

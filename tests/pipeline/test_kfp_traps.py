@@ -1,6 +1,6 @@
-"""The traps of kfp.local 2.17: each is shown in stock kfp, and that our runtime does not fall into it.
+"""The traps of kfp.local 2.17: each test shows the trap in stock kfp, and that ngrpo's runtime avoids it.
 
-A test that fails in its first half says that kfp has changed, and that a precaution of ours may go.
+If the first half of a test fails, kfp has changed, and a workaround may be removed.
 """
 
 import subprocess

@@ -10,7 +10,7 @@ from ngrpo.environment import SAVE_MINUTES
 pytestmark = pytest.mark.pipeline
 
 
-# But for the end of training, `save_steps` saves nothing: what is resumed from before was saved by time.
+# `save_steps` saves only at the end of training; earlier checkpoints were saved by time.
 ONLY_THE_END = ("training.save_steps=4", "warm_start.save_steps=5")
 
 

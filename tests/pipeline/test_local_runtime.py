@@ -120,7 +120,7 @@ def test_a_second_run_is_served_from_the_cache(house):
     second = house.summary
     for name in CACHEABLE:
         assert second["stages"][name]["artifact"] == first["stages"][name]["artifact"]
-    # A promotion acts on the registry as it is: it is decided anew, under a key of its own.
+    # A promotion acts on the current registry, so it is decided again, under a key of its own.
     assert second["stages"]["model_promotion"]["key"] != first["stages"]["model_promotion"]["key"]
 
 

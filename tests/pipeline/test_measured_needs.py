@@ -1,4 +1,4 @@
-"""What a run really takes lies below what is computed for it, and not far below: memory of every stage, and the disk of unfinished work."""
+"""A run's measured needs are below the computed ones, and not far below: memory of every stage, and disk of unfinished work."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A model by name: champion, challenger, version, run; what is found is verified, and what is not there is one line with a cure."""
+"""A model by name: champion, challenger, version, run. Found models are verified, and a missing one is one line with a cure."""
 
 import json
 import shutil

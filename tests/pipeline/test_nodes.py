@@ -1,4 +1,4 @@
-"""Nodes: a stage that stands in the pipeline several times, from the plan to MLflow and to the cluster."""
+"""Nodes: a stage that occurs several times in a pipeline, from the plan to MLflow and the cluster."""
 
 import contextlib
 import json

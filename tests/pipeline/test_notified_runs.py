@@ -1,4 +1,4 @@
-"""Whoever asked is told how a run ended, on this machine and on a cluster, and how a person decided; no secret is in what is sent."""
+"""Webhooks are told how a run ended, on this machine and on a cluster, and of manual decisions; no secret is sent."""
 
 import json
 from dataclasses import replace

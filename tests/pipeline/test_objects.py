@@ -1,4 +1,4 @@
-"""What a user is told when the object store cannot be used: one line with the setting, its value and the cure. And large objects."""
+"""An object store that cannot be used is one line with the setting, its value and the cure. And large objects."""
 
 import hashlib
 import random

@@ -1,4 +1,4 @@
-"""What a cluster is asked for so that a run can be watched and accounted for: ports, annotations, prices, and the records of pods."""
+"""What a pipeline requests so that a run can be monitored and accounted for: ports, annotations, prices, and records of pods."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""An evaluation in several processes: the samples of one, whoever is killed; here without GPUs, so that they share the processor."""
+"""An evaluation in several processes has the samples of a single process, whichever is killed; without GPUs they share the CPU."""
 
 import multiprocessing
 import os

@@ -265,7 +265,7 @@ def test_a_rerun_token_makes_another_result_of_that_stage_and_of_what_depends_on
     assert reasons(second)["ngrpo_training"] == "input warm_start changed"
     plan.finish(second)
     assert to_run(plan.make()) == ["model_promotion"]
-    # The token belongs to one result: other settings are not made again because of it, nor is the stage upstream.
+    # The token belongs to one result: results of other settings, and the stage upstream, do not run again because of it.
     assert plan.make("warm_start.learning_rate=0.1")["sft_warm_start"].key != second["sft_warm_start"].key
     assert plan.make("evaluation.samples=4")["sft_warm_start"].key == second["sft_warm_start"].key
 

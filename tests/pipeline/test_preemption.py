@@ -1,4 +1,4 @@
-"""Training on machines that are taken away: each try begins in an empty directory and goes on from object storage."""
+"""Training on preempted machines: each try begins in an empty directory and resumes from object storage."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def pods(objects, store, tmp_path) -> Callable[..., Pods]:
 
 def test_training_that_is_killed_goes_on_elsewhere_to_the_same_bytes(pods, objects, store, tmp_path):
     steps = 12 + 4 * (KILLS - 1)
-    # The best comes early: once the newest have taken its turn, it must still be kept, and go along.
+    # The best checkpoint comes early: it must still be kept after newer ones, and be uploaded with them.
     pods = pods(steps, scores={step: 3 if step == 4 else 1 for step in range(1, steps + 1)})
 
     process, reference = pods.start("whole")

@@ -1,4 +1,4 @@
-"""What `submit` looks up on the cluster before it submits: each thing that pods would wait for, named with its cure, all at once."""
+"""The checks that `submit` makes on the cluster first: everything that pods would wait for is reported with its cure, all at once."""
 
 import base64
 import json

@@ -76,7 +76,7 @@ def test_a_lease_excludes_and_is_taken_over_when_its_time_is_up(objects):
 
 
 def test_no_clock_of_another_machine_is_asked(objects, monkeypatch):
-    """A holder whose clocks are years off is neither robbed nor feared."""
+    """A holder whose clock is years off neither loses its lock nor blocks others for ever."""
     with monkeypatch.context() as patch:
         patch.setattr("time.time", lambda: 4e9)
         holder = Lease(objects, "lock", 1.0)
@@ -88,7 +88,7 @@ def test_no_clock_of_another_machine_is_asked(objects, monkeypatch):
 
 
 def test_a_holder_that_slept_through_its_time_knows_it(objects, monkeypatch):
-    """While a machine sleeps, other clocks that nobody can set stand still."""
+    """While a machine sleeps, monotonic clocks stand still."""
     slept = 0.0
     clock = SimpleNamespace(
         CLOCK_BOOTTIME=7, clock_gettime=lambda _: slept, monotonic=lambda: 0.0, time=lambda: 4e9, sleep=time.sleep
@@ -120,7 +120,7 @@ def test_a_write_whose_answer_was_lost_counts(objects, monkeypatch):
 
 
 def test_a_promotion_that_is_killed_before_any_of_its_writes_is_undone_or_finished(promotions, objects, monkeypatch):
-    """Version 2 is killed at every point on its way to the crown; the next promotion starts from a whole state."""
+    """The promotion of version 2 is killed at every write; the next promotion starts from a consistent state."""
     # Here time runs faster: the lock of a process that was killed is soon over.
     hurried = SimpleNamespace(monotonic=lambda: 20 * time.monotonic(), sleep=time.sleep)
     monkeypatch.setattr("ngrpo.storage.lease.time", hurried)
@@ -160,10 +160,10 @@ def test_a_promotion_that_is_killed_before_any_of_its_writes_is_undone_or_finish
 
 
 def race(promotions, numbers, kills, lease_seconds: float) -> Counter:
-    """Put versions to the gate at once, each in a process of its own, some of which are killed; count the exit codes.
+    """Promote versions at the same time, each in its own process, some of which are killed; count the exit codes.
 
-    Those that were killed, or lost the lock because they were slow, come again. Then whoever passed the gate best is champion, nothing
-    dangles, and nothing is lost.
+    Those that were killed, or lost the lock because they were slow, try again. In the end the best version is champion, nothing dangles,
+    and nothing is lost.
     """
     ends: Counter = Counter()
     waiting = dict.fromkeys(numbers) | kills

@@ -1,4 +1,4 @@
-"""`ngrpo prune`: what goes and what stays, on a real object store and a real registry, whenever it is killed."""
+"""`ngrpo prune`: what is removed and what is kept, on a real object store and a real registry, even if it is killed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`ngrpo regrade` on a finished run whose verdicts are others now."""
+"""`ngrpo regrade` on a finished run whose verdicts have changed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What an experiment does on one machine, with stages that are a line of Python; `test_experiment_runs.py` runs real ones."""
+"""An experiment on one machine, with stages of one line of Python; `test_experiment_runs.py` runs real ones."""
 
 import contextlib
 import json

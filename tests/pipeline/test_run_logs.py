@@ -1,4 +1,4 @@
-"""`ngrpo logs`: what a stage itself has printed, every try of it, while there are pods and after they are gone."""
+"""`ngrpo logs`: the output of a stage in every try, while its pods exist and after they are gone."""
 
 import time
 from functools import cache

@@ -1,4 +1,4 @@
-"""`ngrpo status`, `submit` that stays or waits, and `cancel`: what a person is told of a run, and why a stage failed or waits."""
+"""`ngrpo status`, `submit` with and without `--wait`, and `cancel`: the state of a run, and why a stage failed or waits."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a schedule runs: planned on the day, submitted once, and from the champion of the day where that is asked for."""
+"""The task of a schedule: the run of the day is planned when it starts, submitted once, and uses the current champion if requested."""
 
 import json
 import os
@@ -231,7 +231,7 @@ def submitted(kubeflow, parent, over):
 
 @contextmanager
 def ending(kubeflow, outcome):
-    """Let every run of the day end as soon as it is there."""
+    """End every run of the day as soon as it is submitted."""
     over = threading.Event()
 
     def end():
@@ -300,7 +300,7 @@ def test_a_day_on_which_all_is_cached_costs_one_stage(kubeflow, weekly, finish, 
 
 
 def test_an_api_that_is_out_of_reach_for_a_while_ends_nothing(kubeflow, monday, capsys):
-    """Or the schedule would start a second run."""
+    """Otherwise the schedule would start a second run."""
     parent, inputs = monday
     with ThreadPoolExecutor() as pool:
         task = pool.submit(submit_and_wait, **given(inputs))

@@ -1,4 +1,4 @@
-"""A stage may ask for disk of its own; the others get what the cluster gives every pod."""
+"""A stage may request its own amount of scratch disk; the others get the cluster's default."""
 
 import pytest
 from golden_ir import compiled

@@ -1,4 +1,4 @@
-"""The embedded S3 server: on the loopback alone, shared by its users, gone with the last of them, and closed to anyone else."""
+"""The embedded S3 server: bound to loopback, shared by its users, stopped after the last of them, and closed to anyone else."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""No credential leaves by any output, whatever fails: consoles, logs, records, MLflow, artifacts, pipelines, jobs."""
+"""No credential appears in any output, whatever fails: consoles, logs, records, MLflow, artifacts, pipelines, jobs."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Rollouts in processes of their own, one batch behind training: against engines that hold the weights of one batch ago."""
+"""Rollouts in separate processes, one batch behind training, compared with engines that have the weights of one batch ago."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def children(monkeypatch) -> list[ForkedChild]:
-    """Have the engines' processes made as forks, and return them."""
+    """Start the engines' processes as forks, and return them."""
     made: list[ForkedChild] = []
 
     def fork(*arguments, **options):

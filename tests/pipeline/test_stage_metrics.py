@@ -1,4 +1,4 @@
-"""What MLflow is told of a stage beside its own metrics: the machine's, and on a cluster the sums of all stages on the whole run."""
+"""MLflow metrics of a stage besides its own: the machine's, and on a cluster the sums over all stages on the parent run."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Artifacts on a real S3 server: whole or absent, verified at every use, and errors that name the cure."""
+"""Artifacts on a real S3 server: complete or absent, verified at every use, with errors that name the cure."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a run says in the terminal in the end."""
+"""The output of a run in the terminal at its end."""
 
 from pathlib import Path
 

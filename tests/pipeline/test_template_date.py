@@ -1,4 +1,4 @@
-"""Chat templates that ask for the date are told the one of the settings: the clock changes no result."""
+"""Chat templates that use the date get the one from the settings, so that the clock changes no result."""
 
 import copy
 import datetime as real

@@ -1,4 +1,4 @@
-"""Faults between us and the object store: what passes costs nothing, what stays is said, and only real damage is believed."""
+"""Faults between ngrpo and the object store: transient ones lose nothing, lasting ones are reported, and only real damage counts."""
 
 import json
 import os

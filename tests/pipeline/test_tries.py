@@ -1,4 +1,4 @@
-"""Tries of a stage in its pod: after a failure by a new process, with a record of each beside the artifacts."""
+"""Tries of a stage in its pod: a new process after each failure, with a record of each try beside the artifacts."""
 
 import json
 import os

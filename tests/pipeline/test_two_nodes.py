@@ -1,4 +1,4 @@
-"""The pods of a job, as processes of this machine: together they do what one pod does, and go on elsewhere."""
+"""The pods of a job as processes on this machine: together they get the result of one pod, and resume elsewhere."""
 
 import json
 import os

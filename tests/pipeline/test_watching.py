@@ -1,4 +1,4 @@
-"""`ngrpo watch`: a real champion in a real registry, and an endpoint that answers for it or does not."""
+"""`ngrpo watch`: a real champion in a real registry, and an endpoint that serves it or does not."""
 
 import json
 import socket

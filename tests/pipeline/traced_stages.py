@@ -1,6 +1,6 @@
-"""Stages over local directories, as forks of a process that has imported libraries and nothing of ours: what Python loads is written down.
+"""Stages over local directories as forks of a process that has imported libraries but no module of ngrpo, with a trace of all imports.
 
-As a script it is that process: it reads a job a line (`TracedStages.run` writes them), forks, and says how the fork ended.
+Run as a script, this is that process: it reads one job per line (written by `TracedStages.run`), forks, and reports how the fork ended.
 """
 
 import builtins
@@ -147,7 +147,7 @@ class _Recorder:
 
 
 def _change() -> None:
-    """Replace what is transparent by what differs in everything but its contract."""
+    """Replace transparent modules by others that differ in everything except their contract."""
     from boto3.s3.transfer import TransferConfig
 
     from ngrpo import environment

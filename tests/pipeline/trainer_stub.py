@@ -1,7 +1,7 @@
-"""The part of a Kubernetes API that Kubeflow's trainer client uses, with a memory, on the loopback interface.
+"""A stateful stub of the Kubernetes API that Kubeflow's trainer client uses, on the loopback interface.
 
-Trainer's kinds are held to the types that Kubeflow publishes (`kubeflow_trainer_api`), and refused for what its webhooks refuse. How a
-job fares, a test says in `states`: each look at the job takes one, and the last stays.
+Trainer's kinds are checked against the types that Kubeflow publishes (`kubeflow_trainer_api`), and refused for what its webhooks refuse.
+A test sets the course of a job in `states`: each request for the job takes one, and the last one stays.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The arguments that each preset leads to, of TRL, of vLLM and of generation; as a script, writes them anew (`make golden`).
+"""The arguments of TRL, vLLM and generation that result from each preset; run as a script, writes them again (`make golden`).
 
 Of TRL's arguments only those are stored that differ from TRL's own defaults. A preset is translated as for the processes that it
 trains with: one a GPU. vLLM is replaced where it is called, so that neither it nor a GPU is needed.

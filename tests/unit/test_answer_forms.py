@@ -1,4 +1,4 @@
-r"""Spellings: the same answer written otherwise is right, and an answer that only looks like it is not.
+r"""Spellings: the same answer in another spelling is right, and a different answer that looks similar is wrong.
 
 Each case is a gold answer, an answer, and what a careful reader says who knows no more than the two.
 """

@@ -1,4 +1,4 @@
-"""The architecture that the folders show is the one that the imports have: see `tests/architecture.py` for what counts as an arrow."""
+"""The imports follow the architecture of the folders; `tests/architecture.py` defines what counts as an arrow."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The evaluation stage: paired samples, statistics that follow from them, and a result that a kill does not change."""
+"""The evaluation stage: paired samples, their statistics, and a result that a kill does not change."""
 
 import errno
 import io

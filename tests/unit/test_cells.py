@@ -1,4 +1,4 @@
-"""Cells of tables as text: understood, or refused in words."""
+"""Cells of tables as text: parsed, or refused with a message."""
 
 from datetime import date, datetime
 from decimal import Decimal

@@ -1,4 +1,4 @@
-r"""Comparison: words and units count, values are exact, no two different answers are the same, and nothing that an answer says is run."""
+r"""Comparison: words and units count, values are exact, different answers are never equal, and no code in an answer is run."""
 
 import builtins
 import itertools

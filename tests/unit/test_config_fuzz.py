@@ -1,4 +1,4 @@
-"""Settings at random: what makes no sense is refused in lines that name it, and nothing raises anything else."""
+"""Random settings: nonsense is refused in lines that name it, and no other exception is raised."""
 
 import json
 import os

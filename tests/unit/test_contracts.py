@@ -1,4 +1,4 @@
-"""What passes between stages: what is written can be read, and what cannot be read is one line with file and cure."""
+"""Files that pass between stages: written ones can be read, and an unreadable one is one line with the file and the cure."""
 
 import json
 

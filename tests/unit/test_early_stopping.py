@@ -1,4 +1,4 @@
-"""Evaluations that stop early: the verdict is that of all samples, nothing is lost, and nobody takes few samples for all."""
+"""Evaluations that stop early: the verdict is that of all samples, nothing is lost, and partial evaluations are known as such."""
 
 import itertools
 import json

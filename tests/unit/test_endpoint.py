@@ -1,4 +1,4 @@
-"""A served model answers an evaluation: as the engine here would, or it is refused with what is wrong."""
+"""An evaluation of a served model: same answers as from the local engine, or refused with the reason."""
 
 import shutil
 import socket

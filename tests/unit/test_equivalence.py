@@ -1,4 +1,4 @@
-"""When a deployment is kept: endpoint and stage have to be shown to be equal."""
+"""A deployment is kept only if endpoint and stage are shown to be equivalent."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The fused kernels do what the torch code does, under Triton's interpreter: see `tests/fused_cases.py`, whose cases these are."""
+"""The fused kernels match the torch code under Triton's interpreter; the cases are in `tests/fused_cases.py`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The gate of promotion at its limits: differences that are the same on every problem have no spread, so that their bounds are exact."""
+"""The gate of promotion at its limits: differences that are equal on every problem have no variance, so their bounds are exact."""
 
 import pytest
 

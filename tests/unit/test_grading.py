@@ -1,4 +1,4 @@
-r"""Grading: where the answer is, whether it is right, and that no answer can hurt the process that asks."""
+r"""Grading: where the answer is, whether it is right, and that no answer can harm the calling process."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-r"""The walls around the grader, each alone: with it the attack fails, without any it succeeds; and what a worker can do to its parent."""
+r"""Each wall of the grader's sandbox alone stops its attack, which succeeds without walls; and what a worker can do to its parent."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""GSPO against GRPO with the trainer that runs use: one thing where a batch is used once, two where it is used four times."""
+"""GSPO against GRPO in the pipeline's trainer: equal if a batch is used once, different if it is used four times."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def moved(directory, level: str, updates: int) -> torch.Tensor:
 
 
 def apart(directory, updates: int) -> float:
-    """Return how far GSPO ends from GRPO, relative to the way that GRPO goes."""
+    """Return how far GSPO ends from GRPO, relative to the distance that GRPO moves."""
     grpo, gspo = (moved(directory, level, updates) for level in ("token", "sequence"))
     assert grpo.norm() > 0.05, "something was learned"
     return float((gspo - grpo).norm() / grpo.norm())

@@ -1,4 +1,4 @@
-"""Models and data sets from elsewhere: no code of theirs runs, nothing is asked, nothing hangs, and damage is one line."""
+"""Untrusted models and data sets: their code never runs, nothing prompts or hangs, and damage is one line."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The experiments for a laptop: their arms are settings of the preset, and differ in what they are to compare alone."""
+"""The experiments for a laptop: arms have the settings of the preset and differ only in what is compared."""
 
 import tomllib
 from pathlib import Path

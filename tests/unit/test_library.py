@@ -1,4 +1,4 @@
-"""The library: TRL's call with one import changed, an index from a model, and what cannot be had is refused in words."""
+"""The library: TRL's call with one import changed, an index from a model, and clear errors for what is not supported."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What transformers imports for purposes that nobody here has is not found while a stage's module is imported."""
+"""Optional libraries that transformers would import but stages do not need are hidden while a stage's module is imported."""
 
 import importlib.util
 import subprocess

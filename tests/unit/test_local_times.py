@@ -1,4 +1,4 @@
-"""Times of schedules in a time zone: what Kubeflow is told in UTC, and what the task sees on the zone's clock."""
+"""Times of schedules in a time zone: the UTC times for Kubeflow, and the task's check of the local time."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Training of adapters: to the engines and on disk, the policy is the merged model; the embeddings never move."""
+"""Training of adapters: engines and files get the merged model, and the embeddings never change."""
 
 import json
 

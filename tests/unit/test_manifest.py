@@ -1,4 +1,4 @@
-"""Manifests and references: one text for equal content, and nothing taken for one that is none."""
+"""Manifests and references: equal content has equal text, and invalid text is never accepted."""
 
 import hashlib
 import json

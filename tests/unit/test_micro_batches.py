@@ -1,4 +1,4 @@
-"""Rows sorted by length and padding left out: the loss of a step is that of stock TRL, which does neither."""
+"""Micro-batches sorted by length and without padding: the loss of a step equals that of stock TRL, which does neither."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What a later stage could not use of a model is refused by the first one, or put right and said."""
+"""Properties of a model that a later stage could not use are refused by the first stage, or fixed and reported."""
 
 import json
 import shutil

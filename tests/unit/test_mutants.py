@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_mutants_fit_the_code():
-    """What is named here has to be brought up to date with the code that it changes."""
+    """The mutants named here must be updated to the code that they change."""
     stale = [each.name for each in MUTANTS if (ROOT / each.file).read_text(encoding="utf-8").count(each.text) != 1]
     assert stale == []
     assert all(each.text != each.replacement for each in MUTANTS)

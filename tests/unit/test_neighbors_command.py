@@ -1,4 +1,4 @@
-"""`ngrpo neighbors`: what is no token is refused before weights are read, and what was converted once is kept."""
+"""`ngrpo neighbors`: a text that is no token is refused before weights are read, and converted models are cached."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Notifications: what is sent in each format, that it holds no secret, and that no receiver can delay or fail what it is told of."""
+"""Notifications: the message in each format, that it has no secret, and that no receiver can delay or fail the run."""
 
 import json
 import re

@@ -57,7 +57,7 @@ def test_what_cannot_be_set_is_a_field_and_is_in_one_table_only(library):
 
 
 def test_what_we_pass_to_the_trainers_cannot_be_set_beside_it():
-    """Nor overridden in silence: but for two arguments that the warm start only has a value for."""
+    """Nor silently overridden, except for two arguments for which the warm start only has a default."""
     for translate, section, library in ((grpo, NGRPOTrainingConfig, GRPO), (sft, SFTWarmStartConfig, SFT)):
         with machine():
             default = type(translate(read(section)))(output_dir="x").to_dict()

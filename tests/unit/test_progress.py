@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: times that are left, curves, and nothing that is silent for long."""
+"""Progress of a run: remaining times, curves, and no long silence."""
 
 import io
 import json

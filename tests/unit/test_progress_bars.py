@@ -1,4 +1,4 @@
-"""No progress bar in the log of a stage: what its environment says reaches every library that draws some."""
+"""No progress bars in the log of a stage: its environment turns them off in every library that draws them."""
 
 import os
 import subprocess

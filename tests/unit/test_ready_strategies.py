@@ -249,7 +249,7 @@ def damaged_error(model, rollouts: list[Rollout], mixer, change) -> float:
 
 @pytest.mark.parametrize("name", FURTHER)
 def test_a_rollout_begins_the_same_in_another_batch(model, name):
-    """With weights so free, what batches round differently grows from step to step: later tokens may be others."""
+    """With such weights, rounding differences between batches grow from step to step, so later tokens may differ."""
     mixer, sampling = mixer_for(model, name, 0.5), Sampling(8, TEMPERATURE)
     together = engine(model).generate(PROMPTS[:9], range(9), sampling, mixer)
     split = engine(model, 4).generate(PROMPTS[:9], range(9), sampling, mixer)

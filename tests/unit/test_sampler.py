@@ -1,4 +1,4 @@
-"""How a sampler keeps an engine busy that takes up requests while it decodes others."""
+"""A sampler keeps an engine busy that accepts requests while it decodes others."""
 
 import torch
 

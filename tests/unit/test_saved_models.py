@@ -1,4 +1,4 @@
-"""What a stage leaves of a model: weights in the type of later stages, and no second copy of a model that is passed on."""
+"""Models saved by a stage: weights in the type of later stages, and no second copy of a model that is passed on."""
 
 import errno
 import json

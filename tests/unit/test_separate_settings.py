@@ -1,4 +1,4 @@
-"""Where rollouts are generated apart from training: what cannot be is refused at the edge, and GPUs are shared out."""
+"""Settings for rollouts in separate processes: impossible ones are refused early, and GPUs are divided up."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Signatures over a model and the statement on it: every link that can break is named. And keys that are none."""
+"""Signatures over a model and the statement on it: every broken link is named. And invalid keys."""
 
 import base64
 import hashlib
@@ -48,7 +48,7 @@ def key_of(pair):
 
 
 def sealed(directory, pair, *, version="3", counts=MIDDLE, later=False):
-    """Write a model, and sign it; return its files and what vouches for it."""
+    """Write a model, and sign it; return its files and its signatures."""
     model = directory / "model"
     (model / "more").mkdir(parents=True)
     (model / "model.safetensors").write_text(f"weights of version {version}")

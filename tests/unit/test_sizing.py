@@ -1,4 +1,4 @@
-"""What a stage needs is what can be counted, and asking for too little is refused before anything starts."""
+"""Computed needs of stages match counts by hand, and requests that are too small are refused before anything starts."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The slots of a serving engine: who holds one, what is remembered, what comes back."""
+"""The slots of a serving engine: their allocation, their contents, and the returned records."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the host does for the slots of a serving engine: how much, and that it never waits for the device."""
+"""Host work for the slots of a serving engine: its amount, and that it never waits for the device."""
 
 import sys
 from collections import Counter

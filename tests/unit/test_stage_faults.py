@@ -1,4 +1,4 @@
-"""What a stage says when a disk fails or a file that it reads back is damaged: one line, with the cure."""
+"""A stage reports a failing disk, or a damaged file that it reads back, in one line with the cure."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""State files: damage of every kind is one error that names the file and the cure, and a write is whole or did not happen."""
+"""State files: any damage is one error that names the file and the cure, and writes are atomic."""
 
 import os
 from typing import NotRequired
@@ -84,7 +84,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
 @pytest.fixture
 def synced(monkeypatch, tmp_path) -> list[tuple[int, dict[str, str]]]:
-    """What is brought to the disk, by inode, and the files of the directory at that time."""
+    """What is synced to disk, by inode, and the files of the directory at that time."""
     seen, fsync = [], os.fsync
 
     def watched(descriptor):

@@ -1,4 +1,4 @@
-"""pass@k against exact enumeration, bootstrap intervals against their own promise."""
+"""pass@k against exact enumeration, and the coverage of bootstrap intervals."""
 
 import tracemalloc
 from fractions import Fraction

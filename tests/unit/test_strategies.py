@@ -1,4 +1,4 @@
-"""Strategies of the user's: read with the preset, tried before they are used, the same in rollouts and in training."""
+"""The user's strategies: read with the preset, tried before use, and the same in rollouts and in training."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-r"""The string match of the authors' release: what its rules make equal, and what only a reader of mathematics would."""
+r"""The string match of the authors' release: what its rules accept, and what only mathematical understanding would."""
 
 import pytest
 

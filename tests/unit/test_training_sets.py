@@ -1,4 +1,4 @@
-"""Several training sets: each with its share, in an order that depends on seed and epoch alone."""
+"""Several training sets: each with its share, in an order that depends only on seed and epoch."""
 
 from collections import Counter
 

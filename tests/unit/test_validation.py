@@ -1,4 +1,4 @@
-"""Validation: what it measures depends on the policy alone, not on how many processes share the work."""
+"""Validation: its result depends only on the policy, not on the number of processes."""
 
 import pyarrow as pa
 import pytest

@@ -1,4 +1,4 @@
-"""What vLLM would refuse of a model, or compute otherwise, is refused before anything runs."""
+"""Models that vLLM would refuse, or compute differently, are refused before anything runs."""
 
 import ast
 from collections.abc import Callable

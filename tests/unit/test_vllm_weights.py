@@ -1,4 +1,4 @@
-"""New weights on their way into vLLM, and its sleep between two rollout batches: what it is told, in which order."""
+"""New weights for vLLM, and its sleep between two rollout batches: the calls to vLLM, and their order."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""Every field that a job of one's own can set, with a wrong value: one line with the field in full, the value, and what is allowed.
+"""Every field that a user's own job can set, with a wrong value: one line with the full field, the value, and what is allowed.
 
 A new field without a case here is an error.
 """
@@ -19,7 +19,7 @@ from ngrpo.section import Section
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 NOT_HERE = {"cluster", "deployment", "resources", "neighbors", "promotion", "preset"}
-"""About other things than a job of one's own: `test_config_fuzz.py` tries them. The preset is named by its file."""
+"""Sections that a user's own job does not need, which `test_config_fuzz.py` tries. The preset is named by its file."""
 
 PRESET = """
 extends = "tiny"

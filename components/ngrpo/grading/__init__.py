@@ -1,1 +1,1 @@
-"""Whether an answer equals the gold answer: spelling, values, and the sandbox in which answers are compared."""
+"""Compare answers with gold answers: spelling, values, and the sandbox in which they are compared."""

@@ -1,11 +1,11 @@
-r"""Spellings of an answer: rules on its letters that bring it to the one spelling that the parser reads as a person would.
+r"""Spellings of an answer: rules that rewrite its characters into a spelling that the parser reads as a person would.
 
-A rule is here only if no two different answers become equal by it; what the rules leave alone, the parser reads or refuses.
+A rule is here only if it makes no two different answers equal; what the rules do not change, the parser reads or refuses.
 - Unicode: digits of any script, full-width and styled characters, signs, `½`, `x²`. Not read: `⑤`, roots of unclear
   extent (`√2x`), a dash between two numbers (a range, or a difference), marks that change the order of reading.
-- An answer that there is nothing (`no solution`, `none`, `DNE`, `\varnothing`, `\{\}`) is the empty set: the question says what
-  there is none of. `real` may be said, since real numbers are meant where nothing else is. Any other condition makes another claim
-  ("no integer solutions", "no unique solution"), and `0`, `undefined` and `\{\emptyset\}` are no such answer.
+- An answer that nothing exists (`no solution`, `none`, `DNE`, `\varnothing`, `\{\}`) is the empty set; the question says of what.
+  `real` may be added, because real numbers are meant by default. Any other condition is another claim ("no integer solutions",
+  "no unique solution"), and `0`, `undefined` and `\{\emptyset\}` are not the empty set.
 - Numbers in words: `\text{twenty-one}`, `one half`; the base of a numeral too (`101_{\text{two}}`).
 - Numbers as people write them: `10\,000`, `1,000\pi`, `1 1/2`, `3{:}00`, `2^\frac{1}{2}`, `0.\overline{5}`, `1.5e5`; intervals as in
   ISO 80000-2: `[1,2[` is `[1,2)`; upright constants (`\mathrm{e}`), and a full stop at the end.
@@ -49,7 +49,7 @@ _SIGNS = {
     **{letter: rf"\mathbb{{{plain}}} " for letter, plain in zip("ℝℕℤℚℂ", "RNZQC", strict=True)},
 }
 _OTHER_SYMBOLS = re.compile("DOUBLE-STRUCK|SCRIPT|FRAKTUR|BLACK-LETTER")
-"""Letters in these styles mean something of their own (ℝ, ℜ, 𝒫)."""
+"""Letters in these styles have a meaning of their own (ℝ, ℜ, 𝒫)."""
 
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -111,7 +111,7 @@ def _without_commas(number: re.Match[str]) -> str:
 
 
 def _outside_lists(before: str) -> bool:
-    """Whether no parenthesis, bracket or brace of a set is open, in which a comma is between two things."""
+    """Whether no parenthesis, bracket or brace of a set is open, inside which a comma separates elements."""
     return all(
         sum(map(before.count, opening)) <= sum(map(before.count, closing))
         for opening, closing in (("([", ")]"), ((r"\{", r"\lbrace"), (r"\}", r"\rbrace")))
@@ -121,7 +121,7 @@ def _outside_lists(before: str) -> bool:
 _Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
 _UNICODE_RULES: tuple[_Rule, ...] = (
-    (re.compile("[\u200b-\u200f\u2060\ufeff]"), ""),  # no width, and no meaning between digits
+    (re.compile("[\u200b-\u200f\u2060\ufeff]"), ""),  # characters without width, which have no meaning between digits
     (re.compile(r"[⁰¹²³⁴-⁹⁺⁻]++(?!√)"), _raised),
     (re.compile(r"(^|[(\[{,=<>≤≥])(\s*)[–—‒]"), r"\1\2-"),
     (re.compile(r"(?<!\d)(\d+)⁄(\d+)"), r"\\frac{\1}{\2}"),
@@ -136,7 +136,10 @@ _LINE_END = re.compile(r"(?:\s*\\\\)+$")
 
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\[bB]igg?[lrm]?(?![A-Za-z])|\\mathstrut(?![A-Za-z])"), ""),
-    (re.compile(r"(?<=[\[(])([^;,()\[\]]+);([^;,()\[\]]+)(?=[\])])"), r"\1,\2"),  # [1;2], where a comma is in numbers
+    (
+        re.compile(r"(?<=[\[(])([^;,()\[\]]+);([^;,()\[\]]+)(?=[\])])"),
+        r"\1,\2",
+    ),  # [1;2], as written where a comma is the decimal sign
     (re.compile(r"\^\s*-\s*([A-Za-z]|\d+)"), r"^{-\1}"),
     (re.compile(r"(?<=\d)_\s*\{\s*([a-z]+)\s*\}"), _base_in_words),
     (re.compile(r"\\lbrace(?![A-Za-z])"), r"\\{"),
@@ -147,7 +150,7 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\mathbb\s*([RNZQC])(?![A-Za-z])"), r"\\mathbb{\1}"),
     (re.compile(r"\\backslash(?![A-Za-z])|(?<=\\mathbb\{[RNZQC]\})\s*-\s*(?=\\\{)"), r"\\setminus "),
     (re.compile(r"\\\\\s*\[\d*\.?\d+(?:pt|em|ex|mm|cm)\]"), r"\\\\ "),  # distance of the rows of a matrix
-    # Elements of a set by a condition on them alone, which says as much without the braces.
+    # A set given by a condition on its elements alone means the same without the braces.
     (
         re.compile(
             r"^\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid(?![A-Za-z])|\||:)"
@@ -168,7 +171,7 @@ _RULES: tuple[_Rule, ...] = (
         ),
         _going_on,
     ),
-    # A number of a table with floating-point numbers is not a multiple of Euler's number, nor is `1.5e5`; `2e-3` may be a difference.
+    # `1.5e5` and `1e-05` are floating-point numbers, not multiples of Euler's number; `2e-3` may be a difference.
     (re.compile(r"(?<![\w.}])(\d+\.\d*|\d+(?=[eE](?:\d|[+-]\d\d)))[eE]([+-]?\d{1,3})(?![\w.^])"), r"\1 \\cdot 10^{\2}"),
     (
         re.compile(
@@ -200,7 +203,7 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\bmod(?![A-Za-z])"), r"\\mod "),
     (re.compile(r"\\langle(?![A-Za-z])(.+?,.+?)\\rangle(?![A-Za-z])"), r"(\1)"),
     (re.compile(rf"\^\s*(\\[dtc]?frac{_ARGUMENT}{_ARGUMENT})"), r"^{\1}"),
-    # Before a percent sign too, where the parser takes the whole number for a factor.
+    # Before a percent sign too, where the parser would read the whole number as a factor.
     (re.compile(r"(?<![\d.])(\d{1,9})\s*\\[dtc]?frac\{(\d{1,9})\}\{(\d{1,9})\}(?=\s*\\?%)"), _improper),
 )
 
@@ -219,7 +222,7 @@ _NUMBERS = re.compile(r"[+-]?[\d.]+(?:(?:\s|~|\\[ ,;:!])+[\d.]+)+")
 
 
 def canonical(answer: str) -> str:
-    """Return an answer in the spelling that the parser reads; the answer itself where no rule applies."""
+    """Return an answer in the spelling that the parser reads; the answer itself if no rule applies."""
     text = answer.replace("\r", " ").replace("\n", " ").strip()
     for opening, closing in _DELIMITERS:
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening + closing):
@@ -247,7 +250,7 @@ def canonical(answer: str) -> str:
 
 
 def several_numbers(answer: str) -> bool:
-    """Whether it is numbers with nothing between them, which the parser adds or multiplies."""
+    """Whether an answer is numbers with nothing between them, which the parser would add or multiply."""
     return _NUMBERS.fullmatch(answer) is not None
 
 
@@ -270,7 +273,7 @@ def _character(character: str) -> str:
 
 
 def _usual_brackets(interval: str) -> str:
-    """Turn the reversed brackets of an interval; not both before finite ends, since `(1,2)` may be a point and `]1,2[` is none."""
+    """Replace reversed brackets of an interval; not both at finite ends, since `(1,2)` may be a point and `]1,2[` is not."""
     match = _PLAIN_INTERVAL.fullmatch(interval)
     if match is None:
         return interval

@@ -1,7 +1,7 @@
-"""Where sympy computes by writing Python and running it, and what computes the same without: nothing generated is ever run.
+"""Replacements for the functions of sympy that generate Python code and run it, so that no generated code is ever run.
 
-An answer reaches these places through ordinary algebra, and the generated code has its symbols' names in it. `disarm` replaces
-them in a process that does nothing but grade.
+Ordinary algebra on an answer reaches these functions, and the generated code contains the names of the answer's symbols. `disarm`
+replaces them, in a process that only grades.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[+-]?(?=\.?[0-9])[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]{1,6})?"
 
 
 def disarm() -> None:
-    """Replace the code generators in all loaded modules, for good."""
+    """Replace the code generators in all loaded modules, permanently."""
     _replace(sympy_parser.parse_expr, read_number)
     _replace(lambdify, _refuse)
     operations: dict[str, Callable[..., object]] = {
@@ -61,7 +61,7 @@ def _replace(old: object, new: object) -> None:
 
 
 def _refuse(*_arguments: object, **_options: object) -> NoReturn:
-    # What sympy raises, and expects, where it has no number for an expression.
+    # The exception that sympy raises, and expects, if an expression has no numeric value.
     raise NotImplementedError("code generation")
 
 

@@ -1,4 +1,4 @@
-r"""Whether an answer equals the gold answer: words and units first, then what the gold answer's kind says.
+r"""Whether an answer equals the gold answer: words and units are compared first, then values, by the kind of the gold answer.
 
 Numbers and expressions are compared in `ngrpo.grading.same_values`, matrices, sets and tuples in `same_sets`, equations and inequalities in
 `same_relations`, intervals and bounds in `same_regions`. Words and units count (`ngrpo.grading.quantities`).
@@ -23,26 +23,26 @@ from ngrpo.grading.units import PERCENT, units_agree
 from ngrpo.grading.values import UndefinedError, UnreadError, decimal
 
 _LETTER = re.compile(r"(?:\\text(?:bf)?\s*\{)?\s*\(?[A-F]\)?\s*\}?")
-"""The letter of an option, without what the option says."""
+"""The letter of an option, without the option's text."""
 
 _FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{|(?=\d+/))(\d{1,20})(?:\}\{|/)(\d{1,20})(?:(?<=\d)\}|(?<=\d))")
 """A fraction of whole numbers, for which no parser is needed."""
 
 
 def respond(gold: str, answer: str | None) -> tuple[bool, str | None]:
-    """Handle one request: judge an answer, or, without one, say whether the gold answer can be parsed."""
+    """Handle one request: judge an answer or, without an answer, check whether the gold answer can be parsed."""
     try:
         if answer is None:
             return _parses(gold), None
         return judge(gold, answer)
     except UndefinedError as error:
         return False, f"the gold answer has no value: {error}"[:200]
-    except Exception as error:  # the parser raises what it likes, and no answer may end the run
+    except Exception as error:  # the parser raises exceptions of any kind, and no answer may end the run
         return False, _describe(error)
 
 
 def judge(gold: str, answer: str) -> tuple[bool, str | None]:
-    """Return whether an answer equals the gold answer, and what kept the two from being compared."""
+    """Return whether an answer equals the gold answer, and why they could not be compared, if so."""
     if same_text(gold, answer):
         return True, None
     option = chosen(gold) or chosen(answer)
@@ -86,7 +86,7 @@ def _describe(error: Exception) -> str:
 
 
 def _same_quantity(gold: Quantity, answer: Quantity) -> bool:
-    """Compare two quantities. Of a percentage the number alone is right, and its value; a whole number may stand for a percentage."""
+    """Compare two quantities. For a percentage its number or its value is right; a whole number may stand for a percentage."""
     if gold.words != answer.words or gold.bound != answer.bound or not units_agree(gold.unit, answer.unit):
         return False
     expected, given = _read_both(gold.number, answer.number)
@@ -103,7 +103,7 @@ def _same_quantity(gold: Quantity, answer: Quantity) -> bool:
 
 
 def _read_both(gold: str, answer: str) -> tuple[Any, Any]:
-    """Read both. The case of letters does not count, `3r^2` for `3R^2`, unless one has a letter in both cases, as `R^2 - r^2` has."""
+    """Parse both. Case is ignored (`3r^2` equals `3R^2`), unless one of them has a letter in both cases, as in `R^2 - r^2`."""
     expected, given = read(gold), read(answer)
     if any(name.lower() in names for names in map(_letters, (expected, given)) for name in names if name.isupper()):
         return expected, given

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use: a grader for each."""
+"""Number of processor cores that this process may use, with one grader for each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time a period, and the period (Linux, cgroup v2): how Kubernetes limits a container."""
+"""File with the processor time per period, and the period, in microseconds (Linux, cgroup v2): Kubernetes' limit of a container."""
 
 
 def usable_cores(quota: Path = _QUOTA) -> int:
-    """Return the cores that this process may run on, or the whole ones that its container has a right to where those are fewer.
+    """Return the number of cores that this process may run on, or the whole cores in its container's limit if those are fewer.
 
-    More graders than cores would take time from each other, and an answer has a limit of time.
+    More graders than cores would slow each other down, and grading an answer has a time limit.
 
     Args:
         quota: File with the limit of the container.
@@ -24,5 +24,5 @@ def usable_cores(quota: Path = _QUOTA) -> int:
     try:
         granted, period = quota.read_text(encoding="ascii").split()
         return allowed if granted == "max" else max(1, min(allowed, int(granted) // int(period)))
-    except (OSError, ValueError, ZeroDivisionError):  # there is no such file, or it is of another version
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or another version of cgroups
         return allowed

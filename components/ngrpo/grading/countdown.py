@@ -1,8 +1,8 @@
 r"""Countdown: whether an expression has the value of the gold expression and uses the same numbers, each as often.
 
-A gold answer is one solution of its problem, `(3+5)*7-2`: the problem's numbers and target are read off it, and any other expression
-of the same numbers with the same value is as right. An expression has whole numbers, `+`, `-`, `*`, `/` and parentheses, nothing else;
-it is read by the grammar below, never run as code, and its value is an exact fraction.
+A gold answer is one solution of its problem, `(3+5)*7-2`. It gives the problem's numbers and target, and any other expression of the
+same numbers with the same value is right too. An expression consists of whole numbers, `+`, `-`, `*`, `/` and parentheses only. It is
+parsed by the grammar below, never run as code, and its value is an exact fraction.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import re
 from fractions import Fraction
 
 LONGEST = 200
-"""Characters of an expression: a hundred parentheses deep at most, and no number grows without bounds."""
+"""Largest number of characters of an expression, which limits the depth of parentheses to a hundred and the size of numbers."""
 
 _PIECE = re.compile(r"\s*(?:([0-9]{1,6})|(\\times|\\cdot|\\div|[-+*/()×÷·−]))")
 _MEANT = {r"\times": "*", "×": "*", r"\cdot": "*", "·": "*", r"\div": "/", "÷": "/", "−": "-"}
 
 
 def solves(gold: str, answer: str) -> tuple[bool, str | None]:
-    """Return whether an answer is right, and what kept that from being found out.
+    """Return whether an answer is right, and why that could not be decided, if so.
 
     Args:
-        gold: An expression that is right.
-        answer: The expression to judge; what is no expression is wrong.
+        gold: A correct expression.
+        answer: The expression to judge; a text that is no expression is wrong.
     """
     expected = read(gold)
     if expected is None:
@@ -31,7 +31,7 @@ def solves(gold: str, answer: str) -> tuple[bool, str | None]:
 
 
 def read(text: str) -> tuple[Fraction, list[int]] | None:
-    """Return the value of an expression and its numbers in order of size; none if it is no expression or has no value."""
+    """Return the value of an expression and its sorted numbers; None if it is no expression or has no value."""
     if len(text) > LONGEST:
         return None
     pieces, place = [], 0
@@ -52,7 +52,7 @@ class _Parser:
     """Reads sums of products of numbers and parentheses, from left to right."""
 
     def __init__(self, pieces: list[str]):
-        self._pieces = [*pieces, ""]  # ends with what fits nowhere
+        self._pieces = [*pieces, ""]  # ends with a token that fits nowhere
         self._place = 0
         self._numbers: list[int] = []
 

@@ -1,7 +1,7 @@
-r"""Reading: from LaTeX to an expression that is not evaluated, of names, characters and kinds of node that are known here.
+r"""Parse LaTeX into an unevaluated expression, with an allow-list of characters, names and kinds of node.
 
-The grammar is that of `latex2sympy2_extended`. Sets, intervals, sums and integrals become nodes of our own, which the algebra system
-has no rules for and so never evaluates; what it would compute while it reads (limits, eigenvectors, ...) is not read.
+The grammar is that of `latex2sympy2_extended`. Sets, intervals, sums and integrals become nodes of this module, which the algebra system
+has no rules for and therefore never evaluates. What the parser would evaluate itself (limits, eigenvectors, ...) is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import accumulate, chain
 from typing import Any
 
 import sympy
-import sympy.tensor.tensor  # sympy loads it with its first sum, when the process that grades may read no file any more
+import sympy.tensor.tensor  # sympy imports it for its first sum, when the grading process may no longer read files
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.logic import And
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
@@ -26,7 +26,7 @@ from ngrpo.grading.grammar import parser
 from ngrpo.grading.values import _RULES, Based, Integral, Product, Sum, UnreadError
 
 _CHARACTERS = re.compile("[ -~\t\n\u0370-\u03ff×÷·±∓≤≥≠∅∖∩∪∈]*")
-"""What an answer may be written with. No control characters, and no line breaks but the usual one: code needs them, answers do not."""
+"""Allowed characters. Control characters and unusual line breaks are not among them: code needs them, answers do not."""
 
 _NAME = re.compile(r"\\?[A-Za-z\u0370-\u03ff](?:[A-Za-z0-9\u0370-\u03ff]|[_\\ ,]|\{[A-Za-z0-9_,+ \\-]*\})*")
 _LONGEST_NAME = 100
@@ -36,15 +36,15 @@ _DEEPEST = 20
 
 _NORMALISED = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
 _LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/(?:\d\d){1,2}|\d{4}-\d\d-\d\d")
-"""A time or a date, which is neither a quotient nor a difference."""
+"""A time or a date, which must not be read as a quotient or a difference."""
 
 _BASED = re.compile(r"\(?(?<![\w.])(\d+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(\d+)\s*\}?\s*\}|(\d))")
 _RATIO = re.compile(r"\d{1,9}(?::\d{1,9}){2,}")
 _CONDITION = re.compile(r"(?:\\left)?\\\{\s*\(?[A-Za-z][^{}=<>|]*?(?::|\|(?=[^|]*$)|\\mid(?![A-Za-z]))")
-"""The beginning of a set by a condition, whose colon is no sign of division."""
+"""The beginning of a set given by a condition, where the colon is not a division."""
 
 _FAMILY = re.compile(r"([^;{}]*(?:\{[^;]*\}[^;{}]*)?),\s*([A-Za-z]\s*\\in\s*\\mathbb\{[NZQR]\})", re.DOTALL)
-r"""Something for every number of a kind: `\pi k, k \in \mathbb{Z}`."""
+r"""An expression for every number of a kind: `\pi k, k \in \mathbb{Z}`."""
 
 _DOTS = re.compile(r"\\(?:[lc]|vd|dd)?dots(?![A-Za-z])|\.{3}")
 _LIST_DOTS = re.compile(rf"(?<=,)\s*(?:{_DOTS.pattern})\s*(?=$|,|\\\}}|\\right|\))")
@@ -64,7 +64,7 @@ _BRACKETS = re.compile(r"(\\\{|[(\[])(.*)(\\\}|[)\]])", re.DOTALL)
 _OUTSIDE_LISTS = re.compile(
     r"[;|]|\\(?:mid|begin|in|notin|l?brace|langle|cap|setminus|backslash|phantom)(?![A-Za-z])|∩|∪|∈|∖|\\\\"
 )
-"""What the grammar is to read as a whole, since commas may be something else there."""
+"""Parts that the grammar must parse as a whole, because commas inside them may have another meaning."""
 
 _OPERATORS = {
     "floor",
@@ -84,15 +84,15 @@ _OPERATORS = {
 
 
 class Form(sympy.Basic):
-    """A way to write several things, which says nothing yet of what they mean."""
+    """A notation for several elements, whose meaning is not decided yet."""
 
 
 class Items(Form):
-    """Things with commas between them: a set, or a tuple."""
+    """Elements separated by commas: a set, or a tuple."""
 
 
 class Braces(Form):
-    """A set of its elements."""
+    """A set in braces."""
 
 
 class Row(Form):
@@ -100,7 +100,7 @@ class Row(Form):
 
 
 class Span(Form):
-    """Two things in brackets or parentheses: an interval, or a pair. Left, right, whether open on the left, and on the right."""
+    """Two elements in brackets or parentheses, an interval or a pair: left, right, whether open on the left, and on the right."""
 
 
 class Ratio(Form):
@@ -116,7 +116,7 @@ class Common(Form):
 
 
 class Without(Form):
-    """The first set without the second."""
+    """The difference of two sets."""
 
 
 class Either(Form):
@@ -128,7 +128,7 @@ class Both(Form):
 
 
 class _Reader(_Latex2Sympy):
-    """The parser, without what it would evaluate, and with the case of letters."""
+    """The parser, changed to evaluate nothing and to keep the case of letters."""
 
     def __init__(self) -> None:
         super().__init__(config=ConversionConfig(lowercase_symbols=False))
@@ -147,7 +147,7 @@ class _Reader(_Latex2Sympy):
         if atom.number_subexpr() and atom.number_subexpr().subexpr():
             base = atom.number_subexpr().subexpr().getText().strip("_{} ")
             return Based(sympy.Symbol(atom.number_subexpr().NUMBER().getText()), sympy.Symbol(base))
-        if atom.FUNC_GAMMA():  # a name like others; the parser takes it for Euler's constant
+        if atom.FUNC_GAMMA():  # an ordinary name, which the parser would read as Euler's constant
             return sympy.Symbol(atom.FUNC_GAMMA().getText().strip("\\ "))
         return super().convert_atom(atom)
 
@@ -235,14 +235,14 @@ class _Reader(_Latex2Sympy):
 
 @lru_cache(maxsize=1024)
 def read(text: str) -> Any:
-    """Read an answer, without units and words.
+    """Parse an answer without its units and words.
 
     Returns:
         The expression: sympy's nodes, not evaluated, and the forms of this module.
 
     Raises:
-        UnreadError: It has a character, a name or a kind of node that is not known.
-        Exception: The parser's, of many kinds, where the text is no formula.
+        UnreadError: It has a character, a name or a kind of node that is not on the list.
+        Exception: Any exception of the parser, for a text that is no formula.
     """
     if not _CHARACTERS.fullmatch(text):
         raise UnreadError("a character that is not read")
@@ -272,7 +272,7 @@ def read(text: str) -> Any:
             raise UnreadError("dots")
         expression = _parse(normalised)
     except Exception:
-        # What leads to the result may have parts that are not read (`1 + 2 + \cdots + 9 = 45`), but the result must not.
+        # The sides before the result may have parts that cannot be parsed (`1 + 2 + \cdots + 9 = 45`); the result may not.
         parts = [] if re.search("[,;]", normalised) else _EQUALS.split(normalised)
         if len(parts) < (2 if _DOTS.search(parts[0]) else 3):
             raise
@@ -294,7 +294,7 @@ def _parse(text: str) -> Any:
 
 
 def _listed(text: str) -> Any:
-    """Parse what may be a union or a list, of which the grammar would try every reading: it takes ten times as long."""
+    """Parse what may be a union or a list. It is split here, because the grammar tries every reading and takes ten times as long."""
     number = _NUMBER.fullmatch(text)
     if number:
         value = _Reader().parse_number(number[2])
@@ -337,7 +337,7 @@ def _elements(texts: list[str]) -> list[Any]:
 
 
 def _pieces(text: str, separator: str) -> list[str]:
-    """Split at a separator that is in no brackets; one piece where the brackets do not match."""
+    """Split at a separator outside brackets; one piece if the brackets do not match."""
     pieces, depth, start = [], 0, 0
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -354,7 +354,7 @@ def _pieces(text: str, separator: str) -> list[str]:
 
 
 def _split(text: str, word: re.Pattern[str]) -> list[str]:
-    r"""Split at a word that is in no braces but those of its own \text{}."""
+    r"""Split at a word outside braces, except those of its own \text{}."""
     parts, start = [], 0
     for match in word.finditer(text):
         before = text[: match.start()]
@@ -365,7 +365,7 @@ def _split(text: str, word: re.Pattern[str]) -> list[str]:
 
 
 def folded(text: str) -> str:
-    """Return a formula with small letters for large ones, Greek ones and those of commands left as they are."""
+    """Return a formula in lower case, except Greek letters and the names of commands."""
     return _LARGE_LETTER.sub(lambda found: found[0].lower() if len(found[0]) == 1 else found[0], text)
 
 
@@ -379,7 +379,7 @@ def nodes(expression: Any) -> Iterator[Any]:
 
 
 def _check(expression: Any) -> None:
-    """Refuse an expression with a kind of node or a name that is not on the list."""
+    """Refuse an expression with a name or a kind of node that is not on the list."""
     for node in nodes(expression):
         if not isinstance(node, _ALLOWED):
             raise UnreadError(f"{type(node).__name__[:40]} is not compared")

@@ -1,6 +1,6 @@
-r"""Where the answer of a text is: in a box, behind `####`, between tags, on a line of its own, or all of the text.
+r"""Find the answer in a text: in a box, after `####`, between tags, on a line of its own, or the whole text.
 
-All of it takes time proportional to the length of the text. Regular expressions are the business of `ngrpo.grading.patterns`.
+Everything here takes time proportional to the length of the text. Regular expressions are in `ngrpo.grading.patterns`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 _END_OF_THOUGHT = "</think>"
 _BOX = r"\\boxed\s*\{"
 _BARE = r"\\boxed\s+(?P<bare>[+-]?\d+(?:[.,]\d+)*(?:/\d+)?|[A-Z](?![A-Za-z])|-?\\[dt]?frac(?:\{[^{}]*\}){2})"
-"""A box without braces, of which a person takes the whole number for the content, and TeX the first digit."""
+"""A box without braces. Its content is the whole number, as a person reads it; TeX would box only the first digit."""
 
 _BRACES = re.compile(
     rf"(?P<box>{_BOX})|{_BARE}|(?P<escaped>\\(?:[{{}}]|\\(?!boxed\s*\{{)))|(?P<open>\{{)|(?P<close>\}})"
@@ -31,18 +31,18 @@ def extract_answer(text: str) -> str | None:
     answer (a set is written `\{1, 2\}`). A number, a letter or a fraction may stand without braces (`\boxed 2`).
 
     Returns:
-        The content without surrounding white space; none where there is no such box or it is empty.
+        The content without surrounding white space; None if there is no such box or it is empty.
     """
     return last(answers_in("boxed", text))
 
 
 def last(answers: list[str]) -> str | None:
-    """Return the last answer, which is the one that counts; none where there is none or it is empty."""
+    """Return the last answer, which is the one that counts; None if there is none or it is empty."""
     return answers[-1] or None if answers else None
 
 
 def answers_in(form: str, text: str) -> list[str]:
-    """Return every answer after the last `</think>` of a text, in their order; empty ones too.
+    """Return all answers after the last `</think>` of a text, in order, including empty ones.
 
     Args:
         form: `text`, `boxed`, `####`, `<answer>` or `letter`; see `ngrpo.config.grading.GradingConfig`.
@@ -52,7 +52,7 @@ def answers_in(form: str, text: str) -> list[str]:
 
 
 def after_thought(text: str) -> str:
-    """Return what stands after the last `</think>`; all of a text that has none."""
+    """Return the text after the last `</think>`; the whole text if it has none."""
     return text.rpartition(_END_OF_THOUGHT)[2]
 
 
@@ -61,7 +61,7 @@ def _boxed(text: str) -> list[str]:
     if first is None:
         return []
     answers, latest = [], -1
-    opened: list[int | None] = []  # of each open brace, where its content starts if it opens a box
+    opened: list[int | None] = []  # for each open brace, the start of its content if it opens a box
     for match in _BRACES.finditer(text, first.start()):
         if match["box"] is not None:
             opened.append(match.end())

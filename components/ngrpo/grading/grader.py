@@ -1,9 +1,9 @@
 r"""Grading: whether the answer of a response equals the gold answer.
 
-Where the answer is and how it is compared, a `GradingConfig` says; by default it is the content of the last balanced \boxed{} after
-`</think>`, compared in value. Equal texts and plain numbers are decided here; all else, in the spelling of `ngrpo.grading.answer_forms`,
-by `ngrpo.grading.comparison` in isolated processes with a time limit, and so are regular expressions. The same rules grade benchmarks
-and give the rewards of training.
+A `GradingConfig` tells where the answer is and how it is compared; by default it is the content of the last balanced \boxed{} after
+`</think>`, compared by value. Equal texts and plain numbers are decided here. All other answers are rewritten by
+`ngrpo.grading.answer_forms` and compared by `ngrpo.grading.comparison` in isolated processes with a time limit, where regular expressions
+run too. The same rules grade benchmarks and give the rewards of training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Grade", "Grader", "extract_answer", "gold_answers", "gold_parses", "
 _LETTER = re.compile("[A-Z]")
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?=[0-9])0*+(?:[0-9]{0,15}|[0-9]{0,9}\.[0-9]{1,6}0*+)")
-"""Numbers that are compared here, however many zeros they are padded with; longer ones may be rounded values."""
+"""Numbers that are compared here, with any padding of zeros; longer ones may be rounded values."""
 
 _LONGEST_ANSWER = 4096
 """Characters. Real answers have a few hundred at most, and the parser's time grows faster than their length."""
@@ -43,9 +43,9 @@ class Grade:
 
     Attributes:
         correct: Whether the answer equals the gold answer.
-        extracted: The answer; none where the response has no answer, which is not correct and no error.
-        error: Why no verdict could be reached (`correct` is then false): too long, not parsed, out of time.
-        score: What a grader of the user's gave, from 0 to 1; none of any other.
+        extracted: The answer; None if the response has none, which is not correct, and no error.
+        error: Why no verdict was reached (`correct` is then false): too long, not parsed, out of time.
+        score: The score from the user's grader, from 0 to 1; None from any other grader.
     """
 
     correct: bool
@@ -55,12 +55,12 @@ class Grade:
 
     @property
     def reward(self) -> float:
-        """What it is worth in training."""
+        """The reward in training."""
         return float(self.correct) if self.score is None else self.score
 
 
 def grade_letter(text: str, gold: str) -> Grade:
-    """Grade an answer to a multiple-choice question: the letter of the last line after the thought that is `Answer: X`, to the letter.
+    """Grade an answer to a multiple-choice question: the letter in the last line `Answer: X` after the thought, compared exactly.
 
     Args:
         text: The response.
@@ -73,17 +73,16 @@ def grade_letter(text: str, gold: str) -> Grade:
 class Grader:
     """Grades responses by the rules of this module.
 
-    Its processes start when the first answer needs them, serve all further calls, and end with `close`. It may be used
-    from any thread.
+    Its processes start with the first answer that needs them, serve all further calls, and end with `close`. It is thread-safe.
     """
 
     def __init__(self, workers: int = 2, timeout_seconds: float = 5.0, grading: GradingConfig | None = None):
         """Set up the grader; nothing is started yet.
 
         Args:
-            workers: Processes that compare.
+            workers: Number of processes that compare answers.
             timeout_seconds: Wall-clock limit of one answer.
-            grading: How answers are found and compared, where a call does not say; the default of `GradingConfig` if none.
+            grading: How answers are found and compared, unless a call says otherwise; None for the default of `GradingConfig`.
         """
         self._pool = GradingPool(workers, timeout_seconds)
         self._grading = grading or GradingConfig()
@@ -104,14 +103,14 @@ class Grader:
         """Grade responses.
 
         Args:
-            items: For each response its text and the gold answer, or a list of those that are accepted.
-            grading: How, where it is not as the grader was told.
+            items: For each response its text and the gold answer, or a list of accepted ones.
+            grading: How answers are found and compared in this call; None for the grader's own setting.
 
         Returns:
             The grades, in the order of the items.
 
         Raises:
-            UserCodeError: A grader of the user's cannot be used, raised an error, or returned what it must not.
+            UserCodeError: The user's grader cannot be used, raised an error, or returned an invalid score.
         """
         grading = grading or self._grading
         found = self._found([text for text, _ in items], grading)
@@ -141,7 +140,7 @@ class Grader:
         return grades
 
     def extract(self, texts: Sequence[str]) -> list[str | None]:
-        """Return the answer of each response, the last one; none where it has none."""
+        """Return the last answer of each response; None for a response without an answer."""
         return [last(answers) for answers, _ in self._found(texts, self._grading)]
 
     def _found(self, texts: Sequence[str], grading: GradingConfig) -> list[tuple[list[str], str | None]]:
@@ -170,14 +169,14 @@ class Grader:
 
 
 def gold_answers(texts: Sequence[str], grading: GradingConfig) -> list[tuple[list[str], str | None]]:
-    """Return every gold answer in each text of a column, in the form that `grading.gold` says, and why it cannot be read."""
+    """Return all gold answers in each text of a column, in the form given by `grading.gold`, and why they cannot be read, if so."""
     if grading.gold_pattern is not None:
         return _matches(_gold_pool(), grading.gold_pattern, texts)
     return [(answers_in(grading.gold, text), None) for text in texts]
 
 
 def gold_usable(gold: Gold, grading: GradingConfig) -> bool:
-    """Whether answers can be compared with a gold answer, or with each of a list: it is a letter, or can be read."""
+    """Whether answers can be compared with a gold answer, or with each of a list: it is a letter, or can be parsed."""
     golds = [gold] if isinstance(gold, str) else gold
     if grading.response == "letter":
         return all(_LETTER.fullmatch(each) for each in golds)
@@ -187,7 +186,7 @@ def gold_usable(gold: Gold, grading: GradingConfig) -> bool:
 
 
 def gold_parses(gold: str) -> bool:
-    """Whether a gold answer can be read, so that equal answers in other forms will be found."""
+    """Whether a gold answer can be parsed, so that equal answers in other forms are recognized."""
     gold = gold.strip()
     if _PLAIN_NUMBER.fullmatch(gold):
         return True
@@ -213,14 +212,14 @@ def _gives_any(answers: Sequence[str], golds: Sequence[str], verdicts: Mapping[t
 
 @cache
 def _gold_pool() -> GradingPool:
-    """The process of `gold_parses`, kept for the next gold answer."""
+    """The process of `gold_parses`, reused for the next gold answer."""
     pool = GradingPool(workers=1, timeout_seconds=5.0)
     atexit.register(pool.close)
     return pool
 
 
 def _decide(answer: str, gold: str) -> Response | None:
-    """Return the verdict where neither the form of the answers nor a process is needed for it, else none."""
+    """Return the verdict if it needs neither canonical spellings nor a process; otherwise None."""
     if not answer:
         return False, None
     if answer == gold:
@@ -234,7 +233,7 @@ def _decide(answer: str, gold: str) -> Response | None:
 
 
 def _decide_by_form(answer: str, gold: str) -> Response | None:
-    """Return the verdict on two canonical answers of which the parser would multiply parts that belong to no product, else none."""
+    """Return the verdict on two canonical answers if the parser would read one as a product that it is not; otherwise None."""
     for name, text in (("gold answer", gold), ("answer", answer)):
         if several_numbers(text):
             return False, f"the {name} is several numbers with nothing between them"

@@ -1,7 +1,7 @@
 r"""The grammar of `latex2sympy2_extended`, parsed in two stages, as ANTLR's manual advises: fast first, exactly where that fails.
 
-A prediction of the next rule either looks at the rules that called it (LL), whose result cannot be kept, or not (SLL), whose result is kept
-for all further texts. SLL gives the tree of LL or a syntax error, which may be one of its own; so an error is believed from LL alone.
+A prediction of the next rule either takes the calling rules into account (LL), and its result cannot be cached, or ignores them (SLL), and
+its result is cached for further texts. SLL gives the same tree as LL, or a syntax error that LL may not have; so only errors of LL count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from latex2sympy2_extended.antlr_parser import PSLexer, PSParser
 _AMBIGUOUS = frozenset(
     number for number, state in enumerate(PSParser.atn.decisionToState) if state.ruleIndex == PSParser.RULE_atom_expr
 )
-"""Decisions that SLL mistakes in every power (`x^2`): they are by LL in the first stage too, which then seldom fails."""
+"""Decisions that SLL gets wrong in every power (`x^2`). The first stage uses LL for them too, and then seldom fails."""
 
 
 _SET_BEGINS = frozenset(PSParser.atn.nextTokens(PSParser.atn.ruleToStartState[PSParser.RULE_set_atom]))
@@ -29,7 +29,7 @@ _WHOLE, _ELEMENT = (
 _SET_RELATIONS = {PSParser.IN, PSParser.NOTIN, PSParser.ASSIGNMENT}
 
 _ELEMENTS_ALTERNATIVE, _RELATION_ALTERNATIVE = 2, 3
-"""Of `math` the one that is a list of elements, and of `element` the one that is a relation, of which an expression is one."""
+"""The alternative of `math` for a list of elements, and the alternative of `element` for a relation, which includes expressions."""
 
 
 class _Predictions(ParserATNSimulator):
@@ -38,7 +38,7 @@ class _Predictions(ParserATNSimulator):
     """The kinds of token in the text."""
 
     def adaptivePredict(self, input: Any, decision: int, outerContext: Any) -> int:
-        # Both decisions read the text to its end, for a sign that most texts do not have.
+        # Both decisions would read the text to its end, for a sign that most texts do not contain.
         if decision in (_WHOLE, _ELEMENT) and input.LA(1) not in _SET_BEGINS:
             if decision == _WHOLE and not self.tokens & _SET_RELATIONS:
                 return _ELEMENTS_ALTERNATIVE
@@ -80,6 +80,6 @@ def parser(text: str, listener: Any) -> PSParser:
     for part in (lexer, parser_):
         part.removeErrorListeners()
         part.addErrorListener(listener)
-    tokens.fill()  # so that an error of the lexer is none of the first stage
+    tokens.fill()  # so that an error of the lexer is raised here, and not in the first stage
     parser_._interp.tokens = frozenset(token.type for token in tokens.tokens)
     return parser_

@@ -1,4 +1,4 @@
-"""What kind of answer an expression is, and which variables it has."""
+"""The kind of an expression as an answer, and its variables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ngrpo.grading.values import Calculus
 
 
 def single(node: Any) -> Any:
-    """Return the element of a set or a list of one."""
+    """Return the element of a set or list with one element; the node itself otherwise."""
     while isinstance(node, Items | Braces | Row | sympy.Tuple) and len(node.args) == 1:
         if isinstance(node.args[0], Form | sympy.Set):
             break
@@ -24,17 +24,17 @@ def single(node: Any) -> Any:
 
 
 def is_relation(node: Any) -> bool:
-    """Whether it says that something is equal, unequal, less or more, or several such things."""
+    """Whether it is an equation or inequality, or several of them."""
     return isinstance(node, Relational | And | Either | Both)
 
 
 def steps_of(node: Any) -> Sequence[Any]:
-    """Return the relations of a chain (`1 < x < 5`), or the one that it is."""
+    """Return the relations of a chain (`1 < x < 5`), or the single relation that it is."""
     return node._unsorted_args if isinstance(node, And) else (node,)
 
 
 def is_matrix(node: Any) -> bool:
-    """Whether it is a matrix, or a product or sum of some."""
+    """Whether it is a matrix, or a product or sum of matrices."""
     return isinstance(node, sympy.MatrixBase | sympy.MatMul | sympy.MatAdd)
 
 
@@ -46,5 +46,5 @@ def variables(node: Any) -> set[str]:
 
 
 def sign_of_infinity(node: Any) -> str:
-    """Return the sign of an infinity; nothing of what is none."""
+    """Return the sign of an infinity; an empty text for anything else."""
     return {sympy.S.Infinity: "+", sympy.S.NegativeInfinity: "-"}.get(node, "")

@@ -27,12 +27,12 @@ _LONGEST = 120
 
 
 def number_in_words(text: str) -> Fraction | None:
-    """Return the number that a text is in words; none where it is anything else, or more than a number.
+    """Return the number that a text spells out; None for any other text, or one with more than a number.
 
-    An ordinal (`third`) is no number, `one third` and `half` are. `a` stands for one before `half`, `hundred`, `dozen` and the like.
+    An ordinal (`third`) is no number; `one third` and `half` are. `a` means one before `half`, `hundred`, `dozen` and the like.
 
     Args:
-        text: In small letters.
+        text: The text in lower case.
     """
     if len(text) > _LONGEST:
         return None
@@ -63,7 +63,7 @@ def number_in_words(text: str) -> Fraction | None:
 
 
 def _whole(words: list[str]) -> int | None:
-    """Return a whole number; the words of each power of a thousand stand before it, the largest first."""
+    """Return a whole number; groups of words before each power of a thousand come largest first."""
     total, group, largest = 0, 0, 10**15
     last = ""
     for word in words:

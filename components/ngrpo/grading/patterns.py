@@ -1,4 +1,4 @@
-"""Regular expressions of the user, on texts that a model wrote. Only a grading worker runs them: matching may take forever."""
+"""The user's regular expressions on a model's texts. Only grading workers run them, because matching may take for ever."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections import deque
 Span = tuple[int, int]
 
 MOST = 64
-"""Places that are looked at, the last ones."""
+"""Number of matches that are returned, the last ones."""
 
 
 def search(pattern: str, text: str) -> tuple[list[Span], str | None]:
-    """Return where the only group of an expression matches in a text, at the last `MOST` places at most, and what kept it from being found.
+    """Return where the only group of an expression matches in a text, the last `MOST` matches at most, and an error or None.
 
     Args:
         pattern: The expression.

@@ -1,4 +1,4 @@
-"""Isolated processes that compare answers: started when first needed, replaced when they fail, misbehave or have served enough."""
+"""Isolated processes that compare answers. They start when first needed, and are replaced after a failure or a number of requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ngrpo.grading.patterns import MOST, Span
 from ngrpo.grading.worker import HEADER, LONGEST_ERROR, SEARCH, encode
 
 Request = tuple[str, str | None] | tuple[str, str, str]
-"""Gold answer and answer, or none to say whether the gold answer can be parsed; or `COUNTDOWN` before the two."""
+"""Gold answer and answer (None to check whether the gold answer can be parsed), optionally preceded by `COUNTDOWN`."""
 Response = tuple[bool, str | None]
 Found = tuple[list[Span], str | None]
 _Search = tuple[str, str, str]
@@ -32,32 +32,32 @@ _Search = tuple[str, str, str]
 _WORKER = "ngrpo.grading.worker"
 
 _PATIENCE = 60.0
-"""Seconds beyond the limit of a request after which a silent worker is killed from here: it is stopped, or cannot start."""
+"""Seconds after a request's limit at which the pool kills a silent worker, one that is suspended or cannot start."""
 
 _STARTS = 3
-"""Workers in a row that may end before they are ready: a machine that is short of time or memory for a while costs no result."""
+"""Number of workers in a row that may end before they are ready, so that a temporary shortage of time or memory loses no result."""
 
 _LONGEST_MESSAGE = 4096
-"""Bytes of what a worker sends: an error, each character at worst as twelve bytes, and little else."""
+"""Largest message of a worker in bytes: an error, with up to twelve bytes per character, and little else."""
 
 _REQUESTS_OF_A_LIFE = 1000
-"""Requests after which a worker is replaced: whatever an answer may have changed in it does not last."""
+"""Requests after which a worker is replaced, so that changes that an answer made in it do not last."""
 
 
 class GradingPool:
     """Processes that answer the requests of `ngrpo.grading.worker`.
 
-    A worker is a new interpreter and not a fork, so it holds neither the parent's memory, environment and descriptors nor its
-    threads, locks or devices, and whatever program the parent is, it is not imported a second time. What a worker sends is
-    checked as a stranger's: it can lie about the answer that it was given and do no more. Calls from any thread are welcome; they
-    are served one after the other. Workers end with the pool, or with the parent however that ends.
+    A worker is a new interpreter and not a fork, so it has none of the parent's memory, environment, descriptors, threads, locks or
+    devices, and does not import the parent's main module. Messages of a worker are untrusted: it can give a wrong verdict on its answer,
+    and nothing more. The pool is thread-safe; calls are served one after the other. Workers end with the pool, or with the parent,
+    however that ends.
     """
 
     def __init__(self, workers: int, timeout_seconds: float):
         """Set up the pool; nothing is started yet.
 
         Args:
-            workers: Processes at most.
+            workers: Largest number of processes.
             timeout_seconds: Wall-clock limit of one request, counted from when a loaded worker begins it.
         """
         self._size = workers
@@ -75,7 +75,7 @@ class GradingPool:
         return cast("list[Response]", self._answer(requests))
 
     def search(self, pattern: str, texts: Sequence[str]) -> list[Found]:
-        """Return of each text where the only group of a regular expression matches, at the last places, and why that is not known.
+        """Return for each text where the only group of a regular expression matches, the last matches only, and an error or None.
 
         Raises:
             RuntimeError: A worker does not start.
@@ -92,7 +92,7 @@ class GradingPool:
             try:
                 return self._run(requests)
             except BaseException:
-                self._close()  # a request left in a worker would answer the next call
+                self._close()  # a reply to an unfinished request would be taken for one of the next call
                 raise
 
     def _run(self, requests: Sequence[Request | _Search]) -> list[Response | Found]:
@@ -114,7 +114,7 @@ class GradingPool:
                 self._hear(worker, responses)
             for worker in busy:
                 if time.monotonic() > worker.deadline:
-                    worker.process.kill()  # and the end of its pipe is heard
+                    worker.process.kill()  # and the closed pipe wakes the pool
         return [responses[index] for index in range(len(requests))]
 
     def _hear(self, worker: _Worker, responses: dict[int, Response | Found]) -> None:
@@ -140,7 +140,7 @@ class GradingPool:
                     f"{_STARTS} grading workers in a row ended before they were ready, the last with status {status} (-9: killed for lack "
                     f"of memory, or after {_PATIENCE:.0f} s): give the machine less to do at a time, or more memory, and run again"
                 ) from None
-            # One that sent nonsense was killed for it, so its status says nothing.
+            # A worker that sent nonsense was killed for it, so its exit status means nothing.
             why = self._death(status) if isinstance(error, EOFError) else str(error)
             responses[task] = ([], why) if request[0] == SEARCH and len(request) == 3 else (False, why)
 
@@ -170,7 +170,7 @@ class _Worker:
         self._replies, theirs_too = os.pipe()
         try:
             self.process = subprocess.Popen(
-                # -P, -S: from where modules come is said by the environment alone.
+                # -P, -S: only the environment determines where modules are imported from.
                 [sys.executable, "-P", "-S", "-m", _WORKER, str(theirs), str(theirs_too), str(seconds)],
                 pass_fds=(theirs, theirs_too),
                 stdin=subprocess.DEVNULL,
@@ -185,7 +185,7 @@ class _Worker:
         finally:
             os.close(theirs)
             os.close(theirs_too)
-        # A worker that stops reading or sends half a message must not keep the parent.
+        # A worker that stops reading or sends half a message must not block the parent.
         os.set_blocking(self._requests, False)
         os.set_blocking(self._replies, False)
         self._unsent = memoryview(b"")
@@ -199,7 +199,7 @@ class _Worker:
 
     @property
     def unsent(self) -> bool:
-        """Whether a part of the request is still to be sent."""
+        """Whether part of the request has not been sent yet."""
         return bool(self._unsent)
 
     @property
@@ -211,9 +211,9 @@ class _Worker:
         return self._replies
 
     def usable(self) -> bool:
-        """Whether the idle process may be given a request: it runs, sends nothing unasked for, and has not served enough."""
+        """Whether the idle process can get a request: it is running, sent nothing unasked, and is not due for replacement."""
         if not self._served:
-            return True  # what is wrong with a new one shows with its first request
+            return True  # problems of a new process show with its first request
         return self._served < _REQUESTS_OF_A_LIFE and not _ready([(self._replies, select.POLLIN)], 0)
 
     def begin(self, task: int, request: Request | _Search) -> None:
@@ -224,16 +224,16 @@ class _Worker:
         self.send()
 
     def send(self) -> None:
-        """Send of the request what the pipe takes."""
+        """Send as much of the request as the pipe accepts."""
         try:
             self._unsent = self._unsent[os.write(self._requests, self._unsent) :]
         except BlockingIOError:
             pass
-        except BrokenPipeError:  # it died just now, and the end of its replies says so
+        except BrokenPipeError:  # it has just died, which the end of its replies shows
             self._unsent = memoryview(b"")
 
     def receive(self) -> bytearray | None:
-        """Return the message that the process sent; none while it is incomplete.
+        """Return the message that the process sent; None while it is incomplete.
 
         Raises:
             EOFError: The process has ended.
@@ -256,7 +256,7 @@ class _Worker:
         return self._received[HEADER.size :]
 
     def rest(self) -> None:
-        """Be idle after a whole message."""
+        """Mark the process as idle after a complete message."""
         self._received.clear()
         self._served += self.task is not None
         self.idle, self.task, self.nonce = True, None, ""
@@ -270,7 +270,7 @@ class _Worker:
 
 
 def _wait(workers: Collection[_Worker]) -> list[_Worker]:
-    """Send to and wait for workers until one sent something or is out of time, and return those that sent."""
+    """Exchange data with workers until one has sent something or is out of time, and return those that have sent something."""
     channels = [(worker.replies, select.POLLIN) for worker in workers]
     channels += [(worker.requests, select.POLLOUT) for worker in workers if worker.unsent]
     latest = min(worker.deadline for worker in workers)
@@ -282,11 +282,11 @@ def _wait(workers: Collection[_Worker]) -> list[_Worker]:
 
 
 def _ready(channels: Sequence[tuple[int, int]], seconds: float) -> set[int]:
-    """Wait for descriptors, and return those that something can be done with or that are closed at the other end."""
+    """Wait for descriptors, and return those that are ready, or closed at the other end."""
     poll = select.poll()
     for descriptor, events in channels:
         poll.register(descriptor, events)
-    # In whole milliseconds, of which the last one has passed too.
+    # Rounded up to whole milliseconds.
     return {descriptor for descriptor, _ in poll.poll(int(seconds * 1000) + bool(seconds))}
 
 
@@ -298,7 +298,7 @@ def _decode(message: bytes | bytearray) -> Any:
 
 
 def _missing_walls(message: object) -> list[str]:
-    """Check the first message of a worker, which has read no answer yet."""
+    """Check the first message of a worker, sent before it reads any answer."""
     if not isinstance(message, list) or not all(isinstance(line, str) for line in message):
         raise ValueError("the grading worker sent something that is no list of walls")
     return message
@@ -308,7 +308,7 @@ def _response(message: object, nonce: str, request: Request | _Search) -> Respon
     """Check a reply.
 
     Raises:
-        ValueError: It is none, or none to this request.
+        ValueError: It is no reply, or not a reply to this request.
     """
     match message, request:
         case [str() as echo, bool() as correct, None | str() as error], (_, _) | (messages.COUNTDOWN, _, _) if (
@@ -337,14 +337,14 @@ def _printable(error: str) -> str:
 
 @cache
 def _say(missing: str) -> None:
-    """Say once that a wall is missing here."""
+    """Print once that a wall of the sandbox is missing on this machine."""
     print(f"grading: {missing}; the other walls around the grader stand", file=sys.stderr, flush=True)
 
 
 def _environment() -> dict[str, str]:
-    """Return all that a worker needs to know: where modules are, as for this process, and how to order by hashes."""
+    """Return a worker's environment: where modules are, as for this process, and a fixed hash seed."""
     package = str(Path(__file__).parents[2])
-    # sympy orders terms by their hashes here and there: the same answer gets the same verdict in every run.
+    # sympy orders some terms by hash, so a fixed seed gives the same answer the same verdict in every run.
     return {
         "PYTHONPATH": os.pathsep.join([os.path.abspath(entry) for entry in sys.path if entry] + [package]),
         "PYTHONHASHSEED": "0",

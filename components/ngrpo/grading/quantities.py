@@ -1,7 +1,7 @@
-r"""Words beside a number: they scale it (`million`), bound it (`or more`), name its unit (`cm`), or mean something that is not known here.
+r"""Words beside a number: they scale it (`million`), bound it (`or more`), name its unit (`cm`), or have a meaning not known here.
 
-An answer is split into numbers and the words beside them. What a number is, the parser reads (`ngrpo.grading.expressions`); here
-no formula is understood. Nothing is dropped: words that are not known must be the same on both sides.
+An answer is split into numbers and the words beside them. Formulas are not parsed here, but in `ngrpo.grading.expressions`. Nothing is
+dropped: unknown words must be the same on both sides.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ngrpo.grading.units import CURRENCIES, Unit, is_unit_word, read_unit
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number and what the words beside it say.
+    """A number and the meaning of the words beside it.
 
     Attributes:
         number: LaTeX.
-        factor: Of the words that scale it.
+        factor: Product of the words that scale it.
         unit: What it counts or measures.
-        bound: `>=`, `<=`, `>`, `<` or `~`; empty where the number is meant.
-        words: Those that are not known.
+        bound: `>=`, `<=`, `>`, `<` or `~`; empty if the number itself is meant.
+        words: The unknown words.
     """
 
     number: str
@@ -93,9 +93,9 @@ _EDGES = re.compile(r"^[\s,;]+|[\s,;]+$")
 
 
 def same_text(gold: str, answer: str) -> bool:
-    r"""Whether two answers are the same words, in \text{} or not, in large letters or small.
+    r"""Whether two answers are the same words, with or without \text{}, ignoring case.
 
-    In what may be a formula the case of letters counts, `2X` is not `2x`; a letter alone may name an option.
+    In a possible formula case counts: `2X` is not `2x`. A single letter may name an option.
     """
     first = _plain(gold)
     if first is None or first != _plain(answer):
@@ -111,7 +111,7 @@ _CHOICE = re.compile(
 
 
 def chosen(answer: str) -> tuple[str, str] | None:
-    r"""Return the letter and the text of an option that is written out, `\textbf{(B)}\ 24`; none where it is anything else."""
+    r"""Return the letter and the text of a written-out option, `\textbf{(B)}\ 24`; None for anything else."""
     found = _CHOICE.fullmatch(answer)
     if found is None or found[2].count("}") == 0 or found[3].count("{") != found[3].count("}"):
         return None
@@ -119,7 +119,7 @@ def chosen(answer: str) -> tuple[str, str] | None:
 
 
 def is_text(answer: str) -> bool:
-    """Whether an answer is words that name no number, so that the same words alone equal it."""
+    """Whether an answer consists of words that name no number, so that only the same words equal it."""
     text = _plain(answer)
     if text is None or not text[0].isalpha():
         return False
@@ -135,7 +135,7 @@ def is_text(answer: str) -> bool:
 
 
 def quantities(answer: str) -> tuple[Quantity, ...]:
-    """Split an answer into numbers and the words beside each; one where it has none."""
+    """Split an answer into numbers and the words beside each; an answer without numbers is one quantity."""
     answer = _MONEY_IN_TEXT.sub(r"\2\1", answer)
     text = _NAMED.sub("", _mark_words(_HALF_OF_DAY.sub(r"\1m", _QUOTIENT.sub(r"\\text{\1/\2}", answer))))
     if _TRIGONOMETRY.search(text):
@@ -234,7 +234,7 @@ def _currency(sign: str) -> str:
 
 
 def _tidy(number: str) -> str:
-    r"""Remove spaces and commas around a number, also `\,` and the like."""
+    r"""Remove spaces and commas around a number, including `\,` and the like."""
     previous = ""
     while number != previous:
         previous = number
@@ -248,7 +248,7 @@ def _known(word: str) -> bool:
 
 
 def _plain(answer: str) -> str | None:
-    r"""Return an answer that is words, without \text{}; none where it has signs of a formula."""
+    r"""Return an answer made of words, without \text{}; None if it has characters of a formula."""
     text = _SPACE.sub(" ", _TEXT.sub(r"\1", answer)).strip(" .").lower()
     if not text or not re.search("[a-z]", text) or re.search(r"[\\^_{}=<>+*|$]", text):
         return None
@@ -264,7 +264,7 @@ def _at_top(text: str, position: int) -> bool:
 
 
 def _mark_words(answer: str) -> str:
-    r"""Put words that stand beside a number into \text{}, and numbers out of it."""
+    r"""Put words beside a number into \text{}, and take numbers out of it."""
     text = _TEXT.sub(lambda match: _numbers_out(match) if re.search(r"\d", match[1]) else match[0], answer)
     parts, position = [], 0
     inside = [match.span() for match in _TEXT.finditer(text)]
@@ -285,7 +285,7 @@ def _numbers_out(match: re.Match[str]) -> str:
 
 
 def _beside_number(text: str, match: re.Match[str]) -> bool:
-    """Whether bare letters are known words beside a number, and no product of variables."""
+    """Whether bare letters are known words beside a number, and not a product of variables."""
     words = re.findall("[a-z]+", re.sub(r"\^.*", "", match[0].lower()))
     if not all(_known(word) or word in _CONNECTIVES | _NEGATIVE or word in ("a", "of", "than", "no") for word in words):
         return False

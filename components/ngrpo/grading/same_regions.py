@@ -19,14 +19,14 @@ _Interval = tuple[Any, bool, Any, bool]
 
 
 def is_region(node: Any) -> bool:
-    r"""Whether a gold answer is intervals for certain: `(1,5)` may be a point, `[1,5]` and `(1,\infty)` are none."""
+    r"""Whether a gold answer certainly consists of intervals: `(1,5)` may be a point, `[1,5]` and `(1,\infty)` may not."""
     if isinstance(node, Span):
         return not (node.args[2] == node.args[3] == sympy.true) or any(map(sign_of_infinity, node.args[:2]))
     return isinstance(node, Joined | Common | Without) or node is sympy.S.Reals
 
 
 def is_bounds(node: Any) -> bool:
-    """Whether it is one variable between numbers (`1 < x < 5`), so that its region can be told; `x^2 < 4` is not solved."""
+    """Whether it bounds one variable by numbers (`1 < x < 5`), so that its region is known; `x^2 < 4` is not solved."""
     relations = _relations(node)
     sides = [side for relation in relations for side in (relation.lhs, relation.rhs)]
     letters = {side for side in sides if isinstance(side, sympy.Symbol)}
@@ -42,7 +42,7 @@ def _relations(node: Any) -> list[Any]:
 
 
 def same_regions(gold: Any, answer: Any) -> bool:
-    """Whether two answers are the same intervals, however they are put together."""
+    """Whether two answers describe the same intervals, however they are written."""
     try:
         expected, given = _region(gold), _region(answer)
     except _NoRegionError:
@@ -57,7 +57,7 @@ def same_regions(gold: Any, answer: Any) -> bool:
 
 
 class _NoRegionError(ValueError):
-    """Not a part of the number line that can be told."""
+    """Not a known part of the number line."""
 
 
 @cache
@@ -75,10 +75,10 @@ def _same_end(first: Any, second: Any) -> bool:
 
 
 def _region(node: Any) -> list[_Interval]:
-    """Return the intervals of a region, apart and in their order.
+    """Return the disjoint intervals of a region, in order.
 
     Raises:
-        _NoRegionError: It is none.
+        _NoRegionError: It is no region.
     """
     infinity = _ends().inf
     node = single(node)
@@ -150,7 +150,7 @@ def _end(node: Any) -> Any:
 
 
 def _apart(intervals: list[_Interval]) -> list[_Interval]:
-    """Join intervals that touch."""
+    """Merge intervals that overlap or touch."""
     joined: list[_Interval] = []
     for lower, with_lower, upper, with_upper in sorted(intervals, key=lambda interval: (interval[0], not interval[1])):
         if lower > upper or (lower == upper and not (with_lower and with_upper)):
@@ -175,7 +175,7 @@ def _overlap(first: list[_Interval], second: list[_Interval]) -> list[_Interval]
 
 
 def _rest(intervals: list[_Interval]) -> list[_Interval]:
-    """Return what is left of the number line."""
+    """Return the complement in the number line."""
     rest, start = [], (-_ends().inf, False)
     for lower, with_lower, upper, with_upper in intervals:
         rest.append((*start, lower, not with_lower))

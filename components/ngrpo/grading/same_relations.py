@@ -1,4 +1,4 @@
-"""Whether two equations or inequalities say the same, and what an equation comes to."""
+"""Whether two equations or inequalities are equivalent, and the result of an equation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Same = Callable[[Any, Any], bool]
 
 
 def is_assignment(node: Any) -> bool:
-    """Whether it says what something with a name is: `x = 5`, `f(x) = x + 1`, `A = B = 5`."""
+    """Whether it assigns a value to a name: `x = 5`, `f(x) = x + 1`, `A = B = 5`."""
     steps = steps_of(node)
     return all(isinstance(step, sympy.Eq) for step in steps) and all(
         isinstance(part, sympy.Symbol | AppliedUndef | sympy.Tuple | sympy.Mul | sympy.Pow | sympy.Integer)
@@ -29,7 +29,7 @@ def is_assignment(node: Any) -> bool:
 
 
 def result_of(node: Any) -> Any | None:
-    """Return what an equation or a chain of equations comes to; none where it is no equation, or contradicts itself."""
+    """Return the result of an equation or a chain of equations; None if it is no equation, or contradicts itself."""
     steps = steps_of(node)
     if not all(isinstance(step, sympy.Eq) for step in steps):
         return None
@@ -39,7 +39,7 @@ def result_of(node: Any) -> Any | None:
             return None
     if len(steps) == 1 and isinstance(steps[0].rhs, sympy.Symbol) and not variables(steps[0].lhs):
         return steps[0].lhs
-    # A name may be given to one number only.
+    # A name may stand for one number only.
     values = [
         side for step in steps for side in (step.lhs, step.rhs) if isinstance(side, sympy.Expr) and not variables(side)
     ]
@@ -61,12 +61,12 @@ def _consistent(first: Any, second: Any) -> bool:
 
 
 def same_relations(gold: Any, answer: Any, same: _Same) -> bool:
-    """Whether two relations, chains of some, or several joined by `and` or `or`, say the same.
+    """Whether two relations, chains of relations, or several joined by `and` or `or`, are equivalent.
 
     Args:
-        gold: The one.
-        answer: The other.
-        same: Compares what are no expressions but sides of an equation, such as points.
+        gold: The relation of the gold answer.
+        answer: The other relation.
+        same: Compares sides of an equation that are not expressions, such as points.
     """
     if isinstance(gold, Either | Both) or isinstance(answer, Either | Both):
         if type(gold) is type(answer):
@@ -85,7 +85,7 @@ def _each(first: Sequence[Any], second: Sequence[Any], same: _Same) -> bool:
 
 
 def _chain(node: Any) -> Sequence[Any] | None:
-    """Return the relations of a chain; of an equation with steps in between the first side and the last, none where they differ."""
+    """Return the relations of a chain. An equation with intermediate steps becomes its first and last side; None if they differ."""
     steps = steps_of(node)
     if len(steps) > 1 and all(isinstance(step, sympy.Eq) for step in steps):
         result = result_of(node)
@@ -107,7 +107,7 @@ def _same_relation(gold: Any, answer: Any, same: _Same) -> bool:
 
 
 def _below_zero(relation: Any) -> tuple[type, Any]:
-    """Return a relation as one of a difference and zero: equal, unequal, less, or at most."""
+    """Return a relation as one between a difference and zero: equal, unequal, less, or at most."""
     kinds = {sympy.StrictGreaterThan: sympy.StrictLessThan, sympy.GreaterThan: sympy.LessThan}
     kind = type(relation)
     first, second = (relation.rhs, relation.lhs) if kind in kinds else (relation.lhs, relation.rhs)
@@ -118,7 +118,7 @@ def _below_zero(relation: Any) -> tuple[type, Any]:
 
 
 def _has_small_quotient(node: Any) -> bool:
-    """Whether an expression has a variable in a denominator, and only powers that can be multiplied out."""
+    """Whether an expression has a variable in a denominator, and only powers small enough to expand."""
     powers = [part for part in nodes(node) if isinstance(part, sympy.Pow)]
     return any(variables(power.base) and power.exp.could_extract_minus_sign() for power in powers) and all(
         isinstance(power.exp, sympy.Rational) and abs(power.exp) <= 20 for power in powers
@@ -126,7 +126,7 @@ def _has_small_quotient(node: Any) -> bool:
 
 
 def _ratio(first: Any, second: Any) -> Any | None:
-    """Return the number that one expression is a multiple of the other by; none where there is none but zero."""
+    """Return the constant ratio of two expressions; None if there is none, or it is zero."""
     ratio: Any = None
     compared = 0
     for seed in POINTS:

@@ -1,4 +1,4 @@
-"""Whether two matrices, sets, lists or tuples have the same parts."""
+"""Whether two matrices, sets, lists or tuples have the same elements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Same = Callable[[Any, Any], bool]
 
 
 def same_matrices(gold: Any, answer: Any, same: _Same) -> bool:
-    """Whether an answer is the matrix, or the vector in another form; `same` compares elements."""
+    """Whether an answer is the same matrix, or the same vector in another notation; `same` compares elements."""
     gold = gold.doit()
     if is_matrix(answer):
         answer = answer.doit()
@@ -28,7 +28,7 @@ def same_matrices(gold: Any, answer: Any, same: _Same) -> bool:
 
 
 def _parts(node: Any) -> Sequence[Any] | None:
-    """Return the parts of what may be a list or a pair, in their order."""
+    """Return the elements of a possible list or pair, in order."""
     parts: Sequence[Any] | None = None
     if isinstance(node, Items | Braces | Row | sympy.Tuple):
         parts = node.args
@@ -38,7 +38,7 @@ def _parts(node: Any) -> Sequence[Any] | None:
 
 
 def same_sets(gold: Any, answer: Any, same: _Same) -> bool:
-    """Whether two sets, lists, tuples or intervals are the same, of which one may be a single number; `same` compares elements."""
+    """Whether two sets, lists, tuples or intervals are the same; one may be a single number. `same` compares elements."""
     if isinstance(gold, Span) and isinstance(answer, Span) and not (variables(gold) == variables(answer) == set()):
         return gold.args[2:] == answer.args[2:] and all(map(same, gold.args[:2], answer.args[:2]))
     expected, given = _parts(gold), _parts(answer)
@@ -46,7 +46,7 @@ def same_sets(gold: Any, answer: Any, same: _Same) -> bool:
         return _same_parts(gold, answer, expected, given, same)
     if bool(gold == answer):
         return True
-    # One of the two is no pair, so the other is none either.
+    # One of the two is not a pair, so the other is not one either.
     return (is_region(gold) or is_region(answer)) and same_regions(gold, answer)
 
 

@@ -1,4 +1,4 @@
-"""Whether two numbers or expressions have the same value: exact where both are rational, else to 120 digits, relative to their size.
+"""Whether two numbers or expressions have the same value: exactly if both are rational, else to 120 significant digits.
 
 Expressions with variables are compared by their values at several points.
 """
@@ -16,14 +16,14 @@ from ngrpo.grading.values import Calculus, UndefinedError, Valuation, decimal
 
 DIGITS, _MORE_DIGITS = 120, 360
 POINTS = (1, 2, -1, -2, -3)
-"""Seeds of the points at which expressions with variables are compared; the negative ones have negative values too."""
+"""Seeds of the points at which expressions with variables are compared; negative seeds give some negative values."""
 
 _PLACES, _SIGNIFICANT = 6, 4
-"""A decimal fraction of so many places and digits may be the rounded value of a number that has more."""
+"""A decimal fraction with at least this many places and digits may be the rounded value of a longer number."""
 
 
 def same_values(gold: Any, answer: Any) -> bool:
-    """Whether two expressions have the same value, at every point where they have variables, or are the same word.
+    """Whether two expressions have the same value, with variables at every point, or are the same word.
 
     Raises:
         UndefinedError: The gold answer has no value.
@@ -63,7 +63,7 @@ def _defined(node: Any, seed: int, whole: bool) -> bool:
 
 
 class _UndefinedAnswer(ArithmeticError):
-    """The answer has no value, so it is not the gold answer's."""
+    """The answer has no value, so it does not equal the gold answer."""
 
 
 def _same_at(gold: Any, answer: Any, seed: int | None, whole: bool = False) -> bool:
@@ -75,7 +75,7 @@ def _same_at(gold: Any, answer: Any, seed: int | None, whole: bool = False) -> b
         return bool(distance <= scale * 10.0**-15)
     if distance > scale * 10.0**-40 and distance > 10.0**-60:
         return False
-    # Equal so far: what is left is the rounding, which gets smaller with more digits, or a difference, which does not.
+    # Equal so far. What remains is either rounding, which shrinks with more digits, or a difference, which does not.
     *_, closer, _ = _values(gold, answer, seed, whole, _MORE_DIGITS)
     ten = Valuation(_MORE_DIGITS).context.mpf(10)
     return bool(closer <= (distance + scale * ten**-DIGITS) * ten ** -(DIGITS // 2))
@@ -96,7 +96,7 @@ def _values(gold: Any, answer: Any, seed: int | None, whole: bool, digits: int) 
 
 
 def _rounded(gold: Any, answer: Any) -> bool:
-    """Whether one is a decimal fraction and the other the number that it is rounded from."""
+    """Whether one is a decimal fraction that is the other one rounded."""
     for short, long in ((answer, gold), (gold, answer)):
         if isinstance(short, sympy.Float):
             rounded = decimal(short)
@@ -134,7 +134,7 @@ def _power(number: int, prime: int) -> int:
 
 
 def _same_letters(gold: Any, answer: Any) -> bool:
-    r"""Whether one is a word and the other its letters, as `\text{red}` and `red` are read."""
+    r"""Whether one is a word and the other the product of its letters, as `\text{red}` and `red` are parsed."""
     for word, letters in ((gold, answer), (answer, gold)):
         if isinstance(word, sympy.Symbol) and len(word.name) > 1 and isinstance(letters, sympy.Mul):
             names = [getattr(part, "name", "e" if part is sympy.E else "?") for part in letters.args]

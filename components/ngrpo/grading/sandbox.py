@@ -1,7 +1,7 @@
-"""Walls around a process that reads what a stranger wrote: nothing it needs not for computing is left to it.
+"""A sandbox for a process that parses untrusted text: it keeps only what it needs to compute.
 
-Each wall stands alone, so that a hole in one is not a hole in the grader; `docs/security.md` says what each of them stops. They
-are put up after all libraries are loaded, and none of them can be taken down again.
+Each wall of the sandbox works by itself, so that a hole in one is not a hole in the grader; `docs/security.md` says what each of them
+stops. They are put up after all libraries are loaded, and cannot be taken down again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 REFUSED = 100
-"""Exit status of a process that tried the first of `REFUSALS`; the others follow it."""
+"""Exit status of a process that attempted the first of `REFUSALS`; those of the others follow."""
 
 REFUSALS: dict[str, str] = {
     "exec": "run generated code",
@@ -30,26 +30,26 @@ REFUSALS: dict[str, str] = {
     "pickle": "load a pickle",
     "os": "use the operating system",
 }
-"""What an audit event is about, by its name up to the first point."""
+"""What a process attempted, by the audit event's name up to the first dot."""
 
 _OTHER = "do what no grading needs"
 
 _HARMLESS = frozenset(
     {
-        "import",  # of what is not loaded: it fails by itself, nothing is left that finds modules
+        "import",  # of a module that is not loaded; it fails by itself, because no finder of modules is left
         "builtins.id",
         "object.__getattr__",
         "sys._getframe",
         "sys.excepthook",
         "sys.unraisablehook",
-        "cpython._PySys_ClearAuditHooks",  # the end of the interpreter
+        "cpython._PySys_ClearAuditHooks",  # at the exit of the interpreter
     }
 )
-"""Audit events of ordinary computing."""
+"""Audit events of ordinary computation."""
 
 
 class _Machine(NamedTuple):
-    """What a system-call filter must know of a processor: linux/audit.h and its table of system calls."""
+    """Constants of a processor for the system-call filter, from linux/audit.h and its table of system calls."""
 
     audit: int
     seccomp: int
@@ -74,7 +74,7 @@ _MACHINES = {
 _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 _KILL, _REFUSE, _ALLOW = 0x80000000, 0x00050000 | errno.EPERM, 0x7FFF0000
-_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # of a 32-bit word; to a constant; of a constant
+_LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06  # load a 32-bit word; compare with a constant; return a constant
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 
 
@@ -87,13 +87,13 @@ class _Program(ctypes.Structure):
 
 
 def seal(keep: Collection[int]) -> list[str]:
-    """Put up all walls. What is needed must be loaded.
+    """Put up all walls. All needed modules must be loaded.
 
     Args:
         keep: Descriptors that stay open.
 
     Returns:
-        Of each wall that this machine lacks a line that says so.
+        A line for each wall that this machine does not support.
     """
     close_descriptors(keep)
     refuse_imports()
@@ -104,9 +104,9 @@ def seal(keep: Collection[int]) -> list[str]:
 
 
 def close_descriptors(keep: Collection[int]) -> None:
-    """Close all descriptors but these; what is printed goes nowhere."""
+    """Close all descriptors except these; printed text is discarded."""
     sys.stdin = sys.stdout = sys.stderr = None
-    # A message would read the source line that it is about from its file.
+    # A warning would read its source line from a file.
     warnings.simplefilter("ignore")
     start = 0
     for descriptor in sorted(keep):
@@ -116,21 +116,21 @@ def close_descriptors(keep: Collection[int]) -> None:
 
 
 def refuse_imports() -> None:
-    """Let imports of modules that are not loaded fail."""
+    """Make imports of modules that are not loaded fail."""
     sys.meta_path.clear()
 
 
 def take_limits() -> None:
-    """Take away new descriptors, bytes in files, processes, and memory dumps."""
+    """Set limits of zero on new descriptors, bytes in files, processes and core dumps."""
     for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_CORE):
         resource.setrlimit(kind, (0, 0))
 
 
 def filter_system_calls() -> str | None:
-    """Let the kernel refuse every system call but those of computing, to all threads and for good.
+    """Make the kernel refuse all system calls that computing does not need, for all threads and permanently.
 
     Returns:
-        None, or a line that says why this machine has no such filter.
+        None, or a line with the reason why this machine has no such filter.
     """
     machine = _MACHINES.get(platform.machine())
     if sys.platform != "linux" or machine is None:
@@ -154,11 +154,11 @@ def filter_system_calls() -> str | None:
 
 
 def watch() -> None:
-    """End the process at once when Python is about to do anything but compute: run code, open a file, start a process."""
+    """End the process as soon as Python is about to do anything but compute: run code, open a file, start a process."""
     statuses = {subject: REFUSED + index for index, subject in enumerate(REFUSALS)}
     other = REFUSED + len(REFUSALS)
 
-    harmless, end = _HARMLESS, os._exit  # here they cannot be replaced
+    harmless, end = _HARMLESS, os._exit  # local names, which cannot be replaced
 
     def hook(event: str, _arguments: tuple[object, ...]) -> None:
         if event not in harmless:
@@ -168,6 +168,6 @@ def watch() -> None:
 
 
 def refusal(status: int) -> str | None:
-    """Say what a process with this exit status had tried when it was ended; none for other statuses."""
+    """Return what a process with this exit status had attempted when it was ended; None for other statuses."""
     attempts = [*REFUSALS.values(), _OTHER]
     return attempts[status - REFUSED] if REFUSED <= status < REFUSED + len(attempts) else None

@@ -1,4 +1,4 @@
-r"""Several accepted answers, all of which a response is to give: `\boxed{3} and \boxed{9}`, or `\boxed{3, 9}`."""
+r"""Several gold answers, all of which a response must give: `\boxed{3} and \boxed{9}`, or `\boxed{3, 9}`."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Mapping, Sequence
 from ngrpo.grading.pool import Response
 
 _SPELLINGS = 2
-"""Answers for each gold answer that are looked at: one may be said twice in different words. With more, a response is guessing."""
+"""Most answers per gold answer, since one may be given twice in different words. A response with more is guessing."""
 _OPENING, _CLOSING = "([{", ")]}"
 
 
 def given_answers(found: Sequence[str], expected: int) -> list[str]:
     """Return the different answers of a response.
 
-    A single one counts as a list where several are expected: its parts are separated by semicolons or else by commas, outside brackets; the
-    braces of a set are left out.
+    If several are expected, a single one counts as a list: its parts are separated by semicolons or else by commas, outside brackets, and
+    the braces of a set are dropped.
 
     Args:
-        found: The answers that were found in it, in their order.
-        expected: How many the response is to give.
+        found: The answers found in it, in order.
+        expected: How many it must give.
     """
     answers = list(dict.fromkeys(answer for answer in found if answer))
     return list(dict.fromkeys(_parts(answers[0]))) if len(answers) == 1 and expected > 1 else answers
 
 
 def too_many(answers: Sequence[str], golds: Sequence[str]) -> bool:
-    """Say whether a response has so many answers that it is wrong, whatever they are."""
+    """Whether a response has so many answers that it is wrong, whatever they are."""
     return len(answers) > _SPELLINGS * len(golds)
 
 
 def gives_all(answers: Sequence[str], golds: Sequence[str], verdicts: Mapping[tuple[str, str], Response]) -> bool:
-    """Say whether every gold answer is among the answers of a response, and every answer among the gold answers.
+    """Whether every gold answer is among the answers of a response, and every answer among the gold answers.
 
     Args:
         answers: The answers of the response.
@@ -57,7 +57,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split a text where a separator stands outside all brackets."""
+    """Split a text at a separator outside all brackets."""
     parts, start, depth = [], 0, 0
     for place, character in enumerate(text):
         depth += (character in _OPENING) - (character in _CLOSING)

@@ -1,9 +1,9 @@
-r"""The string match by which the authors' release scores MATH-500: reported beside the verdict, and never in its place.
+r"""The string match by which the authors' release scores MATH-500. It is reported beside the verdict, and never replaces it.
 
 It is the comparison of the MATH data set (Hendrycks et al., Measuring Mathematical Problem Solving With the MATH Dataset, 2021) in
-the form in which verl's scorer `math` has it: both answers are rewritten by a few rules on their letters and must then be equal.
-Nothing is understood: `\frac{2}{4}` is not `\frac{1}{2}`. Unlike the graders of `ngrpo.grading.grader` it takes the last box of
-the whole response, one inside the thought included.
+the form of verl's scorer `math`: a few rules rewrite the characters of both answers, which must then be equal. Values are not
+compared: `\frac{2}{4}` is not `\frac{1}{2}`. Unlike the graders of `ngrpo.grading.grader` it takes the last box of the whole response,
+even one inside the thought.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _SLASHED = re.compile(rf"{_INTEGER}/{_INTEGER}")
 
 
 def string_match(text: str, gold: str) -> bool:
-    r"""Say whether the last box of a response and a gold answer are equal once both are rewritten.
+    r"""Whether the last box of a response and a gold answer are equal after rewriting.
 
     Args:
         text: The response.
         gold: The gold answer.
 
     Returns:
-        False where the last box is not closed, or there is none.
+        False if the last box is not closed, or there is none.
     """
     answer = _last_box(text)
     if answer is None:
         return False
-    if max(answer.count(_UNIT), gold.count(_UNIT)) > 1:  # no rule says which of several units is one
+    if max(answer.count(_UNIT), gold.count(_UNIT)) > 1:  # the rules handle one unit only
         return answer == gold
     return _rewritten(answer) == _rewritten(gold)
 
 
 def _last_box(text: str) -> str | None:
-    r"""Return what is in the last `\boxed{}`; a response with `\boxed ` ends with its answer, or with the formula it is in."""
+    r"""Return the content of the last `\boxed{}`. After `\boxed ` the answer extends to the end of the response, or of its formula."""
     unbraced = text.rpartition(r"\boxed ")
     if unbraced[1]:
         return unbraced[2].partition("$")[0]

@@ -1,11 +1,11 @@
-"""Units of quantities: which words and signs name one, and which spellings name the same."""
+"""Units of quantities: the words and signs that name them, and equal spellings."""
 
 from __future__ import annotations
 
 import re
 
 Unit = tuple[tuple[str, int], ...]
-"""Names and powers, in the order of the names: kilometres an hour are `(("hour", -1), ("km", 1))`. Nothing where there is no unit."""
+"""Names and powers, sorted by name: kilometres per hour are `(("hour", -1), ("km", 1))`. Empty for no unit."""
 
 PERCENT: Unit = (("percent", 1),)
 
@@ -156,7 +156,7 @@ _POWER = re.compile(r"\^\{?([+-]?\d+)\}?")
 
 
 def is_unit_word(word: str) -> bool:
-    """Whether a word, in small letters, may be part of the name of a unit."""
+    """Whether a word in lower case may be part of the name of a unit."""
     return word in _WORDS or _name(word) is not None
 
 
@@ -164,10 +164,10 @@ def read_unit(tokens: list[str]) -> tuple[Unit, list[str]]:
     """Read the name of a unit.
 
     Args:
-        tokens: Words in small letters, `/`, and powers such as `^2`.
+        tokens: Words in lower case, `/`, and powers such as `^2`.
 
     Returns:
-        The unit, and the tokens that are no part of one.
+        The unit, and the tokens that do not belong to one.
     """
     powers: dict[str, int] = {}
     others = []
@@ -200,7 +200,7 @@ def read_unit(tokens: list[str]) -> tuple[Unit, list[str]]:
 
 
 def units_agree(gold: Unit, answer: Unit) -> bool:
-    """Whether two units are the same, or one is left out."""
+    """Whether two units are the same, or one is missing."""
     return not gold or not answer or gold == answer
 
 

@@ -1,4 +1,4 @@
-"""A grader of the user's: a function `grade(response, answer)`, which is trusted and runs in the stage's own process."""
+"""The user's grader: a function `grade(response, answer)`, which is trusted and runs in the stage's own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ngrpo.user_code.loading import load, place, said
 
 
 class UserGrader:
-    """Calls the function of the user's."""
+    """Calls the user's function."""
 
     def __init__(self, reference: UserCode):
         """Import the function.
@@ -29,7 +29,7 @@ class UserGrader:
         """Return the score of each response, from 0 to 1.
 
         Args:
-            items: For each response its whole text, and the gold answer or the list of those that are accepted.
+            items: For each response its whole text, and the gold answer or the list of accepted ones.
 
         Raises:
             UserCodeError: The function raised an error, or returned neither true or false nor a number from 0 to 1.
@@ -37,7 +37,7 @@ class UserGrader:
         return [self._score(response, answer) for response, answer in items]
 
     def _score(self, response: str, answer: str | list[str]) -> float:
-        # A list of its own: a function that changes its arguments changes nothing else.
+        # A copy of the list, so that a function that modifies its arguments changes nothing else.
         given = answer if isinstance(answer, str) else list(answer)
         named = f"function {self._reference.function!r}, called with a response of {len(response):,} characters and the answer {answer!r}"
         try:
@@ -56,5 +56,5 @@ class UserGrader:
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """The files of the user's, kept until the process ends: a function may import from them when it is called."""
+    """Folder of the user's files, kept until the process ends, because the function may import from them when it is called."""
     return tempfile.TemporaryDirectory(prefix="ngrpo-graders-")

@@ -1,8 +1,8 @@
-r"""The value of an expression: a rational number where it can be one, else a floating-point number of as many digits as are asked for.
+r"""The value of an expression: a rational number if possible, otherwise a floating-point number with the requested number of digits.
 
-The tree is walked here, node by node, and what has no rule in `_RULES` has no value. So the rules are the list of what is allowed
-between the parser and the comparison, and nothing is compiled or evaluated by the algebra system: its own numerical evaluation turns
-sums into source code and runs it.
+The tree is evaluated here, node by node, and a node without a rule in `_RULES` has no value. So the rules are an allow-list between the
+parser and the comparison, and the algebra system compiles and evaluates nothing: its own numerical evaluation turns sums into source
+code and runs it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import sympy
 from sympy.core.function import AppliedUndef
 
 Number = Any
-"""`Fraction` where the value is rational and known exactly, else `mpf` or `mpc` of the valuation's context."""
+"""`Fraction` if the value is rational and known exactly, else `mpf` or `mpc` of the valuation's context."""
 
 _BITS = 2**16
-"""Bits of an exact number: a larger one is not compared (`TooLargeError`), rather than rounded."""
+"""Largest size of an exact number in bits. A larger one is not rounded but refused (`TooLargeError`)."""
 
 _EXPONENT = 2**60
-"""Bits of a floating-point number that is rounded; its exponent is one that size."""
+"""Largest size in bits of a number that is rounded to a floating-point number, as the exponent of two."""
 
 _TERMS = 10_000
-"""Terms of a finite sum or product that are added one by one."""
+"""Most terms of a finite sum or product, which is computed term by term."""
 
 _LIMIT_DIGITS = 30
-"""Digits of the limit of an infinite sum, product or integral, which is found numerically."""
+"""Digits of an infinite sum, product or integral, whose limit is computed numerically."""
 
 
 class UndefinedError(ArithmeticError):
@@ -43,15 +43,15 @@ class TooLargeError(ArithmeticError):
 
 
 class UnreadError(ValueError):
-    """The expression has a part that is not compared, or the text is none."""
+    """The expression has a part that cannot be compared, or the text is no expression."""
 
 
 class Calculus(sympy.Expr):
-    """A sum, product or integral that is not evaluated by the algebra system: term, variable, first and last value."""
+    """A sum, product or integral that the algebra system does not evaluate: term, variable, first and last value."""
 
     @property
     def free_symbols(self) -> set[sympy.Basic]:
-        """Variables, without the one that it runs over."""
+        """Variables, except the one that it runs over."""
         term, variable, first, last = self.args
         found: set[sympy.Basic] = (term.free_symbols - {variable}) | first.free_symbols | last.free_symbols
         return found
@@ -70,7 +70,7 @@ class Integral(Calculus):
 
 
 class Based(sympy.Expr):
-    """The digits of a number and its base, as they are written: equal to the same digits in the same base alone."""
+    """The digits of a number and its base, as written: equal only to the same digits in the same base."""
 
 
 @cache
@@ -81,10 +81,10 @@ def _context(digits: int) -> Any:
 
 
 class Valuation:
-    """Values of expressions at one point, with one number of digits.
+    """Evaluates expressions at one point, with a fixed number of digits.
 
     Attributes:
-        approximate: Whether a limit was found numerically, so that fewer digits are right.
+        approximate: Whether a limit was computed numerically, so that fewer digits are correct.
     """
 
     def __init__(self, digits: int, seed: object = 0, whole: bool = False, bound: Mapping[str, Number] | None = None):
@@ -92,7 +92,7 @@ class Valuation:
 
         Args:
             digits: Decimal digits of floating-point numbers.
-            seed: Of the values of variables, which are the same for the same name and seed; a negative one gives some negative values.
+            seed: Seed of the values of variables; equal names and seeds give equal values, and a negative seed some negative ones.
             whole: Variables are whole numbers.
             bound: Values of variables that a sum, a product or an integral runs over.
         """
@@ -100,21 +100,19 @@ class Valuation:
         self.approximate = False
         self._digits, self._seed, self._whole = digits, seed, whole
         self._bound = dict(bound or {})
-        self._loose = (
-            False  # whether a number that is too large may be rounded, which it may not where it is a constant
-        )
+        self._loose = False  # whether a number that is too large may be rounded, which is not allowed for constants
 
     def of(self, node: Any, loose: bool = False) -> Number:
         """Return the value of an expression.
 
         Args:
             node: The expression.
-            loose: Whether too large a number is rounded: the values at a point of a variable need not be exact.
+            loose: Whether a number that is too large is rounded, because values at a variable's point need not be exact.
 
         Raises:
-            UndefinedError: There is none.
-            TooLargeError: It has too many digits.
-            UnreadError: A part of it has no rule here.
+            UndefinedError: It has no value.
+            TooLargeError: The value has too many digits.
+            UnreadError: A part of it has no rule.
         """
         self._loose = loose
         try:
@@ -137,7 +135,7 @@ class Valuation:
         return value
 
     def variable(self, name: str) -> Number:
-        """Return the value of a variable at this point; `i` is the imaginary unit where nothing runs over it."""
+        """Return the value of a variable at this point; `i` is the imaginary unit unless a sum or the like runs over it."""
         if name in self._bound:
             return self._bound[name]
         if name == "i":
@@ -152,7 +150,7 @@ class Valuation:
         return self.variable(node.name)
 
     def _unknown(self, node: Any) -> Number:
-        """Value of an unknown function, which depends on its name and on the values of its arguments."""
+        """Return the value of an unknown function, which depends on its name and the values of its arguments."""
         values = [self._of(argument) for argument in node.args]
         return self.variable(f"{node.func.__name__}({values})")
 
@@ -191,7 +189,7 @@ class Valuation:
         return self.raised(self._of(node.args[0]), self._of(node.args[1]))
 
     def raised(self, base: Number, exponent: Number) -> Number:
-        """Return a power. A negative number has real odd roots, as at school."""
+        """Return a power. Odd roots of negative numbers are real, as at school."""
         if not base:
             if isinstance(exponent, Fraction) and exponent > 0:
                 return Fraction(0)
@@ -213,7 +211,7 @@ class Valuation:
         return self.context.power(base_, exponent_)
 
     def _exact_power(self, base: Fraction, exponent: Fraction) -> Fraction | None:
-        """Return a rational power, none where it is not rational, or so large that it is rounded."""
+        """Return a rational power; None if it is not rational, or so large that it is rounded."""
         if abs(base) == 1 and exponent.denominator == 1:
             return base if exponent.numerator % 2 else Fraction(1)
         if exponent.denominator != 1:
@@ -360,7 +358,7 @@ def _infinite(node: Any) -> int:
 
 
 def _root(base: Fraction, degree: int) -> Fraction | None:
-    """Return the root of a number where it is rational; of a negative one that of odd degree."""
+    """Return the root of a number if it is rational; for a negative number only of odd degree."""
     if degree > 64 or (base < 0 and degree % 2 == 0):
         return None
     parts = []
@@ -373,7 +371,7 @@ def _root(base: Fraction, degree: int) -> Fraction | None:
 
 
 def decimal(node: Any) -> Fraction:
-    """Return the decimal fraction of at most 90 places that a floating-point number of the parser was written as."""
+    """Return the decimal fraction, of at most 90 places, from which the parser read a floating-point number."""
     scaled = mpmath.libmp.to_rational(node._mpf_)
     return Fraction(round(Fraction(*map(int, scaled)) * 10**90), 10**90)
 
@@ -389,7 +387,7 @@ def _undefined(_valuation: Valuation, node: Any) -> Number:
 def _function(name: str) -> Callable[[Valuation, Any], Number]:
     def rule(valuation: Valuation, node: Any) -> Number:
         value = valuation.inexact(valuation._of(node.args[0]))
-        if abs(value) > 2.0**1000:  # its period would have to be known to as many digits
+        if abs(value) > 2.0**1000:  # the period would be needed to as many digits
             raise TooLargeError("an angle has too many digits")
         return getattr(valuation.context, name)(value)
 
@@ -436,4 +434,4 @@ _RULES: dict[type, Callable[[Valuation, Any], Number]] = {
         )
     },
 }
-"""Of each kind of node that has a value, the rule for it."""
+"""The rule of each kind of node that has a value."""

@@ -1,8 +1,8 @@
-r"""The process that compares answers, one request at a time, with nothing of the parent in it and nothing around it.
+r"""The process that compares answers, one request at a time, isolated from its parent and the machine.
 
-`ngrpo.grading.pool` starts it. It loads what it needs, puts up the walls of `ngrpo.grading.sandbox`, and only then
-reads the first answer. An answer that sends the parser or the algebra into an endless loop ends the process, not the run: the
-kernel kills it when the time for one request is over.
+`ngrpo.grading.pool` starts it. It imports what it needs, puts up the walls of `ngrpo.grading.sandbox`, and only then reads the first
+answer. An answer that makes the parser or the algebra loop for ever ends this process and not the run: the kernel kills it when the time
+limit of a request is over.
 
 A message is JSON after its length in bytes, as four bytes, most significant first. The first one from here is the list of walls
 that are missing. A request is (nonce, gold, answer or none), its reply (nonce, verdict, error or none). A request to search is
@@ -36,10 +36,10 @@ SEARCH, COUNTDOWN = "search", "countdown"
 _OTHERS: dict[str, Callable[[str, str], tuple[object, str | None]]] = {SEARCH: search, COUNTDOWN: solves}
 
 LONGEST_ERROR = 300
-"""Characters of an error."""
+"""Largest number of characters of an error."""
 
 _MEMORY = 2**29
-"""Bytes of address space: an answer such as 9^{9^9} must not take the machine's memory within its time."""
+"""Largest address space in bytes: an answer such as 9^{9^9} must not use up the machine's memory within its time limit."""
 
 _LATER = (
     "sympy.assumptions.wrapper",
@@ -53,23 +53,23 @@ _LATER = (
     "sympy.sets.handlers.power",
     "sympy.sets.setexpr",
 )
-"""What sympy imports when an answer first needs it, for a function of a matrix say; behind the walls nothing can be imported."""
+"""Modules that sympy imports only on demand, for example for a function of a matrix; inside the sandbox nothing can be imported."""
 
 
 def encode(message: object) -> bytes:
-    """Return a message as it is sent."""
-    # ASCII: a lone surrogate, which an answer may have, is no UTF-8.
+    """Return the bytes of a message."""
+    # ASCII, because a lone surrogate, which an answer may contain, has no UTF-8 encoding.
     body = json.dumps(message).encode("ascii")
     return HEADER.pack(len(body)) + body
 
 
 def load() -> Respond:
-    """Load what judging any answer needs, and return what does it."""
+    """Import everything that judging any answer needs, and return the function that judges."""
     from ngrpo.grading.comparison import respond
 
     for name in _LATER:
         import_module(name)
-    # Loads the grammar, which takes longer than a request and must not count as one.
+    # Loads the grammar, which takes longer than a request and must not count towards one.
     respond("1", r"\frac{1}{2}")
     from ngrpo.grading import code_generators
 
@@ -81,7 +81,7 @@ def serve(respond: Respond, requests: int, replies: int, seconds: float) -> None
     """Answer requests until the other end is closed.
 
     Args:
-        respond: Judges an answer, or, without one, says whether the gold answer can be parsed.
+        respond: Judges an answer or, without an answer, checks whether the gold answer can be parsed.
         requests: Descriptor to read from.
         replies: Descriptor to write to.
         seconds: Wall-clock limit of one request.
@@ -102,7 +102,7 @@ def send(descriptor: int, message: object) -> None:
 
 
 def _receive(descriptor: int) -> Any | None:
-    """Read a whole message; none where there are no more."""
+    """Read a whole message; None if there are no more."""
     header = _read(descriptor, HEADER.size)
     if header is None:
         return None
@@ -122,9 +122,9 @@ def _read(descriptor: int, size: int) -> bytes | None:
 
 
 def prepare() -> None:
-    """Set up signals and memory, before anything else is loaded."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent closes the pipe
-    # The default action of an alarm ends the process even inside a C function; dispositions and masks are inherited.
+    """Set up signals and the memory limit, before anything else is imported."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # when the parent is interrupted, it closes the pipe
+    # The default action of an alarm ends the process even inside a C function. Dispositions and masks are inherited, so reset them.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -134,7 +134,7 @@ def prepare() -> None:
 
 
 def main() -> None:
-    """Load, put up the walls, and serve: `python -m ngrpo.grading.worker REQUESTS REPLIES SECONDS`."""
+    """Import, put up the walls, and serve: `python -m ngrpo.grading.worker REQUESTS REPLIES SECONDS`."""
     prepare()
     from ngrpo.grading import sandbox
 
@@ -143,7 +143,7 @@ def main() -> None:
     send(replies, sandbox.seal(keep=(requests, replies)))
     with suppress(BrokenPipeError):
         serve(respond, requests, replies, seconds)
-    os._exit(0)  # the interpreter's own end would do what the walls forbid
+    os._exit(0)  # the normal exit of the interpreter would do what the walls forbid
 
 
 if __name__ == "__main__":

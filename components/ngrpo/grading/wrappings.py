@@ -1,16 +1,16 @@
-r"""What stands around an answer and says only how it looks, or that it is one: `\mathbf{17}`, `{\large 17}`, `\text{The answer is }17`."""
+r"""Remove formatting and lead-ins around an answer: `\mathbf{17}`, `{\large 17}`, `\text{The answer is }17`."""
 
 from __future__ import annotations
 
 import re
 
 _DEEPEST = 20
-"""Commands around each other that are taken off; a hostile answer has thousands."""
+"""Most nested commands that are removed; a hostile answer has thousands."""
 
 _WRAPPER = re.compile(
     r"\\(?:boxed|fbox|(?:math|text)(?:bf|it|sf|tt)|textrm|mathrm|text|mbox|hbox|boldsymbol|bm|pmb|underline|(?:text)?color\s*\{[a-z]+\})\s*(?=\{)"
 )
-"""A command around all of an answer; what only words stand in stays, since words are compared without it."""
+"""A command around the whole answer. Commands for words stay, because words are compared without them."""
 
 _DECLARATION = re.compile(
     r"^(?:\\(?:bf|it|rm|bfseries|(?:display|text)style|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*)+"
@@ -24,7 +24,7 @@ _LEAD_IN = re.compile(
 
 
 def unwrapped(text: str) -> str:
-    """Return an answer without what only says how all of it looks."""
+    """Return an answer without formatting of the whole answer."""
     for _ in range(_DEEPEST):
         previous = text
         text = _MARK_AT_END.sub("", _LEAD_IN.sub(_without_lead_in, _DECLARATION.sub("", text))).strip()
@@ -50,7 +50,7 @@ def _without_lead_in(words: re.Match[str]) -> str:
 
 
 def _is_formula(text: str) -> bool:
-    """Whether it has a digit and no words or units but commands, and begins with no letter of a choice."""
+    """Whether it has a digit, no words or units except commands, and does not begin with the letter of a choice."""
     letters = re.sub(r"\\[A-Za-z]+", " ", text)
     return bool(re.search(r"\d", text)) and not re.search(
         r"[A-Za-z]{2}|\d(?:\\[ ,;:]|[~\s])+[A-Za-z]|^\s*\([A-F]\)|[ap]\.\s?m\.", letters

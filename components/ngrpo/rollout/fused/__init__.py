@@ -1,7 +1,7 @@
 """A decode step of `MixingSlots` in three Triton kernels, for GPUs; the torch code of `ngrpo.rollout.slots` is their reference.
 
 `scan` reads the logits once, `decision` decides each row and writes the tables, `mixture` writes mixed embeddings; `launch` calls them.
-Triton is imported with `launch`, so by those who launch, and by nobody else.
+Only `launch` imports Triton.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ngrpo.mixing.strategies import Neighbor, Token
 from ngrpo.mixing.strategy import Strategy
 
 SERVED: tuple[type[Strategy], ...] = (Neighbor, Token)
-"""The strategies that the kernels know, and no subclass of theirs: that one may decide otherwise. Of `Neighbor` they know the paper's."""
+"""Strategies that the kernels implement, without subclasses, which may decide differently; of `Neighbor` only the paper's form."""
 
 
 def serves(strategy: Strategy) -> bool:
-    """Return whether the kernels do what a strategy does."""
+    """Whether the kernels implement a strategy."""
     if type(strategy) is Neighbor:
         return strategy == Neighbor(strategy.k)
     return type(strategy) in SERVED
@@ -29,11 +29,11 @@ def serves(strategy: Strategy) -> bool:
 
 @dataclass(frozen=True)
 class Mixing:
-    """What mixed steps are decided by, on the device.
+    """Tables on the device from which mixed steps are decided.
 
     Attributes:
-        anchored: int32, by number of a strategy: candidates of one that emits the anchor, 0 of one that emits the sampled token.
-        neighbors: integer `[V, m]`, see `Mixer`; columns next to each other.
+        anchored: int32, by number of a strategy: its candidates if it emits the anchor, 0 if it emits the sampled token.
+        neighbors: integer `[V, m]`, see `Mixer`; columns are contiguous.
         eligible: bool `[V]`, see `Mixer`.
         end_marker: See `Mixer`.
     """
@@ -45,7 +45,7 @@ class Mixing:
 
 
 def anchored(strategies: Mapping[int, Strategy], device: torch.device) -> Tensor:
-    """Return `Mixing.anchored` of strategies by number; of one that the kernels do not serve it means nothing."""
+    """Return `Mixing.anchored` of strategies by number; the entry of a strategy that the kernels do not implement is meaningless."""
     values = [0] * (max(strategies) + 1)
     for number, strategy in strategies.items():
         values[number] = strategy.k if type(strategy) is Neighbor else 0

@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def _avalanche(x):
-    # The reference masks int64 products to 32 bits; products of uint32 wrap there by themselves.
+    # The reference masks int64 products to 32 bits; products of uint32 wrap anyway.
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
@@ -24,4 +24,4 @@ def uniform(seed, position, STREAM: tl.constexpr):
     bits = _avalanche(seed.to(tl.uint32) ^ (0x9E3779B9 + STREAM))
     bits = _avalanche(bits ^ (seed >> 32).to(tl.uint32))
     bits = _avalanche(bits + position.to(tl.uint32))
-    return bits.to(tl.float64) * 2.3283064365386963e-10  # 2**-32, exact in float32 too
+    return bits.to(tl.float64) * 2.3283064365386963e-10  # 2**-32, which float32 represents exactly too

@@ -1,4 +1,4 @@
-"""The second kernel: the next token of each row, and all that is remembered of its step."""
+"""The second kernel: the next token of each row, and the record of its step."""
 
 import triton
 import triton.language as tl
@@ -12,9 +12,9 @@ TOKEN = tl.constexpr(counter.TOKEN)
 
 @triton.jit
 def _first_beyond(masses, threshold, SIZE: tl.constexpr):
-    """Return where the running sum of masses passes a threshold; the last mass above zero if rounding leaves no such place."""
+    """Return where the cumulative sum of masses passes a threshold; the last mass above zero if rounding leaves no such place."""
     at = tl.arange(0, SIZE)
-    # A parallel running sum can fall by a rounding, so where it is passed there must be mass too.
+    # A parallel cumulative sum can decrease by rounding, so the place must also have mass.
     above = (tl.cumsum(masses, 0) > threshold) & (masses > 0)
     first = tl.min(tl.where(above, at, SIZE), 0)
     return tl.where(first < SIZE, first, tl.maximum(tl.max(tl.where(masses > 0, at, -1), 0), 0))
@@ -25,7 +25,7 @@ def _masses(maxima, sums, row, blocks, BLOCKS: tl.constexpr):
     """Combine the blocks of a row.
 
     Returns:
-        The largest number (NaN left out), whether there is NaN, and float64 `[BLOCKS]`, the blocks' sums of exp(logit - largest).
+        The largest number (ignoring NaN), whether there is NaN, and float64 `[BLOCKS]`, the blocks' sums of exp(logit - largest).
     """
     at = tl.arange(0, BLOCKS)
     tops = tl.load(maxima + row * blocks + at, mask=at < blocks, other=float("-inf"))
@@ -37,7 +37,7 @@ def _masses(maxima, sums, row, blocks, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _anchor(maxima, places, row, blocks, top, has_nan, BLOCKS: tl.constexpr):
-    """Equation 6: the most likely token, the first of equals."""
+    """Equation 6: the most likely token, the first one of a tie."""
     at = tl.arange(0, BLOCKS)
     inside = at < blocks
     tops = tl.load(maxima + row * blocks + at, mask=inside, other=float("-inf"))
@@ -88,23 +88,23 @@ def decide_rows(
     BLOCKS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Decide one row: see `MixingSlots.decide`. The grid is the rows.
+    """Decide one row: see `MixingSlots.decide`. The grid has one program per row.
 
     Args:
         logits: `[B, size]`, rows `logits_stride` apart.
         logits_stride: See `logits`.
-        maxima: See `scan_blocks`, as are `sums` and `places`.
+        maxima: See `scan_blocks`, also for `sums` and `places`.
         sums: See `maxima`.
         places: See `maxima`.
-        drawn: The logits that tokens are drawn from: `logits`, or with a nucleus float32 scaled ones.
+        drawn: The logits that tokens are drawn from: `logits`, or with a nucleus scaled ones in float32.
         drawn_stride: See `drawn`.
         drawn_maxima: Like `maxima`, of `drawn`.
         drawn_sums: Like `sums`, of `drawn`.
-        slots: See `MixingSlots.decide`, as are `positions` and `emits`.
+        slots: See `MixingSlots.decide`, also for `positions` and `emits`.
         positions: See `slots`.
         emits: See `slots`.
         tokens: int64 `[B]`, written.
-        seeds: See `Tables`, as are all up to `logprobs`, which are written from `progress` on.
+        seeds: See `Tables`, also for all arguments up to `logprobs`; those from `progress` on are written.
         temperatures: See `seeds`.
         rates: See `seeds`.
         strategies: See `seeds`.
@@ -113,21 +113,21 @@ def decide_rows(
         candidates: See `seeds`.
         weights: See `seeds`.
         logprobs: See `seeds`.
-        anchored: See `Mixing`, as are all up to `transitions_stride`.
+        anchored: See `Mixing`, also for all arguments up to `transitions_stride`.
         neighbors: See `anchored`.
-        neighbors_stride: Between rows of `neighbors`.
+        neighbors_stride: Stride between rows of `neighbors`.
         eligible: See `anchored`.
         transitions: See `EndMarker`.
-        transitions_stride: Between rows of `transitions`.
-        last_state: State past the marker.
+        transitions_stride: Stride between rows of `transitions`.
+        last_state: State after the marker.
         size: V.
-        blocks: Of a row.
-        slot_count: Slots of the tables.
-        length: Positions of the tables.
-        width: Candidates of the tables.
-        MIXES: Whether any row may mix; without, nothing from `progress` to `weights` and from `anchored` to `last_state` is used.
+        blocks: Number of blocks of a row.
+        slot_count: Number of slots of the tables.
+        length: Number of positions of the tables.
+        width: Number of candidates of the tables.
+        MIXES: Whether any row may mix; if not, the arguments from `progress` to `weights` and `anchored` to `last_state` are unused.
         ENDS: Whether there is an end marker.
-        NUCLEUS: Whether `drawn` are logits of their own.
+        NUCLEUS: Whether `drawn` differs from `logits`.
         BLOCK: See `scan_blocks`.
         BLOCKS: At least `blocks`; a power of two.
         WIDTH: At least `width`; a power of two.
@@ -142,7 +142,7 @@ def decide_rows(
     top, has_nan, masses = _masses(maxima, sums, row, blocks, BLOCKS)
     total = tl.sum(masses, 0)
 
-    # The sampled token: the block in which the cumulative distribution passes the uniform number, then the place in that block.
+    # The sampled token: first the block in which the cumulative distribution passes the uniform number, then the place in that block.
     drawn_top, drawn_total = top, total
     if NUCLEUS:
         drawn_top, _, masses = _masses(drawn_maxima, drawn_sums, row, blocks, BLOCKS)
@@ -155,7 +155,7 @@ def decide_rows(
     if not NUCLEUS:
         values = tl.div_rn(values, temperature)
     inside = _first_beyond(tl.exp(values - drawn_top).to(tl.float64), threshold - before, BLOCK)
-    # Of a row that is no distribution (NaN, plus infinity, minus infinity throughout) the reference draws the last token.
+    # For a row that is no distribution (NaN, plus infinity, or minus infinity only) the reference draws the last token.
     token = tl.where(drawn_total != drawn_total, size - 1, block * BLOCK + inside).to(tl.int64)
 
     if MIXES:
@@ -188,7 +188,7 @@ def decide_rows(
             tl.store(progress + slot * (length + 1) + position + 1, following, mask=writes)
 
     own = tl.div_rn(tl.load(logits + row * logits_stride + token).to(tl.float32), temperature)
-    # A total that is no number says that the largest logit is infinite, or one NaN: the difference says the rest.
+    # A total that is NaN means that the largest logit is infinite, or that one is NaN; the difference covers the rest.
     rest = tl.where(total == total, tl.log(total), 0.0).to(tl.float32)
     logprob = tl.where(has_nan, float("nan"), own - top - rest)
     tl.store(logprobs + slot * length + position, logprob, mask=writes)

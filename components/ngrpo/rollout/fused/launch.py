@@ -1,4 +1,4 @@
-"""Launches the kernels on the tables of `MixingSlots`. Nothing here makes a tensor on the host or asks the device for a value."""
+"""Launches the kernels on the tables of `MixingSlots`. Nothing here creates a tensor on the host or synchronizes with the device."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ngrpo.rollout.fused.scan import scan_blocks
 from ngrpo.rollout.request_tables import Tables
 
 BLOCK = 4096
-"""Logits of a block: so few that one program holds them in registers."""
+"""Logits of a block, few enough for one program to hold them in registers."""
 WARPS = 8
-"""Of a program that works on a block: with 4, the double precision of a block takes more registers than leave room for others."""
+"""Warps of a program that works on a block. With 4, a block in double precision takes so many registers that no other program fits."""
 DIMENSION_BLOCK = 1024
-"""Numbers of an embedding that one program writes."""
+"""Elements of an embedding that one program writes."""
 
 
 def decide(
@@ -39,7 +39,7 @@ def decide(
     Args:
         tables: Written.
         logits: `[B, V]` of any floating-point type.
-        slots: See `MixingSlots.decide`, as are `positions` and `emits`.
+        slots: See `MixingSlots.decide`, also for `positions` and `emits`.
         positions: See `slots`.
         emits: See `slots`.
         mixing: None if no request mixes.
@@ -114,17 +114,17 @@ def mix(
     rows: Tensor | None = None,
     matrix: Tensor | None = None,
 ) -> None:
-    """Write the embeddings that follow mixed steps over those of their tokens.
+    """Overwrite the embeddings of tokens from mixed steps with the mixtures.
 
     Args:
-        tables: Read.
-        mixing: How it is mixed.
+        tables: Read only.
+        mixing: Tables of the mixing.
         embed: See `MixingSlots.mix`; not called if there is a `matrix`.
         embeddings: `[n, d]`, written.
-        slots: See `MixingSlots.mix`, as is `positions`.
+        slots: See `MixingSlots.mix`, also for `positions`.
         positions: See `slots`.
-        rows: integer `[T]`, where the tokens stand in `embeddings`; one after the other unless given.
-        matrix: `[V, d]`, whose rows are what `embed` returns; none where no device has all of it, or `embed` does more than look up.
+        rows: integer `[T]`, the rows of the tokens in `embeddings`; consecutive unless given.
+        matrix: `[V, d]`, whose rows `embed` returns; None if it is sharded over devices, or `embed` does more than a lookup.
     """
     tokens, size = slots.shape[0], embeddings.shape[1]
     slots, positions = slots.contiguous(), positions.contiguous()

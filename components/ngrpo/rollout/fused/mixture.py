@@ -1,4 +1,4 @@
-"""The third kernel: the embeddings that follow mixed steps, written over those of their tokens."""
+"""The third kernel: overwrite the embeddings of tokens from mixed steps with the mixtures."""
 
 import triton
 import triton.language as tl
@@ -25,29 +25,29 @@ def mix_rows(
     LOOKED_UP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Equation 10 for one block of one token, in float32; a token whose step was not mixed is left as it is.
+    """Equation 10 for one block of one token, in float32; the embedding of a token from an unmixed step is not changed.
 
     The grid is tokens x blocks of the dimension.
 
     Args:
         output: `[n, size]`, rows `output_stride` apart; written.
         output_stride: See `output`.
-        rows: integer `[T]`, row of each token in `output` where `INDEXED`, else not used: they are as many.
-        vectors: The embedding matrix `[V, size]`, or, where `LOOKED_UP`, embeddings of the candidates `[T * width, size]`.
-        vectors_stride: Between rows of `vectors`.
+        rows: integer `[T]`, row of each token in `output`, used if `INDEXED`; otherwise `output` has one row per token.
+        vectors: The embedding matrix `[V, size]`, or, if `LOOKED_UP`, embeddings of the candidates `[T * width, size]`.
+        vectors_stride: Stride between rows of `vectors`.
         slots: integer `[T]`, -1 for tokens of other requests.
         positions: integer `[T]`, positions in their responses.
-        strategies: See `Tables`, as are all up to `weights`.
+        strategies: See `Tables`, also for all arguments up to `weights`.
         mixed: See `strategies`.
         candidates: See `strategies`.
         weights: See `strategies`.
         anchored: See `Mixing`.
-        length: Positions of the tables.
-        width: Candidates of the tables.
+        length: Number of positions of the tables.
+        width: Number of candidates of the tables.
         size: Dimension of an embedding.
         INDEXED: See `rows`.
         LOOKED_UP: See `vectors`.
-        BLOCK: Numbers of a block; a power of two.
+        BLOCK: Elements of a block; a power of two.
     """
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token).to(tl.int64)

@@ -1,4 +1,4 @@
-"""The nucleus by vLLM's own kernel, which needs no sort of the vocabulary."""
+"""The nucleus computed by vLLM's kernel, which needs no sort of the vocabulary."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ngrpo.rollout import sampling
 
 
 def keep_nucleus(scaled_logits: Tensor, top_p: Tensor) -> Tensor:
-    """Keep each row's nucleus: see `ngrpo.rollout.sampling.keep_nucleus`, which does it without a GPU or vLLM.
+    """Keep each row's nucleus: see `ngrpo.rollout.sampling.keep_nucleus`, which needs neither GPU nor vLLM.
 
-    The two may differ in tokens of equal probability at the edge of a nucleus, and where rounding decides about the last one.
+    The two may differ in tokens of equal probability at the edge of a nucleus, and where rounding decides on the last token.
 
     Args:
         scaled_logits: float32 `[B, V]`; may be overwritten.

@@ -1,4 +1,4 @@
-"""The first kernel: what a step needs of all logits, in one read of them in their own type."""
+"""The first kernel: everything that a step needs from the logits, in one pass over them in their own type."""
 
 import triton
 import triton.language as tl
@@ -18,21 +18,21 @@ def scan_blocks(
     SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Reduce one block of one row, scaled as equation 2 has it.
+    """Reduce one block of one row, scaled as in equation 2.
 
-    The grid is rows x blocks. NaN counts as the largest number, and of equal numbers the first counts, both as in `torch.argmax`.
+    The grid is rows x blocks. NaN counts as the largest number, and the first of equal numbers wins, both as in `torch.argmax`.
 
     Args:
         logits: `[B, size]` of any floating-point type, rows `logits_stride` apart.
         logits_stride: See `logits`.
         slots: integer `[B]`, -1 for rows of other requests.
-        temperatures: float32 `[slot_count + 1]`, by slot; the last one is that of other requests.
+        temperatures: float32 `[slot_count + 1]`, by slot; the last one is for other requests.
         maxima: float32 `[B, blocks]`, written: largest scaled logit, or NaN.
         sums: float32 `[B, blocks]`, written: sum of exp(scaled logit - maximum).
         places: int32 `[B, blocks]`, written: token of the maximum.
         size: V.
-        slot_count: Slots of the tables.
-        SCALED: Whether the logits are scaled already.
+        slot_count: Number of slots of the tables.
+        SCALED: Whether the logits are already scaled.
         BLOCK: Logits of a block; a power of two.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -42,7 +42,7 @@ def scan_blocks(
     values = tl.load(logits + row * logits_stride + at, mask=inside, other=float("-inf")).to(tl.float32)
     if not SCALED:
         slot = tl.load(slots + row).to(tl.int64)
-        # As IEEE has it: Triton's own division is an approximation, and could make or break a tie.
+        # IEEE division: Triton's default division is approximate, and could make or break a tie.
         values = tl.div_rn(values, tl.load(temperatures + tl.where(slot < 0, slot_count, slot)))
     unordered = values != values
     ordered = tl.where(unordered, float("-inf"), values)
