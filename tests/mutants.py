@@ -83,6 +83,7 @@ PRUNING = "tests/pipeline/test_pruning.py"
 _GRPO = "components/ngrpo/training/policy_optimization.py"
 _SFT = "components/ngrpo/training/warm_start.py"
 _TRAINER = "components/ngrpo/training/ngrpo_trainer.py"
+_ROLLOUTS = "components/ngrpo/training/rollout_trainer.py"
 _PROMPTS = "components/ngrpo/training/prompt_sampler.py"
 _SAMPLER = "components/ngrpo/evaluation/configured_sampler.py"
 _MEASURING = "components/ngrpo/stages/benchmark_evaluation.py"
@@ -226,14 +227,14 @@ MUTANTS = (
     ),
     Mutant(
         "arguments: nucleus of a rollout",
-        _TRAINER,
+        _ROLLOUTS,
         "Sampling(self.max_completion_length, self.temperature, self.top_p)",
         "Sampling(self.max_completion_length, self.temperature)",
         (ASKED,),
     ),
     Mutant(
         "arguments: temperature of a rollout",
-        _TRAINER,
+        _ROLLOUTS,
         "Sampling(self.max_completion_length, self.temperature, self.top_p)",
         "Sampling(self.max_completion_length, 1.0, self.top_p)",
         (ASKED,),
@@ -241,28 +242,28 @@ MUTANTS = (
     # Randomness of training.
     Mutant(
         "seeds without the step",
-        _TRAINER,
+        _ROLLOUTS,
         "request_seed(self.args.seed, step, part, first + row)",
         "request_seed(self.args.seed, 0, part, first + row)",
         (SEEDS,),
     ),
     Mutant(
         "seeds without the row",
-        _TRAINER,
+        _ROLLOUTS,
         "request_seed(self.args.seed, step, part, first + row)",
         "request_seed(self.args.seed, step, part, first)",
         (SEEDS,),
     ),
     Mutant(
         "seeds without the part of the step",
-        _TRAINER,
+        _ROLLOUTS,
         "request_seed(self.args.seed, step, part, first + row)",
         "request_seed(self.args.seed, step, 0, first + row)",
         (f"{TRAINER}::test_rollout_batches_of_one_step_have_seeds_of_their_own",),
     ),
     Mutant(
         "seeds without the run's seed",
-        _TRAINER,
+        _ROLLOUTS,
         "request_seed(self.args.seed, step, part, first + row)",
         "request_seed(0, step, part, first + row)",
         (SEEDS,),
@@ -274,10 +275,10 @@ MUTANTS = (
         "request_seed(self.seed, 0)",
         (ORDER,),
     ),
-    Mutant("order knows no epoch", _TRAINER, "lambda: int(self.state.epoch or 0),", "lambda: 0,", (ORDER,)),
+    Mutant("order knows no epoch", _ROLLOUTS, "lambda: int(self.state.epoch or 0),", "lambda: 0,", (ORDER,)),
     Mutant(
         "order is not shuffled",
-        _TRAINER,
+        _ROLLOUTS,
         "            shuffle=stock.shuffle,\n",
         "            shuffle=False,\n",
         (ORDER,),

@@ -31,6 +31,7 @@ from ngrpo.rollout.loading import end_of_sequence_ids, is_sharded, weights_as_sa
 from ngrpo.training import ngrpo_trainer
 from ngrpo.training.following_index import FollowingIndex
 from ngrpo.training.rollout_batch import RolloutBatch
+from ngrpo.training.rollout_trainer import RolloutTrainer
 from ngrpo.training.trained_model import save_model
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ class NGRPOTrainer(ngrpo_trainer.NGRPOTrainer):
         """Measure the rewards of rollouts that are not mixed, on `eval_dataset`; see `Trainer.evaluate`."""
         mixer = self._mixer
         try:
-            # TRL's, not that of the trainer below, which measures the pipeline's problems for validation.
-            metrics: dict[str, float] = super(ngrpo_trainer.NGRPOTrainer, self).evaluate(*args, **kwargs)
+            # TRL's, not `RolloutTrainer`'s, which measures the pipeline's problems for validation.
+            metrics: dict[str, float] = super(RolloutTrainer, self).evaluate(*args, **kwargs)
             return metrics
         finally:
             self._mixer = mixer  # the rest of a rollout batch that is still being trained on was mixed with it
