@@ -11,6 +11,7 @@ from typing import Any
 
 from ngrpo.config import DeployConfig, RegisteredModel
 from ngrpo.config.cluster import DEPLOYMENT_TOKEN
+from ngrpo.contracts.deployment import REPLACED
 from ngrpo.contracts.evaluation import Evaluation
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.equivalence import Equivalence
@@ -71,7 +72,7 @@ class Deployment:
 
 def _first_seen(service: Mapping[str, Any] | None, journal: str) -> Mapping[str, Any] | None:
     """Store the service from before the first try of a run in the artifact store, because pods may be lost, and return it."""
-    objects = ObjectStore(f"{Surroundings.from_environment().store.rstrip('/')}/deployments")
+    objects = ObjectStore(f"{Surroundings.from_environment().store.rstrip('/')}/{REPLACED}")
     if objects.put_bytes(json.dumps(service).encode(), journal, if_none_match=True):
         return service
     kept: Mapping[str, Any] | None = json.loads(objects.get_bytes(journal) or b"null")

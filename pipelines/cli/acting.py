@@ -1,4 +1,4 @@
-"""The configuration of a command that acts on a model: the one that is named, or that of the latest run."""
+"""The configuration of a command that acts on a model: named, that of the latest run, or that of the run that made the version."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.options import read_config
+from ngrpo_kfp.pipelines.local.named_model import looked_up_settings
 from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def acting_config(
-    preset: str | None, settings: Sequence[str] | None, seed: int | None, workspace: Workspace, console: Console
+    preset: str | None,
+    settings: Sequence[str] | None,
+    seed: int | None,
+    workspace: Workspace,
+    console: Console,
+    version: str | None = None,
 ) -> RunConfig:
     """Return the configuration of a command, after printing which model it acts on.
 
@@ -31,9 +37,13 @@ def acting_config(
         seed: Seed of the run.
         workspace: Where the runs are.
         console: Where the model is named.
+        version: Alias or number of a version that is measured: by default the configuration is then that of the run that made it, as far as
+            that run is here.
 
     Raises:
         ConfigError: No preset is named and there is no run here, or a setting is unknown or impossible.
+        TrackingError: The registry, which says who made a version, cannot be reached.
+        StoreError: The embedded object store does not start.
     """
     if preset is not None:
         config, origin = read_config(preset, settings, seed), f"preset {preset}"
@@ -44,8 +54,17 @@ def acting_config(
                 f"workspace {workspace.root}: no run here whose settings can be read, so it is not known which model is meant; name a "
                 "preset (--preset NAME)"
             )
-        config = override(latest.config, [*(settings or ()), *([] if seed is None else [f"seed={seed}"])])
-        origin = f"run {latest.name}"
+        given = [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
+        acting, origin = latest.config, f"run {latest.name}"
+        if version is not None:
+            # The other settings may not go with those of the latest run.
+            named = override(acting, [each for each in given if each.startswith("promotion.model_name=")])
+            own = looked_up_settings(version, named.promotion.model_name, workspace)
+            if own is not None:
+                acting, origin = own.config, f"run {own.name}, which made {version}"
+            else:
+                origin += f", the latest: no run here made {version}"
+        config = override(acting, given)
     say_model(config, origin, console)
     return config
 

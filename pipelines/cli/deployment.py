@@ -17,15 +17,20 @@ from ngrpo.config.reading import override, read_toml
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, parse_evaluation, read_evaluation
 from ngrpo.errors import ConfigError, NGRPOError, TrackingError
 from ngrpo.evaluation.equivalence import Equivalence, equivalent
+from ngrpo.notifications.events import deployed
+from ngrpo.notifications.reasons import reason_of
+from ngrpo.notifications.webhooks import announce
 from ngrpo.signing.required import require_verified_version
-from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
+from ngrpo.stages.deploy import differences_of
+from ngrpo.tracking.model_registry import ModelRegistry
 from ngrpo_kfp.components.serving.deployment import deploy
 from ngrpo_kfp.components.serving.inference_service import inference_service, stored_positions
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.local.measuring import measure
-from ngrpo_kfp.pipelines.local.named_model import latest_configuration, settings_of_version
+from ngrpo_kfp.pipelines.local.named_model import latest_configuration, looked_up_settings
+from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_name
@@ -74,19 +79,14 @@ def deployed_configuration(what: str, workspace: Workspace, cluster: ClusterConf
         ConfigError: There is no run.
         TrackingError: The registry cannot be reached.
     """
-    config = latest_configuration(workspace)
-    with services(workspace):
-        registry = ModelRegistry(config.promotion.model_name)
-        version = registry.by_alias(CHAMPION) if what == CHAMPION else registry.version(what)
-    own = None if version is None else settings_of_version(version, workspace)
-    if own is not None:
-        config = own.config.model_copy(update={"signing": config.signing})
-    elif version is not None:
-        print(
-            f"version {version.version}: no run here made it, so the settings of the latest run are used",
-            file=sys.stderr,
-        )
-    return config.model_copy(update={"cluster": cluster})
+    latest = latest_configuration(workspace)
+    model_name = latest.promotion.model_name
+    own = looked_up_settings(what, model_name, workspace)
+    if own is None:
+        print(f"model {what}: no run here made it, so the settings of the latest run are used", file=sys.stderr)
+    config = latest if own is None else own.config
+    signing = required_key(own, model_name, workspace).signing
+    return config.model_copy(update={"cluster": cluster, "signing": signing})
 
 
 def print_service(what: str, config: RunConfig, images: Images, workspace: Workspace) -> None:
@@ -142,16 +142,23 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
         settings = {"margin": config.deployment.margin, "confidence": config.evaluation.confidence}
         return equivalent(promoted, evaluation, **settings, seed=config.seed)
 
-    verdict = deploy(
-        manifest,
-        Kubernetes(),
-        evaluate=evaluate,
-        decide=decide,
-        minutes=config.deployment.ready_minutes,
-        say=say,
-    )
+    about = stored.name, stored.version, None
+    try:
+        verdict = deploy(
+            manifest,
+            Kubernetes(),
+            evaluate=evaluate,
+            decide=decide,
+            minutes=config.deployment.ready_minutes,
+            say=say,
+        )
+    except NGRPOError as error:
+        announce(config.notifications, deployed(*about, reason_of(error), {}, kept=False))
+        raise
+    kept = verdict.decision == "kept"
     say(f"deployment {verdict.decision}: {verdict.reason}")
-    return verdict.decision == "kept"
+    announce(config.notifications, deployed(*about, verdict.reason, differences_of(verdict), kept=kept))
+    return kept
 
 
 def _stored(what: str, config: RunConfig, store: str) -> RegisteredModel:

@@ -36,7 +36,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure any model on a preset's benchmarks, under its protocol; a registered model by default on those of the latest run."""
+    """Measure any model on a preset's benchmarks, under its protocol; a registered model by default on those of the run that made it."""
     from ngrpo_kfp.pipelines.cli.acting import acting_config
     from ngrpo_kfp.pipelines.local import measuring
     from ngrpo_kfp.pipelines.planning.measured_model import is_registered, source_by_name
@@ -45,7 +45,7 @@ def evaluate(
     served = [] if endpoint is None else [f"evaluation.endpoint.url={json.dumps(endpoint)}"]
     overrides = [*(settings or ()), *served]
     if is_registered(model):
-        config = acting_config(chosen, overrides, seed, home, console)
+        config = acting_config(chosen, overrides, seed, home, console, version=model)
     else:
         config = read_config(chosen, overrides, seed)
         source_by_name(model)  # refuses what is no model before anything is started

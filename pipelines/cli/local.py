@@ -42,10 +42,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
     """Show what a run would do, and why."""
-    config, home = read_config(chosen_preset(preset, preset_option), settings, seed), workspace()
+    preset, home = chosen_preset(preset, preset_option), workspace()
     from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
-    with store_ahead(home):  # starting it takes as long as the imports
+    with store_ahead(home, stopped=False):  # starting it takes as long as the imports, those of the settings included
+        config = read_config(preset, settings, seed)
         from ngrpo_kfp.pipelines.local.run_pipeline import show_plan
 
         show_plan(config, home, terminal(), base=base, as_json=as_json)
@@ -64,9 +65,18 @@ def run(
 ) -> None:
     """Run the pipeline on this machine."""
     config = read_config(chosen_preset(preset, preset_option), settings, seed)
-    from ngrpo_kfp.pipelines.local import run_pipeline
+    home, console = workspace(), terminal()
+    if dry_run:
+        from ngrpo_kfp.pipelines.local import run_pipeline
 
-    (run_pipeline.dry_run if dry_run else run_pipeline.run)(config, workspace(), terminal(), base=base)
+        run_pipeline.dry_run(config, home, console, base=base)
+        return
+    from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
+
+    with store_ahead(home):
+        from ngrpo_kfp.pipelines.local import run_pipeline
+
+        run_pipeline.run(config, home, console, base=base)
 
 
 @app.command(rich_help_panel=RUN_HERE)

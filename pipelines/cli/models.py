@@ -50,14 +50,17 @@ def promote(
 ) -> None:
     """Ask the gate about a registered version again."""
     from ngrpo.tracking.reasons import checked_reason
-    from ngrpo_kfp.pipelines.cli import promotion
-    from ngrpo_kfp.pipelines.cli.acting import acting_config
+    from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
     if override is not None:
         checked_reason(override, "--override")
-    home, console = workspace(), terminal()
-    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
-    promotion.promote_version(config, str(version), override, home, console)
+    preset, home, console = chosen_preset(preset, preset_option), workspace(), terminal()
+    with store_ahead(home):  # which takes as long as the imports
+        from ngrpo_kfp.pipelines.cli import promotion
+        from ngrpo_kfp.pipelines.cli.acting import acting_config
+
+        config = acting_config(preset, settings, seed, home, console)
+        promotion.promote_version(config, str(version), override, home, console)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -71,18 +74,21 @@ def rollback(
 ) -> None:
     """Undo the last promotion."""
     from ngrpo.tracking.reasons import checked_reason
-    from ngrpo_kfp.pipelines.cli import promotion
-    from ngrpo_kfp.pipelines.cli.acting import acting_config, confirmed
-
-    def confirm(refusal: NoChampionLeftError) -> bool:
-        return yes or confirmed(
-            f"model {refusal.model_name} has no champion then. Roll back version {refusal.version}?"
-        )
+    from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
     checked_reason(reason, "rollback")
-    home, console = workspace(), terminal()
-    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
-    promotion.roll_back(config, reason, home, console, confirm=confirm)
+    preset, home, console = chosen_preset(preset, preset_option), workspace(), terminal()
+    with store_ahead(home):  # which takes as long as the imports
+        from ngrpo_kfp.pipelines.cli import promotion
+        from ngrpo_kfp.pipelines.cli.acting import acting_config, confirmed
+
+        def confirm(refusal: NoChampionLeftError) -> bool:
+            return yes or confirmed(
+                f"model {refusal.model_name} has no champion then. Roll back version {refusal.version}?"
+            )
+
+        config = acting_config(preset, settings, seed, home, console)
+        promotion.roll_back(config, reason, home, console, confirm=confirm)
 
 
 @app.command(rich_help_panel=MODELS)
@@ -96,13 +102,15 @@ def history(
     """List the decisions on a model."""
     from rich.console import Console
 
-    from ngrpo_kfp.pipelines.cli import promotion
-    from ngrpo_kfp.pipelines.cli.acting import acting_config
+    from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
-    home, console = workspace(), terminal()
-    said = Console(stderr=True) if as_json else console
-    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, said)
-    promotion.show_history(config, home, console, as_json=as_json)
+    preset, home, console = chosen_preset(preset, preset_option), workspace(), terminal()
+    with store_ahead(home, stopped=False):  # which takes as long as the imports
+        from ngrpo_kfp.pipelines.cli import promotion
+        from ngrpo_kfp.pipelines.cli.acting import acting_config
+
+        config = acting_config(preset, settings, seed, home, Console(stderr=True) if as_json else console)
+        promotion.show_history(config, home, console, as_json=as_json)
 
 
 @app.command(rich_help_panel=MODELS)

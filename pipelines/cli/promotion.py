@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngrpo.checking.light_imports import UNUSED_BY_MLFLOW, light_imports
+from ngrpo.checking.light_imports import UNUSED_WITHOUT_TABLES
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
+from ngrpo.stages.decision_seal import decision_key, sign_decision
 from ngrpo.tracking.reasons import checked_reason
 from ngrpo_kfp.pipelines.local.announcing import announce_decisions, announce_rollback
+from ngrpo_kfp.pipelines.local.named_model import configuration_of_version
 from ngrpo_kfp.pipelines.local.services import services
-from ngrpo_kfp.pipelines.local.signing_by_hand import sign_by_hand, signing_key
+from ngrpo_kfp.pipelines.local.tracking_ahead import tracking_ahead
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def promote_version(
     """
     if override is not None:
         checked_reason(override, "--override")
-    key = signing_key(config)
+    key = decision_key(config)
     with _promotions(config, workspace) as promotions:
         from ngrpo.contracts.evaluation import parse_evaluation
         from ngrpo.stages.model_promotion import decide_and_crown, require_benchmarks
@@ -72,7 +73,8 @@ def promote_version(
         decision = decide_and_crown(config.promotion, promotions, version, evaluation, config.seed, override=override)
         console.print(escape(f"{decision['decision']}: {decision['reason']}"))
         if key is not None:
-            console.print(sign_by_hand(promotions, decision, key, workspace), soft_wrap=True)
+            made_by = partial(configuration_of_version, workspace=workspace)
+            console.print(sign_decision(promotions, decision, key, made_by), soft_wrap=True)
         _show_aliases(promotions, console)
     announce_decisions(config, [decision])
 
@@ -101,7 +103,7 @@ def roll_back(
         DamagedStateError: The journal, or the history's entry of that promotion, is damaged.
     """
     checked_reason(reason, "rollback")
-    key = signing_key(config)
+    key = decision_key(config)
     with _promotions(config, workspace) as promotions:
         from ngrpo.tracking.promotions import NoChampionLeftError
 
@@ -114,14 +116,15 @@ def roll_back(
         console.print(f"rolled back: version {entry['version']}")
         if key is not None:
             decision = {**entry, "model": config.promotion.model_name}
-            console.print(sign_by_hand(promotions, decision, key, workspace), soft_wrap=True)
+            made_by = partial(configuration_of_version, workspace=workspace)
+            console.print(sign_decision(promotions, decision, key, made_by), soft_wrap=True)
         _show_aliases(promotions, console)
     announce_rollback(config, entry)
 
 
 def show_history(config: RunConfig, workspace: Workspace, console: Console, *, as_json: bool = False) -> None:
     """List every decision on a configuration's model, oldest first, and the current aliases; as JSON the decisions alone."""
-    with _promotions(config, workspace) as promotions:
+    with _promotions(config, workspace, stopped=False) as promotions:
         if as_json:
             console.print_json(data=promotions.history(), indent=1)
             return
@@ -136,20 +139,14 @@ def show_history(config: RunConfig, workspace: Workspace, console: Console, *, a
 
 
 @contextmanager
-def _promotions(config: RunConfig, workspace: Workspace) -> Iterator[Promotions]:
+def _promotions(config: RunConfig, workspace: Workspace, *, stopped: bool = True) -> Iterator[Promotions]:
     # MLflow is imported while the store starts: both take a second or more.
-    importing = threading.Thread(target=_import_tracking, daemon=True)
-    importing.start()
-    with services(workspace) as around:
+    importing = tracking_ahead("ngrpo.tracking.promotions", UNUSED_WITHOUT_TABLES)
+    with services(workspace, stopped=stopped) as around:
         importing.join()
         from ngrpo.tracking.promotions import Promotions
 
         yield Promotions.in_store(around.store_uri, config.promotion.model_name)
-
-
-def _import_tracking() -> None:
-    with light_imports(UNUSED_BY_MLFLOW):
-        importlib.import_module("ngrpo.tracking.promotions")
 
 
 def _registered(promotions: Promotions, number: str) -> ModelVersion:

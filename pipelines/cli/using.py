@@ -40,6 +40,10 @@ def export(
         str | None,
         typer.Option("--dtype", metavar="TYPE", help="bfloat16, float16 or float32 (default: as it was evaluated)"),
     ] = None,
+    for_vllm: Annotated[
+        bool,
+        typer.Option("--for-vllm", help="fill narrow attention heads up with zeros, as vLLM's CPU build needs it"),
+    ] = False,
     hub: Annotated[
         str | None,
         typer.Option("--hub", metavar="ORG/NAME", help="upload it to the hub too; needs HF_TOKEN"),
@@ -48,7 +52,7 @@ def export(
     """Write a model to a directory, for transformers and vLLM."""
     from ngrpo_kfp.pipelines.local.exporting import Form, export_model
 
-    export_model(what, _checked(model), directory, Form(not merged, dtype, hub), workspace(), terminal())
+    export_model(what, _checked(model), directory, Form(not merged, dtype, hub, for_vllm), workspace(), terminal())
 
 
 @app.command(rich_help_panel=MODELS)

@@ -24,7 +24,7 @@ def verify(
         typer.Option(
             "--public-key",
             metavar="FILE",
-            help="PEM file with the public key that must have signed it (default: signing.public_key of the latest run)",
+            help="PEM file with the public key that must have signed it (default: signing.public_key of the run that made it)",
         ),
     ] = None,
     model: Annotated[

@@ -60,7 +60,7 @@ def watch(
     from ngrpo_kfp.pipelines.cli.acting import acting_config
 
     console = terminal()
-    config = acting_config(chosen, asked, seed, home, console)
+    config = acting_config(chosen, asked, seed, home, console, version="champion")
     from ngrpo_kfp.pipelines.local import watching
 
     if watching.watch(config, home, console).alert:

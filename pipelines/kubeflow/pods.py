@@ -168,7 +168,8 @@ def _cluster_of(config: RunConfig, task: str) -> ClusterConfig:
     Only the pod that signs gets the signing key, and only pods that notify get the addresses of webhooks, because others run users' code.
     """
     kept_back: set[str] = set()
-    if config.signing.key_variable is not None and task != _SIGNING_STAGE:
+    rolls_back = task == "watch_champion" and config.watch is not None and config.watch.action == "rollback"
+    if config.signing.key_variable is not None and task != _SIGNING_STAGE and not rolls_back:
         kept_back |= {config.signing.key_variable, PASSWORD}
     if task not in _ANNOUNCING:
         kept_back |= {each.url_from for each in config.notifications.values()}

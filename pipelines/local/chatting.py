@@ -13,11 +13,11 @@ from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
 from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
-    latest_configuration,
     named_model,
     require_name,
     settings_of,
 )
+from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -83,14 +83,19 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
 
 
 def _configuration(found: NamedModel, workspace: Workspace) -> RunConfig | None:
-    """Return the configuration that the model was made by, as far as it is known: of its run, or the latest run of the same model."""
+    """Return the configuration that the model was made by: of its run, else of the latest run of the same model, which is said."""
     own = settings_of(found, workspace)
     if own is not None:
         return own.config
-    if not workspace.latest.exists():
-        return None
-    config = latest_configuration(workspace)
-    return config if config.promotion.model_name == found.model_name else None
+    latest = latest_settings(workspace)
+    known = latest is not None and latest.config.promotion.model_name == found.model_name
+    whose = (
+        f"settings of the latest run, {latest.name}"
+        if known and latest is not None
+        else "no system prompt, temperature 1"
+    )
+    print(f"{found.name}: {whose}, for no run here made it", file=sys.stderr, flush=True)
+    return latest.config if known and latest is not None else None
 
 
 def _typed() -> Iterator[str]:

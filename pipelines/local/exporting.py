@@ -18,8 +18,8 @@ from ngrpo.errors import ConfigError, DataError
 from ngrpo.report.exported_card import Exported, exported_card, loading_lines
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.whole_files import sync
-from ngrpo_kfp.pipelines.local.named_model import NamedModel, adapter_files, named_model, require_name
-from ngrpo_kfp.pipelines.local.runs import latest_settings
+from ngrpo_kfp.pipelines.local.named_model import NamedModel, adapter_files, named_model, require_name, settings_of
+from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.vouched_model import require_verified, seal_of
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -40,6 +40,8 @@ class Form:
     """Type to convert the weights to; none keeps them byte for byte as they were evaluated."""
     hub: str | None = None
     """Repository of the Hugging Face hub to upload to as well, `org/name`."""
+    for_vllm: bool = False
+    """Fill attention heads up with zeros where vLLM's build for processors has none as narrow."""
 
 
 def export_model(
@@ -56,18 +58,20 @@ def export_model(
         console: Where the lines are printed.
 
     Raises:
-        ConfigError: The target is in use, the type or the name on the hub is invalid, or there is no token for the hub.
-        DataError: The model was not trained with adapters, its files changed during the export, or the hub refuses it.
+        ConfigError: The target is in use, the type or the name on the hub is invalid, options exclude each other, or there is no token for
+            the hub.
+        DataError: The model was not trained with adapters, its heads cannot be filled up, its files changed during the export, or the hub
+            refuses it.
         NGRPOError: See `named_model`.
     """
     require_name(what, workspace)
     _require_possible(target, form)
     with services(workspace) as around:
         found = named_model(what, model_name, around, workspace)
-        latest = latest_settings(workspace)
-        if latest is not None:
-            require_verified(found, latest.config.signing, around)
+        own = settings_of(found, workspace)
+        require_verified(found, required_key(own, found.model_name, workspace).signing, around)
         source = _adapter(found, around, workspace) if form.adapter else found.directory
+        factor = _factor(found.directory) if form.for_vllm else None
         card = _card(found)
         seal = seal_of(found, around)
     exported = Exported(
@@ -77,6 +81,7 @@ def export_model(
         adapter=form.adapter,
         dtype=form.dtype if form.dtype != _dtype(found.directory) else None,
         place=form.hub or str(target.absolute()),
+        filled_up=factor is not None,
     )
     digest = model_digest(source) if form.adapter else found.digest
     with _whole(target) as partial:
@@ -91,7 +96,11 @@ def export_model(
             _add_tokenizer(found.directory, partial)
         elif exported.dtype is not None:
             _convert(found.directory, partial, exported.dtype)
-        if not form.adapter and exported.dtype is None:  # the files that were signed
+        elif factor is not None:
+            from ngrpo.data.wider_heads import write_wider
+
+            write_wider(found.directory, partial, factor)
+        if not form.adapter and exported.dtype is None and factor is None:  # the files that were signed
             for name, data in seal.items():
                 (partial / name).write_bytes(data)
         (partial / _CARD).write_text(exported_card(exported, card), encoding="utf-8")
@@ -100,14 +109,14 @@ def export_model(
         f"exported  {what}, {version} {found.model_name}, sha256 {found.digest[:12]}", soft_wrap=True, markup=False
     )
     if form.hub is not None:
-        _upload(target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}")
-        console.print(
-            f"uploaded  {form.hub}; a repository that was made for it is private", soft_wrap=True, markup=False
-        )
+        seen_by = _upload(target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}")
+        console.print(f"uploaded  {form.hub}, which is {seen_by}", soft_wrap=True, markup=False)
     import torch
 
     on_cpu = not torch.cuda.is_available()
-    problem = None if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
+    problem, cure = (None, None) if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
+    if cure is not None:
+        problem = f"{problem}; `ngrpo export {what} DIR --for-vllm` fills them up with zeros, as `ngrpo serve` does"
     console.print("\n".join(["", *loading_lines(exported, problem, on_cpu=on_cpu)]), soft_wrap=True, markup=False)
 
 
@@ -131,6 +140,9 @@ def _require_possible(target: Path, form: Form) -> None:
         raise ConfigError(
             "--dtype goes with the merged model: an adapter is kept as it was trained; leave out --adapter or --dtype"
         )
+    if form.for_vllm and (form.dtype is not None or form.adapter):
+        other = "--adapter" if form.adapter else "--dtype"
+        raise ConfigError(f"--for-vllm goes with the merged model in its own type; leave out {other} or --for-vllm")
     if form.hub is None:
         return
     if not _HUB.fullmatch(form.hub):
@@ -207,8 +219,20 @@ def _convert(model: Path, directory: Path, dtype: str) -> None:
     shutil.rmtree(scratch)
 
 
-def _vllm_problem(directory: Path, *, on_cpu: bool) -> str | None:
-    """Return why vLLM could not serve a model on this machine; none if no reason is known."""
+def _factor(directory: Path) -> int | None:
+    """Return how many times as wide heads must be for vLLM's build for processors; none if it serves the model as it is.
+
+    Raises:
+        DataError: It does not, and wider heads are no cure.
+    """
+    problem, factor = _vllm_problem(directory, on_cpu=True)
+    if problem is not None and factor is None:
+        raise DataError(f"--for-vllm: {problem}, and zeros in its heads are no cure; export it without --for-vllm")
+    return factor
+
+
+def _vllm_problem(directory: Path, *, on_cpu: bool) -> tuple[str | None, int | None]:
+    """Return why vLLM could not serve a model, and how many times as wide its heads must be for it to do so, where that is a cure."""
     from ngrpo.config.sections import VLLMConfig
     from ngrpo.data.model_class import outline
     from ngrpo.data.model_directory import read_config
@@ -232,16 +256,12 @@ def _vllm_problem(directory: Path, *, on_cpu: bool) -> str | None:
     except DataError as error:
         # The cure in a run's settings does not apply here.
         problem = str(error).removeprefix(f"{service.engine}: {label}: ").rpartition("; ")[0]
-        return (
-            problem
-            if widening(config, service, label) is None
-            else f"{problem}; `ngrpo serve` fills them up with zeros"
-        )
-    return None
+        return problem, widening(config, service, label)
+    return None, None
 
 
-def _upload(directory: Path, hub: str, message: str) -> None:
-    """Upload a directory to the hub in one commit; a missing repository is created as private."""
+def _upload(directory: Path, hub: str, message: str) -> str:
+    """Upload a directory to the hub in one commit, and say who can see it; a missing repository is created as private."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -254,4 +274,6 @@ def _upload(directory: Path, hub: str, message: str) -> None:
         disable_progress_bars()
         api = HfApi()
         api.create_repo(hub, private=True, exist_ok=True)
+        private = api.model_info(hub).private
         api.upload_folder(repo_id=hub, folder_path=directory, commit_message=message)
+    return "private" if private else "public: it was there before"

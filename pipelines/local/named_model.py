@@ -16,7 +16,7 @@ from ngrpo.storage.digest import model_digest
 from ngrpo.storage.manifest import MANIFEST, Manifest
 from ngrpo_kfp.pipelines.local.run_artifacts import settings_behind
 from ngrpo_kfp.pipelines.local.runs import RunSettings, latest_settings
-from ngrpo_kfp.pipelines.local.services import Services
+from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 from ngrpo_kfp.pipelines.planning.nodes import stage_of
@@ -158,6 +158,35 @@ def settings_of_version(version: ModelVersion, workspace: Workspace) -> RunSetti
         return None
     behind = [(_TRAINING, trained), *([] if judged is None else [("benchmark_evaluation", judged)])]
     return settings_behind(behind, workspace)
+
+
+def configuration_of_version(version: ModelVersion, workspace: Workspace) -> RunConfig | None:
+    """Return the configuration alone of `settings_of_version`."""
+    own = settings_of_version(version, workspace)
+    return None if own is None else own.config
+
+
+def looked_up_settings(what: str, model_name: str, workspace: Workspace) -> RunSettings | None:
+    """Look a version up in the registry, and return the configuration that it was made and measured by.
+
+    Args:
+        what: An alias, or the number of a version.
+        model_name: The registered model.
+        workspace: Where the runs are.
+
+    Returns:
+        The configuration; none if no run of the workspace made that version, or there is no such version.
+
+    Raises:
+        TrackingError: The registry cannot be reached.
+        StoreError: The embedded object store does not start.
+    """
+    with services(workspace):
+        from ngrpo.tracking.model_registry import ModelRegistry
+
+        registry = ModelRegistry(model_name)
+        version = registry.by_alias(what) if what in ALIASES else registry.version(what)
+        return None if version is None else settings_of_version(version, workspace)
 
 
 def configuration_of(run: Path) -> RunConfig:

@@ -31,6 +31,7 @@ from ngrpo_kfp.pipelines.local.runs import Kind, everything, find_run, name_of
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.stage_records import read_settings
 from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
+from ngrpo_kfp.pipelines.local.superseded_deployments import superseded_deployments
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def prune(workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], *, 
     return plan, True
 
 
-_IN_STORE = ("artifact", "checkpoints", "model files")
+_IN_STORE = ("artifact", "checkpoints", "model files", "replaced service")
 
 
 def plan_pruning(workspace: Workspace, wish: Wish, around: Services, *, ours_alone: bool) -> Pruning:
@@ -159,6 +160,7 @@ def plan_pruning(workspace: Workspace, wish: Wish, around: Services, *, ours_alo
         *(_model_files(around, registered, kept) if ours_alone else ()),
         *(_artifact(objects, artifact, stored[artifact], tags) for artifact in sorted(candidates)),
         *(_saves(objects, artifact, size) for artifact, size in sorted(checkpoints.items())),
+        *(_service(objects, key, size) for key, size in sorted(superseded_deployments(objects, tags).items())),
         *(
             _run(workspace, kind, directory, "dropped" if directory in dropped else f"not among the {wish.keep} newest")
             for kind, directory in going
@@ -385,6 +387,11 @@ def _saves(objects: ObjectStore, artifact: Artifact, size: int) -> Item:
     return Item(
         "checkpoints", place, size, "no run that is kept could go on from them", lambda: _remove(objects, place)
     )
+
+
+def _service(objects: ObjectStore, key: str, size: int) -> Item:
+    why = "a later run deployed a service of that name"
+    return Item("replaced service", key, size, why, partial(objects.delete, key))
 
 
 def _remove(objects: ObjectStore, place: str) -> None:

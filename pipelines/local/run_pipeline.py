@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
 from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
+from ngrpo_kfp.pipelines.local.tracking_ahead import tracking_ahead
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.content import read_contents
@@ -85,8 +85,7 @@ def run(
     if base is None:
         require_possible(config)
     require_key(config)
-    # Imported only now: it takes seconds, and is needed after the store is up and the plan is made.
-    threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
+    importing = tracking_ahead("ngrpo.tracking.mlflow_runs")
     with workspace.lock(), phase(console, _PREPARING) as prepared, services(workspace) as around:
         store = around.artifact_store(workspace)
         config = _based(config, base, around)
@@ -99,6 +98,7 @@ def run(
         with mentions_kept(workspace.mentions):
             plan = _plan(config, workspace, store, name)
         require_gpus(config, plan)
+        importing.join()
         require_imports(config, plan.stages_to_run)
         directory = workspace.new_run(name)
         write_state(directory / "config.json", config.model_dump(mode="json"))

@@ -34,6 +34,7 @@ from ngrpo_kfp.pipelines.local.named_model import (
     run_directory,
     settings_of,
 )
+from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.vouched_model import require_verified
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -72,8 +73,8 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     acting = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
     with services(workspace) as around:
         model = named_model(what, None, around, workspace)
-        require_verified(model, acting.signing, around)
-    own = settings_of(model, workspace)
+        own = settings_of(model, workspace)
+        require_verified(model, required_key(own, model.model_name, workspace).signing, around)
     config = acting if own is None else own.config
     whose = "the latest run: no run here made this version" if own is None else f"run {own.name}"
     console.print(escape(f"settings of {whose}"), soft_wrap=True)
@@ -167,7 +168,7 @@ def how_to(model: NamedModel, config: RunConfig, name: str, port: int) -> Iterat
     yield "print(answer.choices[0].message.content)"
     yield ""
     if model.version is not None:
-        yield f"ngrpo evaluate {model.version.version} {config.preset} --endpoint {url}"
+        yield f"ngrpo evaluate {model.version.version} --endpoint {url}"
     yield "Ctrl-C to stop"
 
 

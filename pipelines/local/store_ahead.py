@@ -18,8 +18,12 @@ def embeds_store() -> bool:
 
 
 @contextmanager
-def store_ahead(workspace: Workspace) -> Iterator[None]:
+def store_ahead(workspace: Workspace, *, stopped: bool = True) -> Iterator[None]:
     """Start the object store of an existing workspace in the background, if a run would start one; `services` then finds it running.
+
+    Args:
+        workspace: Whose store it is.
+        stopped: As of `services`, which does not wait while this context is open.
 
     Raises:
         ConfigError: The workspace cannot be created or used.
@@ -28,5 +32,5 @@ def store_ahead(workspace: Workspace) -> Iterator[None]:
     if not embeds_store() or not workspace.exists():
         yield
         return
-    with workspace.private(), starting(workspace.store):
+    with workspace.private(), starting(workspace.store, stopped=stopped):
         yield

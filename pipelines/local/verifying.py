@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngrpo.config import RunConfig
+from ngrpo.config.signing import SigningConfig
 from ngrpo.errors import TrackingError
 from ngrpo.signing.keys import PublicKey, public_key, read_public_key, require_library
-from ngrpo_kfp.pipelines.local.named_model import ALIASES, is_version, latest_configuration
+from ngrpo_kfp.pipelines.local.named_model import ALIASES, is_version, latest_configuration, settings_of_version
+from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -30,7 +31,8 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
     Args:
         what: `champion` or another alias, the number of a version, or a directory with a model and its signatures.
         model_name: The registered model; None for that of the latest run.
-        key_file: PEM file with the public key that must have signed it; None for `signing.public_key` of the latest run.
+        key_file: PEM file with the public key that must have signed it; None for that of the settings (`required_key`), and for a directory
+            that of the latest run's settings.
         workspace: Where runs and services are.
         console: Where the links are shown.
 
@@ -48,15 +50,13 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
 
         _judge(*evidence_in(Path(what)), given or _key_of_latest(workspace), console)
         return
-    config = latest_configuration(workspace) if model_name is None else None
-    key = given or (_key_of(config) if config is not None else _key_of_latest(workspace))
-    name = model_name if config is None else config.promotion.model_name
+    name = model_name or latest_configuration(workspace).promotion.model_name
     with services(workspace) as around, tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
         from ngrpo.signing.evidence import registered_evidence
         from ngrpo.storage.digest import file_digests
         from ngrpo.tracking.promotions import Promotions
 
-        promotions = Promotions.in_store(around.store_uri, str(name))
+        promotions = Promotions.in_store(around.store_uri, name)
         registry = promotions.registry
         version = registry.by_alias(what) if what in ALIASES else registry.version(what)
         if version is None:
@@ -65,6 +65,12 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
                 "another model"
             )
         evidence = registered_evidence(promotions, version)
+        key = given
+        if given is None:
+            required = required_key(settings_of_version(version, workspace), name, workspace)
+            key = _key_of(required.signing)
+            asked = "signing.public_key" if key is not None else "none asked for, by the settings"
+            console.print(escape(f"key: {asked} of {required.whose}"), soft_wrap=True)
         _judge(file_digests(registry.download(version, Path(scratch))), evidence, key, console)
 
 
@@ -87,12 +93,12 @@ def _judge(files: dict[str, str], evidence: Evidence, key: PublicKey | None, con
     console.print(f"{escape(evidence.label)}: no link is broken", soft_wrap=True)
 
 
-def _key_of(config: RunConfig) -> PublicKey | None:
-    text = config.signing.public_key
+def _key_of(signing: SigningConfig) -> PublicKey | None:
+    text = signing.public_key
     return None if text is None else public_key(text, "signing.public_key")
 
 
 def _key_of_latest(workspace: Workspace) -> PublicKey | None:
     """Return the key of the latest run; None if there is no run, or its settings name no key."""
     latest = latest_settings(workspace)
-    return None if latest is None else _key_of(latest.config)
+    return None if latest is None else _key_of(latest.config.signing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
-from ngrpo_kfp.pipelines.local.named_model import named_model
+from ngrpo_kfp.pipelines.local.named_model import configuration_of_version, named_model
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -39,7 +40,8 @@ def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
         if named.version is None:
             raise TrackingError(f"model {named.model_name}: the champion has no version; promote one")
         champion = Champion(named.model_name, named.version, named.directory, named.digest)
-        seen = look(config, champion, promotions, around.artifact_store(workspace))
+        made_by = partial(configuration_of_version, workspace=workspace)
+        seen = look(config, champion, promotions, around.artifact_store(workspace), made_by)
     if seen.drifts:
         console.print(_table(config, seen))
     console.print(escape(f"{'alert' if seen.alert else 'watch'}  {seen.summary}"), soft_wrap=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -18,7 +18,11 @@ from ngrpo.errors import ConfigError
 from ngrpo.storage.disk import disk_trouble
 from ngrpo.storage.state import DamagedStateError, read_state, write_state
 from ngrpo_kfp.pipelines.local.stage_records import read_plan, read_record
-from ngrpo_kfp.pipelines.planning.nodes import History
+
+if TYPE_CHECKING:
+    from ngrpo_kfp.pipelines.planning.nodes import History
+
+# The settings, which plans are made of, take a quarter of a second to import: the object store is started before.
 
 _STAMP = "%Y%m%d-%H%M%S-%f"
 _STAMP_LENGTH = len("20260131-235959-123456")
@@ -194,6 +198,8 @@ class Workspace:
 
     def history(self, preset: str) -> History:
         """Return the records of the last run of a preset, finished or not. They only explain plans, so damage is reported and ignored."""
+        from ngrpo_kfp.pipelines.planning.nodes import History
+
         runs = [run for run in self.runs.glob("*") if run.name[_STAMP_LENGTH:] == f"-{preset}"]
         for run in sorted(runs, reverse=True):
             try:

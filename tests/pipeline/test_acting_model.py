@@ -17,6 +17,7 @@ from ngrpo_kfp.pipelines.cli import acting
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.local import measuring, run_pipeline
+from ngrpo_kfp.pipelines.local.runs import RunSettings
 from promoting import PROBLEMS, evaluation_of, state
 
 pytestmark = pytest.mark.pipeline
@@ -150,16 +151,25 @@ def test_without_a_terminal_the_answer_is_no_and_with_one_it_is_what_is_typed(mo
         assert acting.confirmed("Sure?") is False
 
 
-def test_a_rerun_and_an_evaluation_of_the_champion_are_of_the_latest_run(home, ngrpo, monkeypatch):
+def test_a_rerun_is_of_the_latest_run_and_an_evaluation_of_the_run_that_made_the_version(home, ngrpo, monkeypatch):
     ran = []
     monkeypatch.setattr(run_pipeline, "run", lambda config, *_, **how: ran.append((config, how["rerun"])))
     monkeypatch.setattr(measuring, "measure", lambda config, model, *_: ran.append((config, model)))
-    for command in (("rerun", "ngrpo_training"), ("evaluate", "champion"), ("evaluate", "1")):
+    own = RunSettings("before", load_config(PRESETS / "tiny.toml", [f"promotion.model_name={NEW}", "training.steps=5"]))
+    made = {"champion": own, "1": None}
+    monkeypatch.setattr(acting, "looked_up_settings", lambda what, model_name, workspace: made[what])
+    for command, whose, steps in (
+        (("rerun", "ngrpo_training"), NEW_RUN, 7),
+        (("evaluate", "champion"), "before, which made champion", 5),
+        (("evaluate", "1"), f"{NEW_RUN}, the latest: no run here made 1", 7),
+    ):
         code, said = ngrpo(*command)
-        assert (code, said) == (0, f"model  {NEW}  (settings of run {NEW_RUN})\n"), command
+        assert (code, said) == (0, f"model  {NEW}  (settings of run {whose})\n"), command
         config, what = ran.pop()
         assert what == command[1]
-        assert (config.promotion.model_name, config.training.steps, config.preset) == (NEW, 7, "tiny")
+        assert (config.promotion.model_name, config.training.steps, config.preset) == (NEW, steps, "tiny")
+    assert ngrpo("evaluate", "champion", "--set", "training.steps=8")[0] == 0
+    assert (ran[-1][0].training.steps, ran[-1][0].promotion.model_name) == (8, NEW)
     assert ngrpo("rerun", "ngrpo_training", "--set", "training.steps=8", "--seed", "3")[0] == 0
     assert (ran[-1][0].training.steps, ran[-1][0].seed) == (8, 3)
     assert ngrpo("rerun", "ngrpo_training", "--preset", "tiny")[0] == 0

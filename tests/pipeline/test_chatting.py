@@ -104,15 +104,18 @@ def test_a_model_without_a_template_continues_the_text(workspace, model, prompts
 
 
 def test_a_dated_template_is_told_the_date_of_the_run_and_the_system_prompt_is_that_of_training(
-    workspace, model, prompts
+    workspace, model, prompts, capsys
 ):
     template = (model / "chat_template.jinja").read_text()
     (model / "chat_template.jinja").write_text(
         "{{ strftime_now('%d') }} " + template.replace("== 'user'", "in ['user', 'system']")
     )
     chat("champion", None, "3", GREEDY, workspace)
+    assert capsys.readouterr().err == "champion: no system prompt, temperature 1, for no run here made it\n"
     finished_run(workspace, f"model.template_date={date(2031, 5, 17)}", "data.system_prompt=stop")
     chat("champion", None, "3", GREEDY, workspace)
+    told = "champion: settings of the latest run, 20260101-000000-000000-tiny, for no run here made it\n"
+    assert capsys.readouterr().err == told
     default = re.fullmatch(r"(\d+) <user> 3 <assistant>", prompts[0])
     assert default
     assert prompts[1] == "17 <user> stop<user> 3 <assistant>".replace("stop<", "stop <")

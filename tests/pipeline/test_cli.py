@@ -323,6 +323,20 @@ def test_help_is_there_at_once():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["plan", "no-such-preset"], 2)])
+def test_the_process_ends_at_once(arguments, code):
+    """To take apart what was imported takes a second after MLflow; what libraries have to do at the end is done."""
+    script = (
+        "import atexit, sys\nfrom ngrpo_kfp.pipelines.cli import app as cli\n"
+        "class Last:\n    def __del__(self): print('torn down', flush=True)\nlast = Last()\n"
+        "guarded = cli._guarded\n"
+        "cli._guarded = lambda arguments: [atexit.register(print, 'ended'), guarded(arguments)][1]\n"
+        "sys.exit(cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (code, "ended"), done.stderr
+
+
 def test_make_says_what_can_be_made():
     root = Path(__file__).parents[2]
     told = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True, timeout=60).stdout

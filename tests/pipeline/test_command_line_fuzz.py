@@ -38,6 +38,7 @@ BEGINNINGS = (
     "cli.promotion.roll_back",
     "cli.promotion.show_history",
     "cli.deployment.deployed_configuration",
+    "cli.acting.looked_up_settings",
 )
 
 

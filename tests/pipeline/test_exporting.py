@@ -36,8 +36,14 @@ pytest_plugins = ["mlflow_database"]
 
 
 @pytest.fixture
-def model(tmp_path) -> Path:
-    return save_tiny_model(tmp_path / "artifact" / "model", hidden_size=128)
+def hidden_size() -> int:
+    """Heads are a quarter of it; vLLM's build for processors has those of 32 numbers, and none of 16."""
+    return 128
+
+
+@pytest.fixture
+def model(tmp_path, hidden_size) -> Path:
+    return save_tiny_model(tmp_path / "artifact" / "model", hidden_size=hidden_size)
 
 
 @pytest.fixture
@@ -107,7 +113,8 @@ def test_the_files_are_those_that_were_evaluated_and_the_card_says_how_to_use_th
 def test_an_unsigned_version_is_refused_where_a_key_is_asked_for(export, tmp_path):
     _, public = make_keys(tmp_path / "keys")
     run = Workspace(tmp_path / "outputs").new_run("20260101-000000-000000-tiny")
-    (run / "config.json").write_text(load_config(TINY, [f"signing.public_key={public}"]).model_dump_json())
+    settings = [f"signing.public_key={public}", f"promotion.model_name={NAME}"]
+    (run / "config.json").write_text(load_config(TINY, settings).model_dump_json())
     with pytest.raises(VerificationError, match="version 1 is unsigned"):
         export(tmp_path / "there")
     assert not (tmp_path / "there").exists()
@@ -163,8 +170,9 @@ def test_a_model_without_an_adapter(export, model, store, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.engine
-def test_vllm_loads_it_by_the_lines_that_are_printed(export, model, tmp_path):
-    printed = export(tmp_path / "there")
+@pytest.mark.parametrize(("hidden_size", "for_vllm"), [(128, False), (64, True)])
+def test_vllm_loads_it_by_the_lines_that_are_printed(export, model, tmp_path, for_vllm):
+    printed = export(tmp_path / "there", for_vllm=for_vllm)
     assert "not on this machine" not in printed
     script = tmp_path / "lines.py"
     body = "\n".join(f"    {line}" for line in lines(printed, "vLLM").splitlines())
@@ -179,9 +187,35 @@ def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeyp
     monkeypatch.setattr("ngrpo.data.vllm_service._HEADS_ON_CPU", (64,))
     printed = export(tmp_path / "there")
     assert (
-        "# not on this machine: the CPU build of vLLM has no attention with heads of 32 numbers, only of 64; `ngrpo serve` fills them up "
-        "with zeros\n" in printed
+        "# not on this machine: the CPU build of vLLM has no attention with heads of 32 numbers, only of 64; `ngrpo export champion DIR "
+        "--for-vllm` fills them up with zeros, as `ngrpo serve` does\n" in printed
     )
+
+
+@pytest.mark.parametrize("hidden_size", [64])
+def test_heads_are_filled_up_for_vllm_where_asked_and_the_answers_stay(export, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(exporting, "seal_of", lambda found, around: {"model.sig": b"of the original"})
+    printed = export(tmp_path / "wide", for_vllm=True)
+    assert "not on this machine" not in printed
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["head_dim"] == 32
+    assert not (tmp_path / "wide" / "model.sig").exists(), "it is not over these files"
+    card = (tmp_path / "wide" / "README.md").read_text()
+    assert "Attention heads were filled up with zeros" in card
+    assert model_digest(model) in card
+    exec(lines(printed, "transformers"), {})
+    assert capsys.readouterr().out.strip() == greedy(model, 256).strip()
+
+
+def test_heads_that_are_wide_enough_stay_and_those_that_cannot_be_filled_up_are_said(
+    export, model, tmp_path, monkeypatch
+):
+    export(tmp_path / "same", for_vllm=True)
+    assert file_digests(model).items() <= file_digests(tmp_path / "same").items()
+    monkeypatch.setattr("ngrpo.data.vllm_service._HEADS_ON_CPU", (80,))
+    with pytest.raises(DataError, match=r"^--for-vllm: .* heads of 32 numbers.* are no cure; export it without"):
+        export(tmp_path / "there", for_vllm=True)
+    assert not (tmp_path / "there").exists()
 
 
 # --- whole or not at all ------------------------------------------------------------------------------------------------
@@ -192,6 +226,7 @@ def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeyp
     [
         ({"dtype": "int8"}, "--dtype int8: no type to export; choose one of bfloat16, float16, float32"),
         ({"dtype": "float16", "adapter": True}, "--dtype goes with the merged model"),
+        ({"for_vllm": True, "adapter": True}, "--for-vllm goes with the merged model in its own type"),
         ({"hub": "name"}, "--hub 'name': no name of a repository; write org/name"),
         ({"hub": "../name"}, "--hub '../name': no name"),
         ({"hub": "org/name"}, "--hub org/name: no token; set HF_TOKEN"),
@@ -257,30 +292,50 @@ def test_files_that_change_on_the_way_are_not_exported(export, tmp_path, monkeyp
 # --- the hub (a stub on this machine) -----------------------------------------------------------------------------------
 
 
-def test_the_hub_gets_it_in_one_commit_of_a_private_repository(export, model, tmp_path, monkeypatch):
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that the real client of the hub talks to, with a token."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with hub_stub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
-        printed = export(tmp_path / "there", hub="org/name")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    with hub_stub() as stub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", stub.address)
+        yield stub
+
+
+def test_the_hub_gets_it_in_one_commit_of_a_private_repository(export, model, tmp_path, hub, capfd):
+    printed = export(tmp_path / "there", hub="org/name")
     assert [(made["organization"], made["name"], made["visibility"]) for made in hub.made] == [
         ("org", "name", "private")
     ]
     ((repository, message, files),) = hub.commits
     assert (repository, message) == ("org/name", f"{NAME}, champion, sha256 {model_digest(model)}")
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
+    assert list(hub.stored.values()) == [(model / "model.safetensors").read_bytes()], "weights go by LFS"
     assert hub.tokens == {"Bearer hf_secret"}
+    assert "uploaded  org/name, which is private\n" in printed
     assert 'pipeline("text-generation", "org/name")' in printed
-    assert "hf_secret" not in printed
+    assert "hf_secret" not in printed + "".join(capfd.readouterr())
 
 
-def test_a_hub_that_refuses_leaves_the_model_here(export, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with hub_stub() as hub:
-        hub.refuses = True
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
-        with pytest.raises(DataError) as refusal:
-            export(tmp_path / "there", hub="org/name")
+def test_a_repository_that_is_there_gets_a_commit_and_who_can_see_it_is_said(export, tmp_path, hub):
+    hub.public.add("org/name")
+    printed = export(tmp_path / "there", hub="org/name")
+    assert (hub.made, [repository for repository, _, _ in hub.commits]) == ([], ["org/name"])
+    assert "uploaded  org/name, which is public: it was there before\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("part", "code"),
+    [("/repos/create", 401), ("/repos/create", 403), ("/preupload/", 403), ("/lfs/", 403), ("/commit/", 409)],
+)
+def test_a_hub_that_refuses_leaves_the_model_here(export, tmp_path, hub, capfd, part, code):
+    hub.refusals[part] = code
+    with pytest.raises(DataError) as refusal:
+        export(tmp_path / "there", hub="org/name")
     (line,) = str(refusal.value).splitlines()
     assert line.startswith("--hub org/name: not uploaded: ")
+    assert str(code) in line
     assert f"the model is in {tmp_path / 'there'}: upload it again with `hf upload org/name" in line
+    assert "hf_secret" not in line + "".join(capfd.readouterr())
     assert (tmp_path / "there" / "model.safetensors").exists()
+    assert hub.commits == []

@@ -136,7 +136,7 @@ def test_without_a_name_the_registered_model_is_that_of_the_latest_run(find, pro
 
 
 def test_the_settings_of_a_version_are_those_of_the_run_that_made_it(find, promote, workspace, monkeypatch, capsys):
-    monkeypatch.setattr(deployment, "services", lambda workspace: nullcontext())
+    monkeypatch.setattr(module, "services", lambda workspace: nullcontext())
 
     def leave(day: int, name: str, judged: str) -> None:
         run = workspace.new_run(f"2026010{day}-000000-000000-tiny")

@@ -13,6 +13,7 @@ from test_run_experiment import Lab
 
 from measuring import measured
 from ngrpo.config import load_config
+from ngrpo.contracts.deployment import write_deployment
 from ngrpo.contracts.promotion import write_promotion
 from ngrpo.errors import ConfigError
 from ngrpo.notifications import webhooks
@@ -213,7 +214,7 @@ class Cluster:
         monkeypatch.setenv("NGRPO_CACHE_DIR", str(folder / "cache"))
         monkeypatch.setenv("NGRPO_WORK_DIR", str(folder / "work"))
 
-    def node(self, stage, key="", made=True, promotion=None):
+    def node(self, stage, key="", made=True, promotion=None, deployment=None):
         self.told["nodes"].append({"name": stage, "stage": stage, "key": key})
         if made:
             payload = self.folder / "payload" / stage
@@ -221,6 +222,8 @@ class Cluster:
             (payload / "metrics.json").write_text("{}")
             if promotion is not None:
                 write_promotion(payload, promotion)
+            if deployment is not None:
+                write_deployment(payload, deployment)
             self.store.publish(stage, key or "run-1", payload, config_digest="c", code_version="v", inputs={})
 
     def tried(self, stage, key, run="run-1", **ended):
@@ -261,6 +264,55 @@ def test_the_decision_of_a_run_is_told_whatever_kubeflow_says_of_it(cluster, mon
     else:
         (document,) = there.documents
         assert (document["event"], document["run"], document["version"]) == (kind, "run-1", 3)
+
+
+def deployment(what):
+    return {
+        "layout": 1,
+        "decision": what,
+        "reason": "endpoint and stage are equal within ±5 points",
+        "model": "m",
+        "version": 3,
+        "differences": {"arithmetic": {"value": 0.5, "interval": [-1.0, 2.0]}} if what == "deployed" else {},
+    }
+
+
+@pytest.mark.parametrize("form", ["json", "slack", "teams"])
+def test_what_became_of_a_deployment_is_told_after_the_decision(cluster, monkeypatch, form):
+    refusal = "model m: version 3 is not deployed: on arithmetic the endpoint is -25.00 points off the stage"
+    cluster.told["notifications"]["team"]["format"] = form
+    cluster.node("model_promotion", promotion=decision("promoted"))
+    cluster.node("deploy", made=False)
+    cluster.tried("deploy", "run-1", outcome="failed", error="canary-of the moon", reason=refusal)
+    with receiver() as there:
+        monkeypatch.setenv("TEAM_WEBHOOK", there.url)
+        cluster.tell("FAILED")
+        cluster.told["nodes"].pop()
+        cluster.node("deploy", deployment=deployment("deployed"))
+        cluster.tell()
+    promoted, refused, again, deployed = (json.dumps(each, ensure_ascii=False) for each in there.documents)
+    hidden(promoted, refused, again, deployed)
+    if form == "json":
+        told = [(each["event"], each["model"], each["version"], each["run"]) for each in there.documents]
+        assert told == [(event, "m", 3, "run-1") for event in ("promoted", "not_deployed", "promoted", "deployed")]
+        assert there.documents[1]["summary"] == f"deploy: {refusal}"
+        assert there.documents[3]["facts"] == {"arithmetic: points off": 0.5}
+    else:
+        assert "model not deployed: m version 3" in refused
+        assert "on arithmetic the endpoint is -25.00 points off" in refused
+        assert "model deployed: m version 3" in deployed
+        assert "arithmetic: points off: 0.5" in deployed
+
+
+def test_a_deployment_that_was_skipped_and_a_run_that_failed_before_it_tell_of_none(cluster, monkeypatch):
+    cluster.node("model_promotion", promotion=decision("kept"))
+    cluster.node("deploy", deployment=deployment("skipped"))
+    with receiver() as there:
+        monkeypatch.setenv("TEAM_WEBHOOK", there.url)
+        cluster.tell()
+        cluster.node("ngrpo_training", "k1", made=False)
+        cluster.tell("FAILED")
+    assert [document["event"] for document in there.documents] == ["kept", "failed"]
 
 
 @pytest.mark.parametrize(

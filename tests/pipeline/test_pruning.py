@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,6 +142,30 @@ def test_what_the_ledger_the_watch_and_promotions_keep_stays(home, prune, object
     gone = prune(keep=1)
     assert {f"artifact ngrpo_training/{key}", f"run {old}"} <= set(gone)
     assert set(kept) <= set(objects.list(""))
+
+
+@pytest.mark.parametrize("ours_alone", [True, False])
+def test_of_services_that_deployments_replaced_the_newest_stays(home, prune, objects, ours_alone):
+    def deployed(run, day, service="ngrpo.json", **ended):
+        objects.put_bytes(b"{}", f"deployments/{run}/{service}")
+        attempt = begin("deploy", run, pipeline_run=run, pod="pod", number=1, of=3)
+        keep(objects, replace(attempt, name=f"2026010{day}T000000000000Z-pod", **({"outcome": "succeeded"} | ended)))
+        objects.put_bytes(b"{}", f"deploy/{run}/manifest.json")
+
+    home.run({})
+    deployed("z-first", 1)
+    deployed("a-second", 2, outcome="failed")
+    deployed("m-third", 3)
+    deployed("other", 1, "another.json")
+    deployed("lost", 1, outcome="running")
+    objects.put_bytes(b"{}", "deployments/unknown/ngrpo.json")
+    everything = objects.list("deployments/")
+    gone = [f"replaced service deployments/{run}/ngrpo.json" for run in ("a-second", "z-first")]
+    shown = prune(1, ours_alone=ours_alone, really=False)
+    assert [line for line in shown if line.startswith("replaced")] == gone
+    assert objects.list("deployments/") == everything, "a plan changes nothing"
+    prune(1, ours_alone=ours_alone)
+    assert sorted(set(everything) - set(objects.list("deployments/"))) == [line.split()[-1] for line in gone]
 
 
 def test_the_latest_finished_run_stays_behind_runs_that_failed(home, prune, artifacts):

@@ -417,7 +417,7 @@ def test_what_the_shell_has_set_does_not_stand_in_the_way(s3, monkeypatch):
 
 def test_a_server_that_was_started_ahead_is_the_one_that_is_served(tmp_path, connect):
     """And who only reads does not wait for its end, which comes all the same."""
-    with starting(tmp_path / "store"):
+    with starting(tmp_path / "store", stopped=False):
         with serve(tmp_path / "store", stopped=False) as endpoint:
             connect(endpoint).put_bytes(b"hello", "x")
             processes = family(endpoint)

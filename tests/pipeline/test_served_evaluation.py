@@ -15,7 +15,7 @@ from endpoint_stub import EndpointStub, serving
 from ngrpo.config import DeployConfig, InitializedModel, load_config, select
 from ngrpo.contracts.evaluation import read_evaluation
 from ngrpo.data import initialized
-from ngrpo.errors import ConfigError, DeploymentError
+from ngrpo.errors import ConfigError, DeploymentError, EngineError
 from ngrpo.stages import deploy
 from ngrpo.stages.context import Context
 from ngrpo.stages.surroundings import IMAGES
@@ -26,6 +26,7 @@ from ngrpo_kfp.pipelines.cli import deployment
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import MIDDLE, NAME, TINY, candidate, decide
+from receiver import receiver
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -119,6 +120,7 @@ def deploying(champion, tmp_path, monkeypatch):
         TINY,
         [
             f"promotion.model_name={NAME}",
+            "notifications.team.url_from=TEAM_WEBHOOK",
             "resources.benchmark_evaluation.gpus=1",
             "resources.benchmark_evaluation.memory_gib=64",
         ],
@@ -126,9 +128,11 @@ def deploying(champion, tmp_path, monkeypatch):
     monkeypatch.setattr(deployment, "Kubernetes", lambda: cluster)
     monkeypatch.setattr(deployment, "stored_positions", lambda stored: 64)
 
-    def function(what: str, lost: int) -> tuple[bool, str]:
+    def function(what: str, lost: int | None) -> tuple[bool, str]:
         def measure(config, model, workspace, console):
             asked.append((config.evaluation.endpoint.url, model))
+            if lost is None:
+                raise EngineError("the endpoint said: the moon")
             evaluation = json.loads(champion.read_text())
             counts = evaluation["models"]["trained"]["arithmetic"]["per_problem"]
             evaluation["models"]["trained"]["arithmetic"]["per_problem"] = {
@@ -157,11 +161,21 @@ def test_a_champion_that_does_as_it_was_evaluated_is_kept(deploying):
     assert deploying.cluster.history == [f"{NAME}/1"]
 
 
-def test_a_champion_that_does_worse_is_taken_back(deploying):
-    kept, told = deploying("champion", 1)
-    assert not kept
-    assert "deployment refused: on arithmetic the endpoint is -12.50 points off the stage" in told
-    assert deploying.cluster.history == [f"{NAME}/1", "deleted"]
+def test_a_champion_that_does_worse_is_taken_back_and_who_asked_is_told(deploying, monkeypatch):
+    with receiver() as there:
+        monkeypatch.setenv("TEAM_WEBHOOK", there.url)
+        kept, told = deploying("champion", 1)
+        assert not kept
+        assert "deployment refused: on arithmetic the endpoint is -12.50 points off the stage" in told
+        assert deploying.cluster.history == [f"{NAME}/1", "deleted"]
+        assert deploying("champion", 0)[0]
+        with pytest.raises(EngineError):
+            deploying("champion", None)
+    refused, kept, failed = there.documents
+    assert [each["event"] for each in there.documents] == ["not_deployed", "deployed", "not_deployed"]
+    assert refused["summary"].startswith("on arithmetic the endpoint is -12.50 points off the stage")
+    assert (refused["version"], refused["facts"]) == (1, {"arithmetic: points off": -12.5})
+    assert "the moon" not in failed["summary"], "the error of an engine may quote an answer"
 
 
 @pytest.mark.parametrize("what", ["nobody", "0", "", "org/name@" + "0" * 40, "s3://bucket/model"])

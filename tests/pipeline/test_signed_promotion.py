@@ -144,15 +144,30 @@ def test_a_promotion_without_a_key_says_so_and_is_no_refusal_unless_a_key_is_ask
     assert "is unsigned: nothing vouches for it, and a signature by the key" in told
 
 
-@pytest.mark.long
-def test_the_key_of_the_latest_run_counts_where_none_is_named(promotions, promote, keys, capsys, tmp_path):
-    promote("first")
-    latest = tmp_path / "outputs" / "runs" / "20260101-000000-000000-tiny"
-    latest.mkdir(parents=True)
-    config = load_config(TINY, [f"signing.public_key={keys[1]}", f"promotion.model_name={NAME}"])
-    write_state(latest / "config.json", config.model_dump(mode="json"))
-    code, told = verify(capsys, "champion")
-    assert (code, "is asked for" in told) == (2, True)
+def test_the_key_of_the_run_that_made_it_counts_not_that_of_the_latest(promotions, promote, keys, capsys, tmp_path):
+    foreign = make_keys(tmp_path / "foreign")[1]
+
+    def leave(day: int, trained: str, model_name: str, *overrides: str) -> None:
+        run = tmp_path / "outputs" / "runs" / f"2026010{day}-000000-000000-tiny"
+        run.mkdir(parents=True)
+        config = load_config(TINY, [f"promotion.model_name={model_name}", *overrides])
+        write_state(run / "config.json", config.model_dump(mode="json"))
+        stages = {"ngrpo_training": {"key": trained, "artifact": "s3://x/y/"}}
+        write_state(run / "summary.json", {"stages": stages, "wall_seconds": 1.0, "mlflow": {"run_id": "r"}})
+
+    promote("first", private=keys[0])
+    leave(1, "key-first", NAME, f"signing.public_key={keys[1]}")
+    leave(2, "key-other", NAME, f"signing.public_key={foreign}")
+    leave(3, "key-another", "another", f"signing.public_key={foreign}")
+    code, told = verify(capsys, "champion", "--model", NAME)
+    assert (code, told.count("holds")) == (0, 6)
+    assert "key: signing.public_key of run 20260101-000000-000000-tiny, which made it\n" in told
+    # A run that names no key does not do away with that of its model.
+    shutil.rmtree(tmp_path / "outputs" / "runs" / "20260101-000000-000000-tiny")
+    leave(1, "key-first", NAME)
+    code, told = verify(capsys, "champion", "--model", NAME)
+    assert (code, "version 1: key: a foreign key" in told) == (2, True)
+    assert f"key: signing.public_key of run 20260102-000000-000000-tiny, the newest of {NAME}\n" in told
 
 
 def _other_evaluation(data: bytes) -> bytes:

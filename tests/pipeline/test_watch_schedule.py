@@ -106,6 +106,21 @@ def test_the_task_fails_where_there_is_an_alert_or_an_error(monkeypatch, capsys)
     assert said.err == "the endpoint cannot be reached\n"
 
 
+def test_the_task_has_the_key_only_where_it_may_roll_back():
+    key = ["signing.private_key=$NGRPO_SIGNING_KEY", "cluster.secrets.ngrpo-signing.NGRPO_SIGNING_KEY=signing.pem"]
+
+    def variables(*overrides: str) -> set[str]:
+        config = load_config(PRESETS / "tiny.toml", [f"watch.endpoint.url={URL}", *overrides], CLUSTER)
+        _, platform = load_ir(compile_watch(config, IMAGES))
+        (pod,) = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+        return {pair["envVar"] for secret in pod.get("secretAsEnv", ()) for pair in secret["keyToEnv"]}
+
+    assert "NGRPO_SIGNING_KEY" not in variables(*key)
+    assert "NGRPO_SIGNING_KEY" in variables(*key, "watch.action=rollback")
+    with pytest.raises(ConfigError, match="pods have no variable NGRPO_SIGNING_KEY"):
+        variables(key[0], "watch.action=rollback")
+
+
 def test_without_settings_there_is_nothing_to_compile():
     with pytest.raises(ConfigError, match="name the endpoint with --endpoint URL, as pods reach it"):
         compile_watch(load_config(PRESETS / "tiny.toml", [], CLUSTER), IMAGES)

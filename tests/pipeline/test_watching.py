@@ -22,6 +22,9 @@ from ngrpo.config import (
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, EngineError, StoreError, TrackingError
 from ngrpo.evaluation.endpoint_identity import digest_name
+from ngrpo.signing.evidence import registered_evidence
+from ngrpo.signing.keys import read_public_key
+from ngrpo.signing.verification import examine
 from ngrpo.stages import benchmark_evaluation, model_promotion
 from ngrpo.stages.champion_watch import Seen
 from ngrpo.stages.context import Context
@@ -37,6 +40,7 @@ from ngrpo_kfp.pipelines.local.watching import watch
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import NAME, write_manifest
 from receiver import receiver
+from signing_keys import make_keys
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -193,12 +197,22 @@ def test_one_that_has_become_worse_is_an_alert_and_stays_one(place, endpoint):
     assert "since look 1" in place.look(endpoint.url).summary
 
 
-def test_where_the_settings_say_so_the_promotion_is_undone(place, endpoint):
+def test_where_the_settings_say_so_the_promotion_is_undone_and_that_is_signed(place, endpoint, tmp_path):
     before = place.promote(1)
     version = place.promote(0, right=3)
-    seen = place.look(endpoint.url, "watch.action=rollback")
+    private, public = make_keys(tmp_path / "keys")
+    asked = len(endpoint.requests)
+    with pytest.raises(ConfigError, match="or decide unsigned"):
+        place.look(endpoint.url, "watch.action=rollback", f"signing.private_key={tmp_path}/none.pem")
+    assert len(endpoint.requests) == asked, "refused before anything is asked"
+    seen = place.look(endpoint.url, "watch.action=rollback", f"signing.private_key={private}")
     assert seen.rolled_back
     assert f"rolled back: the champion is version {before}" in seen.summary
+    assert f"version {version} is signed by the key sha256" in seen.summary
+    evidence = registered_evidence(Promotions.in_store(place.objects.uri, NAME), place.registry.version(version))
+    links = examine(place.models[0], evidence, read_public_key(public, "key"))
+    assert [link.state for link in links] == ["holds"] * 6
+    assert "rolled_back" in links[4].said
     assert place.registry.aliases()[CHAMPION] == before
     (entry,) = [
         each for each in Promotions.in_store(place.objects.uri, NAME).history() if each["decision"] == "rolled_back"
@@ -379,15 +393,23 @@ def test_the_command_ends_with_one_where_there_is_an_alert(place, endpoint, monk
     monkeypatch.setenv("NGRPO_HOME", str(place.workspace.root))
     assert cli.main(["watch", "--endpoint", endpoint.url]) == 2
     assert "no run here whose settings can be read" in capsys.readouterr().err
-    run = place.workspace.new_run("20260101-000000-000000-small")
-    (run / "config.json").write_text(settings().model_dump_json())
+    stages = {"ngrpo_training": {"key": "key-0", "artifact": "s3://x/y/"}}
+    for day, made, config in ((1, stages, settings()), (2, {}, settings("evaluation.max_tokens=9"))):
+        run = place.workspace.new_run(f"2026010{day}-000000-000000-small")
+        (run / "config.json").write_text(config.model_dump_json())
+        (run / "summary.json").write_text(json.dumps({"stages": made, "wall_seconds": 1.0, "mlflow": {"run_id": "r"}}))
     place.workspace.set_latest(run)
     place.promote(0)
-    assert cli.main(["watch", "--endpoint", endpoint.url]) == 0, "by the configuration of the latest run"
-    assert "as it was" in capsys.readouterr().out
+    assert cli.main(["watch", "--endpoint", endpoint.url]) == 0, "by the configuration of the run that made it"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(settings of run 20260101-000000-000000-small, which made champion)" in said
+    assert "as it was" in said
     place.promote(1)
-    assert cli.main(["watch", "--endpoint", endpoint.url]) == 1
-    assert "alert  model" in capsys.readouterr().out
+    command = ["watch", "--endpoint", endpoint.url, "--set", "evaluation.max_tokens=4"]
+    assert cli.main(command) == 1, "no run here made it, so that the latest counts"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "run 20260102-000000-000000-small, the latest: no run here made champion" in said
+    assert "alert model" in said
     assert cli.main(["watch"]) == 2
     assert "watch: no settings; name the endpoint with --endpoint URL" in capsys.readouterr().err
     assert cli.main(["watch", "--endpoint", endpoint.url, "--cron", "@daily"]) == 2

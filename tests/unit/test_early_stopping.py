@@ -25,6 +25,7 @@ from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, StoreError
 from ngrpo.evaluation import configured_sampler
 from ngrpo.evaluation.curtailment import Counts, error_of_a_look, foresee, looks
+from ngrpo.evaluation.gains import gain_of
 from ngrpo.evaluation.gate import Measured, compare
 from ngrpo.evaluation.statistics import pass_at_k
 from ngrpo.mixing.records import RolloutRecords
@@ -431,3 +432,12 @@ def test_the_report_says_what_was_saved(stage):
     assert "2 of 8 planned samples" in sums.stopped
     assert "180 of 240 samples were saved" in sums.stopped
     assert [each.stopped for each in view if each.name == "others"] == [None]
+
+
+def test_the_gain_of_a_run_that_stopped_is_that_of_the_samples_that_each_model_has(stage):
+    evaluation = read_evaluation(stage.evaluate(0.9) / "evaluation.json", "")
+    trained, start = (evaluation["models"][model]["sums"] for model in ("trained", "warm_start"))
+    assert trained["n_samples"] < max(start["per_problem"].values()), "or nothing is shown"
+    gain = gain_of(evaluation, "sums", config().evaluation, seed=0)
+    assert gain.points == pytest.approx(100 * (trained["mean"] - start["mean"]))
+    assert gain.low < gain.points < gain.high

@@ -40,14 +40,15 @@ def test_the_module_of_a_stage_is_imported_so(monkeypatch, tmp_path):
     assert replace(STAGES["prepare_data"]).function()() is None
 
 
-def test_decisions_by_hand_do_without_what_mlflow_imports_for_others():
+def test_mlflow_is_imported_ahead_without_what_it_imports_for_others():
     """In a process of its own, as a command is: where MLflow is imported already, nothing is hidden from it."""
     script = (
-        "from ngrpo_kfp.pipelines.cli import promotion; promotion._import_tracking(); import ngrpo.tracking.promotions"
+        "import sys\nfrom ngrpo_kfp.pipelines.local.tracking_ahead import UNUSED_BY_MLFLOW, tracking_ahead\n"
+        "tracking_ahead('ngrpo.tracking.promotions').join()\nimport ngrpo.tracking.promotions, ngrpo.tracking.database\n"
+        "print([name for name in UNUSED_BY_MLFLOW if name in sys.modules])"
     )
-    script += "; import sys; print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 def test_what_is_put_off_is_imported_when_something_of_it_is_asked_for(tmp_path, monkeypatch):

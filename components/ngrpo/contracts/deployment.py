@@ -9,9 +9,11 @@ from pydantic import FiniteFloat
 from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
 
 from ngrpo.contracts.evaluation import Interval
-from ngrpo.contracts.layout import write_json
+from ngrpo.contracts.layout import read_layout, write_json
 
 DEPLOYMENT = "deployment.json"
+REPLACED = "deployments"
+"""Folder of the artifact store: by run and name, the service that was there before the run deployed (`<run>/<name>.json`)."""
 
 
 class Difference(TypedDict):
@@ -35,3 +37,12 @@ class Deployment(TypedDict):
 def write_deployment(artifact: Path, deployment: Deployment) -> None:
     """Write what became of a deployment into the artifact of its stage."""
     write_json(artifact / DEPLOYMENT, deployment)
+
+
+def read_deployment(artifact: Path, cure: str) -> Deployment:
+    """Return what became of a deployment.
+
+    Raises:
+        StoreError: The file cannot be read, is damaged or of another layout.
+    """
+    return read_layout(artifact / DEPLOYMENT, Deployment, cure=cure)

@@ -32,10 +32,9 @@ def gain_of(evaluation: Evaluation, benchmark: str, settings: EvaluationConfig, 
     """
     trained, start = (evaluation["models"][model][benchmark] for model in ("trained", "warm_start"))
     # In the order in which the intervals of evaluation.json were drawn.
+    # Each has its own number of samples: an evaluation may stop early.
     after, before = (
-        mean_at_n(
-            np.array([result["per_problem"][problem] for problem in trained["per_problem"]]), trained["n_samples"]
-        )
+        mean_at_n(np.array([result["per_problem"][problem] for problem in trained["per_problem"]]), result["n_samples"])
         for result in (trained, start)
     )
     mean, low, high = paired_difference(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ngrpo.config.notifications import EventKind
+from ngrpo.contracts.deployment import Difference
 from ngrpo.contracts.promotion import Promotion
 
 Fact = str | int | float | bool | None
@@ -45,3 +46,20 @@ def decided(promotion: Promotion, run: str | None) -> Event | None:
             "confidence": comparison["confidence"],
         }
     return Event(promotion["decision"], run, promotion["model"], promotion["version"], promotion["reason"], facts)
+
+
+def deployed(
+    model_name: str, version: int, run: str | None, reason: str, differences: Mapping[str, Difference], *, kept: bool
+) -> Event:
+    """Return the event of a deployment that was kept, refused or failed.
+
+    Args:
+        model_name: Registered model.
+        version: Its version.
+        run: The run that deployed it; none where a person did.
+        reason: Why, in one sentence.
+        differences: Endpoint less stage by benchmark, as far as that was measured.
+        kept: Whether the deployment was kept.
+    """
+    facts = {f"{name}: points off": round(each["value"], 2) for name, each in differences.items()}
+    return Event("deployed" if kept else "not_deployed", run, model_name, version, reason, facts)

@@ -21,6 +21,8 @@ _HEADLINES: dict[EventKind, str] = {
     "failed": "run failed",
     "promoted": "new champion",
     "kept": "champion kept",
+    "deployed": "model deployed",
+    "not_deployed": "model not deployed",
     "rolled_back": "champion rolled back",
     "watch_alert": "champion watch: alert",
     "finished": "experiment finished",

@@ -26,6 +26,8 @@ class Exported:
     """Type that the weights were converted to; none where they are byte for byte what was evaluated."""
     place: str
     """Directory, or repository of the hub, that it is loaded from."""
+    filled_up: bool = False
+    """Whether attention heads were filled up with zeros, for vLLM's build for processors."""
 
 
 def exported_card(exported: Exported, card: str | None) -> str:
@@ -91,4 +93,9 @@ def _files(exported: Exported) -> str:
         return f"The adapter that was merged into {source}."
     if exported.dtype is not None:
         return f"Exported from {source}. The weights were converted to {exported.dtype}; what was evaluated are the original ones."
+    if exported.filled_up:
+        return (
+            f"Exported from {source}. Attention heads were filled up with zeros, as vLLM's build for processors needs it. The model "
+            "computes the same; what was evaluated are the original weights."
+        )
     return f"Exported from {source}. Weights, settings and tokenizer are byte for byte what was evaluated."

@@ -9,10 +9,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow.entities.model_registry import ModelVersion
 
@@ -22,7 +22,7 @@ from ngrpo.config.stages import BenchmarkEvaluationConfig
 from ngrpo.config.watch import WatchConfig
 from ngrpo.contracts.evaluation import Evaluation, parse_evaluation
 from ngrpo.data.model_directory import read_config
-from ngrpo.errors import ConfigError, DataError, StoreError, TrackingError
+from ngrpo.errors import ConfigError, DataError, NGRPOError, StoreError, TrackingError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
 from ngrpo.evaluation.drift import Drift, drifts
 from ngrpo.evaluation.endpoint_identity import OtherModelError
@@ -35,10 +35,15 @@ from ngrpo.grading.grader import Grader
 from ngrpo.notifications.events import Event, Fact
 from ngrpo.notifications.webhooks import announce
 from ngrpo.rollout.loading import load_tokenizer
+from ngrpo.stages.decision_seal import decision_key, sign_decision
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.tracking.model_registry import PREVIOUS_CHAMPION, evaluation_key
 from ngrpo.tracking.promotions import Promotions
 from ngrpo.tracking.watches import Look, Series, Terms, Watches
+
+if TYPE_CHECKING:
+    from ngrpo.signing.keys import PrivateKey
+    from ngrpo.stages.decision_seal import MadeBy
 
 _DATASET = "ngrpo.input.dataset"
 """Tag of a version: key of the data that it was trained on, and measured by (`ngrpo.stages.model_promotion`)."""
@@ -104,7 +109,13 @@ def announce_alert(config: RunConfig, seen: Seen) -> None:
         announce(config.notifications, Event(kind, None, seen.model_name, int(seen.version), seen.summary, facts))
 
 
-def look(config: RunConfig, champion: Champion, promotions: Promotions, store: ArtifactStore) -> Seen:
+def look(
+    config: RunConfig,
+    champion: Champion,
+    promotions: Promotions,
+    store: ArtifactStore,
+    made_by: MadeBy = lambda version: None,
+) -> Seen:
     """Measure the served champion, compare it with the evaluation it was promoted on, and act as the settings say.
 
     An endpoint that serves another model is an alert, not a look. One that cannot be reached is an error, because the model's state is
@@ -115,16 +126,18 @@ def look(config: RunConfig, champion: Champion, promotions: Promotions, store: A
         champion: The champion.
         promotions: Promotions of the model.
         store: The artifact store, which has the problems.
+        made_by: Gives the settings of the run that made the champion, for the statement on a rollback.
 
     Raises:
         ConfigError: There are no settings, or they are not those that the champion was measured by; the endpoint refuses the token or a
-            request.
+            request; a rollback could not be signed, as there is no key of the kind that the settings name.
         EngineError: The endpoint cannot be reached or fails.
         TrackingError: The champion's evaluation is gone, or the registry cannot be reached.
         DataError: Its evaluation is of other weights, or cannot be compared, or its problems are gone.
         StoreError: The store cannot be reached, or the series or the evaluation is damaged.
     """
     settings = watch_settings(config)
+    signer = decision_key(config) if settings.action == "rollback" else None
     evaluation, key = _evaluation(promotions, champion)
     names = sorted(set(settings.benchmarks or (config.promotion.benchmark,)))
     dataset = _dataset(champion, names, store)
@@ -143,7 +156,12 @@ def look(config: RunConfig, champion: Champion, promotions: Promotions, store: A
         return Seen(champion.model_name, champion.number, summary, alert=True, rolled_back=False, facts=facts)
     series, found = _recorded(settings, promotions, champion, evaluation, key, benchmarks, correct, seed)
     before = {name: evaluation["models"][MODEL][name]["mean"] for name in found}
-    return _judged(settings, promotions, champion, series, found, before)
+    seen = _judged(settings, champion, series, found, before)
+    if not seen.alert or settings.action != "rollback":
+        return seen
+    rolled_back, more = _rolled_back(promotions, champion.number, len(series["looks"]), signer, made_by)
+    facts = {**seen.facts, "rolled_back": rolled_back}
+    return replace(seen, summary=f"{seen.summary}; {more}", rolled_back=rolled_back, facts=facts)
 
 
 def watch_settings(config: RunConfig) -> WatchConfig:
@@ -302,13 +320,12 @@ def _recorded(
 
 def _judged(
     settings: WatchConfig,
-    promotions: Promotions,
     champion: Champion,
     series: Series,
     found: Mapping[str, Drift],
     before: Mapping[str, float],
 ) -> Seen:
-    """Act on the finding as the settings say."""
+    """Put the finding into words."""
     number, version = len(series["looks"]), champion.number
     said = ", ".join(f"{name} {interval_text(drift)}" for name, drift in found.items())
     facts = _facts(champion, settings) | {
@@ -333,24 +350,27 @@ def _judged(
         f"{who}: worse by more than {settings.margin:g} points than it was promoted for{since}, at {settings.confidence:.0%} confidence "
         f"over all looks; look {number}: {said}"
     )
-    rolled_back = False
-    if settings.action == "rollback":
-        rolled_back, more = _rolled_back(promotions, version, number)
-        summary += f"; {more}"
-    return Seen(
-        champion.model_name, version, summary, True, rolled_back, facts | {"rolled_back": rolled_back}, found, before
-    )
+    return Seen(champion.model_name, version, summary, True, False, facts | {"rolled_back": False}, found, before)
 
 
-def _rolled_back(promotions: Promotions, version: str, look: int) -> tuple[bool, str]:
-    """Undo the promotion of a version, unless the model would be left without a champion; return what was done."""
+def _rolled_back(
+    promotions: Promotions, version: str, look: int, signer: PrivateKey | None, made_by: MadeBy
+) -> tuple[bool, str]:
+    """Undo the promotion of a version, unless the model would be left without a champion, and sign that; return what was done."""
     if promotions.registry.aliases()[PREVIOUS_CHAMPION] is None:
         return False, "not rolled back: there is no champion before it"
     try:
         entry = promotions.rollback(f"the watch found it worse than it was promoted for, at look {look}", of=version)
     except TrackingError as error:
         return False, f"not rolled back: {error}"
-    return True, f"rolled back: the champion is version {entry['after']['champion']}; serve that one"
+    said = f"rolled back: the champion is version {entry['after']['champion']}; serve that one"
+    if signer is None:
+        return True, said
+    try:
+        signed = sign_decision(promotions, {**entry, "model": promotions.registry.name}, signer, made_by)
+    except NGRPOError as error:  # the rollback stands, and is told all the same
+        signed = f"version {version} is not signed: {error}"
+    return True, f"{said}; {signed}"
 
 
 def _who(champion: Champion) -> str:

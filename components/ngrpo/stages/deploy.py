@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ngrpo.config import BenchmarkEvaluationConfig, DeployConfig, EvaluationConfig, RegisteredModel, validate
 from ngrpo.config.stages import WarmStartLength
-from ngrpo.contracts.deployment import Deployment, write_deployment
+from ngrpo.contracts.deployment import Deployment, Difference, write_deployment
 from ngrpo.contracts.evaluation import Evaluation, read_evaluation
 from ngrpo.contracts.layout import LAYOUT
 from ngrpo.contracts.metrics import write_metrics
@@ -90,6 +90,11 @@ def _measuring(config: DeployConfig, url: str) -> BenchmarkEvaluationConfig:
     )
 
 
+def differences_of(verdict: Equivalence) -> dict[str, Difference]:
+    """Return the differences between endpoint and stage by benchmark, as `deployment.json` has them."""
+    return {each.benchmark: {"value": each.value, "interval": [each.low, each.high]} for each in verdict.differences}
+
+
 def _write(output: Path, context: Context, promotion: Promotion, reason: str, kept: Equivalence | None) -> None:
     deployment: Deployment = {
         "layout": LAYOUT,
@@ -97,10 +102,7 @@ def _write(output: Path, context: Context, promotion: Promotion, reason: str, ke
         "reason": reason,
         "model": promotion["model"],
         "version": promotion["version"],
-        "differences": {
-            each.benchmark: {"value": each.value, "interval": [each.low, each.high]}
-            for each in (() if kept is None else kept.differences)
-        },
+        "differences": {} if kept is None else differences_of(kept),
     }
     context.progress(f"{deployment['decision']}: {reason}")
     write_deployment(output, deployment)

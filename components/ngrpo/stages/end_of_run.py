@@ -2,7 +2,7 @@
 
 Kubeflow's own status is not used: KFP 2.17 gives an exit task no reason for a failure, and a task whose pod was killed may still count as
 "running" by then. The artifact store has both: a node without an artifact has failed, the records of its tries say why, and the decision
-of a promotion is an artifact too.
+of a promotion is an artifact too, and so is what became of a deployment.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
 
 from ngrpo.config.notifications import NotificationConfig
+from ngrpo.contracts.deployment import DEPLOYMENT, read_deployment
 from ngrpo.contracts.promotion import PROMOTION, read_promotion
 from ngrpo.environment import addresses_without_users, adopt_s3_names, redacted
 from ngrpo.errors import NGRPOError
-from ngrpo.notifications.events import Event, Fact, decided
+from ngrpo.notifications.events import Event, Fact, decided, deployed
 from ngrpo.notifications.webhooks import announce
 from ngrpo.stages.surroundings import Surroundings
 from ngrpo.stages.tries import tries_of
@@ -25,6 +26,8 @@ from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
 
 _PROMOTION = "model_promotion"
+_DEPLOYMENT = "deploy"
+_CURE = "run the stage again"
 _CANCELLED = ("CANCELED", "CANCELLED")
 _STORE_PATIENCE = 60.0
 """Seconds to retry an unreachable store."""
@@ -66,17 +69,17 @@ def tell(told_json: str, run: str, state: str | None) -> None:
             print(f"run {run} was cancelled: nobody is told", flush=True)
             return
         try:
-            event = _event(told, run)
+            events = _events(told, run)
         except NGRPOError as error:
             print(f"run {run}: how it ended is not known: {redacted(str(error))}", file=sys.stderr, flush=True)
             return
-        if event is not None:
+        for event in events:
             print(f"{event.kind}: {redacted(event.summary)}", flush=True)
             announce(told["notifications"], event)
 
 
-def _event(told: Told, run: str) -> Event | None:
-    """Return the event of a run; none if its decision changed nothing.
+def _events(told: Told, run: str) -> list[Event]:
+    """Return the events of a run, in order; none if its decision changed nothing.
 
     Raises:
         NGRPOError: The store cannot be reached, or what it holds is damaged.
@@ -86,16 +89,26 @@ def _event(told: Told, run: str) -> Event | None:
     store = ArtifactStore(objects, surroundings.cache)
     found = {node["name"]: store.find(node["stage"], node["key"] or run) for node in told["nodes"]}
     missing = [node for node in told["nodes"] if found[node["name"]] is None]
-    if missing:
-        facts: dict[str, Fact] = {"of": told["what"], "missing": len(missing)}
-        return Event("failed", run, told["model"], None, _why(objects, missing, run), facts)
-    decisions = [found[node["name"]] for node in told["nodes"] if node["stage"] == _PROMOTION]
-    if not decisions:
+    # A pipeline of a cluster has one promotion and one deployment at most.
+    by_stage = {node["stage"]: found[node["name"]] for node in told["nodes"]}
+    decision, deployment_of_run = by_stage.get(_PROMOTION), by_stage.get(_DEPLOYMENT)
+    facts: dict[str, Fact] = {"of": told["what"], "missing": len(missing)}
+    if missing and (decision is None or [node["stage"] for node in missing] != [_DEPLOYMENT]):
+        return [Event("failed", run, told["model"], None, _why(objects, missing, run), facts)]
+    if decision is None:
         done = f"{told['what']}: its {len(found)} stages are done"
-        return Event("finished", run, None, None, done, {"of": told["what"]})
-    (decision,) = decisions  # a pipeline of a cluster has one at most
-    assert decision is not None
-    return decided(read_promotion(store.fetch(decision, only=PROMOTION), "run the stage again"), run)
+        return [Event("finished", run, None, None, done, {"of": told["what"]})]
+    promotion = read_promotion(store.fetch(decision, only=PROMOTION), _CURE)
+    events = [decided(promotion, run)]
+    if missing:
+        why = _why(objects, missing, run)
+        events.append(Event("not_deployed", run, promotion["model"], promotion["version"], why, facts))
+    elif deployment_of_run is not None:
+        deployment = read_deployment(store.fetch(deployment_of_run, only=DEPLOYMENT), _CURE)
+        if deployment["decision"] == "deployed":
+            about = deployment["model"], deployment["version"], run
+            events.append(deployed(*about, deployment["reason"], deployment["differences"], kept=True))
+    return [event for event in events if event is not None]
 
 
 def _why(objects: ObjectStore, missing: Sequence[Node], run: str) -> str:

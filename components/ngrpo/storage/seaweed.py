@@ -104,17 +104,18 @@ def serve(directory: Path, bucket: str = "ngrpo", *, stopped: bool = True) -> It
 
 
 @contextmanager
-def starting(directory: Path) -> Iterator[None]:
+def starting(directory: Path, *, stopped: bool) -> Iterator[None]:
     """Have the server of a directory start while this process does other things, such as imports; `serve` then finds it.
 
     Args:
         directory: See `serve`.
+        stopped: See `serve`, which does not wait while this context is open.
 
     Raises:
         StoreError: See `serve`.
     """
     service = _Service(_weed(), directory)
-    with service.used(stopped=False):
+    with service.used(stopped):
         service.begin()
         yield
 

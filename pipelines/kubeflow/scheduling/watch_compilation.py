@@ -16,6 +16,7 @@ from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.pods import configure_watch
 from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_component import watch_champion
 from ngrpo_kfp.pipelines.planning.content import require_in_pods
+from ngrpo_kfp.pipelines.planning.signatures import require_key_in_pods
 from ngrpo_kfp.pipelines.post_training import NAME
 
 _NAME = f"{NAME}-watch"
@@ -29,7 +30,8 @@ def compile_watch(config: RunConfig, images: Images) -> str:
         images: Where images are looked up.
 
     Raises:
-        ConfigError: There are no settings of the watch, pods cannot reach the endpoint, or a source does not exist in pods.
+        ConfigError: There are no settings of the watch, pods cannot reach the endpoint, a source does not exist in pods, or the key
+            that would sign a rollback does not.
         GraphError: The compiled graph is broken.
     """
     if config.watch is None:
@@ -42,6 +44,8 @@ def compile_watch(config: RunConfig, images: Images) -> str:
             f"watch.endpoint.url={config.watch.endpoint.url}: in a pod that is the pod itself; name the service as pods reach it"
         )
     require_in_pods(config)
+    if config.watch.action == "rollback":
+        require_key_in_pods(config)
     told = without_templates(config_json(config))
 
     @dsl.pipeline(name=_NAME, description=told)

@@ -1,17 +1,15 @@
-"""Sign a manual decision on a registered version, as the stage `model_promotion` signs its decisions."""
+"""Sign a decision that a person or the watch made on a registered version, as the stage `model_promotion` signs its decisions."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
-from ngrpo_kfp.pipelines.local.named_model import settings_of_version
-from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -22,8 +20,11 @@ if TYPE_CHECKING:
     from ngrpo.tracking.model_registry import ModelRegistry
     from ngrpo.tracking.promotions import Promotions
 
+    MadeBy = Callable[[ModelVersion], RunConfig | None]
+    """Gives the settings of the run that made a version; none where they are not known."""
 
-def signing_key(config: RunConfig) -> PrivateKey | None:
+
+def decision_key(config: RunConfig) -> PrivateKey | None:
     """Return the key that signs decisions, before any is made; None if the settings name no key.
 
     Raises:
@@ -39,17 +40,17 @@ def signing_key(config: RunConfig) -> PrivateKey | None:
         raise ConfigError(f"{error}; or decide unsigned: --set 'signing={{}}'") from error
 
 
-def sign_by_hand(promotions: Promotions, decision: Mapping[str, Any], key: PrivateKey, workspace: Workspace) -> str:
+def sign_decision(promotions: Promotions, decision: Mapping[str, Any], key: PrivateKey, made_by: MadeBy) -> str:
     """Sign a decision on a version, replace its earlier signatures, and return a line that reports it.
 
     Data, base model and images are taken from the earlier statement if it was signed with the same key; otherwise from the settings of
-    the run that made the version, if that run is known here.
+    the run that made the version, if they are known.
 
     Args:
         promotions: The decisions on the registered model.
         decision: The decision (`ngrpo.stages.promotion_seal.predicate`).
         key: The key.
-        workspace: Where the runs are.
+        made_by: Gives the settings of the run that made the version.
 
     Raises:
         TrackingError: The registry cannot be reached.
@@ -80,7 +81,7 @@ def sign_by_hand(promotions: Promotions, decision: Mapping[str, Any], key: Priva
                 data,
                 parse_evaluation(data, where=f"version {number}: its evaluation", cure="evaluate the model again"),
             ),
-            provenance=_provenance(registry, version, before, workspace),
+            provenance=_provenance(registry, version, before, made_by),
             images={} if before is None else before["images"],
         )
         signed = sign(registry, version, model, said, key)
@@ -102,7 +103,7 @@ def _said_before(registry: ModelRegistry, version: ModelVersion, key: PrivateKey
 
 
 def _provenance(
-    registry: ModelRegistry, version: ModelVersion, before: Predicate | None, workspace: Workspace
+    registry: ModelRegistry, version: ModelVersion, before: Predicate | None, made_by: MadeBy
 ) -> Provenance:
     from ngrpo.stages.promotion_seal import Provenance
     from ngrpo.storage.manifest import MANIFEST, Manifest
@@ -120,5 +121,5 @@ def _provenance(
         made = None
     lineage = judged if made is None else {"trained": made.key, **judged, **made.inputs}
     code = {} if made is None else {"ngrpo_training": made.code_version}
-    own = settings_of_version(version, workspace)
-    return Provenance(lineage, code) if own is None else Provenance.of(own.config, lineage=lineage, code=code)
+    own = made_by(version)
+    return Provenance(lineage, code) if own is None else Provenance.of(own, lineage=lineage, code=code)

@@ -1,0 +1,40 @@
+"""What the stage `deploy` keeps of the services that it replaced, as far as nobody can go back to it any more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ngrpo.contracts.deployment import REPLACED
+from ngrpo.stages.tries import Try, tries_of
+from ngrpo.storage.objects import ObjectStore
+
+_STAGE = "deploy"
+
+
+def superseded_deployments(objects: ObjectStore, tags: Mapping[str, tuple[str, int]]) -> dict[str, int]:
+    """Return key and size of each kept service that is not the newest of its name.
+
+    A run keeps the service that was there before it, so that a try whose pod was lost can put it back. Of each name the newest stays: it is
+    what is served, where that run's deployment was refused, or what was served before. One whose run is not known to have ended stays too.
+
+    Args:
+        objects: The artifact store.
+        tags: What is in it.
+
+    Raises:
+        DamagedStateError: The record of a try cannot be read.
+        StoreError: The store cannot be reached.
+    """
+    kept: dict[str, list[tuple[Try, str]]] = {}
+    for key in tags:
+        folder, *parts = key.split("/")
+        if folder == REPLACED and len(parts) == 2:
+            run, service = parts
+            tries = tries_of(objects, _STAGE, run)
+            if tries:
+                kept.setdefault(service, []).append((tries[-1], key))
+    found: dict[str, int] = {}
+    for services in kept.values():
+        older = sorted(services, key=lambda one: one[0].name)[:-1]
+        found |= {key: tags[key][1] for last, key in older if last.outcome != "running"}
+    return found
