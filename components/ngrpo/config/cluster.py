@@ -53,7 +53,7 @@ _S3 = "NGRPO_S3_"
 
 
 class ResourcesConfig(Section):
-    """What one stage's pod asks for on a cluster."""
+    """Resources that a stage's pod requests on a cluster."""
 
     gpus: Annotated[int, count(0, 1024)] = 0
     """GPUs."""
@@ -90,7 +90,7 @@ class Toleration(Section):
 
 
 class GPUConfig(Section):
-    """The nodes with GPUs, and what pods that ask for GPUs get beside them."""
+    """The nodes with GPUs, and further settings of pods that request GPUs."""
 
     resource: LabelName = "nvidia.com/gpu"
     """Name of the resource that the device plugin offers."""
@@ -107,9 +107,10 @@ class GPUConfig(Section):
 
 
 class RetryConfig(Section):
-    """How often a stage is tried again.
+    """How often a stage is retried.
 
-    A stage that fails is tried again inside its pod: whether Argo would do so depends on the installation, and KFP's do not. A pod that
+    A failed stage is retried inside its pod, because whether Argo would retry it depends on the
+    installation, and KFP's do not. A pod that
     is lost (deleted, preempted, its node gone) is replaced by Argo.
     """
 
@@ -118,16 +119,16 @@ class RetryConfig(Section):
     backoff_seconds: Seconds = 60
     """Seconds before the first of them."""
     backoff_factor: Annotated[int, count(1, 100)] = 2
-    """How much longer each wait is than the one before."""
+    """Factor by which each wait is longer than the previous one."""
     lost_pods: Annotated[int, count(0, 100)] = 5
-    """Pods that replace lost ones, each after 10 seconds. Argo also repeats what a stage is part of, so there may be more."""
+    """Pods that replace lost ones, each after 10 seconds. Argo also repeats the DAGs around a stage, so there may be more."""
 
 
 class ClusterConfig(Section):
     """Where and how pods run."""
 
     store: StoreURI = "s3://ngrpo/artifacts"
-    """Artifact store, as pods and planner both know it."""
+    """Artifact store, under an address that both pods and planner use."""
     environment: dict[VariableName, Text] = {}
     """Environment of every pod: addresses (`NGRPO_S3_ENDPOINT_URL`, `MLFLOW_TRACKING_URI`), proxies, no credentials. Stages read
     `NGRPO_S3_<NAME>` as `AWS_<NAME>` (`NGRPO_S3_REGION` as `AWS_DEFAULT_REGION`)."""
@@ -137,7 +138,7 @@ class ClusterConfig(Section):
     """ConfigMap whose key `ca.crt` holds every authority that pods trust, as PEM, in place of the system's: a private one beside the
     public ones that are needed."""
     service_account: KubernetesName | None = None
-    """Service account of the pods; none takes that of the installation."""
+    """Service account of the pods; none uses that of the installation."""
     labels: dict[LabelName, LabelValue] = {}
     """Labels of every pod, for what acts on pods by label: `sidecar.istio.io/inject`, Kubeflow's `access-ml-pipeline`."""
     node_selector: dict[LabelName, LabelValue] = {}
@@ -150,13 +151,14 @@ class ClusterConfig(Section):
     memory_gib_per_pod: GiB = 512
     """Most memory that one pod can get."""
     scratch_gib: GiB = 50
-    """Disk of a pod for downloads, caches and unfinished work, unless its stage asks for another (`resources.STAGE.scratch_gib`)."""
+    """Disk of a pod for downloads, caches and unfinished work, unless its stage requests another amount
+    (`resources.STAGE.scratch_gib`)."""
     queue: QueueName | None = None
     """Kueue local queue; none leaves pods to the scheduler."""
     priority_class: QueueName | None = None
     """Kueue workload priority class."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    """When images are pulled; they are named by digest, so that what is present is right. A `TrainJob` keeps its runtime's policy."""
+    """When images are pulled. They are named by digest, so a local copy is never outdated. A `TrainJob` keeps its runtime's policy."""
     image_pull_secrets: tuple[KubernetesName, ...] = ()
     """Secrets with the credentials of the image registry."""
     run_as_user: UserId = 1000
@@ -169,19 +171,19 @@ class ClusterConfig(Section):
     """The same, for the stages that are named."""
     retry: RetryConfig = RetryConfig()
     save_minutes: Annotated[float, number(above=0.0, most=525_600.0)] = 10.0
-    """Most minutes of training that a lost pod may cost: training saves at least that often, beside `training.save_steps`."""
+    """Most minutes of training that a lost pod may cost: training saves at least that often, in addition to `training.save_steps`."""
     metrics_port: Annotated[int, count(1024, 65535)] | None = unless_set(None)
-    """Port of the pods that train, on which Prometheus can scrape how the training goes; none keeps it closed (`docs/costs.md`)."""
+    """Port of training pods on which Prometheus can scrape the progress; none keeps it closed (`docs/costs.md`)."""
     nodes: Annotated[int, count(1, 10_000)] = 1
-    """Nodes that train together, each with `resources.ngrpo_training`, without GPUs on processors; more than one are a `TrainJob` of
+    """Nodes that train together, each with `resources.ngrpo_training`, on CPUs if it has no GPUs; more than one run as a `TrainJob` of
     Kubeflow Trainer."""
     training_runtime: KubernetesName = "ngrpo-training"
-    """Runtime (torch) of that job, `k8s/overlays/gpu` has one; a runtime of the namespace goes before one of the cluster."""
+    """Runtime (torch) of that job; `k8s/overlays/gpu` has one. A runtime of the namespace takes precedence over one of the cluster."""
     training_token: KubernetesName | None = None
-    """Secret with the token of the account that makes that job, and by which a scheduled run looks at the pods of its run; none takes the
-    account of the pods, which then needs those rights."""
+    """Secret with the token of the account that creates that job, and that a scheduled run uses to read the pods of its run; none uses
+    the account of the pods, which then needs these rights."""
     nodes_start_minutes: Annotated[float, number(above=0.0, most=525_600.0)] = 120.0
-    """Longest time until all its nodes run, a queue's included; then the job is given up."""
+    """Longest time until all its nodes run, including time in a queue; after that the job is given up."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

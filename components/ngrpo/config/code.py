@@ -32,7 +32,7 @@ class UserCode(Section):
     """`file.py:NAME`, a file relative to the preset; `package.module:NAME` of a package that is installed where stages run; or the name
     of a ready one."""
     code: Annotated[dict[str, str], Field(max_length=1000)] = {}
-    """Filled by itself: the text of the file, and of the modules that it imports from beside it, by path relative to the file's folder."""
+    """Set automatically: the text of the file, and of modules beside it that it imports, by path relative to the file's folder."""
 
     @property
     def in_file(self) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ Price = Annotated[float, number(least=0.0, most=1_000_000.0)]
 
 
 class CostsConfig(Section):
-    """What an hour costs. Prices say what a run cost and change no result: no stage's key depends on them."""
+    """Prices of an hour. They only tell what a run cost: no stage's key depends on them."""
 
     gpu_hour: Price | None = None
     """Price of a GPU for an hour; none leaves GPUs without a price."""

@@ -19,14 +19,14 @@ class DeploymentConfig(Section):
     after_promotion: Flag = False
     """Whether a run on a cluster deploys the model that it promoted: its last stage is then `deploy`."""
     token: KubernetesName | None = None
-    """Secret with the token of the account by which that stage changes services; none takes the account of the pods, which then needs
-    those rights."""
+    """Secret with the token of the account that changes services in that stage; none uses the account of the pods, which then needs these
+    rights."""
     name: ServiceName | None = None
-    """Name of the service; none takes that of the registered model."""
+    """Name of the service; none uses that of the registered model."""
     service_account: KubernetesName | None = None
-    """Service account with the secret by which KServe reads the object store; none takes `cluster.service_account`."""
+    """Service account with KServe's secret for the object store; none uses `cluster.service_account`."""
     margin: Annotated[float, number(above=0.0, most=100.0)] = 5.0
-    """Points of percent. A deployment is kept where, on every benchmark, the whole interval of the paired difference between endpoint and
-    stage lies within them."""
+    """In points of percent. A deployment is kept if, on every benchmark, the whole interval of the paired difference between endpoint and
+    stage lies within this margin."""
     ready_minutes: Annotated[float, number(above=0.0, most=10_000.0)] = 60.0
     """Longest time until a deployment is ready."""

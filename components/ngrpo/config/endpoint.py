@@ -33,9 +33,9 @@ def _check_url(text: str) -> str:
 
 
 class EndpointConfig(Section):
-    """A model that vLLM serves somewhere. Its token, where it wants one, is in `NGRPO_ENDPOINT_TOKEN`."""
+    """A model that vLLM serves somewhere. Its token, if it requires one, is in `NGRPO_ENDPOINT_TOKEN`."""
 
     url: Annotated[Line, Field(max_length=500), AfterValidator(_check_url)]
-    """Address of its OpenAI API; `/v1` is added where there is no path."""
+    """Address of its OpenAI API; `/v1` is added if there is no path."""
     model: Line | None = unless_set(None)
-    """Name of the model there; none where the endpoint serves one."""
+    """Name of the model there; none if the endpoint serves only one."""

@@ -136,7 +136,7 @@ class Graded(Section):
     """A source of problems, whose answers are graded."""
 
     grading: GradingConfig = GradingConfig()
-    """How answers are taken out of their column and out of responses, and compared."""
+    """How gold answers and responses' answers are extracted and compared."""
 
     @model_validator(mode="before")
     @classmethod

@@ -32,7 +32,8 @@ _Targets = Annotated[
 class LoRAConfig(Section):
     """Low-rank adapters (LoRA, arXiv 2106.09685) trained in place of all weights, as PEFT makes them.
 
-    Base weights, embeddings and output head among them, stay as they are, so the neighbor index does too.
+    Base weights, including embeddings and
+    output head, do not change, and so neither does the neighbor index.
     """
 
     rank: Annotated[int, count(1, 4096)] = 32

@@ -24,7 +24,7 @@ _SETTINGS_OF = {
 
 
 class StrategyCode(UserCode):
-    """A strategy that does not come with us."""
+    """A strategy of your own."""
 
     ready: ClassVar = READY_STRATEGIES
 
@@ -33,18 +33,19 @@ class MixingConfig(Section):
     """What happens on a gated decode step (equations 6-11)."""
 
     reference: StrategyCode | None = None
-    """Filled by itself: the code that `strategy` names, where it is none of the ready ones."""
+    """Set automatically: the code that `strategy` names, unless it is a built-in one."""
     strategy: Line = "neighbor"
     """`neighbor`: Semantic Neighbor Mixing (N-GRPO). `token`: no mixing (plain GRPO). `gaussian`: the step's token is
     sampled and noise is added to its embedding. `soft`: soft thinking, a mixture of the `k` most likely tokens. `gumbel`: soft
     thinking with Gumbel noise on the logits. Or a class of your own: `file.py:NAME`, a file relative to the preset, or
     `package.module:NAME`."""
     options: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Option] = {}
-    """Arguments of a class of your own, but for `k` and `noise_std`, which it gets if it has arguments of these names."""
+    """Arguments of your own class, except `k` and `noise_std`, which it gets if it has arguments of these names."""
     rate: Probability = 0.1
     """Gate rate, rho of equation 11."""
     k: Annotated[int, count(1, 10_001)] = 3
-    """Size of the candidate set, the anchor counted (equation 8). With `neighbor` and 1, gated steps are greedy and nothing is mixed."""
+    """Size of the candidate set, including the anchor (equation 8). With `neighbor` and 1, gated steps are greedy and nothing is
+    mixed."""
     label: Literal["anchor", "sampled"] = unless_set("anchor")
     """`neighbor` and `soft`: the token that a mixed step emits, the most likely one or the sampled one (the authors' release)."""
     weights: Literal["softmax", "release"] = unless_set("softmax")
@@ -54,9 +55,9 @@ class MixingConfig(Section):
     gumbel_temperature: Annotated[float, number(least=0.01, most=100.0)] = unless_set(0.5)
     """`gumbel` only: temperature of the weights."""
     noise_in_weights: Flag = unless_set(True)
-    """`gumbel` only: whether the weights have the noise too, or only the choice of the tokens has."""
+    """`gumbel` only: whether the noise affects the weights too, or only the choice of the tokens."""
     end_marker: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(check_text)] | None = "</think>"
-    """Mixing ends once the rollout has produced this text, however its tokens divide it; with none it never ends."""
+    """Mixing ends once the rollout contains this text, however it is split into tokens; with none it never ends."""
 
     @model_validator(mode="before")
     @classmethod

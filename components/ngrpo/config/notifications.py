@@ -32,7 +32,7 @@ def _template(value: Any) -> Any:
 
 
 class NotificationConfig(Section):
-    """One webhook, and what it is told."""
+    """One webhook, and its events."""
 
     url_from: Annotated[VariableName, AfterValidator(_named_like_a_secret)]
     """Environment variable with the address of the webhook. The address is a secret: it stands in no setting. On a cluster the variable
@@ -42,9 +42,9 @@ class NotificationConfig(Section):
     on: Annotated[tuple[EventKind, ...], Field(min_length=1)] = _ALL
     """What it is told."""
     template: Annotated[LongText, BeforeValidator(_template)] | None = None
-    """Jinja file, relative to the preset, that makes the JSON which is sent; `format = "json"` only."""
+    """Jinja file, relative to the preset, that renders the JSON to send; `format = "json"` only."""
     timeout: Annotated[float, number(above=0.0, most=60.0)] = 10.0
-    """Most seconds that a delivery may take, its one retry included."""
+    """Most seconds that a delivery may take, including its one retry."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

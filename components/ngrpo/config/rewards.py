@@ -148,7 +148,7 @@ class RewardConfig(UserCode):
     ready: ClassVar[tuple[str, ...]] = tuple(READY)
 
     weight: Annotated[float, number(least=-1e6, most=1e6), AfterValidator(_check_weight)] = 1.0
-    """What the reward is multiplied with before rewards are added; less than 0 for a punishment."""
+    """Factor of the reward in the sum of rewards; negative for a penalty."""
     options: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Option] = {}
     """Further arguments of the function, by name."""
 

@@ -57,20 +57,19 @@ class RunConfig(Section):
     promotion: PromotionConfig
     signing: SigningConfig = unless_set(SigningConfig())
     watch: WatchConfig | None = unless_set(None)
-    """How the champion is watched where it is served; no stage's key depends on it."""
+    """How the served champion is watched; no stage's key depends on it."""
     resources: dict[StageName, ResourcesConfig] = {}
-    """By stage name; a stage that is not named gets the defaults."""
+    """By stage name; other stages get the defaults."""
     cluster: ClusterConfig = ClusterConfig()
     """How stages run on a Kubernetes cluster; no stage's key depends on it."""
     notifications: dict[Name, NotificationConfig] = unless_set({})
-    """Webhooks that are told what happened, by a name of yours; no stage's key depends on them."""
+    """Webhooks to notify, each under a name of your choice; no stage's key depends on them."""
     costs: CostsConfig = unless_set(CostsConfig())
-    """What an hour costs; no stage's key depends on it."""
+    """Prices of an hour; no stage's key depends on them."""
     deployment: DeploymentConfig = unless_set(DeploymentConfig())
     """How a champion is deployed there; no stage's key depends on it."""
     titles: Annotated[dict[Name, Line], Field(validate_default=True)] = {}
-    """How benchmarks are called where people read, by name; a benchmark that is not here is called by its name. No stage's key depends
-    on it."""
+    """Titles of benchmarks in tables and reports, by name; a benchmark without one is shown by its name. No stage's key depends on it."""
 
     def title(self, benchmark: str) -> str:
         """Return how a benchmark is called where people read."""

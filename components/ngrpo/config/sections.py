@@ -50,7 +50,7 @@ class DataConfig(Section):
     train: TrainSource
     """Problems for N-GRPO: one source, or several by name, `[data.train.NAME]`, each with its `weight`."""
     warm_start: Source | None = None
-    """Problems with solutions for the warm start; none when the warm start is switched off."""
+    """Problems with solutions for the warm start; none if the warm start is turned off."""
     benchmarks: Annotated[dict[Spelled, Source], BeforeValidator(keep_apart), Field(min_length=1)]
     """Held-out problems by benchmark name."""
     prompt_suffix: Text = ""
@@ -86,8 +86,8 @@ class ChatFormat(Section):
     """Chat template in place of the model's: a Jinja file, relative to the preset file, whose text becomes part of the settings; or
     `plain`, for a base model that has none: problem and response as they are, the end token after the response."""
     generation_prompt: Text = unless_set("")
-    """Text that every response begins after, behind what the chat template writes there, for example `<think>\\n`. A worked solution
-    gets it in front unless it begins with it."""
+    """Text before every response, after the chat template's own text, for example `<think>\\n`. A worked solution gets it in front unless
+    it begins with it."""
     end_of_turn: tuple[NonEmpty, ...] = unless_set(())
     """Tokens that end a response, besides those that the model declares."""
 
@@ -104,21 +104,20 @@ class ModelConfig(ChatFormat):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in training and evaluation."""
     template_date: Day = TEMPLATE_DATE
-    """Day that a chat template is told when it asks for the date (`strftime_now`, as in Llama 3.2 and SmolLM3), in training and
-    evaluation: `YYYY-MM-DD`. The clock is never asked: prompts of tomorrow would be others. The default is the day that Llama's
-    templates write where they cannot ask."""
+    """Date that chat templates get when they ask for it (`strftime_now`, as in Llama 3.2 and SmolLM3), in training and evaluation:
+    `YYYY-MM-DD`. The clock is never used, because prompts would change every day. The default is the fallback in Llama's templates."""
 
 
 class NeighborsConfig(Section):
     """The neighbor index (equations 7-8)."""
 
     candidates: Annotated[int, count(1, 10_000)] = 32
-    """Neighbors kept for each token, the token itself not counted: `mixing.k` may be chosen up to `candidates + 1`."""
+    """Neighbors kept for each token, not counting the token itself: `mixing.k` may be chosen up to `candidates + 1`."""
     metric: Literal["cosine", "dot", "l2", "l1"] = "cosine"
     """Similarity of two embedding rows; of the distances `l2` and `l1` the smallest count as most similar."""
     block_rows: Annotated[int, count(1, 1_000_000)] = 2048
-    """Edge of the square tiles of the similarity matrix computed at a time. Beside two copies of the embedding matrix, a build
-    takes about `block_rows ** 2 * 16` bytes and 2 KB a token."""
+    """Edge of the square tiles of the similarity matrix computed at a time. Besides two copies of the embedding matrix, a build takes
+    about `block_rows ** 2 * 16` bytes and 2 KB per token."""
 
 
 class WarmStartConfig(Section):
@@ -127,9 +126,9 @@ class WarmStartConfig(Section):
     steps: StepsOrNone
     """Optimizer steps."""
     batch_size: Sequences = 64
-    """Examples an optimizer step."""
+    """Examples per optimizer step."""
     micro_batch_size: Sequences = 64
-    """Examples a forward pass; must divide `batch_size`."""
+    """Examples per forward pass; must divide `batch_size`."""
     learning_rate: LearningRate = 5e-3
     """Peak learning rate of a cosine schedule."""
     warmup_ratio: Probability = 0.03
@@ -141,7 +140,7 @@ class WarmStartConfig(Section):
     save_steps: Steps = 100
     """Steps between two checkpoints."""
     lora: LoRAConfig | None = unless_set(None)
-    """Adapters that are trained in place of all weights, and merged at the end; none trains all."""
+    """Adapters to train in place of all weights, merged at the end; none trains all weights."""
     trl: SFTOptions = {}
     """Further arguments of TRL's `SFTConfig`."""
 
@@ -156,7 +155,7 @@ class WarmStartConfig(Section):
 
 
 class VLLMConfig(Section):
-    """How vLLM is started, where it is the engine."""
+    """How vLLM is started, if it is the engine."""
 
     tensor_parallel_size: Annotated[int, count(1, 1024)] = 1
     """Devices that share the model."""
@@ -179,16 +178,16 @@ class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the rollouts."""
     vllm: VLLMConfig = VLLMConfig()
-    """How vLLM is started, where it is the engine."""
+    """How vLLM is started, if it is the engine."""
     placement: Literal["colocated", "separate"] = unless_set("colocated")
-    """Where rollouts are generated: by turns with training on the same GPUs, or in processes of their own while training goes on with the
-    batch before. Rollouts are then those of the weights one batch ago, which `training.mismatch_correction` must correct."""
+    """Where rollouts are generated: alternating with training on the same GPUs, or in separate processes while training uses the previous
+    batch. Separate rollouts come from the weights of one batch ago, which `training.mismatch_correction` must correct."""
     gpus: Annotated[int, count(0, 1024)] = unless_set(0)
-    """Of the GPUs of `ngrpo_training`, on each node, those that only generate, where `placement` is separate; the others train."""
+    """With separate `placement`, the number of GPUs of `ngrpo_training` on each node that only generate; the others train."""
     group_size: Annotated[int, count(2, 100_000)] = 4
     """Rollouts of one prompt, G."""
     temperature: Temperature = 0.7
-    """Temperature tau: of sampling, of the mixing weights and of the loss alike (equations 2-3)."""
+    """Temperature tau of sampling, mixing weights and loss (equations 2-3)."""
     top_p: Nucleus = 1.0
     """Nucleus of sampling; training needs the full distribution, so it must be 1."""
     max_tokens: Tokens
@@ -214,10 +213,10 @@ class EarlyStopConfig(Section):
     """When the evaluation of the trained model stops before all its samples are there; see docs/watch.md."""
 
     error: Annotated[float, number(above=0.0, most=0.2)] = 0.01
-    """How often the verdict of the gate may be another than that of all samples."""
+    """Probability that the verdict of the gate may differ from that of all samples."""
     opponent: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)] = unless_set("warm_start")
-    """The model that the verdict is sought against: `warm_start`; `champion`, the one that there is when the run is planned, or the warm
-    start where there is none; or a model by the key of its evaluation, which is what `champion` becomes."""
+    """The model that the verdict is sought against: `warm_start`; `champion`, the champion when the run is planned, or the warm start if
+    there is none; or the key of a model's evaluation, by which `champion` is replaced."""
 
 
 class EvaluationConfig(Section):
@@ -226,7 +225,7 @@ class EvaluationConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """Engine that generates the answers."""
     vllm: EvaluationVLLMConfig = EvaluationVLLMConfig()
-    """How vLLM is started, where it is the engine."""
+    """How vLLM is started, if it is the engine."""
     samples: Samples = 32
     """Answers for each problem."""
     pass_at: tuple[Samples, ...] = (1, 16, 32)
@@ -246,13 +245,14 @@ class EvaluationConfig(Section):
     confidence: Confidence = 0.95
     """Level of the intervals."""
     string_match: tuple[Spelled, ...] = ()
-    """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.grading.string_match`):
-    reported beside the verdict, nothing depends on it."""
+    """Benchmarks whose answers are compared as strings too, as the authors' release does (see `ngrpo.grading.string_match`): reported
+    beside the verdict; nothing depends on it."""
     early_stop: EarlyStopConfig | None = unless_set(None)
     """Stops generating for the trained model, on the benchmarks of the gate, once the gate's verdict is settled.
     None generates all samples. The table may be empty, `[evaluation.early_stop]`."""
     endpoint: EndpointConfig | None = unless_set(None)
-    """A served model that answers in place of an engine of this machine; for `ngrpo evaluate`. It must serve the model that is measured."""
+    """A served model that answers in place of a local engine, for `ngrpo evaluate`. The endpoint must serve the model that is
+    measured."""
 
     @model_validator(mode="after")
     def _as_an_endpoint_can(self) -> Self:
@@ -290,8 +290,8 @@ class PromotionConfig(Section):
     min_gain: Annotated[float, number(least=-100.0, most=100.0)] = 0.0
     """Smallest gain over the champion, in points of percent."""
     tolerated_regression: Annotated[dict[Spelled, Points], BeforeValidator(keep_apart)] = {}
-    """By benchmark, the largest loss against the champion that is tolerated there, in points of percent; on benchmarks that are
-    not named any loss is."""
+    """By benchmark, the largest loss against the champion that is tolerated there, in points of percent; benchmarks that are not listed
+    may lose any amount."""
     confidence: Confidence = 0.95
-    """One-sided confidence of the paired bootstrap, of each bound by itself: that the gain exceeds `min_gain`, and that no loss
-    exceeds what is tolerated."""
+    """One-sided confidence of each bound of the paired bootstrap: that the gain exceeds `min_gain`, and that no loss exceeds what is
+    tolerated."""

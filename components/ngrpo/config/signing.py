@@ -75,8 +75,8 @@ class SigningConfig(Section):
     """Elliptic key that promotion signs with: a PEM file, relative to the preset, or `$NAME` of an environment variable that holds the
     key, which `cluster.secrets` fills in pods. The password of an encrypted key is in `NGRPO_SIGNING_PASSWORD`."""
     public_key: Annotated[LongText, BeforeValidator(_text_of_public_key), AfterValidator(_no_private_key)] | None = None
-    """PEM file, relative to the preset, with the public key that a registered base model must be signed with; its text becomes the
-    setting. Without it, signatures of base models are not looked at."""
+    """PEM file, relative to the preset, with the public key that must have signed a registered base model; its text becomes the setting.
+    Without it, signatures of base models are not checked."""
 
     @property
     def key_variable(self) -> str | None:

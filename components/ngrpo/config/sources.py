@@ -157,10 +157,10 @@ class HubFiles(Section):
     id: HubPlace
     """Hub id (`org/name`), a local directory (written as a path, `./name`, relative to the preset file) or an `s3://` prefix."""
     revision: Revision | None = None
-    """Commit on the hub; a branch name is refused because it moves. A copy needs none, and no key depends on what is named for one."""
+    """Commit on the hub; a branch name is refused because it moves. A copy needs none, and keys ignore it."""
     digest: Digest | None = None
-    """Digest of a copy's content; a stage refuses other content. The planner finds it out by itself. Name it for a directory that only
-    the pods of a cluster have: then the planner does not look."""
+    """Digest of a copy's content; a stage refuses other content. The planner computes it. Set it for a directory that only the pods of a
+    cluster have, which the planner then does not read."""
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -186,8 +186,8 @@ class OwnFiles(Section):
 
     path: Place
     digest: Digest | None = None
-    """Digest of the content; a stage refuses other content. The planner finds it out by itself. Name it for files that only the pods
-    of a cluster have: then the planner does not look."""
+    """Digest of the content; a stage refuses other content. The planner computes it. Set it for files that only the pods of a cluster
+    have, which the planner then does not read."""
 
     @property
     def location(self) -> str:
@@ -215,8 +215,8 @@ class Columns(Graded):
     limit: Problems | None = None
     """Keep only the first `limit` problems."""
     wrong_answer_columns: tuple[Line, ...] = ()
-    """Columns that hold the wrong answers of a multiple-choice question: its options are shown in an order drawn for each record,
-    and the answer is a letter on a line of its own, `Answer: X`. Benchmarks only."""
+    """Columns that hold the wrong answers of a multiple-choice question: its options are shuffled for each record, and the answer is a
+    letter on a line of its own, `Answer: X`. Benchmarks only."""
     prompt_suffix: Text | None = None
     """Takes the place of `data.prompt_suffix`. Benchmarks only."""
 
@@ -235,9 +235,9 @@ class HubSource(HubFiles, Columns):
     split: Line
     """Split to read."""
     subset: Line | None = None
-    """Configuration name of the data set, where it has several."""
+    """Configuration name of the data set, if it has several."""
     gated: Flag = False
-    """The hub wants a token (`HF_TOKEN`): without one the benchmark is left out, and the command says so. Benchmarks only."""
+    """The hub requires a token (`HF_TOKEN`): without one the benchmark is left out, and the command says so. Benchmarks only."""
 
 
 class FilesSource(OwnFiles, Columns):

@@ -32,7 +32,7 @@ from ngrpo.section import (
 
 
 class SelectionConfig(Section):
-    """Choice of the best checkpoint by a benchmark for validation, which then proves nothing about the model."""
+    """Choice of the best checkpoint by a validation benchmark, which is then no test of the model."""
 
     benchmark: Spelled
     """One of `data.benchmarks`, other than those that promotion decides by."""
@@ -40,7 +40,7 @@ class SelectionConfig(Section):
     """Answers for each problem."""
     steps: Steps | None = unless_set(None)
     """Optimizer steps between two measurements, a divisor of `training.save_steps`: the policy is measured more often than it is saved,
-    and saved too where it is better than ever before. None measures at `training.save_steps`."""
+    and also saved when it is better than ever before. None measures at `training.save_steps`."""
     temperature: Temperature = 0.6
     """Sampling temperature."""
     top_p: Nucleus = 0.95
@@ -53,17 +53,18 @@ class TrainingConfig(Section):
     rewards: Annotated[
         dict[Name, RewardConfig], BeforeValidator(named), BeforeValidator(keep_apart), Field(max_length=50)
     ] = {}
-    """Rewards by name, added up with their weights. Without any it is `correctness`; with some, `correctness` is there if it is named."""
+    """Rewards by name, added up with their weights. Without any it is `correctness`; otherwise `correctness` counts only if it is
+    named."""
     steps: Steps
     """Optimizer steps."""
     prompts_per_batch: Sequences
     """Prompts of one rollout batch; each gets `rollout.group_size` rollouts."""
     updates_per_batch: Sequences = 1
-    """Optimizer steps made with one rollout batch, each on its own share of it."""
+    """Optimizer steps per rollout batch, each on its own share of it."""
     num_iterations: Annotated[int, count(1, 1000)] = 1
-    """Times that a rollout batch is gone through, mu of the GRPO paper: it is used for `updates_per_batch` times as many steps."""
+    """Passes over a rollout batch, mu of the GRPO paper: each pass makes `updates_per_batch` optimizer steps."""
     micro_batch_size: Sequences
-    """Sequences a forward pass; must divide the sequences of an optimizer step."""
+    """Sequences per forward pass; must divide the sequences of an optimizer step."""
     learning_rate: LearningRate = 1e-6
     """Learning rate."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
@@ -79,7 +80,7 @@ class TrainingConfig(Section):
     kl_coefficient: Coefficient = 0.001
     """beta: weight of the KL divergence from the reference model; 0 needs no reference model."""
     clip_epsilon: Annotated[float, number(above=0.0, most=100.0)] = 0.2
-    """Clipping range of the importance ratio: to both sides, or downwards where `epsilon_high` is given."""
+    """Clipping range of the importance ratio: on both sides, or only downwards if `epsilon_high` is given."""
     epsilon_high: Annotated[float, number(above=0.0, most=100.0)] | None = None
     """Upper clipping range of the importance ratio, for example 0.28 (DAPO). With `loss_type = "cispo"` the largest ratio, for
     example 5 (ScaleRL)."""
@@ -87,18 +88,18 @@ class TrainingConfig(Section):
     """Largest importance ratio where the advantage is negative (two-sided clipping, INTELLECT-2); above one plus the upper clipping
     range."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"] = "grpo"
-    """Form and normalisation of the loss, as TRL names it. The paper of `dr_grpo` goes with `scale_rewards = "none"`."""
+    """Form and normalisation of the loss, as TRL names it. The `dr_grpo` paper combines it with `scale_rewards = "none"`."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What the advantages of a group are divided by: the standard deviation of its rewards, of those of the batch, or nothing."""
     mask_truncated_completions: Flag = False
-    """Leave rollouts that ran to `rollout.max_tokens` out of the loss; they count in the advantages of their group."""
+    """Leave rollouts that reached `rollout.max_tokens` out of the loss; they still count in the advantages of their group."""
     top_entropy_quantile: Probability = 1.0
-    """Share of the positions, those of the highest entropy, whose policy loss counts; the paper of this method takes 0.2. Mixed
-    positions are ranked with the others."""
+    """Share of the positions, those of the highest entropy, whose policy loss counts; the paper of this method uses 0.2. Mixed positions
+    are ranked with the others."""
     entropy_coefficient: Coefficient = 0.0
     """Weight of the mean entropy of the policy, which is added to the objective."""
     use_bias_correction_kl: Flag = True
-    """Weigh the KL divergence with the importance ratio, so that its gradient has no bias (DeepSeek-V3.2)."""
+    """Weight the KL divergence with the importance ratio, so that its gradient is unbiased (DeepSeek-V3.2)."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """`token` is GRPO, `sequence` is GSPO."""
     mask_mixed_positions: Flag = False
@@ -110,25 +111,25 @@ class TrainingConfig(Section):
         unless_set("off")
     )
     """Weighs the policy loss by the ratio of a token's (or a sequence's) probabilities by trainer and engine: above the cap the ratio is
-    cut (`truncate`) or taken as 0 (`mask`), as TRL's `vllm_importance_sampling_mode` has it. On a mixed step it is 1. It takes one
-    forward pass more where a rollout batch is used for one step."""
+    cut (`truncate`) or taken as 0 (`mask`), like TRL's `vllm_importance_sampling_mode`. On a mixed step it is 1. It takes one additional
+    forward pass if a rollout batch is used for one step."""
     mismatch_cap: Annotated[float, number(least=1.0, most=1e6)] | None = unless_set(None)
-    """Largest ratio of `mismatch_correction`; 3 where it is not given, TRL's default."""
+    """Largest ratio of `mismatch_correction`; by default 3, as in TRL."""
     mismatch_bound: Annotated[float, number(above=0.0, most=1000.0)] | None = unless_set(None)
-    """Training stops where the log-probabilities of engine and trainer differ by more than this on average, on the mixed or on the
-    unmixed steps of a rollout batch. In float32 it is about 1e-5, in bfloat16 a few hundredths at most."""
+    """Training stops if the log-probabilities of engine and trainer differ by more than this on average, on the mixed or the unmixed
+    steps of a rollout batch. In float32 it is about 1e-5, in bfloat16 a few hundredths at most."""
     gradient_checkpointing: Flag = False
     """Trade compute for memory in the backward pass."""
     cast_lm_head_to_fp32: Flag = False
-    """Compute the logits of training in float32 (ScaleRL). For `model.dtype = "bfloat16"`: with float32 they always are."""
+    """Compute the logits of training in float32 (ScaleRL). For `model.dtype = "bfloat16"`; with float32 they always are."""
     index_refresh: Literal["at_start", "every_batch"] = "at_start"
     """When the neighbor index follows the weights: once before the first rollout, or before every rollout batch."""
     save_steps: Steps
     """Optimizer steps between two checkpoints; a multiple of the steps of a rollout batch, so that a resumed run is exact."""
     lora: LoRAConfig | None = unless_set(None)
-    """Adapters that are trained in place of all weights. The result has them by themselves and merged. None trains all weights."""
+    """Adapters to train in place of all weights. The result has the adapters and the merged model. None trains all weights."""
     selection: SelectionConfig | None = None
-    """Measures the policy at every checkpoint, or more often; the result is the best of them. Without, it is the last."""
+    """Measures the policy at every checkpoint, or more often; the result is the best of them. Otherwise it is the last."""
     trl: GRPOOptions = {}
     """Further arguments of TRL's `GRPOConfig`."""
 

@@ -16,12 +16,12 @@ class WatchConfig(Section):
     endpoint: EndpointConfig
     """Where the champion is served."""
     benchmarks: Annotated[tuple[Spelled, ...], Field(max_length=50)] = ()
-    """Benchmarks that it is measured on; none for `promotion.benchmark` alone."""
+    """Benchmarks that it is measured on; by default only `promotion.benchmark`."""
     samples: Samples = 4
     """Answers for each problem, at each look."""
     margin: Points = 1.0
-    """Drop of mean@n against the evaluation that it was promoted on, in points, that is no reason for an alert."""
+    """Drop of mean@n against the evaluation of its promotion, in points, that causes no alert."""
     confidence: Confidence = 0.95
-    """One less the chance that there is ever an alert, in all looks at a champion and on all benchmarks, without a larger drop."""
+    """One minus the probability of any false alert, over all looks at a champion and all benchmarks."""
     action: Literal["alert", "rollback"] = "alert"
-    """What is done about a larger drop: it is said, or the promotion is undone too."""
+    """Reaction to a larger drop: report it, or also undo the promotion."""
