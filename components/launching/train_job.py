@@ -66,9 +66,8 @@ def run(task: Task, settings_json: str) -> None:
     settings = JobSettings.model_validate_json(settings_json)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # it is often sent twice, and must not interrupt the deletion of the job
+        # It is often sent twice, and must not interrupt the deletion of the job.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Preempted
 
     job = TrainJob(f"ngrpo-{task.key}", settings.cluster)
@@ -298,9 +297,8 @@ class TrainJob:
             try:
                 return call()
             except (ApiException, HTTPError, RuntimeError, TimeoutError) as error:
-                cause = (
-                    error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-                )  # the SDK wraps the client's error
+                # The SDK wraps the client's error.
+                cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
                 status = getattr(cause, "status", None)
                 if status is not None and status == unless:
                     return None

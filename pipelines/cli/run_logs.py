@@ -68,9 +68,8 @@ def _follow(
 ) -> None:
     offsets: dict[str, int] = {}
     while True:
-        view = look(
-            kind, directory, workspace
-        )  # before the log is read, so that the last lines of an ended stage are not missed
+        # Before the log is read, so that the last lines of an ended stage are not missed.
+        view = look(kind, directory, workspace)
         states = {each.node: each.state for each in view.nodes}
         nodes = list(states)
         begun = nodes[nodes.index(first) :] if first is not None else nodes

@@ -40,9 +40,8 @@ def decide(plan: Plan, run_directory: Path) -> Exception | None:
         ):
             try:
                 run_task(_task(node, made), own_process=False)
-            except (
-                Exception
-            ) as error:  # a defect too: the record has the user's message, as for a stage in its own process
+            # A defect too: the record has the user's message, as for a stage in its own process.
+            except Exception as error:
                 traceback.print_exc()
                 return error
     return None

@@ -103,10 +103,8 @@ def run(
         directory = workspace.new_run(name)
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))
-        for module in (
-            "reporting",
-            "runner",
-        ):  # they take seconds; without them now, there would be a silent pause after the plan
+        # They take seconds to import; after the plan that would be a silent pause.
+        for module in ("reporting", "runner"):
             importlib.import_module(f"ngrpo_kfp.pipelines.local.{module}")
         prepared()
         console.print(plan_table(plan, config))

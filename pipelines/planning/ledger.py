@@ -154,9 +154,8 @@ def expectations_table(expected: Mapping[str, Expected | Duration | None], price
             table.add_row(name, *_cells(each.cost, prices, priced), results)
         elif each is not None and each.seconds is not None:
             about = f"about {duration(each.seconds)}" if each.seconds >= _MINUTE else "below 1 min"
-            table.add_row(
-                name, about, "-", *unknown[2:], f"an estimate: {each.basis}"
-            )  # there are none for stages with GPUs
+            # Only stages without GPUs have such estimates.
+            table.add_row(name, about, "-", *unknown[2:], f"an estimate: {each.basis}")
         else:
             todo = f"; it {each.basis}" if each is not None and each.basis else ""
             table.add_row(name, *unknown, f"no earlier result of this shape{todo}")
