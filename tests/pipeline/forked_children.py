@@ -8,6 +8,8 @@ from subprocess import TimeoutExpired
 from time import monotonic, sleep
 from typing import BinaryIO
 
+from ngrpo.rollout import child_process
+
 MODULES = ("ngrpo.evaluation.sampling_worker", "ngrpo.rollout.separate_process")
 
 
@@ -48,6 +50,18 @@ class ForkedChild:
                 raise TimeoutExpired("fork", timeout)
             sleep(0.01)
         return code
+
+
+def fork_children(monkeypatch) -> list[ForkedChild]:
+    """Start child processes of the library as forks; returns the ones that were started."""
+    made: list[ForkedChild] = []
+
+    def fork(*arguments, **options):
+        made.append(ForkedChild(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(child_process.subprocess, "Popen", fork)
+    return made
 
 
 def _become(writer: int, kept: int) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from forked_children import ForkedChild
+from forked_children import ForkedChild, fork_children
 
 from ngrpo.config import BenchmarkEvaluationConfig
 from ngrpo.errors import ConfigError, DataError, EngineError
@@ -60,15 +60,8 @@ def one_thread():
 
 @pytest.fixture
 def forks(monkeypatch) -> list[ForkedChild]:
-    """Have the processes made as forks, and return them."""
-    made: list[ForkedChild] = []
-
-    def fork(*arguments, **options):
-        made.append(ForkedChild(*arguments, **options))
-        return made[-1]
-
-    monkeypatch.setattr(child_process.subprocess, "Popen", fork)
-    return made
+    """Start the processes as forks, and return them."""
+    return fork_children(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from forked_children import ForkedChild
+from forked_children import ForkedChild, fork_children
 from observed_training import finish, start
 from safetensors.torch import load_file
 from small_training import CONFIG, write_inputs
@@ -21,7 +21,7 @@ from forks import Script
 from ngrpo.config import NGRPOTrainingConfig
 from ngrpo.errors import DataError, EngineError
 from ngrpo.neighbors.index import NeighborIndex
-from ngrpo.rollout import child_process, engine_from_files
+from ngrpo.rollout import engine_from_files
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.seeds import request_seed
 from ngrpo.rollout.transformers_engine import TransformersEngine
@@ -66,15 +66,8 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture
 def children(monkeypatch) -> list[ForkedChild]:
     """Start the engines' processes as forks, and return them."""
-    made: list[ForkedChild] = []
-
-    def fork(*arguments, **options):
-        made.append(ForkedChild(*arguments, **options))
-        return made[-1]
-
-    monkeypatch.setattr(child_process.subprocess, "Popen", fork)
     monkeypatch.setattr(policy_optimization, "CorrectnessReward", LengthReward)
-    return made
+    return fork_children(monkeypatch)
 
 
 def train(root: Path, work: Path, config: NGRPOTrainingConfig, observe=lambda batch: {}) -> NGRPOTrainer:

@@ -12,10 +12,9 @@ from trl import GRPOConfig
 
 from ngrpo.config.training import TrainingConfig
 from ngrpo.errors import TrainingError
-from ngrpo.mixing.inputs import mixed_inputs
-from ngrpo.mixing.records import collate
 from ngrpo.rollout.transformers_engine import TransformersEngine
 from ngrpo.training.ngrpo_trainer import NGRPOTrainer
+from replay import replayed
 from tiny import EOS, PAD, mixer_for, save_tiny_model
 
 ROWS, MICRO, LONGEST = 16, 4, 24
@@ -137,7 +136,7 @@ def test_an_engine_that_lies_stops_training_before_the_weights_change(directory,
         for line in lines
     ]
     row = next(row for row in range(ROWS) if said(learner, row) >= {one[:2] for one in shown})
-    rollout, scores = learner._rollouts[row], replayed(learner, row)
+    rollout, scores = learner._rollouts[row], replayed_row(learner, row)
     mixed = rollout.records.positions.tolist()
     assert any(int(place) % 3 == 0 and (int(place) in mixed) == (kind == "mixed") for place, *_ in shown)
     for place, _, engine, token, *trained in shown:
@@ -156,21 +155,9 @@ def word(learner, token: int) -> str:
     return repr(learner._tokenizer.decode([token]))
 
 
-def replayed(learner, row: int) -> torch.Tensor:
-    """Log-probabilities of every token at every place of a rollout, by one pass over the inputs that it was generated from."""
-    prompt, rollout, mixer = learner._prompts[row], learner._rollouts[row], learner._mixer
-    mixture = collate(
-        [rollout.records],
-        [rollout.token_ids],
-        len(rollout.token_ids),
-        strategy=mixer.strategy,
-        neighbors=mixer.neighbors,
-        index_version=mixer.index_version,
-        device="cpu",
-    )
-    with torch.no_grad(), mixed_inputs(learner.model.get_input_embeddings(), mixture):
-        logits = learner.model(torch.tensor([[*prompt, *rollout.token_ids]])).logits[0, len(prompt) - 1 : -1]
-    return (logits / learner.temperature).log_softmax(dim=-1)
+def replayed_row(learner, row: int) -> torch.Tensor:
+    """Log-probabilities of every token at every place of a rollout of the last batch."""
+    return replayed(learner.model, learner._prompts[row], learner._rollouts[row], learner._mixer, learner.temperature)
 
 
 CAP = 3.0
