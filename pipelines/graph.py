@@ -20,7 +20,7 @@ from ngrpo_kfp.pipelines.post_training import NAME
 COMPONENTS = {
     name: getattr(importlib.import_module(f"ngrpo_kfp.components.{name}.component"), name) for name in DECLARED
 }
-"""The component of each stage: the function that is called like it, in its folder."""
+"""The component of each stage: the function of the same name, in the stage's folder."""
 
 
 def kubeflow_pipeline(
@@ -30,21 +30,21 @@ def kubeflow_pipeline(
     name: str = NAME,
     at_exit: Callable[[], dsl.PipelineTask] | None = None,
 ) -> Any:
-    """Build the pipeline that runs what a plan has to run.
+    """Build the pipeline of the nodes that a plan has to run.
 
-    A node whose result is in the store is no task: whoever reads its artifact is told the reference to it. kfp's importer would do that
-    with a pod, whose launcher looks for the artifact with credentials and an address of its own. Nor is a node that does the same work as
-    one before it: whoever reads its artifact reads the other's.
+    A node with a result in the store becomes no task: tasks that read its artifact get the reference as a constant. kfp's importer would
+    start a pod for that, whose launcher looks for the artifact with its own credentials and address. A node that repeats the work of an
+    earlier one becomes no task either: tasks that read its artifact read the other's.
 
     Args:
         plan: The plan of the run.
-        configure: Gives the task of a node what it needs beside its inputs where it runs.
-        description: Text that goes with the pipeline.
+        configure: Configures the task of a node for the place where it runs.
+        description: Description of the pipeline.
         name: Name of the pipeline.
-        at_exit: Makes the task that runs when all others have ended, however they did; none for no such task.
+        at_exit: Makes the task that runs after all others have ended, successfully or not; None for no such task.
 
     Returns:
-        The pipeline as kfp can compile it, or run it when called.
+        The pipeline, which kfp can compile, or run when it is called.
     """
 
     @dsl.pipeline(name=name, description=description)
@@ -60,9 +60,9 @@ def kubeflow_pipeline(
 
 
 def without_templates(text: str) -> str:
-    """Return a text of JSON in which nothing looks like a template: Argo and Kubeflow would fill in what stands in double braces.
+    """Return a JSON text without double braces, which Argo and Kubeflow would expand as templates.
 
-    Settings hold texts of the user, programs among them.
+    Settings contain texts of the user, including programs.
     """
     return text.replace("{{", r"{\u007b")
 
@@ -79,7 +79,7 @@ def _task(node: PlannedStage, inputs: Mapping[str, Any]) -> dsl.PipelineTask:
     named = node.name != node.stage
     component = copy(COMPONENTS[node.stage])
     if named:
-        # kfp calls a task like its component, and a second one by a number that changes with what is cached.
+        # kfp names a task like its component, and adds to a second one a number that depends on which nodes are cached.
         component.component_spec = replace(component.component_spec, name=task_name(node.name))
     task = component(
         config=without_templates(node.config), key=node.key, code_version=node.code_version, **made_here, **known

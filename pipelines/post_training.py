@@ -1,6 +1,6 @@
-"""The pipeline: which stage follows which, and whose artifact it reads. No other module knows.
+"""The pipeline: the order of the stages, and the artifacts that each reads. It is defined only here.
 
-A function of this form is traced by the planner, and by nothing else: the plan holds all that it says.
+The planner traces this function, and nothing else calls it: the plan contains all of its information.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class StageTracer(Protocol):
         config: RunConfig | None = None,
         **inputs: Any,
     ) -> Any:
-        """Add a node that runs the stage `stage` and reads the artifacts of the nodes that its `inputs` are handles of.
+        """Add a node that runs the stage `stage` and reads the artifacts of the nodes whose handles are its `inputs`.
 
-        A stage that the run does not have (`Declaration.wanted`) is no node, and has no handle.
+        For a stage that is not part of the run (`Declaration.wanted`) there is no node and no handle.
 
         Args:
-            stage: Name of the stage; that of the node too, where there are no labels.
-            labels: What tells this node from others of the same stage, lower-case letters, digits and `-`: `("grpo", "seed1")` makes the
+            stage: Name of the stage; without labels also the name of the node.
+            labels: Distinguish this node from others of the same stage; lower-case letters, digits and `-`. `("grpo", "seed1")` makes the
                 node `<stage>.grpo.seed1`.
-            config: The whole configuration that the node has in place of the run's.
-            settings: Settings that the node has in place of those, by their path, as in `{"training.steps": 40}`.
-            inputs: By name of the input.
+            config: A whole configuration for the node, in place of the run's.
+            settings: Settings that override the configuration for the node, by path: `{"training.steps": 40}`.
+            inputs: Handles by name of the input.
         """
         ...
 
 
 def post_training(stage: StageTracer) -> None:
-    """Post-train a model: warm start, N-GRPO, evaluation, promotion; and deployment, where it is asked for."""
+    """Post-train a model: warm start, N-GRPO, evaluation, promotion; and deployment, if it is requested."""
     dataset = stage("prepare_data")
     index = stage("neighbor_index")
     warm_start = stage("sft_warm_start", dataset=dataset)
