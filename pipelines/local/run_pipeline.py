@@ -131,7 +131,7 @@ def show_plan(
         as_json: Print JSON for programs (`plan_for_programs`).
 
     Raises:
-        ConfigError: A stage needs more GPU memory than it asks for.
+        ConfigError: A stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
     if embeds_store() and not workspace.exists() and base is None and not _needs_registry(config):
