@@ -79,6 +79,9 @@ COSTS = "tests/unit/test_costs.py"
 ENDPOINT = "tests/unit/test_endpoint.py"
 SERVING = "tests/unit/test_serving.py"
 PRUNING = "tests/pipeline/test_pruning.py"
+NOTIFIED = "tests/pipeline/test_notified_runs.py::test_what_became_of_a_deployment_is_told_after_the_decision"
+SIGNED = "tests/pipeline/test_signed_promotion.py::test_the_key_of_the_run_that_made_it_counts_not_that_of_the_latest"
+UNDONE = "tests/pipeline/test_watching.py::test_where_the_settings_say_so_the_promotion_is_undone_and_that_is_signed"
 
 _GRPO = "components/ngrpo/training/policy_optimization.py"
 _SFT = "components/ngrpo/training/warm_start.py"
@@ -1040,6 +1043,41 @@ MUTANTS = (
         'needs.add(("benchmark_evaluation", judged))',
         "pass",
         (PRUNING,),
+    ),
+    Mutant(
+        "prune: a replaced service goes although its run goes on",
+        "pipelines/local/superseded_deployments.py",
+        ' if last.outcome != "running"',
+        "",
+        (PRUNING,),
+    ),
+    Mutant(
+        "early stop: the gain takes the warm start's samples for as many as the trained model's",
+        "components/ngrpo/evaluation/gains.py",
+        'trained["per_problem"]]), result["n_samples"])',
+        'trained["per_problem"]]), trained["n_samples"])',
+        (STOPPING,),
+    ),
+    Mutant(
+        "deployment: a refusal is told as a failure of the run",
+        "components/ngrpo/stages/end_of_run.py",
+        'Event("not_deployed", run',
+        'Event("failed", run',
+        (NOTIFIED,),
+    ),
+    Mutant(
+        "verify: the key of the newest run counts, whoever made the version",
+        "pipelines/local/required_key.py",
+        "if own is not None and own.config.signing.public_key is not None:",
+        "if False:",
+        (SIGNED,),
+    ),
+    Mutant(
+        "watch: a rollback is not signed",
+        "components/ngrpo/stages/champion_watch.py",
+        'signer = decision_key(config) if settings.action == "rollback" else None',
+        "signer = None",
+        (UNDONE,),
     ),
     Mutant(
         "prune: the payload goes before the manifest",
