@@ -131,9 +131,11 @@ def show_plan(
         as_json: Print JSON for programs (`plan_for_programs`).
 
     Raises:
-        ConfigError: A stage needs more of a GPU than it asks for.
+        ConfigError: The run would be in vain, or a stage needs more of a GPU than it asks for.
         StoreError: The object store cannot be reached.
     """
+    if base is None:
+        require_possible(config)
     if embeds_store() and not workspace.exists() and base is None and not _needs_registry(config):
         plan = _plan(config, workspace, None, buckets=False)
         _show(plan, config, None, console, as_json=as_json)
@@ -157,8 +159,11 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
     """Show what a run would do and what it needs; see `run`. Nothing is started; only a store that the environment names is queried.
 
     Raises:
+        ConfigError: The run would be in vain.
         StoreError: The object store that the environment names cannot be reached.
     """
+    if base is None:
+        require_possible(config)
     if embeds_store():
         if base is not None:
             raise ConfigError(

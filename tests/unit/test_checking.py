@@ -11,11 +11,14 @@ import pytest
 
 from ngrpo.checking.examination import examine, examine_quickly
 from ngrpo.checking.findings import Examination, refused
+from ngrpo.checking.places import positions_of
 from ngrpo.config import PrepareDataConfig, RunConfig, load_config, select
+from ngrpo.data import initialized
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.stages import prepare_data
 from ngrpo.stages.context import Context
 from ngrpo_kfp.pipelines.cli.app import main
+from ngrpo_kfp.pipelines.cli.options import PRESETS
 from own_job import POSITIONS, REWARDS, TEMPLATE, problems, write_csv, write_job, write_jsonl
 
 PRESET = """
@@ -109,6 +112,16 @@ def test_the_tokenizer_of_tiny_is_refused_for_english(job):
     (train, own) = [line for line in errors(found) if "cannot spell" in line]
     assert train.startswith("data.train: the base model's tokenizer cannot spell problem 'train-0'; choose a model")
     assert own.startswith("data.benchmarks.own: ")
+
+
+def test_the_positions_of_a_model_with_random_weights_are_known_before_it_is_made(tmp_path):
+    tiny = load_config(PRESETS / "tiny.toml", ["rollout.max_tokens=100000"])
+    (line,) = [finding.line for finding in examine_quickly(tiny).errors]
+    assert line.startswith(
+        "rollout.max_tokens=100000 and a prompt: more than the model's 1024 positions; lower it below"
+    )
+    initialized.write(tiny.model.source, tmp_path, weights=False)
+    assert positions_of(tmp_path) == tiny.model.source.positions
 
 
 @pytest.mark.parametrize(
@@ -377,8 +390,20 @@ def submit(config: RunConfig) -> None:
     submission.submit(config, None, None, cache=None, name="mine")
 
 
-@pytest.mark.parametrize("begin", [run, submit])
-def test_run_and_submit_begin_with_the_cheap_part(job, begin):
+def plan(config: RunConfig) -> None:
+    from ngrpo_kfp.pipelines.local import run_pipeline
+
+    run_pipeline.show_plan(config, None, None)
+
+
+def dry_run(config: RunConfig) -> None:
+    from ngrpo_kfp.pipelines.local import run_pipeline
+
+    run_pipeline.dry_run(config, None, None)
+
+
+@pytest.mark.parametrize("begin", [plan, dry_run, run, submit])
+def test_plan_run_and_submit_begin_with_the_cheap_part(job, begin):
     """Nothing is there that they could start or send anything with."""
     with pytest.raises(ConfigError) as failure:
         begin(config(job, "rollout.max_tokens=128", "evaluation.max_tokens=500"))

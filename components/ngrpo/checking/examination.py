@@ -16,8 +16,7 @@ from ngrpo.checking.places import (
     check_lengths,
     check_model_files,
     is_training,
-    model_directory,
-    positions_of,
+    known_positions,
 )
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
@@ -34,9 +33,8 @@ def examine_quickly(config: RunConfig) -> Examination:
     examination.add(check_exploration(config))
     examination.add(check_endpoint(config))
     examination.add(check_needs(config))
-    place = model_directory(config)
-    if place is not None and not examination.errors:
-        examination.add(check_lengths(config, positions_of(place)))
+    if not examination.errors:
+        examination.add(check_lengths(config, known_positions(config)))
     return examination
 
 

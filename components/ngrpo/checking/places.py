@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ngrpo.checking.findings import Finding, refused
-from ngrpo.config import Copied, CopiedModel, FilesSource, RunConfig, Source
+from ngrpo.config import Copied, CopiedModel, FilesSource, InitializedModel, RunConfig, Source
 from ngrpo.config.sources import is_bucket
 from ngrpo.data.copies import files_of, is_copy
 from ngrpo.data.locations import local_directory
@@ -128,6 +128,14 @@ def check_lengths(config: RunConfig, positions: int | None) -> Iterator[Finding]
             )
     if not wrong:
         yield Finding("ok", "rollout.max_tokens", f"responses fit into the model's {positions} positions")
+
+
+def known_positions(config: RunConfig) -> int | None:
+    """Return the positions that the base model was made for, as far as that is known without reading more than a file of settings."""
+    if isinstance(config.model.source, InitializedModel):
+        return config.model.source.positions
+    place = model_directory(config)
+    return None if place is None else positions_of(place)
 
 
 def positions_of(place: Path) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -309,6 +309,9 @@ TrainSource = Annotated[
 
 class InitializedModel(Section):
     """A small Llama model with random weights and a word-level tokenizer (see `ngrpo.data.models`)."""
+
+    positions: ClassVar[int] = 1024
+    """Positions that it is made for, as `ngrpo.data.initialized` makes it; no setting."""
 
     kind: Literal["initialized"]
     vocabulary: Literal["arithmetic", "countdown"] = "arithmetic"
