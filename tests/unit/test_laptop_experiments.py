@@ -12,7 +12,7 @@ from ngrpo.sizing.stages import needs_of
 from ngrpo.stages.declarations import STAGES
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
-NAMES = ["laptop", "laptop-full"]
+NAMES = ["laptop", "laptop-full", "countdown"]
 
 
 def experiment(name: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def arms(name: str) -> dict[str, RunConfig]:
 def test_what_is_compared_is_fixed(name: str) -> None:
     tree, configs = experiment(name), arms(name)
     assert (tree["baseline"], tree["measure"], tree["equivalence"]) == ("grpo", "pass@16", 1.0)
-    assert len(set(tree["seeds"])) == len(tree["seeds"]) == {"laptop": 5, "laptop-full": 10}[name]
+    assert len(set(tree["seeds"])) == len(tree["seeds"]) == {"laptop": 5, "laptop-full": 10, "countdown": 5}[name]
     for config in configs.values():
         assert config.data.benchmarks[tree["benchmark"]].fold == "held_out"
         assert 16 in config.evaluation.pass_at
@@ -52,8 +52,9 @@ def test_arms_share_all_before_training_and_differ_in_it(name: str) -> None:
     assert all(trained.index(each) == place for place, each in enumerate(trained)), "no two arms are the same"
 
 
-def test_the_control_differs_from_ngrpo_in_the_size_of_the_candidate_set_alone() -> None:
-    configs = arms("laptop")
+@pytest.mark.parametrize("name", ["laptop", "countdown"])
+def test_the_control_differs_from_ngrpo_in_the_size_of_the_candidate_set_alone(name: str) -> None:
+    configs = arms(name)
     assert set(configs) == {"grpo", "k1", "neighbor"}
     control, ours = configs["k1"], configs["neighbor"]
     assert control.mixing == ours.mixing.model_copy(update={"k": 1})
