@@ -304,6 +304,13 @@ def test_code_that_only_evaluation_runs_is_imported_here(job, table, setting, co
         assert line.endswith("on a cluster add it to the image of the stage (images/)")
 
 
+def test_a_place_without_a_table_is_one_that_is_here(job):
+    (job / "empty").mkdir()
+    (line,) = errors(examine(config(job, f'data.train={{"kind": "files", "path": "{job / "empty"}"}}')))
+    assert "no table there" in line
+    assert "digest" not in line
+
+
 def test_a_reward_that_never_answers_is_one_line(job, monkeypatch):
     """As one does that waits for processes which cannot import its file."""
     monkeypatch.setattr("ngrpo.checking.rewards._SECONDS", 0.2)
