@@ -111,6 +111,10 @@ def run_directory(what: str, workspace: Workspace) -> Path:
     try:
         for place in (workspace.runs / what, workspace.root / what, Path(what)):
             if what and (place / "config.json").is_file():
+                if any(place.glob("*.safetensors")):
+                    raise ConfigError(
+                        f"model {what!r}: the directory of a model, which needs no export (`ngrpo evaluate` measures it); {FORMS}"
+                    )
                 return place.resolve()
     except (OSError, ValueError) as error:  # a name that is too long
         raise ConfigError(f"model {what!r}: {error}; {FORMS}") from error

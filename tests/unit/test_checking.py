@@ -317,6 +317,50 @@ def test_code_that_only_evaluation_runs_is_imported_here(job, table, setting, co
         assert line.endswith("on a cluster add it to the image of the stage (images/)")
 
 
+def test_a_place_without_a_table_is_one_that_is_here(job):
+    (job / "empty").mkdir()
+    (line,) = errors(examine(config(job, f'data.train={{"kind": "files", "path": "{job / "empty"}"}}')))
+    assert "no table there" in line
+    assert "digest" not in line
+
+
+def test_a_reward_that_never_answers_is_one_line(job, monkeypatch):
+    """As one does that waits for processes which cannot import its file."""
+    monkeypatch.setattr("ngrpo.checking.rewards._SECONDS", 0.2)
+    code = (
+        "import threading\ndef f(completions, **kwargs):\n    try:\n        threading.Event().wait()\n"
+        "    except Exception:\n        return [0.0] * len(completions)\n"
+    )
+    (line,) = errors(examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code)))
+    assert line.startswith("training.rewards.f: no answer within 0 s for two responses; ")
+    assert "one that is spawned cannot import the file" in line
+
+
+def test_every_row_of_own_files_is_read(job):
+    rows = [{"question": question, "answer": answer} for question, answer in PLAIN[:8]]
+    path = job / "train" / "mine.jsonl"
+    table = f'data.train={{"kind": "files", "path": "{path}", "problem_column": "question"}}'
+    for cell, said in {
+        "": (
+            "warning",
+            "data.train: 1 of 9 rows have no text or no answer, mine.jsonl:9 for example; they will be dropped",
+        ),
+        "5 apples #### 5": (
+            "warning",
+            "data.train: the gold answer of 1 of 9 rows is more than an answer, '5 apples #### 5' (mine.jsonl:9)",
+        ),
+        "?": ("warning", "data.train: the gold answer of 1 of 9 rows cannot be read, '?' (mine.jsonl:9)"),
+        (5,): (
+            "error",
+            "data.train: mine.jsonl, row 9, column 'answer' holds a list of 1 answers where one is expected",
+        ),
+    }.items():
+        write_jsonl(path, [*rows, {"question": "What is the ninth?", "answer": cell}])
+        found = [finding for finding in examine(config(job, table)).findings if finding.level != "ok"]
+        assert [finding.level for finding in found] == [said[0]], found
+        assert found[0].line.startswith(said[1])
+
+
 def test_rewards_that_tell_nothing_apart_are_a_warning(job):
     code = "def f(completions, **kwargs):\n    return [1.0] * len(completions)\n"
     found = examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code))

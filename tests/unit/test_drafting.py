@@ -17,6 +17,7 @@ from ngrpo.drafting.own_model import look_at_model
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.app import main
 from own_job import problems, write_csv, write_job, write_jsonl
+from tiny import save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,28 @@ def test_a_model_without_a_chat_template_gets_one_that_writes_problems_as_they_a
     assert ("chat_template = 'plain'" in capsys.readouterr().out) is not named
     assert tomllib.loads((job / "mine.toml").read_text())["model"]["chat_template"] == chosen
     assert main(["check", "mine.toml"]) == 0, capsys.readouterr().out
+
+
+def test_an_instruction_that_the_tokenizer_cannot_spell_is_left_out(job, capsys):
+    save_tiny_model(job / "words")
+    write_jsonl(job / "sums.jsonl", [{"problem": f"{number} + 1", "answer": str(number + 1)} for number in range(30)])
+    assert main(["init", "--model", "words", "--data", "sums.jsonl", "-o", "sums.toml"]) == 0
+    assert tomllib.loads((job / "sums.toml").read_text())["data"]["prompt_suffix"] == ""
+    assert main(["check", "sums.toml"]) == 0, capsys.readouterr()
+
+
+def test_data_of_verl_is_understood(job, capsys):
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": question}],
+            "reward_model": {"style": "rule", "ground_truth": worked.rpartition("#### ")[2]},
+        }
+        for question, worked in problems(40)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), "verl.parquet")
+    assert main(["init", "--model", "model", "--data", "verl.parquet", "-o", "verl.toml"]) == 0
+    assert "problems in 'prompt', answers in 'reward_model.ground_truth'" in capsys.readouterr().out
+    assert main(["check", "verl.toml"]) == 0, capsys.readouterr()
 
 
 def test_columns_are_guessed_by_their_names_or_by_what_they_hold():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ngrpo.config import FilesSource, load_config
+from ngrpo.config import FilesSource, HubSource, load_config
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import load_problems
 from ngrpo.errors import ConfigError, DataError
@@ -56,6 +56,8 @@ FORMS = {
     "mine.jsonl.gz": gzip.compress(lines(*ROWS)),
     "list.json": json.dumps(ROWS, indent=1).encode(),
     "lines.json": lines(*ROWS),
+    "under a key.json": json.dumps({"version": "1.1", "data": ROWS}).encode(),
+    "under a key, indented.json": json.dumps({"data": ROWS, "tags": ["a"]}, indent=1).encode(),
     "mine.parquet": parquet(question=[row["question"] for row in ROWS], answer=[row["answer"] for row in ROWS]),
 }
 
@@ -100,7 +102,10 @@ BAD = {
     # not text
     "list.jsonl": (jsonl(["3", "9"]), ROW + "a list of 2 answers where one is expected"),
     "true.jsonl": (jsonl(True), ROW + "true, no text"),
-    "object.jsonl": (jsonl({"value": 3}), ROW + r"an object \(value\), no text"),
+    "object.jsonl": (
+        jsonl({"value": 3}),
+        ROW + r"an object \(value\), no text: name one of its parts, COLUMN.value for example",
+    ),
     "infinite.jsonl": (jsonl(float("inf")), ROW + "an infinite number"),
     "surrogate.jsonl": (
         b'{"question": "a", "answer": "\\ud800"}\n',
@@ -155,7 +160,23 @@ BAD = {
     "broken.jsonl": (lines(ROWS[0]) + b'{"question": \n', "broken.jsonl, line 2: no JSON"),
     "text.jsonl": (b'"only a text"\n', "text.jsonl, line 1: a str, no object"),
     "values.json": (b"[1, 2]", "values.json, row 1: a int, no object"),
-    "pretty.json": (json.dumps(ROWS[0], indent=1).encode(), "pretty.json, line 1: no JSON.*one list of objects"),
+    "cut.json": (
+        json.dumps({"data": ROWS}, indent=1)[:-9].encode(),
+        r"cut.json: no JSON \(.* line \d+.*one list of objects",
+    ),
+    "splits.json": (
+        json.dumps({"train": ROWS, "test": ROWS}).encode(),
+        "splits.json: it has rows under several keys, 'train', 'test'; store those of one by themselves",
+    ),
+    "columns.json": (
+        json.dumps({name: {"0": "a", "1": "b"} for name in ("question", "answer")}).encode(),
+        r"columns.json: its columns stand one after the other \('question', 'answer'\); store rows, .*orient=\"records\"",
+    ),
+    "lists.json": (
+        json.dumps({"question": ["a", "b"], "answer": ["1", "2"]}).encode(),
+        "columns stand one after the other",
+    ),
+    "no rows.json": (json.dumps({"data": []}).encode(), "problem_column='question' is not one of its columns: data"),
     "deep.json": (b"[" * 100_000, "nested too deeply"),
     "damaged.csv.gz": (b"no gzip", "damaged.csv.gz cannot be read"),
     "damaged.parquet": (b"PAR1 no parquet", "damaged.parquet cannot be read"),
@@ -321,6 +342,37 @@ def test_prompt_and_completion_as_trl_has_them(tmp_path):
     path.write_bytes(parquet(prompt=[[turn("user", "a")]], completion=[[turn("assistant", "b")]], answer=["2"]))
     found = load_problems(source(path, problem_column="prompt", solution_column="completion"))
     assert found == [Problem("trl.parquet:1", "a", "2", "b")]
+
+
+VERL = {
+    "data_source": "openai/gsm8k",
+    "prompt": [turn("user", "What is 1+1?")],
+    "reward_model": {"style": "rule", "ground_truth": "2"},
+    "extra_info": {"index": 0, "answer": {"worked": "1+1=2"}},
+    "a.b": "2",
+}
+
+
+@pytest.mark.parametrize("name", ["verl.parquet", "verl.jsonl", "hub"])
+def test_parts_of_a_column_are_named_with_a_dot_as_verls_data_needs_it(tmp_path, name):
+    path = tmp_path / name
+    if name == "hub":
+        path.mkdir()
+        (path / "train.jsonl").write_bytes(lines(VERL))
+        made = HubSource(
+            kind="hub", id=str(path), split="train", problem_column="prompt", answer_column="reward_model.ground_truth"
+        )
+    else:
+        path.write_bytes(
+            lines(VERL) if name.endswith("jsonl") else parquet(**{key: [cell] for key, cell in VERL.items()})
+        )
+        made = source(path, problem_column="prompt", answer_column="reward_model.ground_truth")
+    named = {"solution_column": "extra_info.answer.worked"}
+    (found,) = load_problems(made.model_copy(update=named))
+    assert (found.problem, found.answer, found.solution) == ("What is 1+1?", "2", "1+1=2")
+    assert load_problems(made.model_copy(update={"answer_column": "a.b"}))[0].answer == "2"
+    with pytest.raises(DataError, match=r"not one of its columns: .*did you mean 'reward_model.ground_truth'"):
+        load_problems(made.model_copy(update={"answer_column": "reward_model.groundtruth"}))
 
 
 USER = turn("user", "a")

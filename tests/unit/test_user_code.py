@@ -182,6 +182,10 @@ def test_what_is_beside_comes_before_what_is_installed(tmp_path):
             "import not_there_at_all\ndef f(): ...",
             "imports not_there_at_all, which is not installed here: `pip install`",
         ),
+        (
+            "import importlib\nimportlib.import_module('helper')\ndef f(): ...",
+            "imports helper by its name at run time, which finds installed modules only: write `import helper` for a file beside it",
+        ),
         ("f = 3", "of type int, which cannot be called"),
         ("\n1 / 0\ndef f(): ...", "rewards.py, line 2: ZeroDivisionError: division by zero"),
         ("def f(): ...\ndel f", "rewards.py has no 'f'"),

@@ -48,7 +48,7 @@ def check_model_files(config: RunConfig) -> Iterator[Finding]:
     try:
         local_directory(source.location, source.named)
     except DataError as error:
-        yield _not_here(subject, error)
+        yield _not_here(subject, source, error)
         return
     names = sorted(path.name for path in place.iterdir())
     missing = [
@@ -99,7 +99,7 @@ def check_data_files(config: RunConfig) -> Iterator[Finding]:
             # Their content is not read here: the plan does that.
             files = own_files(source, _unread) if isinstance(source, FilesSource) else files_of(source, _unread)
         except (DataError, StoreError) as error:
-            yield _not_here(subject, error)
+            yield _not_here(subject, source, error)
             continue
         yield Finding("ok", subject, f"{source.location}: {len(files)} file{'s' * (len(files) > 1)}")
 
@@ -162,7 +162,9 @@ def _is_here(source: Copied) -> bool:
     return is_copy(source) and source.digest is None and not is_bucket(source.location)
 
 
-def _not_here(subject: str, error: NGRPOError) -> Finding:
+def _not_here(subject: str, source: Copied, error: NGRPOError) -> Finding:
+    if Path(source.location).expanduser().exists():
+        return refused(subject, error)
     return refused(subject, error, f"of a place that only the stages can read, name the content in {subject}.digest")
 
 

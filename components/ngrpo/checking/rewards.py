@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -34,6 +38,12 @@ _FORMS = {
 """How an answer stands in a response, by `grading.response`; of a regular expression nobody knows."""
 _COLUMNS = ("id", "prompt", "answer")
 """Columns of the training problems, which TRL passes to every reward."""
+_SECONDS = 20.0
+"""Time of a reward for two responses: a judge that is asked over a network takes some."""
+
+
+class _TookTooLong(KeyboardInterrupt):
+    """Of the kind that functions of users let through."""
 
 
 def check_rewards(
@@ -107,7 +117,18 @@ def _compare(
     for name, reward in rewards:
         subject = f"training.rewards.{name}"
         try:
-            right, wrong = _called(reward, batch)
+            with _bounded():
+                right, wrong = _called(reward, batch)
+        except _TookTooLong:
+            yield Finding(
+                "error",
+                subject,
+                f"no answer within {_SECONDS:.0f} s for two responses",
+                "give what it waits for a time limit; processes that it starts have to be forked "
+                '(multiprocessing.get_context("fork")): one that is spawned cannot import the file',
+            )
+            differs = True
+            continue
         except NGRPOError as error:
             yield refused(subject, error)
             differs = True
@@ -125,6 +146,29 @@ def _compare(
             f"no reward tells the gold answer {gold!r} from {other!r}",
             "name one that does, for example correctness, unless only the form counts",
         )
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Interrupt what takes too long. Only the main thread can be interrupted; in another one nothing is bounded.
+
+    Raises:
+        _TookTooLong: It did.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _TookTooLong
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _called(reward: Callable[..., Any], batch: dict[str, Any]) -> Any:

@@ -1,20 +1,24 @@
-"""The first rows of every source of problems, and whether their gold answers can be graded."""
+"""The rows of every source of problems, those of own files all, and whether their gold answers can be graded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ngrpo.checking.findings import Examination, Finding, Level
+from ngrpo.checking.findings import Examination, Finding
 from ngrpo.checking.light_imports import USED_BY_FEW_GENERATORS, put_off
 from ngrpo.checking.places import sources
-from ngrpo.config import RunConfig, Source
+from ngrpo.config import FilesSource, RunConfig, Source
 from ngrpo.config.grading import Gold
 from ngrpo.data.problem import Problem
 from ngrpo.data.problems import first_problems
 from ngrpo.grading.grader import gold_usable
 
-ROWS = 5
-"""Rows that are looked at, of each source."""
+_ROWS = 5
+"""Rows of a source that are made or fetched."""
+_ROWS_OF_FILES = 20_000
+"""Rows of own files that are read: a second's worth."""
+HEAD = 100
+"""Rows whose gold answers and prompts are looked at, which takes longer."""
 _SHOWN = 60
 _WORDS = 12
 """More words than an answer has that can be compared."""
@@ -25,20 +29,28 @@ _ANSWER_ALONE = (
 
 
 def read_samples(config: RunConfig, examination: Examination) -> dict[str, list[Problem]]:
-    """Return the first problems of each source that can be read, by the setting that names it."""
+    """Return the first problems of each source that can be read, of own files all, by the setting that names it."""
     put_off(USED_BY_FEW_GENERATORS)
     samples: dict[str, list[Problem]] = {}
     for subject, source in sources(config).items():
         with examination.catch(subject):
-            samples[subject] = first_problems(source, ROWS)
+            samples[subject] = first_problems(source, _rows_of(source))
     return samples
+
+
+def _rows_of(source: Source) -> int:
+    if not isinstance(source, FilesSource):
+        return _ROWS
+    return (
+        _ROWS_OF_FILES if source.grading.gold_pattern is None else HEAD
+    )  # expressions are searched in a process of their own
 
 
 def check_samples(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> Iterator[Finding]:
     """Check that problems have texts, and answers that can be graded."""
     for subject, source in sources(config).items():
         if subject in samples:
-            yield _check(subject, source, samples[subject])
+            yield from _check(subject, source, samples[subject])
 
 
 def in_words(gold: Gold) -> str:
@@ -52,39 +64,48 @@ def short(text: str) -> str:
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
-def _check(subject: str, source: Source, problems: Sequence[Problem]) -> Finding:
-    rows = f"of {len(problems)} rows" if len(problems) > 1 else "of 1 row"
-    empty = [problem for problem in problems if not problem.problem or not problem.answer]
-    if len(empty) == len(problems) or (empty and subject.startswith("data.benchmarks.")):
-        return Finding(
-            "error",
-            subject,
-            f"{len(empty)} {rows} have no text or no answer, {empty[0].id} for example",
-            "correct them",
+def _check(subject: str, source: Source, problems: Sequence[Problem]) -> Iterator[Finding]:
+    rows = _of(problems)
+    whole = [problem for problem in problems if problem.problem and problem.answer]
+    lacking = next((problem for problem in problems if not problem.problem or not problem.answer), None)
+    if lacking is not None:
+        fatal = not whole or subject.startswith("data.benchmarks.")
+        found = f"{len(problems) - len(whole)} {rows} have no text or no answer, {lacking.id} for example"
+        yield Finding(
+            "error" if fatal else "warning", subject, found, "correct them" if fatal else "they will be dropped"
         )
-    worked = [problem for problem in problems if _is_worked(problem.answer, source)]
+        if fatal:
+            return
+    worked = [problem for problem in whole if _is_worked(problem.answer, source)]
     if worked:
-        return Finding(
-            "error" if len(worked) == len(problems) else "warning",
+        yield Finding(
+            "error" if len(worked) == len(whole) else "warning",
             subject,
-            f"the gold answer of {len(worked)} {rows} is more than an answer, {in_words(worked[0].answer)!r} for example",
+            f"the gold answer of {len(worked)} {rows} is more than an answer, {_shown(worked[0])} for example",
             _ANSWER_ALONE,
         )
-    unread = [p for p in problems if p.answer and not gold_usable(p.answer, source.grading)]
+        return
+    head = whole[:HEAD]
+    unread = [problem for problem in head if not gold_usable(problem.answer, source.grading)]
     if unread:
-        level: Level = "error" if len(unread) == len(problems) else "warning"
-        return Finding(
-            level,
+        yield Finding(
+            "error" if len(unread) == len(head) else "warning",
             subject,
-            f"the gold answer of {len(unread)} {rows} cannot be read, {in_words(unread[0].answer)!r} for example",
+            f"the gold answer of {len(unread)} {_of(head)} cannot be read, {_shown(unread[0])} for example",
             _ANSWER_ALONE,
         )
-    if subject == "data.warm_start" and all(problem.solution is None for problem in problems):
-        return Finding("error", subject, f"none {rows} has a solution", "name its column (solution_column)")
-    if empty:
-        return Finding("warning", subject, f"{len(empty)} {rows} have no text or no answer", "they will be dropped")
-    shown = problems[0]
-    return Finding("ok", subject, f"{short(shown.problem)!r}: the gold answer is {in_words(shown.answer)!r}")
+    elif subject == "data.warm_start" and all(problem.solution is None for problem in problems):
+        yield Finding("error", subject, f"none {rows} has a solution", "name its column (solution_column)")
+    elif lacking is None:
+        yield Finding("ok", subject, f"{short(whole[0].problem)!r}: the gold answer is {in_words(whole[0].answer)!r}")
+
+
+def _of(problems: Sequence[Problem]) -> str:
+    return f"of {len(problems)} rows" if len(problems) > 1 else "of 1 row"
+
+
+def _shown(problem: Problem) -> str:
+    return f"{in_words(problem.answer)!r} ({problem.id})"
 
 
 def _is_worked(gold: Gold, source: Source) -> bool:

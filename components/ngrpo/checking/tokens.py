@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ngrpo.checking.findings import Examination, Finding, refused
 from ngrpo.checking.places import is_training, sources
+from ngrpo.checking.samples import HEAD
 from ngrpo.config import Columns, EvaluationConfig, RolloutConfig, RunConfig
 from ngrpo.data.chat import ChatLengths, Turns
 from ngrpo.data.model_check import ModelFacts, require_positions
@@ -50,7 +51,7 @@ def prompts_of(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> l
     """Return the prompts of every source whose first problems are known."""
     found = []
     for subject, source in sources(config).items():
-        problems = [problem for problem in samples.get(subject, ()) if problem.problem]
+        problems = [problem for problem in samples.get(subject, ())[:HEAD] if problem.problem]
         if problems:
             suffix = source.prompt_suffix if isinstance(source, Columns) else None
             found.append(Prompts(subject, problems, [prompt_of(each, config.data, suffix) for each in problems]))

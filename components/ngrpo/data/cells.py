@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
 from ngrpo.errors import DataError
+
+
+def cell_at(row: Mapping[str, Any], column: str) -> Any:
+    """Return a cell of a row; none where there is no such column. `a.b` is the part `b` of what the column `a` holds."""
+    if column in row:
+        return row[column]
+    top, dot, below = column.partition(".")
+    inner = row.get(top)
+    return cell_at(inner, below) if dot and isinstance(inner, Mapping) else None
+
+
+def column_names(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the columns of a row, and the parts of those that hold objects, as `cell_at` takes them."""
+    for name, cell in row.items():
+        yield name
+        if isinstance(cell, Mapping):
+            yield from (f"{name}.{part}" for part in column_names(cell))
 
 
 def cell_text(cell: Any) -> str:
@@ -80,4 +97,6 @@ def _cure(cell: Any) -> str:
         return "write it as text, in the form that a response is to have"
     if isinstance(cell, bytes):
         return "decode it and store text"
+    if isinstance(cell, Mapping) and cell:
+        return f"name one of its parts, COLUMN.{next(iter(cell))} for example, or store text"
     return "name another column, or store text"

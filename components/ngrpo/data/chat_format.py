@@ -94,7 +94,7 @@ def _token_id(tokenizer: PreTrainedTokenizerBase, token: str, label: str) -> int
 def _write_ends(directory: Path, ends: list[int], tokenizer: PreTrainedTokenizerBase, label: str) -> None:
     """Declare tokens as ends of a response, besides those that are declared."""
     path = directory / _GENERATION
-    with explained(f"{label}: {path} cannot be used", "copy it again"):
+    with explained(f"{label}: {path.name} cannot be used", "copy it again", directory):
         if path.is_file():
             settings: dict[str, Any] = json.loads(path.read_bytes())
         else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ngrpo.config import FilesSource
 from ngrpo.config.sources import is_bucket
+from ngrpo.data.cells import cell_at, column_names
 from ngrpo.data.columns import Table, problems_of, require_columns
 from ngrpo.data.copies import planned
 from ngrpo.data.locations import download
@@ -45,11 +46,11 @@ def _table(source: FilesSource, rows: list[tuple[str, int, Row]]) -> Table:
         label=source.named,
         columns=_columns([row for _, _, row in rows]),
         ids=[f"{name}:{number}" for name, number, _ in rows],
-        cells=lambda column: [row.get(column) for _, _, row in rows],
+        cells=lambda column: [cell_at(row, column) for _, _, row in rows],
         place=lambda row, column: f"{rows[row][0]}, row {rows[row][1]}, column {column!r}",
     )
 
 
 def _columns(rows: list[Row]) -> list[str]:
     """Return the columns of rows; a row of JSON may lack one, which is then missing there."""
-    return list(dict.fromkeys(column for row in rows for column in row))
+    return list(dict.fromkeys(column for row in rows for column in column_names(row)))

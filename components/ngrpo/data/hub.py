@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngrpo.config import HubSource
+from ngrpo.data.cells import cell_at, column_names
 from ngrpo.data.columns import Table, problems_of
 from ngrpo.data.copies import is_copy, is_read, last_part, planned
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
@@ -99,11 +100,14 @@ def _table(source: HubSource, rows: Dataset) -> Table:
 
     def cells(column: str) -> list[Any]:
         with explained(f"{label}: column {column!r} cannot be read", "a file of it is damaged: copy it again"):
-            return list(rows[column])
+            if column in rows.column_names:
+                return list(rows[column])
+            top = column.partition(".")[0]
+            return [cell_at({top: cell}, column) for cell in rows[top]]
 
     return Table(
         label=label,
-        columns=rows.column_names,
+        columns=list(column_names(rows.features)),
         ids=[f"{last_part(source)}-{index}" for index in range(len(rows))],
         cells=cells,
         place=lambda row, column: f"{label}, row {row}, column {column!r}",

@@ -88,24 +88,30 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def explained(what: str, cure: str) -> Iterator[None]:
+def explained(what: str, cure: str, place: Path | None = None) -> Iterator[None]:
     """Turn whatever a library raises over a file from elsewhere into one line.
 
     Args:
         what: The file, and that it cannot be used.
         cure: What to do.
+        place: A directory that `what` names as people know it: the library was given one of links or a copy, which says nothing to them.
 
     Raises:
         DataError: Anything was raised but an error of ours, or one that says nothing of the file.
     """
+
+    def said(error: BaseException) -> str:
+        text = reason(error)
+        return text if place is None else text.replace(f"{place}/", "").replace(str(place), "the directory")
+
     try:
         yield
     except (NGRPOError, MemoryError):
         raise
     # Parsers of formats raise what they please over a damaged file, a StopIteration for example: no list of kinds holds them all.
     except Exception as error:
-        raise DataError(f"{what}: {reason(error)}; {cure}") from error
+        raise DataError(f"{what}: {said(error)}; {cure}") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of a library in Rust; its class cannot be imported
             raise
-        raise DataError(f"{what}: {reason(error)}; {cure}") from error
+        raise DataError(f"{what}: {said(error)}; {cure}") from error

@@ -77,7 +77,7 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
         DataError: It is missing, damaged, brings code, or has an adapter beside it.
     """
     if not (directory / "config.json").is_file():
-        raise DataError(f"{label}: no config.json in {directory}; the directory must be one that save_pretrained wrote")
+        raise DataError(f"{label}: no config.json; the directory must be one that save_pretrained wrote")
     require_no_code(directory, label)
     if (directory / _ADAPTER).is_file():
         # The library would put it into the model without a word.
@@ -85,7 +85,7 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
             f"{label}: an adapter ({_ADAPTER}) lies beside the model; merge the two (peft's merge_and_unload, then save_pretrained), or "
             "leave the adapter's files out of a copy"
         )
-    with explained(f"{label}: {directory}/config.json cannot be used", _COPY_AGAIN):
+    with explained(f"{label}: config.json cannot be used", _COPY_AGAIN, directory):
         config: PretrainedConfig = AutoConfig.from_pretrained(directory, **_CLOSED)
         if not isinstance(config.get_text_config().vocab_size, int):
             raise TypeError(f"vocab_size={config.get_text_config().vocab_size!r} is no whole number")
@@ -113,9 +113,9 @@ def read_tokenizer(directory: Path, label: str, day: date = TEMPLATE_DATE, **opt
 def read_bare_tokenizer(directory: Path, label: str, **options: Any) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model, whether or not it can write chats; see `read_tokenizer`."""
     if not any((directory / file).is_file() for file in _TOKENIZERS):
-        raise DataError(f"{label}: no tokenizer in {directory}; save it there with save_pretrained")
+        raise DataError(f"{label}: no tokenizer; save it there with save_pretrained")
     require_no_code(directory, label)
-    with explained(f"{label}: its tokenizer in {directory} cannot be used", _COPY_AGAIN):
+    with explained(f"{label}: its tokenizer cannot be used", _COPY_AGAIN, directory):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, **_CLOSED, **options)
     return tokenizer
 
@@ -138,7 +138,7 @@ def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
     if hasattr(config.get_text_config(), "output_router_logits"):
         # Trainers ask for them where they need them; a model that always gives them cannot decode with a cache.
         config.get_text_config().output_router_logits = False
-    with explained(f"{label}: its weights in {directory} cannot be used", _COPY_AGAIN):
+    with explained(f"{label}: its weights cannot be used", _COPY_AGAIN, directory):
         model: PreTrainedModel
         model, loading = loader.from_pretrained(
             directory,
@@ -168,7 +168,7 @@ def read_generation_config(directory: Path, label: str) -> GenerationConfig:
     if not (directory / _GENERATION_SETTINGS).is_file():
         return GenerationConfig()
     with explained(
-        f"{label}: {directory}/{_GENERATION_SETTINGS} cannot be used", "correct it in a copy of the model, or delete it"
+        f"{label}: {_GENERATION_SETTINGS} cannot be used", "correct it in a copy of the model, or delete it", directory
     ):
         settings: GenerationConfig = GenerationConfig.from_pretrained(directory, local_files_only=True)
         for name in _TOKENS:
@@ -196,7 +196,7 @@ def require_weights(directory: Path, label: str) -> None:
     _require_files(directory, label)
     problem = weights_problem(directory)
     if problem is not None:
-        raise DataError(f"{label}: its weights in {directory} cannot be used: {problem}; copy or save the model again")
+        raise DataError(f"{label}: its weights cannot be used: {problem}; copy or save the model again")
 
 
 def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
@@ -210,7 +210,10 @@ def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
         _require_files(directory, label)
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
-        with explained(f"{label}: {path} cannot be used", _COPY_AGAIN), safe_open(path, framework="pt") as file:
+        with (
+            explained(f"{label}: {path.name} cannot be used", _COPY_AGAIN, directory),
+            safe_open(path, framework="pt") as file,
+        ):
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     return shapes
 
@@ -218,12 +221,11 @@ def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
 def _require_files(directory: Path, label: str) -> None:
     files = {WEIGHTS}
     if (directory / SHARDS).is_file():
-        files = set(shards(_settings(directory / SHARDS, label), f"{label}: {directory}/{SHARDS}").values())
+        files = set(shards(_settings(directory / SHARDS, label), f"{label}: {SHARDS}").values())
     missing = sorted(file for file in files if not (directory / file).is_file())
     if missing:
         raise DataError(
-            f"{label}: no weights: {', '.join(missing)} missing in {directory}; save the model with "
-            "save_pretrained (safetensors)"
+            f"{label}: no weights: {', '.join(missing)} missing; save the model with save_pretrained (safetensors)"
         )
 
 
@@ -245,7 +247,7 @@ def shards(index: Any, label: str) -> Mapping[str, str]:
 
 
 def _settings(path: Path, label: str) -> dict[str, Any]:
-    with explained(f"{label}: {path} cannot be used", _COPY_AGAIN):
+    with explained(f"{label}: {path.name} cannot be used", _COPY_AGAIN, path.parent):
         tree = json.loads(path.read_bytes().decode("utf-8"))
         if not isinstance(tree, dict):
             raise TypeError(f"it holds a {type(tree).__name__}, no object")

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ngrpo.data.conversations import is_chat
 from ngrpo.data.locations import explained
 from ngrpo.data.placeholders import placeholder
 from ngrpo.errors import DataError
@@ -63,8 +64,11 @@ def read_table(path: Path, name: str) -> list[Row]:
         text = _text(path, name)
     if form in ("csv", "tsv"):
         return _csv(text, name, "\t" if form == "tsv" else ",")
-    if form == "json" and text.lstrip().startswith("["):
-        return _json(text, name)
+    start = text.lstrip()[:1]
+    if form == "json" and start == "[":
+        return _json(_parsed(text, name, ""), name)
+    if form == "json" and start == "{" and not _is_one_a_line(text):
+        return _json(_rows_of(_parsed(text, name, ""), name), name)
     return [row for _, row in _lines(text, name)]
 
 
@@ -162,11 +166,46 @@ def _header(cells: Sequence[str], name: str, delimiter: str) -> list[str]:
     return columns
 
 
-def _json(text: str, name: str) -> list[Row]:
-    rows = _parsed(text, name, "")
+def _is_one_a_line(text: str) -> bool:
+    """Say whether a text that begins with an object has more of them after it."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return False
+    return bool(text.lstrip()[end:].strip())
+
+
+def _rows_of(tree: Row, name: str) -> list[Any]:
+    """Return the rows of a file that is one object: those under its only key that has rows, or the object if it is a row itself."""
+    keys = [key for key, value in tree.items() if _are_rows(value)]
+    if len(keys) == 1:
+        return list(tree[keys[0]])
+    if keys:
+        raise DataError(
+            f"{name}: it has rows under several keys, {', '.join(map(repr, keys))}; store those of one by themselves, as a list of objects"
+        )
+    sizes = {len(value) if isinstance(value, dict | list) and not is_chat(value) else 0 for value in tree.values()}
+    if len(tree) > 1 and len(sizes) == 1 and sizes != {0}:
+        raise DataError(
+            f"{name}: its columns stand one after the other ({', '.join(map(repr, tree))}); store rows, a list of objects "
+            '(pandas: to_json(orient="records"))'
+        )
+    return [tree]
+
+
+def _are_rows(value: Any) -> bool:
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(isinstance(row, dict) for row in value)
+        and "role" not in value[0]
+    )
+
+
+def _json(rows: list[Any], name: str) -> list[Row]:
     for number, row in enumerate(rows, 1):
         _require_object(row, f"{name}, row {number}")
-    return list(rows)
+    return rows
 
 
 def _lines(text: str, name: str) -> Iterator[tuple[int, Row]]:

@@ -19,6 +19,7 @@ _ANSWERS = (
     "gold",
     "expected_answer",
     "ground_truth",
+    "reward_model.ground_truth",  # as verl's data has it
     "target",
     "label",
     "solution",

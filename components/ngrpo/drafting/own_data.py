@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ngrpo.config import FilesSource, validate
-from ngrpo.data.cells import cell_text, text_at
+from ngrpo.data.cells import cell_at, cell_text, column_names, text_at
 from ngrpo.data.conversations import is_chat, read_conversation
 from ngrpo.data.own_files import own_files, place_of
 from ngrpo.data.tables import Row, read_table
@@ -33,7 +33,7 @@ class OwnData:
         """Return what is asked in each row, as far as it can be read: the check says what cannot."""
         found = []
         for number, row in enumerate(self.rows, 1):
-            cell, place = row.get(self.columns.problem), f"{self.path.name}, row {number}"
+            cell, place = cell_at(row, self.columns.problem), f"{self.path.name}, row {number}"
             found.append(read_conversation(cell, place).question if is_chat(cell) else text_at(cell, place))
         return found
 
@@ -64,13 +64,15 @@ def look_at_data(option: str, path: Path, problem: str | None = None, answer: st
         raise ConfigError(f"{option} {str(path)!r} (seen from {Path.cwd()}): {error}") from error
     if not rows:
         raise ConfigError(f"{option} {str(path)!r}: no rows; name a table with rows")
-    columns = guess_columns(list(dict.fromkeys(name for row in rows for name in row)), rows, problem, answer)
+    columns = guess_columns(
+        list(dict.fromkeys(name for row in rows for name in column_names(row))), rows, problem, answer
+    )
     try:
         named = {"problem_column": columns.problem, "answer_column": columns.answer}
         validate(FilesSource, {"kind": "files", "path": source.path, **named})
     except ConfigError as error:
         raise ConfigError(f"{option} {str(path)!r}: {error}: rename the column") from error
-    answers = [value for row in rows if isinstance(value := row.get(columns.answer), str)]
+    answers = [value for row in rows if isinstance(value := cell_at(row, columns.answer), str)]
     return OwnData(path, rows, columns, answer_form(answers))
 
 
@@ -91,7 +93,8 @@ def held_out(data: OwnData) -> list[str]:
     kept = (data.columns.problem, data.columns.answer)
     try:
         return [
-            json.dumps({name: row.get(name) for name in kept}, ensure_ascii=False, default=cell_text) for row in rows
+            json.dumps({name: cell_at(row, name) for name in kept}, ensure_ascii=False, default=cell_text)
+            for row in rows
         ]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--data {str(data.path)!r}: no rows can be held out ({error})") from error

@@ -6,10 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ngrpo.checking.places import cure_of_no_model, positions_of
 from ngrpo.data.locations import explained
 from ngrpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _CHARACTERS = 3
 """Characters of a token, where the tokenizer is not asked."""
@@ -29,17 +33,28 @@ class OwnModel:
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text has; an estimate where the directory has no `tokenizer.json`."""
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
+        tokenizer = self._tokenizer()
+        if tokenizer is None:
             return [len(text) // _CHARACTERS + 1 for text in texts]
-        from tokenizers import Tokenizer
-
-        with explained(f"--model {str(self.path)!r}: tokenizer.json cannot be used", "copy it again"):
-            tokenizer = Tokenizer.from_file(str(file))
-            counted = tokenizer.encode_batch([text[:_ASKED] for text in texts], add_special_tokens=False)
+        counted = tokenizer.encode_batch([text[:_ASKED] for text in texts], add_special_tokens=False)
         return [
             len(head.ids) + max(0, len(text) - _ASKED) // _CHARACTERS for head, text in zip(counted, texts, strict=True)
         ]
+
+    def spells(self, text: str) -> bool:
+        """Say whether a text has no unknown tokens, as far as the directory tells."""
+        tokenizer = self._tokenizer()
+        unknown = getattr(tokenizer.model, "unk_token", None) if tokenizer is not None else None
+        return tokenizer is None or unknown not in tokenizer.encode(text, add_special_tokens=False).tokens
+
+    def _tokenizer(self) -> Tokenizer | None:
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            return None
+        from tokenizers import Tokenizer
+
+        with explained(f"--model {str(self.path)!r}: tokenizer.json cannot be used", "copy it again"):
+            return Tokenizer.from_file(str(file))
 
 
 def look_at_model(path: Path) -> OwnModel:

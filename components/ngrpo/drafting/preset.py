@@ -104,7 +104,10 @@ def _data(draft: Draft) -> Iterator[str]:
     prompt, _ = _lengths(draft)
     yield ""
     yield "[data]"
-    yield f"prompt_suffix = {_text(_SUFFIX)}  # after every problem"
+    if draft.model.spells(_SUFFIX):
+        yield f"prompt_suffix = {_text(_SUFFIX)}  # after every problem"
+    else:
+        yield 'prompt_suffix = ""  # an instruction after every problem: the tokenizer cannot spell the usual one'
     yield '# system_prompt = "You are a careful mathematician."'
     yield f"max_prompt_tokens = {prompt}  # longer training problems are dropped; {_longest(draft)}"
     if draft.inherited is not None and draft.inherited.data.warm_start is not None:

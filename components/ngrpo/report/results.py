@@ -158,7 +158,7 @@ def _benchmark_view(name: str, results: Mapping[str, Result], config: RunConfig,
         plain("cut off at the token limit, %", "truncated_rate"),
         plain("without an answer, %", "ungraded_rate"),
         plain("different answers among samples, %", "distinct_answers"),
-        plain("grader errors", "grader_errors", "d", scale=1),
+        plain("answers that could not be read", "grader_errors", "d", scale=1),
     ]
     solved_by_model = {model: (counts("per_problem", result), result["n_samples"]) for model, result in results.items()}
     curve = _curve(name, solved_by_model, config)

@@ -90,6 +90,11 @@ def _import(reference: UserCode, name: str, shown: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = str(error.name).removeprefix(f"{name.partition('.')[0]}." if name.startswith(_PREFIX) else "")
         itself = f"{name}.".startswith(f"{missing}.")
+        if _is_quoted(missing, reference.code):
+            raise UserCodeError(
+                f"function {reference.function!r}: {shown} imports {missing} by its name at run time, which finds installed modules only: "
+                f"write `import {missing}` for a file beside it, or install it where the stage runs"
+            ) from error
         raise UserCodeError(
             f"function {reference.function!r}: "
             + (
@@ -109,12 +114,19 @@ def _import(reference: UserCode, name: str, shown: str) -> ModuleType:
         ) from error
 
 
+def _is_quoted(module: str, code: Mapping[str, str]) -> bool:
+    """Say whether files name a module in a text, as `importlib.import_module("helper")` does."""
+    return any(f"{quote}{module}{quote}" in source for source in code.values() for quote in "'\"")
+
+
 def said(error: BaseException) -> str:
     """Return what an error of the user's says, in one line."""
     try:
         text = " ".join(str(error).split())
     except Exception:  # its class is the user's, too
         text = ""
+    if isinstance(error, ModuleNotFoundError):
+        text += " (a file beside the function's is found by an import statement, and not by its name at run time)"
     if isinstance(error, FileNotFoundError):
         text += " (only Python files beside a function go along with it: name any other by its whole path)"
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
