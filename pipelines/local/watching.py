@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import RunConfig
+from ngrpo.config.watch import watch_settings
 from ngrpo.errors import TrackingError
 from ngrpo_kfp.pipelines.local.named_model import named_model
 from ngrpo_kfp.pipelines.local.services import services
@@ -29,15 +30,16 @@ def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
     Raises:
         NGRPOError: As `ngrpo.stages.champion_watch.look` and `named_model` say: there is no champion, or nothing is known of it.
     """
+    watch_settings(config)
     with services(workspace) as around:
-        from ngrpo.stages.champion_watch import Champion, announce_alert, look, watch_settings
         from ngrpo.tracking.promotions import Promotions
 
-        watch_settings(config)
         promotions = Promotions.in_store(around.store_uri, config.promotion.model_name)
         named = named_model("champion", config.promotion.model_name, around, workspace)
         if named.version is None:
             raise TrackingError(f"model {named.model_name}: the champion has no version; promote one")
+        from ngrpo.stages.champion_watch import Champion, announce_alert, look  # once there is something to look at
+
         champion = Champion(named.model_name, named.version, named.directory, named.digest)
         seen = look(config, champion, promotions, around.artifact_store(workspace))
     if seen.drifts:

@@ -19,10 +19,10 @@ from mlflow.entities.model_registry import ModelVersion
 from ngrpo.config import EvaluationConfig, RunConfig, select, validate
 from ngrpo.config.notifications import EventKind
 from ngrpo.config.stages import BenchmarkEvaluationConfig
-from ngrpo.config.watch import WatchConfig
+from ngrpo.config.watch import WatchConfig, watch_settings
 from ngrpo.contracts.evaluation import Evaluation, parse_evaluation
 from ngrpo.data.model_directory import read_config
-from ngrpo.errors import ConfigError, DataError, StoreError, TrackingError
+from ngrpo.errors import DataError, StoreError, TrackingError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
 from ngrpo.evaluation.drift import Drift, drifts
 from ngrpo.evaluation.endpoint_identity import OtherModelError
@@ -144,19 +144,6 @@ def look(config: RunConfig, champion: Champion, promotions: Promotions, store: A
     series, found = _recorded(settings, promotions, champion, evaluation, key, benchmarks, correct, seed)
     before = {name: evaluation["models"][MODEL][name]["mean"] for name in found}
     return _judged(settings, promotions, champion, series, found, before)
-
-
-def watch_settings(config: RunConfig) -> WatchConfig:
-    """Return how the champion is watched.
-
-    Raises:
-        ConfigError: The configuration does not say.
-    """
-    if config.watch is None:
-        raise ConfigError(
-            "watch: no settings; name the endpoint with --endpoint URL, or in the preset, [watch.endpoint] url = …"
-        )
-    return config.watch
 
 
 def _evaluation(promotions: Promotions, champion: Champion) -> tuple[Evaluation, str]:
