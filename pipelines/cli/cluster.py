@@ -146,6 +146,7 @@ def doctor(
     cluster: Cluster = None,
     images: ImagesFile = IMAGES,
     no_pod: Annotated[bool, typer.Option("--no-pod", help="make no pod there to see what stages can reach")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
 ) -> None:
     """Look whether a cluster has what runs need."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
@@ -153,7 +154,7 @@ def doctor(
     config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
     from ngrpo_kfp.pipelines.kubeflow.doctor.examination import examine
 
-    examine(config, found, terminal(), pod=not no_pod)
+    examine(config, found, terminal(), pod=not no_pod, as_json=as_json)
 
 
 def rerun_on_cluster(stage: str, run: str, images: Path, wait: bool | None) -> None:

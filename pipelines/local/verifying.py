@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -24,7 +26,15 @@ if TYPE_CHECKING:
 _COLOURS = {"holds": "green", "broken": "red", "not checked": "yellow"}
 
 
-def verify(what: str, model_name: str | None, key_file: Path | None, workspace: Workspace, console: Console) -> None:
+def verify(
+    what: str,
+    model_name: str | None,
+    key_file: Path | None,
+    workspace: Workspace,
+    console: Console,
+    *,
+    as_json: bool = False,
+) -> None:
     """Verify what vouches for a model, and show every link.
 
     Args:
@@ -33,6 +43,7 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
         key_file: PEM file with the public key that it must be signed with; none for `signing.public_key` of the latest run.
         workspace: Where runs and services are.
         console: Where the links are shown.
+        as_json: Print them as JSON in place of a table.
 
     Raises:
         VerificationError: A link is broken, or the model is unsigned and a key is asked for.
@@ -46,7 +57,7 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
     if not is_version(what):
         from ngrpo.signing.evidence import evidence_in
 
-        _judge(*evidence_in(Path(what)), given or _key_of_latest(workspace), console)
+        _judge(*evidence_in(Path(what)), given or _key_of_latest(workspace), console, as_json)
         return
     config = latest_configuration(workspace) if model_name is None else None
     key = given or (_key_of(config) if config is not None else _key_of_latest(workspace))
@@ -65,16 +76,25 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
                 "another model"
             )
         evidence = registered_evidence(promotions, version)
-        _judge(file_digests(registry.download(version, Path(scratch))), evidence, key, console)
+        _judge(file_digests(registry.download(version, Path(scratch))), evidence, key, console, as_json)
 
 
-def _judge(files: dict[str, str], evidence: Evidence, key: PublicKey | None, console: Console) -> None:
+def _judge(files: dict[str, str], evidence: Evidence, key: PublicKey | None, console: Console, as_json: bool) -> None:
     from ngrpo.signing.verification import examine, require_links, verify_model
 
     if not evidence.signed:
-        console.print(escape(str(verify_model(files, evidence, key))), soft_wrap=True)
+        said = str(verify_model(files, evidence, key))
+        if as_json:
+            _print(console, {"model": evidence.label, "signed": False, "links": []})
+        else:
+            console.print(escape(said), soft_wrap=True)
         return
     links = examine(files, evidence, key)
+    if as_json:
+        shown = [{"link": link.name, "state": link.state, "why": link.said} for link in links]
+        _print(console, {"model": evidence.label, "signed": True, "links": shown})
+        require_links(links, evidence)
+        return
     table = Table(title=escape(evidence.label))
     table.add_column("link", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -85,6 +105,10 @@ def _judge(files: dict[str, str], evidence: Evidence, key: PublicKey | None, con
     console.print(table)
     require_links(links, evidence)
     console.print(f"{escape(evidence.label)}: no link is broken", soft_wrap=True)
+
+
+def _print(console: Console, record: Mapping[str, Any]) -> None:
+    console.out(json.dumps(record, indent=1, ensure_ascii=False), highlight=False)
 
 
 def _key_of(config: RunConfig) -> PublicKey | None:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import RunConfig
-from ngrpo.config.watch import watch_settings
+from ngrpo.config.run import watch_settings
 from ngrpo.errors import TrackingError
 from ngrpo_kfp.pipelines.local.named_model import named_model
 from ngrpo_kfp.pipelines.local.services import services

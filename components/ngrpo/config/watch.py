@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from ngrpo.config.endpoint import EndpointConfig
-from ngrpo.errors import ConfigError
 from ngrpo.section import Confidence, Points, Samples, Section, Spelled
-
-if TYPE_CHECKING:
-    from ngrpo.config.run import RunConfig
 
 
 class WatchConfig(Section):
@@ -29,16 +25,3 @@ class WatchConfig(Section):
     """One less the chance that there is ever an alert, in all looks at a champion and on all benchmarks, without a larger drop."""
     action: Literal["alert", "rollback"] = "alert"
     """What is done about a larger drop: it is said, or the promotion is undone too."""
-
-
-def watch_settings(config: RunConfig) -> WatchConfig:
-    """Return how the champion is watched.
-
-    Raises:
-        ConfigError: The configuration does not say.
-    """
-    if config.watch is None:
-        raise ConfigError(
-            "watch: no settings; name the endpoint with --endpoint URL, or in the preset, [watch.endpoint] url = …"
-        )
-    return config.watch

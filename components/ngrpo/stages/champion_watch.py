@@ -18,8 +18,9 @@ from mlflow.entities.model_registry import ModelVersion
 
 from ngrpo.config import EvaluationConfig, RunConfig, select, validate
 from ngrpo.config.notifications import EventKind
+from ngrpo.config.run import watch_settings
 from ngrpo.config.stages import BenchmarkEvaluationConfig
-from ngrpo.config.watch import WatchConfig, watch_settings
+from ngrpo.config.watch import WatchConfig
 from ngrpo.contracts.evaluation import Evaluation, parse_evaluation
 from ngrpo.data.model_directory import read_config
 from ngrpo.errors import DataError, StoreError, TrackingError

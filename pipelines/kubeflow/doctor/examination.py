@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -27,26 +28,34 @@ from ngrpo_kfp.pipelines.kubeflow.preflight import checks
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
 
-def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = True) -> None:
-    """Look at a cluster, and say what is found as it is found.
+def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = True, as_json: bool = False) -> None:
+    """Look at a cluster, and say what is found as it is found; or all of it at the end, as JSON.
 
     Args:
         config: What is to run there: `cluster` and `resources`.
         images: Where the image of the pod is looked up.
         console: Where it is said.
         pod: Whether to look from a pod too.
+        as_json: Print a list of objects in place of the lines.
 
     Raises:
         ClusterError: Something is not as runs need it.
     """
     wrong = []
+    records = []
     for finding in _findings(config, images, pod):
+        if finding.ok is False:
+            wrong.append(finding.name)
+        if as_json:
+            said, cure = (None if text is None else redacted(text) for text in (finding.said, finding.cure))
+            records.append({"name": finding.name, "ok": finding.ok, "found": said, "cure": cure})
+            continue
         mark, colour = _MARKS[finding.ok]
         cure = f"; {finding.cure}" if finding.cure else ""
         said = redacted(" ".join(f"{finding.said}{cure}".split()))
         console.print(Text.assemble((mark, colour), f" {finding.name}: {said}"), soft_wrap=True)
-        if finding.ok is False:
-            wrong.append(finding.name)
+    if as_json:
+        console.out(json.dumps(records, indent=1, ensure_ascii=False), highlight=False)
     if wrong:
         raise ClusterError(f"to be put right: {', '.join(dict.fromkeys(wrong))}: see the lines marked ✗")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ngrpo.config import RunConfig, validate
-from ngrpo.config.watch import watch_settings
+from ngrpo.config.run import watch_settings
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, TrackingError
 from ngrpo.stages.champion_watch import Champion, Seen, announce_alert, look
