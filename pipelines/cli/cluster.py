@@ -148,6 +148,7 @@ def doctor(
     no_pod: Annotated[
         bool, typer.Option("--no-pod", help="do not start a pod that tests what stages can reach")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
 ) -> None:
     """Check whether a cluster has what runs need."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
@@ -155,7 +156,7 @@ def doctor(
     config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
     from ngrpo_kfp.pipelines.kubeflow.doctor.examination import examine
 
-    examine(config, found, terminal(), pod=not no_pod)
+    examine(config, found, terminal(), pod=not no_pod, as_json=as_json)
 
 
 def rerun_on_cluster(stage: str, run: str, images: Path, wait: bool | None) -> None:

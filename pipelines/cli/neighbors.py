@@ -48,14 +48,15 @@ def show_neighbors(
         ConfigError: There is no such model or metric, or the count is impossible.
         DataError: A text is not one token, or a token has no neighbors.
     """
-    from ngrpo.data.models import usable_tokens
-    from ngrpo.neighbors.index import look_up
-
     try:
         settings = validate(NeighborsConfig, {"candidates": count, "metric": metric})
     except ConfigError as error:
         raise ConfigError(str(error).replace("candidates:", "--count:").replace("metric:", "--metric:")) from error
     source = _source(model)
+    # These take seconds to import.
+    from ngrpo.data.models import usable_tokens
+    from ngrpo.neighbors.index import look_up
+
     with tempfile.TemporaryDirectory() as directory:
         kept = _kept(source, workspace)
         tokenizer = _tokenizer(source, kept, Path(directory))

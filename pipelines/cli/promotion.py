@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from ngrpo.tracking.promotions import Entry, NoChampionLeftError, Promotions
 
+_MINUTE = len("2026-11-29T15:54")
+"""Characters of a time as the history has it, up to its minute."""
+
 
 def promote_version(
     config: RunConfig, number: str, override: str | None, workspace: Workspace, console: Console
@@ -129,7 +132,7 @@ def show_history(config: RunConfig, workspace: Workspace, console: Console, *, a
             console.print_json(data=promotions.history(), indent=1)
             return
         table = Table(title=f"Decisions on {config.promotion.model_name}")
-        for column in ("", "time", "version", "decision", "champion"):
+        for column in ("", "time (UTC)", "version", "decision", "champion"):
             table.add_column(column)
         table.add_column("why", overflow="fold")
         for entry in promotions.history():
@@ -165,7 +168,7 @@ def _cells(entry: Entry) -> list[str]:
     champion = after if before == after else f"{before} → {after}"
     return [
         str(entry["sequence"]),
-        escape(entry["time"]),
+        escape(entry["time"][:_MINUTE].replace("T", " ")),
         entry["version"],
         entry["decision"],
         champion,

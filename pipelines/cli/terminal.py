@@ -3,23 +3,87 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console, Group
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
+
+_WORD = 24
+"""Cells of a word that every column has room for: stages, decisions, settings. A longer one, a path say, may go on in the next line."""
+_ENDLESS = 100_000
+"""More cells than any table takes."""
 
 
 class Terminal(Console):
-    """The standard output without truncation: text that does not fit into a column of a table is wrapped."""
+    """The standard output without truncation: text that does not fit into a column of a table is wrapped.
+
+    A table whose columns would be narrower than their words is shown row by row: a line for each cell, with the column's name.
+    """
 
     def __init__(self) -> None:
         super().__init__(file=sys.stdout, highlight=False)
 
     def print(self, *objects: Any, **settings: Any) -> None:
         """Print as rich does, but never truncate tables."""
-        for shown in objects:
-            for part in shown.renderables if isinstance(shown, Group) else [shown]:
-                if isinstance(part, Table):
-                    for column in part.columns:
-                        column.overflow = "fold"
-        super().print(*objects, **settings)
+        super().print(*map(self._fitted, objects), **settings)
+
+    def _fitted(self, shown: Any) -> Any:
+        if isinstance(shown, Group):
+            return Group(*map(self._fitted, shown.renderables))
+        return self._table(shown) if isinstance(shown, Table) else shown
+
+    def _table(self, table: Table) -> Table:
+        """Return a table that is as wide as the terminal at most, and in which no short word is cut."""
+        sizes = [self._sizes(cells) for cells in _columns(table)]
+        most = [size.maximum for size in sizes]
+        least = [min(size.minimum, _WORD) for size in sizes]
+        edges = Measurement.get(self, self.options.update_width(_ENDLESS), table).maximum - sum(most)
+        room = self.width - edges
+        if sum(least) > room:
+            return _row_by_row(table)
+        fitted = copy(table)
+        fitted.columns = [
+            replace(column, overflow="fold", width=width)
+            for column, width in zip(table.columns, _shared(most, least, room), strict=True)
+        ]
+        return fitted
+
+    def _sizes(self, cells: Sequence[Any]) -> Measurement:
+        """Return the widths of a column's longest word and of its longest line, in cells of the terminal."""
+        options = self.options.update_width(_ENDLESS)
+        sizes = [Measurement.get(self, options, cell) for cell in cells]
+        return Measurement(max(size.minimum for size in sizes), max(size.maximum for size in sizes))
+
+
+def _shared(most: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Return widths that fit into the room: the widest column shrinks first, and none below its least width."""
+    widths = list(most)
+    while sum(widths) > room:
+        _, widest = max((width, number) for number, width in enumerate(widths) if width > least[number])
+        widths[widest] -= 1
+    return widths
+
+
+def _row_by_row(table: Table) -> Table:
+    """Return a table with a line for each cell that is not empty, and an empty line between rows."""
+    listed = Table(title=table.title, caption=table.caption, caption_justify="left", box=None, show_header=False)
+    listed.expand = True  # for the title and the caption
+    listed.add_column(overflow="fold", style="bold")
+    listed.add_column(overflow="fold", ratio=1)
+    for number, cells in enumerate(zip(*(column.cells for column in table.columns), strict=True)):
+        if number:
+            listed.add_row()
+        for column, cell in zip(table.columns, cells, strict=True):
+            if not isinstance(cell, str | Text) or str(cell):
+                listed.add_row(column.header, cell)
+    return listed
+
+
+def _columns(table: Table) -> Iterator[list[Any]]:
+    for column in table.columns:
+        yield [column.header, *column.cells]

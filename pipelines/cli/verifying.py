@@ -31,8 +31,9 @@ def verify(
         str | None,
         typer.Option("--model", metavar="NAME", help="the registered model (default: that of the latest run)"),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the links as JSON")] = False,
 ) -> None:
     """Verify the signatures of a model, link by link; exit code 2 where one is broken."""
     from ngrpo_kfp.pipelines.local import verifying
 
-    verifying.verify(what, model, public_key, workspace(), terminal())
+    verifying.verify(what, model, public_key, workspace(), terminal(), as_json=as_json)

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ngrpo.errors import ConfigError, TrackingError
+from ngrpo_kfp.pipelines.local import mlflow_server
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 
@@ -58,7 +59,7 @@ def _mlflow_server(around: Services, port: int, log: Path) -> Iterator[None]:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; choose another port") from error
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", around.tracking_uri]
+    command = [sys.executable, "-m", mlflow_server.__name__, "server", "--backend-store-uri", around.tracking_uri]
     # Clients that know only this server's address read and write files through it, because it has the credentials of the store.
     location = str(around.artifact_location)
     command += ["--default-artifact-root", location, "--serve-artifacts", "--artifacts-destination", location]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
 _COLOURS = {"holds": "green", "broken": "red", "not checked": "yellow"}
 
 
-def verify(what: str, model_name: str | None, key_file: Path | None, workspace: Workspace, console: Console) -> None:
+def verify(
+    what: str,
+    model_name: str | None,
+    key_file: Path | None,
+    workspace: Workspace,
+    console: Console,
+    *,
+    as_json: bool = False,
+) -> None:
     """Verify the signatures of a model and what they cover, and show every link.
 
     Args:
@@ -35,6 +45,7 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
             that of the latest run's settings.
         workspace: Where runs and services are.
         console: Where the links are shown.
+        as_json: Print them as JSON in place of a table.
 
     Raises:
         VerificationError: A link is broken, or a key is required and the model is unsigned.
@@ -48,7 +59,7 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
     if not is_version(what):
         from ngrpo.signing.evidence import evidence_in
 
-        _judge(*evidence_in(Path(what)), given or _key_of_latest(workspace), console)
+        _judge(*evidence_in(Path(what)), given or _key_of_latest(workspace), console, as_json)
         return
     name = model_name or latest_configuration(workspace).promotion.model_name
     with services(workspace) as around, tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
@@ -70,17 +81,27 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
             required = required_key(settings_of_version(version, workspace), name, workspace)
             key = _key_of(required.signing)
             asked = "signing.public_key" if key is not None else "none asked for, by the settings"
-            console.print(escape(f"key: {asked} of {required.whose}"), soft_wrap=True)
-        _judge(file_digests(registry.download(version, Path(scratch))), evidence, key, console)
+            if not as_json:
+                console.print(escape(f"key: {asked} of {required.whose}"), soft_wrap=True)
+        _judge(file_digests(registry.download(version, Path(scratch))), evidence, key, console, as_json)
 
 
-def _judge(files: dict[str, str], evidence: Evidence, key: PublicKey | None, console: Console) -> None:
+def _judge(files: dict[str, str], evidence: Evidence, key: PublicKey | None, console: Console, as_json: bool) -> None:
     from ngrpo.signing.verification import examine, require_links, verify_model
 
     if not evidence.signed:
-        console.print(escape(str(verify_model(files, evidence, key))), soft_wrap=True)
+        said = str(verify_model(files, evidence, key))
+        if as_json:
+            _print(console, {"model": evidence.label, "signed": False, "links": []})
+        else:
+            console.print(escape(said), soft_wrap=True)
         return
     links = examine(files, evidence, key)
+    if as_json:
+        shown = [{"link": link.name, "state": link.state, "why": link.said} for link in links]
+        _print(console, {"model": evidence.label, "signed": True, "links": shown})
+        require_links(links, evidence)
+        return
     table = Table(title=escape(evidence.label))
     table.add_column("link", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -91,6 +112,10 @@ def _judge(files: dict[str, str], evidence: Evidence, key: PublicKey | None, con
     console.print(table)
     require_links(links, evidence)
     console.print(f"{escape(evidence.label)}: no link is broken", soft_wrap=True)
+
+
+def _print(console: Console, record: Mapping[str, Any]) -> None:
+    console.out(json.dumps(record, indent=1, ensure_ascii=False), highlight=False)
 
 
 def _key_of(signing: SigningConfig) -> PublicKey | None:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config import RunConfig
+from ngrpo.config.run import watch_settings
 from ngrpo.errors import TrackingError
 from ngrpo_kfp.pipelines.local.named_model import configuration_of_version, named_model
 from ngrpo_kfp.pipelines.local.services import services
@@ -30,15 +31,16 @@ def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
     Raises:
         NGRPOError: See `ngrpo.stages.champion_watch.look` and `named_model`: there is no champion, or it has no evaluation.
     """
+    watch_settings(config)
     with services(workspace) as around:
-        from ngrpo.stages.champion_watch import Champion, announce_alert, look, watch_settings
         from ngrpo.tracking.promotions import Promotions
 
-        watch_settings(config)
         promotions = Promotions.in_store(around.store_uri, config.promotion.model_name)
         named = named_model("champion", config.promotion.model_name, around, workspace)
         if named.version is None:
             raise TrackingError(f"model {named.model_name}: the champion has no version; promote one")
+        from ngrpo.stages.champion_watch import Champion, announce_alert, look  # once there is something to look at
+
         champion = Champion(named.model_name, named.version, named.directory, named.digest)
         made_by = partial(configuration_of_version, workspace=workspace)
         seen = look(config, champion, promotions, around.artifact_store(workspace), made_by)

@@ -17,13 +17,15 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script
 
 from compared_arms import arm_of
+from ngrpo.checking.findings import Examination, Finding
 from ngrpo.config import load_config
 from ngrpo.report.comparison import compare, comparison_table
-from ngrpo_kfp.pipelines.cli import promotion, run_list
+from ngrpo_kfp.pipelines.cli import checking, promotion, run_list
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.cli.terminal import Terminal
 from ngrpo_kfp.pipelines.local.run_artifacts import Sizes
-from ngrpo_kfp.pipelines.local.run_views import RunView
+from ngrpo_kfp.pipelines.local.run_views import NodeView, RunView
+from ngrpo_kfp.pipelines.local.workspace import Workspace
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
 from ngrpo_kfp.pipelines.planning.plan import make_plan
 from ngrpo_kfp.pipelines.planning.summary import plan_table, results_table
@@ -88,7 +90,7 @@ def _history(terminal: Terminal) -> None:
     registry = SimpleNamespace(name="ngrpo-tiny", aliases=lambda: {"champion": None, "challenger": "2"})
 
     @contextmanager
-    def promotions(*_):
+    def promotions(*_, **__):
         yield SimpleNamespace(history=lambda: entries, registry=registry)
 
     with patch.object(promotion, "_promotions", promotions):
@@ -100,31 +102,32 @@ def _comparison(terminal: Terminal) -> None:
     terminal.print(comparison_table(compare(arms, baseline="grpo", benchmark=None, measure="pass@8", margin=1.0)))
 
 
-def _runs(terminal: Terminal) -> None:
-    def view(day: int, preset: str, **changes: object) -> RunView:
-        name = f"202611{day}-155409-123456-{preset}"
-        made = RunView(
-            kind="run",
-            name=name,
-            directory=Path("outputs/runs") / name,
-            preset=preset,
-            model=f"ngrpo-{preset}",
-            state="done",
-            stage=None,
-            began=datetime(2026, 11, day, 15, 54, tzinfo=UTC),
-            seconds=151.0,
-            gain=None,
-            interval=None,
-            decision=None,
-            version=None,
-            nodes=(),
-        )
-        return replace(made, **changes)
+def _view(day: int, preset: str, **changes: object) -> RunView:
+    name = f"202611{day}-155409-123456-{preset}"
+    made = RunView(
+        kind="run",
+        name=name,
+        directory=Path("outputs/runs") / name,
+        preset=preset,
+        model=f"ngrpo-{preset}",
+        state="done",
+        stage=None,
+        began=datetime(2026, 11, day, 15, 54, tzinfo=UTC),
+        seconds=151.0,
+        gain=None,
+        interval=None,
+        decision=None,
+        version=None,
+        nodes=(),
+    )
+    return replace(made, **changes)
 
+
+def _runs(terminal: Terminal) -> None:
     views = [
-        view(29, "smollm2", state="stopped", seconds=8.0),
-        view(28, "tiny", gain=0.3, interval=(-1.1, 1.8), decision="kept_champion", version=2),
-        view(27, "tiny", gain=12.1, interval=(10.2, 14.1), decision="promoted", version=1),
+        _view(29, "smollm2", state="stopped", seconds=8.0),
+        _view(28, "tiny", gain=0.3, interval=(-1.1, 1.8), decision="kept_champion", version=2),
+        _view(27, "tiny", gain=12.1, interval=(10.2, 14.1), decision="promoted", version=1),
     ]
     kept = {view.directory: Sizes(directory=2 << 20, store=310 << 20, cache=0, unknown=0) for view in views}
     of = {view.directory: view for view in views}
@@ -136,12 +139,40 @@ def _runs(terminal: Terminal) -> None:
         run_list.show_runs(None, terminal, as_json=False)
 
 
+def _check(terminal: Terminal) -> None:
+    findings = [
+        Finding("ok", "data.train", "/home/somebody/problems/of/mine/train.jsonl: 1 file"),
+        Finding("warning", "evaluation.max_tokens", "half of the gold answers are longer", "raise it"),
+        Finding(
+            "error",
+            "rollout.max_tokens",
+            "rollout.max_tokens=4096 and a prompt: more than there is room for",
+            "lower it",
+        ),
+    ]
+    with patch.object(checking, "terminal", lambda: terminal):
+        checking._show(Examination(findings))
+
+
+def _status(terminal: Terminal) -> None:
+    nodes = (
+        NodeView("prepare_data", "cached", "a" * 32),
+        NodeView("benchmark_evaluation", "running", "b" * 32, 75.0, "base", (1600, 6400), "samples", 167.0),
+        NodeView("model_promotion", "waiting", "c" * 32),
+    )
+    view = replace(_view(29, "tiny", state="running", stage="benchmark_evaluation"), nodes=nodes)
+    with patch.object(run_list, "look", lambda *_: view):
+        run_list.show_status("run", view.directory, Workspace(Path("outputs")), terminal, as_json=False)
+
+
 TABLES: dict[str, Callable[[Terminal], None]] = {
     "plan": _plan,
     "results": _results,
     "history": _history,
     "comparison": _comparison,
     "runs": _runs,
+    "check": _check,
+    "status": _status,
 }
 
 if __name__ == "__main__":

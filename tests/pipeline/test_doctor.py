@@ -328,6 +328,26 @@ def test_what_the_api_does_not_show_is_a_question_with_the_cure(cluster, doctor,
     assert starting(lines, "Argo's retries").startswith("✓"), "the rest is looked at"
 
 
+def test_what_was_found_as_json(cluster, capsys, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    cluster.faults = [("GET", f"^{DEPLOYMENTS}$", 429, "not now")]
+    command = [
+        "doctor",
+        "--preset",
+        "paper-7b",
+        "--cluster",
+        str(CLUSTER),
+        "--images",
+        str(GOLDEN / "images.lock"),
+        "--no-pod",
+        "--json",
+    ]
+    cli.main(command)
+    found = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert found["version of Kubernetes"]["ok"] is True
+    assert (found["versions"]["ok"], "overloaded" in found["versions"]["cure"]) == (None, True)
+
+
 def test_an_account_that_may_see_nothing(cluster, doctor):
     cluster.faults = [("GET", "^/api(s)?/(?!v2beta1)", 403, "forbidden")]
     cluster.denied = {"create pods", "delete pods", "list pods", "get pods/log"}

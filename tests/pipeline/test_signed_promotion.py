@@ -113,6 +113,8 @@ def test_a_signed_promotion_holds_and_binds_what_led_to_it(promotions, promote, 
     code, told = verify(capsys, "1", "--model", NAME)
     assert code == 0
     assert "name yours with --public-key" in told
+    code, told = verify(capsys, "1", "--model", NAME, "--public-key", keys[1], "--json")
+    assert (code, {link["state"] for link in json.loads(told)["links"]}) == (0, {"holds"})
 
 
 def test_the_private_key_is_nowhere_but_in_its_file(promotions, promote, keys, objects, tmp_path):

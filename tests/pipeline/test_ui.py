@@ -50,6 +50,13 @@ def test_ui_serves_until_it_is_stopped_and_a_run_may_use_its_store_meanwhile(hou
     for path in (f"get-artifact?path=report.html&run_uuid={run.info.run_id}", f"{proxied}/report.html"):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=30) as answer:
             assert answer.read() == report
+    with pytest.raises(urllib.error.HTTPError, match="403"):  # a page of another site, whose name leads here
+        urllib.request.urlopen(
+            urllib.request.Request(
+                f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/get?experiment_id=1",
+                headers={"Host": "evil.example"},
+            )
+        )
     ui.send_signal(signal.SIGINT)
     output, _ = ui.communicate(timeout=60)
     assert ui.returncode == 130

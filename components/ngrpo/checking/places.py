@@ -14,8 +14,11 @@ from ngrpo.data.copies import files_of, is_copy
 from ngrpo.data.locations import local_directory
 from ngrpo.data.own_files import own_files
 from ngrpo.data.placeholders import placeholder
+from ngrpo.data.problems import first_problems
 from ngrpo.errors import DataError, NGRPOError, StoreError
 
+_SOON_READ = 16 << 20
+"""Bytes that are read within a tenth of a second or two."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -91,7 +94,7 @@ def cure_of_no_model(place: Path) -> str:
 
 
 def check_data_files(config: RunConfig) -> Iterator[Finding]:
-    """Check that every data set in a directory of this machine is there."""
+    """Check that every data set in a directory of this machine is there, and small files of the user's for their columns."""
     for subject, source in sources(config).items():
         if not isinstance(source, Copied) or not _is_here(source):
             continue
@@ -101,6 +104,12 @@ def check_data_files(config: RunConfig) -> Iterator[Finding]:
         except (DataError, StoreError) as error:
             yield _not_here(subject, source, error)
             continue
+        if isinstance(source, FilesSource) and sum(file.size for file in files.values()) <= _SOON_READ:
+            try:
+                first_problems(source, 1)
+            except DataError as error:
+                yield refused(subject, error)
+                continue
         yield Finding("ok", subject, f"{source.location}: {len(files)} file{'s' * (len(files) > 1)}")
 
 

@@ -33,6 +33,7 @@ from ngrpo.config.signing import SigningConfig
 from ngrpo.config.source_files import LARGEST_CODE, TOO_LARGE
 from ngrpo.config.training import TrainingConfig
 from ngrpo.config.watch import WatchConfig
+from ngrpo.errors import ConfigError
 from ngrpo.section import Line, Name, Section, Seed, name_of, unless_set
 
 DISAGREEMENT = "sections_disagree"
@@ -353,3 +354,16 @@ def _apart(
             f"rollout.gpus={rollout.gpus} cannot be shared by {gpus - rollout.gpus} GPUs that train, each with engines of its own: set it "
             f"to a multiple of {(gpus - rollout.gpus) * each}"
         )
+
+
+def watch_settings(config: RunConfig) -> WatchConfig:
+    """Return how the champion is watched.
+
+    Raises:
+        ConfigError: The configuration does not say.
+    """
+    if config.watch is None:
+        raise ConfigError(
+            "watch: no settings; name the endpoint with --endpoint URL, or in the preset, [watch.endpoint] url = …"
+        )
+    return config.watch

@@ -10,7 +10,6 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from ngrpo.config import Copied, CopiedModel, DirectoryModel, FilesSource, HubSource, RunConfig
-from ngrpo.data import hub_model
 from ngrpo.data.copies import files_of, is_copy, is_read, last_part
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
 from ngrpo.data.own_files import own_files, place_of
@@ -79,6 +78,10 @@ def _files_of(source: Copied, scratch: Path) -> tuple[Path, list[str]]:
 
 def _repository(source: HubSource | CopiedModel, scratch: Path) -> Path:
     if isinstance(source, CopiedModel):
+        from ngrpo.data import (
+            hub_model,
+        )  # transformers, which takes seconds: nobody is to wait for it who has nothing to copy
+
         return hub_model.fetch(source, scratch, weights=True)
     if is_bucket(source.id):
         download(source.id, scratch, is_read(source))

@@ -18,11 +18,12 @@ from mlflow.entities.model_registry import ModelVersion
 
 from ngrpo.config import EvaluationConfig, RunConfig, select, validate
 from ngrpo.config.notifications import EventKind
+from ngrpo.config.run import watch_settings
 from ngrpo.config.stages import BenchmarkEvaluationConfig
 from ngrpo.config.watch import WatchConfig
 from ngrpo.contracts.evaluation import Evaluation, parse_evaluation
 from ngrpo.data.model_directory import read_config
-from ngrpo.errors import ConfigError, DataError, NGRPOError, StoreError, TrackingError
+from ngrpo.errors import DataError, NGRPOError, StoreError, TrackingError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
 from ngrpo.evaluation.drift import Drift, drifts
 from ngrpo.evaluation.endpoint_identity import OtherModelError
@@ -162,19 +163,6 @@ def look(
     rolled_back, more = _rolled_back(promotions, champion.number, len(series["looks"]), signer, made_by)
     facts = {**seen.facts, "rolled_back": rolled_back}
     return replace(seen, summary=f"{seen.summary}; {more}", rolled_back=rolled_back, facts=facts)
-
-
-def watch_settings(config: RunConfig) -> WatchConfig:
-    """Return how the champion is watched.
-
-    Raises:
-        ConfigError: The configuration does not say.
-    """
-    if config.watch is None:
-        raise ConfigError(
-            "watch: no settings; name the endpoint with --endpoint URL, or in the preset, [watch.endpoint] url = …"
-        )
-    return config.watch
 
 
 def _evaluation(promotions: Promotions, champion: Champion) -> tuple[Evaluation, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -27,26 +28,34 @@ from ngrpo_kfp.pipelines.kubeflow.preflight import checks
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
 
-def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = True) -> None:
-    """Check a cluster, and print each finding as it is made.
+def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = True, as_json: bool = False) -> None:
+    """Check a cluster, and print each finding as it is made; or all of them at the end, as JSON.
 
     Args:
         config: Configuration of the planned runs: `cluster` and `resources`.
         images: Where the image of the pod is looked up.
         console: Where findings are printed.
         pod: Whether to check from inside a pod too.
+        as_json: Print a list of objects instead of lines.
 
     Raises:
         ClusterError: Runs would fail on something.
     """
     wrong = []
+    records = []
     for finding in _findings(config, images, pod):
+        if finding.ok is False:
+            wrong.append(finding.name)
+        if as_json:
+            said, cure = (None if text is None else redacted(text) for text in (finding.said, finding.cure))
+            records.append({"name": finding.name, "ok": finding.ok, "found": said, "cure": cure})
+            continue
         mark, colour = _MARKS[finding.ok]
         cure = f"; {finding.cure}" if finding.cure else ""
         said = redacted(" ".join(f"{finding.said}{cure}".split()))
         console.print(Text.assemble((mark, colour), f" {finding.name}: {said}"), soft_wrap=True)
-        if finding.ok is False:
-            wrong.append(finding.name)
+    if as_json:
+        console.out(json.dumps(records, indent=1, ensure_ascii=False), highlight=False)
     if wrong:
         raise ClusterError(f"to be fixed: {', '.join(dict.fromkeys(wrong))}: see the lines marked ✗")
 

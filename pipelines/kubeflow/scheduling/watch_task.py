@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ngrpo.config import RunConfig, validate
+from ngrpo.config.run import watch_settings
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import NGRPOError, TrackingError
-from ngrpo.stages.champion_watch import Champion, Seen, announce_alert, look, watch_settings
+from ngrpo.stages.champion_watch import Champion, Seen, announce_alert, look
 from ngrpo.stages.surroundings import Surroundings
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.digest import model_digest
