@@ -39,6 +39,7 @@ import psutil
 import torch
 from library_llm import use_library
 from transformers import AutoModelForCausalLM
+from vllm import SamplingParams
 
 from how_tos import GENERATE, MODEL, how_to, prepare
 from ngrpo.environment import environment
@@ -176,6 +177,25 @@ class Cases:
             "tokens": [rollout.token_ids for rollout in rollouts],
             "positions": [rollout.records.positions.tolist() for rollout in rollouts],
         }
+
+    def inputs(self) -> dict:
+        """What the model is given: how many steps take embeddings, and what follows a prompt that a request brings as such."""
+        llm = self.engine._llm
+        runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        greedy = SamplingParams(temperature=0, max_tokens=8, detokenize=False)
+        ids = self.prompts[0]
+        vectors = self.model.get_input_embeddings().weight.detach()[ids]
+        steps = {}
+        with mock.patch.object(runner, "_model_forward", wraps=runner._model_forward) as forward:
+            for name, mixer in (("plain", None), ("mixing", self.mixer)):
+                forward.reset_mock()
+                self.generate(mixer)
+                steps[name] = sum(call.kwargs["inputs_embeds"] is not None for call in forward.call_args_list)
+        follow = [
+            llm.generate(prompt, greedy, use_tqdm=False)[0].outputs[0].token_ids
+            for prompt in ({"prompt_token_ids": ids}, {"prompt_embeds": vectors})
+        ]
+        return {"steps": steps, "of_ids": list(follow[0]), "of_vectors": list(follow[1])}
 
     def submitted(self) -> dict:
         """Batches that are taken up while others are decoded, more than are decoded at a time: the responses of one call."""

@@ -44,6 +44,7 @@ CONFIGURATIONS = {
             "own_strategy",
             "further_strategies",
             "alone",
+            "inputs",
             "submitted",
             "different_settings",
             "in_flight",
@@ -188,6 +189,14 @@ def test_a_rollout_does_not_depend_on_its_company(outcome, name):
     alone, together = outcome(name)["alone"], outcome(name)["rollouts"]["neighbor"]
     assert alone["tokens"] == together["tokens"][:3]
     assert alone["positions"] == together["positions"][:3]
+
+
+@pytest.mark.parametrize("name", ["v1"])
+def test_a_step_takes_embeddings_only_where_something_needs_them(outcome, name):
+    result = outcome(name)["inputs"]
+    assert result["steps"]["plain"] == 0
+    assert result["steps"]["mixing"] > 10
+    assert result["of_vectors"] == result["of_ids"], "a prompt that comes as embeddings"
 
 
 @pytest.mark.parametrize("name", with_case("submitted"))

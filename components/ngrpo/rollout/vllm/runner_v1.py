@@ -61,7 +61,11 @@ class MixingRunner(GPUModelRunner):
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
         follow(self.slots, scheduler_output)
-        return super()._update_states(scheduler_output)
+        updated = super()._update_states(scheduler_output)
+        if self.model_config.enforce_eager:
+            # No graph asks for embeddings at every step: they are passed where a request brings its own, or a step mixes.
+            self.enable_prompt_embeds = bool(self.input_batch.req_prompt_embeds)
+        return updated
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """See `GPUModelRunner.load_model`."""
@@ -81,13 +85,14 @@ class MixingRunner(GPUModelRunner):
             batch.num_prompt_tokens[: batch.num_reqs],
             self.device,
         )
-        if tokens is not None:
-            indices, slots, positions = tokens
-            matrix = None if self.embedding is None else self.embedding.weight
-            self.slots.mix_in_place(
-                self.model.embed_input_ids, self.inputs_embeds.gpu, indices, slots, positions, matrix=matrix
-            )
-        return prepared
+        if tokens is None:
+            return prepared
+        input_ids, embeddings, *rest = prepared
+        if embeddings is None:
+            input_ids, embeddings = None, self.model.embed_input_ids(input_ids)
+        matrix = None if self.embedding is None else self.embedding.weight
+        self.slots.mix_in_place(self.model.embed_input_ids, embeddings, *tokens, matrix=matrix)
+        return input_ids, embeddings, *rest
 
     def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
         slots, batch = self.rows, self.input_batch
