@@ -69,8 +69,8 @@ def verify(what: str, model_name: str | None, key_file: Path | None, workspace: 
         if given is None:
             required = required_key(settings_of_version(version, workspace), name, workspace)
             key = _key_of(required.signing)
-            asked = "signing.public_key" if key is not None else "none asked for, by the settings"
-            console.print(escape(f"key: {asked} of {required.whose}"), soft_wrap=True)
+            if key is not None:
+                console.print(escape(f"key: signing.public_key of {required.whose}"), soft_wrap=True)
         _judge(file_digests(registry.download(version, Path(scratch))), evidence, key, console)
 
 
