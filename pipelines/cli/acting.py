@@ -55,16 +55,14 @@ def acting_config(
                 "preset (--preset NAME)"
             )
         given = [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
-        acting, origin = latest.config, f"run {latest.name}"
+        # With those of the latest run first: what is nonsense is refused before any service starts.
+        config, origin = override(latest.config, given), f"run {latest.name}"
         if version is not None:
-            # The other settings may not go with those of the latest run.
-            named = override(acting, [each for each in given if each.startswith("promotion.model_name=")])
-            own = looked_up_settings(version, named.promotion.model_name, workspace)
+            own = looked_up_settings(version, config.promotion.model_name, workspace)
             if own is not None:
-                acting, origin = own.config, f"run {own.name}, which made {version}"
+                config, origin = override(own.config, given), f"run {own.name}, which made {version}"
             else:
                 origin += f", the latest: no run here made {version}"
-        config = override(acting, given)
     say_model(config, origin, console)
     return config
 

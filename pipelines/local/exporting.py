@@ -74,13 +74,15 @@ def export_model(
         factor = _factor(found.directory) if form.for_vllm else None
         card = _card(found)
         seal = seal_of(found, around)
+    own_type = _dtype(found.directory)
     exported = Exported(
         model=found.model_name,
         version=None if found.version is None else int(found.version.version),
         digest=found.digest,
         adapter=form.adapter,
-        dtype=form.dtype if form.dtype != _dtype(found.directory) else None,
+        dtype=form.dtype if form.dtype != own_type else None,
         place=form.hub or str(target.absolute()),
+        in_float32=(form.dtype or own_type) == "float32",
         filled_up=factor is not None,
     )
     digest = model_digest(source) if form.adapter else found.digest

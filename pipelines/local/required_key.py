@@ -33,5 +33,5 @@ def required_key(own: RunSettings | None, model_name: str, workspace: Workspace)
     runs = settings_of_runs(run_directories(workspace))
     newest = next((each for each in runs if each.config.promotion.model_name == model_name), None)
     if newest is None:
-        return RequiredKey(SigningConfig(), f"no run: none here is of {model_name}")
+        return RequiredKey(SigningConfig(), "no run")
     return RequiredKey(newest.config.signing, f"run {newest.name}, the newest of {model_name}")

@@ -80,9 +80,8 @@ def verify(
         if given is None:
             required = required_key(settings_of_version(version, workspace), name, workspace)
             key = _key_of(required.signing)
-            asked = "signing.public_key" if key is not None else "none asked for, by the settings"
-            if not as_json:
-                console.print(escape(f"key: {asked} of {required.whose}"), soft_wrap=True)
+            if key is not None and not as_json:
+                console.print(escape(f"key: signing.public_key of {required.whose}"), soft_wrap=True)
         _judge(file_digests(registry.download(version, Path(scratch))), evidence, key, console, as_json)
 
 

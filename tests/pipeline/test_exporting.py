@@ -130,7 +130,11 @@ def test_signatures_go_with_the_files_that_they_are_about(export, monkeypatch, t
 
 def test_an_empty_directory_is_filled_and_another_type_is_a_conversion(export, model, tmp_path):
     (tmp_path / "there").mkdir()
-    export(tmp_path / "there", dtype="bfloat16")
+    converted = export(tmp_path / "there", dtype="bfloat16")
+    same = export(tmp_path / "as-it-was")
+    assert ('dtype="float32"' in same, "dtype=" in lines(converted, "vLLM")) == (True, False), (
+        "vLLM rounds float32 else"
+    )
     before, after = (load_file(directory / "model.safetensors") for directory in (model, tmp_path / "there"))
     assert before.keys() == after.keys()
     assert all(torch.equal(value.to(torch.bfloat16), after[name]) for name, value in before.items())

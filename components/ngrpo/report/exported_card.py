@@ -26,6 +26,8 @@ class Exported:
     """Type that the weights were converted to; none where they are byte for byte what was evaluated."""
     place: str
     """Directory, or repository of the hub, that it is loaded from."""
+    in_float32: bool = False
+    """Whether the weights that were exported are in float32, which vLLM rounds to 16 bits unless it is told not to."""
     filled_up: bool = False
     """Whether attention heads were filled up with zeros, for vLLM's build for processors."""
 
@@ -62,6 +64,7 @@ def loading_lines(exported: Exported, vllm_problem: str | None = None, *, on_cpu
         vllm_problem: Why vLLM cannot serve it on this machine; none if nothing is known.
         on_cpu: Whether vLLM runs on processors, where by default it asks for nearly all memory of the machine.
     """
+    own_type = ', dtype="float32"' if exported.in_float32 else ""
     place, chat = json.dumps(exported.place, ensure_ascii=False), f"chat = {json.dumps(_QUESTION)}"
     if exported.adapter:
         return [
@@ -81,7 +84,7 @@ def loading_lines(exported: Exported, vllm_problem: str | None = None, *, on_cpu
         *([] if vllm_problem is None else [f"# not on this machine: {vllm_problem}"]),
         "from vllm import LLM, SamplingParams",
         chat,
-        f"model = LLM({place}{', gpu_memory_utilization=0.4' if on_cpu else ''})",
+        f"model = LLM({place}{own_type}{', gpu_memory_utilization=0.4' if on_cpu else ''})",
         "print(model.chat(chat, SamplingParams(max_tokens=256, temperature=0))[0].outputs[0].text)",
     ]
 
