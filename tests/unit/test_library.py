@@ -531,8 +531,31 @@ def test_what_a_mixing_llm_cannot_be_is_refused_before_vllm_is_imported(argument
         mixing_llm(MODEL, **arguments)
 
 
-IMPORTS = """
+FUNCTIONS = '''
+import inspect
 import sys
+
+
+def functions(*packages):
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in packages and not hasattr(type(module), "_get_module"):
+            for attribute, value in list(vars(module).items()):
+                if callable(value):  # others are filled as modules are loaded
+                    found[name, attribute] = value
+                if isinstance(value, type) and value.__module__ == name:
+                    found |= {(name, attribute, each): method for each, method in vars(value).items() if inspect.isroutine(method)}
+    return found
+
+
+def changed(before, *packages):
+    """Return what is another one than before, or is new in a class that was there."""
+    assert len(before) > 1000
+    after = functions(*packages)
+    new = [key for key in after if len(key) == 3 and key not in before and key[:2] in before]
+    return [key for key, value in before.items() if after.get(key) is not value] + new
+'''
+IMPORTS = """
 import ngrpo
 
 heavy = {"torch", "transformers", "trl", "vllm", "pydantic", "datasets"}
@@ -543,22 +566,6 @@ except AttributeError as error:
     assert "has no attribute 'Nothing'" in str(error)
 
 import torch, transformers, trl.data_utils, trl.import_utils, trl.trainer.utils, accelerate, datasets
-
-
-def functions(*packages):
-    return {
-        (name, attribute): value
-        for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in packages and not hasattr(type(module), "_get_module")
-        for attribute, value in list(vars(module).items())
-        if callable(value)  # others are filled as modules are loaded
-    }
-
-
-def changed(before, *packages):
-    assert len(before) > 1000
-    after = functions(*packages)
-    return [name for name, value in before.items() if after.get(name) is not value]
 
 
 packages = ("trl", "transformers", "datasets", "accelerate")
@@ -590,7 +597,21 @@ assert changed(before, "trl", "vllm") == []
 """
 
 
-def test_importing_us_is_light_and_changes_nothing_of_trl_and_vllm():
-    code = IMPORTS if find_spec("vllm") is None else IMPORTS + WITH_VLLM
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+AFTER_TRL = """
+from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+
+packages = ("trl", "transformers", "datasets", "accelerate")
+before = functions(*packages)
+from ngrpo import NGRPOConfig, NGRPOTrainer, NeighborIndex, mixing_llm
+assert changed(before, *packages) == []
+GRPOTrainer.train = lambda self: None
+assert changed(before, *packages) == [("trl.trainer.grpo_trainer", "GRPOTrainer", "train")], "what this test is there to see"
+"""
+
+
+@pytest.mark.parametrize(
+    "code", [IMPORTS if find_spec("vllm") is None else IMPORTS + WITH_VLLM, AFTER_TRL], ids=["first", "after trl"]
+)
+def test_importing_us_is_light_and_changes_nothing_of_trl_and_vllm(code):
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FUNCTIONS + code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
