@@ -45,7 +45,7 @@ class Terminal(Console):
         edges = Measurement.get(self, self.options.update_width(_ENDLESS), table).maximum - sum(most)
         room = self.width - edges
         if sum(least) > room:
-            return _row_by_row(table)
+            return _row_by_row(table, self.width // 2)
         fitted = copy(table)
         fitted.columns = [
             replace(column, overflow="fold", width=width)
@@ -69,11 +69,11 @@ def _shared(most: Sequence[int], least: Sequence[int], room: int) -> list[int]:
     return widths
 
 
-def _row_by_row(table: Table) -> Table:
-    """Return a table with a line for each cell that is not empty, and an empty line between rows."""
+def _row_by_row(table: Table, widest: int) -> Table:
+    """Return a table with a line for each cell that is not empty, beside its column's name, which takes `widest` cells at most."""
     listed = Table(title=table.title, caption=table.caption, caption_justify="left", box=None, show_header=False)
     listed.expand = True  # for the title and the caption
-    listed.add_column(overflow="fold", style="bold")
+    listed.add_column(overflow="fold", style="bold", max_width=widest)
     listed.add_column(overflow="fold", ratio=1)
     for number, cells in enumerate(zip(*(column.cells for column in table.columns), strict=True)):
         if number:
