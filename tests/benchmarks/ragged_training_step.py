@@ -47,6 +47,9 @@ class Recorded:
         for _ in weights:
             pass
 
+    def sleep(self) -> None:
+        """Free nothing."""
+
     def close(self) -> None:
         """Release nothing."""
 
