@@ -65,7 +65,6 @@ import sys
 from mlflow.server import app, handlers
 from werkzeug.serving import make_server
 from ngrpo.tracking.database import prepare_database
-from loopback import QuietHandler, served
 uri, bucket, expected = sys.argv[1:]
 prepare_database(uri)
 handlers.initialize_backend_stores(uri, default_artifact_root=bucket)
