@@ -50,16 +50,16 @@ def promote(
 ) -> None:
     """Ask the gate about a registered version again."""
     from ngrpo.tracking.reasons import checked_reason
+    from ngrpo_kfp.pipelines.cli.acting import acting_config
     from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
     if override is not None:
         checked_reason(override, "--override")
-    preset, home, console = chosen_preset(preset, preset_option), workspace(), terminal()
-    with store_ahead(home):  # which takes as long as the imports
+    home, console = workspace(), terminal()
+    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
+    with store_ahead(home):  # starting it takes as long as the imports
         from ngrpo_kfp.pipelines.cli import promotion
-        from ngrpo_kfp.pipelines.cli.acting import acting_config
 
-        config = acting_config(preset, settings, seed, home, console)
         promotion.promote_version(config, str(version), override, home, console)
 
 
@@ -74,20 +74,20 @@ def rollback(
 ) -> None:
     """Undo the last promotion."""
     from ngrpo.tracking.reasons import checked_reason
+    from ngrpo_kfp.pipelines.cli.acting import acting_config, confirmed
     from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
+    def confirm(refusal: NoChampionLeftError) -> bool:
+        return yes or confirmed(
+            f"model {refusal.model_name} has no champion then. Roll back version {refusal.version}?"
+        )
+
     checked_reason(reason, "rollback")
-    preset, home, console = chosen_preset(preset, preset_option), workspace(), terminal()
-    with store_ahead(home):  # which takes as long as the imports
+    home, console = workspace(), terminal()
+    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
+    with store_ahead(home):  # starting it takes as long as the imports
         from ngrpo_kfp.pipelines.cli import promotion
-        from ngrpo_kfp.pipelines.cli.acting import acting_config, confirmed
 
-        def confirm(refusal: NoChampionLeftError) -> bool:
-            return yes or confirmed(
-                f"model {refusal.model_name} has no champion then. Roll back version {refusal.version}?"
-            )
-
-        config = acting_config(preset, settings, seed, home, console)
         promotion.roll_back(config, reason, home, console, confirm=confirm)
 
 
@@ -102,14 +102,15 @@ def history(
     """List the decisions on a model."""
     from rich.console import Console
 
+    from ngrpo_kfp.pipelines.cli.acting import acting_config
     from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
-    preset, home, console = chosen_preset(preset, preset_option), workspace(), terminal()
-    with store_ahead(home, stopped=False):  # which takes as long as the imports
+    home, console = workspace(), terminal()
+    said = Console(stderr=True) if as_json else console
+    config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, said)
+    with store_ahead(home, stopped=False):  # starting it takes as long as the imports
         from ngrpo_kfp.pipelines.cli import promotion
-        from ngrpo_kfp.pipelines.cli.acting import acting_config
 
-        config = acting_config(preset, settings, seed, home, Console(stderr=True) if as_json else console)
         promotion.show_history(config, home, console, as_json=as_json)
 
 

@@ -35,7 +35,9 @@ class Terminal(Console):
     def _fitted(self, shown: Any) -> Any:
         if isinstance(shown, Group):
             return Group(*map(self._fitted, shown.renderables))
-        return self._table(shown) if isinstance(shown, Table) else shown
+        # A table that gives its columns widths of their own fits already.
+        measured = isinstance(shown, Table) and all(column.width is None for column in shown.columns)
+        return self._table(shown) if measured else shown
 
     def _table(self, table: Table) -> Table:
         """Return a table that is as wide as the terminal at most, and in which no short word is cut."""
