@@ -208,6 +208,3 @@ REFUSED: dict[str, tuple[Layout, str]] = {
     "vit": (Layout("ViTConfig", {}), "is no language model"),
 }
 """These are refused, with these words."""
-
-WITH_VLLM = ("llama", "olmo2", "gpt_neox", "gpt2", "qwen3_moe", "mixtral")
-"""Of those that train, some that vLLM serves in each of its ways: by a class of its own, by its Transformers backend, with experts."""

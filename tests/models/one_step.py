@@ -1,12 +1,7 @@
-"""A layout taken through the stages in small: examined, indexed, warm-started for a step, one rollout batch, one optimizer step, saved.
+"""A layout taken through the stages in small: examined, indexed, warm-started for a step, one rollout batch, one optimizer step, saved."""
 
-As a script it does so with vLLM and prints what came out as JSON: vLLM replaces functions of torch for a whole process.
-"""
-
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -175,8 +170,3 @@ def _compare_scores(trainer: NGRPOTrainer, scored: list[float]) -> None:
 
     trainer._get_per_token_logps_and_entropies = watched_score
     trainer._compute_loss = watched_loss
-
-
-if __name__ == "__main__":
-    named, place = sys.argv[1], Path(sys.argv[2])
-    print(json.dumps(asdict(take_a_step(save(named, place / "model"), place, "vllm"))))
