@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from safetensors.torch import load_file
@@ -57,6 +58,8 @@ class MixingWorker(Worker):
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         """See `Worker.reload_weights`; on a CPU, packed copies of weights are brought up to date too.
 
+        The Transformers backend gives an output head a new bias while it loads one, which vLLM's reloading then drops for the old one
+        (Phi has such a bias). So a bias is loaded once more, by the head's own loader: that of the bias is still the one of the reloading.
         Output heads that are tied to the embedding multiply with one, which vLLM packs again only where the head's own weights were
         loaded. Experts multiply with another, which vLLM packs only when it builds their kernel: it builds a new one here.
         """
@@ -64,6 +67,9 @@ class MixingWorker(Worker):
         experts = [layer for layer in layers if isinstance(layer, RoutedExperts)] if current_platform.is_cpu() else []
         for layer in experts:
             layer.quant_method.moe_kernel = None
+        biases: list[Tensor] = []
+        if kwargs.get("weights_iterator") is not None:
+            kwargs["weights_iterator"] = _noting_biases(kwargs["weights_iterator"], biases)
         super().reload_weights(*args, **kwargs)
         if any(layer.quant_method.moe_kernel is None for layer in experts):
             raise ConfigError(
@@ -72,6 +78,8 @@ class MixingWorker(Worker):
             )
         for layer in layers:
             if isinstance(layer, ParallelLMHead):
+                for bias in biases:
+                    layer.weight_loader(layer.bias, bias)
                 layer.quant_method.process_weights_after_loading(layer)
 
     def mixing_load_weights(self, path: str) -> None:
@@ -89,6 +97,14 @@ class MixingWorker(Worker):
             )
             for record in self.mixing.take(names)
         ]
+
+
+def _noting_biases(weights: Iterable[tuple[str, Tensor]], biases: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield weights, and keep those that are the bias of an output head."""
+    for name, weight in weights:
+        if name.endswith("lm_head.bias"):
+            biases.append(weight)
+        yield name, weight
 
 
 def _adapt_v1(runner: Any, slots: MixingSlots) -> None:
