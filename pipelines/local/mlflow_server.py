@@ -9,19 +9,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-import uvicorn.main  # before MLflow's server, which only then keeps other sites' pages out (their host names and origins)
+# Imported before MLflow's server, which only then refuses requests with foreign host names or origins.
+import uvicorn.main
 
 from ngrpo.checking.light_imports import UNUSED_WITHOUT_TABLES, light_imports
 
 _PYTHON = 3
-"""Words before uvicorn's own: Python, -m, uvicorn."""
+"""Words of the command before uvicorn's arguments: Python, -m, uvicorn."""
 
 
 def _serve(command: Sequence[str], *, extra_env: Mapping[str, str], **_: Any) -> NoReturn:
-    """Be the process that MLflow would start."""
+    """Serve in this process, instead of in one that MLflow would start."""
     os.environ.update(extra_env)
     uvicorn.main.main(command[_PYTHON:], prog_name="uvicorn")
-    raise SystemExit  # which click does
+    raise SystemExit  # not reached: click exits by itself, which its types do not say
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the stage `deploy` keeps of the services that it replaced, as far as nobody can go back to it any more."""
+"""Replaced services that the stage `deploy` stored and that no rollback needs any more."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _STAGE = "deploy"
 def superseded_deployments(objects: ObjectStore, tags: Mapping[str, tuple[str, int]]) -> dict[str, int]:
     """Return key and size of each kept service that is not the newest of its name.
 
-    A run keeps the service that was there before it, so that a try whose pod was lost can put it back. Of each name the newest stays: it is
-    what is served, where that run's deployment was refused, or what was served before. One whose run is not known to have ended stays too.
+    A run stores the service that it replaces, so that a later try can restore it if the pod was lost. The newest of each name stays: it is
+    what is served if that run's deployment was refused, or what was served before. One stays too if its run may still be going on.
 
     Args:
         objects: The artifact store.

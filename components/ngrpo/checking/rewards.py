@@ -43,7 +43,7 @@ _SECONDS = 20.0
 
 
 class _TookTooLong(KeyboardInterrupt):
-    """Of the kind that functions of users let through."""
+    """A `KeyboardInterrupt`, since a user's function may catch every `Exception`."""
 
 
 def check_rewards(
@@ -150,7 +150,7 @@ def _compare(
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Interrupt what takes too long. Only the main thread can be interrupted; in another one nothing is bounded.
+    """Limit the time of the block. Only the main thread can be interrupted; in any other thread there is no limit.
 
     Raises:
         _TookTooLong: It did.

@@ -1,4 +1,4 @@
-"""The rows of every source of problems, those of own files all, and whether their gold answers can be graded."""
+"""Check the rows of every source of problems: all rows of own files, the first ones of others, and whether gold answers can be graded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ANSWER_ALONE = (
 
 
 def read_samples(config: RunConfig, examination: Examination) -> dict[str, list[Problem]]:
-    """Return the first problems of each source that can be read, of own files all, by the setting that names it."""
+    """Return problems of each readable source by the setting that names it: all of own files, the first of others."""
     put_off(USED_BY_FEW_GENERATORS)
     samples: dict[str, list[Problem]] = {}
     for subject, source in sources(config).items():
@@ -41,9 +41,8 @@ def read_samples(config: RunConfig, examination: Examination) -> dict[str, list[
 def _rows_of(source: Source) -> int:
     if not isinstance(source, FilesSource):
         return _ROWS
-    return (
-        _ROWS_OF_FILES if source.grading.gold_pattern is None else HEAD
-    )  # expressions are searched in a process of their own
+    # A regular expression is searched in a process of its own, which takes longer.
+    return _ROWS_OF_FILES if source.grading.gold_pattern is None else HEAD
 
 
 def check_samples(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> Iterator[Finding]:

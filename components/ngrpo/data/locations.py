@@ -94,7 +94,7 @@ def explained(what: str, cure: str, place: Path | None = None) -> Iterator[None]
     Args:
         what: The file, and that it cannot be used.
         cure: What to do.
-        place: A directory that `what` names as people know it: the library was given one of links or a copy, which says nothing to them.
+        place: The directory of links or copies that the library was given. Its path is left out of the error; `what` has the user's.
 
     Raises:
         DataError: Anything was raised but an error of ours, or one that says nothing of the file.

@@ -78,9 +78,8 @@ def _files_of(source: Copied, scratch: Path) -> tuple[Path, list[str]]:
 
 def _repository(source: HubSource | CopiedModel, scratch: Path) -> Path:
     if isinstance(source, CopiedModel):
-        from ngrpo.data import (
-            hub_model,
-        )  # transformers, which takes seconds: nobody is to wait for it who has nothing to copy
+        # Imported late: transformers takes seconds, and there may be nothing to copy.
+        from ngrpo.data import hub_model
 
         return hub_model.fetch(source, scratch, weights=True)
     if is_bucket(source.id):

@@ -33,7 +33,7 @@ def _watch(server: "subprocess.Popen[bytes]", users: int) -> None:
     fcntl.flock(users, fcntl.LOCK_EX)  # kept to the end: who comes now waits until the directory is free
     server.terminate()
     try:
-        # Its own shutdown waits for idle connections, longer than anybody would. Objects are on disk once acknowledged: a kill loses none.
+        # Its own shutdown waits for idle connections. Acknowledged objects are on disk, so a kill loses none.
         server.wait(_SECONDS_TO_STOP)
     except subprocess.TimeoutExpired:
         server.kill()

@@ -63,7 +63,7 @@ class MixingRunner(GPUModelRunner):
         follow(self.slots, scheduler_output)
         updated = super()._update_states(scheduler_output)
         if self.model_config.enforce_eager:
-            # No graph asks for embeddings at every step: they are passed where a request brings its own, or a step mixes.
+            # Without CUDA graphs, embeddings are needed only if a request brings its own or a step mixes.
             self.enable_prompt_embeds = bool(self.input_batch.req_prompt_embeds)
         return updated
 

@@ -58,8 +58,8 @@ class MixingWorker(Worker):
     def reload_weights(self, *args: Any, **kwargs: Any) -> None:
         """See `Worker.reload_weights`; on a CPU, packed copies of weights are brought up to date too.
 
-        The Transformers backend gives an output head a new bias while it loads one, which vLLM's reloading then drops for the old one
-        (Phi has such a bias). So a bias is loaded once more, by the head's own loader: that of the bias is still the one of the reloading.
+        The Transformers backend creates a new bias when it loads that of an output head (Phi has one); vLLM's reloading then restores the
+        old one. So the bias is loaded once more, by the head's own loader: after reloading, the parameter's has no effect.
         Output heads that are tied to the embedding multiply with one, which vLLM packs again only where the head's own weights were
         loaded. Experts multiply with another, which vLLM packs only when it builds their kernel: it builds a new one here.
         """
