@@ -191,7 +191,7 @@ def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeyp
     monkeypatch.setattr("ngrpo.data.vllm_service._HEADS_ON_CPU", (64,))
     printed = export(tmp_path / "there")
     assert (
-        "# not on this machine: the CPU build of vLLM has no attention with heads of 32 numbers, only of 64; `ngrpo export champion DIR "
+        "# not on this machine: the CPU build of vLLM has no attention with head size 32, only 64; `ngrpo export champion DIR "
         "--for-vllm` fills them up with zeros, as `ngrpo serve` does\n" in printed
     )
 

@@ -1,4 +1,4 @@
-"""Model directories from elsewhere: their settings, tokenizer and weights are read, and no code of theirs is ever run."""
+"""Read configuration, tokenizer and weights of untrusted model directories; their custom code is never run."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ _GENERATION = "custom_generate/generate.py"
 _ADAPTER = "adapter_config.json"
 _GENERATION_SETTINGS = "generation_config.json"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Values that are names on the hub (org/name) are fetched from there as code.
+# If the value is a hub id (org/name), transformers downloads code from there.
 _KERNELS = re.compile(r"_?(attn|experts)_implementation")
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
-# Without the first, a library asks on the terminal whether it may run code; the directory is all it is to look at.
+# Unless `trust_remote_code` is False, transformers asks on the terminal whether it may run code. Only local files may be read.
 _CLOSED = {"trust_remote_code": False, "local_files_only": True}
 _COPY_AGAIN = "copy it again"
 
 
 def require_no_code(directory: Path, label: str) -> None:
-    """Refuse a model that brings code: what it needs to be right, nobody has looked at.
+    """Refuse a model with custom code: nobody has reviewed it, and the model may be wrong without it.
 
     Args:
         directory: Directory of the model.
-        label: What it is called in the error.
+        label: Name of the model in errors.
 
     Raises:
-        DataError: Its settings name code of its own or of the hub, or are damaged.
+        DataError: The model's files refer to custom code, in the directory or on the hub, or are damaged.
     """
     found = [_GENERATION] if (directory / _GENERATION).exists() else []
     for name in _SETTINGS:
@@ -65,8 +65,8 @@ def require_no_code(directory: Path, label: str) -> None:
             found += [f"{place} in {name}" for place in _code(_settings(directory / name, label))]
     if found:
         raise DataError(
-            f"{label}: it brings code of its own ({found[0]}), which is never run: use a model that transformers knows by itself, "
-            "or a copy without that code if the model is right without"
+            f"{label}: it comes with custom code ({found[0]}), which is never run: use a model that transformers supports, "
+            "or a copy without that code if the model is correct without it"
         )
 
 
@@ -74,13 +74,13 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
     """Return the configuration of a model.
 
     Raises:
-        DataError: It is missing, damaged, brings code, or has an adapter beside it.
+        DataError: It is missing or damaged, refers to custom code, or the directory also holds an adapter.
     """
     if not (directory / "config.json").is_file():
         raise DataError(f"{label}: no config.json; the directory must be one that save_pretrained wrote")
     require_no_code(directory, label)
     if (directory / _ADAPTER).is_file():
-        # The library would put it into the model without a word.
+        # transformers would load the adapter silently.
         raise DataError(
             f"{label}: an adapter ({_ADAPTER}) lies beside the model; merge the two (peft's merge_and_unload, then save_pretrained), or "
             "leave the adapter's files out of a copy"
@@ -88,21 +88,21 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
     with explained(f"{label}: config.json cannot be used", _COPY_AGAIN, directory):
         config: PretrainedConfig = AutoConfig.from_pretrained(directory, **_CLOSED)
         if not isinstance(config.get_text_config().vocab_size, int):
-            raise TypeError(f"vocab_size={config.get_text_config().vocab_size!r} is no whole number")
+            raise TypeError(f"vocab_size={config.get_text_config().vocab_size!r} is not a whole number")
     return config
 
 
 def read_tokenizer(directory: Path, label: str, day: date = TEMPLATE_DATE, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, with a chat template that can be used.
+    """Return the tokenizer of a model, after checking its chat template.
 
     Args:
         directory: Directory of the model.
-        label: What it is called in the error.
-        day: The day that its template is told.
+        label: Name of the model in errors.
+        day: Date that the chat template sees as today.
         options: Options of `from_pretrained`.
 
     Raises:
-        DataError: It is missing or damaged, brings code, or its chat template cannot be used.
+        DataError: The tokenizer is missing or damaged, refers to custom code, or has no usable chat template.
     """
     tokenizer = read_bare_tokenizer(directory, label, **options)
     require_template(tokenizer, label, day)
@@ -111,7 +111,7 @@ def read_tokenizer(directory: Path, label: str, day: date = TEMPLATE_DATE, **opt
 
 
 def read_bare_tokenizer(directory: Path, label: str, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, whether or not it can write chats; see `read_tokenizer`."""
+    """Return the tokenizer of a model without checking its chat template; see `read_tokenizer`."""
     if not any((directory / file).is_file() for file in _TOKENIZERS):
         raise DataError(f"{label}: no tokenizer; save it there with save_pretrained")
     require_no_code(directory, label)
@@ -121,22 +121,22 @@ def read_bare_tokenizer(directory: Path, label: str, **options: Any) -> PreTrain
 
 
 def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
-    """Return the model in a directory. Generation settings that could not be saved again are left out, but for their tokens.
+    """Load the model in a directory. Of generation settings that cannot be saved again, only the token ids are kept.
 
     Args:
         directory: Directory of the model.
-        label: What it is called in the error.
-        dtype: Name of a torch type.
+        label: Name of the model in errors.
+        dtype: Name of a torch dtype.
 
     Raises:
-        DataError: Configuration or weights are missing or damaged, the weights are pickles, there is code, or it is no language model
-            that can be used here (see `auto_class`).
+        DataError: Configuration or weights are missing or damaged, the weights are pickles, there is custom code, or the model is not
+            supported (see `auto_class`).
     """
     require_weights(directory, label)
     config = read_config(directory, label)
     loader = auto_class(config, label)
     if hasattr(config.get_text_config(), "output_router_logits"):
-        # Trainers ask for them where they need them; a model that always gives them cannot decode with a cache.
+        # Trainers request router logits when they need them. A model that always returns them cannot decode with a cache.
         config.get_text_config().output_router_logits = False
     with explained(f"{label}: its weights cannot be used", _COPY_AGAIN, directory):
         model: PreTrainedModel
@@ -160,10 +160,10 @@ def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
 
 
 def read_generation_config(directory: Path, label: str) -> GenerationConfig:
-    """Return the generation settings of a model; empty ones where it has none.
+    """Return the generation settings of a model, or default ones if it has none.
 
     Raises:
-        DataError: They are damaged, or contradict themselves.
+        DataError: They are damaged, or a token id is not an integer.
     """
     if not (directory / _GENERATION_SETTINGS).is_file():
         return GenerationConfig()
@@ -174,12 +174,12 @@ def read_generation_config(directory: Path, label: str) -> GenerationConfig:
         for name in _TOKENS:
             value = getattr(settings, name)
             if not all(type(token) is int for token in (value if isinstance(value, list) else [value or 0])):
-                raise TypeError(f"{name}={value!r} is no id of a token")
+                raise TypeError(f"{name}={value!r} is not a token id")
     return settings
 
 
 def generation_problem(settings: GenerationConfig) -> str | None:
-    """Say why generation settings could not be saved with a trained model; none if they can."""
+    """Return why generation settings cannot be saved with a trained model, or None if they can."""
     try:
         settings.validate(strict=True)
     except ValueError as error:
@@ -188,10 +188,10 @@ def generation_problem(settings: GenerationConfig) -> str | None:
 
 
 def require_weights(directory: Path, label: str) -> None:
-    """Refuse a directory without all weights in safetensors format; pickles are not read.
+    """Refuse a directory without complete weights in safetensors format; pickles are not read.
 
     Raises:
-        DataError: Files are missing, the index of shards is damaged, or a number is not finite.
+        DataError: Files are missing, the shard index is damaged, or a weight is NaN or infinite.
     """
     _require_files(directory, label)
     problem = weights_problem(directory)
@@ -200,10 +200,10 @@ def require_weights(directory: Path, label: str) -> None:
 
 
 def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a directory by name, which the files' headers hold: no weights are read.
+    """Return the shapes of the tensors in a directory by name, from the files' headers; empty if there are no safetensors files.
 
     Raises:
-        DataError: A file is damaged, or one that the index of shards names is missing. A directory without any is empty.
+        DataError: A file is damaged, or the shard index lists a file that is missing.
     """
     paths = sorted(directory.glob("*.safetensors"))
     if paths:
@@ -214,7 +214,7 @@ def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
             explained(f"{label}: {path.name} cannot be used", _COPY_AGAIN, directory),
             safe_open(path, framework="pt") as file,
         ):
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
     return shapes
 
 
@@ -230,10 +230,10 @@ def _require_files(directory: Path, label: str) -> None:
 
 
 def shards(index: Any, label: str) -> Mapping[str, str]:
-    """Return the file of each tensor as an index of shards has it.
+    """Return the file of each tensor from a parsed shard index.
 
     Raises:
-        DataError: It is no such index, or names a file that is no safetensors file beside it.
+        DataError: The index is damaged, or names something other than a safetensors file in the same directory.
     """
     held = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(held, dict) or not held:
@@ -241,7 +241,7 @@ def shards(index: Any, label: str) -> Mapping[str, str]:
     wrong = next((file for file in held.values() if not isinstance(file, str) or not _SHARD.fullmatch(file)), None)
     if wrong is not None:
         raise DataError(
-            f"{label}: it names {str(wrong)[:80]!r}, which is no safetensors file beside it; save the model with save_pretrained"
+            f"{label}: it names {str(wrong)[:80]!r}, which is not a safetensors file beside it; save the model with save_pretrained"
         )
     return held
 
@@ -250,13 +250,13 @@ def _settings(path: Path, label: str) -> dict[str, Any]:
     with explained(f"{label}: {path.name} cannot be used", _COPY_AGAIN, path.parent):
         tree = json.loads(path.read_bytes().decode("utf-8"))
         if not isinstance(tree, dict):
-            raise TypeError(f"it holds a {type(tree).__name__}, no object")
+            raise TypeError(f"it holds a {type(tree).__name__}, not an object")
     settings: dict[str, Any] = tree
     return settings
 
 
 def _code(tree: Any) -> Iterator[str]:
-    """Yield the settings, however deep, that name code."""
+    """Yield the settings, at any depth, that refer to custom code."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             if name == "auto_map" and value:

@@ -1,4 +1,4 @@
-"""The architectures that vLLM 0.32 has classes of its own for, by the names in its registry; `tests/unit/test_vllm_service.py` compares."""
+"""Architectures with a native class in vLLM 0.32, by their registry names; `tests/unit/test_vllm_service.py` compares them with vLLM."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ _IMAGES = """
     UnlimitedOCRForCausalLM VoxtralForConditionalGeneration VoxtralRealtimeGeneration WhisperForConditionalGeneration
 """
 TEXT = frozenset(_TEXT.split())
-"""Models of text (`_TEXT_GENERATION_MODELS`)."""
+"""Text models (`_TEXT_GENERATION_MODELS`)."""
 IMAGES = frozenset(_IMAGES.split())
-"""Models of images, sound and text (`_MULTIMODAL_MODELS`)."""
+"""Multimodal models (`_MULTIMODAL_MODELS`)."""
