@@ -118,7 +118,7 @@ def test_the_positions_of_a_model_with_random_weights_are_known_before_it_is_mad
     tiny = load_config(PRESETS / "tiny.toml", ["rollout.max_tokens=100000"])
     (line,) = [finding.line for finding in examine_quickly(tiny).errors]
     assert line.startswith(
-        "rollout.max_tokens=100000 and a prompt: more than the model's 1024 positions; lower it below"
+        "rollout.max_tokens=100000 and a prompt: more than the model's 1024 positions; lower it to 1024 less"
     )
     initialized.write(tiny.model.source, tmp_path, weights=False)
     assert positions_of(tmp_path) == tiny.model.source.positions
@@ -129,11 +129,11 @@ def test_the_positions_of_a_model_with_random_weights_are_known_before_it_is_mad
     [
         (
             ["rollout.max_tokens=128"],
-            "rollout.max_tokens=128 and a prompt: more than the model's 128 positions; lower it below 128",
+            "rollout.max_tokens=128 and a prompt: more than the model's 128 positions; lower it to 128 less",
         ),
         (
             ["evaluation.max_tokens=128"],
-            "evaluation.max_tokens=128 and a prompt: more than the model's 128 positions; lower it below",
+            "evaluation.max_tokens=128 and a prompt: more than the model's 128 positions; lower it to 128 less",
         ),
         (["data.train.id=/nowhere"], "data.train: id='/nowhere': no such directory"),
         (["model.source.id=/nowhere"], "model.source: id='/nowhere': no such directory"),
@@ -213,7 +213,7 @@ def test_a_template_that_leaves_out_the_question_is_refused(job):
     ("damage", "said"),
     [
         (lambda model: (model / "config.json").unlink(), "has no config.json; save model and tokenizer there with"),
-        (lambda model: (model / "config.json").write_text("[1]"), "config.json is no JSON object; copy it again"),
+        (lambda model: (model / "config.json").write_text("[1]"), "config.json is not a JSON object; copy it again"),
         (lambda model: (model / "tokenizer.json").unlink(), "has no tokenizer (tokenizer.json or"),
         (
             lambda model: (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid"),
@@ -333,7 +333,7 @@ def test_a_reward_that_never_answers_is_one_line(job, monkeypatch):
     )
     (line,) = errors(examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code)))
     assert line.startswith("training.rewards.f: no answer within 0 s for two responses; ")
-    assert "one that is spawned cannot import the file" in line
+    assert "a spawned process cannot import the file" in line
 
 
 def test_every_row_of_own_files_is_read(job):
@@ -365,7 +365,7 @@ def test_rewards_that_tell_nothing_apart_are_a_warning(job):
     code = "def f(completions, **kwargs):\n    return [1.0] * len(completions)\n"
     found = examine(with_rewards(job, '[training.rewards.f]\nfunction = "rewards.py:f"\n', code))
     (warning,) = [finding for finding in found.findings if finding.level == "warning"]
-    assert warning.found.startswith("no reward tells the gold answer")
+    assert warning.found.startswith("no reward distinguishes the gold answer")
 
 
 def test_the_command_shows_a_table_and_ends_with_1_on_an_error(job, capsys, monkeypatch):
@@ -379,7 +379,7 @@ def test_the_command_shows_a_table_and_ends_with_1_on_an_error(job, capsys, monk
     shown = capsys.readouterr().out
     assert "no such directory" in shown
     assert "1 error" in shown
-    assert "were not looked at" in shown
+    assert "were not checked" in shown
 
 
 def test_what_a_reward_prints_is_not_among_the_findings(job, capsys):

@@ -107,7 +107,7 @@ def test_nothing_is_overwritten_without_force(job, capsys):
     [
         (["--model", "nowhere"], "--model 'nowhere': no such directory (seen from "),
         (["--model", "chat.jinja"], "--model 'chat.jinja': no directory (seen from "),
-        (["--model", "."], "--model '.': it has no config.json; models lie in it: name one, model"),
+        (["--model", "."], "--model '.': it has no config.json; it contains models: name one, model"),
         (["--data", "nowhere.csv"], "--data 'nowhere.csv' (seen from "),
         (
             ["--data", "s3://bucket/mine.csv"],
