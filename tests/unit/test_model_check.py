@@ -233,7 +233,9 @@ def test_a_response_beyond_the_last_position_is_refused_with_what_fits():
     message = refused(lambda: require_positions(facts, "data.train", 40, "rollout.max_tokens", 61))
     assert "rollout.max_tokens=61" in message
     assert "set rollout.max_tokens to at most 60" in message
-    assert "remove the long prompts" in refused(lambda: require_positions(facts, "data.train", 100, "rollout.max_tokens", 1))
+    assert "remove the long prompts" in refused(
+        lambda: require_positions(facts, "data.train", 100, "rollout.max_tokens", 1)
+    )
 
 
 def test_positions_that_vllm_does_not_count_are_refused_where_it_generates():

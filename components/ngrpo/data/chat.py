@@ -178,11 +178,11 @@ class ChatLengths:
             if self.rows is not None and tokens and max(tokens) >= self.rows:
                 raise DataError(
                     f"{label}: problem {identifier!r} has token {max(tokens)} ({self.tokenizer.convert_ids_to_tokens(max(tokens))!r}), but "
-                    f"the model's embedding matrix has {self.rows} rows; use the tokenizer the model was trained with, or remove that problem"
+                    f"the model's embedding matrix has {self.rows} rows; use the tokenizer of the model's training, or remove that problem"
                 )
 
     def _has_unknown(self, text: str, tokens: list[int]) -> bool:
-        """Whether the unknown token occurs where its name is not in the text: in GPT-2 and others it is also the end of text."""
+        """Whether the unknown token stands for text other than its own name (GPT-2 also uses it as the end of text)."""
         unknown = self.tokenizer.unk_token_id
         if unknown is None or unknown not in tokens:
             return False
