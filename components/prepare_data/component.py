@@ -11,7 +11,7 @@ def prepare_data(
     artifact: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Make the problems to learn from and to be measured on.
+    """Read, check and filter training and held-out problems.
 
     Args:
         config: Settings of the stage as JSON.

@@ -254,7 +254,8 @@ def test_a_place_without_a_table_is_refused(place, path, message):
 def test_tables_of_several_forms_are_refused(place):
     (place / "exam.csv").write_bytes(FORMS["mine.csv"])
     with pytest.raises(
-        DataError, match=r"tables of several formats: csv \(1, for example exam.csv\), jsonl \(3, .*glob, \*\.jsonl"
+        DataError,
+        match=r"tables of several formats: csv \(1, for example exam.csv\), jsonl \(3, .*glob, for example \*\.jsonl",
     ):
         names(place)
 
