@@ -188,7 +188,7 @@ def test_vllm_loads_it_by_the_lines_that_are_printed(export, model, tmp_path, fo
 
 def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("ngrpo.data.vllm_service._HEADS_ON_CPU", (64,))
+    monkeypatch.setattr("ngrpo.data.vllm_classes.HEADS_ON_CPU", (64,))
     printed = export(tmp_path / "there")
     assert (
         "# not on this machine: the CPU build of vLLM has no attention with heads of 32 numbers, only of 64; `ngrpo export champion DIR "
@@ -216,7 +216,7 @@ def test_heads_that_are_wide_enough_stay_and_those_that_cannot_be_filled_up_are_
 ):
     export(tmp_path / "same", for_vllm=True)
     assert file_digests(model).items() <= file_digests(tmp_path / "same").items()
-    monkeypatch.setattr("ngrpo.data.vllm_service._HEADS_ON_CPU", (80,))
+    monkeypatch.setattr("ngrpo.data.vllm_classes.HEADS_ON_CPU", (80,))
     with pytest.raises(DataError, match=r"^--for-vllm: .* heads of 32 numbers.* are no cure; export it without"):
         export(tmp_path / "there", for_vllm=True)
     assert not (tmp_path / "there").exists()

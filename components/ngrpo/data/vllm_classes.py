@@ -1,4 +1,7 @@
-"""The architectures that vLLM 0.32 has classes of its own for, by the names in its registry; `tests/unit/test_vllm_service.py` compares."""
+"""What vLLM 0.32 supports, from its sources: the architectures in its registry and the heads of its CPU build's attention.
+
+`tests/unit/test_vllm_service.py` compares both with the installed vLLM.
+"""
 
 from __future__ import annotations
 
@@ -64,3 +67,12 @@ TEXT = frozenset(_TEXT.split())
 """Models of text (`_TEXT_GENERATION_MODELS`)."""
 IMAGES = frozenset(_IMAGES.split())
 """Models of images, sound and text (`_MULTIMODAL_MODELS`)."""
+HEADS_ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes that the attention of its CPU build supports (`CPUAttentionBackend.get_supported_head_sizes`)."""
+
+
+def head_size_problem(size: int) -> str | None:
+    """Say why the CPU build of vLLM cannot serve a model with attention heads of this size; none if it can."""
+    if size in HEADS_ON_CPU:
+        return None
+    return f"the CPU build of vLLM has no attention with heads of {size} numbers, only of {', '.join(map(str, HEADS_ON_CPU))}"
