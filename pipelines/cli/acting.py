@@ -1,4 +1,4 @@
-"""The configuration of a command that acts on a model: named, that of the latest run, or that of the run that made the version."""
+"""Choose the configuration of a command that acts on a model: from a preset, the latest run, or the run that trained the version."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def acting_config(
     """Return the configuration of a command, after printing which model it acts on.
 
     Args:
-        preset: Name of a preset, or a TOML file; by default the configuration of the latest run.
+        preset: Name of a preset, or a TOML file. By default the configuration comes from a run.
         settings: Settings that override it.
         seed: Seed of the run.
-        workspace: Where the runs are.
-        console: Where the model is named.
-        version: Alias or number of a version that is measured: by default the configuration is then that of the run that made it, as far as
-            that run is here.
+        workspace: Workspace with the runs.
+        console: Where the model is printed.
+        version: Alias or number of the version to evaluate. Without a preset, the configuration is that of the run that trained it, if
+            that run is in the workspace, otherwise that of the latest run.
 
     Raises:
-        ConfigError: No preset is named and there is no run here, or a setting is unknown or impossible.
-        TrackingError: The registry, which says who made a version, cannot be reached.
+        ConfigError: There is neither a preset nor a run in the workspace, or a setting is unknown or invalid.
+        TrackingError: The registry, which knows the run of a version, cannot be reached.
         StoreError: The embedded object store does not start.
     """
     if preset is not None:
@@ -55,7 +55,7 @@ def acting_config(
                 "preset (--preset NAME)"
             )
         given = [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
-        # With those of the latest run first: what is nonsense is refused before any service starts.
+        # Start with those of the latest run, so that invalid settings are refused before any service starts.
         config, origin = override(latest.config, given), f"run {latest.name}"
         if version is not None:
             own = looked_up_settings(version, config.promotion.model_name, workspace)
@@ -68,7 +68,7 @@ def acting_config(
 
 
 def say_model(config: RunConfig, origin: str, console: Console) -> None:
-    """Print which registered model a command acts on, and which settings name it."""
+    """Print which registered model a command acts on, and where its settings come from."""
     console.print(escape(f"model  {config.promotion.model_name}  (settings of {origin})"), soft_wrap=True)
 
 

@@ -37,7 +37,7 @@ from ngrpo_kfp.pipelines.planning.measured_model import model_source, source_by_
 
 
 def require_registered(what: str) -> None:
-    """Refuse a name that is no registered version, before anything starts.
+    """Refuse a name that cannot be a registered version, before anything is started.
 
     Args:
         what: `champion`, or the number of a version.
@@ -62,7 +62,7 @@ def read_cluster(path: Path) -> ClusterConfig:
         path: TOML file with the settings of `cluster`.
 
     Raises:
-        ConfigError: It is no such file.
+        ConfigError: The file cannot be read, or a setting is invalid.
     """
     return validate(ClusterConfig, read_toml("cluster", path))
 

@@ -32,11 +32,11 @@ def evaluate(
         typer.Option(
             "--endpoint",
             metavar="URL",
-            help="OpenAI API of a vLLM server that serves MODEL; it is asked in place of a local engine",
+            help="OpenAI API of a vLLM server that serves MODEL, to use instead of a local engine",
         ),
     ] = None,
 ) -> None:
-    """Measure any model on a preset's benchmarks, under its protocol; a registered model by default on those of the run that made it."""
+    """Evaluate any model on a preset's benchmarks, with its protocol; a registered model by default on those of the run that trained it."""
     from ngrpo_kfp.pipelines.cli.acting import acting_config
     from ngrpo_kfp.pipelines.local import measuring
     from ngrpo_kfp.pipelines.planning.measured_model import is_registered, source_by_name
@@ -48,5 +48,5 @@ def evaluate(
         config = acting_config(chosen, overrides, seed, home, console, version=model)
     else:
         config = read_config(chosen, overrides, seed)
-        source_by_name(model)  # refuses what is no model before anything is started
+        source_by_name(model)  # refuses an invalid name before anything is started
     measuring.measure(config, model, home, console)

@@ -1,4 +1,4 @@
-"""The terminal and the workspace of a command, imported only when it asks for them, because importing them takes a while."""
+"""The terminal and the workspace of a command, imported on first use, because importing them takes a while."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def workspace() -> Workspace:
     """Return the workspace that `NGRPO_HOME` names.
 
     Raises:
-        ConfigError: There can be no workspace at that path.
+        ConfigError: The path cannot be that of a workspace.
     """
     from ngrpo_kfp.pipelines.local.workspace import Workspace
 

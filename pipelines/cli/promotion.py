@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ngrpo.tracking.promotions import Entry, NoChampionLeftError, Promotions
 
 _MINUTE = len("2026-11-29T15:54")
-"""Characters of a time as the history has it, up to its minute."""
+"""Length of a timestamp in the history up to the minute, in characters."""
 
 
 def promote_version(

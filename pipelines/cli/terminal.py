@@ -14,33 +14,33 @@ from rich.table import Table
 from rich.text import Text
 
 _WORD = 24
-"""Cells of a word that every column has room for: stages, decisions, settings. A longer one, a path say, may go on in the next line."""
+"""Words up to this width, in terminal cells, are never broken: stages, decisions, settings. Longer ones, such as paths, may be wrapped."""
 _ENDLESS = 100_000
-"""More cells than any table takes."""
+"""Width that no table reaches, in cells."""
 
 
 class Terminal(Console):
-    """The standard output without truncation: text that does not fit into a column of a table is wrapped.
+    """A console on standard output that never truncates tables: text that does not fit into a column is wrapped.
 
-    A table whose columns would be narrower than their words is shown row by row: a line for each cell, with the column's name.
+    If columns would be narrower than their words, the table is printed row by row, with one line per cell.
     """
 
     def __init__(self) -> None:
         super().__init__(file=sys.stdout, highlight=False)
 
     def print(self, *objects: Any, **settings: Any) -> None:
-        """Print as rich does, but never truncate tables."""
+        """Print like rich, without truncating tables."""
         super().print(*map(self._fitted, objects), **settings)
 
     def _fitted(self, shown: Any) -> Any:
         if isinstance(shown, Group):
             return Group(*map(self._fitted, shown.renderables))
-        # A table that gives its columns widths of their own fits already.
+        # Tables with explicit column widths already fit.
         measured = isinstance(shown, Table) and all(column.width is None for column in shown.columns)
         return self._table(shown) if measured else shown
 
     def _table(self, table: Table) -> Table:
-        """Return a table that is as wide as the terminal at most, and in which no short word is cut."""
+        """Return a table that is not wider than the terminal and breaks no short words."""
         sizes = [self._sizes(cells) for cells in _columns(table)]
         most = [size.maximum for size in sizes]
         least = [min(size.minimum, _WORD) for size in sizes]
@@ -56,14 +56,14 @@ class Terminal(Console):
         return fitted
 
     def _sizes(self, cells: Sequence[Any]) -> Measurement:
-        """Return the widths of a column's longest word and of its longest line, in cells of the terminal."""
+        """Return the widths of a column's longest word and longest line, in terminal cells."""
         options = self.options.update_width(_ENDLESS)
         sizes = [Measurement.get(self, options, cell) for cell in cells]
         return Measurement(max(size.minimum for size in sizes), max(size.maximum for size in sizes))
 
 
 def _shared(most: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """Return widths that fit into the room: the widest column shrinks first, and none below its least width."""
+    """Return column widths with a sum of at most `room`: always shrink the widest column, none below its minimum."""
     widths = list(most)
     while sum(widths) > room:
         _, widest = max((width, number) for number, width in enumerate(widths) if width > least[number])
@@ -72,7 +72,7 @@ def _shared(most: Sequence[int], least: Sequence[int], room: int) -> list[int]:
 
 
 def _row_by_row(table: Table, widest: int) -> Table:
-    """Return a table with a line for each cell that is not empty, beside its column's name, which takes `widest` cells at most."""
+    """Return a table with one line per non-empty cell, after the column's name, which is at most `widest` terminal cells wide."""
     listed = Table(title=table.title, caption=table.caption, caption_justify="left", box=None, show_header=False)
     listed.expand = True  # for the title and the caption
     listed.add_column(overflow="fold", style="bold", max_width=widest)

@@ -83,7 +83,10 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
 
 
 def _configuration(found: NamedModel, workspace: Workspace) -> RunConfig | None:
-    """Return the configuration that the model was made by: of its run, else of the latest run of the same model, which is said."""
+    """Return the configuration of the run that trained the model, otherwise that of the latest run of the same registered model.
+
+    If it is not that of the model's own run, print which settings are used.
+    """
     own = settings_of(found, workspace)
     if own is not None:
         return own.config

@@ -35,13 +35,13 @@ class Form:
     """Options of an export."""
 
     adapter: bool = False
-    """Export only the adapter, in place of the merged model."""
+    """Export only the adapter instead of the merged model."""
     dtype: str | None = None
-    """Type to convert the weights to; none keeps them byte for byte as they were evaluated."""
+    """dtype to convert the weights to; None keeps the evaluated files byte for byte."""
     hub: str | None = None
     """Repository of the Hugging Face hub to upload to as well, `org/name`."""
     for_vllm: bool = False
-    """Fill attention heads up with zeros where vLLM's build for processors has none as narrow."""
+    """Pad attention heads with zeros if vLLM's CPU build does not support their size."""
 
 
 def export_model(
@@ -58,10 +58,10 @@ def export_model(
         console: Where the lines are printed.
 
     Raises:
-        ConfigError: The target is in use, the type or the name on the hub is invalid, options exclude each other, or there is no token for
-            the hub.
-        DataError: The model was not trained with adapters, its heads cannot be filled up, its files changed during the export, or the hub
-            refuses it.
+        ConfigError: The target is not empty, the dtype or the name on the hub is invalid, options exclude each other, or there is no token
+            for the hub.
+        DataError: The model was not trained with adapters, its heads cannot be padded, its files changed during the export, or the hub
+            refuses the upload.
         NGRPOError: See `named_model`.
     """
     require_name(what, workspace)
@@ -175,14 +175,14 @@ def _card(found: NamedModel) -> str | None:
 
 
 def _dtype(directory: Path) -> str | None:
-    """Return the type of a model's weights, by its configuration."""
+    """Return the dtype of a model's weights from its configuration."""
     dtype: str | None = json.loads((directory / "config.json").read_bytes()).get("dtype")
     return dtype
 
 
 @contextmanager
 def _whole(target: Path) -> Iterator[Path]:
-    """Provide a directory beside the target, which replaces the target when the block ends without an error."""
+    """Yield a directory beside the target that replaces the target if the body raises no error."""
     target = target.absolute()
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with written(target):
@@ -206,7 +206,7 @@ def _add_tokenizer(model: Path, directory: Path) -> None:
 
 
 def _convert(model: Path, directory: Path, dtype: str) -> None:
-    """Write the weights of a model in another type; weights that transformers always keeps in float32 stay so."""
+    """Write the weights of a model in another dtype; weights that transformers always keeps in float32 are not converted."""
     from transformers.utils.logging import disable_progress_bar
 
     from ngrpo.data.model_directory import read_model
@@ -222,10 +222,10 @@ def _convert(model: Path, directory: Path, dtype: str) -> None:
 
 
 def _factor(directory: Path) -> int | None:
-    """Return how many times as wide heads must be for vLLM's build for processors; none if it serves the model as it is.
+    """Return the factor by which heads must be widened for vLLM's CPU build, or None if it serves the unchanged model.
 
     Raises:
-        DataError: It does not, and wider heads are no cure.
+        DataError: It cannot serve the model, and wider heads do not help.
     """
     problem, factor = _vllm_problem(directory, on_cpu=True)
     if problem is not None and factor is None:
@@ -234,7 +234,7 @@ def _factor(directory: Path) -> int | None:
 
 
 def _vllm_problem(directory: Path, *, on_cpu: bool) -> tuple[str | None, int | None]:
-    """Return why vLLM could not serve a model, and how many times as wide its heads must be for it to do so, where that is a cure."""
+    """Return why vLLM cannot serve a model, and the factor by which to widen its heads if that helps; None for no problem or factor."""
     from ngrpo.config.sections import VLLMConfig
     from ngrpo.data.model_class import outline
     from ngrpo.data.model_directory import read_config
@@ -263,7 +263,7 @@ def _vllm_problem(directory: Path, *, on_cpu: bool) -> tuple[str | None, int | N
 
 
 def _upload(directory: Path, hub: str, message: str) -> str:
-    """Upload a directory to the hub in one commit, and say who can see it; a missing repository is created as private."""
+    """Upload a directory to the hub in one commit, and return its visibility; a missing repository is created as private."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

@@ -1,6 +1,6 @@
-"""MLflow's server in one process, `python -m ngrpo_kfp.pipelines.local.mlflow_server server …`, with the options of `mlflow server`.
+"""Run MLflow's server in one process: `python -m ngrpo_kfp.pipelines.local.mlflow_server server …`, with the options of `mlflow server`.
 
-MLflow itself imports everything twice: it looks at the options and the database in one process, and serves in another.
+`mlflow server` imports everything twice, because it checks options and database in one process and serves in another.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-# Imported before MLflow's server, which only then refuses requests with foreign host names or origins.
+# Import uvicorn first: only then does MLflow's server refuse requests with foreign host names or origins.
 import uvicorn.main
 
 from ngrpo.checking.light_imports import UNUSED_WITHOUT_TABLES, light_imports
 
 _PYTHON = 3
-"""Words of the command before uvicorn's arguments: Python, -m, uvicorn."""
+"""Number of words before uvicorn's arguments in the command: `python -m uvicorn`."""
 
 
 def _serve(command: Sequence[str], *, extra_env: Mapping[str, str], **_: Any) -> NoReturn:
-    """Serve in this process, instead of in one that MLflow would start."""
+    """Serve in this process instead of a child process of MLflow's command."""
     os.environ.update(extra_env)
     uvicorn.main.main(command[_PYTHON:], prog_name="uvicorn")
-    raise SystemExit  # not reached: click exits by itself, which its types do not say
+    raise SystemExit  # not reached: click exits, but its types do not say so
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ def settings_of(found: NamedModel, workspace: Workspace) -> RunSettings | None:
         workspace: Where the runs are.
 
     Raises:
-        ConfigError: That of a run that was named is none of this version.
+        ConfigError: The configuration of the named run is not valid in this version of ngrpo.
         DamagedStateError: It cannot be read.
     """
     if is_version(found.name):
@@ -154,7 +154,7 @@ def settings_of(found: NamedModel, workspace: Workspace) -> RunSettings | None:
 
 
 def settings_of_version(version: ModelVersion, workspace: Workspace) -> RunSettings | None:
-    """Return the configuration that a registered version was made and measured by; none where no run of the workspace made it."""
+    """Return the configuration of the run that trained and evaluated a version, or None if no run of the workspace did."""
     from ngrpo.tracking.model_registry import KEY, evaluation_key
 
     trained, judged = version.tags.get(KEY), evaluation_key(version)
@@ -165,21 +165,21 @@ def settings_of_version(version: ModelVersion, workspace: Workspace) -> RunSetti
 
 
 def configuration_of_version(version: ModelVersion, workspace: Workspace) -> RunConfig | None:
-    """Return the configuration alone of `settings_of_version`."""
+    """Return the configuration of `settings_of_version` without the name of its run."""
     own = settings_of_version(version, workspace)
     return None if own is None else own.config
 
 
 def looked_up_settings(what: str, model_name: str, workspace: Workspace) -> RunSettings | None:
-    """Look a version up in the registry, and return the configuration that it was made and measured by.
+    """Look up a version in the registry, and return the configuration of the run that trained and evaluated it.
 
     Args:
         what: An alias, or the number of a version.
         model_name: The registered model.
-        workspace: Where the runs are.
+        workspace: Workspace with the runs.
 
     Returns:
-        The configuration; none if no run of the workspace made that version, or there is no such version.
+        The configuration, or None if there is no such version or no run of the workspace trained it.
 
     Raises:
         TrackingError: The registry cannot be reached.
@@ -265,7 +265,7 @@ def _registered_files(registry: ModelRegistry, version: ModelVersion, workspace:
 
 
 def adapter_files(found: NamedModel, around: Services, workspace: Workspace) -> Path | None:
-    """Return the directory with the adapter that was merged into a model; none if the artifact store has none.
+    """Return the directory with the adapter that was merged into a model, or None if the artifact store has none.
 
     Args:
         found: The model.

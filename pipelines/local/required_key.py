@@ -1,4 +1,4 @@
-"""The key that a model must be signed with: that of the run that made it, not of whichever run is the latest."""
+"""The public key that must have signed a model: that of the run that trained it, not that of the latest run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 @dataclass(frozen=True)
 class RequiredKey:
-    """`signing.public_key` of the settings that count for a model, and whose they are."""
+    """The signing settings that apply to a model, and the run that they come from."""
 
     signing: SigningConfig
     whose: str
 
 
 def required_key(own: RunSettings | None, model_name: str, workspace: Workspace) -> RequiredKey:
-    """Return the key that counts for a model.
+    """Return the key that applies to a model.
 
-    It is that of the run that made the model. Where that run names none, or no run here made it, it is that of the newest run here of the
-    same registered model, so that a tag in the registry that leads to another run does not do away with the key.
+    It is that of the run that trained the model. If that run has none, or is not in the workspace, it is that of the newest run of the same
+    registered model. So changing the registry's tags to point to another run does not lift the requirement.
 
     Args:
-        own: The configuration that the model was made by; none where it is not known.
+        own: The configuration of the run that trained the model; None if unknown.
         model_name: The registered model.
-        workspace: Where the runs are.
+        workspace: Workspace with the runs.
     """
     if own is not None and own.config.signing.public_key is not None:
         return RequiredKey(own.config.signing, f"run {own.name}, which made it")

@@ -131,7 +131,7 @@ def show_plan(
         as_json: Print JSON for programs (`plan_for_programs`).
 
     Raises:
-        ConfigError: The run would be in vain, or a stage needs more of a GPU than it asks for.
+        ConfigError: A cheap check fails, or a stage needs more GPU memory than it requests.
         StoreError: The object store cannot be reached.
     """
     if base is None:
@@ -159,7 +159,7 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
     """Show what a run would do and what it needs; see `run`. Nothing is started; only a store that the environment names is queried.
 
     Raises:
-        ConfigError: The run would be in vain.
+        ConfigError: A cheap check fails.
         StoreError: The object store that the environment names cannot be reached.
     """
     if base is None:

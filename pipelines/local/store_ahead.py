@@ -22,8 +22,8 @@ def store_ahead(workspace: Workspace, *, stopped: bool = True) -> Iterator[None]
     """Start the object store of an existing workspace in the background, if a run would start one; `services` then finds it running.
 
     Args:
-        workspace: Whose store it is.
-        stopped: As of `services`, which does not wait while this context is open.
+        workspace: Workspace of the store.
+        stopped: See `services`, which never waits while this context is open.
 
     Raises:
         ConfigError: The workspace cannot be created or used.

@@ -1,4 +1,4 @@
-"""Replaced services that the stage `deploy` stored and that no rollback needs any more."""
+"""Find stored copies of replaced services that no rollback needs any more."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _STAGE = "deploy"
 
 
 def superseded_deployments(objects: ObjectStore, tags: Mapping[str, tuple[str, int]]) -> dict[str, int]:
-    """Return key and size of each kept service that is not the newest of its name.
+    """Return key and size in bytes of each stored service that is not the newest of its name.
 
-    A run stores the service that it replaces, so that a later try can restore it if the pod was lost. The newest of each name stays: it is
-    what is served if that run's deployment was refused, or what was served before. One stays too if its run may still be going on.
+    The stage `deploy` stores the service that it replaces, so that a later try can restore it if the pod was lost. The newest of each name
+    is kept: it was served last, or is still served if the deployment was refused. So is one whose run may still be running.
 
     Args:
         objects: The artifact store.
-        tags: What is in it.
+        tags: ETag and size of each object in it (`ObjectStore.tags`).
 
     Raises:
         DamagedStateError: The record of a try cannot be read.

@@ -1,4 +1,4 @@
-"""MLflow, imported while a command starts its object store and makes its plan: it takes a second or two."""
+"""Import MLflow in the background, which takes a second or two, while a command starts its object store and makes its plan."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ngrpo.checking.light_imports import UNUSED_BY_MLFLOW, light_imports
 
 
 def tracking_ahead(module: str, unused: Collection[str] = UNUSED_BY_MLFLOW) -> threading.Thread:
-    """Import a module of `ngrpo.tracking` in the background, without what MLflow imports for others.
+    """Import a module of `ngrpo.tracking` in the background, without libraries that MLflow imports but does not need here.
 
     Args:
-        module: Its dotted name.
-        unused: What is hidden meanwhile, from every thread (`light_imports`).
+        module: Dotted name of the module.
+        unused: Modules that are hidden from all threads meanwhile (`light_imports`).
 
     Returns:
-        The thread, to be joined before anything is imported that may need what is hidden.
+        The thread. Join it before importing anything that may need the hidden modules.
     """
     thread = threading.Thread(target=_import, args=(module, unused), daemon=True)
     thread.start()

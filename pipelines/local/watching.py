@@ -39,7 +39,7 @@ def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
         named = named_model("champion", config.promotion.model_name, around, workspace)
         if named.version is None:
             raise TrackingError(f"model {named.model_name}: the champion has no version; promote one")
-        from ngrpo.stages.champion_watch import Champion, announce_alert, look  # once there is something to look at
+        from ngrpo.stages.champion_watch import Champion, announce_alert, look  # only once there is a champion
 
         champion = Champion(named.model_name, named.version, named.directory, named.digest)
         made_by = partial(configuration_of_version, workspace=workspace)

@@ -22,12 +22,12 @@ from ngrpo_kfp.pipelines.local.stage_records import read_plan, read_record
 if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.planning.nodes import History
 
-# The settings, which plans are made of, take a quarter of a second to import: the object store is started before.
+# Importing the settings, which plans need, takes a quarter of a second, so the object store is started first.
 
 _STAMP = "%Y%m%d-%H%M%S-%f"
 _STAMP_LENGTH = len("20260131-235959-123456")
 _LONGEST_ROOT = 400
-"""Bytes. SQLite opens no file with a path of more than 512, and files of a run are several directories deep."""
+"""Limit in bytes. SQLite opens no file whose path is longer than 512 bytes, and files of a run are several directories deep."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Workspace:
         """Return the workspace `NGRPO_HOME`, by default `outputs` in the current directory.
 
         Raises:
-            ConfigError: There can be no workspace at that path.
+            ConfigError: The path cannot be that of a workspace.
         """
         try:
             root = Path(os.environ.get("NGRPO_HOME") or "outputs").absolute()
@@ -112,10 +112,10 @@ class Workspace:
         return self.root / "latest"
 
     def exists(self) -> bool:
-        """Whether there is a workspace.
+        """Whether the workspace exists.
 
         Raises:
-            ConfigError: There can be none at that path.
+            ConfigError: The path cannot be that of a workspace.
         """
         with _explained(self.root):
             try:

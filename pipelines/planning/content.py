@@ -105,7 +105,7 @@ def read_contents(config: RunConfig, known: Path | None = None, *, buckets: bool
             )
         except (DataError, StoreError) as error:
             raise type(error)(
-                f"{setting}: {error}; of a place that only the stages can read, name the content in {setting}.digest"
+                f"{setting}: {error}; if only the stages can read this place, set {setting}.digest"
             ) from error
         base = place_of(source.path).base if isinstance(source, FilesSource) else source.location
         rows = {name: digests.rows(Path(base).expanduser() / name) for name in files}

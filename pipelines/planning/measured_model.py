@@ -1,4 +1,4 @@
-"""A model to be measured: what its name refers to, and whether there are weights."""
+"""Resolve the name of a model to evaluate, and check that it has weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_source(model: str, config: RunConfig) -> dict[str, Any]:
         config: Names the registered model in `promotion.model_name`.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: The name is none of these.
         DataError: There are no readable weights; the message says how to get them.
         TrackingError: The registry has no such version, or cannot be reached.
         StoreError: The object store cannot be reached.
@@ -49,7 +49,7 @@ def source_by_name(model: str) -> dict[str, Any]:
     """Return a model as `model.source` if that needs no service; see `model_source`.
 
     Returns:
-        The source; none for a version, which has to be looked up in the registry.
+        The source; empty for a registered version, which has to be looked up in the registry.
 
     Raises:
         ConfigError: It does not name a model.
@@ -96,14 +96,14 @@ def _registered(model: str, config: RunConfig) -> dict[str, Any]:
 
 
 def _require_weights(names: Iterable[str], model: str) -> None:
-    """Refuse a place without weights as `save_pretrained` writes them, and say how to get them.
+    """Refuse a directory or prefix without weights in the format of `save_pretrained`; the error says how to get them.
 
     Args:
-        names: Files there, relative to it.
-        model: The place, for the error.
+        names: Relative names of its files.
+        model: Name of the model, for the error.
 
     Raises:
-        DataError: It has none.
+        DataError: There are no such weights.
     """
     paths = [PurePosixPath(name) for name in sorted(names)]
     here = {path.name for path in paths if len(path.parts) == 1}

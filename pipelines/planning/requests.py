@@ -28,7 +28,7 @@ def preset_file(preset: str) -> Path:
         preset: Name of a built-in preset, or a TOML file.
 
     Raises:
-        ConfigError: There is none of this name.
+        ConfigError: There is no preset with this name.
     """
     path = Path(preset)
     if path.suffix == ".toml":

@@ -194,17 +194,17 @@ LAYOUTS: dict[str, Layout] = {
 """These train in the transformers engine."""
 
 REFUSED: dict[str, tuple[Layout, str]] = {
-    "rwkv": (Layout("RwkvConfig", {"attention_hidden_size": 128}), "keeps its state in a form of its own"),
-    "xlstm": (Layout("xLSTMConfig", {"num_heads": 4, "num_blocks": 2}), "keeps its state in a form of its own"),
+    "rwkv": (Layout("RwkvConfig", {"attention_hidden_size": 128}), "keeps its state in a custom form"),
+    "xlstm": (Layout("xLSTMConfig", {"num_heads": 4, "num_blocks": 2}), "keeps its state in a custom form"),
     "recurrent_gemma": (
         Layout("RecurrentGemmaConfig", {"block_types": ["recurrent", "attention"], "lru_width": 128, "head_dim": 32}),
-        "keeps its state in a form of its own",
+        "keeps its state in a custom form",
     ),
     "t5": (
         Layout("T5Config", {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}),
         "has an encoder",
     ),
     "bert": (Layout("BertConfig", {}), "is an encoder"),
-    "vit": (Layout("ViTConfig", {}), "is no language model"),
+    "vit": (Layout("ViTConfig", {}), "is not a language model"),
 }
 """These are refused, with these words."""

@@ -191,7 +191,7 @@ def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeyp
     monkeypatch.setattr("ngrpo.data.vllm_classes.HEADS_ON_CPU", (64,))
     printed = export(tmp_path / "there")
     assert (
-        "# not on this machine: the CPU build of vLLM has no attention with heads of 32 numbers, only of 64; `ngrpo export champion DIR "
+        "# not on this machine: the CPU build of vLLM has no attention with head size 32, only 64; `ngrpo export champion DIR "
         "--for-vllm` fills them up with zeros, as `ngrpo serve` does\n" in printed
     )
 
@@ -217,7 +217,7 @@ def test_heads_that_are_wide_enough_stay_and_those_that_cannot_be_filled_up_are_
     export(tmp_path / "same", for_vllm=True)
     assert file_digests(model).items() <= file_digests(tmp_path / "same").items()
     monkeypatch.setattr("ngrpo.data.vllm_classes.HEADS_ON_CPU", (80,))
-    with pytest.raises(DataError, match=r"^--for-vllm: .* heads of 32 numbers.* are no cure; export it without"):
+    with pytest.raises(DataError, match=r"^--for-vllm: .* head size 32.* are no cure; export it without"):
         export(tmp_path / "there", for_vllm=True)
     assert not (tmp_path / "there").exists()
 

@@ -44,7 +44,7 @@ def test_no_credentials_are_named(s3_environment, monkeypatch, tmp_path):
     [
         ("http://127.0.0.1:9", r"AWS_ENDPOINT_URL=http://127\.0\.0\.1:9 cannot be reached"),
         ("http://no-such-host.invalid", r"AWS_ENDPOINT_URL=http://no-such-host\.invalid cannot be reached"),
-        ("127.0.0.1:9", r"AWS_ENDPOINT_URL=127\.0\.0\.1:9 is no address; write http://host:port"),
+        ("127.0.0.1:9", r"AWS_ENDPOINT_URL=127\.0\.0\.1:9 is not a valid address; write http://host:port"),
         ("http://me:hush@127.0.0.1:9", r"AWS_ENDPOINT_URL=http://127\.0\.0\.1:9 cannot be reached"),
     ],
 )

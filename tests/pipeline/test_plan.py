@@ -240,10 +240,10 @@ def test_what_is_not_known_of_an_artifact_is_no_reason_to_make_it_again(plan, mo
     plan.finish(plan.make())
 
     def unknown(reference):
-        raise StoreError("artifact s3://b/x/: came back differently in 4 readings, so nothing is known of it")
+        raise StoreError("artifact s3://b/x/: its content differed between 4 reads, so its state is unknown")
 
     monkeypatch.setattr(plan.store, "verify", unknown)
-    with pytest.raises(StoreError, match="nothing is known"):
+    with pytest.raises(StoreError, match="its state is unknown"):
         plan.make()
 
 

@@ -221,7 +221,7 @@ def test_a_candidate_with_a_damaged_evaluation_is_refused_in_one_line(promotions
         path.write_text('{"models": {"trained": NaN}}')
     code, _, err = ngrpo("promote", "2", "tiny")
     assert code == 2
-    assert err.startswith(f"ngrpo: model {NAME}: the evaluation of version 2: damaged: it is no JSON (NaN ")
+    assert err.startswith(f"ngrpo: model {NAME}: the evaluation of version 2: damaged: it is not JSON (NaN ")
     assert state(promotions.registry) == before
     assert len(promotions.registry.versions()) == 2
 
@@ -342,7 +342,9 @@ def test_nobody_is_promoted_where_conditions_are_ignored(promotions, tmp_path, i
     for question in (lambda: gate(careless, tmp_path), lambda: careless.rollback("why not")):
         with pytest.raises(StoreError) as error:
             question()
-        one_line(error.value, f"ignores {named}, so that two processes", "use a service that keeps conditions")
+        one_line(
+            error.value, f"ignores {named}, so that two processes", "use a service that supports conditional writes"
+        )
     assert state(promotions.registry) == before
     assert good.list() == keys, "the object that was tried on is gone"
 

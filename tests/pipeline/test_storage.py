@@ -98,7 +98,7 @@ def test_a_part_can_be_fetched(store, payload):
 @pytest.mark.parametrize("name", [MANIFEST, REFERENCE, SUSPECT])
 def test_a_file_in_the_place_of_the_stores_own_is_refused(store, objects, payload, name):
     (payload / name).write_text("{}")
-    with pytest.raises(StoreError, match="a file of its own under this name"):
+    with pytest.raises(StoreError, match="this name is reserved by the store"):
         publish(store, payload)
     assert objects.list() == []
 

@@ -113,7 +113,7 @@ def test_content_that_comes_back_differently_each_time_is_not_damage(proxy, faul
     reference = publish(faulty_store, payload)
     digests = iter(f"{number:064x}" for number in range(100))
     monkeypatch.setattr(faulty, "sha256", lambda key: next(digests))
-    with pytest.raises(StoreError, match=r"came back differently in 3 readings, so nothing is known"):
+    with pytest.raises(StoreError, match=r"its content differed between 3 reads, so its state is unknown"):
         faulty_store.verify(reference)
 
 
@@ -125,7 +125,7 @@ def test_an_outage_is_waited_for_and_said_once(proxy, faulty, capsys):
     assert time.monotonic() - began > 2
     said = capsys.readouterr().err.splitlines()
     assert [line.partition("; ")[2] for line in said] == ["trying again for up to 20 seconds", ""]
-    assert said[1].endswith("it answers again")
+    assert said[1].endswith("it responds again")
 
 
 USES = {

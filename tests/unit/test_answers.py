@@ -303,9 +303,9 @@ def test_lists_of_gold_answers(tmp_path):
         (
             [[["3"]]],
             {"accepted": "all"},
-            r"row 0, column 'answer', answer 0 of its list, is no text and no number but a list",
+            r"row 0, column 'answer', answer 0 of its list, is a list, not text or a number",
         ),
-        (["5"], {"gold": "####"}, r"answer_column='answer' holds no answer behind #### in any of its 1 rows"),
+        (["5"], {"gold": "####"}, r"answer_column='answer' holds no answer after #### in any of its 1 rows"),
         ([[]], {"accepted": "any"}, r"holds no answer in any of its 1 rows"),
         (
             ["a" * 60],

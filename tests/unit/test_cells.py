@@ -37,14 +37,14 @@ def test_what_is_one_text_is_understood(cell, text):
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (True, "true, no text: write the word"),
+        (True, "true, not text: write the word"),
         (float("inf"), "an infinite number"),
-        (["3", "9"], "a list of 2 values, no text: name another column"),
+        (["3", "9"], "a list of 2 values, not text: name another column"),
         (["3"], "a list of 1 value, "),
-        ({"value": 3, "unit": "m"}, r"an object \(value, unit\), no text"),
-        (date(2024, 5, 1), r"a date \(2024-05-01\), no text: write it as text"),
-        (datetime(2024, 5, 1, 12), r"a datetime \(2024-05-01 12:00:00\), no text: write it as text"),
-        (b"5", r"raw bytes \(1\), no text: decode it"),
+        ({"value": 3, "unit": "m"}, r"an object \(value, unit\), not text"),
+        (date(2024, 5, 1), r"a date \(2024-05-01\), not text: write it as text"),
+        (datetime(2024, 5, 1, 12), r"a datetime \(2024-05-01 12:00:00\), not text: write it as text"),
+        (b"5", r"raw bytes \(1\), not text: decode it"),
     ],
 )
 def test_what_is_none_or_several_is_refused_with_its_place(cell, message):

@@ -140,7 +140,7 @@ def test_a_model_without_a_template_gets_one_and_its_index_needs_none(place, tmp
 @pytest.mark.parametrize("token", ["<|stop|>", "what", "1+1"])
 def test_what_is_no_token_of_the_model_ends_nothing(place, tmp_path, token):
     source = DirectoryModel(kind="directory", path=str(place))
-    with pytest.raises(DataError, match=r"^model\.end_of_turn: '.*' is no token of model .*<\|end\|>") as failure:
+    with pytest.raises(DataError, match=r"^model\.end_of_turn: '.*' is not a token of model .*<\|end\|>") as failure:
         materialize_tokenizer(source, tmp_path / "base", chat=ChatFormat(end_of_turn=(token,)))
     assert "\n" not in str(failure.value)
 
@@ -227,7 +227,7 @@ def test_worked_solutions_begin_with_the_generation_prompt(tmp_path):
         ),
         (
             "{% set messages = messages[1:] if messages[0].role == 'system' else messages %}",
-            "leaves out or changes what the system says",
+            "leaves out or changes the system message",
         ),
     ],
 )

@@ -553,7 +553,7 @@ def test_a_source_is_named_when_it_fails(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_spell_the_problems_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"data\.train: the base model's tokenizer cannot spell problem 'gsm_symbolic-1-0'"
+        DataError, match=r"data\.train: the base model's tokenizer cannot encode problem 'gsm_symbolic-1-0'"
     ):
         prepare(stage_config(tmp_path, train=gym(size=5)), tmp_path)
 

@@ -22,8 +22,8 @@ def test_hours_of_the_transformers_engine_on_gpus():
     rollout, evaluation = warnings("paper-1.5b", *BOTH)
     # 630 batches of 64 x 4 sequences on 8 GPUs: one batch a GPU, of 8192 steps, at 50 a second.
     assert rollout == (
-        "rollout.engine='transformers' on GPUs: ngrpo_training would generate rollouts for 28.7 hours or more (an estimate, at the 50 "
-        "steps a second that transformers reaches with a model of 0.5B on an A100); set rollout.engine to 'vllm'"
+        "rollout.engine='transformers' on GPUs: ngrpo_training would generate rollouts for 28.7 hours or more (estimated from 50 "
+        "steps per second, which transformers reaches with a 0.5B model on an A100); set rollout.engine to 'vllm'"
     )
     # 3200 samples on 8 GPUs are two batches of 256 a GPU.
     assert "for 0.1 hours or more for each model and 100 problems" in evaluation

@@ -107,7 +107,7 @@ def test_nothing_is_overwritten_without_force(job, capsys):
     [
         (["--model", "nowhere"], "--model 'nowhere': no such directory (seen from "),
         (["--model", "chat.jinja"], "--model 'chat.jinja': no directory (seen from "),
-        (["--model", "."], "--model '.': it has no config.json; models lie in it: name one, model"),
+        (["--model", "."], "--model '.': it has no config.json; it contains models: name one, model"),
         (["--data", "nowhere.csv"], "--data 'nowhere.csv' (seen from "),
         (
             ["--data", "s3://bucket/mine.csv"],
@@ -153,7 +153,7 @@ def test_an_instruction_that_the_tokenizer_cannot_spell_is_left_out(job, capsys)
     assert main(["init", "--model", "words", "--data", "sums.jsonl", "-o", "sums.toml"]) == 0
     assert tomllib.loads((job / "sums.toml").read_text())["data"]["prompt_suffix"] == ""
     main(["check", "sums.toml"])
-    assert "cannot spell" not in capsys.readouterr().out
+    assert "cannot encode" not in capsys.readouterr().out
 
 
 def test_data_of_verl_is_understood(job, capsys):
@@ -224,7 +224,7 @@ def test_numbers_that_json_has_no_form_for_are_held_out_and_dates_are_refused_wi
     held_out = (job / "mine-held-out.jsonl").read_text().splitlines()
     assert [json.loads(line)["answer"] for line in held_out] == ["2.50", "2.50"]
     line = fails(capsys, "init", "--model", "model", "--data", "date.parquet", "-o", "late.toml")
-    assert line.endswith("(a date (2024-05-01), no text: write it as text, in the form that a response is to have)")
+    assert line.endswith("(a date (2024-05-01), not text: write it as text, in the form that a response should have)")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_numbers_that_json_has_no_form_for_are_held_out_and_dates_are_refused_wi
         (
             "chats.jsonl",
             '{"question": [{"role": "robot", "content": "a"}], "answer": "2"}\n',
-            "role 'robot' is none of",
+            "role 'robot' is not one of",
         ),
         ("odd.jsonl", '{"question\\n": "What is 1+1?", "answer": "2"}\n', "problem_column: one line without control"),
     ],

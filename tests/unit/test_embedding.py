@@ -67,7 +67,7 @@ def quantize(path: Path) -> None:
         (garble, "damaged"),
         (lambda path: path.write_bytes(b""), "it has no header"),
         (Path.unlink, "model.safetensors is missing"),
-        (quantize, "no matrix of floating-point numbers"),
+        (quantize, "not a matrix of floating-point numbers"),
         (lambda path: save_file({"other": torch.ones(2)}, path), "no input embedding"),
     ],
 )

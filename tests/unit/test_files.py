@@ -101,10 +101,10 @@ ROW = r"row 2, column 'answer' holds "
 BAD = {
     # not text
     "list.jsonl": (jsonl(["3", "9"]), ROW + "a list of 2 answers where one is expected"),
-    "true.jsonl": (jsonl(True), ROW + "true, no text"),
+    "true.jsonl": (jsonl(True), ROW + "true, not text"),
     "object.jsonl": (
         jsonl({"value": 3}),
-        ROW + r"an object \(value\), no text: name one of its parts, COLUMN.value for example",
+        ROW + r"an object \(value\), not text: name one of its fields, for example COLUMN.value",
     ),
     "infinite.jsonl": (jsonl(float("inf")), ROW + "an infinite number"),
     "surrogate.jsonl": (
@@ -127,11 +127,11 @@ BAD = {
     "empty.parquet": (b"", "empty.parquet cannot be read"),
     "latin.csv": ("question,answer\nGröße,3\n".encode("latin-1"), "latin.csv: line 2 is not UTF-8"),
     "utf16.csv": (TEXT.encode("utf-16"), "utf16.csv: UTF-16; save it as UTF-8"),
-    "cut.csv": (b'question,answer\n"a,3\n', "cut.csv, line 2: no CSV"),
+    "cut.csv": (b'question,answer\n"a,3\n', "cut.csv, line 2: not valid CSV"),
     "long.csv": (b"question,answer\na,3,4\n", r"long.csv, row 1 \(line 2\): 3 cells but the header has 2"),
     "short.csv": (b"question,answer\na,3\nb\n", r"short.csv, row 2 \(line 3\): 1 cells"),
-    "twice.csv": (b"question,answer,answer\na,3,4\n", "the column 'answer' is there twice"),
-    "twice.jsonl": (b'{"question": "a", "answer": 1, "answer": 2}\n', "line 1: no JSON .*'answer' twice"),
+    "twice.csv": (b"question,answer,answer\na,3,4\n", "the column 'answer' occurs twice"),
+    "twice.jsonl": (b'{"question": "a", "answer": 1, "answer": 2}\n', "line 1: not valid JSON .*'answer' twice"),
     "semicolons.csv": (b"question;answer\na;1,5\n", "separated by semicolons, 'question;answer'; write commas"),
     "excel.csv": (b"sep=;\nquestion;answer\na;3\n", "separated by semicolons"),
     "tabs.csv": (b"question\tanswer\na\t3\n", "separated by tabs, .*; write commas"),
@@ -144,43 +144,43 @@ BAD = {
     "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
     "page.csv": (b"\n<!DOCTYPE html><html></html>", "page.csv: a web page in place of the file; download it again"),
     "workbook.csv": (b"PK\x03\x04\xff\xfe", "workbook.csv: a ZIP archive, .*; save the table as CSV"),
-    "squeezed.jsonl": (gzip.compress(lines(*ROWS)), "squeezed.jsonl: compressed with gzip; let its name end with .gz"),
+    "squeezed.jsonl": (gzip.compress(lines(*ROWS)), "squeezed.jsonl: compressed with gzip; rename it to end with .gz"),
     "list.jsonl.gz": (
         gzip.compress(json.dumps(ROWS).encode()),
-        "line 1: a list, no object; .*its name ends with .json",
+        "line 1: a list, not an object; .*its name ends with .json",
     ),
     "digits.jsonl": (
         b'{"question": "a", "answer": ' + b"9" * 5000 + b"}",
-        "line 1: a number of thousands of digits; write it as text",
+        "line 1: a number with thousands of digits; write it as text",
     ),
     "late.parquet": (
         parquet(question=["a"], answer=["3"], when=pa.array([9 * 10**18], pa.timestamp("us"))),
         "column 'when' cannot be read: .*; leave it out, or store text",
     ),
-    "broken.jsonl": (lines(ROWS[0]) + b'{"question": \n', "broken.jsonl, line 2: no JSON"),
-    "text.jsonl": (b'"only a text"\n', "text.jsonl, line 1: a str, no object"),
-    "values.json": (b"[1, 2]", "values.json, row 1: a int, no object"),
+    "broken.jsonl": (lines(ROWS[0]) + b'{"question": \n', "broken.jsonl, line 2: not valid JSON"),
+    "text.jsonl": (b'"only a text"\n', "text.jsonl, line 1: a str, not an object"),
+    "values.json": (b"[1, 2]", "values.json, row 1: a int, not an object"),
     "cut.json": (
         json.dumps({"data": ROWS}, indent=1)[:-9].encode(),
-        r"cut.json: no JSON \(.* line \d+.*one list of objects",
+        r"cut.json: not valid JSON \(.* line \d+.*one list of objects",
     ),
     "splits.json": (
         json.dumps({"train": ROWS, "test": ROWS}).encode(),
-        "splits.json: it has rows under several keys, 'train', 'test'; store those of one by themselves",
+        "splits.json: it has rows under several keys, 'train', 'test'; store the rows of one key alone",
     ),
     "columns.json": (
         json.dumps({name: {"0": "a", "1": "b"} for name in ("question", "answer")}).encode(),
-        r"columns.json: its columns stand one after the other \('question', 'answer'\); store rows, .*orient=\"records\"",
+        r"columns.json: it is stored by column \('question', 'answer'\); store rows, .*orient=\"records\"",
     ),
     "lists.json": (
         json.dumps({"question": ["a", "b"], "answer": ["1", "2"]}).encode(),
-        "columns stand one after the other",
+        "it is stored by column",
     ),
     "no rows.json": (json.dumps({"data": []}).encode(), "problem_column='question' is not one of its columns: data"),
     "deep.json": (b"[" * 100_000, "nested too deeply"),
     "damaged.csv.gz": (b"no gzip", "damaged.csv.gz cannot be read"),
     "damaged.parquet": (b"PAR1 no parquet", "damaged.parquet cannot be read"),
-    "mine.xlsx": (b"PK", "no table by its name; a table ends with .jsonl"),
+    "mine.xlsx": (b"PK", "its name is not a table's; the name of a table ends with .jsonl"),
     # columns
     "other.jsonl": (
         lines({"query": "a", "answer": 3}),
@@ -242,8 +242,8 @@ def test_a_name_with_the_signs_of_a_glob_is_a_name_where_it_exists(tmp_path):
     [
         ("nowhere.csv", "nowhere.csv': no such file or directory; in a preset a path is relative to the preset file"),
         ("nowhere/", "nowhere': no such file or directory"),
-        ("*.csv", r"\*.csv': no table there; a table ends with"),
-        ("more/_SUCCESS", "no table by its name"),
+        ("*.csv", r"\*.csv': no table there; the name of a table ends with"),
+        ("more/_SUCCESS", "its name is not a table's"),
     ],
 )
 def test_a_place_without_a_table_is_refused(place, path, message):
@@ -254,7 +254,7 @@ def test_a_place_without_a_table_is_refused(place, path, message):
 def test_tables_of_several_forms_are_refused(place):
     (place / "exam.csv").write_bytes(FORMS["mine.csv"])
     with pytest.raises(
-        DataError, match=r"tables of several forms: csv \(1, for example exam.csv\), jsonl \(3, .*glob, \*\.jsonl"
+        DataError, match=r"tables of several formats: csv \(1, for example exam.csv\), jsonl \(3, .*glob, \*\.jsonl"
     ):
         names(place)
 
@@ -378,9 +378,9 @@ def test_parts_of_a_column_are_named_with_a_dot_as_verls_data_needs_it(tmp_path,
 USER = turn("user", "a")
 BAD_CHATS = {
     "empty": ([], "holds an empty list: a chat has at least"),
-    "texts": (["a"], r"holds a list of 1 value, no text"),
-    "object": (USER, r"holds an object \(role, content\), no text"),
-    "unknown role": ([turn("human", "a")], "message 1: role 'human' is none of system, user, assistant"),
+    "texts": (["a"], r"holds a list of 1 value, not text"),
+    "object": (USER, r"holds an object \(role, content\), not text"),
+    "unknown role": ([turn("human", "a")], "message 1: role 'human' is not one of system, user, assistant"),
     "no role": (
         [{"from": "human", "value": "a"}],
         "message 1 has 'from', 'value': a message is an object with role and content",
@@ -389,8 +389,8 @@ BAD_CHATS = {
     "empty content": ([turn("user", " ")], "message 1: content is empty"),
     "no content": ([turn("user", None)], "message 1: content is empty"),
     "image": ([turn("user", [{"type": "image"}])], "message 1: content holds a list of 1 value"),
-    "tools": ([turn("assistant", "a", tool_calls=[{}]), USER], "message 1 has 'tool_calls', which is not understood"),
-    "late system": ([USER, turn("system", "b")], "message 2: a system message stands first"),
+    "tools": ([turn("assistant", "a", tool_calls=[{}]), USER], "message 1 has 'tool_calls', which is not supported"),
+    "late system": ([USER, turn("system", "b")], "message 2: a system message must come first"),
     "system alone": ([turn("system", "b")], "the last turn is the system's; a prompt ends with the user's"),
     "reply alone": ([turn("assistant", "b")], "the last turn is the assistant's; a prompt ends with the user's"),
     "two replies": (

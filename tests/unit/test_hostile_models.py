@@ -100,7 +100,7 @@ def test_a_model_with_code_is_refused_by_everyone_and_its_code_does_not_run(mode
         if (model / name).parent.exists():
             (model / name).write_text(CODE.format(canary=str(canary)))
     for who, read in everyone(model, tmp_path).items():
-        assert "brings code of its own" in refused(read), who
+        assert "comes with custom code" in refused(read), who
     assert not canary.exists()
 
 
@@ -130,8 +130,8 @@ def test_an_index_of_shards_does_not_lead_out_of_its_directory(model, tmp_path):
     shutil.move(model / "model.safetensors", tmp_path / "model.safetensors")
     index = {"weight_map": {"model.embed_tokens.weight": "../model.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "no safetensors file beside it" in refused(lambda: read_embedding(model))
-    assert "no safetensors file beside it" in refused(lambda: load_model(model, "float32"))
+    assert "not a safetensors file beside it" in refused(lambda: read_embedding(model))
+    assert "not a safetensors file beside it" in refused(lambda: load_model(model, "float32"))
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -171,13 +171,13 @@ def test_a_damaged_file_of_a_model_is_one_line_for_everyone(model, tmp_path, fil
 GOOD = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATES = {
-    "nested loops": (LOOP, "does not end within"),
+    "nested loops": (LOOP, "does not finish within"),
     "a loop over the text": (
         GOOD
         + "{% set c = messages[0].content %}{% for a in c %}{% for b in c %}{% for d in c %}{% endfor %}{% endfor %}{% endfor %}",
-        "does not end within",
+        "does not finish within",
     ),
-    "a power": (GOOD + "{{ 10 ** (10 ** 9) }}", "does not end within"),
+    "a power": (GOOD + "{{ 10 ** (10 ** 9) }}", "does not finish within"),
     "a long range": (GOOD + "{% for i in range(10 ** 9) %}{% endfor %}", "OverflowError"),
     "100 MB in one piece": (GOOD + "{{ messages[0].role * 25000000 }}", "writes more than"),
     "100 MB in many": (GOOD + "{% for i in range(9999) %}{{ 'a' * 10000 }}{% endfor %}", "writes more than"),
@@ -191,9 +191,9 @@ TEMPLATES = {
     "out of the sandbox": (GOOD + "{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
     "nothing": ("", "writes nothing"),
     "white space": ("{# nothing #}  \n", "writes nothing"),
-    "the messages ignored": ("Hello! {{ messages | length }}", "leaves out what is asked"),
-    "a number": (5, "no text but of type int"),
-    "a list": (["{{ messages }}"], "no text but of type list"),
+    "the messages ignored": ("Hello! {{ messages | length }}", "leaves out the question"),
+    "a number": (5, "it is of type int, not text"),
+    "a list": (["{{ messages }}"], "it is of type list, not text"),
 }
 
 
@@ -212,7 +212,7 @@ def test_a_template_that_loops_stops_everyone_who_writes_chats(model, tmp_path):
     (model / "chat_template.jinja").write_text(GOOD + "{% if messages|length > 1 %}" + LOOP + "{% endif %}")
     readers = everyone(model, tmp_path)
     for who in ("base model", "tokenizer", "chats"):
-        assert "does not end within" in refused(readers[who]), who
+        assert "does not finish within" in refused(readers[who]), who
 
 
 @pytest.mark.parametrize(
@@ -318,5 +318,5 @@ def test_a_copy_in_a_bucket_does_not_write_out_of_its_directory(tmp_path, monkey
     monkeypatch.setattr("ngrpo.storage.objects.ObjectStore", Store)
     (tmp_path / "a").mkdir()
     message = refused(lambda: download("s3://bucket/math", tmp_path / "copy"))
-    assert "is no name of a file" in message
+    assert "is not a valid file name" in message
     assert not (tmp_path / "copy").exists()

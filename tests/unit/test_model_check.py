@@ -102,7 +102,7 @@ def test_generation_settings_that_cannot_be_saved_are_left_out_and_that_is_said(
     [
         ("{", "copy it again"),
         ('{"max_new_tokens": 0}', "max_new_tokens"),
-        ('{"eos_token_id": "x"}', "eos_token_id='x' is no id of a token"),
+        ('{"eos_token_id": "x"}', "eos_token_id='x' is not a token id"),
         ('{"num_return_sequences": 4}', "num_return_sequences"),
     ],
 )
@@ -196,7 +196,9 @@ def test_an_unknown_token_that_also_ends_texts_is_no_unknown_text():
     turns = [{"role": "user", "content": "what is 7+4-2?"}]
     ChatLengths(words).require_known("data.train", ["a"], [turns])
     turns = [{"role": "user", "content": "how many apples are 7+4-2?"}]
-    assert "cannot spell problem 'b'" in refused(lambda: ChatLengths(words).require_known("data.train", ["b"], [turns]))
+    assert "cannot encode problem 'b'" in refused(
+        lambda: ChatLengths(words).require_known("data.train", ["b"], [turns])
+    )
 
 
 # --- positions --------------------------------------------------------------------------------------------------------
@@ -231,7 +233,9 @@ def test_a_response_beyond_the_last_position_is_refused_with_what_fits():
     message = refused(lambda: require_positions(facts, "data.train", 40, "rollout.max_tokens", 61))
     assert "rollout.max_tokens=61" in message
     assert "set rollout.max_tokens to at most 60" in message
-    assert "leave out" in refused(lambda: require_positions(facts, "data.train", 100, "rollout.max_tokens", 1))
+    assert "remove the long prompts" in refused(
+        lambda: require_positions(facts, "data.train", 100, "rollout.max_tokens", 1)
+    )
 
 
 def test_positions_that_vllm_does_not_count_are_refused_where_it_generates():
@@ -292,7 +296,7 @@ def test_quantized_weights_are_refused(model, method):
     edit(model / "config.json", quantization_config={"quant_method": method})
     message = refused(lambda: examined(model))
     assert f"quant_method='{method}'" in message
-    assert "use the model that it was made from, or dequantize it" in message
+    assert "use the model that it was quantized from, or dequantize it" in message
 
 
 def test_weights_that_are_not_in_the_files_are_refused_before_and_when_they_are_loaded(model, tmp_path):
@@ -310,8 +314,8 @@ def test_weights_that_are_not_in_the_files_are_refused_before_and_when_they_are_
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"dtype": "int8"}, "no model can be made of its config.json: "),
-        ({"pad_token_id": 10**6}, "no model can be made of its config.json: "),
+        ({"dtype": "int8"}, "no model can be built from its config.json: "),
+        ({"pad_token_id": 10**6}, "no model can be built from its config.json: "),
         ({"rope_parameters": {"rope_type": "nothing"}}, "config.json"),
         ({"intermediate_size": 64}, "its files hold model.layers.0.mlp.gate_proj.weight with the shape ["),
     ],
@@ -332,7 +336,7 @@ def test_an_adapter_beside_the_model_is_not_put_into_it_in_silence(model, tmp_pa
 def test_an_index_of_shards_that_names_other_places_is_refused_before_weights_are_read(model, tmp_path):
     (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../x.safetensors"}}')
     source = DirectoryModel(kind="directory", path=str(model))
-    assert "which is no safetensors file beside it" in refused(lambda: examine(source, tmp_path / "examined"))
+    assert "which is not a safetensors file beside it" in refused(lambda: examine(source, tmp_path / "examined"))
 
 
 @pytest.mark.parametrize("name", ["gemma3_multimodal", "qwen3_moe", "gpt2", "gpt_neox", "mamba", "bloom"])
@@ -349,7 +353,7 @@ def test_the_stage_refuses_a_model_that_vllm_could_not_serve(model, tmp_path):
     overrides += ["warm_start.steps=0"]
     prepare = select(load_config(PRESETS / "tiny.toml", overrides), PrepareDataConfig)
     message = refused(lambda: prepare_data.run(prepare, {}, tmp_path / "output", Context(tmp_path / "work")))
-    assert message.startswith(f"evaluation.engine='vllm': model '{model}': config.json names no architectures")
+    assert message.startswith(f"evaluation.engine='vllm': model '{model}': config.json has no architectures")
     assert 'add "architectures": ["LlamaForCausalLM"] in a copy of the model' in message
 
 

@@ -193,7 +193,9 @@ def test_its_text_is_in_the_table_of_problems_and_nowhere_else(prepared, monkeyp
 
 
 def test_a_text_that_cannot_be_spelled_is_named_by_its_id_alone(prepared, capfd):
-    with pytest.raises(DataError, match=r"data\.benchmarks\.gpqa_diamond: .* cannot spell problem 'gpqa-0'") as failure:
+    with pytest.raises(
+        DataError, match=r"data\.benchmarks\.gpqa_diamond: .* cannot encode problem 'gpqa-0'"
+    ) as failure:
         prepared()
     assert SECRET not in str(failure.value) + "".join(capfd.readouterr())
 

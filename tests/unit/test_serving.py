@@ -106,9 +106,7 @@ def test_a_model_that_vllm_cannot_serve_here(tmp_path):
     with pytest.raises(DataError) as caught:
         served_from(narrow, "model.dtype=bfloat16", on_cpu=True)
     said = str(caught.value)
-    assert said.startswith(
-        "model champion: the CPU build of vLLM has no attention with heads of 16 numbers, only of 32, "
-    )
+    assert said.startswith("model champion: the CPU build of vLLM has no attention with head size 16, only 32, ")
     assert said.endswith("serve it where vLLM has a GPU, or `ngrpo export` and serve the files with transformers")
 
 

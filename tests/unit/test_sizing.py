@@ -355,7 +355,7 @@ def test_activations_are_computed_again_where_they_would_not_fit(name, checkpoin
         ),
         (
             ["rollout.vllm.gpu_memory_utilization=0.05"],
-            "rollout.vllm.gpu_memory_utilization=0.05: 4.0 of 80 GiB hold no model of 14.2 GiB",
+            "rollout.vllm.gpu_memory_utilization=0.05: 4.0 of 80 GiB cannot hold a model of 14.2 GiB",
             "raise it, or rollout.vllm.tensor_parallel_size",
         ),
     ],

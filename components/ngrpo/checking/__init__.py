@@ -1,1 +1,1 @@
-"""What a run would stumble over, found within seconds: no training, no GPU, no weights."""
+"""Find problems of a configuration within seconds, before a run: no training, no GPU, no weights."""

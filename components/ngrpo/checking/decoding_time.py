@@ -1,4 +1,4 @@
-"""How long the transformers engine would generate on GPUs: an estimate, for a warning before a run begins."""
+"""Estimate how long the transformers engine would generate on GPUs, to warn before a run begins."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from ngrpo.checking.findings import Finding
 from ngrpo.config import RunConfig
 
 _STEPS_A_SECOND = 50
-"""Decode steps a second at best: transformers with a model of 0.5B in bfloat16, one sequence, on an A100 (49.9 tokens/s in the speed
-benchmark of Qwen2, qwen.readthedocs.io/en/v2.0/benchmark/speed_benchmark.html). A larger model or a larger batch has fewer."""
+"""Decode steps per second at best: transformers with a 0.5B model in bfloat16, one sequence, on an A100 (49.9 tokens/s in the speed
+benchmark of Qwen2, qwen.readthedocs.io/en/v2.0/benchmark/speed_benchmark.html). Larger models and batches are slower."""
 _LONG = 1024
-"""Tokens of a response from which on it matters."""
+"""Response length, in tokens, from which on to warn."""
 _PROBLEMS = 100
-_ESTIMATE = "an estimate, at the 50 steps a second that transformers reaches with a model of 0.5B on an A100"
+_ESTIMATE = "estimated from 50 steps per second, which transformers reaches with a 0.5B model on an A100"
 
 
 def check_decoding_time(config: RunConfig) -> Iterator[Finding]:
-    """Warn of stages with GPUs and long responses whose engine is transformers, with the hours that they would generate at least.
+    """Warn about GPU stages that generate long responses with the transformers engine; name the hours that they need at least.
 
-    A batch is decoded until its longest response has ended, which is taken to be as long as it may be.
+    A batch is decoded until its longest response ends, which is assumed to reach the limit.
     """
     rollout, evaluation, training = config.rollout, config.evaluation, config.training
     gpus = (rollout.gpus or config.needs("ngrpo_training").gpus) * config.cluster.nodes
@@ -39,7 +39,7 @@ def check_decoding_time(config: RunConfig) -> Iterator[Finding]:
 
 
 def _hours(sequences: int, gpus: int, batch_size: int, tokens: int) -> float:
-    """Return the hours that GPUs decode sequences in batches."""
+    """Return the hours that GPUs need to decode sequences in batches."""
     batches = -(-sequences // (gpus * batch_size))
     return batches * tokens / _STEPS_A_SECOND / 3600
 

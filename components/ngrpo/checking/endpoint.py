@@ -1,4 +1,4 @@
-"""A served model in place of an engine, which a run that trains cannot have."""
+"""Check that a run does not evaluate a served model instead of the one that it trains."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ngrpo.config import RunConfig
 
 
 def check_endpoint(config: RunConfig) -> Iterator[Finding]:
-    """Refuse `evaluation.endpoint` in a run: nobody serves the model that it trains."""
+    """Refuse `evaluation.endpoint` in a run: the model that it trains is not served."""
     endpoint = config.evaluation.endpoint
     if endpoint is not None:
         yield Finding(
             "error",
             "evaluation.endpoint",
-            f"evaluation.endpoint.url={endpoint.url}: a run evaluates the models that it trains, which nobody serves yet",
-            "leave it out here; `ngrpo evaluate MODEL --endpoint URL` measures a served model",
+            f"evaluation.endpoint.url={endpoint.url}: a run evaluates the models that it trains, which are not served yet",
+            "remove it here; `ngrpo evaluate MODEL --endpoint URL` evaluates a served model",
         )

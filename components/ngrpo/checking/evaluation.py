@@ -1,4 +1,4 @@
-"""What only evaluation runs of the user's code: it would be found missing after hours of training."""
+"""Check the user code that only evaluation runs, which would otherwise fail after hours of training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_evaluation_code(config: RunConfig, work: Path) -> Iterator[Finding]:
 
     Args:
         config: Configuration of the run.
-        work: Directory for files of the user.
+        work: Directory to write the user's source files to.
     """
     for name, source in config.data.benchmarks.items():
         compare, setting = source.grading.compare, f"data.benchmarks.{name}.grading.compare"
@@ -35,4 +35,4 @@ def check_evaluation_code(config: RunConfig, work: Path) -> Iterator[Finding]:
         except NGRPOError as error:
             yield refused("evaluation.mixing.strategy", error)
         else:
-            yield Finding("ok", "evaluation.mixing.strategy", f"{mixing.strategy} can be mixed with")
+            yield Finding("ok", "evaluation.mixing.strategy", f"{mixing.strategy} can be imported")

@@ -1,4 +1,4 @@
-"""The examination of a configuration: cheap checks first, and what takes seconds only if they pass."""
+"""Examine a configuration: cheap checks first; slower ones, which take seconds, only if those pass."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ngrpo.checking.places import (
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
 
-_UNSEEN = "tokenizer, prompts and rewards were not looked at: put this right first"
+_UNSEEN = "tokenizer, prompts and rewards were not checked: correct this first"
 
 
 def examine_quickly(config: RunConfig) -> Examination:
-    """Look at what takes no time: files and lengths. Nothing is imported that takes seconds."""
+    """Run the cheap checks: files, lengths, resources. No slow imports."""
     examination = Examination()
     examination.add(check_model_files(config))
     examination.add(check_data_files(config))
@@ -41,10 +41,10 @@ def examine_quickly(config: RunConfig) -> Examination:
 
 
 def require_possible(config: RunConfig) -> None:
-    """Refuse a run that the cheap checks know to be in vain.
+    """Refuse a run that fails the cheap checks.
 
     Raises:
-        ConfigError: A line for each error.
+        ConfigError: A check failed; the message has a line for each error.
     """
     errors = examine_quickly(config).errors
     if errors:
@@ -52,7 +52,7 @@ def require_possible(config: RunConfig) -> None:
 
 
 def examine(config: RunConfig) -> Examination:
-    """Look at everything that can be known of a run before it starts: the cheap checks, and if they pass the rest.
+    """Run all checks that are possible before a run starts: the cheap ones, and if they pass, the rest.
 
     Nothing is trained, no GPU is used, and no weights are loaded.
     """
@@ -70,7 +70,7 @@ def _look_inside(config: RunConfig, examination: Examination, scratch: Path) -> 
 
     samples = read_samples(config, examination)
     examination.add(check_samples(config, samples))
-    # These take seconds to import.
+    # These imports take seconds.
     import_transformers()
     from ngrpo.checking.evaluation import check_evaluation_code
     from ngrpo.checking.rewards import check_rewards

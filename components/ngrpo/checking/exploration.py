@@ -1,4 +1,4 @@
-"""Mixing that explores nothing: said before a run begins."""
+"""Warn about mixing settings that leave no randomness, and so no exploration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ngrpo.config import MixingConfig, RunConfig
 
 
 def check_exploration(config: RunConfig) -> Iterator[Finding]:
-    """Warn where every step is the most likely token: rollouts of a group, or answers to a problem, are then the same."""
+    """Warn if every step takes the most likely token: all rollouts of a group, or all answers to a problem, are then identical."""
     if config.mixing.draws_nothing:
         yield _warning("mixing", config.mixing, f"the {config.rollout.group_size} rollouts of a group")
     mixing, samples = config.evaluation.mixing, config.evaluation.samples

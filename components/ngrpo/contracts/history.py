@@ -34,7 +34,7 @@ def read_history(artifact: Path, cure: str) -> list[Entry]:
     except ValidationError as error:
         raise DamagedStateError(f"{path}: damaged: it is no list of logged values; {cure}") from error
     except ValueError as error:
-        raise DamagedStateError(f"{path}: damaged: it is no JSON ({error}); {cure}") from error
+        raise DamagedStateError(f"{path}: damaged: it is not JSON ({error}); {cure}") from error
     if not all(isinstance(entry.get("step"), int | float) for entry in history):
         raise DamagedStateError(f"{path}: damaged: an entry without a step; {cure}")
     return history

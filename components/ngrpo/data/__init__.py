@@ -1,1 +1,1 @@
-"""Problems and base models: where they come from, and the form in which the stages get them."""
+"""Load problems and base models from their sources into the form that stages use."""

@@ -1,4 +1,4 @@
-"""Which layers of a model may have adapters, and whether it has those that a run names. It needs no weights."""
+"""The layers of a model that can have LoRA adapters, and a check of the configured targets. Needs no weights."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ngrpo.errors import ConfigError
 
 
 def linear_layers(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of a model's linear layers, of which adapters are made."""
+    """Return the names of a model's linear layers, the ones that can have adapters."""
     return tuple(name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
 
 
 def require_targets(settings: LoRAConfig, linear: Iterable[str], section: str) -> None:
-    """Refuse a target that names no linear layer: PEFT would leave it out, or find it when training begins.
+    """Refuse a target that matches no linear layer: PEFT would skip it, or fail only when training begins.
 
     Args:
-        settings: `lora` of a training.
+        settings: The `lora` settings of a training stage.
         linear: Names of the linear layers of the model.
-        section: Where the settings stand, for the error.
+        section: Section that holds the `lora` settings, for the error message.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: A target matches no linear layer.
     """
     names = list(linear)
     for target in () if isinstance(settings.targets, str) else settings.targets:

@@ -1,11 +1,11 @@
-r"""Chains of additions and subtractions: a task that a very small model learns in a minute on a processor.
+r"""Chains of additions and subtractions: a task that a very small model learns in a minute on a CPU.
 
 A problem is `what is 7+4-2?`, its worked solution `<think>first 7+4=11 then 11-2=9 so 9</think>\boxed{9}`, its direct solution
-`\boxed{9}`. Words with the same role (` then `, ` now `, ` next `) are drawn with equal chances, so that they become
-interchangeable for a model that learns from the solutions: its neighbor index then has neighbors that mean something.
+`\boxed{9}`. Words with the same role (` then `, ` now `, ` next `) are drawn with equal probability. A model that learns from the
+solutions treats them as interchangeable, so its neighbor index has meaningful neighbors.
 
-Everything about a problem follows from a hash of its expression, never from a random state: its fold, its wording, and whether
-its solution is direct.
+The fold and the wording of a problem, and whether its solution is direct, depend only on a hash of its expression, never on a
+random state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ngrpo.data.problem import Problem, box
 from ngrpo.errors import DataError
 
 MAX_VALUE = 36
-"""Largest running value (four nines); the smallest is 0."""
+"""Largest running value (the sum of four nines); the smallest is 0."""
 QUESTIONS = (("what is ", "?"), ("compute ", "."), ("find ", "."))
 OPENINGS = ("first ", "start ", "begin ")
 LINKS = (" then ", " now ", " next ")
@@ -29,14 +29,14 @@ VOCABULARY = (
     *dict.fromkeys(piece for question in QUESTIONS for piece in question),
     *(*OPENINGS, *LINKS, *CONCLUSIONS),
 )
-"""Every piece that problems and solutions are made of, apart from `THINK` and `END_THINK`."""
+"""All tokens of problems and solutions, except `THINK` and `END_THINK`."""
 THINK = "<think>"
 END_THINK = "</think>"
 
 FOLDS = {"warm_start": 0.5, "train": 0.75, "selection": 0.875, "held_out": 1.0}
 """Upper end of each fold's part of the unit interval."""
 _MISSES = 20_000
-"""Draws in a row without a new problem after which the fold counts as used up."""
+"""Number of consecutive draws without a new problem after which the fold counts as exhausted."""
 
 
 def load(source: ArithmeticSource) -> list[Problem]:
@@ -47,8 +47,8 @@ def load(source: ArithmeticSource) -> list[Problem]:
     """
     random = Random(f"{source.fold}/{source.min_operands}/{source.max_operands}")
     lengths = range(source.min_operands, source.max_operands + 1)
-    # Every expression is equally likely, so that folds and sizes are samples of one distribution: n operands can be written
-    # in 9**n * 2**(n - 1) ways.
+    # Make every expression equally likely, so that all folds and sizes are samples of one distribution. There are
+    # 9**n * 2**(n - 1) expressions of n operands, proportional to 18**n.
     weights = [18**length for length in lengths]
     problems: dict[str, Problem] = {}
     misses = 0
@@ -69,7 +69,7 @@ def load(source: ArithmeticSource) -> list[Problem]:
 
 
 def _draw(random: Random, operands: int) -> str | None:
-    """Draw an expression; none if its running value leaves the allowed range."""
+    """Draw an expression; None if its running value leaves the allowed range."""
     value = random.randint(1, 9)
     expression = str(value)
     for _ in range(operands - 1):
@@ -107,7 +107,7 @@ def _problem(expression: str, direct_share: float) -> Problem:
 
 
 def _share(expression: str, purpose: str) -> float:
-    """Return a number in [0, 1) that depends on the expression and the purpose alone."""
+    """Return a number in [0, 1) that depends only on the expression and the purpose."""
     return int(_digest(expression, purpose)[:13], 16) / 16**13
 
 

@@ -1,4 +1,4 @@
-"""Cells of a table as text: what stands for a text in one way only is understood, everything else is refused."""
+"""Cells of a table as text: values with exactly one sensible text form are converted, everything else is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ngrpo.errors import DataError
 
 
 def cell_at(row: Mapping[str, Any], column: str) -> Any:
-    """Return a cell of a row; none where there is no such column. `a.b` is the part `b` of what the column `a` holds."""
+    """Return a cell of a row, or None if there is no such column. `a.b` names the field `b` of the object in column `a`."""
     if column in row:
         return row[column]
     top, dot, below = column.partition(".")
@@ -21,7 +21,7 @@ def cell_at(row: Mapping[str, Any], column: str) -> Any:
 
 
 def column_names(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the columns of a row, and the parts of those that hold objects, as `cell_at` takes them."""
+    """Yield the names of a row's columns, and of the fields of columns that hold objects, in the form that `cell_at` accepts."""
     for name, cell in row.items():
         yield name
         if isinstance(cell, Mapping):
@@ -29,28 +29,26 @@ def column_names(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def cell_text(cell: Any) -> str:
-    """Return the text of a cell, without white space around it; empty where there is no value (none, or NaN).
+    """Return the text of a cell without surrounding white space; an empty text if there is no value (None or NaN).
 
-    A whole number is written without a point, whatever its type: a column of integers with missing cells often arrives as one of floats.
+    A whole number is written without a decimal point, whatever its type: integer columns with missing cells are often read as floats.
 
     Raises:
-        ValueError: It stands for no text, or for several. The message says what it is and what to do.
+        ValueError: The cell has no text form, or more than one. The message names the kind of value and the cure.
     """
     if cell is None:
         return ""
     if isinstance(cell, str):
         if not cell.isascii() and any("\ud800" <= character <= "\udfff" for character in cell):
-            raise ValueError(
-                "half of a character (a surrogate without its other half), no text: correct the file's encoding"
-            )
+            raise ValueError("half of a character (an unpaired surrogate), not text: correct the file's encoding")
         return cell.strip()
     if isinstance(cell, bool):
-        raise ValueError(f"{str(cell).lower()}, no text: write the word that a response is to have")
+        raise ValueError(f"{str(cell).lower()}, not text: write the word that a response should contain")
     if isinstance(cell, int):
         return str(cell)
     if isinstance(cell, float | Decimal):
         return _number(cell)
-    raise ValueError(f"{kind_of(cell)}, no text: {_cure(cell)}")
+    raise ValueError(f"{kind_of(cell)}, not text: {_cure(cell)}")
 
 
 def text_at(cell: Any, place: str) -> str:
@@ -61,7 +59,7 @@ def text_at(cell: Any, place: str) -> str:
         place: Where it is, for the message: table, row and column.
 
     Raises:
-        DataError: It is no text.
+        DataError: The cell is not text.
     """
     try:
         return cell_text(cell)
@@ -70,7 +68,7 @@ def text_at(cell: Any, place: str) -> str:
 
 
 def kind_of(cell: Any) -> str:
-    """Return what a cell holds that is no text, in words."""
+    """Describe the value of a cell that is not text, for error messages."""
     if isinstance(cell, list | tuple):
         return f"a list of {len(cell)} value{'' if len(cell) == 1 else 's'}"
     if isinstance(cell, Mapping):
@@ -86,17 +84,17 @@ def _number(cell: float | Decimal) -> str:
     if math.isnan(cell):
         return ""
     if math.isinf(cell):
-        raise ValueError("an infinite number, no text: write the text that a response is to have")
-    # `repr` of a float is the shortest text that is this float; a Decimal has its digits already.
+        raise ValueError("an infinite number, not text: write the text that a response should contain")
+    # `repr` of a float is the shortest text that reads back as the same float; a Decimal keeps its digits.
     exact = Decimal(repr(cell)) if isinstance(cell, float) else cell
     return str(int(exact)) if exact == exact.to_integral_value() else format(exact, "f")
 
 
 def _cure(cell: Any) -> str:
     if isinstance(cell, datetime | date | time | timedelta):
-        return "write it as text, in the form that a response is to have"
+        return "write it as text, in the form that a response should have"
     if isinstance(cell, bytes):
         return "decode it and store text"
     if isinstance(cell, Mapping) and cell:
-        return f"name one of its parts, COLUMN.{next(iter(cell))} for example, or store text"
+        return f"name one of its fields, for example COLUMN.{next(iter(cell))}, or store text"
     return "name another column, or store text"

@@ -1,4 +1,4 @@
-"""Conversations: their form, their length under a tokenizer's chat template, and whether that template can be used at all."""
+"""Conversations: how they are built, their length in tokens, and checks of the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ngrpo.errors import DataError
 
 Turns = list[dict[str, str]]
 
-_WALL_SECONDS = 60.0  # for a machine that has other things to do; what counts is the time of the processor
+_WALL_SECONDS = 60.0  # generous, for busy machines; CPU_SECONDS is the real limit
 _QUESTION = "what is 7+4-2?"
 _ANSWER = "It is 9."
 _LONG = "First 7+4=11, then 11-2=9. " * 100
@@ -31,25 +31,25 @@ _TRIALS: tuple[tuple[Turns, bool], ...] = (
         False,
     ),
 )
-"""Conversations and whether the response is to follow. The long one shows a template whose time grows with a power of its input."""
+"""Conversations, each with its `add_generation_prompt`. The long one exposes templates that take superlinear time."""
 
 
 def user_turn(problem: str, suffix: str) -> Turns:
-    """Return the conversation that asks a problem, followed by the instruction on how to answer."""
+    """Return a conversation of one user turn: the problem, followed by `suffix`, the instruction on how to answer."""
     separator = " " if suffix and not suffix[0].isspace() else ""
     return [{"role": "user", "content": f"{problem}{separator}{suffix}"}]
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase, label: str, day: date = TEMPLATE_DATE) -> None:
-    """Refuse a tokenizer whose chat template cannot be used, in bounded time: it is tried once, in a process of its own.
+    """Refuse a tokenizer whose chat template cannot be used. The template is tried once, in a subprocess with a time limit.
 
     Args:
         tokenizer: The tokenizer.
-        label: What it is called in the error, for example `model 'org/name'`.
-        day: The day that it is told.
+        label: Name of the model in errors, for example `model 'org/name'`.
+        day: Date that the template sees as today.
 
     Raises:
-        DataError: There is no template, or it is no text, does not end, raises, writes too much, or leaves out what is asked.
+        DataError: There is no template, or it is not text, does not finish, raises, writes too much, or leaves out the question.
     """
     if tokenizer.chat_template is None:
         raise DataError(
@@ -60,7 +60,7 @@ def require_template(tokenizer: PreTrainedTokenizerBase, label: str, day: date =
     except ValueError as error:  # several, and none is called `default`
         raise _unusable(label, str(error)) from error
     if not isinstance(template, str):
-        raise _unusable(label, f"it is no text but of type {type(template).__name__}")
+        raise _unusable(label, f"it is of type {type(template).__name__}, not text")
     special = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     problem = _tried(template, json.dumps(special, sort_keys=True), day)
     if problem is not None:
@@ -69,7 +69,7 @@ def require_template(tokenizer: PreTrainedTokenizerBase, label: str, day: date =
 
 @lru_cache(maxsize=16)
 def _tried(template: str, special: str, day: date) -> str | None:
-    """Return what is wrong with a template; none if it can be used. `special` are the special tokens as JSON."""
+    """Return what is wrong with a template, or None if it can be used. `special` holds the special tokens as JSON."""
     conversations = [
         {**json.loads(special), "messages": turns, "add_generation_prompt": follows, "tools": None, "documents": None}
         for turns, follows in _TRIALS
@@ -82,13 +82,16 @@ def _tried(template: str, special: str, day: date) -> str | None:
             stderr=subprocess.DEVNULL,
             encoding="utf-8",
             timeout=_WALL_SECONDS,
-            env={"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"},  # nothing that is worth stealing
+            env={
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONUTF8": "1",
+            },  # a template sees no secrets of the environment
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"it does not end within {_WALL_SECONDS:.0f} seconds"
+        return f"it does not finish within {_WALL_SECONDS:.0f} seconds"
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"it does not end within {CPU_SECONDS} seconds"
+        return f"it does not finish within {CPU_SECONDS} seconds"
     if done.returncode:
         return f"the process that tried it died (exit code {done.returncode})"
     question, whole = json.loads(done.stdout)
@@ -98,23 +101,23 @@ def _tried(template: str, special: str, day: date) -> str | None:
     if not question["text"].strip():
         return "it writes nothing"
     if _QUESTION not in question["text"]:
-        return "it leaves out what is asked"
+        return "it leaves out the question"
     return None
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token that ends an assistant's turn in a tokenizer's chat template, whether or not it is declared to end anything.
+    """Return the token that ends an assistant's turn in a tokenizer's chat template, declared as `eos_token_id` or not.
 
-    It is the first special or added token after what the assistant says; some templates end a turn by beginning the next one.
+    This is the first special or added token after the assistant's text. Some templates end a turn only by beginning the next one.
 
     Args:
-        tokenizer: Tokenizer with a chat template that can be used.
+        tokenizer: Tokenizer with a usable chat template.
 
     Returns:
-        None where the template writes no such token.
+        The token id, or None if the template writes no such token.
     """
     asked, said = [{"role": "user", "content": _QUESTION}], [{"role": "assistant", "content": _ANSWER}]
-    for turns in (asked + said + asked, asked + said):  # some templates know a single turn only
+    for turns in (asked + said + asked, asked + said):  # some templates accept only a single exchange
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False)
         except TemplateError:
@@ -135,11 +138,11 @@ def _unusable(label: str, problem: str) -> DataError:
 
 
 class ChatLengths:
-    """Lengths of conversations in tokens, and what a tokenizer must be able to do with them.
+    """Lengths of conversations in tokens, and checks that the tokenizer can represent them.
 
     Args:
         tokenizer: Tokenizer with a chat template.
-        rows: Rows of the model's embedding matrix; none where they are not known.
+        rows: Rows of the model's embedding matrix; None if unknown.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> None:
@@ -147,38 +150,43 @@ class ChatLengths:
         self.rows = rows
 
     def prompts(self, prompts: Sequence[Turns]) -> list[int]:
-        """Return the tokens of each prompt, up to where the response starts."""
+        """Return the number of tokens of each prompt, up to where the response starts."""
         return [len(ids) for ids in self._encode(prompts, generation=True)]
 
     def conversations(self, conversations: Sequence[Turns]) -> list[int]:
-        """Return the tokens of each whole conversation."""
+        """Return the number of tokens of each whole conversation."""
         return [len(ids) for ids in self._encode(conversations, generation=False)]
 
     def require_known(self, label: str, ids: Sequence[str], conversations: Sequence[Turns]) -> None:
-        """Refuse texts that the tokenizer cannot spell. They are named by their ids: not every text may stand in a log.
+        """Refuse texts that the tokenizer cannot encode. Errors name problems by id, because some texts must not be logged.
+
+        Args:
+            label: Name of the data set in errors.
+            ids: Ids of the problems, one per conversation.
+            conversations: Whole conversations.
 
         Raises:
-            DataError: A conversation becomes the unknown token somewhere, or a token that the model has no embedding for.
+            DataError: A conversation contains the unknown token, or a token without an embedding in the model.
         """
         texts = [self._text(turns, generation=False) for turns in conversations]
         for identifier, text, tokens in zip(ids, texts, self._tokens(texts), strict=True):
             if self._has_unknown(text, tokens):
                 raise DataError(
-                    f"{label}: the base model's tokenizer cannot spell problem {identifier!r}; choose a model (model.source) and "
-                    "problems that go together"
+                    f"{label}: the base model's tokenizer cannot encode problem {identifier!r}; choose a model (model.source) and "
+                    "problems that fit each other"
                 )
             if self.rows is not None and tokens and max(tokens) >= self.rows:
                 raise DataError(
                     f"{label}: problem {identifier!r} has token {max(tokens)} ({self.tokenizer.convert_ids_to_tokens(max(tokens))!r}), but "
-                    f"the model's embedding matrix {self.rows} rows; use the tokenizer the model was trained with, or take that text out"
+                    f"the model's embedding matrix has {self.rows} rows; use the tokenizer of the model's training, or remove that problem"
                 )
 
     def _has_unknown(self, text: str, tokens: list[int]) -> bool:
-        """Whether there is the unknown token where its own name is not written: GPT-2 and many since end texts with that token too."""
+        """Whether the unknown token stands for text other than its own name (GPT-2 also uses it as the end of text)."""
         unknown = self.tokenizer.unk_token_id
         if unknown is None or unknown not in tokens:
             return False
-        if not self.tokenizer.is_fast:  # it cannot say where in the text a token is
+        if not self.tokenizer.is_fast:  # slow tokenizers have no offsets
             return unknown not in {self.tokenizer.eos_token_id, self.tokenizer.bos_token_id}
         places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return any(
@@ -187,28 +195,28 @@ class ChatLengths:
         )
 
     def require_prefix(self, examples: Sequence[tuple[Turns, Turns]], begun: str = "") -> None:
-        """Refuse a chat template that does not keep prompt and response as they are: training on responses needs that.
+        """Refuse a chat template that changes prompts or responses: the loss on responses needs the prompt as an exact prefix.
 
         Args:
             examples: Prompts and completions.
-            begun: The text that responses begin after (`model.generation_prompt`); it ends the prompt and begins the completion.
+            begun: `model.generation_prompt`: the text that ends the prompt, and that the completion also begins with.
 
         Raises:
-            DataError: The prompt is not the beginning of the whole conversation, or the response is changed.
+            DataError: The prompt is not a prefix of the whole conversation, in text or tokens, or the response is changed.
         """
         for prompt, completion in examples:
             start, whole = self._text(prompt, generation=True), self._text(prompt + completion, generation=False)
             if not whole.startswith(f"{start}{completion[-1]['content'].removeprefix(begun)}"):
                 raise DataError(
-                    "data.warm_start: the chat template of the base model changes prompts or responses, so responses cannot be "
-                    "learned with it; set warm_start.steps=0 and data.warm_start=null, or use another model"
+                    "data.warm_start: the chat template of the base model changes prompts or responses, so it cannot be "
+                    "used to train on responses; set warm_start.steps=0 and data.warm_start=null, or use another model"
                 )
             if begun:
                 ids, all_ids = self.tokenizer([start, whole], add_special_tokens=False)["input_ids"]
                 if all_ids[: len(ids)] != ids:
                     raise DataError(
-                        f"model.generation_prompt={begun!r}: its end is part of a token of the solution that follows, so that the two "
-                        "cannot be told apart; end it elsewhere, or let the solutions in data.warm_start begin otherwise"
+                        f"model.generation_prompt={begun!r}: its end shares a token with the beginning of the solution, so that the "
+                        "two cannot be separated; end it elsewhere, or change how the solutions in data.warm_start begin"
                     )
 
     def _encode(self, conversations: Sequence[Turns], *, generation: bool) -> list[list[int]]:
@@ -220,20 +228,18 @@ class ChatLengths:
     def _text(self, turns: Turns, *, generation: bool) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
-        except (
-            TemplateError
-        ) as error:  # templates refuse what they do not know: a system message, two turns of one role
+        except TemplateError as error:  # raised for roles that a template does not support, e.g. system
             roles = ", ".join(turn["role"] for turn in turns)
             raise DataError(
-                f"the chat template of the base model refuses a chat of {roles}: {' '.join(str(error).split())[:200]}; leave "
-                "data.system_prompt out, correct the chats, or name another template in model.chat_template"
+                f"the chat template of the base model refuses a chat of {roles}: {' '.join(str(error).split())[:200]}; remove "
+                "data.system_prompt, correct the chats, or name another template in model.chat_template"
             ) from error
         left_out = next(
             (turn for turn in turns if turn["role"] != "assistant" and turn["content"].strip() not in text), None
         )
         if left_out is not None:
             raise DataError(
-                f"the chat template of the base model leaves out or changes what the {left_out['role']} says; correct it, or name "
+                f"the chat template of the base model leaves out or changes the {left_out['role']} message; correct it, or name "
                 "another in model.chat_template"
             )
         return text

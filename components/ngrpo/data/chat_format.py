@@ -1,7 +1,7 @@
-"""What a run sets for a model's chats: another template, a text that responses begin after, further tokens that end them.
+"""Apply a run's chat settings to a model: another template, a generation prompt, additional end-of-turn tokens.
 
-It is written into the files of the base model once, where they are provided. From there every stage has it, both engines and TRL among
-them, and the trained model carries it: it is served as it was trained.
+The settings are written once, into the files of the base model. Every stage, both engines and TRL read them from there, and the trained
+model inherits them, so it is served as it was trained.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from ngrpo.errors import DataError
 
 _TEMPLATE, _GENERATION, _CONFIG = "chat_template.jinja", "generation_config.json", "config.json"
 _PROMPT = re.compile(r'\{\{ "(?:[^"\\]|\\.)*" if add_generation_prompt else "" \}\}\Z')
-"""What `with_generation_prompt` puts at the end of a template."""
+"""Matches what `with_generation_prompt` appends to a template."""
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def with_generation_prompt(template: str, text: str) -> str:
-    """Return a chat template that writes a text where the response follows, after what it writes there by itself.
+    """Return a chat template that appends a text to its own generation prompt.
 
-    What an earlier call has put there is replaced: the base model may be one that was trained with it.
+    The text of an earlier call is replaced: the base model may itself be the result of a run with a generation prompt.
     """
-    # Jinja leaves out the line break at the end of a template.
+    # Jinja drops a line break at the end of a template.
     before = _PROMPT.sub("", re.sub(r"(\r\n|\r|\n)\Z", "", template))
-    # A text of JSON is one of Jinja too, where characters beyond ASCII stay as they are.
+    # A JSON string is a valid Jinja string if non-ASCII characters are not escaped.
     return f'{before}{{{{ {json.dumps(text, ensure_ascii=False)} if add_generation_prompt else "" }}}}'
 
 
 def write_chat_format(chat: ChatFormat, place: Path, directory: Path, label: str) -> Path:
-    """Return a directory with the files of a model, and with what a run sets for its chats.
+    """Return a directory with the files of a model and the chat settings of a run.
 
     Args:
-        chat: What is set.
-        place: The model's files; they stay as they are.
-        directory: Where to write; what is there is replaced.
-        label: What the model is called in errors.
+        chat: The chat settings.
+        place: Directory with the model's files; it is not changed.
+        directory: Directory to write links and changed files to; existing contents are deleted.
+        label: Name of the model in errors.
 
     Returns:
-        `place` where nothing is set, else `directory`.
+        `place` if nothing is set, otherwise `directory`.
 
     Raises:
-        DataError: Tokenizer or a file is missing or damaged, there is no template to add the text to, or a token is not the model's.
+        DataError: The tokenizer or another file is missing or damaged, there is no template to add the generation prompt to, or an
+            end-of-turn token is not in the vocabulary.
     """
     if chat == ChatFormat():
         return place
@@ -86,13 +87,13 @@ def _token_id(tokenizer: PreTrainedTokenizerBase, token: str, label: str) -> int
     if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and token != tokenizer.unk_token):
         special = ", ".join(sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})[:20])
         raise DataError(
-            f"model.end_of_turn: {token!r} is no token of {label}; its special and added tokens are {special or 'none'}"
+            f"model.end_of_turn: {token!r} is not a token of {label}; its special and added tokens are {special or 'none'}"
         )
     return int(ids[0])
 
 
 def _write_ends(directory: Path, ends: list[int], tokenizer: PreTrainedTokenizerBase, label: str) -> None:
-    """Declare tokens as ends of a response, besides those that are declared."""
+    """Add tokens to `eos_token_id` in `generation_config.json`."""
     path = directory / _GENERATION
     with explained(f"{label}: {path.name} cannot be used", "copy it again", directory):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Problems from the columns of a table, wherever the table comes from."""
+"""Build problems from the columns of a table, from any source."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Table:
     """A table with at least one row.
 
     Attributes:
-        label: What it is called in messages.
+        label: Name of the table in messages.
         columns: Names of its columns.
-        ids: Of each row the id of its problem.
+        ids: Ids of the problems, one per row.
         cells: Returns the cells of a column.
-        place: Says where a cell is, for messages: row (from 0) and column.
+        place: Describes the position of a cell, given its row (from 0) and column, for messages.
     """
 
     label: str
@@ -35,10 +35,10 @@ class Table:
     place: Callable[[int, str], str]
 
     def texts(self, column: str) -> list[str]:
-        """Return the texts of a column, of a chat what the assistant says last; empty where a cell is missing.
+        """Return the texts of a column; for a chat, the assistant's last turn; for a missing cell, an empty text.
 
         Raises:
-            DataError: A cell is no text.
+            DataError: A cell is not text.
         """
         return [
             read_reply(cell, self.place(row, column)) if is_chat(cell) else text_at(cell, self.place(row, column))
@@ -46,17 +46,17 @@ class Table:
         ]
 
     def answers(self, column: str) -> list[Any]:
-        """Return the cells of a column, of a chat what the assistant says last."""
+        """Return the cells of a column; for a chat, the assistant's last turn."""
         return [
             read_reply(cell, self.place(row, column)) if cell and is_chat(cell) else cell
             for row, cell in enumerate(self.cells(column))
         ]
 
     def questions(self, column: str) -> list[Conversation]:
-        """Return what is asked in each row.
+        """Return the question of each row as a conversation.
 
         Raises:
-            DataError: A cell is neither a text nor a chat.
+            DataError: A cell is neither text nor a chat.
         """
         return [_question(cell, self.place(row, column)) for row, cell in enumerate(self.cells(column))]
 
@@ -64,10 +64,10 @@ class Table:
 def problems_of(source: Columns, table: Table) -> list[Problem]:
     """Return the problems of a table.
 
-    A problem or an answer that is missing in single rows comes as an empty text: the caller decides what that means.
+    A missing problem or answer becomes an empty text; the caller decides how to treat it.
 
     Raises:
-        DataError: It lacks a column, has a column without any value, or a cell that is no text.
+        DataError: A column is missing, has no values, or has a cell that is not text.
     """
     require_columns(source, table.label, table.columns)
     questions = table.questions(source.problem_column)
@@ -111,10 +111,15 @@ def problems_of(source: Columns, table: Table) -> list[Problem]:
 
 
 def require_columns(source: Columns, label: str, names: Sequence[str]) -> None:
-    """Refuse a table that lacks a column which the settings name.
+    """Refuse a table that lacks a column named in the settings.
+
+    Args:
+        source: Settings that name the columns.
+        label: Name of the table in errors.
+        names: Names of the table's columns.
 
     Raises:
-        DataError: It does; the message names its columns and the closest.
+        DataError: A column is missing; the message lists the existing columns and suggests the closest one.
     """
     columns = {"problem_column": source.problem_column, "answer_column": source.answer_column}
     if source.solution_column is not None:
@@ -142,7 +147,7 @@ def _require_no_reply(source: Columns, table: Table, questions: Sequence[Convers
     if row is not None:
         raise DataError(
             f"{table.place(row, source.problem_column)}: the last turn is the assistant's; if it is the solution, set "
-            f"solution_column={source.problem_column!r}, if it holds the answer, answer_column={source.problem_column!r}; else leave it out"
+            f"solution_column={source.problem_column!r}, if it holds the answer, answer_column={source.problem_column!r}; else remove it"
         )
 
 

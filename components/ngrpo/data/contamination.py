@@ -1,6 +1,6 @@
-"""Training problems that a benchmark holds too: the same text, or so many words in a row that it is the same problem told again.
+"""Find training problems that also occur in a benchmark: the same text, or a shared run of words (n-gram) of a given length.
 
-Some scripts do not separate words. There runs are made of characters, as many as that number of words has about.
+In scripts that do not separate words, a run consists of characters, about as many as that number of words contains.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from itertools import accumulate
 from ngrpo.data.problem import Problem
 from ngrpo.data.screening import fingerprint
 
-_COMMAND = re.compile(r"\\[A-Za-z]+")  # of LaTeX
-# Han, kana, bopomofo and Yi, of which one or two characters are a word, and the scripts of South-East Asia, of which three are:
+_COMMAND = re.compile(r"\\[A-Za-z]+")  # a LaTeX command
+# Dense: Han, kana, bopomofo and Yi, with one or two characters per word. Spelt: scripts of South-East Asia, with about three:
 # Thai, Lao, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, Balinese, Javanese, Tai Viet, Cham.
 _DENSE = (
     "\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3040-\u30ff\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48f\uf900-\ufaff"
@@ -27,12 +27,18 @@ _SPELT = (
 )
 _PIECE = re.compile(rf"(?P<dense>[{_DENSE}])|(?P<spelt>(?=[^\W_])[{_SPELT}])|(?:(?![{_DENSE}{_SPELT}])[^\W_])+")
 _SIZES = {"dense": 4, "spelt": 2, None: 6}
-"""How much of a word each kind of piece is, in sixths."""
+"""Share of a word that each kind of piece counts for, in sixths."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """The benchmark's problem that a text is like, and whether it is the whole text or a run of words."""
+    """A benchmark problem that a text matches.
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        problem: Id of the problem.
+        how: `text` if the whole text is the same, else the length of the shared run.
+    """
 
     benchmark: str
     problem: str
@@ -40,22 +46,26 @@ class Match:
 
 
 class BenchmarkProblems:
-    """The problems of all benchmarks, to be kept out of training.
+    """The problems of all benchmarks, for decontamination of training data.
 
-    Texts are compared without case, white space and dollar signs, or as words, letters and digits without LaTeX's commands and
-    without punctuation. A run has a number of words; where words are not separated it has characters, two thirds or a third of a
-    word each, and a run that is mixed has as much of both. Runs that several problems of a benchmark share are phrases of its
-    kind ("where m and n are relatively prime positive integers"), not of a problem: they prove nothing and are passed over.
+    Whole texts are compared without case, white space and dollar signs. Runs are compared as words of letters and digits, without
+    LaTeX commands and punctuation. In scripts that do not separate words, each character counts as two thirds or one third of a word.
+    Runs that several problems of one benchmark share are stock phrases ("where m and n are relatively prime positive integers") and
+    are ignored.
     """
 
     def __init__(self, words: int):
-        """Compare runs of that many words."""
+        """Create an empty collection.
+
+        Args:
+            words: Length of the runs that are compared, in words.
+        """
         self._words = words
         self._texts: dict[str, Match] = {}
         self._runs: dict[tuple[str, ...], Match] = {}
 
     def add(self, benchmark: str, problems: Iterable[Problem]) -> None:
-        """Add a benchmark."""
+        """Add the problems of a benchmark."""
         runs: dict[tuple[str, ...], Match | None] = {}
         for problem in problems:
             self._texts[fingerprint(problem.problem)] = Match(benchmark, problem.id, "text")
@@ -65,12 +75,12 @@ class BenchmarkProblems:
         self._runs |= {run: match for run, match in runs.items() if match is not None}
 
     def match(self, text: str) -> Match | None:
-        """Return the problem that a text is like; none if there is none."""
+        """Return the benchmark problem that a text matches, or None."""
         same = self._texts.get(fingerprint(text))
         return same or next((self._runs[run] for run in self._of(text) if run in self._runs), None)
 
     def _of(self, text: str) -> Iterator[tuple[str, ...]]:
-        """Yield the run that starts at each word or character, less those that the text's end cuts off."""
+        """Yield the run that starts at each word or character, except runs that the end of the text would cut short."""
         plain = unicodedata.normalize("NFKC", _COMMAND.sub(" ", text)).casefold()
         found = list(_PIECE.finditer(plain))
         pieces = [piece[0] for piece in found]

@@ -1,4 +1,4 @@
-"""Chats in a cell of a table: a list of messages with role and content, as TRL and the hub's data sets write them."""
+"""Read chats from table cells: lists of messages with role and content, the format of TRL and of data sets on the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ngrpo.errors import DataError
 
 _ROLES = ("system", "user", "assistant")
 _MEANING = ("tool_calls", "function_call", "reasoning_content", "thinking")
-"""Parts of a message that a prompt would be another one without, and that are not understood here."""
+"""Message fields that change the prompt and are not supported."""
 
 Turns = list[dict[str, str]]
 
@@ -22,8 +22,8 @@ class Conversation:
 
     Attributes:
         before: The turns before the question.
-        question: What the user says last.
-        reply: What the assistant says to that; none where the chat ends with the question.
+        question: The user's last turn.
+        reply: The assistant's reply to it; None if the chat ends with the question.
     """
 
     before: Turns
@@ -32,7 +32,7 @@ class Conversation:
 
 
 def is_chat(cell: Any) -> bool:
-    """Say whether a cell looks like a chat: a list of objects."""
+    """Return whether a cell looks like a chat: an empty list, or a list of objects."""
     return isinstance(cell, list) and (not cell or isinstance(cell[0], Mapping))
 
 
@@ -44,7 +44,7 @@ def read_conversation(cell: Any, place: str) -> Conversation:
         place: Where it is, for messages: table, row and column.
 
     Raises:
-        DataError: It is none, a role or a content is unfit, or it ends with neither a user's nor an assistant's turn.
+        DataError: The cell is not a valid chat, a role or content is not supported, or the prompt does not end with a user turn.
     """
     if not cell:
         raise DataError(f"{place} holds an empty list: a chat has at least the user's turn")
@@ -59,17 +59,17 @@ def read_conversation(cell: Any, place: str) -> Conversation:
 
 
 def read_reply(cell: Any, place: str) -> str:
-    """Return what the assistant says last in the chat of a cell; a chat of that turn alone is one too (TRL's `completion`).
+    """Return the assistant's last turn of a chat; a chat of that turn alone (TRL's `completion`) is accepted.
 
     Raises:
-        DataError: There is no such turn.
+        DataError: The chat is not valid, or does not end with an assistant turn.
     """
     if not cell:
         raise DataError(f"{place} holds an empty list: a chat ends with the assistant's turn here")
     turns = [_turn(message, f"{place}, message {number}", number) for number, message in enumerate(cell, 1)]
     if turns[-1]["role"] != "assistant":
         raise DataError(
-            f"{place}: the last turn is the {turns[-1]['role']}'s: a solution or an answer is the assistant's"
+            f"{place}: the last turn is the {turns[-1]['role']}'s: a solution or an answer comes from the assistant"
         )
     return turns[-1]["content"]
 
@@ -84,22 +84,20 @@ def _turn(message: Any, place: str, number: int) -> dict[str, str]:
         )
     unknown = next((name for name in _MEANING if message.get(name)), None)
     if unknown is not None:
-        raise DataError(
-            f"{place} has {unknown!r}, which is not understood here: write it into content, or leave the row out"
-        )
+        raise DataError(f"{place} has {unknown!r}, which is not supported: write it into content, or remove the row")
     role = message["role"]
     if role not in _ROLES:
-        raise DataError(f"{place}: role {role!r} is none of {', '.join(_ROLES)}")
+        raise DataError(f"{place}: role {role!r} is not one of {', '.join(_ROLES)}")
     if role == "system" and number > 1:
-        raise DataError(f"{place}: a system message stands first in a chat; move it there")
+        raise DataError(f"{place}: a system message must come first in a chat; move it there")
     content = text_at(_joined(message["content"]), f"{place}: content")
     if not content:
-        raise DataError(f"{place}: content is empty; write it, or leave the row out")
+        raise DataError(f"{place}: content is empty; write it, or remove the row")
     return {"role": role, "content": content}
 
 
 def _joined(content: Any) -> Any:
-    """Return a content that comes as a list of parts as one text, where all of them are text."""
+    """Join a content that is a list of text parts; return any other content unchanged."""
     if (
         isinstance(content, list)
         and content

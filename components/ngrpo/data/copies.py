@@ -1,4 +1,4 @@
-"""Copies of data sets and models, known by their content: which files count, and whether they are those that a run was planned with."""
+"""Copies of data sets and models, identified by a digest of their files: which files count, and whether they changed since planning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = ("*.safetensors",)
 
 
 def is_copy(source: Copied) -> bool:
-    """Say whether a source is a copy, in a directory or in object storage, and not on the hub."""
+    """Return whether a source is a copy in a directory or in object storage, rather than a hub repository."""
     return (
         not isinstance(source, HubSource | HubModel)
         or source.digest is not None
@@ -30,18 +30,18 @@ def is_copy(source: Copied) -> bool:
 
 
 def last_part(source: HubSource | CopiedModel) -> str:
-    """Return the last part of a source's place, which is in the ids of a hub data set's problems."""
+    """Return the last part of a source's location; the ids of a hub data set's problems begin with it."""
     return source.location.rstrip("/").rpartition("/")[2]
 
 
 def is_read(source: HubSource | CopiedModel, *, weights: bool = True) -> Callable[[str], bool]:
-    """Return which files of a source are read, by relative path.
+    """Return a predicate on relative paths that selects the files to read from a source.
 
-    Of a data set all that are not hidden. Of a model settings, tokenizer and weights, which lie side by side.
+    Of a data set these are all files that are not hidden; of a model, the configuration, tokenizer and weights at its top level.
 
     Args:
         source: The source.
-        weights: Whether the weights of a model are.
+        weights: Whether to include the weights of a model.
     """
     if isinstance(source, HubSource):
         return lambda name: not any(part.startswith(".") for part in PurePosixPath(name).parts)
@@ -50,14 +50,14 @@ def is_read(source: HubSource | CopiedModel, *, weights: bool = True) -> Callabl
 
 
 def files_of(source: HubSource | CopiedModel, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
-    """Return the files of a copy that are read, by relative path.
+    """Return the files to read from a copy, by relative path.
 
     Args:
         source: The copy.
         sha256: Returns the sha256 of a file's content.
 
     Raises:
-        DataError: There are none, or they cannot be read.
+        DataError: There are no such files, or they cannot be read.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     try:
@@ -77,17 +77,17 @@ def files_of(source: HubSource | CopiedModel, sha256: Callable[[Path], str] = fi
 
 
 def require_planned(source: Copied, files: Callable[[Any], dict[str, File]] = files_of) -> None:
-    """Refuse a copy whose content is not what the run was planned with: the result would stand under the key of the other content.
+    """Refuse a copy that changed after the run was planned: the result would be stored under the key of the old content.
 
     Args:
         source: The copy.
         files: Returns its files.
 
     Raises:
-        DataError: It is not.
+        DataError: The content has changed.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
-    if source.digest is None:  # of the hub, or read outside a run
+    if source.digest is None:  # on the hub, or read outside a run
         return
     found = content_digest(files(source))
     if found != source.digest:
@@ -99,16 +99,17 @@ def require_planned(source: Copied, files: Callable[[Any], dict[str, File]] = fi
 
 @contextmanager
 def planned(source: Copied, files: Callable[[Any], dict[str, File]] = files_of) -> Iterator[None]:
-    """Read a copy that is what the run was planned with, and still is when it was read; see `require_planned`."""
+    """Check a copy with `require_planned` before and after the body reads it."""
     require_planned(source, files)
     yield
     require_planned(source, files)
 
 
 def identity(source: Section) -> dict[str, Any]:
-    """Return what of a source's settings decides what is read, besides the content of a copy: not where it lies.
+    """Return the settings of a source that identify its data, for keys: not the location of a copy, whose content is in its digest.
 
-    Of the place of a copied data set only the name is left, which is in the ids of the problems; names of own files are in their digest.
+    Of a copied data set's location only the last part is kept, since it is in the ids of the problems. The digest of a user's files covers
+    their names.
     """
     tree = source.model_dump(mode="json")
     if not isinstance(source, Copied) or not is_copy(source):

@@ -1,9 +1,9 @@
-r"""Countdown: reach a target from numbers that are used once each; a task with several routes to a right answer.
+r"""Countdown: combine numbers, each used once, to reach a target. A problem can have several correct answers.
 
 A problem is `make 54 from 2 3 5 7`, its worked solution `<think>first 3+5=8 then 8*7=56 now 56-2=54</think>\boxed{(3+5)*7-2}`. The gold
-answer is that expression, and any other one of the same numbers and value is as right (`ngrpo.grading.countdown`).
+answer is that expression; any other expression of the same numbers and value is also correct (`ngrpo.grading.countdown`).
 
-A problem's fold, its wording and the order in which its numbers are shown follow from a hash of its target and numbers alone.
+The fold of a problem, its wording and the order of its numbers depend only on a hash of its target and numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ngrpo.data.problem import Problem, box
 from ngrpo.errors import DataError
 
 MAX_VALUE = 99
-"""Largest target and largest value on the way there; the smallest is 1."""
+"""Largest target and largest intermediate value; the smallest is 1."""
 QUESTIONS = (("make ", " from "), ("reach ", " with "), ("get ", " using "))
 VOCABULARY = (
     *(str(value) for value in range(MAX_VALUE + 1)),
@@ -27,10 +27,10 @@ VOCABULARY = (
     *(piece for question in QUESTIONS for piece in question),
     *(*OPENINGS, *LINKS),
 )
-"""Every piece that problems and solutions are made of, apart from `THINK` and `END_THINK`."""
+"""All tokens of problems and solutions, except `THINK` and `END_THINK`."""
 
 _MISSES = 20_000
-"""Draws in a row without a new problem after which the fold counts as used up."""
+"""Number of consecutive draws without a new problem after which the fold counts as exhausted."""
 
 
 def load(source: CountdownSource) -> list[Problem]:
@@ -63,7 +63,7 @@ Chain = Sequence[tuple[str, int, int]]
 
 
 def _draw(random: Random, numbers: int) -> Chain | None:
-    """Draw a chain of operations; none if a value on its way leaves the allowed range."""
+    """Draw a chain of operations; None if an intermediate value leaves the allowed range."""
     value = random.randint(1, 9)
     chain = [("", value, value)]
     for _ in range(numbers - 1):
@@ -76,7 +76,7 @@ def _draw(random: Random, numbers: int) -> Chain | None:
 
 
 def _name(chain: Chain) -> str:
-    """Return what makes a problem another one: its target, and its numbers in order of size."""
+    """Return the identity of a problem: its target and its sorted numbers."""
     return f"{chain[-1][2]}={','.join(map(str, sorted(number for _, number, _ in chain)))}"
 
 

@@ -1,4 +1,4 @@
-"""The input embedding matrix of a base model, read alone: from a directory, or by ranges from object storage."""
+"""Read only the input embedding matrix of a base model, from a directory or with ranged reads from object storage."""
 
 from __future__ import annotations
 
@@ -23,29 +23,32 @@ from ngrpo.data.token_rows import require_rows
 from ngrpo.errors import DataError
 
 _SUFFIX = "embed_tokens.weight"
-"""How most models call it: of files without a configuration nothing else is known."""
+"""Usual name of the input embedding, used if there is no configuration."""
 _OUTPUT = "lm_head.weight"
-"""Where input and output embeddings are tied, a file may hold them under this name alone."""
+"""If input and output embeddings are tied, files may store them only under this name."""
 _LONGEST_HEADER = 100_000_000
-"""More than this the format does not allow."""
+"""Largest header that the safetensors format allows, in bytes."""
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Read = Callable[[str, int, int | None], Any]
-"""(file, first byte, number of bytes or none for all) to a writable buffer of them, or of fewer where the file ends; none
-where there is no such file."""
+"""Takes file name, first byte, and number of bytes (None for all). Returns a writable buffer, shorter if the file ends early, or None if
+there is no such file."""
 
 
 def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, PreTrainedTokenizerBase]:
     """Return the input embedding matrix of a base model and its tokenizer.
 
-    Of a copy in object storage only tokenizer, configuration and the matrix are read, not the other weights.
+    From object storage only the tokenizer, the configuration and the matrix are read, not the other weights.
 
     Args:
-        source: Where the model comes from.
-        directory: Where to write what is downloaded or made; what is there is replaced.
+        source: Source of the model.
+        directory: Directory for downloaded or generated files; existing files are replaced.
+
+    Returns:
+        The matrix `[V, d]` and the tokenizer.
 
     Raises:
-        DataError: The model cannot be reached, or lacks tokenizer or input embedding, or they do not fit together.
+        DataError: The model cannot be reached, has no tokenizer or input embedding, or the two do not fit together.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     if not (isinstance(source, CopiedModel | RegisteredModel) and is_bucket(source.location)):
@@ -63,15 +66,15 @@ def load_embedding(source: BaseModelSource, directory: Path) -> tuple[Tensor, Pr
 
 
 def read_embedding(model: Path) -> Tensor:
-    """Return the input embedding matrix `[V, d]` of a model directory, in the type it is stored in, mapped into memory.
+    """Return the input embedding matrix `[V, d]` of a model directory, memory-mapped, in its stored dtype.
 
-    The class of the model knows which tensor it is: towers for images and sound have embeddings too.
+    The model class decides which tensor that is, because vision and audio towers have embeddings as well.
 
     Args:
         model: Directory with `config.json` and `model.safetensors`, or with shards and `model.safetensors.index.json`.
 
     Raises:
-        DataError: There are no such files, they are damaged, or none holds an input embedding.
+        DataError: The files are missing or damaged, or contain no input embedding.
     """
 
     def read(name: str, start: int, length: int | None) -> Any:
@@ -79,9 +82,9 @@ def read_embedding(model: Path) -> Tensor:
         if not path.is_file():
             return None
         with path.open("rb") as file:
-            if path.stat().st_size == 0:  # cannot be mapped
+            if path.stat().st_size == 0:  # an empty file cannot be mapped
                 return bytearray()
-            # Writing to it would write to a private copy of the page, never to the file.
+            # Copy-on-write: writes to the buffer never reach the file.
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         return content[start : None if length is None else start + length]
 
@@ -114,7 +117,7 @@ def _read(model: str, read: Read, config: PretrainedConfig | None) -> Tensor:
         start, stop = header[name]["data_offsets"]
         sound = min(rows, columns) > 0 <= start < stop and all(type(n) is int for n in (rows, columns, start, stop))
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(f"{model}/{held[name]}", f"{name} is no matrix of floating-point numbers") from error
+        raise _damaged(f"{model}/{held[name]}", f"{name} is not a matrix of floating-point numbers") from error
     if not sound:
         raise _damaged(f"{model}/{held[name]}", f"{name} has an impossible shape or place")
     content = read(held[name], data + start, stop - start)
@@ -124,7 +127,7 @@ def _read(model: str, read: Read, config: PretrainedConfig | None) -> Tensor:
 
 
 def _header(model: str, file: str, read: Read) -> tuple[dict[str, Any], int]:
-    """Return the description of each tensor in a safetensors file, and where their data begins."""
+    """Return the header of a safetensors file, by tensor, and the offset of the data."""
     length = read(file, 0, 8)
     if length is None:
         raise DataError(f"model {model}: {file} is missing; the model needs weights in safetensors format")

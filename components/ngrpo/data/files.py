@@ -1,4 +1,4 @@
-"""Problems in files of one's own: a file, a directory or a glob, on this machine or in object storage."""
+"""Problems from the user's own files: a file, a directory or a glob, on this machine or in object storage."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ngrpo.errors import DataError
 
 
 def load(source: FilesSource) -> list[Problem]:
-    """Return the problems of all tables that a path names, in the order of the files' names; see `ngrpo.data.columns.problems_of`.
+    """Return the problems of all tables that match the path, sorted by file name; see `ngrpo.data.columns.problems_of`.
 
     Raises:
-        DataError: There is no such table, it is empty or damaged, lacks a column, or is not what the run was planned with.
+        DataError: No table matches, or one is empty or damaged, lacks a column, or changed after the run was planned.
         StoreError: The object store cannot be reached or refuses the credentials.
     """
     with tempfile.TemporaryDirectory() as scratch, planned(source, own_files):
@@ -52,5 +52,5 @@ def _table(source: FilesSource, rows: list[tuple[str, int, Row]]) -> Table:
 
 
 def _columns(rows: list[Row]) -> list[str]:
-    """Return the columns of rows; a row of JSON may lack one, which is then missing there."""
+    """Return the union of the rows' columns; a JSON row may lack some of them."""
     return list(dict.fromkeys(column for row in rows for column in column_names(row)))

@@ -1,6 +1,6 @@
-"""Benchmarks that the hub gives to those alone who have accepted their terms.
+"""Gated benchmarks: data sets that the hub serves only to users who have accepted their terms.
 
-Whether one is measured is part of the configuration, not of the place where a stage runs: the keys of results stay true.
+Whether a gated benchmark is evaluated is decided in the configuration, not where a stage runs, so keys describe the result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ngrpo.data.copies import is_copy
 
 
 def gated_benchmarks(config: RunConfig) -> list[str]:
-    """Return the names of the benchmarks that can only be read with a token of the hub; of a copy nobody asks for one."""
+    """Return the names of the benchmarks that need a hub token; copies do not need one."""
     return [
         name
         for name, source in config.data.benchmarks.items()

@@ -1,4 +1,4 @@
-"""Gold answers of a column: where they stand in its cells, and lists of several that are accepted."""
+"""Extract gold answers from the cells of a column, including cells with a list of accepted answers."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ _LIST_AS_TEXT = re.compile(r"""\[\s*(['"]).*\1\s*\]|\(\s*(['"]).*\2\s*,?\s*\)"""
 
 _WORDS = {
     "boxed": r" inside \boxed{}",
-    "####": " behind ####",
+    "####": " after ####",
     "<answer>": " inside <answer>...</answer>",
     "regex": " where grading.gold_pattern matches",
 }
 
 Place = Callable[[int], str]
-"""Says where the cell of a row is, for messages."""
+"""Describes the position of a row's cell, for messages."""
 ReadText = Callable[[Any, str], str]
-"""Returns the text of a cell, empty where there is none; the second argument says where it is, for the error."""
+"""Returns the text of a cell, or an empty text if there is none; the second argument is its position, for errors."""
 
 
 def form_of(source: Graded) -> str:
-    """Return how the gold answer stands in its column."""
+    """Return the form of the gold answer in its column: `boxed`, or the value of `grading.gold`."""
     return "boxed" if getattr(source, "answer_is_boxed", False) else source.grading.gold
 
 
 def form_in_words(form: str) -> str:
-    """Return a form, to stand after "no answer"."""
+    """Describe a form as words that follow "no answer" in a message."""
     return _WORDS.get(form, "")
 
 
 def gold_column(source: Graded, cells: Sequence[Any], place: Place, text: ReadText) -> list[Gold]:
-    """Return the gold answer of each cell; of a source that accepts several, a list. Empty where a cell has none.
+    """Return the gold answer of each cell, or a list of answers if the source accepts several; empty if a cell has none.
 
     Args:
-        source: Says how.
-        cells: The column.
-        place: Says where a row's cell is.
-        text: Reads a cell that is no list.
+        source: Source with the settings of the column and of grading.
+        cells: The cells of the column.
+        place: Describes the position of a row's cell, for errors.
+        text: Reads a cell that is not a list.
 
     Raises:
-        DataError: A cell holds a list where one answer is expected, what is no answer, or a list that something turned into text; or the
-            expression of the user's cannot be matched.
+        DataError: A cell holds a list where one answer is expected, a value that is not an answer, or a list that was converted to text;
+            or matching the user's `grading.gold_pattern` failed.
     """
     grading = source.grading
     form = form_of(source)
@@ -76,7 +76,7 @@ def _found(result: tuple[list[str], str | None], place: str, *, several: bool) -
 
 
 def _parts(cell: Any, *, several: bool, place: str, text: ReadText) -> list[str]:
-    """Return the texts of a cell: one, or those of a list."""
+    """Return the texts of a cell: a single one, or the elements of a list."""
     if isinstance(cell, str) and several and cell.lstrip().startswith("["):
         cell = _parsed(cell)
     if isinstance(cell, list | tuple):
@@ -100,9 +100,9 @@ def _parts(cell: Any, *, several: bool, place: str, text: ReadText) -> list[str]
 
 
 def _parsed(cell: str) -> Any:
-    """Return the list that a text is in JSON, as a table of texts (CSV) has it; else the text."""
+    """Parse a JSON list, the form of lists in CSV files; return any other text unchanged."""
     try:
-        # Numbers as they are written.
+        # Keep numbers as they are written.
         return json.loads(cell, parse_float=str, parse_int=str)
     except (ValueError, RecursionError):
         return cell
@@ -111,8 +111,8 @@ def _parsed(cell: str) -> Any:
 def _element(cell: Any, number: int, place: str, text: ReadText) -> str:
     where = f"{place}, answer {number} of its list,"
     if isinstance(cell, list | tuple | dict):
-        raise DataError(f"{where} is no text and no number but a {type(cell).__name__}: write a list of answers")
+        raise DataError(f"{where} is a {type(cell).__name__}, not text or a number: write a list of answers")
     answer = text(cell, where)
     if not answer:
-        raise DataError(f"{where} is empty: leave it out of the list")
+        raise DataError(f"{where} is empty: remove it from the list")
     return answer

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 def load(source: HubSource) -> list[Problem]:
     """Return the problems of a data set.
 
-    A problem or an answer that is missing in single rows comes as an empty text: the caller decides what that means.
+    A missing problem or answer becomes an empty text; the caller decides how to treat it.
 
     Raises:
-        DataError: The data set cannot be reached, is empty, lacks a column, has a column without any value, or is a copy with other
-            content than the run was planned with.
+        DataError: The data set cannot be reached, is empty, lacks a column, has a column without values, or is a copy that changed
+            after the run was planned.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     with tempfile.TemporaryDirectory() as scratch, planned(source):
@@ -35,9 +35,9 @@ def load(source: HubSource) -> list[Problem]:
 
 
 def first(source: HubSource, count: int) -> list[Problem]:
-    """Return the first problems of a data set, of which no more is read than needed; see `load`.
+    """Return the first `count` problems of a data set, reading no more rows than needed; see `load`.
 
-    The content of a copy is not compared with what a run was planned with.
+    The content of a copy is not checked against the plan.
     """
     from datasets import Dataset
 
@@ -51,7 +51,7 @@ def first(source: HubSource, count: int) -> list[Problem]:
 
 
 def _read(source: HubSource, scratch: Path, *, streaming: bool = False) -> Any:
-    """Load the wanted split. A copy has the layout of the repository on the hub, so `datasets` reads it in the same way."""
+    """Load the configured split. A copy has the layout of the hub repository, so `datasets` reads it in the same way."""
     if is_bucket(source.id):
         download(source.id, scratch / "copy", is_read(source))
         return _load(source, str(scratch / "copy"), streaming, cache_dir=str(scratch / "cache"))
@@ -72,7 +72,7 @@ def _load(source: HubSource, path: str, streaming: bool, **options: Any) -> Any:
     else:
         cure = (
             "the copy must have the layout of the hub's repository: check subset, split and files, whether a file of it is empty or "
-            "damaged, and that there is no script (ngrpo runs none)"
+            "damaged, and that there is no loading script (ngrpo never runs one)"
         )
     with explained(f"{where} cannot be loaded", cure):
         if "revision" not in options:
@@ -83,9 +83,9 @@ def _load(source: HubSource, path: str, streaming: bool, **options: Any) -> Any:
 
 
 def _require_inside(path: str, where: str, files: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a copy whose card (README.md) names files elsewhere: what this machine holds is nothing to train on."""
+    """Refuse a copy whose card (README.md) names files outside it: a card must not expose other files of this machine."""
     inside = os.path.join(os.path.abspath(path), "")
-    # Links are not followed: the hub's own cache consists of them.
+    # Links are not resolved, because the hub's cache consists of links.
     outside = [name for names in files.values() for name in names if not os.path.abspath(name).startswith(inside)]
     if outside:
         raise DataError(f"{where}: its card names the file {outside[0]!r}, which is not part of it; correct README.md")

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub or of a directory: from the hub, from this machine, or from object storage."""
+"""Fetch models from the Hugging Face hub, from a local directory, or from object storage."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def fetch(source: CopiedModel, directory: Path, *, weights: bool) -> Path:
 
     Args:
         source: The model.
-        directory: Where a copy from object storage is written, or the files of a local directory or of the hub's cache are linked.
+        directory: Receives the files of a copy in object storage, or links to the files of a local directory or of the hub's cache.
         weights: Fetch the weights as well as configuration and tokenizer.
 
     Raises:
-        DataError: The model cannot be reached, or is a copy with other content than the run was planned with.
+        DataError: The model cannot be reached, or is a copy that changed after the run was planned.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     if is_bucket(source.location):
@@ -31,7 +31,7 @@ def fetch(source: CopiedModel, directory: Path, *, weights: bool) -> Path:
             with planned(source):
                 download(source.location, directory, is_read(source, weights=weights), named=source.named)
         except DataError:
-            _remove(directory, is_read(source))  # the next try would keep what was downloaded
+            _remove(directory, is_read(source))  # a retry would keep files that are already there
             raise
         return directory
     if isinstance(source, DirectoryModel) or is_copy(source):
@@ -46,13 +46,13 @@ def fetch(source: CopiedModel, directory: Path, *, weights: bool) -> Path:
     ):
         patterns = DESCRIPTION + (WEIGHTS if weights else ())
         place = Path(snapshot_download(source.id, revision=source.revision, allow_patterns=list(patterns)))
-    # Other programs share the hub's cache, and may have put more files of the repository there.
+    # Other programs share the hub's cache and may have downloaded more files of the repository.
     _link(place, directory, is_read(source, weights=weights))
     return directory
 
 
 def _link(place: Path, directory: Path, wanted: Callable[[str], bool]) -> None:
-    """Show in a directory those files of a local copy that are wanted: what is not part of its content is not read either."""
+    """Link the selected files of a local copy into a directory, so that files outside its digest are never read."""
     directory.mkdir(parents=True, exist_ok=True)
     _remove(directory, lambda name: (directory / name).is_symlink())
     for path in sorted(place.iterdir()):

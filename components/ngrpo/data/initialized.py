@@ -1,4 +1,4 @@
-"""A small model with random weights, for tasks that are learned from nothing."""
+"""A small model with random weights, for tasks that are learned from scratch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ _MAX_TOKENS = 1024
 
 
 def write(source: InitializedModel, directory: Path, *, weights: bool) -> None:
-    """Write the tokenizer of a generated task and a Llama model: float32, embeddings tied, weights decided by the seed.
-
-    Without weights, its configuration alone.
+    """Write the tokenizer of a generated task and a Llama model: float32, tied embeddings, weights determined by the seed.
 
     Args:
         source: Shape and seed.
         directory: Existing directory to write to.
-        weights: Write the model as well as the tokenizer.
+        weights: Write weights and configuration; otherwise only the configuration.
     """
     tokenizer = word_tokenizer(source.vocabulary)
     tokenizer.save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""Data sets and models that do not come from the hub: a local directory, or a copy in object storage."""
+"""Data sets and models outside the hub: local directories, and copies in object storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["RELATIVE", "download", "explained", "is_bucket", "is_local", "local_
 
 
 def is_local(location: str) -> bool:
-    """Say whether a source's id names a local directory: it exists, or is written as a path and not as `org/name`."""
+    """Return whether a source's id names a local directory: one that exists, or a path rather than `org/name`."""
     return is_path(location) or Path(location).is_dir()
 
 
@@ -42,18 +42,18 @@ def local_directory(location: str, named: str) -> Path:
 def download(
     location: str, directory: Path, wanted: Callable[[str], bool] = lambda key: True, *, named: str | None = None
 ) -> None:
-    """Copy what lies under an `s3://bucket/prefix` into a directory, keeping relative paths.
+    """Download the objects under an `s3://bucket/prefix` into a directory, keeping relative paths.
 
-    A file that is already there is kept: it was renamed into place when all of it was on disk.
+    Existing files are kept: downloads are renamed into place only when complete.
 
     Args:
-        location: Place in object storage.
-        directory: Directory to fill.
-        wanted: Which keys, relative to `location`, to copy.
-        named: The setting that names it, for messages; by default its `id`.
+        location: Prefix in object storage.
+        directory: Directory to download to.
+        wanted: Selects keys, relative to `location`.
+        named: The setting that names the location, for messages; by default its `id`.
 
     Raises:
-        DataError: Nothing wanted lies there, or an object's key is no name of a file.
+        DataError: No object is selected, or a key is not a valid file name.
         StoreError: The object store cannot be reached or refuses the credentials, or the directory cannot be written.
     """
     from ngrpo.storage.address import path_problem
@@ -61,20 +61,22 @@ def download(
 
     named = named or f"id={location!r}"
     objects = ObjectStore(location)
-    # A key that ends with a slash is the marker of a folder.
+    # A key that ends with a slash marks a folder.
     keys = [key for key in objects.list("") if not key.endswith("/") and wanted(key)]
     if not keys:
         raise DataError(f"{named}: nothing to read there; copy the data set's or model's files to this prefix")
     for key in keys:
         problem = path_problem(key)
         if problem is not None:
-            raise DataError(f"{named}: {key!a} is no name of a file: {problem}; rename or delete it there")
+            raise DataError(f"{named}: {key!a} is not a valid file name: {problem}; rename or delete it there")
     for key in keys:
         target = directory / key
         if not target.exists():
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f"{target.name}.partial")  # a try that was killed leaves it to the next
+                partial = target.with_name(
+                    f"{target.name}.partial"
+                )  # an interrupted download is overwritten by the next
                 objects.get_file(key, partial)
                 put_in_place(partial, target)
             except OSError as error:
@@ -82,22 +84,22 @@ def download(
 
 
 def reason(error: BaseException) -> str:
-    """Return one line that says what an error of another library is about, without credentials that may be in it."""
+    """Return type and first line of another library's error, with credentials redacted."""
     lines = str(error.__cause__ or error).strip().splitlines()
     return redacted(": ".join([type(error).__name__, *(line[:300] for line in lines[:1])]))
 
 
 @contextmanager
 def explained(what: str, cure: str, place: Path | None = None) -> Iterator[None]:
-    """Turn whatever a library raises over a file from elsewhere into one line.
+    """Convert any error that a library raises for an external file into a one-line `DataError`.
 
     Args:
         what: The file, and that it cannot be used.
-        cure: What to do.
-        place: The directory of links or copies that the library was given. Its path is left out of the error; `what` has the user's.
+        cure: What the user should do.
+        place: Directory of links or copies that the library reads. Its path is removed from the error; `what` names the user's path.
 
     Raises:
-        DataError: Anything was raised but an error of ours, or one that says nothing of the file.
+        DataError: The body raised anything other than an `NGRPOError`, a `MemoryError` or an interrupt.
     """
 
     def said(error: BaseException) -> str:
@@ -108,10 +110,10 @@ def explained(what: str, cure: str, place: Path | None = None) -> Iterator[None]
         yield
     except (NGRPOError, MemoryError):
         raise
-    # Parsers of formats raise what they please over a damaged file, a StopIteration for example: no list of kinds holds them all.
+    # Parsers raise all kinds of exceptions for damaged files, even StopIteration, so no list of types would be complete.
     except Exception as error:
         raise DataError(f"{what}: {said(error)}; {cure}") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of a library in Rust; its class cannot be imported
+        if type(error).__name__ != "PanicException":  # from Rust libraries; the class cannot be imported
             raise
         raise DataError(f"{what}: {said(error)}; {cure}") from error

@@ -1,4 +1,4 @@
-"""Copies of data sets and models, in the layout of their repositories, for machines that the hub is out of reach of."""
+"""Copy data sets and models, in the layout of their repositories, for machines without access to the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ngrpo.storage.objects import ObjectStore
 
 
 def copied_sources(config: RunConfig) -> Mapping[str, Copied]:
-    """Return what a configuration reads from the hub, from a copy of it or from own files, by the setting that names it."""
+    """Return the sources of a configuration that are on the hub, in a copy, or in the user's files, by setting."""
     sources = {
         "model.source": config.model.source,
         **{f"data.{setting}": source for setting, source in config.data.training_sets().items()},
@@ -29,24 +29,24 @@ def copied_sources(config: RunConfig) -> Mapping[str, Copied]:
 
 
 def mirror(source: Copied, target: str) -> str:
-    """Copy a data set or a model at its pinned revision, or as a copy is now; a copy that was broken off is completed by the next one.
+    """Copy a data set or model: from the hub at its pinned revision, from a copy as it is now. A rerun resumes an interrupted copy.
 
     Args:
-        source: What to copy; itself from the hub, from a local directory or from object storage.
-        target: Directory or `s3://bucket/prefix` that holds the copies.
+        source: Source to copy, on the hub, in a local directory or in object storage.
+        target: Directory or `s3://bucket/prefix` to copy to.
 
     Returns:
-        The id or path by which the copy is read.
+        The id or path to set in order to read the copy.
 
     Raises:
         DataError: The source cannot be reached.
         StoreError: An object store cannot be reached or refuses the credentials.
     """
-    # The last part is that of the source: it is in the ids of the problems, which are to stay the same.
+    # Keep the last part of the location: the ids of the problems contain it and must not change.
     revision = None if isinstance(source, FilesSource | DirectoryModel) else source.revision
     version = revision or content_digest(own_files(source) if isinstance(source, FilesSource) else files_of(source))
     place = f"{target.rstrip('/')}/{version[:12]}"
-    if not isinstance(source, FilesSource):  # whose problems are called by the names of files
+    if not isinstance(source, FilesSource):  # the ids of their problems contain file names instead
         place += f"/{last_part(source)}"
     with tempfile.TemporaryDirectory() as scratch:
         directory, names = _files_of(source, Path(scratch))
@@ -65,7 +65,7 @@ def mirror(source: Copied, target: str) -> str:
 
 
 def _files_of(source: Copied, scratch: Path) -> tuple[Path, list[str]]:
-    """Return a directory and the names of the files in it that are to be copied."""
+    """Return a directory and the names of the files to copy from it."""
     if isinstance(source, FilesSource):
         names = [*own_files(source, lambda path: "")]
         base = place_of(source.path).base
@@ -78,7 +78,7 @@ def _files_of(source: Copied, scratch: Path) -> tuple[Path, list[str]]:
 
 def _repository(source: HubSource | CopiedModel, scratch: Path) -> Path:
     if isinstance(source, CopiedModel):
-        # Imported late: transformers takes seconds, and there may be nothing to copy.
+        # Imported late: transformers takes seconds to import, and there may be no model to copy.
         from ngrpo.data import hub_model
 
         return hub_model.fetch(source, scratch, weights=True)
@@ -91,12 +91,12 @@ def _repository(source: HubSource | CopiedModel, scratch: Path) -> Path:
         f"data set {source.id!r} (revision {source.revision}) cannot be copied",
         "check id and revision, and HF_TOKEN if it is gated",
     ):
-        # In a directory of its own, for the hub's cache consists of links.
+        # Into a separate directory, because the hub's cache consists of links.
         return Path(snapshot_download(source.id, repo_type="dataset", revision=source.revision, local_dir=scratch))
 
 
 def _names(directory: Path) -> Iterator[str]:
-    """Return every file by its path, less what is hidden: the hub's own notes on a download."""
+    """Yield the relative path of every file, except hidden ones such as the hub's download metadata."""
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):

@@ -1,4 +1,4 @@
-"""What later stages would find wrong with a base model, found in a second from its settings and tokenizer: no weights, no GPU."""
+"""Find problems of a base model that would stop later stages, from configuration and tokenizer in a second: no weights, no GPU."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ngrpo.data.vllm_service import Service, cluster_problem, require_service, s
 from ngrpo.errors import DataError
 
 _WITHIN = {"default", "llama3", "longrope", "su", "proportional"}
-"""Kinds of rotary positions whose `max_position_embeddings` counts their scaling already."""
+"""Rope types whose `max_position_embeddings` already includes the scaling."""
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What an examination found.
+    """Facts about a base model.
 
     Attributes:
-        rows: Rows of the embedding matrix; none where they are not known.
-        positions: Longest sequence that the model has positions for; none where it has no limit, or none that is known.
-        served: The same of vLLM, which reads some settings otherwise.
-        ends: Tokens that end a response.
-        notes: What a person should know, one line each; none of it stops a run.
-        on_cluster: What would stop a run on a cluster, one line each.
-        linear: Names of its linear layers, which may have adapters.
+        rows: Rows of the embedding matrix; None if unknown.
+        positions: Longest sequence, in tokens, that the model has positions for; None if there is no limit or it is unknown.
+        served: The same limit in vLLM, which interprets some settings differently.
+        ends: Ids of the tokens that end a response.
+        notes: Notes for the user, one line each; they do not stop a run.
+        on_cluster: Problems that would stop a run on a cluster, one line each.
+        linear: Names of the linear layers, which can have adapters.
     """
 
     rows: int | None = None
@@ -52,21 +52,21 @@ def examine_model(
     services: Sequence[Service] = (),
     stored: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ModelFacts:
-    """Look at a base model as later stages will use it.
+    """Check that later stages can use a base model.
 
     Args:
         directory: Directory with its configuration; weights are not read.
-        tokenizer: Its tokenizer, with a chat template that can be used.
-        label: What the model is called in errors, for example `model 'org/name'`.
-        services: Where vLLM is to serve it.
-        stored: Shapes of the tensors in its files, by name; none where they are not at hand.
+        tokenizer: Its tokenizer, with a usable chat template.
+        label: Name of the model in errors, for example `model 'org/name'`.
+        services: The uses of vLLM in the run.
+        stored: Shapes of the tensors in the model's files, by name; None if they are not available.
 
     Returns:
-        What limits it, and what to know about it.
+        Limits of the model and notes about it.
 
     Raises:
-        DataError: It cannot be trained or sampled from here: its class, its generation settings or its tokenizer do not fit. The message
-            says what to do.
+        DataError: The model cannot be trained or sampled from, because of its class, generation settings, tokenizer or weights. The
+            message names the cure.
     """
     config = read_config(directory, label)
     require_unquantized(directory, label)
@@ -122,10 +122,10 @@ def examine_model(
 
 
 def _require_weights(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]], label: str) -> None:
-    """Make sure that the files of a model hold its weights, with the shapes of its configuration.
+    """Refuse a model whose files lack weights, or hold them in shapes that differ from the configuration.
 
     Raises:
-        DataError: They do not.
+        DataError: A weight is missing or has another shape.
     """
     missing = missing_weights(model, stored)
     if missing:
@@ -134,7 +134,7 @@ def _require_weights(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...
             "again, or save it with save_pretrained"
         )
     for name, parameter in model.named_parameters():
-        held = stored.get(name, parameter.shape)  # what has another name in the files is looked at when it is loaded
+        held = stored.get(name, parameter.shape)  # tensors under another name are checked when they are loaded
         if tuple(held) != tuple(parameter.shape):
             raise DataError(
                 f"{label}: its files hold {name} with the shape {list(held)}, and config.json says {list(parameter.shape)}; copy both "
@@ -143,7 +143,7 @@ def _require_weights(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...
 
 
 def positions_of(config: PretrainedConfig) -> int | None:
-    """Return the longest sequence that a model has positions for; none where nothing limits it (ALiBi, recurrent layers)."""
+    """Return the longest sequence, in tokens, that a model has positions for; None if there is no limit (ALiBi, recurrent layers)."""
     text = config.get_text_config(decoder=True)
     positions = getattr(text, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
@@ -153,7 +153,7 @@ def positions_of(config: PretrainedConfig) -> int | None:
 
 
 def _ropes(rope: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the rotary settings of a model: some have one for each kind of layer."""
+    """Return the rope parameters of a model; some models have a set for each type of layer."""
     nested = [value for value in rope.values() if isinstance(value, Mapping)]
     return nested or [rope]
 
@@ -168,18 +168,18 @@ def _scaled(positions: int, rope: Mapping[str, Any]) -> int:
 def require_positions(
     facts: ModelFacts, label: str, prompt: int, setting: str, response: int, engine: str = "transformers"
 ) -> None:
-    """Refuse responses that would run past the last position of the model.
+    """Refuse responses that could exceed the context length of the model.
 
     Args:
-        facts: The examination of the model.
-        label: Where the prompts are from, for example `data.train`.
-        prompt: Tokens of the longest prompt.
-        setting: The setting of the longest response, for example `rollout.max_tokens`.
-        response: Its value.
-        engine: The engine that generates.
+        facts: Facts about the model.
+        label: The setting of the prompts' data set, for example `data.train`.
+        prompt: Length of the longest prompt, in tokens.
+        setting: The setting that limits responses, for example `rollout.max_tokens`.
+        response: Its value, in tokens.
+        engine: The engine that generates, `transformers` or `vllm`.
 
     Raises:
-        DataError: Prompt and response do not fit.
+        DataError: Prompt and response together exceed the context length.
     """
     limits = [facts.positions, facts.served if engine == "vllm" else None]
     positions = min((limit for limit in limits if limit is not None), default=None)
@@ -189,6 +189,6 @@ def require_positions(
         raise DataError(
             f"{setting}={response}: with the longest prompt of {label}, {prompt} tokens, a sequence takes {prompt + response}, but "
             f"{what} {positions} positions; "
-            + (f"set {setting} to at most {room}" if room > 0 else "leave out what is so long")
+            + (f"set {setting} to at most {room}" if room > 0 else "remove the long prompts")
             + ", or use a model with a longer context"
         )

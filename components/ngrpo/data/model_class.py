@@ -1,4 +1,4 @@
-"""Which class of transformers a model directory is loaded with, whether the pipeline can use it, and what that class calls its weights."""
+"""The transformers class that loads a model, whether the pipeline supports it, and how its parameter names map to tensors in files."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ngrpo.data.locations import explained
 from ngrpo.errors import DataError
 
 _OWN_STATE = {"minimax", "recurrent_gemma", "reformer", "rwkv", "xlnet", "xlstm"}
-"""Models that keep what they have read in a form of their own, not in the cache that transformers has for all others."""
+"""Model types that keep their state in a custom form instead of the standard cache of transformers."""
 _ALWAYS_DECODERS = {"gpt_neox", "gpt_neox_japanese"}
-"""Their settings have the switch `is_decoder` of BERT's kind, where it means nothing."""
+"""Model types whose configuration inherits BERT's `is_decoder`, which has no effect."""
 _CURE = "use a decoder-only language model (Llama, Qwen, Gemma, Mistral, OLMo, Mamba, ...; docs/models.md)"
 
 
 def auto_class(config: PretrainedConfig, label: str) -> Any:
-    """Return what loads a model: `AutoModelForCausalLM`, or, for a model of images and text that this does not know, its counterpart.
+    """Return the auto class of a model: `AutoModelForCausalLM`, or `AutoModelForImageTextToText` if only that supports it.
 
     Args:
         config: Configuration of the model.
-        label: What the model is called in the error.
+        label: Name of the model in errors.
 
     Raises:
-        DataError: It is no language model that can be trained and sampled from here.
+        DataError: The model is not a language model that can be trained and sampled from.
     """
     kind = config.model_type
     if kind in _OWN_STATE:
-        problem = "keeps its state in a form of its own, so rollouts cannot leave a batch when they end"
+        problem = "keeps its state in a custom form, so finished rollouts cannot be removed from a batch"
     elif config.is_encoder_decoder:
         problem = "has an encoder, so prompt and response are not one sequence"
     elif getattr(config, "is_decoder", True) is False and kind not in _ALWAYS_DECODERS:
@@ -44,19 +44,19 @@ def auto_class(config: PretrainedConfig, label: str) -> Any:
     elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     else:
-        problem = "is no language model that transformers knows by itself"
+        problem = "is not a language model that transformers supports without custom code"
     raise DataError(f"{label}: a model of type {kind!r} {problem}; {_CURE}")
 
 
 def outline(config: PretrainedConfig, label: str) -> PreTrainedModel:
-    """Return a model without the content of its weights: its modules, and the names and shapes of its parameters.
+    """Build a model on the meta device: modules, parameter names and shapes, without weights.
 
     Raises:
-        DataError: See `auto_class`; or the configuration describes no model that can be made here.
+        DataError: See `auto_class`; or no model can be built from the configuration.
     """
     kind = auto_class(config, label)
     with (
-        explained(f"{label}: no model can be made of its config.json", "correct it in a copy of the model"),
+        explained(f"{label}: no model can be built from its config.json", "correct it in a copy of the model"),
         torch.device("meta"),
     ):
         # A copy, because building a model writes to its configuration.
@@ -71,12 +71,12 @@ def input_embedding(model: PreTrainedModel) -> str:
 
 
 def stored_name(model: PreTrainedModel, parameter: str, stored: Iterable[str]) -> str | None:
-    """Return what a parameter is called among the tensors of a model's files; none if it is not there.
+    """Return the name of a parameter's tensor in a model's files, or None if it is not there.
 
-    Files have names of their own: those of an older version of the library, without the prefix of the class, or of a larger model.
+    Names in files can differ: from an older version of transformers, without the prefix of the base model, or with that of a larger model.
 
     Args:
-        model: The model, with or without the content of its weights.
+        model: The model; it may be on the meta device.
         parameter: Name of the parameter in the model.
         stored: Names of the tensors in the files.
     """
@@ -93,25 +93,25 @@ def stored_name(model: PreTrainedModel, parameter: str, stored: Iterable[str]) -
 
 
 def missing_weights(model: PreTrainedModel, stored: Iterable[str]) -> list[str]:
-    """Return the parameters of a model that its files do not hold, and that loading would fill with random numbers in silence.
+    """Return the parameters that are missing in a model's files, and that loading would silently initialize at random.
 
-    Where files hold parts of a parameter, as of stacked experts, nothing is said.
+    Returns an empty list for models whose files store parts of parameters, such as stacked experts: their names cannot be compared.
 
     Args:
-        model: The model, with or without the content of its weights.
+        model: The model; it may be on the meta device.
         stored: Names of the tensors in the files.
     """
     _, converters = _transforms(model)
     if converters:
         return []
     found = _loaded_as(model, stored)
-    # Tied parameters are there once, by one of their names.
+    # Tied parameters are stored once, under one of their names.
     held = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in found}
     return [name for name, parameter in model.named_parameters() if id(parameter) not in held]
 
 
 def _loaded_as(model: PreTrainedModel, stored: Iterable[str]) -> set[str]:
-    """Return what tensors of a model's files are called in the model."""
+    """Return the parameter names of the tensors in a model's files."""
     renamings, converters = _transforms(model)
     known = model.state_dict()
     return {rename_source_key(name, renamings, converters, model.base_model_prefix, known)[0] for name in stored}

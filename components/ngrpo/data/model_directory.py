@@ -1,4 +1,4 @@
-"""Model directories from elsewhere: their settings, tokenizer and weights are read, and no code of theirs is ever run."""
+"""Read configuration, tokenizer and weights of untrusted model directories; their custom code is never run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ngrpo.errors import DataError
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _GENERATION_SETTINGS = "generation_config.json"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Without the first, a library asks on the terminal whether it may run code; the directory is all it is to look at.
+# Unless `trust_remote_code` is False, transformers asks on the terminal whether it may run code. Only local files may be read.
 _CLOSED = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -36,7 +36,7 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
     """Return the configuration of a model.
 
     Raises:
-        DataError: It is missing, damaged, brings code, or has an adapter beside it.
+        DataError: It is missing or damaged, refers to custom code, or the directory also holds an adapter.
     """
     if not (directory / CONFIG).is_file():
         raise DataError(f"{label}: no config.json; the directory must be one that save_pretrained wrote")
@@ -45,21 +45,21 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
     with explained(f"{label}: config.json cannot be used", COPY_AGAIN, directory):
         config: PretrainedConfig = AutoConfig.from_pretrained(directory, **_CLOSED)
         if not isinstance(config.get_text_config().vocab_size, int):
-            raise TypeError(f"vocab_size={config.get_text_config().vocab_size!r} is no whole number")
+            raise TypeError(f"vocab_size={config.get_text_config().vocab_size!r} is not a whole number")
     return config
 
 
 def read_tokenizer(directory: Path, label: str, day: date = TEMPLATE_DATE, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, with a chat template that can be used.
+    """Return the tokenizer of a model, after checking its chat template.
 
     Args:
         directory: Directory of the model.
-        label: What it is called in the error.
-        day: The day that its template is told.
+        label: Name of the model in errors.
+        day: Date that the chat template sees as today.
         options: Options of `from_pretrained`.
 
     Raises:
-        DataError: It is missing or damaged, brings code, or its chat template cannot be used.
+        DataError: The tokenizer is missing or damaged, refers to custom code, or has no usable chat template.
     """
     tokenizer = read_bare_tokenizer(directory, label, **options)
     require_template(tokenizer, label, day)
@@ -68,7 +68,7 @@ def read_tokenizer(directory: Path, label: str, day: date = TEMPLATE_DATE, **opt
 
 
 def read_bare_tokenizer(directory: Path, label: str, **options: Any) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, whether or not it can write chats; see `read_tokenizer`."""
+    """Return the tokenizer of a model without checking its chat template; see `read_tokenizer`."""
     if not any((directory / file).is_file() for file in _TOKENIZERS):
         raise DataError(f"{label}: no tokenizer; save it there with save_pretrained")
     require_no_code(directory, label)
@@ -78,22 +78,22 @@ def read_bare_tokenizer(directory: Path, label: str, **options: Any) -> PreTrain
 
 
 def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
-    """Return the model in a directory. Generation settings that could not be saved again are left out, but for their tokens.
+    """Load the model in a directory. Of generation settings that cannot be saved again, only the token ids are kept.
 
     Args:
         directory: Directory of the model.
-        label: What it is called in the error.
-        dtype: Name of a torch type.
+        label: Name of the model in errors.
+        dtype: Name of a torch dtype.
 
     Raises:
-        DataError: Configuration or weights are missing or damaged, the weights are pickles, there is code, or it is no language model
-            that can be used here (see `auto_class`).
+        DataError: Configuration or weights are missing or damaged, the weights are pickles, there is custom code, or the model is not
+            supported (see `auto_class`).
     """
     require_weights(directory, label)
     config = read_config(directory, label)
     loader = auto_class(config, label)
     if hasattr(config.get_text_config(), "output_router_logits"):
-        # Trainers ask for them where they need them; a model that always gives them cannot decode with a cache.
+        # Trainers request router logits when they need them. A model that always returns them cannot decode with a cache.
         config.get_text_config().output_router_logits = False
     with explained(f"{label}: its weights cannot be used", COPY_AGAIN, directory):
         model: PreTrainedModel
@@ -117,10 +117,10 @@ def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
 
 
 def read_generation_config(directory: Path, label: str) -> GenerationConfig:
-    """Return the generation settings of a model; empty ones where it has none.
+    """Return the generation settings of a model, or default ones if it has none.
 
     Raises:
-        DataError: They are damaged, or contradict themselves.
+        DataError: They are damaged, or a token id is not an integer.
     """
     if not (directory / _GENERATION_SETTINGS).is_file():
         return GenerationConfig()
@@ -131,12 +131,12 @@ def read_generation_config(directory: Path, label: str) -> GenerationConfig:
         for name in _TOKENS:
             value = getattr(settings, name)
             if not all(type(token) is int for token in (value if isinstance(value, list) else [value or 0])):
-                raise TypeError(f"{name}={value!r} is no id of a token")
+                raise TypeError(f"{name}={value!r} is not a token id")
     return settings
 
 
 def generation_problem(settings: GenerationConfig) -> str | None:
-    """Say why generation settings could not be saved with a trained model; none if they can."""
+    """Return why generation settings cannot be saved with a trained model, or None if they can."""
     try:
         settings.validate(strict=True)
     except ValueError as error:
@@ -145,10 +145,10 @@ def generation_problem(settings: GenerationConfig) -> str | None:
 
 
 def require_weights(directory: Path, label: str) -> None:
-    """Refuse a directory without all weights in safetensors format; pickles are not read.
+    """Refuse a directory without complete weights in safetensors format; pickles are not read.
 
     Raises:
-        DataError: Files are missing, the index of shards is damaged, or a number is not finite.
+        DataError: Files are missing, the shard index is damaged, or a weight is NaN or infinite.
     """
     require_files(directory, label)
     problem = weights_problem(directory)

@@ -1,4 +1,4 @@
-"""Files of a model directory, read without a library of models, which takes seconds to import: settings, code, headers of the weights."""
+"""Check the files of an untrusted model directory without importing transformers, which takes seconds."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _GENERATION = "custom_generate/generate.py"
 _TEXT = ("text_config", "decoder", "generator")
 """Sections of a config.json that may describe the language model of a larger one."""
 _ADAPTER = "adapter_config.json"
-# Values that are names on the hub (org/name) are fetched from there as code.
+# If the value is a hub id (org/name), transformers downloads code from there.
 _KERNELS = re.compile(r"_?(attn|experts)_implementation")
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 
 def require_no_code(directory: Path, label: str) -> None:
-    """Refuse a model that brings code: what it needs to be right, nobody has looked at.
+    """Refuse a model with custom code: nobody has reviewed it, and the model may be wrong without it.
 
     Args:
         directory: Directory of the model.
-        label: What it is called in the error.
+        label: Name of the model in errors.
 
     Raises:
-        DataError: Its settings name code of its own or of the hub, or are damaged.
+        DataError: The model's files refer to custom code, in the directory or on the hub, or are damaged.
     """
     found = [_GENERATION] if (directory / _GENERATION).exists() else []
     for name in _SETTINGS:
@@ -48,13 +48,13 @@ def require_no_code(directory: Path, label: str) -> None:
             found += [f"{place} in {name}" for place in _code(settings_of(directory / name, label))]
     if found:
         raise DataError(
-            f"{label}: it brings code of its own ({found[0]}), which is never run: use a model that transformers knows by itself, "
-            "or a copy without that code if the model is right without"
+            f"{label}: it comes with custom code ({found[0]}), which is never run: use a model that transformers supports, "
+            "or a copy without that code if the model is correct without it"
         )
 
 
 def require_no_adapter(directory: Path, label: str) -> None:
-    """Refuse a model with an adapter beside it, which the library would merge into the model without saying so.
+    """Refuse a model with an adapter beside it, which transformers would load silently.
 
     Raises:
         DataError: There is one.
@@ -67,10 +67,10 @@ def require_no_adapter(directory: Path, label: str) -> None:
 
 
 def require_unquantized(directory: Path, label: str) -> None:
-    """Refuse a model with quantized weights: they can neither be trained nor saved as the numbers that stages pass on.
+    """Refuse a model with quantized weights: they can neither be trained nor saved in the format that stages exchange.
 
     Raises:
-        DataError: They are quantized, or config.json is damaged.
+        DataError: The weights are quantized, or config.json is damaged.
     """
     tree = settings_of(directory / CONFIG, label)
     for settings in (tree, *(tree[name] for name in _TEXT if isinstance(tree.get(name), dict))):
@@ -79,7 +79,7 @@ def require_unquantized(directory: Path, label: str) -> None:
             method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
             raise DataError(
                 f"{label}: its weights are quantized (quantization_config in config.json, quant_method={method!r}), so they cannot be "
-                "trained; use the model that it was made from, or dequantize it and save it with save_pretrained"
+                "trained; use the model that it was quantized from, or dequantize it and save it with save_pretrained"
             )
 
 
@@ -100,10 +100,10 @@ def require_files(directory: Path, label: str) -> None:
 
 
 def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a directory by name, which the files' headers hold: no weights are read.
+    """Return the shapes of the tensors in a directory by name, from the files' headers; empty if there are no safetensors files.
 
     Raises:
-        DataError: A file is damaged, or one that the index of shards names is missing. A directory without any is empty.
+        DataError: A file is damaged, or the shard index lists a file that is missing.
     """
     paths = sorted(directory.glob("*.safetensors"))
     if paths:
@@ -114,15 +114,15 @@ def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
             explained(f"{label}: {path.name} cannot be used", COPY_AGAIN, directory),
             safe_open(path, framework="np") as file,
         ):
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
     return shapes
 
 
 def shards(index: Any, label: str) -> Mapping[str, str]:
-    """Return the file of each tensor as an index of shards has it.
+    """Return the file of each tensor from a parsed shard index.
 
     Raises:
-        DataError: It is no such index, or names a file that is no safetensors file beside it.
+        DataError: The index is damaged, or names something other than a safetensors file in the same directory.
     """
     held = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(held, dict) or not held:
@@ -130,7 +130,7 @@ def shards(index: Any, label: str) -> Mapping[str, str]:
     wrong = next((file for file in held.values() if not isinstance(file, str) or not _SHARD.fullmatch(file)), None)
     if wrong is not None:
         raise DataError(
-            f"{label}: it names {str(wrong)[:80]!r}, which is no safetensors file beside it; save the model with save_pretrained"
+            f"{label}: it names {str(wrong)[:80]!r}, which is not a safetensors file beside it; save the model with save_pretrained"
         )
     return held
 
@@ -148,13 +148,13 @@ def settings_of(path: Path, label: str) -> dict[str, Any]:
     with explained(f"{label}: {path.name} cannot be used", COPY_AGAIN, path.parent):
         tree = json.loads(path.read_bytes().decode("utf-8"))
         if not isinstance(tree, dict):
-            raise TypeError(f"it holds a {type(tree).__name__}, no object")
+            raise TypeError(f"it holds a {type(tree).__name__}, not an object")
     settings: dict[str, Any] = tree
     return settings
 
 
 def _code(tree: Any) -> Iterator[str]:
-    """Yield the settings, however deep, that name code."""
+    """Yield the settings, at any depth, that refer to custom code."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             if name == "auto_map" and value:

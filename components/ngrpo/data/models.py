@@ -1,4 +1,4 @@
-"""Base models as local directories that `from_pretrained` reads."""
+"""Provide base models as local directories for `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from ngrpo.data.model_files import tensor_shapes
 from ngrpo.data.token_rows import require_rows
 from ngrpo.data.vllm_service import Service
 
-# Rows kept free for later use in vocabularies that do not list them as added tokens.
+# Names of reserved rows, in vocabularies that do not list them as added tokens.
 _PLACEHOLDER = re.compile(r"<\|.*\|>|\[unused\d+\]|<unused_?\d+>|<extra_id_\d+>|<\|?reserved.*>|\[PAD\d*\]")
 
 
 AS_IT_IS = ChatFormat()
-"""Nothing is set for the model's chats."""
+"""No chat settings: the model's own template and tokens are used."""
 
 
 def materialize(source: BaseModelSource, directory: Path, chat: ChatFormat | None = AS_IT_IS) -> Path:
     """Return a directory with weights, configuration, tokenizer and chat template of a base model.
 
-    The same source gives the same bytes.
+    The same source always gives the same bytes.
 
     Args:
-        source: Where the model comes from.
-        directory: Where to write it; what is there is replaced.
-        chat: What is set for its chats; none where it need not be able to write any.
+        source: Source of the model.
+        directory: Directory for its files; existing files are replaced.
+        chat: The chat settings; None if the model does not need a chat template.
 
     Returns:
-        `directory`; or one beside it, where something is set for chats; or the place where the model already is, the hub's cache. Do
-        not write there.
+        `directory`, or, if chat settings are given, a directory beside it. Its files can be links into the hub's cache or to the user's
+        model: do not write to them.
 
     Raises:
-        DataError: The model cannot be reached, brings code or pickles, or lacks weights, tokenizer or a chat template that can be
-            used, or they do not fit together.
+        DataError: The model cannot be reached, has custom code or pickles, lacks weights, tokenizer or a usable chat template, or its
+            parts do not fit together.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     path = _provide(source, directory, chat, weights=True)
@@ -70,27 +70,27 @@ def materialize_tokenizer(
     """Return the tokenizer of a base model, without its weights.
 
     Args:
-        source: Where the model comes from.
-        directory: Where to write the tokenizer; what is there is replaced.
-        day: The day that its chat template is told (`model.template_date`).
-        chat: What is set for its chats.
+        source: Source of the model.
+        directory: Directory for the tokenizer's files; existing files are replaced.
+        day: Date that the chat template sees as today (`model.template_date`).
+        chat: The chat settings.
 
     Raises:
-        DataError: The model cannot be reached, brings code, or has no tokenizer or no chat template that can be used.
+        DataError: The model cannot be reached, has custom code, or lacks a tokenizer or a usable chat template.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     return read_tokenizer(_provide(source, directory, chat, weights=False), _label(source), day)
 
 
 def bare_tokenizer(source: BaseModelSource, directory: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a base model, without its weights; it need not be able to write chats.
+    """Return the tokenizer of a base model, without its weights; it does not need a chat template.
 
     Args:
-        source: Where the model comes from.
-        directory: Where to write the tokenizer; what is there is replaced.
+        source: Source of the model.
+        directory: Directory for the tokenizer's files; existing files are replaced.
 
     Raises:
-        DataError: The model cannot be reached, brings code, or has no tokenizer.
+        DataError: The model cannot be reached, has custom code, or has no tokenizer.
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     return read_bare_tokenizer(_provide(source, directory, None, weights=False), _label(source))
@@ -103,17 +103,17 @@ def examine(
     chat: ChatFormat = AS_IT_IS,
     services: Sequence[Service] = (),
 ) -> tuple[PreTrainedTokenizerBase, ModelFacts]:
-    """Return the tokenizer of a base model, and what is known of the model without its weights.
+    """Return the tokenizer of a base model, and facts about the model that do not need its weights.
 
     Args:
-        source: Where the model comes from.
-        directory: Where to write what is fetched; what is there is replaced.
-        day: The day that its chat template is told (`model.template_date`).
-        chat: What is set for its chats.
-        services: Where vLLM is to serve it.
+        source: Source of the model.
+        directory: Directory for downloaded files; existing files are replaced.
+        day: Date that the chat template sees as today (`model.template_date`).
+        chat: The chat settings.
+        services: The uses of vLLM in the run.
 
     Raises:
-        DataError: See `materialize_tokenizer`; or a later stage could not use the model (see `examine_model`).
+        DataError: See `materialize_tokenizer`; or a later stage cannot use the model (see `examine_model`).
         StoreError: The object store that holds the copy cannot be reached or refuses the credentials.
     """
     path, label = _provide(source, directory, chat, weights=False), _label(source)
@@ -122,16 +122,16 @@ def examine(
 
 
 def usable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:
-    """Say which rows of an embedding matrix may be mixed: ordinary tokens of text.
+    """Return which rows of an embedding matrix may be mixed: those of ordinary text tokens.
 
-    Special tokens, added tokens (`</think>` is one), placeholders and rows without a token are left out.
+    Special tokens, added tokens (such as `</think>`), placeholders and rows without a token are excluded.
 
     Args:
         tokenizer: Tokenizer of the model.
-        vocabulary: V, rows of the embedding matrix.
+        vocabulary: V, the number of rows of the embedding matrix.
 
     Returns:
-        bool `[V]`.
+        Mask, bool `[V]`.
     """
     added = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
     usable = torch.zeros(vocabulary, dtype=torch.bool)
@@ -165,7 +165,7 @@ def _files(source: BaseModelSource, directory: Path, *, weights: bool) -> Path:
 
 
 def _stored(source: BaseModelSource) -> dict[str, tuple[int, ...]] | None:
-    """Return the shapes of the tensors of a model in a directory of this machine; none of one from elsewhere, or without weights."""
+    """Return tensor shapes by name if the model is in a local directory with weights, otherwise None."""
     if not isinstance(source, CopiedModel) or is_bucket(source.location) or not is_copy(source):
         return None
     return tensor_shapes(local_directory(source.location, source.named), _label(source)) or None

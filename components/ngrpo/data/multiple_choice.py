@@ -1,4 +1,4 @@
-"""Multiple-choice questions: the options under letters, in an order of its own for each question."""
+"""Multiple-choice questions: lettered options, shuffled per question."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 
 def with_options(identifier: str, question: str, right: str, wrong: Sequence[str]) -> tuple[str, str]:
-    """Return a question with its options, and the letter of the right one.
+    """Return a question with its options, and the letter of the correct one.
 
     Args:
-        identifier: Id of the question: the seed of the order, which so is the same in every run and copy of the data set.
-        question: What is asked.
-        right: The right answer.
-        wrong: The others.
+        identifier: Id of the question. It seeds the shuffle, so the order is the same in every run and copy of the data set.
+        question: Text of the question.
+        right: The correct answer.
+        wrong: The other options.
 
     Returns:
-        Two empty texts where a part of the question is missing.
+        The question with its options, and the letter; two empty texts if a part of the question is missing.
     """
     options = [right, *wrong]
     if not question or not all(options):

@@ -1,4 +1,4 @@
-"""Which files a path names that is a file, a directory or a glob, on this machine or in object storage."""
+"""List the files that a path matches: a file, a directory or a glob, on this machine or in object storage."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _GLOB = "*?["
 
 @dataclass(frozen=True)
 class Place:
-    """Where files are.
+    """Location of one or several files.
 
     Attributes:
-        base: Directory or `s3://` prefix, which the names of the files are relative to.
-        file: Name of the one file; none where there may be several.
-        pattern: Glob of several files.
+        base: Directory or `s3://` prefix that file names are relative to.
+        file: Name of a single file; None if there can be several.
+        pattern: Glob that selects several files.
     """
 
     base: str
@@ -34,7 +34,7 @@ class Place:
     pattern: str = "**/*"
 
     def holds(self, name: str) -> bool:
-        """Say whether a file is one of the place, by its relative name. Of several only tables count, and none that is hidden."""
+        """Return whether a file (relative name) belongs to the place. Globs and directories select only tables that are not hidden."""
         if self.file is not None:
             return name == self.file
         parts = name.split("/")
@@ -43,7 +43,7 @@ class Place:
 
 
 def place_of(path: str) -> Place:
-    """Return the place that a path names: an absolute path of this machine, or an `s3://` address."""
+    """Parse a path: an absolute path on this machine, or an `s3://` address."""
     parts = path.rstrip("/").split("/")
     signs = [index for index, part in enumerate(parts) if any(sign in part for sign in _GLOB)]
     if signs and (is_bucket(path) or not os.path.exists(path)):
@@ -53,14 +53,14 @@ def place_of(path: str) -> Place:
 
 
 def own_files(source: FilesSource, sha256: Callable[[Path], str] = file_sha256) -> dict[str, File]:
-    """Return the files that a source's path names by relative name, in order.
+    """Return the files that a source's path matches, by relative name, sorted.
 
     Args:
         source: The source.
         sha256: Returns the sha256 of a file's content.
 
     Raises:
-        DataError: There is no such place, it has no table, has tables of several forms, or a file cannot be read.
+        DataError: The path does not exist, matches no table or tables of different formats, or a file cannot be read.
         StoreError: The object store cannot be reached or refuses the credentials.
     """
     place = place_of(source.path)
@@ -94,26 +94,28 @@ def _names(source: FilesSource, place: Place) -> list[str]:
 
 
 def _require_one_form(named: str, names: Iterable[str]) -> None:
-    """Refuse a place without tables, or with tables of several forms: which of them are the data, nobody can tell."""
+    """Refuse a path that matches no tables, or tables of different formats: it is unclear which of them are the data."""
     forms: dict[str, list[str]] = {}
     for name in names:
         form = form_of(name)
         if form is None:
-            raise DataError(f"{named}: no table by its name; a table ends with {known_forms()}")
+            raise DataError(f"{named}: its name is not a table's; the name of a table ends with {known_forms()}")
         forms.setdefault(form, []).append(name)
     if not forms:
-        raise DataError(f"{named}: no table there; a table ends with {known_forms()}, and hidden files do not count")
+        raise DataError(
+            f"{named}: no table there; the name of a table ends with {known_forms()}, and hidden files do not count"
+        )
     if len(forms) > 1:
         found = ", ".join(f"{form} ({len(held)}, for example {held[0]})" for form, held in sorted(forms.items()))
-        # Beside tables lie JSON files that are none, as of a data set's card.
+        # JSON files beside tables are often metadata, so prefer another format.
         likely = max(sorted(forms), key=lambda form: (len(forms[form]), form != "json"))
         raise DataError(
-            f"{named}: tables of several forms: {found}; name those of one, for example with a glob, *.{likely}"
+            f"{named}: tables of several formats: {found}; select one format with a glob, for example *.{likely}"
         )
 
 
 def known_forms() -> str:
-    """Return the endings of tables, for messages."""
+    """Return the file name extensions of tables, for messages."""
     return ".jsonl, .json, .csv, .tsv (each also with .gz) or .parquet"
 
 

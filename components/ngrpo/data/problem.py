@@ -1,4 +1,4 @@
-"""One problem, whatever source it comes from."""
+"""A problem, from any source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ngrpo.config.grading import Gold
 
 SET, WEIGHT = "training_set", "training_set_weight"
-"""Columns of the training problems where there are several sets: the set of a problem, and the weight of the set."""
+"""Columns of the training problems if there are several training sets: the name and the weight of a problem's set."""
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,11 @@ class Problem:
     r"""A problem with a checkable answer.
 
     Attributes:
-        id: Stable name, unique within its source.
-        problem: What is asked, without any instruction on how to answer.
-        answer: The final answer, as it would stand inside \boxed{}, or the list of those that are accepted.
-        solution: A worked solution that ends in \boxed{answer}; none where the source has none.
-        before: The turns of a chat before the problem, each as role and content.
+        id: Stable id, unique within its source.
+        problem: Text of the problem, without instructions on how to answer.
+        answer: The final answer, as written inside \boxed{}, or a list of accepted answers.
+        solution: Worked solution that ends in \boxed{answer}; None if the source has none.
+        before: Turns of a chat before the problem, as pairs of role and content.
     """
 
     id: str
@@ -30,7 +30,7 @@ class Problem:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What the user says in the whole chat, the problem first."""
+        """The problem, followed by the user's earlier turns."""
         return (self.problem, *(content for role, content in self.before if role == "user"))
 
 

@@ -8,10 +8,11 @@ from ngrpo.data.problem import Problem
 
 
 def load_problems(source: Source) -> list[Problem]:
-    """Return the problems of a source, in an order that depends on nothing but the source.
+    """Return the problems of a source, in an order that depends only on the source.
 
     Raises:
-        DataError: The source cannot be read, is empty, or is not what its settings say.
+        DataError: The source cannot be read, is empty, or does not match its settings.
+        StoreError: The object store that holds the source cannot be reached or refuses the credentials.
     """
     if isinstance(source, ArithmeticSource):
         return arithmetic.load(source)
@@ -25,7 +26,7 @@ def load_problems(source: Source) -> list[Problem]:
 
 
 def first_problems(source: Source, count: int) -> list[Problem]:
-    """Return the first problems of a source, without making or reading many more; see `load_problems`."""
+    """Return the first `count` problems of a source, generating or reading few more; see `load_problems`."""
     if isinstance(source, HubSource):
         return hub.first(source, count)
     if isinstance(source, FilesSource):

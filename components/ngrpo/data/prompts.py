@@ -1,4 +1,4 @@
-"""The conversation that asks a problem."""
+"""Build the prompt of a problem."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ngrpo.data.problem import Problem
 
 
 def prompt_of(problem: Problem, data: DataConfig, suffix: str | None = None) -> Turns:
-    """Return the turns before a problem, with the system message if they have none of their own, and the problem with its instruction.
+    """Return the prompt of a problem: earlier turns, the default system message if they have none, and the problem with its instruction.
 
     Args:
         problem: The problem.
-        data: Settings of all problems.
-        suffix: Takes the place of `data.prompt_suffix`.
+        data: Settings with `system_prompt` and `prompt_suffix`.
+        suffix: Instruction to use instead of `data.prompt_suffix`.
     """
     before = [{"role": role, "content": content} for role, content in problem.before]
     if data.system_prompt and not (before and before[0]["role"] == "system"):

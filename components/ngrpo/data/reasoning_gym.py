@@ -10,17 +10,17 @@ from ngrpo.data.problem import Problem, box
 from ngrpo.errors import DataError
 
 _STREAM = 2**20
-"""Distance between the streams of two seeds. A generator seeds its i-th problem with seed + i, so that sources with adjacent
-seeds would share problems."""
+"""Distance between the seeds of two sources. A generator seeds its i-th problem with seed + i, so sources with adjacent seeds would share
+problems."""
 _WORKED_SOLUTION = "answer_cot"
-"""Where a generator that shows its work (`gsm_symbolic` does) leaves it in a problem's metadata."""
+"""Metadata field with the worked solution, in generators that provide one, such as `gsm_symbolic`."""
 
 
 def load(source: ReasoningGymSource) -> list[Problem]:
-    """Return `source.size` problems of a generator, with worked solutions where it gives them.
+    """Return `source.size` problems of a generator, with worked solutions if the generator provides them.
 
     Raises:
-        DataError: The library is not installed, or does not know the generator, an option or its value.
+        DataError: The library is not installed, or rejects the generator, an option or its value.
     """
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
@@ -47,7 +47,7 @@ def _problem(source: ReasoningGymSource, index: int, entry: dict[str, Any]) -> P
     answer = str(entry["answer"])
     work = entry["metadata"].get(_WORKED_SOLUTION)
     if work is not None:
-        # The last line repeats the answer behind "####"; here it stands in a box.
+        # The last line repeats the answer after "####"; write it in \boxed{} instead.
         reasoning = work.rstrip().rpartition("####")[0] or work
         work = f"{reasoning.rstrip()}\n{box(answer)}"
     return Problem(f"{source.generator}-{source.seed}-{index}", entry["question"], answer, work)

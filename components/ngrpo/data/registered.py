@@ -1,4 +1,4 @@
-"""Models of the registry, from the object storage where MLflow keeps their files."""
+"""Fetch models of the MLflow registry from object storage."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ngrpo.storage.state import DamagedStateError
 
 
 def fetch(source: RegisteredModel, directory: Path, *, weights: bool) -> None:
-    """Copy the files of a version into a directory, and make sure that they are those that were registered.
+    """Download the files of a registered version and verify their digests.
 
-    The pinned digest is that of the files in the manifest beside the model, so that a few of them are proved without reading all.
+    The pinned digest covers the file list of the manifest beside the model, so a subset of the files can be verified without the rest.
 
     Args:
         source: The version.
-        directory: Empty directory to fill.
-        weights: Fetch the weights too.
+        directory: Empty directory to download to.
+        weights: Fetch the weights as well as configuration and tokenizer.
 
     Raises:
-        DataError: The files are gone, or are others than were registered.
+        DataError: The files are missing, or differ from those that were registered.
         StoreError: The object store cannot be reached or refuses the credentials.
     """
     download(source.id, directory, lambda key: weights or not key.endswith(".safetensors"))
@@ -39,7 +39,7 @@ def fetch(source: RegisteredModel, directory: Path, *, weights: bool) -> None:
 
 
 def _registered(source: RegisteredModel) -> dict[str, str]:
-    """Return the sha256 of the model's files as the manifest of the version has them; none where it is gone or damaged."""
+    """Return the sha256 of each model file from the version's manifest; empty if the manifest is missing or damaged."""
     place, _, folder = source.id.rstrip("/").rpartition("/")
     data = ObjectStore(place).get_bytes(MANIFEST)
     try:

@@ -1,4 +1,4 @@
-"""Dropping problems by reason, and comparing their texts."""
+"""Drop problems and count them by reason; normalize texts for comparison."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ class Screen:
         self.dropped: dict[str, int] = {}
 
     def drop(self, reason: str, items: Sequence[T], drops: Sequence[bool]) -> list[T]:
-        """Return the items that are not to be dropped.
+        """Return the items to keep, and count the others under a reason.
+
+        Args:
+            reason: Reason for dropping.
+            items: The items.
+            drops: Whether to drop each item.
 
         Raises:
-            DataError: None is left.
+            DataError: No item is left.
         """
         kept = [item for item, dropped in zip(items, drops, strict=True) if not dropped]
         if len(kept) < len(items):
@@ -37,5 +42,5 @@ class Screen:
 
 
 def fingerprint(text: str) -> str:
-    """Return a text without what the same problem may differ by: case, white space, dollar signs, forms of a character."""
+    """Normalize a text so that copies of a problem compare equal: no case, white space or dollar signs, Unicode in NFKC form."""
     return re.sub(r"[\s$]+", "", unicodedata.normalize("NFKC", text).casefold())

@@ -1,7 +1,7 @@
-"""Rows of a file: JSONL, JSON, CSV, TSV and Parquet, the first four also compressed with gzip.
+"""Read the rows of JSONL, JSON, CSV, TSV and Parquet files; all but Parquet can be compressed with gzip.
 
-Values are as the file has them: cells of CSV are texts, for `007` is no number; a value of JSON has the type that JSON gives it. A library
-that guesses one type for a column would change both.
+Values keep the type of the file: CSV cells stay text (`007` must not become 7), and JSON values keep their JSON type. Libraries that infer
+a type for each column would change both.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ngrpo.errors import DataError
 
 _FORMS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "tsv": "tsv", "parquet": "parquet"}
 _FOREIGN = {
-    b"PK\x03\x04": "a ZIP archive, as Excel's workbooks are; save the table as CSV, or unpack it",
-    b"PAR1": "Parquet; let its name end with .parquet",
-    b"\x1f\x8b": "compressed with gzip; let its name end with .gz",
+    b"PK\x03\x04": "a ZIP archive, such as an Excel workbook; save the table as CSV, or unpack it",
+    b"PAR1": "Parquet; rename it to end with .parquet",
+    b"\x1f\x8b": "compressed with gzip; rename it to end with .gz",
     b"\xff\xfe": "UTF-16; save it as UTF-8",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
 }
-"""What a file is that begins so, and is no text."""
+"""Magic numbers of files that are not UTF-8 text, with the cure."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _NAME = re.compile(r"(?i).+\.(?:(parquet)|(jsonl|ndjson|json|csv|tsv)(?:\.gz)?)")
 
@@ -39,20 +39,20 @@ Row = dict[str, Any]
 
 
 def form_of(name: str) -> str | None:
-    """Return the form of a table by the end of its name; none if it is no table's."""
+    """Return the format of a table from its file name, or None if the name is not a table's."""
     match = _NAME.fullmatch(name)
     return _FORMS[(match[1] or match[2]).lower()] if match else None
 
 
 def read_table(path: Path, name: str) -> list[Row]:
-    """Return the rows of a table; its name ends as `form_of` knows.
+    """Return the rows of a table.
 
     Args:
         path: The file.
-        name: What it is called in messages.
+        name: Name of the file, used for its format (see `form_of`) and in messages.
 
     Raises:
-        DataError: It cannot be read or is damaged. The message says where, as far as that is known.
+        DataError: The file cannot be read or is damaged. The message gives the position, if known.
     """
     form = form_of(name)
     with explained(f"{name} cannot be read", "check its rights, or copy it again"):
@@ -73,9 +73,9 @@ def read_table(path: Path, name: str) -> list[Row]:
 
 
 def count_rows(path: Path) -> int | None:
-    """Return the rows of a table; none for a file that is none, or is damaged.
+    """Return the number of rows of a table, or None if the file is not a table or is damaged.
 
-    Not every JSON file of a directory is a table: one counts if it is a list, or has an object in each of several lines.
+    A JSON file counts as a table only if it is a list, or has one object per line on several lines.
     """
     form = form_of(path.name)
     try:
@@ -91,7 +91,7 @@ def count_rows(path: Path) -> int | None:
             if starts[:1] != [b"["]:
                 return None
         return None if form is None else len(read_table(path, path.name))
-    # Errors of form: pyarrow's are ValueErrors.
+    # Errors of format; pyarrow's are ValueErrors.
     except (DataError, ValueError, EOFError, gzip.BadGzipFile, zlib.error):
         return None
 
@@ -113,13 +113,13 @@ def _text(path: Path, name: str) -> str:
 def _parquet(path: Path, name: str) -> list[Row]:
     import pyarrow.parquet as pq
 
-    # A file by itself: a path would be taken for a partition of a data set, whose directories are columns.
+    # Pass a file object: pyarrow would treat a path as part of a partitioned data set, with directories as columns.
     with path.open("rb") as file:
         table = pq.ParquetFile(file).read()
     _require_distinct(table.column_names, name)
     cells = []
     for column in table.column_names:
-        # Python knows neither every date nor every time zone that Parquet does.
+        # Parquet supports dates and time zones that Python does not.
         with explained(f"{name}: column {column!r} cannot be read", "leave it out, or store text"):
             cells.append(table[column].to_pylist())
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*cells, strict=True)]
@@ -132,25 +132,25 @@ def _csv(text: str, name: str, delimiter: str) -> list[Row]:
     columns: list[str] | None = None
     try:
         for cells in reader:
-            if not cells:  # a line without anything
+            if not cells:  # an empty line
                 continue
             if columns is None:
                 columns = _header(cells, name, delimiter)
             elif len(cells) != len(columns):
                 raise DataError(
                     f"{name}, row {len(rows) + 1} (line {reader.line_num}): {len(cells)} cells but the header has {len(columns)}; a cell "
-                    'with a comma or a quote stands in "double quotes", with a quote written twice'
+                    'with a comma or a quote must be in "double quotes", with each quote written twice'
                 )
             else:
-                # A column without a name, of row numbers for example, is none that a setting could name.
+                # Drop columns without a name, such as row numbers: no setting can refer to them.
                 rows.append({column: cell for column, cell in zip(columns, cells, strict=True) if column})
     except csv.Error as error:
-        raise DataError(f"{name}, line {reader.line_num}: no CSV ({error}); correct the quotes") from error
+        raise DataError(f"{name}, line {reader.line_num}: not valid CSV ({error}); correct the quotes") from error
     return rows
 
 
 def _header(cells: Sequence[str], name: str, delimiter: str) -> list[str]:
-    """Return the names of the columns, without what nobody sees around them; empty where there is none."""
+    """Return the names of the columns without invisible characters around them; an empty text for a column without a name."""
     columns = [cell.strip("\u200b\ufeff").strip() for cell in cells]
     named = [column for column in columns if column]
     if not named:
@@ -167,7 +167,7 @@ def _header(cells: Sequence[str], name: str, delimiter: str) -> list[str]:
 
 
 def _is_one_a_line(text: str) -> bool:
-    """Say whether a text that begins with an object has more of them after it."""
+    """Return whether more text follows the JSON object at the beginning of a text."""
     try:
         _, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
@@ -176,18 +176,18 @@ def _is_one_a_line(text: str) -> bool:
 
 
 def _rows_of(tree: Row, name: str) -> list[Any]:
-    """Return the rows of a file that is one object: those under its only key that has rows, or the object if it is a row itself."""
+    """Return the rows of a file that is one object: the rows under its only key with rows, otherwise the object itself as one row."""
     keys = [key for key, value in tree.items() if _are_rows(value)]
     if len(keys) == 1:
         return list(tree[keys[0]])
     if keys:
         raise DataError(
-            f"{name}: it has rows under several keys, {', '.join(map(repr, keys))}; store those of one by themselves, as a list of objects"
+            f"{name}: it has rows under several keys, {', '.join(map(repr, keys))}; store the rows of one key alone, as a list of objects"
         )
     sizes = {len(value) if isinstance(value, dict | list) and not is_chat(value) else 0 for value in tree.values()}
     if len(tree) > 1 and len(sizes) == 1 and sizes != {0}:
         raise DataError(
-            f"{name}: its columns stand one after the other ({', '.join(map(repr, tree))}); store rows, a list of objects "
+            f"{name}: it is stored by column ({', '.join(map(repr, tree))}); store rows, a list of objects "
             '(pandas: to_json(orient="records"))'
         )
     return [tree]
@@ -209,7 +209,7 @@ def _json(rows: list[Any], name: str) -> list[Row]:
 
 
 def _lines(text: str, name: str) -> Iterator[tuple[int, Row]]:
-    # Not splitlines: a text may hold other ends of a line than this one.
+    # Not splitlines, which also splits at other line separators, inside texts.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = _parsed(line, name, f", line {number}")
@@ -223,9 +223,9 @@ def _parsed(text: str, name: str, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
         if "int_max_str_digits" in str(error):
-            raise DataError(f"{name}{where}: a number of thousands of digits; write it as text") from error
+            raise DataError(f"{name}{where}: a number with thousands of digits; write it as text") from error
         raise DataError(
-            f"{name}{where}: no JSON ({what}); a file has one object a line, or is one list of objects (.json)"
+            f"{name}{where}: not valid JSON ({what}); a file has one object per line, or is one list of objects (.json)"
         ) from error
 
 
@@ -233,7 +233,7 @@ def _require_object(row: Any, place: str) -> None:
     if not isinstance(row, dict):
         several = ", or the file is one list of them and its name ends with .json" if isinstance(row, list) else ""
         raise DataError(
-            f'{place}: a {type(row).__name__}, no object; every row is an object, {{"problem": …, "answer": …}}{several}'
+            f'{place}: a {type(row).__name__}, not an object; every row is an object, {{"problem": …, "answer": …}}{several}'
         )
 
 
@@ -248,4 +248,4 @@ def _once(pairs: list[tuple[str, Any]]) -> Row:
 def _require_distinct(columns: Sequence[str], name: str) -> None:
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if twice is not None:
-        raise DataError(f"{name}: the column {twice!r} is there twice; rename one")
+        raise DataError(f"{name}: the column {twice!r} occurs twice; rename one")

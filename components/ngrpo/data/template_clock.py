@@ -1,4 +1,4 @@
-"""What chat templates are told when they ask for the date (`strftime_now`): the day that the settings name, never the clock."""
+"""The date that chat templates get from `strftime_now`: a configured day, never the clock."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from transformers import PreTrainedTokenizerBase
 
 
 class TemplateClock:
-    """Stands still at the beginning of a day; a template calls it as `strftime_now`."""
+    """Replacement for `strftime_now` that always returns the beginning of the same day."""
 
     def __init__(self, day: date) -> None:
         self._now = datetime.combine(day, time())
 
     def __call__(self, form: str) -> str:
-        """Return the day in a form of `strftime`."""
+        """Format the day with `strftime`."""
         return self._now.strftime(form)
 
 
 def stop_clock(tokenizer: PreTrainedTokenizerBase, day: date) -> None:
-    """Make a tokenizer render chats with a fixed date, in our calls and in TRL's; the tokenizer that is saved is unchanged.
+    """Make a tokenizer render chats with a fixed date, in our calls and in TRL's. Saving the tokenizer is not affected.
 
-    `apply_chat_template` hands keyword arguments that it does not know to the template, where they win over what transformers provides.
+    `apply_chat_template` passes unknown keyword arguments to the template, where they override the functions of transformers.
     """
     write = partial(tokenizer.apply_chat_template, strftime_now=TemplateClock(day))
     tokenizer.apply_chat_template = write

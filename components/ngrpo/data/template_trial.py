@@ -1,7 +1,7 @@
-"""Render a chat template once, in a process of its own with little time, little memory and no secrets (see `ngrpo.data.chat`).
+"""Render a chat template once, in a subprocess with limited time and memory and without secrets (see `ngrpo.data.chat`).
 
-A template comes with a model from elsewhere, and Jinja's sandbox bounds neither time nor memory. Only Jinja is imported, so that a trial
-takes a tenth of a second; the environment is that of `transformers.utils.chat_template_utils`, which renders templates later.
+Templates come with models and are untrusted, and Jinja's sandbox limits neither time nor memory. Only Jinja is imported, so a trial takes
+a tenth of a second. The environment matches that of `transformers.utils.chat_template_utils`, which renders templates later.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CPU_SECONDS = 2
-"""Time that a template may take; an honest one takes milliseconds."""
+"""CPU time limit of a trial; ordinary templates take milliseconds."""
 LONGEST = 200_000
-"""Characters that a template may make of the few thousand that it is tried on."""
+"""Limit on the output of a template, in characters; the input has a few thousand."""
 _MEMORY = 1 << 30
 
 
 class _Generation(Extension):
-    """The blocks `generation`, which mark what an assistant says: here they are only rendered."""
+    """Renders `generation` blocks, which mark the assistant's text, as plain blocks."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]  # jinja declares a set that may change
 
@@ -64,9 +64,9 @@ def _limit(what: int, most: int) -> None:
 
 
 def _main() -> None:
-    """Read `{"template", "conversations": [variables], "day"}` and write the list of what became of each: `{"text"}` or `{"error"}`."""
+    """Read `{"template", "conversations": [variables], "day"}` from stdin; write a list with `{"text"}` or `{"error"}` for each."""
     _limit(resource.RLIMIT_CPU, CPU_SECONDS)
-    if sys.platform == "linux":  # elsewhere the kernel refuses or ignores it
+    if sys.platform == "linux":  # other kernels refuse or ignore it
         _limit(resource.RLIMIT_AS, _MEMORY)
     task = json.load(sys.stdin)
     now = datetime.fromisoformat(task["day"])
@@ -74,7 +74,7 @@ def _main() -> None:
     for variables in task["conversations"]:
         try:
             results.append({"text": _render(task["template"], variables, now)})
-        except Exception as error:  # a template can raise whatever Python can
+        except Exception as error:  # a template can raise any exception
             results.append({"error": f"{type(error).__name__}: {error}"[:200]})
     json.dump(results, sys.stdout)
 

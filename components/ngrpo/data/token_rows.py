@@ -1,4 +1,4 @@
-"""Whether a model has an embedding for every token that its tokenizer writes."""
+"""Check that a model has an embedding for every token of its tokenizer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ngrpo.errors import DataError
 def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, label: str) -> None:
     """Refuse a tokenizer with tokens that the model has no embedding for.
 
-    Added tokens that no chat needs may lie beyond the matrix: Gemma 3 without images has one, for images.
+    Added tokens that chats do not use may lie beyond the matrix, such as the image token of the text-only Gemma 3.
 
     Args:
         tokenizer: The tokenizer.
         rows: Rows of the model's embedding matrix.
-        label: What the model is called in the error.
+        label: Name of the model in errors.
 
     Raises:
-        DataError: An ordinary token lies beyond the matrix, or one that chats begin, end, are filled or written with.
+        DataError: An ordinary token lies beyond the matrix, or a BOS, EOS, padding or chat template token.
     """
     added = set(tokenizer.get_added_vocab().values())
     needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -30,6 +30,6 @@ def require_rows(tokenizer: PreTrainedTokenizerBase, rows: int, label: str) -> N
     if missing:
         token, index = max(missing.items(), key=lambda item: item[1])
         raise DataError(
-            f"{label}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix {rows} rows; use the tokenizer the model was "
+            f"{label}: its tokenizer has {len(tokenizer)} tokens but its embedding matrix has {rows} rows; use the tokenizer the model was "
             f"trained with, or resize the model's embeddings (token {index} is {token!r})"
         )

@@ -64,15 +64,15 @@ _IMAGES = """
     UnlimitedOCRForCausalLM VoxtralForConditionalGeneration VoxtralRealtimeGeneration WhisperForConditionalGeneration
 """
 TEXT = frozenset(_TEXT.split())
-"""Models of text (`_TEXT_GENERATION_MODELS`)."""
+"""Text models (`_TEXT_GENERATION_MODELS`)."""
 IMAGES = frozenset(_IMAGES.split())
-"""Models of images, sound and text (`_MULTIMODAL_MODELS`)."""
+"""Multimodal models (`_MULTIMODAL_MODELS`)."""
 HEADS_ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Head sizes that the attention of its CPU build supports (`CPUAttentionBackend.get_supported_head_sizes`)."""
+"""Head sizes that the attention of vLLM's CPU build supports (`CPUAttentionBackend.get_supported_head_sizes`)."""
 
 
 def head_size_problem(size: int) -> str | None:
-    """Say why the CPU build of vLLM cannot serve a model with attention heads of this size; none if it can."""
+    """Return why vLLM's CPU build cannot serve a model with this head size, or None if it can."""
     if size in HEADS_ON_CPU:
         return None
-    return f"the CPU build of vLLM has no attention with heads of {size} numbers, only of {', '.join(map(str, HEADS_ON_CPU))}"
+    return f"the CPU build of vLLM has no attention with head size {size}, only {', '.join(map(str, HEADS_ON_CPU))}"

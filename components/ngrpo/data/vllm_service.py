@@ -1,7 +1,7 @@
-"""What vLLM 0.32 would refuse of a model when it starts, or compute otherwise, known from the model's configuration.
+"""Detect, from a model's configuration, what vLLM 0.32 would refuse at start-up or compute differently from transformers.
 
-vLLM is not imported for it, which would take many seconds, and need not be installed: on a cluster the first stage has an image without
-it. What is said here of its classes is read in its sources or was tried (`docs/models.md`).
+vLLM is not imported: that would take many seconds, and on a cluster the image of the first stage does not contain it. The facts about its
+classes come from its source code or from experiments (`docs/models.md`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ngrpo.data.vllm_classes import IMAGES, TEXT, head_size_problem
 from ngrpo.errors import DataError
 
 _ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
-"""Kinds of layers that vLLM's Transformers backend can serve: those that attend in the way that transformers has for all models."""
+"""Layer types that vLLM's Transformers backend can serve: those that use the common attention interface of transformers."""
 _POSITIONS = (
     "max_position_embeddings",
     "n_positions",
@@ -33,11 +33,11 @@ _POSITIONS = (
     "max_seq_length",
     "seq_len",
 )
-"""Settings that vLLM takes for the longest sequence; the smallest counts."""
+"""Settings that vLLM reads as the context length; it uses the smallest."""
 _WITHIN = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
-"""Kinds of rotary positions whose factor vLLM takes to be in them already."""
+"""Rope types for which vLLM assumes that the context length already includes the scaling factor."""
 _GROUPS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
-"""Settings that vLLM takes for the number of key-value heads; the first that is there counts."""
+"""Settings that vLLM reads as the number of key-value heads; it uses the first that exists."""
 _TIED = {
     "CohereForCausalLM",
     "Cohere2ForCausalLM",
@@ -46,20 +46,20 @@ _TIED = {
     "Gemma3nForCausalLM",
     "Lfm2MoeForCausalLM",
 }
-"""vLLM's classes of these take the input embedding for the output head, whatever `tie_word_embeddings` says."""
+"""Classes for which vLLM uses the input embedding as output head, regardless of `tie_word_embeddings`."""
 _NEEDED: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v3": {"topk_method": "noaux_tc"},
     "lfm2": {"block_dim": None, "conv_dim": None},
 }
-"""Settings that vLLM's classes need and those of transformers do not, with the value that must be there, if it must be a certain one."""
+"""Settings that vLLM's classes require and those of transformers do not, with the required value, or None if any value will do."""
 _OTHERWISE = {"bloom": "with another GELU"}
-"""What vLLM computes otherwise than transformers, so that the trainer's log-probabilities would not be those of the rollouts."""
+"""What vLLM computes differently from transformers, so that log-probabilities in training would not match those of the rollouts."""
 _OTHERWISE_ON_CPU = {"gpt_oss": "experts", "lfm2": "short convolutions", "lfm2_moe": "short convolutions"}
-"""What its CPU build computes otherwise: log-probabilities were off by 0.4 and more."""
+"""What vLLM's CPU build computes differently: log-probabilities were off by 0.4 and more."""
 _SCANNING = {"falcon_mamba", "jamba", "mamba"}
-"""Models that need a selective scan, which its CPU build lacks."""
+"""Model types that need a selective scan, which vLLM's CPU build lacks."""
 _IMAGE_CLASSES = {"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"}
-"""Models of text whose classes are in one module with those of images and text."""
+"""Text models whose classes share a module with multimodal ones, and so need its imports."""
 
 
 class _Engine(Protocol):
@@ -70,7 +70,7 @@ class _Engine(Protocol):
 
 
 class _Config(Protocol):
-    """The settings of a run, or those of them that `prepare_data` gets."""
+    """The settings of a run, or the subset that `prepare_data` receives."""
 
     @property
     def rollout(self) -> _Engine: ...
@@ -82,34 +82,34 @@ class _Config(Protocol):
 
 @dataclass(frozen=True)
 class Service:
-    """How vLLM is to serve the model in one section of a run."""
+    """How one section of a run uses vLLM to serve the model."""
 
     section: str
     """`rollout` or `evaluation`."""
     stage: str
-    """The stage that starts it."""
+    """The stage that starts vLLM."""
     vllm: VLLMConfig
     dtype: str
     on_cpu: bool
     processes: int
-    """Training processes, each of which starts it."""
+    """Number of training processes, each of which starts vLLM."""
     processes_on_cluster: int
-    """The same if the run were one on a cluster."""
+    """The same number for a run on a cluster."""
     as_it_is: bool
-    """Whether it gets the files of the base model as they are."""
+    """Whether vLLM reads the unmodified files of the base model."""
 
     @property
     def engine(self) -> str:
-        """The setting that asks for it, for messages."""
+        """The setting that selects vLLM, for messages."""
         return f"{self.section}.engine='vllm'"
 
 
 def services(config: _Config, *, cluster: bool) -> list[Service]:
-    """Return where vLLM is to serve the model of a run; nothing where no section asks for it.
+    """Return the uses of vLLM in a run; empty if no section selects it.
 
     Args:
         config: Settings of the run.
-        cluster: Whether it is one on a cluster, where training has a process for each GPU of each node; on one machine it has one.
+        cluster: Whether the run is on a cluster, where training has one process per GPU and node. On one machine it has one process.
     """
     serving = config.serving
     several = max(serving.training_gpus, 1) * serving.nodes
@@ -133,24 +133,24 @@ def services(config: _Config, *, cluster: bool) -> list[Service]:
 
 
 def require_service(model: PreTrainedModel, service: Service, label: str) -> None:
-    """Refuse a model that vLLM could not serve, or would serve wrongly.
+    """Refuse a model that vLLM cannot serve, or would serve incorrectly.
 
     Args:
-        model: The model, with or without the content of its weights; its configuration as it is in the files.
-        service: How it is to be served.
-        label: What it is called in the error, for example `model 'org/name'`.
+        model: The model, possibly on the meta device, with the unmodified configuration of its files.
+        service: How vLLM is to serve it.
+        label: Name of the model in errors, for example `model 'org/name'`.
 
     Raises:
-        DataError: The first thing that is wrong, with what to do.
+        DataError: The model cannot be served; the message names the first problem and its cure.
     """
     if "hf_overrides" in service.vllm.options or service.vllm.options.get("model_impl", "auto") != "auto":
-        return  # vLLM is told to see another model than the files have
+        return  # the user overrides how vLLM reads the model
     for problem, cure in _problems(model, service):
         raise DataError(f"{service.engine}: {label}: {problem}; {cure}")
 
 
 def cluster_problem(model: PreTrainedModel, service: Service) -> str | None:
-    """Say in one line what would stop the run on a cluster, where it is not one; none if nothing would."""
+    """Return in one line why a local run could not run on a cluster, or None if it could."""
     if service.processes == service.processes_on_cluster:
         return None
     problem = _of_processes(model, service, service.processes_on_cluster)
@@ -158,22 +158,22 @@ def cluster_problem(model: PreTrainedModel, service: Service) -> str | None:
 
 
 def _of_processes(model: PreTrainedModel, service: Service, processes: int) -> tuple[str, str] | None:
-    """Say why several training processes could not start vLLM, each for itself, and what to do; none if they can."""
+    """Return why several training processes cannot each start vLLM, and the cure; None if they can."""
     why = None
     if service.vllm.tensor_parallel_size > 1:
-        why = f"{service.section}.vllm.tensor_parallel_size={service.vllm.tensor_parallel_size} gives vLLM processes of its own"
+        why = f"{service.section}.vllm.tensor_parallel_size={service.vllm.tensor_parallel_size} makes vLLM start worker processes"
     elif _by_transformers(model):
-        why = f"vLLM serves {type(model).__name__} through the class of transformers, in a process of its own"
+        why = f"vLLM serves {type(model).__name__} through the class of transformers, in a separate process"
     if why is None or processes == 1:
         return None
     return (
-        f"{why}, which {processes} training processes cannot have",
+        f"{why}, which is not possible with {processes} training processes",
         f"set {service.section}.engine='transformers', or train with one process (resources.{service.stage}.gpus=1, cluster.nodes=1)",
     )
 
 
 def served_positions(config: PretrainedConfig) -> int | None:
-    """Return the longest sequence that vLLM serves of a model; none where nothing limits it."""
+    """Return the context length that vLLM derives from a configuration; None if there is no limit."""
     text = config.get_text_config(decoder=True)
     named = [value for name in _POSITIONS if isinstance(value := getattr(text, name, None), int) and value > 0]
     if not named:
@@ -193,7 +193,7 @@ def _problems(model: PreTrainedModel, service: Service) -> Iterator[tuple[str, s
     kind, other = config.model_type, f"set {service.section}.engine='transformers'"
     if service.as_it_is and not config.architectures:
         yield (
-            "config.json names no architectures, by which vLLM finds its class",
+            "config.json has no architectures, from which vLLM chooses its class",
             f'add "architectures": ["{name}"] in a copy of the model, or {other}',
         )
     if _by_transformers(model):
@@ -209,12 +209,12 @@ def _problems(model: PreTrainedModel, service: Service) -> Iterator[tuple[str, s
             )
     if name in _TIED and config.tie_word_embeddings is False:
         yield (
-            f"tie_word_embeddings=false: the output head is one of its own, but vLLM's {name} takes the input embedding for it",
+            f"tie_word_embeddings=false: the model has a separate output head, but vLLM's {name} uses the input embedding instead",
             other,
         )
     if kind in _OTHERWISE:
         yield (
-            f"vLLM computes a model of type {kind!r} {_OTHERWISE[kind]}, other than transformers does in training",
+            f"vLLM computes a model of type {kind!r} {_OTHERWISE[kind]}, unlike transformers in training",
             other,
         )
     heads, shards = getattr(text, "num_attention_heads", None), service.vllm.tensor_parallel_size
@@ -232,12 +232,12 @@ def _problems(model: PreTrainedModel, service: Service) -> Iterator[tuple[str, s
 
 
 def _by_transformers(model: PreTrainedModel) -> bool:
-    """Whether vLLM has no class of its own for a model."""
+    """Whether vLLM serves a model through transformers, for lack of a native class."""
     return type(model).__name__ not in TEXT | IMAGES
 
 
 def _not_through_transformers(model: PreTrainedModel) -> Iterator[str]:
-    """Yield why vLLM's Transformers backend could not serve a model that vLLM has no class for."""
+    """Yield why vLLM's Transformers backend cannot serve a model without a native class."""
     cls = type(model)
     lacks = f"vLLM has no class for {cls.__name__}, and cannot serve it through transformers"
     text = model.config.get_text_config(decoder=True)
@@ -246,13 +246,13 @@ def _not_through_transformers(model: PreTrainedModel) -> Iterator[str]:
     if strange:
         yield f"{lacks}: it has layers of the kind {strange[0]!r}"
     elif not (cls.is_backend_compatible() or cls._can_set_attn_implementation()):
-        yield f"{lacks}: the class has an attention of its own"
+        yield f"{lacks}: the class has a custom attention"
     elif text is not model.config:
-        yield f"{lacks}: it is one of images and text"
+        yield f"{lacks}: it is a multimodal model"
 
 
 def _ignored_groups(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
-    """Yield a number of key-value heads that vLLM would go by and the class of transformers does not."""
+    """Yield a problem if vLLM would use a number of key-value heads that the class of transformers ignores."""
     config = model.config
     text = config.get_text_config(decoder=True)
     setting = next((name for name in _GROUPS if isinstance(getattr(text, name, None), int)), None)
@@ -267,9 +267,9 @@ def _ignored_groups(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
         setattr(text, setting, held)
     if alike:
         yield (
-            f"config.json has {setting}={held}, which a model of type {config.model_type!r} has no use for, but vLLM would take it for "
-            f"the number of key-value heads, which is {heads}",
-            f"take {setting} out of config.json in a copy of the model",
+            f"config.json has {setting}={held}, which models of type {config.model_type!r} ignore, but which vLLM would use as "
+            f"the number of key-value heads, {heads}",
+            f"remove {setting} from config.json in a copy of the model",
         )
 
 
@@ -278,11 +278,11 @@ def _shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
 
 
 def _on_cpu(model: PreTrainedModel, dtype: str) -> Iterator[str]:
-    """Yield why the CPU build of vLLM could not serve a model."""
+    """Yield why the CPU build of vLLM cannot serve a model."""
     config, build = model.config, "the CPU build of vLLM"
     text = config.get_text_config(decoder=True)
     if config.model_type in _OTHERWISE_ON_CPU:
-        yield f"{build} computes its {_OTHERWISE_ON_CPU[config.model_type]} otherwise than transformers does in training"
+        yield f"{build} computes its {_OTHERWISE_ON_CPU[config.model_type]} differently from transformers in training"
     if config.model_type in _SCANNING:
         yield f"{build} has no selective scan, which a model of type {config.model_type!r} needs"
     linear = isinstance(getattr(text, "linear_num_value_heads", None), int)

@@ -1,8 +1,8 @@
-"""The words of the tasks that a model with random weights can be made for."""
+"""Vocabularies of the generated tasks that a randomly initialized model can be built for."""
 
 from __future__ import annotations
 
 from ngrpo.data import arithmetic, countdown
 
 VOCABULARIES = {"arithmetic": arithmetic.VOCABULARY, "countdown": countdown.VOCABULARY}
-"""By `kind` of the source, every piece that its problems and solutions are made of."""
+"""Tokens of the problems and solutions of a task, by `kind` of the source."""

@@ -1,4 +1,4 @@
-"""Whether the weights of a model are numbers that can be computed with."""
+"""Check that the weights of a model can be read and are finite."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from safetensors import SafetensorError, safe_open
 
 
 def weights_problem(model: Path) -> str | None:
-    """Say what is wrong with the weights in a model's directory; none if they can be read and all are finite.
+    """Return what is wrong with the weights in a model directory, or None if all can be read and are finite.
 
-    They are mapped into memory and looked at once, tensor by tensor: gigabytes a second.
+    The files are memory-mapped and read once, tensor by tensor, at several gigabytes per second.
     """
     bad, count = [], 0
     for path in sorted(model.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                for name in file.keys():  # noqa: SIM118 - not a mapping
                     count += 1
                     if not _finite(file.get_tensor(name)):
                         bad.append(name)
@@ -32,5 +32,5 @@ def _finite(tensor: torch.Tensor) -> bool:
         return True
     if tensor.element_size() == 1:  # torch cannot compare 8-bit floats
         tensor = tensor.float()
-    # Not `isfinite`, which takes twenty times as long; NaN carries over into both.
+    # `aminmax` is twenty times as fast as `isfinite`; a NaN makes both extremes NaN.
     return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor))

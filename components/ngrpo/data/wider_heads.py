@@ -1,8 +1,8 @@
-"""A model with wider attention heads that computes the same, for an engine that has no attention with heads as narrow as its own.
+"""Convert a model to an equivalent one with wider attention heads, for engines that do not support its head size.
 
-Rotary positions turn pair i of a head of d numbers (its numbers i and i + d/2) by the position times theta^(-2i/d). In a head of f·d
-numbers that is the angle of pair f·i: each pair goes there, and zeros are between. Scores are divided by the root of the width, so that
-queries are multiplied by the root of f.
+Rotary position embeddings rotate pair i of a head of size d (components i and i + d/2) by position · theta^(-2i/d). In a head of size f·d,
+pair f·i has the same angle, so each pair i moves there, with zeros in between. Attention scores are divided by the square root of the head
+size, so queries are multiplied by the square root of f.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _PROJECTION = re.compile(r"\.self_attn\.([qkvo])_proj\.(weight|bias)$")
 
 
 def wider_config(config: PretrainedConfig, factor: int) -> PretrainedConfig | None:
-    """Return the configuration of a model with heads that are wider; none where no such model computes the same.
+    """Return the configuration of the equivalent model with wider heads, or None if there is no equivalent.
 
-    It has to be a Llama, whose class reads the width in `config.json`, with plain rotary positions, in float32: in another type the root
-    of the factor would round the queries.
+    The model must be a Llama (whose class reads `head_dim`), with plain rotary embeddings, in float32: in other dtypes, multiplying by the
+    square root of the factor would round the queries.
 
     Args:
         config: Configuration of the model.
-        factor: How many times as wide.
+        factor: Ratio of the new to the old head size.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     plain = rope.get("rope_type") == "default" and rope.get("partial_rotary_factor", 1.0) == 1.0
@@ -47,12 +47,12 @@ def wider_config(config: PretrainedConfig, factor: int) -> PretrainedConfig | No
 
 
 def widening(config: PretrainedConfig, service: Service, label: str) -> int | None:
-    """Return how many times as wide the heads of a model must be for vLLM to serve it; none where that is no cure.
+    """Return the factor by which to widen a model's heads so that vLLM can serve it, or None if widening does not help.
 
     Args:
-        config: Configuration of a model that vLLM could not serve as it is.
-        service: How it is to be served.
-        label: What it is called.
+        config: Configuration of a model that vLLM cannot serve unchanged.
+        service: How vLLM is to serve it.
+        label: Name of the model in errors.
     """
     for factor in _FACTORS if service.dtype == "float32" else ():
         wider = wider_config(config, factor)
@@ -64,12 +64,12 @@ def widening(config: PretrainedConfig, service: Service, label: str) -> int | No
 
 
 def write_wider(source: Path, target: Path, factor: int) -> None:
-    """Write a model with wider heads, whose configuration `wider_config` gives.
+    """Write the equivalent model with wider heads; `wider_config` must have returned a configuration for it.
 
     Args:
         source: Directory of the model.
-        target: Directory to write to; there is nothing in it.
-        factor: How many times as wide.
+        target: Empty directory to write to.
+        factor: Ratio of the new to the old head size.
     """
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
     settings = json.loads((source / "config.json").read_bytes())
@@ -81,13 +81,13 @@ def write_wider(source: Path, target: Path, factor: int) -> None:
 
 
 def _wider(name: str, tensor: torch.Tensor, width: int, factor: int) -> torch.Tensor:
-    """Return a tensor of the wider model; all but those of the projections stay.
+    """Return a tensor of the wider model; only those of attention projections change.
 
     Args:
-        name: Its name.
-        tensor: A weight, [heads · width, hidden], of `o_proj` [hidden, heads · width]; or a bias, [heads · width].
-        width: Numbers of a head.
-        factor: How many times as wide.
+        name: Name of the tensor.
+        tensor: Weight `[heads · width, hidden]` (`o_proj`: `[hidden, heads · width]`) or bias `[heads · width]`.
+        width: Old head size.
+        factor: Ratio of the new to the old head size.
     """
     found = _PROJECTION.search(name)
     if found is None or (found[1], found[2]) == ("o", "bias"):

@@ -1,4 +1,4 @@
-"""The word-level tokenizer of a generated task, and the chat format of a model that is trained from nothing."""
+"""The word-level tokenizer of a generated task, with the chat template of a model that is trained from scratch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _CHAT_TEMPLATE = (
 
 
 def word_tokenizer(task: Literal["arithmetic", "countdown"] = "arithmetic") -> PreTrainedTokenizerFast:
-    """Build a tokenizer with one token for each piece of a task's problems and solutions.
+    """Build a tokenizer with one token for each word of a task's problems and solutions.
 
-    Decoding gives back the text exactly. `<think>` and `</think>` are added tokens that are not special, so they stay in
-    decoded text. A piece that is not in the vocabulary becomes the unknown token.
+    Decoding restores the text exactly. `<think>` and `</think>` are added tokens that are not special, so they stay in
+    decoded text. Words outside the vocabulary become the unknown token.
     """
     special = [PAD, END, UNKNOWN, USER, ASSISTANT]
     vocabulary = VOCABULARIES[task]

@@ -107,7 +107,7 @@ def _data(draft: Draft) -> Iterator[str]:
     if draft.model.spells(_SUFFIX):
         yield f"prompt_suffix = {_text(_SUFFIX)}  # after every problem"
     else:
-        yield 'prompt_suffix = ""  # an instruction after every problem: the tokenizer cannot spell the usual one'
+        yield 'prompt_suffix = ""  # an instruction after every problem: the tokenizer cannot encode the usual one'
     yield '# system_prompt = "You are a careful mathematician."'
     yield f"max_prompt_tokens = {prompt}  # longer training problems are dropped; {_longest(draft)}"
     if draft.inherited is not None and draft.inherited.data.warm_start is not None:

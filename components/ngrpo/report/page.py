@@ -246,4 +246,4 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(read_bytes(path, _CURE))
     except ValueError as error:
-        raise DamagedStateError(f"{path}: damaged: it is no JSON ({error}); {_CURE}") from error
+        raise DamagedStateError(f"{path}: damaged: it is not JSON ({error}); {_CURE}") from error

@@ -1,1 +1,1 @@
-"""What a stage needs: memory of a GPU and of its pod, scratch, time; computed from the configuration before anything runs."""
+"""Compute the needs of each stage from the configuration, before a run: GPU memory, pod memory, scratch space, time."""

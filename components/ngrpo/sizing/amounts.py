@@ -1,4 +1,4 @@
-"""Amounts of bytes, term by term: each term is called as `docs/sizing.md` calls it, which says how it is computed and from what."""
+"""Amounts of bytes as sums of named terms. `docs/sizing.md` uses the same names and explains how each term is computed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 GIB = 2**30
 MIB = 2**20
 _SMALLEST = 0.05
-"""GiB of a term that is worth a word."""
+"""Smallest term to show, in GiB."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A part of an amount."""
+    """One term of an amount."""
 
     name: str
     bytes: float
@@ -21,37 +21,37 @@ class Term:
 
 @dataclass(frozen=True)
 class Amount:
-    """Bytes that are in use at the same time."""
+    """Bytes that are in use at the same time, as a sum of terms."""
 
     terms: tuple[Term, ...]
 
     @classmethod
     def of(cls, **terms: float) -> Amount:
-        """Return an amount of terms by name, with `_` for a space; terms of no bytes are left out."""
+        """Build an amount from terms in bytes. `_` in a name stands for a space; terms of zero bytes are dropped."""
         return cls(tuple(Term(name.replace("_", " "), size) for name, size in terms.items() if size))
 
     def __add__(self, other: Amount) -> Amount:
-        """Return what takes both."""
+        """Return the sum of both."""
         return Amount(self.terms + other.terms)
 
     @property
     def bytes(self) -> float:
-        """The whole."""
+        """The sum of all terms."""
         return sum(term.bytes for term in self.terms)
 
     @property
     def gib(self) -> int:
-        """The whole in GiB, rounded up."""
+        """The sum in GiB, rounded up."""
         return math.ceil(self.bytes / GIB)
 
     @property
     def text(self) -> str:
-        """Its terms in GiB, the largest first, less those that would read 0.0."""
+        """The terms in GiB, largest first, without those that would print as 0.0."""
         return ", ".join(_said(term) for term in self._ordered if term.bytes >= _SMALLEST * GIB) or "next to nothing"
 
     @property
     def largest_terms(self) -> str:
-        """The three largest of them."""
+        """The three largest terms in GiB."""
         return ", ".join(map(_said, self._ordered[:3]))
 
     @property
@@ -60,7 +60,7 @@ class Amount:
 
 
 def largest(*phases: Amount) -> Amount:
-    """Return the phase that takes most: phases come one after another."""
+    """Return the largest of several phases that follow one another."""
     return max(phases, key=lambda phase: phase.bytes)
 
 

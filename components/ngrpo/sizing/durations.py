@@ -1,4 +1,4 @@
-"""How long a stage takes: an estimate where there is a measurement to go by, else what is to be done, and that the time is not known."""
+"""Estimate how long a stage takes, from measurements or a GPU's data sheet; otherwise report the amount of work."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ngrpo.sizing.model_shape import ModelShape
 from ngrpo.sizing.training import engines, processes, rollouts
 
 COMPUTED = "computed for A100s, not measured, with every response as long as it may be"
-"""What a time of GPUs goes by: `ngrpo.sizing.gpu_time`."""
+"""Basis of the times on GPUs; see `ngrpo.sizing.gpu_time`."""
 
 
 @dataclass(frozen=True)
 class Duration:
-    """An estimate."""
+    """An estimated duration."""
 
     seconds: float | None
-    """None where nothing was measured to go by, and nothing can be computed."""
+    """None if there is neither a measurement nor a way to compute it."""
     basis: str
-    """What the estimate goes by, or what is to be done."""
+    """What the estimate is based on, or the amount of work."""
     tokens: int | None = None
-    """How many tokens are generated at most, where that is what is to be done."""
+    """Largest number of tokens that the stage can generate; None if it does not generate or the number is unknown."""
     computed: bool = False
-    """Whether it goes by a GPU's data sheet, and nothing was measured."""
+    """Whether the estimate is computed from a GPU's data sheet, without any measurement."""
 
     @property
     def text(self) -> str:
@@ -47,7 +47,7 @@ def duration(config: RunConfig, stage: str, shape: ModelShape, answers: Generati
         config: Configuration of the run.
         stage: Name of the stage.
         shape: Shape of the model.
-        answers: What each process of the stage `benchmark_evaluation` generates at once.
+        answers: The generation of each process of the stage `benchmark_evaluation`.
     """
     if stage == "neighbor_index" and not config.needs(stage).gpus:
         cores = config.needs(stage).cpus
@@ -92,13 +92,13 @@ def _of_evaluation(config: RunConfig, answers: Generation) -> Duration:
 
 
 def _times(config: RunConfig) -> int:
-    """Return how often a training measures its policy."""
+    """Return how often training evaluates its policy to select a checkpoint."""
     training, selection = config.training, config.training.selection
     return 0 if selection is None else -(-training.steps // (selection.steps or training.save_steps))
 
 
 def _measurements(config: RunConfig) -> str:
-    """Say what a training generates beside its rollouts, to measure the policy."""
+    """Describe what training generates besides rollouts, to evaluate its policy."""
     selection = config.training.selection
     if selection is None:
         return ""
@@ -106,7 +106,7 @@ def _measurements(config: RunConfig) -> str:
 
 
 def _measured_answers(config: RunConfig) -> int | None:
-    """Return how many answers a training asks for to measure its policy, None where the number of problems is not known."""
+    """Return how many answers training generates to evaluate its policy, or None if the number of problems is unknown."""
     selection = config.training.selection
     if selection is None:
         return 0

@@ -1,4 +1,4 @@
-"""What a stage needs against what it asks for: which settings ask for too little, and what to do."""
+"""Compare the needs of stages with the configured resources; find settings that are too low, with the cure."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ PAGE = "docs/sizing.md says how it is computed"
 
 @dataclass(frozen=True)
 class Misfit:
-    """A setting that asks for too little."""
+    """A setting that is too low."""
 
     setting: str
-    """Its full name."""
+    """Full name of the setting."""
     found: str
-    """What it asks for, and what is needed."""
+    """Its value, and what is needed."""
     cure: str
     on_cluster: bool
-    """Whether this is about a pod; on one's own machine nobody asks for memory and disk."""
+    """Whether the setting only affects pods; a local run does not request memory or disk."""
 
     @property
     def line(self) -> str:
-        """All of it in one line, as errors are written."""
+        """The misfit as a one-line error message."""
         return f"{self.setting}{self.found}; {self.cure}"
 
 
 def misfits(config: RunConfig, stages: Collection[str]) -> list[Misfit]:
-    """Return what asks for too little, of some stages; of a model whose shape is not known nothing can be said.
+    """Return the settings that are too low for some stages; empty if the shape of the model is unknown.
 
     Args:
         config: Configuration of the run.
-        stages: Names of the stages.
+        stages: Names of the stages to check.
     """
     shape = model_shape(config.model.source)
     if shape is None:
@@ -48,7 +48,7 @@ def misfits(config: RunConfig, stages: Collection[str]) -> list[Misfit]:
 
 
 def gpu_cure(config: RunConfig, stage: str) -> str:
-    """Return what makes a stage need less of each GPU."""
+    """Return ways to reduce the memory that a stage needs on each GPU, as text."""
     return ", ".join(_gpu_cures(config, stage))
 
 
@@ -82,7 +82,7 @@ def _needed(asked: str, amount: Amount, what: str) -> str:
 
 
 def _engine(config: RunConfig, stage: str, shape: ModelShape) -> Iterator[Misfit]:
-    """Yield that vLLM's share of a GPU holds no model and no sequence."""
+    """Yield a misfit if vLLM's share of a GPU cannot hold the weights and one sequence."""
     asked = config.needs(stage)
     engines: dict[str, tuple[str, VLLMConfig, Generation]] = {
         "ngrpo_training": ("rollout", config.rollout.vllm, training.rollouts(config, shape)),
@@ -96,7 +96,7 @@ def _engine(config: RunConfig, stage: str, shape: ModelShape) -> Iterator[Misfit
     if generation.settings.engine == "vllm" and share < least:
         yield Misfit(
             f"{section}.vllm.gpu_memory_utilization",
-            f"={settings.gpu_memory_utilization:g}: {share / GIB:.1f} of {memory} GiB hold no model of "
+            f"={settings.gpu_memory_utilization:g}: {share / GIB:.1f} of {memory} GiB cannot hold a model of "
             f"{generation.weights_of_vllm / GIB:.1f} GiB and one sequence of {generation.cache / GIB:.1f} GiB",
             f"raise it, or {section}.vllm.tensor_parallel_size, or lower {section}.max_tokens; {PAGE}",
             False,
@@ -104,7 +104,7 @@ def _engine(config: RunConfig, stage: str, shape: ModelShape) -> Iterator[Misfit
 
 
 def _shared_memory(config: RunConfig, stage: str, shape: ModelShape) -> Iterator[Misfit]:
-    """Yield that the weights have no room on their way to engines in processes of their own."""
+    """Yield a misfit if shared memory cannot hold the weights that are sent to separate engines."""
     if stage != "ngrpo_training" or config.rollout.placement == "colocated" or not config.needs(stage).gpus:
         return
     sent, asked = Amount.of(weights_as_they_are_sent=training.sent_weights(config, shape)), config.cluster.gpu
@@ -135,4 +135,4 @@ def _gpu_cures(config: RunConfig, stage: str) -> Iterator[str]:
         yield "a smaller warm_start.micro_batch_size"
         yield "a smaller warm_start.max_tokens"
     else:
-        yield f"no GPU (leave resources.{stage}.gpus out)"
+        yield f"no GPU (remove resources.{stage}.gpus)"

@@ -1,4 +1,4 @@
-"""How long GPUs generate and train at least per token: computed from the figures of a GPU, for a plan; nothing was measured."""
+"""Lower bounds of generation and training time on GPUs, for plans: computed from a data sheet, not measured."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _FLOPS = figures.GPU_FLOPS * figures.GPU_FLOPS_USED
 
 
 def generating(generation: Generation, sequences: float) -> float:
-    """Return the seconds in which one vLLM engine answers, every answer as long as it may be.
+    """Return the seconds that one vLLM engine needs for its answers, all of maximal length.
 
-    A step reads the weights once, and the keys and values of all rows, at half of their length on average; or it is bound by its
-    operations.
+    A step is bound either by memory bandwidth (it reads the weights once, and the KV cache of all rows, half full on average) or by
+    compute.
 
     Args:
-        generation: What the engine generates at once.
-        sequences: Answers that it gives, one after another where they are more than rows.
+        generation: The generation of the engine.
+        sequences: Number of answers; those beyond `generation.rows` wait for others to finish.
     """
     shape, shared = generation.shape, generation.settings.vllm.tensor_parallel_size
     rows = min(generation.rows, sequences)
@@ -30,10 +30,10 @@ def generating(generation: Generation, sequences: float) -> float:
 
 
 def training(config: RunConfig, shape: ModelShape, gpus: int) -> float:
-    """Return the seconds in which GPUs train one rollout batch, every response as long as it may be; prompts are not counted."""
+    """Return the seconds that GPUs need to train on one rollout batch with responses of maximal length; prompts are not counted."""
     settings, length = config.training, config.rollout.max_tokens
     tokens = settings.prompts_per_batch * config.rollout.group_size * length
-    # The backward pass takes twice the operations of the forward pass.
+    # The backward pass takes twice the FLOP of the forward pass.
     passes = settings.num_iterations * (4 if settings.gradient_checkpointing else 3)
     passes += settings.kl_coefficient > 0
     passes += settings.steps_per_batch > 1 or settings.mismatch_correction != "off"
@@ -45,5 +45,5 @@ def _half(generation: Generation) -> float:
 
 
 def _forward(shape: ModelShape, before: float) -> float:
-    """Return the operations of a token's forward pass that attends to so many tokens before it."""
+    """Return the FLOP of the forward pass of one token that attends to `before` earlier tokens."""
     return 2 * shape.parameters + 4 * shape.layers * shape.heads * shape.head_size * before

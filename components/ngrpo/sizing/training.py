@@ -1,4 +1,4 @@
-"""Memory of a training: weights, gradients, Adam, reference, activations, logits, rollouts."""
+"""Memory of training: weights, gradients, Adam, reference model, activations, logits, rollouts."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ Arithmetic = Literal["float32", "bfloat16", "autocast"]
 
 @dataclass(frozen=True)
 class Training:
-    """A training as its memory sees it."""
+    """The properties of a training stage that determine its memory."""
 
     shape: ModelShape
     trained: int
-    """Parameters that have gradients: all, or those of the adapters."""
+    """Number of trainable parameters: all, or those of the adapters."""
     arithmetic: Arithmetic
-    """What activations are kept in: `bfloat16` where FSDP casts the weights, `autocast` where each operation does."""
+    """Precision of the activations: `bfloat16` if FSDP casts the weights, `autocast` if each operation casts its inputs."""
     shards: int
-    """Processes that share weights, gradients and Adam's moments."""
+    """Number of processes that weights, gradients and Adam moments are sharded over."""
     copies: int
-    """Processes beyond the first with a copy of their own: they sum gradients through a buffer."""
+    """Number of further processes with a full copy of the model, which all-reduce gradients through a buffer."""
     sequences: int
-    """Sequences of a forward pass."""
+    """Sequences per forward pass."""
     tokens: int
-    """Tokens of the longest sequence."""
+    """Length of the longest sequence, in tokens."""
     checkpointing: bool
-    """Whether activations are computed again."""
+    """Whether gradient checkpointing recomputes activations."""
     reference: bool
     """Whether there is a reference model."""
     adam: int
-    """Bytes of a parameter that the optimizer keeps."""
+    """Optimizer state in bytes per trainable parameter."""
     tiles: int
-    """Tiles of logits in memory at once."""
+    """Tiles of logits in memory at the same time."""
 
     @property
     def has_adapters(self) -> bool:
-        """Whether adapters are trained in place of all weights."""
+        """Whether adapters are trained instead of all weights."""
         return self.trained < self.shape.parameters
 
     @property
     def model(self) -> Amount:
-        """What is there from the first step to the last."""
+        """Memory that is allocated throughout training."""
         share, trained = self.shape.parameters / self.shards, self.trained / self.shards
         return Amount.of(
             weights=figures.FLOAT32 * share,
@@ -60,7 +60,7 @@ class Training:
 
     @property
     def pass_(self) -> Amount:
-        """What a forward and a backward pass add."""
+        """Additional memory of a forward and backward pass."""
         number = figures.FLOAT32 if self.arithmetic == "float32" else figures.BFLOAT16
         return Amount.of(
             working_copy=self._working_copy(number),
@@ -69,7 +69,7 @@ class Training:
         )
 
     def _working_copy(self, number: int) -> float:
-        """Weights in the type that is computed with: of all of them, or with FSDP of two layers and of what is in none."""
+        """Bytes of the weights in the compute dtype: all weights, or with FSDP two layers and the weights outside layers."""
         shape = self.shape
         if self.arithmetic == "float32" and self.shards == 1:
             return 0
@@ -89,10 +89,10 @@ class Training:
         if self.checkpointing:
             inputs = shape.layers * kept * figures.LAYER_INPUT[self.arithmetic] * shape.hidden_size
             return inputs + 2 * layer
-        return (shape.layers + 1) * layer  # the backward pass has the gradients of one layer beside all that is kept
+        return (shape.layers + 1) * layer  # plus the gradients of one layer in the backward pass
 
     def _head(self, number: int) -> float:
-        """The gradient of the head, which is whole, the head itself where it is gathered, and tiles of logits."""
+        """Bytes of the LM head: its full gradient, its gathered weights if they are sharded, and tiles of logits."""
         whole = figures.FLOAT32 * self.shape.embedding
         gathered = whole + number * self.shape.embedding if self.shards > 1 else 0
         gradient = 0 if self.has_adapters else whole
@@ -102,12 +102,12 @@ class Training:
 
 
 def processes(config: RunConfig, stage: str) -> int:
-    """Return how many processes train together."""
+    """Return the number of training processes of a stage on all nodes."""
     return config.processes(stage) * config.cluster.nodes if stage == "ngrpo_training" else 1
 
 
 def engines(config: RunConfig) -> int:
-    """Return how many engines share the rollouts of a batch: one a training process, or those on GPUs of their own."""
+    """Return the number of engines that share the rollouts of a batch: one per training process, or those on separate GPUs."""
     each = config.rollout.vllm.tensor_parallel_size if config.rollout.engine == "vllm" else 1
     if config.rollout.gpus:
         return config.rollout.gpus // each * config.cluster.nodes
@@ -115,7 +115,7 @@ def engines(config: RunConfig) -> int:
 
 
 def trained_parameters(shape: ModelShape, lora: LoRAConfig | None) -> int:
-    """Return how many parameters have gradients: of adapters at most `rank` for each input and output of a layer's seven matrices."""
+    """Return the number of trainable parameters: all, or for LoRA at most `rank` per input and output of a layer's seven matrices."""
     if lora is None:
         return shape.parameters
     heads, own, hidden = shape.heads * shape.head_size, shape.kv_heads * shape.head_size, shape.hidden_size
@@ -124,7 +124,7 @@ def trained_parameters(shape: ModelShape, lora: LoRAConfig | None) -> int:
 
 
 def policy_optimization(config: RunConfig, shape: ModelShape) -> Training:
-    """Return the training of the stage `ngrpo_training`."""
+    """Describe the training of the stage `ngrpo_training`."""
     settings, gpus = config.training, config.needs("ngrpo_training").gpus
     many = processes(config, "ngrpo_training")
     return Training(
@@ -136,14 +136,15 @@ def policy_optimization(config: RunConfig, shape: ModelShape) -> Training:
         sequences=settings.micro_batch_size,
         tokens=config.data.max_prompt_tokens + config.rollout.max_tokens,
         checkpointing=settings.gradient_checkpointing,
-        reference=settings.kl_coefficient > 0 and settings.lora is None,  # else it is the model without its adapters
+        reference=settings.kl_coefficient > 0
+        and settings.lora is None,  # with LoRA, it is the model without its adapters
         adam=_optimizer(settings.trl),
         tiles=figures.TILES_OF_A_KERNEL if gpus else figures.TILES,
     )
 
 
 def warm_start(config: RunConfig, shape: ModelShape) -> Training:
-    """Return the training of the stage `sft_warm_start`: one process, without gradient checkpointing."""
+    """Describe the training of the stage `sft_warm_start`: one process, without gradient checkpointing."""
     settings, gpus = config.warm_start, config.needs("sft_warm_start").gpus
     return Training(
         shape,
@@ -161,7 +162,7 @@ def warm_start(config: RunConfig, shape: ModelShape) -> Training:
 
 
 def rollouts(config: RunConfig, shape: ModelShape) -> Generation:
-    """Return what each engine of the stage `ngrpo_training` generates at once."""
+    """Return the generation of each engine of the stage `ngrpo_training`."""
     training, rollout = config.training, config.rollout
     share = engines(config)
     asked = training.prompts_per_batch * rollout.group_size
@@ -175,14 +176,14 @@ def rollouts(config: RunConfig, shape: ModelShape) -> Generation:
 
 
 def gpu_of_policy_optimization(config: RunConfig, shape: ModelShape, gpu_gib: int) -> Amount:
-    """Return the memory of each GPU that the stage `ngrpo_training` takes: at the start, in a rollout batch or in a step.
+    """Return the peak memory of each GPU in the stage `ngrpo_training`: at start-up, during rollouts or in a training step.
 
-    Where some GPUs only generate, it is the larger of what those and the others take.
+    If some GPUs only generate, the result is the larger of their peak and that of the training GPUs.
 
     Args:
         config: Configuration of the run.
         shape: Shape of the model.
-        gpu_gib: Memory of a GPU, of which vLLM takes a share.
+        gpu_gib: Memory of a GPU in GiB, of which vLLM takes a share.
     """
     training, generation = policy_optimization(config, shape), rollouts(config, shape)
     outside = Amount.of(CUDA=figures.CUDA)
@@ -197,7 +198,7 @@ def gpu_of_policy_optimization(config: RunConfig, shape: ModelShape, gpu_gib: in
         copy = whole + (generation.number * shape.parameters if generation.number != figures.FLOAT32 else 0)
         engine = Amount.of(copy_that_generates=copy if training.shards > 1 else 0)
         resting, generating = engine, engine + generation.of_transformers
-    elif config.rollout.vllm.tensor_parallel_size > 1:  # in processes of its own it does not sleep
+    elif config.rollout.vllm.tensor_parallel_size > 1:  # vLLM with worker processes does not sleep
         resting = generating = generation.of_vllm(gpu_gib)
     else:
         resting, generating = Amount.of(vLLM_asleep=figures.SLEEPING), generation.of_vllm(gpu_gib)
@@ -206,7 +207,7 @@ def gpu_of_policy_optimization(config: RunConfig, shape: ModelShape, gpu_gib: in
 
 
 def apart(config: RunConfig, shape: ModelShape) -> Amount:
-    """Return the memory that a process takes which only generates, beside its libraries; of vLLM without keys and values."""
+    """Return the memory of a process that only generates, without its libraries and, for vLLM, without the KV cache."""
     generation = rollouts(config, shape)
     if config.rollout.engine == "vllm":
         return Amount.of(weights_of_vLLM=generation.weights_of_vllm)
@@ -216,13 +217,13 @@ def apart(config: RunConfig, shape: ModelShape) -> Amount:
 
 
 def sent_weights(config: RunConfig, shape: ModelShape) -> float:
-    """Return the bytes of the file in which weights go to engines in processes of their own; one a node."""
+    """Return the bytes of the file that sends weights to separate engines; there is one per node."""
     as_they_are = config.rollout.engine == "transformers" or config.model.dtype == "float32"
     return (figures.FLOAT32 if as_they_are else figures.BFLOAT16) * shape.parameters
 
 
 def gpu_of_warm_start(config: RunConfig, shape: ModelShape) -> Amount:
-    """Return the memory of its GPU that the stage `sft_warm_start` takes."""
+    """Return the peak GPU memory of the stage `sft_warm_start`."""
     training = warm_start(config, shape)
     step = training.model + training.pass_
     return step + _fragments(step) + Amount.of(CUDA=figures.CUDA)
@@ -257,7 +258,7 @@ def _arithmetic(config: RunConfig, *, sharded: bool) -> Arithmetic:
 
 
 def _optimizer(trl: object) -> int:
-    """Return the bytes of a parameter that the optimizer keeps; of one that is chosen by its name in TRL nothing is known."""
+    """Return the optimizer state in bytes per parameter; 0 for optimizers other than AdamW, whose state is unknown."""
     chosen = trl.get("optim", "adamw_torch") if isinstance(trl, dict) else "adamw_torch"
     return figures.ADAM if str(chosen).startswith("adamw_torch") and "8bit" not in str(chosen) else 0
 

@@ -1,1 +1,1 @@
-"""Object storage: artifacts with verified manifests, and an S3 service for one machine."""
+"""Object storage: artifacts with verified manifests, checkpoints, a lock, and an embedded S3 server for one machine."""

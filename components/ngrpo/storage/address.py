@@ -1,4 +1,4 @@
-"""Addresses in object storage and file names: only forms that every reader understands in the same way."""
+"""Validate `s3://` addresses and file names: only forms that all tools interpret in the same way are accepted."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from ngrpo.errors import StoreError
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _LONGEST_NAME = 900
-"""Bytes. S3 allows 1024 for a key, and prefix, stage and key come before a file's name."""
+"""Limit in bytes. S3 allows 1024 for an object key, which also contains prefix, stage and key."""
 
 
 def parse_address(uri: str, what: str = "object store") -> tuple[str, str]:
     """Return bucket and prefix of `s3://bucket/prefix`; the prefix may be empty.
 
-    Parts that some readers cut off or decode are refused: `?query`, `#fragment`, `%20`, user information, spaces.
+    Parts that some tools strip or decode are refused: `?query`, `#fragment`, `%20`, user information, spaces.
 
     Args:
-        uri: The address; one slash at its end is ignored.
-        what: What the address is of, for the error.
+        uri: The address; one trailing slash is ignored.
+        what: What the address refers to, for the error.
 
     Raises:
-        StoreError: It is not an address, or readers could differ about it.
+        StoreError: The address is invalid or ambiguous.
     """
     scheme, separator, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
@@ -43,7 +43,7 @@ def parse_address(uri: str, what: str = "object store") -> tuple[str, str]:
 
 
 def path_problem(name: str) -> str | None:
-    """Say why a relative path is unfit to name a file of an artifact; none if it is fit."""
+    """Return why a relative path cannot name a file of an artifact, or None if it can."""
     parts = name.split("/")
     if any(part in {"", ".", ".."} for part in parts):
         return "a part of it is empty, `.` or `..`"

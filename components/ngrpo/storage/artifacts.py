@@ -1,9 +1,9 @@
-"""Artifacts: directories in object storage, complete once they have a manifest, and a local cache that is verified at every use.
+"""Artifacts: directories in object storage that are complete once they have a manifest, with a local cache that is verified at every use.
 
-An artifact lives at `<store>/<stage>/<key>/`. Its payload is uploaded first and `manifest.json` last, on the condition that
-there is none; without a manifest there is no artifact. Everything read is hashed and compared with the manifest.
+An artifact is stored at `<store>/<stage>/<key>/`. Its payload is uploaded first and `manifest.json` last, with a conditional write that
+fails if a manifest exists. Without a manifest there is no artifact. Everything that is read is hashed and compared with the manifest.
 
-A failed read does not mean damage (`ngrpo.storage.inspection`). A damaged artifact stays until its replacement is complete.
+A failed read does not mean damage (`ngrpo.storage.inspection`). A damaged artifact is kept until its replacement is complete.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class ArtifactStore:
         """Use a store and a cache.
 
         Args:
-            objects: Where the artifacts are.
+            objects: Object store with the artifacts.
             cache: Local directory for downloads; several processes may share it.
-            waits: Seconds to wait before each further look at what seems to be damaged; see `Inspection`.
+            waits: Seconds to wait before each further check of a file that seems to be damaged; see `Inspection`.
         """
         self._objects = objects
         self._cache = cache
@@ -44,23 +44,23 @@ class ArtifactStore:
 
     @property
     def objects(self) -> ObjectStore:
-        """Where the artifacts are."""
+        """The object store with the artifacts."""
         return self._objects
 
     def find(self, stage: str, key: str) -> Reference | None:
-        """Return the artifact of a stage and key, or none. It is not checked for damage: see `verify`.
+        """Return the artifact of a stage and key, or None. It is not checked for damage: see `verify`.
 
         Raises:
-            StoreError: The service cannot be used, so that it is not known.
+            StoreError: The service cannot be used, so it is unknown whether there is an artifact.
         """
         found = self._inspection.look_up(f"{stage}/{key}")
         return None if found is None else self._reference(stage, key, found)
 
     def find_sound(self, stage: str, key: str) -> Reference | None:
-        """Return the artifact of a stage and key; none if there is none, or if it is damaged.
+        """Return the artifact of a stage and key, or None if it does not exist or is damaged.
 
         Raises:
-            StoreError: The service cannot be used, so that it is not known.
+            StoreError: The service cannot be used, so it is unknown whether there is an artifact.
         """
         reference = self.find(stage, key)
         return None if reference is None or self.verify(reference) else reference
@@ -69,17 +69,17 @@ class ArtifactStore:
         """Compare an artifact in the store with its manifest.
 
         The digests that a service reports (ETag, checksums) differ between services and, for a multipart upload, are not
-        the hash of the content. So `publish` stores the sha256 of each file as metadata of its object. An object that
-        someone has overwritten lacks it or has another, which one HEAD request shows on any S3 service. Content is read
+        the hash of the content. So `publish` stores the sha256 of each file as metadata of its object. If an object was
+        overwritten, the metadata is missing or different, which one HEAD request shows on any S3 service. The content is read
         and hashed
 
-        - of artifacts up to 256 MB, so that decay on the service's own disk is found too;
-        - of objects without that metadata;
-        - of artifacts that a consumer could not fetch: in a larger one, decay is found when it is fetched; `fetch` refuses
-          the artifact and leaves a note, because of which the next `verify` reads it all.
+        - for artifacts up to 256 MB, to detect bit rot on the service's disk as well;
+        - for objects without that metadata;
+        - for artifacts that a consumer could not fetch. Bit rot in a larger artifact is only detected by `fetch`, which refuses
+          the artifact and leaves a marker so that the next `verify` reads all of it.
 
-        A problem is checked again after a pause. It counts as damage if it is the same each time and the service works; so does
-        an object that a working service cannot read for a minute.
+        A problem is checked again after a pause. It counts as damage only if it is the same each time and the service works, or if a
+        working service cannot read the object for a minute.
 
         Returns:
             The damage, one line per file; empty if the artifact is sound.
@@ -93,7 +93,7 @@ class ArtifactStore:
             return [f"{MANIFEST} is missing or was changed"]
         problems = self._inspection.problems(place, found)
         if not problems and self._objects.get_bytes(f"{place}/{REFERENCE}") != reference.to_json().encode():
-            # The publisher was killed between the manifest and this file, or the file was changed.
+            # The publisher was killed after writing the manifest, or this file was changed.
             self._objects.put_bytes(reference.to_json().encode(), f"{place}/{REFERENCE}")
         return problems
 
@@ -109,14 +109,14 @@ class ArtifactStore:
     ) -> Reference:
         """Upload a directory as the artifact of a stage and key.
 
-        Leftovers of a killed publisher are replaced. So is a damaged artifact: if the content is the same, its files are written
-        again; otherwise the new ones go to a folder of their own, one write replaces the manifest, and only then are the old ones
-        deleted. Publishing the same content again changes nothing. If another process has published other content under the key,
-        the first stays and the second is refused: it cannot return the first one's reference, because the metrics that it has
-        logged belong to other content.
+        Leftovers of a killed publisher are replaced, and so is a damaged artifact. If the content is the same, its files are written
+        again. Otherwise the new files go to a separate folder, one write replaces the manifest, and only then are the old files
+        deleted. Publishing the same content again changes nothing. If another process has published different content under the
+        key, that artifact is kept and this call fails: returning the other reference would be wrong, because the metrics that this
+        process has logged belong to its own content.
 
         Args:
-            stage: Stage that made it.
+            stage: Stage that produced the result.
             key: Key of the result.
             directory: The payload. Links to files are followed.
             config_digest: See `Manifest`.
@@ -124,8 +124,8 @@ class ArtifactStore:
             inputs: See `Manifest`.
 
         Raises:
-            StoreError: There is a sound artifact of other content under the key, the payload cannot be stored as it is, or the
-                upload fails.
+            StoreError: The key already has an intact artifact with different content, the payload cannot be stored, or the upload
+                fails.
         """
         names = _payload(directory)
         try:
@@ -147,18 +147,18 @@ class ArtifactStore:
         return reference
 
     def fetch(self, reference: Reference, *, only: str | tuple[str, ...] | None = None) -> Path:
-        """Return a local directory with an artifact, its manifest included; do not write there.
+        """Return a local directory with an artifact, including its manifest. The directory is read-only by convention.
 
-        A file is downloaded beside that directory, hashed and renamed into place. Files that are in the cache are hashed
-        again, and one that does not match is downloaded anew. Processes that fetch the same artifact take turns.
+        Files are downloaded beside that directory, hashed and renamed into place. Files in the cache are hashed again, and
+        downloaded again if they do not match. A file lock serializes processes that fetch the same artifact.
 
         Args:
             reference: The artifact.
-            only: Fetch only files whose path starts with this, for example `model/`, or with one of these.
+            only: Prefix of the paths to fetch, for example `model/`, or several prefixes; by default all files.
 
         Raises:
-            StoreError: The artifact is gone, a file does not match the manifest, the service cannot be used, or the cache cannot
-                be written.
+            StoreError: The artifact does not exist any more, a file does not match the manifest, the service cannot be used, or the
+                cache cannot be written.
         """
         place = self._place(reference)
         found = self._inspection.look_up(place)
@@ -182,7 +182,7 @@ class ArtifactStore:
         try:
             directory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(directory.with_name(f".{directory.name}.lock")):
-                shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+                shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
                 directory.mkdir(exist_ok=True)
                 if only is None:
                     _remove_others(directory, {*files, MANIFEST})
@@ -211,7 +211,7 @@ class ArtifactStore:
             self._objects.delete(key)
 
     def _replace(self, place: str, directory: Path, manifest: Manifest, damaged: Found | None) -> Found | None:
-        """Upload a payload and its manifest, unless a sound manifest is there; return the manifest that is in place then."""
+        """Upload a payload and its manifest unless an intact manifest exists; return the manifest that is in place afterwards."""
         repair = damaged is not None and damaged.is_of(manifest)
         if damaged is not None:
             content = digest_of({name: entry.sha256 for name, entry in manifest.files.items()})
@@ -238,7 +238,7 @@ class ArtifactStore:
         return stands
 
     def _outrun(self, place: str, manifest: Manifest) -> Found | None:
-        """Return the manifest of another publisher that was faster; delete our upload."""
+        """Return the manifest of another publisher that was faster, and delete this upload."""
         stands = self._inspection.look_up(place)
         if stands is None or stands.is_of(manifest):
             return stands
@@ -265,7 +265,7 @@ class ArtifactStore:
         """Return `stage/key` of an artifact of this store.
 
         Raises:
-            StoreError: It is not in this store, or its address is one that is refused.
+            StoreError: The artifact is not in this store, or its address is invalid.
         """
         parse_address(reference.uri, "artifact")
         if not reference.uri.startswith(f"{self._objects.uri}/"):
@@ -301,7 +301,7 @@ class ArtifactStore:
             looks.append(found)
             if final:
                 break
-        # An account that may only read still gets the error about the damage.
+        # Without write permission, still report the damage.
         with suppress(StoreError):
             self._objects.put_bytes(name.encode(), f"{place}/{SUSPECT}")
         now = self._inspection.look_up(place)
@@ -316,18 +316,16 @@ class ArtifactStore:
 
 
 def _payload(directory: Path) -> list[str]:
-    """Return the relative path of every file below a directory, in order.
+    """Return the relative path of every file below a directory, sorted.
 
     Raises:
-        StoreError: A file cannot be stored, has the name of one of the store's own files, or a name unfit for a path.
+        StoreError: A file cannot be stored, or its name is reserved by the store or invalid.
     """
     names = []
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if name in OWN_FILES:
-            raise StoreError(
-                f"{path}: the store keeps a file of its own under this name; name the stage's file otherwise"
-            )
+            raise StoreError(f"{path}: this name is reserved by the store; give the stage's file another name")
         problem = path_problem(name)
         if problem is not None:
             raise StoreError(f"{str(path)!a}: cannot be stored under this name: {problem}; rename it")
@@ -335,7 +333,7 @@ def _payload(directory: Path) -> list[str]:
             names.append(name)
         elif path.is_symlink() or not path.is_dir():
             raise StoreError(
-                f"{path}: only files, directories and links to files can be stored; copy what it stands for"
+                f"{path}: only files, directories and links to files can be stored; replace it with a copy"
             )
     return names
 
@@ -345,7 +343,7 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _remove_others(directory: Path, names: set[str]) -> None:
-    """Delete cached files of an earlier artifact under the same key."""
+    """Delete cached files that are not in `names`: those of an earlier artifact with the same key."""
     for path in directory.rglob("*"):
         if not path.is_dir() and path.relative_to(directory).as_posix() not in names:
             path.unlink()

@@ -1,9 +1,9 @@
-"""Checkpoints of a stage in object storage, so that a stage can continue on another machine.
+"""Checkpoints of a stage in object storage, so that training can resume on another machine.
 
-A checkpoint is an artifact like any other (see `ngrpo.storage.artifacts`): it is complete once its manifest is there, and everything read
-of it is hashed. If several nodes train, each uploads its files as an artifact of its own, and the checkpoint is complete once all of them
-are. Each save has a folder of its own, `<store>/checkpoints/<stage>/<key>/<step>-<random>/<part>of<parts>/`, so that a lost process that
-still runs somewhere cannot overwrite anything.
+A checkpoint is an artifact (see `ngrpo.storage.artifacts`): it is complete once it has a manifest, and everything that is read is hashed.
+If several nodes train, each uploads its files as a separate artifact, and the checkpoint is complete once all of these are. Each save has
+its own folder, `<store>/checkpoints/<stage>/<key>/<step>-<random>/<part>of<parts>/`, so that a stray process that still runs elsewhere
+cannot overwrite anything.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Part:
     """The part of a checkpoint that one node uploads.
 
     Attributes:
-        save: Random, the same for all parts of a save and for no other.
-        number: Which part, from 0.
-        count: Parts of the checkpoint.
+        save: Random id that all parts of one save share.
+        number: Index of the part, from 0.
+        count: Number of parts of the checkpoint.
     """
 
     save: str
@@ -41,7 +41,7 @@ class Part:
     count: int = 1
 
     def __str__(self) -> str:
-        """Its folder below that of the save."""
+        """Name of the part's folder below that of the save."""
         return f"{self.number}of{self.count}"
 
 
@@ -53,8 +53,8 @@ class CheckpointStore:
 
         Args:
             objects: The store.
-            place: The folder, relative to the store.
-            downloads: Directory for incomplete downloads, on the file system that checkpoints are restored to.
+            place: Folder of the checkpoints, relative to the store.
+            downloads: Directory for incomplete downloads, on the same file system as the restored checkpoints.
             waits: See `ArtifactStore`.
         """
         self.place = place
@@ -64,26 +64,26 @@ class CheckpointStore:
 
     @classmethod
     def open(cls, store: str | None, place: str | None, downloads: Path) -> CheckpointStore | None:
-        """Return the checkpoints at a place below a store; none where there is no store or no place. See `__init__`."""
+        """Return the checkpoint store at a place below a store, or None if either is None. See `__init__`."""
         return None if store is None or place is None else cls(ObjectStore(store, proven=True), place, downloads)
 
     def put(self, step: int, directory: Path, part: Part, *, keep: int, best: int | None) -> None:
         """Upload a checkpoint, or a node's part of it; then delete all but the newest complete ones and the best.
 
-        Damaged ones are deleted too, and incomplete uploads that are older than all kept ones: a newer one may belong to a process that
-        still runs elsewhere.
+        Damaged checkpoints are deleted as well. Incomplete uploads are deleted if they are older than all kept checkpoints; a newer one
+        may belong to a process that still runs elsewhere.
 
         Args:
-            step: Steps made before it.
-            directory: The checkpoint; it must not change meanwhile.
-            part: Which part this is; the first one deletes.
+            step: Number of completed training steps.
+            directory: The checkpoint; it must not change during the upload.
+            part: The part to upload; only the upload of part 0 deletes others.
             keep: Number of newest complete checkpoints to keep.
-            best: Step of another checkpoint to keep.
+            best: Step of another checkpoint to keep, or None.
 
         Raises:
-            StoreError: The service cannot be used; earlier checkpoints are still there.
+            StoreError: The service cannot be used; earlier checkpoints are not affected.
         """
-        # Settings, source and inputs are in the key, which is part of the folder.
+        # The folder contains the key, which covers settings, source and inputs.
         place = f"{self.place}/{step:09d}-{part.save}"
         self._artifacts.publish(place, str(part), directory, config_digest="", code_version="", inputs={})
         if part.number > 0:
@@ -96,15 +96,15 @@ class CheckpointStore:
     def restore(
         self, directory: Path, *, after: int, until: float = math.inf, only: tuple[str, ...] | None = None
     ) -> None:
-        """Download the newest sound checkpoint to `directory/checkpoint-<step>`, if there is one.
+        """Download the newest intact checkpoint to `directory/checkpoint-<step>`, if there is one.
 
-        A damaged one is skipped for the one before it. It stays until a newer one is complete.
+        Damaged checkpoints are skipped, and kept until a newer one is complete.
 
         Args:
-            directory: Where checkpoints are on this machine.
-            after: Newest step on this machine: older checkpoints are ignored.
-            until: Newer checkpoints than this step are ignored.
-            only: Download only files whose path starts with one of these.
+            directory: Local directory of checkpoints.
+            after: Newest local step; only newer checkpoints are downloaded.
+            until: Newest step to download.
+            only: Prefixes of the paths to download; by default all files.
 
         Raises:
             StoreError: The service cannot be used, or the disk is full.
@@ -122,7 +122,7 @@ class CheckpointStore:
                 continue
             target = directory / f"checkpoint-{step}"
             try:
-                shutil.rmtree(target, ignore_errors=True)  # left by a save that was killed
+                shutil.rmtree(target, ignore_errors=True)  # left by a killed save
                 directory.mkdir(parents=True, exist_ok=True)
                 first, *others = parts
                 for part in others:
@@ -139,7 +139,7 @@ class CheckpointStore:
         self._discard(list(self._saves()))
 
     def _fetch(self, name: str, parts: list[str], only: tuple[str, ...] | None) -> list[Path]:
-        """Download the parts of a save; none if a part is missing, or damaged, which is noted beside it."""
+        """Download the parts of a save. Returns an empty list if a part is missing or damaged; damage is marked in the store."""
         fetched = []
         for part in parts:
             reference = self._artifacts.find(f"{self.place}/{name}", part)
@@ -182,7 +182,7 @@ def _parts(files: set[str]) -> list[str]:
 
 
 def _sorted(saves: dict[str, set[str]]) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of complete saves, of those without a manifest and of damaged ones, each in order."""
+    """Split saves into complete ones, incomplete ones (a manifest is missing) and damaged ones, keeping their order."""
     whole: list[str] = []
     partial: list[str] = []
     damaged: list[str] = []

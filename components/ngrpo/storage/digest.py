@@ -1,4 +1,4 @@
-"""One digest for the files of a model."""
+"""Digests of files and directories."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def file_digests(directory: Path) -> dict[str, str]:
 
 
 def digest_of(files: Mapping[str, str]) -> str:
-    """Return the sha256 over relative path and sha256 of files."""
+    """Return one sha256 over the relative paths and sha256 of files."""
     return hashlib.sha256(json.dumps(sorted([*entry] for entry in files.items())).encode()).hexdigest()
 
 
 def model_digest(directory: Path) -> str:
-    """Return the digest of all files of a model: equal where paths and bytes are."""
+    """Return one digest of all files of a model; equal if all paths and contents are equal."""
     return digest_of(file_digests(directory))

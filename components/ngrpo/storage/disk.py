@@ -1,4 +1,4 @@
-"""Error messages for files that the operating system refuses to read or write."""
+"""Error messages for files that cannot be read or written."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _ELSEWHERE = "or use another place (NGRPO_HOME, NGRPO_WORK_DIR, NGRPO_CACHE_DIR,
 
 
 def disk_trouble(error: OSError, *places: Path, needed: int | None = None) -> str:
-    """Return the reason of a refusal, the free room if that is the reason, and the cure.
+    """Describe an OS error and its cure, with the free space if the disk is full.
 
     Args:
-        error: Error of the system.
-        places: Paths to be written, or their directories; the nearest existing directory shows the free room.
-        needed: Bytes to be written; none if unknown.
+        error: Error of the operating system.
+        places: Paths to write to, or their directories; free space is measured in the nearest existing directory.
+        needed: Bytes to write; None if unknown.
     """
     return _trouble(_words(error), error.errno, places, needed)
 
 
 def disk_fault(error: BaseException, *places: Path) -> str | None:
-    """Return one line that names the file, what is wrong and the cure; none if it is an error of another kind.
+    """Return one line with the file, the problem and the cure, or None if the error is not about files.
 
-    Libraries wrap such errors in their own, whose message contains that of the operating system.
+    Libraries wrap OS errors in their own exceptions, whose message contains that of the operating system.
 
     Args:
-        error: What was raised.
-        places: Directories that are written to, for the free room where no file is named.
+        error: The exception.
+        places: Directories that are written to, to measure free space if the error names no file.
     """
     for cause in _causes(error):
         if isinstance(cause, OSError) and (cause.errno in _CURES or cause.filename is not None):
@@ -52,11 +52,11 @@ def disk_fault(error: BaseException, *places: Path) -> str | None:
 
 
 def explain(error: OSError, workspace: Path) -> str:
-    """Return one line about any error of the operating system in a command.
+    """Return one line about any OS error of a command.
 
     Args:
-        error: What was raised.
-        workspace: Directory in which commands write.
+        error: The exception.
+        workspace: Directory that commands write to.
     """
     fault = disk_fault(error, workspace, Path(tempfile.gettempdir()))
     if fault is not None:
@@ -66,7 +66,7 @@ def explain(error: OSError, workspace: Path) -> str:
 
 def _line(file: object, other: object, words: str, number: int | None, places: tuple[Path, ...]) -> str:
     named = [os.fsdecode(name) for name in (file, other) if isinstance(name, str | bytes | os.PathLike)]
-    # Only errors of opening a file name it; most errors of a full disk do not.
+    # Errors on opening a file name it; most disk-full errors do not.
     what = " and ".join(map(repr, named)) or "a file, or the standard output,"
     places = tuple(map(Path, named)) or places
     elsewhere = f", {_ELSEWHERE}," if number in _FULL | {errno.EROFS} else ""

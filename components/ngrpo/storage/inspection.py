@@ -1,7 +1,7 @@
-"""What is in the store under the address of an artifact, and whether it is sound.
+"""Look up artifacts in the store and check them for damage.
 
-A fault is not a verdict. What looks wrong is looked at again, apart in time, and is damaged only if it is the same each time while
-the service is well; where nothing is known, that is an error.
+A failed read does not prove damage. A problem is checked again after a pause, and counts as damage only if it is the same each time while
+the service works. If the state of an artifact remains unknown, that is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 _READ_TO_VERIFY = 256 << 20
 _TRANSFERS = 2
 WAITS = (1.0, 2.0, 3.0)
-"""Seconds between looks at what seems to be damaged."""
+"""Seconds to wait before each further check of a file that seems to be damaged."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Found:
     Attributes:
         data: Its bytes.
         etag: Its ETag.
-        manifest: What it says; none if it is damaged.
-        problem: What is wrong with it; empty if it is not damaged.
+        manifest: The parsed manifest; None if it is damaged.
+        problem: What is wrong with it; empty if it is intact.
     """
 
     data: bytes
@@ -45,22 +45,22 @@ class Found:
 
     @property
     def digest(self) -> str:
-        """The digest by which a reference names it."""
+        """The sha256 of the manifest, as in a `Reference`."""
         return hashlib.sha256(self.data).hexdigest()
 
     def is_of(self, manifest: Manifest) -> bool:
-        """Whether it is that of the same result, wherever the files are."""
+        """Whether it describes the same result, regardless of the folder of the files."""
         return self.manifest is not None and replace(manifest, folder=self.manifest.folder) == self.manifest
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """What one look at an object has found.
+    """A problem found by one check of an object.
 
     Attributes:
-        says: What is wrong, for people.
-        seen: What was seen. Looks that see different things say nothing of the object.
-        final: Whether the look was itself many tries, apart in time.
+        says: What is wrong, for messages.
+        seen: The observation. If it differs between checks, the state of the object is unknown.
+        final: Whether the check already included many retries over time.
     """
 
     says: str
@@ -69,20 +69,23 @@ class _Problem:
 
 
 class Inspection:
-    """Looks at the artifacts of a store."""
+    """Looks up and checks the artifacts of a store."""
 
     def __init__(self, objects: ObjectStore, waits: Sequence[float] | None = None):
-        """Look at nothing yet.
+        """Store the arguments; nothing is read.
 
         Args:
-            objects: Where the artifacts are.
-            waits: Seconds to wait before each further look at what seems to be damaged; `WAITS` unless given.
+            objects: Object store with the artifacts.
+            waits: Seconds to wait before each further check of a file that seems to be damaged; by default `WAITS`.
         """
         self._objects = objects
         self.waits = tuple(WAITS if waits is None else waits)
 
     def look_up(self, place: str) -> Found | None:
-        """Read the manifest at a place; again, apart in time, where it seems damaged or is listed but not there.
+        """Read the manifest at a place. If it seems damaged, or is listed but missing, read it again after a pause.
+
+        Returns:
+            The manifest, possibly damaged, or None if there is none.
 
         Raises:
             StoreError: The service cannot be used, or answers differently each time.
@@ -103,7 +106,7 @@ class Inspection:
         last = looks[-1]
         if last is None or len({None if look is None else look.data for look in looks}) > 1:
             raise StoreError(self.unknown(place, MANIFEST, len(looks)))
-        self._objects.check()  # a service that is ill says nothing about its objects
+        self._objects.check()  # the result means nothing if the service does not work
         return last
 
     def _parsed(self, place: str, data: bytes, etag: str) -> Found:
@@ -118,7 +121,7 @@ class Inspection:
         return Found(data, etag, manifest)
 
     def problems(self, place: str, found: Found) -> list[str]:
-        """Return what is wrong with an artifact, as `verify` does; a note of suspicion that proves false is deleted."""
+        """Return what is wrong with an artifact, like `ArtifactStore.verify`. If it is intact, its suspicion marker is deleted."""
         manifest = found.manifest
         if manifest is None:
             return [f"its manifest is damaged: {found.problem}"]
@@ -154,7 +157,7 @@ class Inspection:
         return [f"{name}: {problems[-1].says}" for name, problems in seen.items()]
 
     def _problem(self, key: str, entry: FileEntry, read: bool) -> _Problem | None:
-        """Look at an object; its content is read if asked for, or if nothing vouches for it."""
+        """Check an object. Its content is read if `read` is set or if its metadata has no sha256."""
         try:
             head = self._objects.head(key)
             if head is None:
@@ -172,10 +175,10 @@ class Inspection:
         return None if content == entry.sha256 else _Problem("its content was changed", content)
 
     def _require_health(self, place: str, found: Found) -> None:
-        """Make sure, before damage is believed, that the service is well: that another object comes back as it was.
+        """Before reporting damage, check that the service works and still returns the same manifest.
 
         Raises:
-            StoreError: It does not.
+            StoreError: The service does not work, or the manifest was replaced.
         """
         self._objects.check()
         now = self.look_up(place)
@@ -183,24 +186,24 @@ class Inspection:
             raise StoreError(f"artifact {self._objects.uri}/{place}/: was replaced while it was read; run again")
 
     def say(self, place: str, name: str, problem: str) -> None:
-        """Say that a file seems to be damaged and is looked at again."""
-        print(f"artifact {self._objects.uri}/{place}/: {name}: {problem}; looking again", file=sys.stderr, flush=True)
+        """Log that a file seems to be damaged and will be checked again."""
+        print(f"artifact {self._objects.uri}/{place}/: {name}: {problem}; checking again", file=sys.stderr, flush=True)
 
     def unknown(self, place: str, name: str, looks: int) -> str:
-        """Return the message for a file that came back differently in so many readings."""
+        """Return the error message for a file whose content differed between reads."""
         return (
-            f"artifact {self._objects.uri}/{place}/: {name}: came back differently in {looks} readings, so nothing is known of it; "
+            f"artifact {self._objects.uri}/{place}/: {name}: its content differed between {looks} reads, so its state is unknown; "
             "check network and memory, and run again"
         )
 
 
 def side_by_side(objects: ObjectStore, work: Callable[[str], T], names: Iterable[str]) -> list[T]:
-    """Do the work for several files at a time; the first error is raised, and what has not begun is left."""
+    """Process several files in parallel threads. The first error is raised, and work that has not begun is cancelled."""
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         try:
             return list(pool.map(work, names))
         except BaseException as error:
             if not isinstance(error, Exception):
-                objects.interrupt()  # the threads may be waiting for the service
+                objects.interrupt()  # threads may be waiting for the service
             pool.shutdown(wait=False, cancel_futures=True)
             raise

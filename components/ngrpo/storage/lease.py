@@ -1,12 +1,11 @@
-"""A lock that also works between machines: one object that one process at a time may change, taken over after a crash.
+"""A lock between machines: an object that one process at a time may change, and that others take over after a crash.
 
-The object holds a small state and who holds it. Every change is a conditional write: it succeeds only if the object is still the
-one that this process read or wrote last. No two clocks are ever compared, so clocks that differ do no harm: a process that waits
-takes over once it has seen the same write for the holder's whole lease, by its own clock; and the holder counts, by
-its own clock, from before that write was sent, so it stops earlier than anyone may take over. That clock is one that nobody can set, and
-it goes on while a machine sleeps.
+The object contains a small state and the holder. Every change is a conditional write, which succeeds only if the object is still the one
+that this process last read or wrote. Clocks of different machines are never compared. A waiting process takes over once it has seen the
+same write for the whole duration of the lease, by its own clock. The holder counts the lease from before it sent that write, so it stops
+before anyone can take over. The clock cannot be set, and continues while a machine sleeps.
 
-The object is checked when it is read: a damaged lock has no holder, and nobody can take it.
+The object is validated when it is read: nobody can take a damaged lock.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import Field
-from typing_extensions import TypedDict  # pydantic refuses the one of `typing` before Python 3.12
+from typing_extensions import TypedDict  # pydantic does not support `typing.TypedDict` before Python 3.12
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.objects import ObjectStore
@@ -32,7 +31,7 @@ from ngrpo.storage.state import parse_state
 S = TypeVar("S", bound=Mapping[str, Any])
 
 _PAUSE = (0.05, 0.2)
-"""Shortest and longest time between two looks at a lock that another process holds, in seconds."""
+"""Shortest and longest pause before a held lock is read again, in seconds."""
 
 
 class _Holder(TypedDict):
@@ -48,11 +47,11 @@ class _Document(TypedDict, Generic[S]):
 
 @dataclass(frozen=True)
 class Content(Generic[S]):
-    """Content of a lock's object, besides its holder.
+    """Type of a lock's state.
 
     Attributes:
         expected: Type of the state, for `parse_state`.
-        initial: Returns the state with which its first holder creates the object.
+        initial: Returns the initial state, for the holder that creates the object.
         cure: What to do about damage, for the error.
     """
 
@@ -62,24 +61,24 @@ class Content(Generic[S]):
 
 
 ANYTHING: Content[Any] = Content(dict[str, Any], dict, "delete it once no process uses it")
-"""Any object of JSON, empty at first."""
+"""Any JSON object; initially empty."""
 
 
 class LeaseLostError(StoreError):
-    """The lease has run out: another process has the lock, or may take it at any moment."""
+    """The lease has expired: another process has the lock, or may take it at any moment."""
 
 
 class Lease(Generic[S]):
     """The lock while this process holds it (see `hold`).
 
     Attributes:
-        state: Content of the object, besides its holder.
+        state: The state in the object.
     """
 
     state: S
 
     def __init__(self, objects: ObjectStore, key: str, seconds: float, content: Content[S] = ANYTHING):
-        """Prepare to take the lock at `key`; nothing is read yet."""
+        """Store the arguments (see `hold`); nothing is read."""
         self._content = content
         self._objects = objects
         self._key = key
@@ -100,10 +99,10 @@ class Lease(Generic[S]):
         self._until = began + self._seconds
 
     def require(self) -> None:
-        """Make sure that nobody can have taken over yet; call it before anything that relies on the lock.
+        """Check that the lease has not expired; call this before every action that relies on the lock.
 
         Raises:
-            LeaseLostError: The lease has run out.
+            LeaseLostError: The lease has expired.
         """
         if _now() >= self._until:
             raise LeaseLostError(self._lost())
@@ -112,7 +111,7 @@ class Lease(Generic[S]):
         """Wait for the lock and take it (see `hold`).
 
         Raises:
-            DamagedStateError: The object is not what was written.
+            DamagedStateError: The object is damaged.
             StoreError: Another process holds the lock for longer than `patience`, or the store cannot be reached.
         """
         began = _now()
@@ -135,13 +134,13 @@ class Lease(Generic[S]):
             if _now() - began > patience:
                 who = "other processes take turns with" if holder is None else f"{holder['name']} holds"
                 raise StoreError(
-                    f"{self._objects.uri}/{self._key}: {who} this lock, after {patience:.0f} seconds of waiting; wait for it to end, or "
-                    "end it"
+                    f"{self._objects.uri}/{self._key}: {who} this lock, after {patience:.0f} seconds of waiting; wait until it ends, or "
+                    "stop it"
                 )
             time.sleep(random.uniform(*_PAUSE))
 
     def release(self) -> None:
-        """Release the lock, the state stays; a no-op if another process took it over."""
+        """Release the lock and keep the state; a no-op if another process took it over."""
         self._swap(self.state, None)
 
     def _parse(self, data: bytes) -> _Document[S]:
@@ -149,11 +148,11 @@ class Lease(Generic[S]):
         return parse_state(data, document, where=f"{self._objects.uri}/{self._key}", cure=self._content.cure)
 
     def _swap(self, state: S, holder: Mapping[str, Any] | None) -> bool:
-        # The random name makes every write unique, because an ETag may be the hash of the content.
+        # The random id makes every write unique, because an ETag can be the hash of the content.
         document = json.dumps({"state": state, "holder": holder, "write": uuid.uuid4().hex}).encode()
         etag = self._objects.swap(document, self._key, self._etag)
         if etag is None:
-            # The write may have succeeded with its answer lost; the repeated request was then refused because of the first.
+            # If the response to a successful write was lost, the retry is refused because of the first write.
             found = self._objects.get_tagged(self._key)
             if found is None or found[0] != document:
                 return False
@@ -163,13 +162,13 @@ class Lease(Generic[S]):
 
     def _lost(self) -> str:
         return (
-            f"{self._objects.uri}/{self._key}: this process was too slow and lost the lock after {self._seconds:.0f} seconds; what it "
-            "had decided by then counts, nothing else: run it again"
+            f"{self._objects.uri}/{self._key}: this process was too slow and lost the lock after {self._seconds:.0f} seconds; only what "
+            "it had decided before counts: run it again"
         )
 
 
 def _now() -> float:
-    """Return seconds of a clock that nobody can set and, where the system has one, that goes on while the machine sleeps."""
+    """Return the seconds of a monotonic clock; if the system has one, a clock that continues during sleep."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
@@ -185,14 +184,14 @@ def hold(
     """Hold a lock while the context is open.
 
     Args:
-        objects: Where the lock is.
-        key: Its key; the object is made by its first holder.
-        content: What it holds.
-        seconds: Length of the lease after each write of the state. A killed process blocks others for this long.
-        patience: Seconds to wait for another process.
+        objects: Object store of the lock.
+        key: Key of the lock's object; the first holder creates it.
+        content: Type of the state.
+        seconds: Duration of the lease after each write of the state. A killed process blocks others for this long.
+        patience: Seconds to wait while other processes hold the lock.
 
     Raises:
-        DamagedStateError: The lock is damaged; it is left unchanged.
+        DamagedStateError: The lock is damaged; it is not changed.
         StoreError: Another process holds it for longer than `patience`, or the store cannot be reached.
     """
     lease = Lease(objects, key, seconds, content)

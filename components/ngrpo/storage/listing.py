@@ -1,4 +1,4 @@
-"""Listings of a directory or a prefix of object storage: equal files have equal digests, wherever they are and however old."""
+"""List and hash the files of a directory or of a prefix in object storage; location and modification times do not matter."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class File:
-    """One file."""
+    """Size and digest of a file."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
     digest: str
-    """sha256 of its bytes; in object storage the ETag, and the size behind a dash."""
+    """sha256 of its content; in object storage, `<ETag>-<size>`."""
 
 
 def content_digest(files: Mapping[str, File]) -> str:
-    """Return the digest of files by relative path, 64 hexadecimal digits."""
+    """Return one digest of files by relative path, as 64 hexadecimal digits."""
     return digest_of({name: file.digest for name, file in files.items()})
 
 
 def directory_files(
     directory: Path, wanted: Callable[[str], bool], sha256: Callable[[Path], str] = file_sha256
 ) -> dict[str, File]:
-    """Return the files below a directory by relative path, in order.
+    """Return the files below a directory by relative path, sorted.
 
     Args:
         directory: The directory; links are followed.
-        wanted: Whether a relative path counts.
+        wanted: Selects relative paths.
         sha256: Returns the sha256 of a file's content.
 
     Raises:
@@ -50,22 +50,22 @@ def directory_files(
 
 
 def prefix_files(objects: ObjectStore, wanted: Callable[[str], bool]) -> dict[str, File]:
-    """Return the objects below a store's prefix by relative key, in order. Nothing is downloaded.
+    """Return the objects below a store's prefix by relative key, sorted. Nothing is downloaded.
 
     Args:
         objects: The store.
-        wanted: Whether a relative key counts.
+        wanted: Selects relative keys.
 
     Raises:
         StoreError: The object store cannot be reached or refuses the credentials.
     """
-    # A key that ends with a slash is the marker of a folder.
+    # A key that ends with a slash marks a folder.
     tags = {key: tag for key, tag in objects.tags().items() if not key.endswith("/") and wanted(key)}
     return {key: File(size, f"{etag.strip(chr(34))}-{size}") for key, (etag, size) in sorted(tags.items())}
 
 
 def _names(directory: Path) -> Iterator[str]:
-    seen = set()  # a link to a parent directory would loop for ever
+    seen = set()  # a link to a parent directory would cause an endless loop
     for root, folders, names in os.walk(directory, followlinks=True, onerror=_raise):
         where = os.stat(root)
         if (where.st_dev, where.st_ino) in seen:

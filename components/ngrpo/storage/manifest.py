@@ -1,4 +1,4 @@
-"""The content of an artifact (`Manifest`), and the reference that a pipeline passes on (`Reference`)."""
+"""The manifest of an artifact, and the reference that stages of a pipeline exchange."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ngrpo.storage.state import DamagedStateError, parse_state
 
 MANIFEST = "manifest.json"
 REFERENCE = "reference.json"
-"""The reference to an artifact, beside its payload, for other pipelines: `dsl.importer` imports it."""
+"""File with the reference, stored beside the payload so that other pipelines can import the artifact with `dsl.importer`."""
 SUSPECT = "suspect.txt"
-"""Written beside an artifact by a consumer that found it damaged: the next `verify` reads all of it, whatever its size."""
+"""Marker that a consumer writes beside a damaged artifact: the next `verify` reads the whole artifact, regardless of size."""
 OWN_FILES = frozenset({MANIFEST, REFERENCE, SUSPECT})
-"""Names of the store's own files beside those of an artifact."""
+"""File names that are reserved by the store."""
 _RUN_AGAIN = "run the pipeline again"
 
 
@@ -41,11 +41,11 @@ def _address(uri: str) -> str:
 
 
 def _files(files: Mapping[str, FileEntry]) -> Mapping[str, FileEntry]:
-    """Refuse files that cannot be together in a directory."""
+    """Refuse invalid or reserved names, and a name that is both file and directory."""
     for name in files:
         _inside(name)
         if name in OWN_FILES:
-            raise ValueError(f"{name!a} is a name of the store's own")
+            raise ValueError(f"{name!a} is reserved by the store")
         parent = name
         while "/" in parent:
             parent = parent.rpartition("/")[0]
@@ -83,11 +83,11 @@ class Reference:
         """Read what `to_json` wrote.
 
         Args:
-            text: What was written.
+            text: The JSON text.
             where: Path or address, for the error.
 
         Raises:
-            DamagedStateError: It is not a reference, or its address is one that is refused (see `parse_address`).
+            DamagedStateError: The text is not a reference, or its address is invalid (see `parse_address`).
         """
         data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
         return parse_state(data, cls, where=where, cure=_RUN_AGAIN)
@@ -102,7 +102,7 @@ class Reference:
         """Read a reference from a file.
 
         Raises:
-            StoreError: The file is missing or holds no reference.
+            StoreError: The file is missing or does not contain a reference.
         """
         try:
             return cls.from_json(path.read_bytes(), path)
@@ -115,7 +115,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of an artifact: sha256 of its content and its size in bytes."""
+    """sha256 and size in bytes of a file of an artifact."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -128,14 +128,13 @@ class Manifest:
     """The content of an artifact and its origin.
 
     Attributes:
-        stage: Stage that made it.
+        stage: Stage that produced the result.
         key: Key of the result.
         config_digest: Digest of the stage's settings.
         code_version: Hash of the stage's source.
         inputs: Key of each input, by the input's name.
-        files: Entry of each file, by its path relative to the artifact.
-        folder: Folder of its files, below that of the artifact; empty unless they replaced a damaged artifact's
-            (see `ArtifactStore.publish`).
+        files: Entry of each file, by path relative to the artifact.
+        folder: Subfolder of the files; empty unless they replaced those of a damaged artifact (see `ArtifactStore.publish`).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -150,17 +149,17 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Total size of all files in bytes."""
         return sum(entry.size for entry in self.files.values())
 
     def object_name(self, file: str) -> str:
-        """Return the path of a file, relative to the artifact."""
+        """Return the path of a file's object, relative to the artifact."""
         return f"{self.folder}/{file}" if self.folder else file
 
     def to_bytes(self) -> bytes:
         """Return the canonical JSON of the manifest: equal manifests have equal bytes, and so equal digests.
 
-        It contains a digest of the rest, so that a manifest that was misread or has decayed is recognised by itself.
+        It includes a digest of its content, so that a corrupted manifest can be detected.
         """
         tree = asdict(self)
         return json.dumps(tree | {"check": _check(tree)}, sort_keys=True, indent=1).encode()
@@ -170,11 +169,11 @@ class Manifest:
         """Read what `to_bytes` wrote.
 
         Args:
-            data: What was written.
+            data: The JSON bytes.
             where: Path or address, for the error.
 
         Raises:
-            DamagedStateError: It is not a manifest, was changed, or names a file outside the artifact.
+            DamagedStateError: The data is not a manifest, was changed, or names a file outside the artifact.
         """
         tree = parse_state(data, dict[str, Any], where=where, cure=_RUN_AGAIN)
         check = tree.pop("check", None)  # manifests of earlier versions have none

@@ -1,4 +1,4 @@
-"""Objects of an S3 service under one prefix, through boto3: retries temporary faults, and raises errors that name the cure."""
+"""Read and write the objects under a prefix of an S3 service with boto3; retries temporary faults, and raises errors that name the cure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CONFIG = Config(
     read_timeout=60,
     retries={"total_max_attempts": 3, "mode": "standard"},
 )
-# For one transfer; two run at a time (see `ngrpo.storage.artifacts`). More threads would slow the one that hashes.
+# Per transfer; two run in parallel (see `ngrpo.storage.inspection`). More threads would slow down hashing.
 _UPLOAD = TransferConfig(
     multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, io_chunksize=1 << 20
 )
@@ -56,7 +56,7 @@ class ObjectHead:
 class _HashedFile:
     """A file that is hashed while it is written.
 
-    It cannot seek, so boto3's transfer manager, which fetches parts side by side, writes them in their order.
+    Because it cannot seek, boto3's transfer manager, which fetches parts in parallel, writes them in order.
     """
 
     def __init__(self, file: BinaryIO):
@@ -69,7 +69,7 @@ class _HashedFile:
 
 
 def _client() -> Any:
-    """Return an S3 client from the environment."""
+    """Return an S3 client that is configured by the environment."""
     return new_session().client("s3", config=_CONFIG)
 
 
@@ -77,16 +77,16 @@ class ObjectStore:
     """Objects below `s3://bucket/prefix`. Endpoint and credentials come from the environment, as boto3 reads it."""
 
     def __init__(self, uri: str, client: Any = None, *, patience: float = PATIENCE, proven: bool = False):
-        """Open a prefix; sends nothing yet.
+        """Open a prefix without sending a request.
 
         Args:
             uri: `s3://bucket` or `s3://bucket/prefix`.
-            client: A boto3 S3 client; by default one from the environment.
-            patience: Seconds to retry while the service is out of reach.
-            proven: Whether the parent process has reached the service: then even the first contact is retried.
+            client: A boto3 S3 client; by default one that is configured by the environment.
+            patience: Seconds to retry while the service cannot be reached.
+            proven: Whether the parent process has reached the service; if so, even the first request is retried.
 
         Raises:
-            StoreError: The address is not of that form, or the environment names no usable endpoint.
+            StoreError: The address is invalid, or the environment has no usable endpoint.
         """
         self._bucket, self._prefix = parse_address(uri)
         self.uri = uri.rstrip("/")
@@ -94,26 +94,26 @@ class ObjectStore:
             self._client = client or _client()
         except ValueError as error:
             raise StoreError(
-                f"object store {self.uri}: {endpoint()} is no address; write http://host:port or https://host"
+                f"object store {self.uri}: {endpoint()} is not a valid address; write http://host:port or https://host"
             ) from error
         except BotoCoreError as error:
             raise fault_of(error, self.uri) from error
         self._sender = PatientSender(self.uri, self._answers, seconds=patience, proven=proven)
 
     def check(self) -> None:
-        """Make sure that the bucket can be reached.
+        """Check that the bucket can be reached.
 
         Raises:
-            StoreError: It cannot; the message says whether address, credentials or bucket are to blame.
+            StoreError: It cannot; the message says whether address, credentials or bucket are wrong.
         """
         self._send(lambda: self._client.head_bucket(Bucket=self._bucket))
 
     def interrupt(self) -> None:
-        """Make waiting operations of other threads fail, so that the process can end."""
+        """Make waiting requests of other threads fail, so that the process can end."""
         self._sender.interrupt()
 
     def pause(self, seconds: float) -> None:
-        """Pause before an object is looked at again.
+        """Pause before an object is checked again.
 
         Raises:
             StoreError: The process is ending.
@@ -121,12 +121,12 @@ class ObjectStore:
         self._sender.pause(seconds)
 
     def put_file(self, path: Path, key: str, *, metadata: Mapping[str, str] | None = None) -> None:
-        """Upload a file, in parts where it is large.
+        """Upload a file, with a multipart upload if it is large.
 
         Args:
             path: The file.
-            key: Its key below the prefix.
-            metadata: Texts to store with the object (see `head`).
+            key: Key of the object below the prefix.
+            metadata: Metadata to store with the object (see `head`).
 
         Raises:
             StoreError: The service cannot be used, or the file cannot be read.
@@ -146,47 +146,53 @@ class ObjectStore:
 
         Args:
             data: Its content.
-            key: Its key below the prefix.
-            if_none_match: Write only if there is no such object; of several writers one succeeds.
+            key: Key of the object below the prefix.
+            if_none_match: Write only if the object does not exist; of several concurrent writers, one succeeds.
 
         Returns:
             Whether it was written.
+
+        Raises:
+            StoreError: The service cannot be used.
         """
         return self._put(data, key, {"IfNoneMatch": "*"} if if_none_match else {}) is not None
 
     def swap(self, data: bytes, key: str, expected: str | None) -> str | None:
-        """Replace a small object if it is still the one that was read: of several writers one succeeds.
+        """Replace a small object if it has not changed since it was read; of several concurrent writers, one succeeds.
 
-        A request whose answer was lost is sent again, and may be refused because the first one succeeded: so the stored object is
+        If the response was lost, the request is sent again and may be refused because the first one succeeded. So the stored object is
         compared with the content.
 
         Args:
-            data: Its new content. Equal content may have an equal ETag, so no two writes may have the same content.
-            key: Its key below the prefix.
-            expected: ETag of what it replaces (see `get_tagged`); none if there was no such object.
+            data: New content. Equal content can have an equal ETag, so every write must have different content.
+            key: Key of the object below the prefix.
+            expected: ETag of the object to replace (see `get_tagged`); None if there was no such object.
 
         Returns:
-            The new ETag; none if the object has changed meanwhile.
+            The new ETag, or None if the object has changed meanwhile.
+
+        Raises:
+            StoreError: The service cannot be used.
         """
         return self._put(data, key, {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected})
 
     def get_bytes(self, key: str) -> bytes | None:
-        """Read a small object; none if there is no such object."""
+        """Read a small object, or return None if it does not exist."""
         found = self.get_tagged(key)
         return None if found is None else found[0]
 
     def get_tagged(self, key: str) -> tuple[bytes, str] | None:
-        """Read a small object and its ETag; none if there is no such object."""
+        """Read a small object and its ETag, or return None if it does not exist."""
         try:
             return self._send(lambda: self._read(key), key)
         except NoSuchObjectError:
             return None
 
     def sha256(self, key: str) -> str:
-        """Read an object to its end and return the sha256 of its content, in hexadecimal digits.
+        """Read an object and return the sha256 of its content, in hexadecimal digits.
 
         Raises:
-            UnreadableError: There is no such object, or it cannot be read to its end.
+            UnreadableError: The object does not exist, or cannot be read completely.
             StoreError: The service cannot be used.
         """
 
@@ -203,15 +209,15 @@ class ObjectStore:
         """Read a part of an object.
 
         Args:
-            key: Its key below the prefix.
+            key: Key of the object below the prefix.
             start: First byte.
-            length: Number of bytes, at least 1; none for all from `start` on.
+            length: Number of bytes, at least 1; None for all bytes from `start` on.
 
         Returns:
-            The bytes, fewer at the end of the object; none if there is no such object.
+            The bytes, fewer if the object ends earlier; None if the object does not exist.
 
         Raises:
-            UnreadableError: It cannot be read to its end.
+            UnreadableError: The range cannot be read completely.
             StoreError: The service cannot be used.
         """
         span = f"bytes={start}-{'' if length is None else start + length - 1}"
@@ -234,13 +240,13 @@ class ObjectStore:
             return None
 
     def get_file(self, key: str, path: Path) -> str:
-        """Download an object to a file, in parts where it is large.
+        """Download an object to a file, in parallel parts if it is large.
 
         Returns:
-            The sha256 of what was written, in hexadecimal digits.
+            The sha256 of the downloaded content, in hexadecimal digits.
 
         Raises:
-            UnreadableError: There is no such object, or it cannot be read to its end.
+            UnreadableError: The object does not exist, or cannot be read completely.
             StoreError: The service cannot be used, or the disk is full.
         """
 
@@ -254,13 +260,13 @@ class ObjectStore:
             return self._send(download, key)
         except OSError as error:
             with suppress(OSError):
-                path.unlink()  # half a file is useless
+                path.unlink()  # a partial file is useless
             raise StoreError(
                 f"{self.uri}/{key}: cannot be written to {path} ({self._missing(error, key, path)})"
             ) from error
 
     def head(self, key: str) -> ObjectHead | None:
-        """Return size and metadata of an object; none if there is no such object."""
+        """Return size and metadata of an object, or None if it does not exist."""
         try:
             answer = self._send(lambda: self._client.head_object(Bucket=self._bucket, Key=self._key(key)), key)
         except NoSuchObjectError:
@@ -268,11 +274,11 @@ class ObjectStore:
         return ObjectHead(answer["ContentLength"], answer["Metadata"])
 
     def list(self, prefix: str = "") -> list[str]:
-        """Return the keys below the store's prefix that start with `prefix`, in order."""
+        """Return the keys below the store's prefix that start with `prefix`, in the order of S3 listings."""
         return [*self.tags(prefix)]
 
     def tags(self, prefix: str = "") -> dict[str, tuple[str, int]]:
-        """Return the ETag and the size of each object that `list` names; nothing is downloaded."""
+        """Return the ETag and the size in bytes of each object that `list` returns; nothing is downloaded."""
         start = self._key(prefix) if prefix else f"{self._prefix}/" if self._prefix else ""
 
         def read() -> dict[str, tuple[str, int]]:
@@ -283,11 +289,11 @@ class ObjectStore:
         return {key[len(self._prefix) + 1 :] if self._prefix else key: tag for key, tag in found.items()}
 
     def delete(self, key: str) -> None:
-        """Delete an object, if it is there."""
+        """Delete an object, if it exists."""
         self._send(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key)))
 
     def _put(self, data: bytes, key: str, condition: Mapping[str, str]) -> str | None:
-        """Write a small object and return its ETag; none if the condition fails."""
+        """Write a small object and return its ETag, or None if the condition fails."""
         tries = 0
 
         def write() -> str | None:
@@ -303,7 +309,7 @@ class ObjectStore:
                     return None
             else:
                 return str(answer["ETag"])
-            # A repeated request may have been refused because the first one succeeded.
+            # A retry may have been refused because the first request succeeded.
             try:
                 found = self._read(key)
             except ClientError as error:
@@ -324,12 +330,12 @@ class ObjectStore:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _send(self, work: Callable[[], T], key: str | None = None, *, upload: bool = False) -> T:
-        """Send a request, and retry temporary faults (see `PatientSender.send`).
+        """Send a request and retry temporary faults (see `PatientSender.send`).
 
         Args:
-            work: Sends it. It may be called many times.
-            key: The object that it reads.
-            upload: Whether it writes content.
+            work: Sends the request; it can be called many times.
+            key: Key of the object that is read, if one is.
+            upload: Whether the request writes content.
         """
         checksums = upload and self._client.meta.config.request_checksum_calculation != "when_required"
 
@@ -339,7 +345,7 @@ class ObjectStore:
         return self._sender.send(work, meaning)
 
     def _answers(self) -> bool:
-        """Whether the service answers at this moment."""
+        """Whether the service responds now."""
         try:
             self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
         except FAULTS:
@@ -347,7 +353,7 @@ class ObjectStore:
         return True
 
     def _missing(self, error: OSError, key: str, path: Path) -> str:
-        """Say why an object cannot be written to a file."""
+        """Return why an object cannot be written to a file."""
         head = None
         with suppress(StoreError):  # the message is about the disk
             head = self.head(key)

@@ -1,7 +1,7 @@
-"""Requests to an S3 service are sent again, for minutes, where they meet a fault that may pass.
+"""Retry requests to an S3 service for minutes if the fault may be temporary.
 
-A service that has answered once is waited for when it is out of reach, for five minutes: a training of days must not end because
-a server was restarted. A first contact that fails is reported at once, for then the address may be wrong.
+If a service has responded before, requests are retried for five minutes while it cannot be reached: days of training must not be lost
+because a server was restarted. If the first request fails, that is reported at once, because the address may be wrong.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from ngrpo.storage.service_faults import (
 T = TypeVar("T")
 
 PATIENCE = 300.0
-"""Seconds to try again while a service is out of reach."""
+"""Seconds to retry while a service cannot be reached."""
 _PATIENCE_WITH_OBJECT = 60.0
-"""Seconds for an object that cannot be read while the service answers: perhaps it has decayed on the service's disk."""
+"""Seconds to retry an object that cannot be read while the service responds: it may be damaged on the service's disk."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 _GARBLED_TRIES = 3
 _reached: set[str] = set()
-"""Endpoints that have answered this process."""
+"""Endpoints that have responded to this process."""
 
 
 @dataclass
 class _Tries:
-    """The tries of one request: when they began to fail, when the last one began, how long to wait, how many there were."""
+    """State of one request's retries: start of the failures, start of the last try, next wait in seconds, number of tries."""
 
     since: float | None = None
     began: float = 0.0
@@ -47,16 +47,16 @@ class _Tries:
 
 
 class PatientSender:
-    """Sends the requests of one store; threads may share it."""
+    """Sends the requests of one store with retries; thread-safe."""
 
     def __init__(self, store: str, answers: Callable[[], bool], *, seconds: float, proven: bool):
-        """Send nothing yet.
+        """Store the arguments; nothing is sent.
 
         Args:
-            store: Address of the store, for what is said.
-            answers: Whether the service answers at this moment.
-            seconds: How long to try again while the service is out of reach.
-            proven: Whether the process that started this one has reached the service: then it is waited for from the beginning.
+            store: Address of the store, for messages.
+            answers: Returns whether the service responds now.
+            seconds: Seconds to retry while the service cannot be reached.
+            proven: Whether the parent process has reached the service; if so, even the first request is retried.
         """
         self._store = store
         self._answers = answers
@@ -70,30 +70,30 @@ class PatientSender:
             _reached.add(self._endpoint)
 
     def interrupt(self) -> None:
-        """End the waiting of other threads, whose requests then fail: this process is to end."""
+        """Stop the retries of other threads, whose requests then fail, because the process is ending."""
         self._interrupted.set()
 
     def pause(self, seconds: float) -> None:
-        """Let time pass before an object is looked at again.
+        """Pause before an object is checked again.
 
         Raises:
-            StoreError: This process is to end.
+            StoreError: The process is ending.
         """
         if self._interrupted.wait(seconds):
             raise StoreError(f"object store {self._store}: interrupted")
 
     def send(self, work: Callable[[], T], fault_of: Callable[[Exception], StoreError]) -> T:
-        """Send a request, again where it meets a fault that may pass.
+        """Send a request and retry it after temporary faults.
 
         Args:
-            work: Sends it. It may be called many times.
-            fault_of: Says what an error of boto3 means.
+            work: Sends the request; it can be called many times.
+            fault_of: Converts an error of boto3.
 
         Raises:
-            OutOfReachError: The service was out of reach for all the time of patience, or at first contact.
-            NoSuchObjectError: There is no such object.
-            UnreadableError: The object could not be read for a minute, while the service did answer.
-            StoreError: The service refuses.
+            OutOfReachError: The service could not be reached with any retry, or with the first request.
+            NoSuchObjectError: The object does not exist.
+            UnreadableError: The object could not be read for a minute although the service responded.
+            StoreError: The service refuses the request.
         """
         tries = _Tries()
         while True:
@@ -110,11 +110,11 @@ class PatientSender:
                 self.accepted = True
                 if self._said and tries.since is not None:
                     self._said = False
-                    print(f"object store {self._store}: it answers again", file=sys.stderr, flush=True)
+                    print(f"object store {self._store}: it responds again", file=sys.stderr, flush=True)
                 return result
 
     def _goes_on(self, fault: StoreError, tries: _Tries) -> bool:
-        """Wait for the next try; false where there is to be none."""
+        """Wait for the next try; returns False if there should be none."""
         if self._endpoint not in _reached or isinstance(fault, NoSuchObjectError):
             return False
         if not isinstance(fault, OutOfReachError | UnreadableError):
@@ -123,7 +123,10 @@ class PatientSender:
             return False
         now = time.monotonic()
         if now - tries.began > PATIENCE:
-            tries.since, tries.wait = now, _FIRST_WAIT  # what went on for so long was getting somewhere
+            tries.since, tries.wait = (
+                now,
+                _FIRST_WAIT,
+            )  # a try that took this long made progress, so start counting again
         elif tries.since is None:
             tries.since = tries.began
         left = tries.since + self._seconds - now

@@ -1,8 +1,8 @@
-"""An S3 service for one machine: SeaweedFS on the loopback interface, for as long as anyone uses it.
+"""An embedded S3 server for one machine: SeaweedFS on the loopback interface, which runs as long as a process uses it.
 
-Files beside the directory with the data, here `store`: `store.lock`, on which each user holds a shared lock; `store.server/`, where the
-server runs and has its keys; `credentials.json`; `seaweed.log`. The locks of users and server are fcntl's own: filelock knows no shared
-locks, and none that a child process inherits.
+Files beside the data directory (here `store`): `store.lock`, on which each user holds a shared lock; `store.server/`, the server's working
+directory with its keys; `credentials.json`; `seaweed.log`. The locks of users and server use fcntl, because filelock supports neither
+shared locks nor locks that a child process inherits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from typing_extensions import TypedDict  # pydantic cannot read that of typing before Python 3.12
+from typing_extensions import TypedDict  # pydantic does not support `typing.TypedDict` before Python 3.12
 
 from ngrpo.errors import StoreError
 from ngrpo.storage.seaweed_keys import write_keys
@@ -34,7 +34,7 @@ _SECONDS_TO_STOP = 10.0
 _TRIES = 3
 _LINES_TO_SHOW = 5
 _SERVICES = ("s3", "master", "volume", "filer", "admin")
-_GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of a service at its HTTP port plus this
+_GRPC_OFFSET = 10_000  # gRPC port of a SeaweedFS service minus its HTTP port
 _PROBE = ".ready"
 _PAUSE_SECONDS = 0.03
 _GUARD = Path(__file__).with_name("seaweed_guard.py")
@@ -46,9 +46,9 @@ class S3Endpoint:
 
     Attributes:
         url: `http://127.0.0.1:port`.
-        access_key: Id of the account.
-        secret_key: Its secret.
-        pid: Process of the guard (`seaweed_guard`), the parent of the server.
+        access_key: Access key id.
+        secret_key: Secret access key.
+        pid: Process id of the guard (`seaweed_guard`), the parent of the server.
     """
 
     url: str
@@ -57,14 +57,14 @@ class S3Endpoint:
     pid: int
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables by which boto3 finds the service, whatever else the shell has set."""
+        """Return environment variables that make boto3 use the service, overriding those of the shell."""
         bypassed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
         no_proxy = f"{bypassed},127.0.0.1" if bypassed else "127.0.0.1"
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_SESSION_TOKEN": "",  # one of another account would be sent along, and refused
+            "AWS_SESSION_TOKEN": "",  # the token of another account would be sent, and refused
             "AWS_DEFAULT_REGION": _REGION,
             "AWS_EC2_METADATA_DISABLED": "true",
             "no_proxy": no_proxy,
@@ -84,16 +84,16 @@ class _Announcement(TypedDict):
 
 @contextmanager
 def serve(directory: Path, bucket: str = "ngrpo", *, stopped: bool = True) -> Iterator[S3Endpoint]:
-    """Serve the objects kept in a directory, or join the server of another process that does, while the context is open.
+    """Serve the objects in a directory while the context is open, or share the server of another process that already does.
 
-    Nobody owns the server. It ends when its last user is gone, however that one ended; the context of the last user ends when the
-    server has. Credentials are made at the first start and kept in `credentials.json` beside the directory, readable by the owner
-    alone.
+    No process owns the server. It stops when its last user is gone, even if that one was killed; the context of the last user closes
+    after the server has stopped. Credentials are generated at the first start and kept in `credentials.json` beside the directory,
+    readable only by the owner.
 
     Args:
-        directory: Data of the service; made if missing.
-        bucket: Bucket that is made if missing.
-        stopped: Whether the last user waits for the end of the server; who has only read need not.
+        directory: Data directory of the server; created if missing.
+        bucket: Bucket to create if it is missing.
+        stopped: Whether the last user waits until the server has stopped; not necessary after only reading.
 
     Raises:
         StoreError: SeaweedFS is not installed or does not start, the directory cannot be used, or the credentials cannot be read.
@@ -105,11 +105,11 @@ def serve(directory: Path, bucket: str = "ngrpo", *, stopped: bool = True) -> It
 
 @contextmanager
 def starting(directory: Path, *, stopped: bool) -> Iterator[None]:
-    """Have the server of a directory start while this process does other things, such as imports; `serve` then finds it.
+    """Start the server of a directory in the background, for example during imports; a later `serve` uses it.
 
     Args:
         directory: See `serve`.
-        stopped: See `serve`, which does not wait while this context is open.
+        stopped: See `serve`, which never waits while this context is open.
 
     Raises:
         StoreError: See `serve`.
@@ -131,7 +131,7 @@ def _weed() -> str:
 
 
 class _Service:
-    """The server of a directory, whoever started it."""
+    """The server of a directory, started by this or another process."""
 
     def __init__(self, command: str, directory: Path):
         self._command = command
@@ -144,7 +144,7 @@ class _Service:
 
     @contextmanager
     def used(self, stopped: bool) -> Iterator[None]:
-        """Keep the server alive while the context is open; the last user waits for its end if `stopped`."""
+        """Keep the server alive while the context is open; if `stopped`, the last user waits until the server has stopped."""
         try:
             for path in (self._directory, self._home):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -155,12 +155,12 @@ class _Service:
             raise self._unusable(error) from error
         try:
             deadline = time.monotonic() + _SECONDS_TO_STOP
-            # Taken for a moment only: the last server of this directory is being stopped.
+            # The lock is held exclusively only for a moment, while a previous server stops.
             while not _try_lock(users, fcntl.LOCK_SH):
                 if time.monotonic() > deadline:
                     raise StoreError(
                         f"object store directory {self._directory} is held by a process that does not end, or by an older "
-                        "ngrpo; end it, or set NGRPO_HOME to another directory"
+                        "ngrpo; stop it, or set NGRPO_HOME to another directory"
                     )
                 time.sleep(0.02)
             try:
@@ -174,7 +174,7 @@ class _Service:
             os.close(users)
 
     def begin(self) -> None:
-        """Start the server if there is none, and wait for nothing."""
+        """Start the server if none is running, without waiting until it responds."""
         try:
             with self._starting() as lock:
                 if lock is not None:
@@ -183,7 +183,7 @@ class _Service:
             raise self._unusable(error) from error
 
     def endpoint(self, bucket: str) -> S3Endpoint:
-        """Return the server once it answers, started if there is none."""
+        """Start the server if none is running; return its endpoint once it responds."""
         deadline = time.monotonic() + _SECONDS_TO_START
         starts, said, client, endpoint = 0, None, None, None
         while time.monotonic() < deadline:
@@ -193,12 +193,14 @@ class _Service:
                     if lock is not None:
                         if starts == _TRIES:
                             break
-                        starts += 1  # another process may take a port between its choice and its use: choose again
+                        starts += 1  # another process may have taken a chosen port: try other ports
                         self._start(credentials, lock)
             except OSError as error:
                 raise self._unusable(error) from error
             found = read_state(
-                self._announcement, _Announcement, cure="end the processes that use this workspace, and it is made anew"
+                self._announcement,
+                _Announcement,
+                cure="stop the processes that use this workspace, and it will be created again",
             )
             if found is not None and found != said:
                 said, self._url = found, found["url"]
@@ -213,10 +215,10 @@ class _Service:
 
     @contextmanager
     def _starting(self) -> Iterator[int | None]:
-        """Let one process at a time see whether the directory is served.
+        """Check, one process at a time, whether the directory is already served.
 
         Yields:
-            Descriptor of the lock on the directory, for the guard to inherit; none if it is served.
+            File descriptor of the lock on the directory, for the guard to inherit; None if the directory is already served.
         """
         with FileLock(self._home / "start.lock", mode=0o600):
             served = self._open_served()
@@ -230,19 +232,19 @@ class _Service:
         self._announcement.unlink(missing_ok=True)
         write_keys(self._home)
         ports = dict(zip(_SERVICES, _free_ports(len(_SERVICES)), strict=True))
-        # Neither path nor user has a say in these: a comma in the path would make two directories of it.
+        # Relative to the working directory: SeaweedFS would split an absolute path at a comma.
         arguments = [self._command, "-logtostderr=true", "mini", f"-dir=../{self._directory.name}"]
         arguments += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-disableHttp"]
         arguments += ["-master.telemetry=false", "-admin.ui=false", "-webdav=false"]
         arguments += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         arguments += [f"-{service}.port={port}" for service, port in ports.items()]
         self._url = f"http://127.0.0.1:{ports['s3']}"
-        # SeaweedFS never removes its sockets, nor the election state of its master, which has another port each time.
+        # SeaweedFS does not remove its sockets, nor the election state of its master, whose port changes at every start.
         leftovers = [f"/tmp/seaweedfs-{service}-{port}.sock" for service, port in ports.items()]
         leftovers += [f"/tmp/seaweedfs-{service}-grpc-{port + _GRPC_OFFSET}.sock" for service, port in ports.items()]
         leftovers += [str(self._directory.absolute() / f"m{ports['master']}")]
         environment = {
-            "HOME": str(self._home.absolute()),  # settings of the user's own SeaweedFS are not ours
+            "HOME": str(self._home.absolute()),  # do not read the user's SeaweedFS settings
             "AWS_ACCESS_KEY_ID": credentials["access_key"],
             "AWS_SECRET_ACCESS_KEY": credentials["secret_key"],
             "GOMEMLIMIT": "512MiB",
@@ -251,7 +253,7 @@ class _Service:
         log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             guard = [sys.executable, "-IS", str(_GUARD), str(users), str(lock), str(self._announcement.absolute())]
-            # Outlives this process where others use the server.
+            # Outlives this process if others still use the server.
             self._guard = subprocess.Popen(
                 [*guard, self._url, *leftovers, "--", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -261,14 +263,14 @@ class _Service:
                 cwd=self._home,
                 umask=0o077,
                 pass_fds=(users, lock),
-                start_new_session=True,  # Ctrl-C is for the run, which may not be the only user
+                start_new_session=True,  # Ctrl-C must not stop a server that other runs use
             )
         finally:
             os.close(log)
             os.close(users)
 
     def _leave(self, users: int) -> None:
-        """Wait until the server has ended, unless others use it."""
+        """Wait until the server has stopped, unless others use it."""
         fcntl.flock(users, fcntl.LOCK_UN)
         deadline = time.monotonic() + _SECONDS_TO_STOP
         while time.monotonic() < deadline:
@@ -279,7 +281,7 @@ class _Service:
             finally:
                 os.close(served)
             if _try_lock(users, fcntl.LOCK_EX):
-                fcntl.flock(users, fcntl.LOCK_UN)  # nobody uses it, and the guard is yet to notice
+                fcntl.flock(users, fcntl.LOCK_UN)  # no users are left, but the guard has not noticed yet
             elif _try_lock(users, fcntl.LOCK_SH):
                 return
             time.sleep(0.02)
@@ -312,19 +314,19 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 
 def _credentials(path: Path) -> _Credentials:
-    """Return access key and secret key, made once."""
-    cure = "delete it and new ones are made for the same data"
+    """Return access key and secret key, generated at the first call."""
+    cure = "delete it, and new ones will be created for the same data"
     if not path.exists():
         write_state(path, {"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)})
     elif path.is_file():
-        path.chmod(0o600)  # a copied workspace may have lost it
+        path.chmod(0o600)  # a copied workspace may have other permissions
     values = read_state(path, _Credentials, cure=cure)
     assert values is not None
     return values
 
 
 def _client(endpoint: S3Endpoint) -> Any:
-    # While they are imported, the server starts.
+    # Imported here, while the server starts.
     from botocore.config import Config
 
     from ngrpo.storage.sessions import new_session
@@ -340,18 +342,18 @@ def _client(endpoint: S3Endpoint) -> Any:
 
 
 def _answers(client: Any, bucket: str) -> bool:
-    """Whether the bucket is there, made if missing, and its objects can be read."""
+    """Whether objects in the bucket can be read; creates the bucket if it is missing."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         if bucket not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=bucket)
-        # The bucket answers before the volumes do: only an object shows that the service is up.
+        # Buckets are available before volumes are: only reading an object shows that the server is ready.
         try:
             if client.get_object(Bucket=bucket, Key=_PROBE)["Body"].read():
                 return True
         except (BotoCoreError, ClientError):
-            pass  # it is not there, or what it was kept in is damaged: another one takes its place
+            pass  # missing, or its volume is damaged: write it again
         client.put_object(Bucket=bucket, Key=_PROBE, Body=b"ready")
     except (BotoCoreError, ClientError):
         return False
@@ -359,14 +361,14 @@ def _answers(client: Any, bucket: str) -> bool:
 
 
 def _last_lines(log: Path) -> str:
-    """Return the end of a log as one line, less the stack traces of Go."""
+    """Return the last lines of a log as one line, without Go stack traces."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line for line in lines if line and not line.startswith(("\t", "goroutine ", "created by ", "github.com/"))]
     return " | ".join(said[-_LINES_TO_SHOW:])
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports that are free together with their gRPC companions."""
+    """Return free ports whose gRPC ports are free as well."""
     held: list[socket.socket] = []
     ports: list[int] = []
     try:

@@ -1,10 +1,10 @@
-"""The parent of an embedded SeaweedFS; a script that `ngrpo.storage.seaweed` starts, with the standard library alone.
+"""Parent process of an embedded SeaweedFS server; a script that `ngrpo.storage.seaweed` starts. Uses only the standard library.
 
-Whoever uses the server holds a shared lock. The guard waits for the exclusive lock on the same file, which it gets when the last user
-is gone, however that one ended; then it ends the server and removes what the server leaves behind.
+Each user of the server holds a shared lock. The guard waits for an exclusive lock on the same file, which it gets when the last user is
+gone, even if that one was killed. Then it stops the server and removes the files that the server leaves behind.
 
-Arguments: descriptor of the users' lock; descriptor of the lock that says the directory is served, held here and by the server; the
-file to announce the server in; its URL; paths to remove; `--`; the server's command.
+Arguments: file descriptor of the users' lock; file descriptor of the lock that marks the directory as served, which guard and server
+hold; the file to announce the server in; its URL; paths to remove; `--`; the server's command.
 """
 
 import ctypes
@@ -24,23 +24,23 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _end_with_guard() -> None:
-    """Let the kernel kill this process when the guard is itself killed. Runs in the server's process, before the server."""
+    """Make the kernel kill this process if the guard is killed. Runs in the server's process before exec."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _watch(server: "subprocess.Popen[bytes]", users: int) -> None:
-    fcntl.flock(users, fcntl.LOCK_EX)  # kept to the end: who comes now waits until the directory is free
+    fcntl.flock(users, fcntl.LOCK_EX)  # held to the end: new users wait until the directory is free
     server.terminate()
     try:
-        # Its own shutdown waits for idle connections. Acknowledged objects are on disk, so a kill loses none.
+        # A graceful shutdown waits for idle connections. Acknowledged objects are on disk, so killing the server loses nothing.
         server.wait(_SECONDS_TO_STOP)
     except subprocess.TimeoutExpired:
         server.kill()
 
 
 def main(arguments: list[str]) -> int:
-    """Run the server until it ends or has no users, and return its exit status."""
+    """Run the server until it exits or has no users; return its exit status."""
     at = arguments.index("--")
     (users, served, announcement, url, *leftovers), command = arguments[:at], arguments[at + 1 :]
     partial = Path(f"{announcement}.partial")

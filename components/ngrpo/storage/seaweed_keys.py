@@ -1,8 +1,8 @@
-"""Keys of a SeaweedFS server, made anew for each start: without them its internal ports neither tell nor take anything.
+"""Generate the keys of a SeaweedFS server at each start; its internal ports refuse clients without them.
 
-S3 asks for the credentials of an account. The ports behind it (filer, volumes, master, administration) ask for nothing unless the
-server is given keys: to sign the tokens with which its parts read and write chunks over HTTP, and a certificate that they show each
-other over gRPC. `python -m ngrpo.storage.seaweed_keys DIRECTORY` makes them where the server runs by itself.
+The S3 port requires credentials. The internal ports (filer, volumes, master, administration) are open unless the server has keys: to sign
+the tokens with which its services read and write chunks over HTTP, and a certificate for mutual TLS over gRPC.
+`python -m ngrpo.storage.seaweed_keys DIRECTORY` generates them for a server that is started in another way.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _VALID_FOR = datetime.timedelta(days=3650)
 
 
 def write_keys(directory: Path) -> None:
-    """Write `security.toml`, `certificate.pem` and `key.pem`, readable by the owner alone; those of an earlier start are replaced.
+    """Write `security.toml`, `certificate.pem` and `key.pem`, readable only by the owner, replacing those of an earlier start.
 
-    The server must be started in this directory: that is where it looks for `security.toml`, whose paths are relative.
+    The server must be started in this directory, where it looks for `security.toml`, whose paths are relative.
 
     Raises:
-        OSError: They cannot be written.
+        OSError: The files cannot be written.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     settings = {
@@ -51,7 +51,7 @@ def write_keys(directory: Path) -> None:
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """Return a certificate that vouches for itself: it is the authority, the server and the client."""
+    """Return a self-signed certificate that serves as authority, server and client certificate."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ngrpo object store")])
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -60,7 +60,7 @@ def _certificate(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _VALID_FOR)  # a clock that is set back while the server runs does it no harm
+        .not_valid_before(now - _VALID_FOR)  # still valid if the clock is set back while the server runs
         .not_valid_after(now + _VALID_FOR)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(

@@ -1,4 +1,4 @@
-"""Give the disk back what was deleted from an embedded SeaweedFS, which else keeps it until it has served for a quarter of an hour."""
+"""Free the disk space of objects that were deleted from an embedded SeaweedFS, which by itself does so only after 15 minutes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _COMMANDS = "lock\nvolume.vacuum -garbageThreshold=0.001\nunlock\nexit\n"
 
 
 def vacuum(directory: Path, deleted: int) -> bool:
-    """Compact the volumes of a server that is running (`ngrpo.storage.seaweed.serve`).
+    """Compact the volumes of a running server (`ngrpo.storage.seaweed.serve`).
 
-    The server deletes in the background what it was told to delete: it is asked again until most of that is gone from the disk.
+    The server processes deletions in the background, so compaction is repeated until most of the deleted bytes are freed.
 
     Args:
-        directory: Data of the service.
+        directory: Data directory of the server.
         deleted: Bytes that were deleted.
 
     Returns:
-        Whether most of them are free within half a minute; else they are free when the server has served for longer.
+        Whether at least half of the bytes were freed within half a minute; if not, a server that runs longer frees them later.
 
     Raises:
-        StoreError: SeaweedFS refuses.
+        StoreError: The server is not running, or compaction fails.
     """
     before, deadline = _size(directory), time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
@@ -44,11 +44,11 @@ def _compact(directory: Path) -> None:
     program = Path(sys.executable).with_name("weed")
     command = str(program) if program.exists() else shutil.which("weed")
     home = directory.with_name(f"{directory.name}.server")
-    # Only while a server runs is there a directory of its master, which is called by its port.
+    # The directory of the master, whose name contains its port, exists only while the server runs.
     masters = [path.name[1:] for path in directory.glob("m[0-9]*") if path.is_dir()]
     if command is None or len(masters) != 1:
         raise StoreError(
-            f"object store directory {directory}: its server is not running, so no room is made; run the command again"
+            f"object store directory {directory}: its server is not running, so no space was freed; run the command again"
         )
     try:
         done = subprocess.run(

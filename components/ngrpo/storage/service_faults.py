@@ -1,8 +1,8 @@
-"""What goes wrong with an S3 service, as boto3 reports it: one line each with the cure, sorted by what may pass by itself.
+"""Convert errors of boto3 to one-line errors with a cure, and separate temporary from permanent faults.
 
-- `OutOfReachError`: the service cannot be used at this moment.
-- `UnreadableError`: it answers, but an object cannot be read; `NoSuchObjectError` where it says that there is none.
-- any other `StoreError`: it refuses, and will again.
+- `OutOfReachError`: the service cannot be used at the moment.
+- `UnreadableError`: the service responds, but an object cannot be read; `NoSuchObjectError` if it does not exist.
+- any other `StoreError`: permanent; a retry would fail again.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "
 BEYOND_THE_END = {"InvalidRange", "416"}
 _FORBIDDEN = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken"}
 _BROKEN = {"500", "InternalError"}
-# Besides what is told by the status: 429 and, but for 501, all from 500 on.
+# In addition to the HTTP statuses 429 and, except 501, all from 500 on.
 _BUSY = {"SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests"}
-_BUSY |= {"InternalError", "OperationAborted", "NoSuchUpload"}  # the last: the answer that ended an upload was lost
+_BUSY |= {
+    "InternalError",
+    "OperationAborted",
+    "NoSuchUpload",
+}  # NoSuchUpload: the response that completed the upload was lost
 _GARBLED = {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}
-# What services that do not know boto3's checksums answer to an upload.
+# Responses to an upload by services that do not support boto3's checksums.
 _NO_CHECKSUMS = {
     "NotImplemented",
     "501",
@@ -59,39 +63,39 @@ _CUT = (
 )
 _UNREACHED = (NoConnectionError, HTTPClientError, ConnectionError, TimeoutError)
 FAULTS = (BotoCoreError, ClientError, Boto3Error, *_CUT, *_UNREACHED)
-"""What a request may raise; anything else is a fault of ours."""
+"""Exceptions that a request can raise because of the service; any other is a bug."""
 
 
 class OutOfReachError(StoreError):
-    """The service cannot be reached, is overloaded or broken at this moment: nothing is known of what it holds."""
+    """The service cannot be reached, is overloaded or broken at the moment, so the state of its objects is unknown."""
 
 
 class UnreadableError(StoreError):
-    """The service answers, but an object is not there or cannot be read to its end."""
+    """The service responds, but an object does not exist or cannot be read completely."""
 
 
 class NoSuchObjectError(UnreadableError):
-    """The service says that there is no such object."""
+    """The object does not exist, according to the service."""
 
 
 class GarbledError(OutOfReachError):
-    """The service says that it got other bytes than were sent."""
+    """The service received other bytes than were sent."""
 
 
 def fault_of(
     error: Exception, store: str, key: str | None = None, *, checksums: bool = False, accepted: bool = False
 ) -> StoreError:
-    """Turn boto3's error into one line with the cure. Credentials are never part of it.
+    """Convert an error of boto3 to a one-line error with the cure. It never contains credentials.
 
     Args:
         error: The error, one of `FAULTS`.
         store: Address of the store.
-        key: The object that was read, if one was.
-        checksums: Whether content was written with the checksums that boto3 adds unless told otherwise.
+        key: Key of the object that was read, if one was.
+        checksums: Whether content was written with the checksums that boto3 adds by default.
         accepted: Whether the service has accepted these credentials before.
     """
     if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError):
-        error = error.__context__  # the transfer manager keeps the service's answer as that alone
+        error = error.__context__  # the transfer manager keeps the response only there
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return StoreError(f"object store {store}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if isinstance(error, ClientError):
@@ -107,7 +111,7 @@ def fault_of(
 
 
 def _refusal(error: ClientError, store: str, key: str | None, *, checksums: bool, accepted: bool) -> StoreError:
-    """Turn what a service answers into one line with the cure."""
+    """Convert an error response of the service to a one-line error with the cure."""
     code, status = code_of(error), int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
     if key is not None and code in MISSING:
         return NoSuchObjectError(f"{store}/{key}: there is no such object")
@@ -116,7 +120,7 @@ def _refusal(error: ClientError, store: str, key: str | None, *, checksums: bool
     unknown_checksums = code in _NO_CHECKSUMS or (code == "SignatureDoesNotMatch" and accepted)
     if checksums and unknown_checksums:
         return (GarbledError if code in _GARBLED else StoreError)(
-            f"object store {store}: the service answered {code} to an upload: it may not know the checksums that boto3 adds "
+            f"object store {store}: the service answered {code} to an upload: it may not support the checksums that boto3 adds "
             "(aws-chunked); set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
         )
     if code in _BUSY or status == 429 or (status >= 500 and status != 501):
@@ -134,12 +138,12 @@ def _refusal(error: ClientError, store: str, key: str | None, *, checksums: bool
 
 
 def code_of(error: ClientError) -> str:
-    """Return the code of what a service has answered."""
+    """Return the error code in a service's response."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def endpoint() -> str:
-    """Return the variable that names the endpoint with its value, less a password that may be in it."""
+    """Return the environment variable of the endpoint as `NAME=value`, without a password."""
     name = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
     value = os.environ.get(name) or "(not set)"
     return f"{name}={re.sub(r'//[^/]*@', '//', value)}"

@@ -1,7 +1,7 @@
-"""State on disk or in object storage: written whole or not at all, and checked against its type when it is read back.
+"""State on disk or in object storage: written atomically, and validated against its type when it is read.
 
-A file of state may have been cut by a full disk, edited by hand or written by another version. Whatever is wrong with it, the reader
-gets one `DamagedStateError` that names the file, what is wrong and the cure.
+A state file may have been truncated by a full disk, edited by hand or written by another version. In all these cases the reader gets a
+`DamagedStateError` that names the file, the problem and the cure.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ T = TypeVar("T")
 
 
 class DamagedStateError(StoreError):
-    """State that was written earlier cannot be read: it is empty, cut, not UTF-8, not JSON, or not of its type."""
+    """Stored state cannot be read: it is empty, truncated, not UTF-8, not JSON, or not of the expected type."""
 
 
 def parse_state(data: bytes, expected: type[T], *, where: object, cure: str) -> T:
     """Return state that was stored as JSON.
 
     Args:
-        data: What was stored.
-        expected: Its type, as pydantic validates it in strict mode: a model, `dict[str, str]`, a `typing_extensions.TypedDict`
-            (before Python 3.12 pydantic takes no other).
+        data: The stored bytes.
+        expected: The expected type, validated by pydantic in strict mode: a model, `dict[str, str]`, a `typing_extensions.TypedDict`
+            (pydantic does not support `typing.TypedDict` before Python 3.12).
         where: Path or address, for the error.
         cure: What to do about damage, for the error.
 
     Raises:
-        DamagedStateError: The data is not JSON in UTF-8, or not of the type.
+        DamagedStateError: The data is not JSON in UTF-8, or not of the expected type.
     """
     try:
         tree = json.loads(data.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        what = "it is empty" if not data.strip() else f"it is no JSON ({error})"
+        what = "it is empty" if not data.strip() else f"it is not JSON ({error})"
         raise DamagedStateError(f"{where}: damaged: {what}; {cure}") from error
     try:
-        # JSON knows no tuples and no integers apart from floats: strict mode for JSON input allows for that.
+        # JSON has no tuples, and does not distinguish 1 from 1.0. Pydantic's strict mode for JSON input allows for that.
         state: T = _validator(cast("Hashable", expected)).validate_json(json.dumps(tree, allow_nan=False), strict=True)
     except (ValidationError, ValueError) as error:
         raise DamagedStateError(f"{where}: damaged: {_problem(error)}; {cure}") from error
@@ -53,12 +53,12 @@ def parse_state(data: bytes, expected: type[T], *, where: object, cure: str) -> 
 
 @cache
 def _validator(expected: Any) -> TypeAdapter[Any]:
-    """A plan reads hundreds of files of a few types, and to build a validator takes longer than to use it."""
+    """Cached, because a plan reads hundreds of files of a few types, and building a validator is slower than using it."""
     return TypeAdapter(expected)
 
 
 def read_state(path: Path, expected: type[T], *, cure: str) -> T | None:
-    """Return the state in a file; none where there is no such file.
+    """Return the state in a file, or None if the file does not exist.
 
     Args:
         path: The file.
@@ -66,7 +66,7 @@ def read_state(path: Path, expected: type[T], *, cure: str) -> T | None:
         cure: See `parse_state`.
 
     Raises:
-        DamagedStateError: The file cannot be read, or is not what was written.
+        DamagedStateError: The file cannot be read, or its content is damaged.
     """
     try:
         data = path.read_bytes()
@@ -78,19 +78,19 @@ def read_state(path: Path, expected: type[T], *, cure: str) -> T | None:
 
 
 def write_state(path: Path, value: Any) -> None:
-    """Write a value as JSON, with mode 0600, whole or not at all: a reader sees the old file or the new one, also after a power cut.
+    """Write a value as JSON with mode 0600, atomically: a reader sees the old file or the new one, even after a power failure.
 
     Raises:
-        StoreError: The file cannot be written; what was there is still there.
+        StoreError: The file cannot be written; the old file is unchanged.
     """
     write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all (see `write_state`).
+    """Write a file atomically (see `write_state`).
 
     Raises:
-        StoreError: The file cannot be written; what was there is still there.
+        StoreError: The file cannot be written; the old file is unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,14 +101,14 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _problem(error: ValueError) -> str:
-    """Say in a few words what is wrong with a tree; values are left out, for they may be secret."""
+    """Describe a validation error briefly, without values, which may be secret."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    place = place if place.isprintable() else ascii(place)  # names in damaged state may hold anything
+    place = place if place.isprintable() else ascii(place)  # names in damaged state can contain any character
     return f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -1,6 +1,6 @@
-"""Start a server only on the very files that were registered: `python -m ngrpo.storage.verified_start DIRECTORY DIGEST ARGUMENT...`.
+"""Start a server if the model's files have the registered digest: `python -m ngrpo.storage.verified_start DIRECTORY DIGEST ARGUMENT...`.
 
-What brings files into a pod reads an address, and does not look at what lies there. This does, and becomes `python ARGUMENT...` then.
+The initializer that downloads files into a pod does not verify them. This module does, and then replaces itself with `python ARGUMENT...`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ngrpo.storage.digest import model_digest
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become the server, or end with a line that says which files lie there."""
+    """Verify the files, then exec the server; exit with a one-line error if the digest differs."""
     directory, digest, *rest = arguments
     found = model_digest(Path(directory))
     if found != digest:

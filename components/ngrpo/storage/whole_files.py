@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: a reader sees the old file or the new one, also after a power cut."""
+"""Atomic file writes: a reader sees the old file or the new one, even after a power failure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Provide a temporary file beside `path`, of mode 0600, which takes its place when the block ends without an error.
+    """Yield a temporary file beside `path`, with mode 0600, that replaces it if the body raises no error.
 
     Raises:
-        OSError: The file cannot be written; what was there is still there.
+        OSError: The file cannot be written; the old file is unchanged.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(descriptor)
@@ -27,10 +27,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Let a file that is complete take a name of the same file system, also after a power cut.
+    """Rename a complete file to a path on the same file system, durably.
 
     Raises:
-        OSError: The disk failed, or the name is that of a directory; what was there is still there.
+        OSError: The disk failed, or the path is a directory; the old file is unchanged.
     """
     sync(partial)
     partial.replace(path)
@@ -38,7 +38,7 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Let what was written to a file, or the renames in a directory, survive a power cut."""
+    """Flush a file's content, or the renames in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

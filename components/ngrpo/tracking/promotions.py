@@ -140,7 +140,7 @@ class Promotions:
         Raises:
             TrackingError: Promotions of this model are guarded by another object store.
             DamagedStateError: The journal is damaged.
-            StoreError: The object store does not keep the conditions of writes, without which there is no lock.
+            StoreError: The object store does not support conditional writes, which the lock depends on.
         """
         if not self._conditions_hold:
             require_conditional_writes(self._objects, self.registry.name)

@@ -39,7 +39,7 @@ def time_zone(name: str, what: str) -> ZoneInfo:
         what: The setting that names it, for the message.
 
     Raises:
-        ConfigError: There is none of this name.
+        ConfigError: There is no time zone with this name.
     """
     try:
         return ZoneInfo(name)
