@@ -112,8 +112,8 @@ def test_a_model_is_left_without_a_champion_only_if_somebody_says_so(models, ngr
     code, said = ngrpo("rollback", "it is bad")
     assert code == 2
     assert said.endswith(
-        f"ngrpo: model {NEW}: to roll back version 1 leaves it without a champion, for it had none before; add --yes to do so, or make "
-        "another version the champion (ngrpo promote VERSION)\n"
+        f"ngrpo: model {NEW}: rolling back version 1 leaves it without a champion, because it had none before; add --yes to confirm, or "
+        "make another version the champion (ngrpo promote VERSION)\n"
     )
     assert state(models[NEW].registry) == {"champion": "1"}
     assert [entry["decision"] for entry in models[NEW].history()] == ["promoted"]

@@ -205,7 +205,7 @@ def test_heads_are_filled_up_for_vllm_where_asked_and_the_answers_stay(export, m
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["head_dim"] == 32
     assert not (tmp_path / "wide" / "model.sig").exists(), "it is not over these files"
     card = (tmp_path / "wide" / "README.md").read_text()
-    assert "Attention heads were filled up with zeros" in card
+    assert "Attention heads were padded with zeros" in card
     assert model_digest(model) in card
     exec(lines(printed, "transformers"), {})
     assert capsys.readouterr().out.strip() == greedy(model, 256).strip()
