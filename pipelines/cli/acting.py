@@ -21,6 +21,7 @@ from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
     from ngrpo.config import RunConfig
+    from ngrpo.config.cluster import ClusterConfig
 
 
 def acting_config(
@@ -30,6 +31,7 @@ def acting_config(
     workspace: Workspace,
     console: Console,
     version: str | None = None,
+    cluster: ClusterConfig | None = None,
 ) -> RunConfig:
     """Return the configuration of a command, after printing which model it acts on.
 
@@ -41,6 +43,7 @@ def acting_config(
         console: Where the model is named.
         version: Alias or number of a version that is measured: by default the configuration is then that of the run that made it, as far as
             that run is here.
+        cluster: Settings of a cluster, in place of those of the run. A preset that is named has its own.
 
     Raises:
         ConfigError: No preset is named and there is no run here, or a setting is unknown or impossible.
@@ -50,7 +53,7 @@ def acting_config(
     if preset is not None:
         config, origin = read_config(preset, settings, seed), f"preset {preset}"
     else:
-        runs = settings_of_runs(run_directories(workspace))
+        runs = (_placed(run, cluster) for run in settings_of_runs(run_directories(workspace)))
         latest = next(runs, None)
         if latest is None:
             raise ConfigError(
@@ -62,7 +65,7 @@ def acting_config(
         if version is not None:
             model_name = _model_name(latest, chain([latest], runs), given)
             own = looked_up_settings(version, model_name, workspace)
-            chosen = own or latest
+            chosen = latest if own is None else _placed(own, cluster)
             origin = (
                 f"{origin}, the latest: no run here made {version}"
                 if own is None
@@ -71,6 +74,11 @@ def acting_config(
         config = override(chosen.config, given)
     say_model(config, origin, console)
     return config
+
+
+def _placed(run: RunSettings, cluster: ClusterConfig | None) -> RunSettings:
+    """Return the settings of a run on another cluster; the same where there is none."""
+    return run if cluster is None else RunSettings(run.name, run.config.model_copy(update={"cluster": cluster}))
 
 
 def _model_name(latest: RunSettings, runs: Iterable[RunSettings], given: Sequence[str]) -> str:
