@@ -174,6 +174,7 @@ def test_a_model_without_an_adapter(export, model, store, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.engine
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("hidden_size", "for_vllm"), [(128, False), (64, True)])
 def test_vllm_loads_it_by_the_lines_that_are_printed(export, model, tmp_path, for_vllm):
     printed = export(tmp_path / "there", for_vllm=for_vllm)
@@ -181,7 +182,7 @@ def test_vllm_loads_it_by_the_lines_that_are_printed(export, model, tmp_path, fo
     script = tmp_path / "lines.py"
     body = "\n".join(f"    {line}" for line in lines(printed, "vLLM").splitlines())
     script.write_text(f"if __name__ == '__main__':\n{body}\n")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert greedy(model, 256).strip() in map(str.strip, done.stdout.splitlines()), "beside what vLLM logs"
 
