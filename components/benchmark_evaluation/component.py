@@ -26,11 +26,11 @@ def benchmark_evaluation(
         artifact: Reference to samples, grades and statistics.
         metrics: Metrics of the stage.
         dataset: Reference to the artifact of `prepare_data`.
-        dataset_known: The same as JSON, where it was known before the run: then nothing makes it.
+        dataset_known: The same as JSON, if it was known before the run; then no task produces it.
         warm_start: Reference to the artifact of `sft_warm_start`.
-        warm_start_known: The same as JSON, where it was known before the run: then nothing makes it.
+        warm_start_known: The same as JSON, if it was known before the run; then no task produces it.
         trained: Reference to the artifact of `ngrpo_training`.
-        trained_known: The same as JSON, where it was known before the run: then nothing makes it.
+        trained_known: The same as JSON, if it was known before the run; then no task produces it.
     """
     from ngrpo.stages.step import execute
 

@@ -28,13 +28,13 @@ def deploy(
         artifact: Reference to what became of the deployment, and to the evaluation through the endpoint.
         metrics: Metrics of the stage.
         dataset: Reference to the artifact of `prepare_data`.
-        dataset_known: The same as JSON, where it was known before the run: then nothing makes it.
+        dataset_known: The same as JSON, if it was known before the run; then no task produces it.
         trained: Reference to the artifact of `ngrpo_training`.
-        trained_known: The same as JSON, where it was known before the run: then nothing makes it.
+        trained_known: The same as JSON, if it was known before the run; then no task produces it.
         evaluation: Reference to the artifact of `benchmark_evaluation`.
-        evaluation_known: The same as JSON, where it was known before the run: then nothing makes it.
+        evaluation_known: The same as JSON, if it was known before the run; then no task produces it.
         promotion: Reference to the artifact of `model_promotion`.
-        promotion_known: The same as JSON, where it was known before the run: then nothing makes it.
+        promotion_known: The same as JSON, if it was known before the run; then no task produces it.
     """
     from ngrpo.stages.step import execute
 

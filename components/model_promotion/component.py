@@ -24,9 +24,9 @@ def model_promotion(
         artifact: Reference to the decision.
         metrics: Metrics of the stage.
         trained: Reference to the artifact of `ngrpo_training`.
-        trained_known: The same as JSON, where it was known before the run: then nothing makes it.
+        trained_known: The same as JSON, if it was known before the run; then no task produces it.
         evaluation: Reference to the artifact of `benchmark_evaluation`.
-        evaluation_known: The same as JSON, where it was known before the run: then nothing makes it.
+        evaluation_known: The same as JSON, if it was known before the run; then no task produces it.
     """
     from ngrpo.stages.step import execute
 

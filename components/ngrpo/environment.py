@@ -1,4 +1,4 @@
-"""Environment variables: for the time of a context, and without letting the credentials in them out."""
+"""Environment variables: set for the duration of a context, with the credentials in them kept out of all output."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ CREDENTIAL = re.compile(
     r"|CONNECTION_STRING|COOKIE)(?!.*_(FILE|PATH)$)",
     re.IGNORECASE,
 )
-"""Names of variables that hold credentials. What names a file is none: KF_PIPELINES_SA_TOKEN_PATH, AWS_WEB_IDENTITY_TOKEN_FILE."""
+"""Names of variables that hold credentials. Those that hold the path of a file do not match, like AWS_WEB_IDENTITY_TOKEN_FILE."""
 
 SAVE_MINUTES = "NGRPO_SAVE_MINUTES"
-"""Environment variable of a stage: a training saves at least that often, beside its `save_steps`."""
+"""Environment variable of a stage: longest time between two checkpoints of a training in minutes, in addition to `save_steps`."""
 PRICES = "NGRPO_COSTS"
 """Environment variable of a stage: the prices of the configuration as JSON, for the model card and MLflow. No key depends on it."""
 METRICS_PORT = "NGRPO_METRICS_PORT"
-"""Environment variable of a stage: port on which a training can be scraped by Prometheus; none keeps it closed."""
+"""Environment variable of a stage: port on which a training serves metrics for Prometheus; if unset, it serves none."""
 METRICS_HOST = "NGRPO_METRICS_HOST"
-"""Environment variable of a stage: address that it listens on there; loopback unless it is set."""
+"""Environment variable of a stage: address to serve those metrics on; loopback if unset."""
 
 _ADDRESSES: Mapping[str, tuple[str, str] | None] = {
     "MLFLOW_TRACKING_URI": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
@@ -34,36 +34,37 @@ _ADDRESSES: Mapping[str, tuple[str, str] | None] = {
     "KF_PIPELINES_ENDPOINT": None,
     "NGRPO_STORE": None,
 }
-"""Addresses that are shown and recorded, and the variables that take user and password of each; nothing reads those of the others."""
+"""Variables with addresses that are shown and recorded, and the variables that user and password are moved to. With None they are
+dropped, because nothing reads them."""
 _NAME = (
     r"(?:token|secret|passw(?:or)?d|pwd|passphrase|signature|sig|credential|auth"
     r"|(?:api|access|account|private|signing)?[-_]?key(?:[-_]?id)?)"
 )
-_USER = re.compile(r"(\w://)[^\s'\"<>]*@")  # a password that is not quoted may hold any sign, a slash too
-# What stands before a name is bounded: lines of a log may have words of megabytes, and each end of one would be tried from each start.
+_USER = re.compile(r"(\w://)[^\s'\"<>]*@")  # an unquoted password may contain any character, even a slash
+# The text before a name is bounded: on a log line with a word of megabytes the search would otherwise take quadratic time.
 _PARAMETER = re.compile(
     rf"((?:^|[?&;\s'\"(])[\w.-]{{0,100}}{_NAME}=|{_NAME}['\"]\s*:\s*['\"]?)[^\s&;'\"<>),}}\]]+", re.IGNORECASE
 )
 _HEADER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE)
-# Tokens and private keys, which are known by their form, and addresses that are secrets themselves.
+# Tokens and private keys, recognized by their format, and addresses that are secrets themselves.
 _FORM = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bglpat-[\w-]{16,}|\bxox[abprs]-[\w-]{8,}|\bsk-[\w-]{16,}"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|\b(?:hooks\.slack\.com/(?:services|workflows)|discord(?:app)?\.com/api/webhooks"
     r"|[\w.-]{0,100}webhook\.office\.com)/[^\s'\"<>]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
 )
-# What follows the first colon of an address is a port, or it is a password that has signs of an address in it.
+# After the first colon of an address comes a port. Anything else is a password, which may contain '/', '?' or '#'.
 _USER_IN_VALUE = re.compile(
     r"\w://[^/?#\s]*@|\w://[^/?#\s:@\[]*:(?!\d{1,5}(?:[/?#,\s]|$))[^\s]*@|^[^\s/@:=]+:[^\s/@]+@(?!sha256:)[^\s/@]"
 )
 _S3 = "NGRPO_S3_"
 _SHORTEST = 6
-"""A credential of fewer characters is not looked for in texts: it would be found in words."""
+"""Shorter credentials are not replaced in texts, because they would match parts of ordinary words."""
 
 
 @contextmanager
 def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables, which child processes inherit, or remove those that are none, while the context is open."""
+    """Set environment variables while the context is open, for child processes too; None removes a variable."""
     before = {name: os.environ.get(name) for name in variables}
     _assign(variables)
     try:
@@ -74,9 +75,9 @@ def environment(variables: Mapping[str, str | None]) -> Iterator[None]:
 
 @contextmanager
 def addresses_without_users() -> Iterator[None]:
-    """Take user and password off the addresses in the environment while the context is open; MLflow's become variables.
+    """Remove user and password from the addresses in the environment while the context is open; MLflow's are moved to its variables.
 
-    Addresses are shown, recorded and passed on: none may hold a password. To be entered once, at the start of a command or a stage.
+    Addresses are shown, recorded and passed on, so none may contain a password. Enter this once, at the start of a command or a stage.
     """
     changed: dict[str, str | None] = {}
     for name, variables in _ADDRESSES.items():
@@ -94,8 +95,7 @@ def addresses_without_users() -> Iterator[None]:
 def adopt_s3_names() -> None:
     """Set boto3's variables from ours: `AWS_ENDPOINT_URL` from `NGRPO_S3_ENDPOINT_URL`, and so on.
 
-    A pod of Kubeflow runs its launcher in the stage's container. It keeps Kubeflow's own files in a store of Kubeflow's, and would take
-    `AWS_*` for the way there.
+    In a pod, Kubeflow's launcher runs in the stage's container. It accesses Kubeflow's own object store, and would use `AWS_*` for that.
     """
     for name, value in list(os.environ.items()):
         if name.startswith(_S3) and value:
@@ -104,15 +104,15 @@ def adopt_s3_names() -> None:
 
 
 def holds_credential(value: str) -> bool:
-    """Say whether a text holds a credential: an address with a user, a parameter or header that is one, a token of a known form."""
+    """Return whether a text contains a credential: an address with a user, a secret parameter or header, or a token of a known format."""
     return any(pattern.search(value) for pattern in (_USER_IN_VALUE, _PARAMETER, _HEADER, _FORM))
 
 
 def redacted(text: str) -> str:
-    """Return a text of unknown origin, an error of a library for example, without the credentials that may be in it.
+    """Return a text of unknown origin, such as the error of a library, with credentials removed.
 
-    Users and passwords of addresses, parameters and headers that look like credentials are taken out, and the values of the environment
-    variables that hold some.
+    Removed are users and passwords in addresses, parameters and headers that look like credentials, tokens of known formats, and the
+    values of environment variables that hold credentials.
     """
     for value in _credentials():
         text = text.replace(value, "***")
@@ -121,7 +121,7 @@ def redacted(text: str) -> str:
 
 
 def _credentials() -> list[str]:
-    """Return the credentials in the environment, in the forms that a message may have, longest first."""
+    """Return the credentials in the environment, in every form in which a message may contain them, longest first."""
     values = {value for name, value in os.environ.items() if CREDENTIAL.search(name)}
     for value in os.environ.values():
         if "@" in value and "://" in value:
@@ -130,7 +130,7 @@ def _credentials() -> list[str]:
     if user and password:
         values.add(base64.b64encode(f"{user}:{password}".encode()).decode())
     elif user:
-        values.add(user)  # a token takes the place of both
+        values.add(user)  # without a password, the user is a token
     values |= {unquote(value) for value in values}
     return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
 

@@ -1,10 +1,10 @@
-"""Errors that a user can act on. Their message is one clear line with the cure; the command line prints it and exits with 2."""
+"""Errors that a user can fix. The message is one line that says how; the command line prints it and exits with code 2."""
 
 import os
 
 
 class NGRPOError(Exception):
-    """Something the user can put right: the message says what is wrong and what to do."""
+    """An error that the user can fix: the message says what is wrong and what to do."""
 
 
 class ConfigError(NGRPOError):
@@ -12,7 +12,7 @@ class ConfigError(NGRPOError):
 
 
 class DataError(NGRPOError):
-    """A data set, a tokenizer or a model directory is not what a stage needs."""
+    """A data set, a tokenizer or a model directory cannot be used by a stage."""
 
 
 class StoreError(NGRPOError):
@@ -24,39 +24,39 @@ class TrackingError(NGRPOError):
 
 
 class EngineError(NGRPOError):
-    """The rollout engine cannot be started, or died while it generated."""
+    """The rollout engine cannot be started, or crashed during generation."""
 
 
 class GradingError(NGRPOError):
-    """The processes that compare answers do not start."""
+    """The processes that compare answers did not start."""
 
 
 class TrainingError(NGRPOError):
-    """Training has diverged: a loss, a gradient or a result is not finite, or the engine does not compute what is trained."""
+    """Training has diverged: a loss, gradient or result is not finite, or the engine's outputs do not match the trained model."""
 
 
 class UserCodeError(NGRPOError):
-    """A function of the user's cannot be loaded, raised an error, or returned what it must not."""
+    """A function of the user cannot be loaded, raised an error, or returned an invalid value."""
 
 
 class TrainJobError(NGRPOError):
-    """A training on several nodes was refused by the cluster, did not start, or failed."""
+    """A training job on several nodes was refused by the cluster, did not start, or failed."""
 
 
 class ClusterError(NGRPOError):
-    """The cluster refuses, cannot be reached, or has no such run, schedule or service."""
+    """The cluster refuses a request, cannot be reached, or has no such run, schedule or service."""
 
 
 class DeploymentError(ConfigError):
-    """A deployed model does not do as it was evaluated: the same again would be refused again."""
+    """A deployed model does not perform as it was evaluated. Repeating the deployment would fail again."""
 
 
 class Preempted(SystemExit):
-    """Training was told to stop, and its checkpoint is kept: the process ends with `EX_TEMPFAIL` (75), which means try again."""
+    """Training was stopped by SIGTERM, and its checkpoint is kept: the process exits with `EX_TEMPFAIL` (75), which means retry."""
 
     def __init__(self) -> None:
         super().__init__(os.EX_TEMPFAIL)
 
     def __str__(self) -> str:
-        """Say what happened in one line."""
-        return "told to stop; the next try goes on from its checkpoint"
+        """Return what happened, in one line."""
+        return "stopped by SIGTERM; the next try resumes from the checkpoint"

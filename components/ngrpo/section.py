@@ -1,4 +1,4 @@
-"""What every part of the configuration is made of."""
+"""Base class and field types of the sections of the configuration."""
 
 from __future__ import annotations
 
@@ -11,55 +11,55 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-_LONGEST_NAME = 64  # as `_ALLOWED` says
-# Files that Windows cannot hold, whatever follows the first dot.
+_LONGEST_NAME = 64  # stated in `_ALLOWED` too
+# Names that Windows reserves, with any extension.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ALLOWED = "consists of at most 64 letters (a-z, A-Z), digits, '.', '_' and '-', begins with a letter or digit, does not end with '.'"
 
 
 def count(least: int, most: int) -> Any:
-    """Return the limits of an integer. Nothing else is taken for one: no `true`, no text, no 2.0."""
+    """Return a field for an integer from `least` to `most`. It refuses `true`, text and 2.0."""
     return Field(strict=True, ge=least, le=most)
 
 
 def number(
     *, above: float | None = None, least: float | None = None, below: float | None = None, most: float | None = None
 ) -> Any:
-    """Return the limits of a number: `above` and `below` are outside, `least` and `most` inside. No `true`, no text is one."""
+    """Return a field for a number: `above` and `below` are exclusive limits, `least` and `most` inclusive. It refuses `true` and text."""
     return Field(strict=True, gt=above, ge=least, lt=below, le=most)
 
 
 def unless_set(default: Any) -> Any:
-    """Return the default of a setting that stands in the settings' JSON only where it has another value.
+    """Return a field that the settings' JSON contains only if it differs from its default.
 
-    It is for what few runs use: the keys of the others do not move when such a setting is added.
+    For settings that few runs use: adding one does not change the keys of the other runs.
     """
     return Field(default=default, exclude_if=lambda value: bool(value == default))
 
 
 def check_name(text: str) -> str:
-    """Return a name that can be a file, a metric, a key in object storage and a model of the registry.
+    """Return a name if it is valid as a file, a metric, a key in object storage and a registered model.
 
     Raises:
-        ValueError: It cannot; the message says what is allowed, and which name of that kind is closest.
+        ValueError: It is not valid; the message says what is allowed, and suggests a similar name.
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(?<!\.)", text) is None or len(text) > _LONGEST_NAME:
         close = slug(text)[:_LONGEST_NAME].rstrip("-")
         raise ValueError(f"a name {_ALLOWED}" + (f"; for example {close}" if close else ""))
     if _RESERVED.fullmatch(text):
-        raise ValueError("no file of that name can be on Windows; choose another")
+        raise ValueError("Windows reserves this name, so it cannot be the name of a file; choose another")
     return text
 
 
 def slug(text: str) -> str:
-    """Return a text with `-` in place of what a file or a dotted setting had better not have in its name: `AIME (2024)` is `AIME-2024`."""
+    """Return a text with `-` in place of characters unsuitable in names of files and dotted settings: `AIME (2024)` is `AIME-2024`."""
     letters = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     return re.sub(r"[^A-Za-z0-9_-]+", "-", letters).strip("-")
 
 
 def keep_apart(table: Any) -> Any:
-    """Return a table if its keys are different names, also on a file system that ignores case.
+    """Return a table if its keys are different file names, also on a file system that ignores case.
 
     Raises:
         ValueError: Two keys would be the same file.
@@ -75,33 +75,33 @@ def keep_apart(table: Any) -> Any:
 
 
 def name_of(spelling: Any) -> Any:
-    """Return the name that stands for a spelling, which is one printable line and begins with a letter or a digit; else the spelling."""
+    """Return the name (`slug`) for a spelling that is one printable line and begins with a letter or a digit; others are returned as is."""
     free = isinstance(spelling, str) and spelling.isprintable() and spelling[:1].isalnum()
     return (slug(spelling) or spelling) if free else spelling
 
 
 def check_text(text: str) -> str:
-    """Return a text without control characters.
+    """Return a text if it has no control characters other than line breaks and tabs.
 
     Raises:
         ValueError: It has some.
     """
     if _CONTROL.search(text):
-        raise ValueError("a text has no control characters other than line breaks and tabs; leave them out")
+        raise ValueError("a text may not contain control characters other than line breaks and tabs; remove them")
     return text
 
 
 def _check_line(text: str) -> str:
     if not text.isprintable() or text != text.strip():
-        raise ValueError("one line without control characters, and without spaces around it")
+        raise ValueError("write one line without control characters, and without spaces around it")
     return text
 
 
 def check_store(uri: str) -> str:
-    """Return an address in object storage, `s3://bucket/prefix`.
+    """Return an address if it is one in object storage, `s3://bucket/prefix`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not.
     """
     scheme, _, place = uri.partition("://")
     bucket, *parts = place.removesuffix("/").split("/")
@@ -117,7 +117,7 @@ def check_store(uri: str) -> str:
 
 
 def _check_day(value: Any) -> Any:
-    """Take a day of TOML, or one written as text; nothing else that pydantic would take for one, like a number of seconds."""
+    """Accept a date of TOML, or one written as text; nothing else that pydantic would convert to a date, like a number of seconds."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value) and value >= "1000":
         with suppress(ValueError):
             return date.fromisoformat(value)
@@ -132,7 +132,7 @@ def _check_temperature(value: float) -> float:
     return value
 
 
-# No sensible setting comes near the upper limits: they stop what was mistyped, before it takes hours or all memory.
+# The upper limits are far above sensible settings: they catch typing errors before these cost hours or all memory.
 Positive = Annotated[int, count(1, 1_000_000_000)]
 NonNegative = Annotated[int, count(0, 1_000_000_000)]
 Steps = Annotated[int, count(1, 10_000_000)]
@@ -142,7 +142,7 @@ Tokens = Annotated[int, count(1, 10_000_000)]
 Problems = Annotated[int, count(1, 100_000_000)]
 Samples = Annotated[int, count(1, 100_000)]
 Seed = Annotated[int, count(0, 2**32 - 1)]
-"""NumPy takes no larger seed."""
+"""NumPy accepts no larger seed."""
 GiB = Annotated[int, count(1, 1_000_000)]
 Flag = Annotated[bool, Field(strict=True)]
 Probability = Annotated[float, number(least=0.0, most=1.0)]
@@ -151,28 +151,28 @@ LearningRate = Annotated[float, number(above=0.0, most=1.0)]
 Temperature = Annotated[float, number(above=0.0, most=100.0), AfterValidator(_check_temperature)]
 Coefficient = Annotated[float, number(least=0.0, most=100.0)]
 Points = Annotated[float, number(least=0.0, most=100.0)]
-"""Points of percent."""
+"""Percentage points."""
 Confidence = Annotated[float, number(above=0.5, below=1.0)]
 
 Day = Annotated[date, BeforeValidator(_check_day)]
 
 Name = Annotated[str, AfterValidator(check_name)]
-"""What becomes part of a path, of a key or of the name of a metric or a model."""
+"""A name that becomes part of a path, of a key, or of the name of a metric or a model."""
 Spelled = Annotated[Name, BeforeValidator(name_of)]
-"""A name that users may spell with other characters; `name_of` says which name it is. Spellings are kept in `RunConfig.titles`."""
+"""A name that users may spell with other characters; `name_of` derives the name. Spellings are kept in `RunConfig.titles`."""
 Line = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_check_line)]
 Text = Annotated[str, Field(max_length=10_000), AfterValidator(check_text)]
 NonEmpty = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(check_text)]
 LongText = Annotated[str, Field(max_length=100_000), AfterValidator(check_text)]
 """The text of a file."""
 StoreURI = Annotated[str, Field(max_length=500), AfterValidator(check_store)]
-"""`s3://bucket/prefix`, without what reads as something else in an address: `..`, `//`, `?`, `#`, `%` or spaces."""
+"""`s3://bucket/prefix`, without parts that have another meaning in an address: `..`, `//`, `?`, `#`, `%` or spaces."""
 
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and an unknown field is an error."""
 
-    # What a process never validates by itself is not built: every command and every stage waits for this module.
+    # Validators are built on first use: every command and every stage waits for the import of the configuration.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     unkeyed: ClassVar[frozenset[str]] = frozenset()
@@ -180,7 +180,7 @@ class Section(BaseModel):
 
 
 def refuse(problems: Iterable[str]) -> None:
-    """Refuse a section for everything that is wrong with it at once.
+    """Refuse a section with one error for all its problems.
 
     Raises:
         ValueError: There is a problem; the message has a line for each.

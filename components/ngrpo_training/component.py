@@ -26,11 +26,11 @@ def ngrpo_training(
         artifact: Reference to the trained model.
         metrics: Metrics of the stage.
         dataset: Reference to the artifact of `prepare_data`.
-        dataset_known: The same as JSON, where it was known before the run: then nothing makes it.
+        dataset_known: The same as JSON, if it was known before the run; then no task produces it.
         neighbor_index: Reference to the artifact of `neighbor_index`.
-        neighbor_index_known: The same as JSON, where it was known before the run: then nothing makes it.
+        neighbor_index_known: The same as JSON, if it was known before the run; then no task produces it.
         warm_start: Reference to the artifact of `sft_warm_start`.
-        warm_start_known: The same as JSON, where it was known before the run: then nothing makes it.
+        warm_start_known: The same as JSON, if it was known before the run; then no task produces it.
     """
     from ngrpo.stages.step import execute
 

@@ -22,7 +22,7 @@ def sft_warm_start(
         artifact: Reference to the warm-started model.
         metrics: Metrics of the stage.
         dataset: Reference to the artifact of `prepare_data`.
-        dataset_known: The same as JSON, where it was known before the run: then nothing makes it.
+        dataset_known: The same as JSON, if it was known before the run; then no task produces it.
     """
     from ngrpo.stages.step import execute
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,11 +16,12 @@ from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.options import read_config
 from ngrpo_kfp.pipelines.local.named_model import looked_up_settings
-from ngrpo_kfp.pipelines.local.runs import latest_settings
+from ngrpo_kfp.pipelines.local.runs import RunSettings, run_directories, settings_of_runs
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
     from ngrpo.config import RunConfig
+    from ngrpo.config.cluster import ClusterConfig
 
 
 def acting_config(
@@ -28,6 +31,7 @@ def acting_config(
     workspace: Workspace,
     console: Console,
     version: str | None = None,
+    cluster: ClusterConfig | None = None,
 ) -> RunConfig:
     """Return the configuration of a command, after printing which model it acts on.
 
@@ -39,6 +43,7 @@ def acting_config(
         console: Where the model is printed.
         version: Alias or number of the version to evaluate. Without a preset, the configuration is that of the run that trained it, if
             that run is in the workspace, otherwise that of the latest run.
+        cluster: Settings of a cluster that replace those of the run. A named preset has its own.
 
     Raises:
         ConfigError: There is neither a preset nor a run in the workspace, or a setting is unknown or invalid.
@@ -48,23 +53,53 @@ def acting_config(
     if preset is not None:
         config, origin = read_config(preset, settings, seed), f"preset {preset}"
     else:
-        latest = latest_settings(workspace)
+        runs = (_placed(run, cluster) for run in settings_of_runs(run_directories(workspace)))
+        latest = next(runs, None)
         if latest is None:
             raise ConfigError(
                 f"workspace {workspace.root}: no run here whose settings can be read, so it is not known which model is meant; name a "
                 "preset (--preset NAME)"
             )
         given = [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
-        # Start with those of the latest run, so that invalid settings are refused before any service starts.
-        config, origin = override(latest.config, given), f"run {latest.name}"
+        chosen, origin = latest, f"run {latest.name}"
         if version is not None:
-            own = looked_up_settings(version, config.promotion.model_name, workspace)
-            if own is not None:
-                config, origin = override(own.config, given), f"run {own.name}, which made {version}"
-            else:
-                origin += f", the latest: no run here made {version}"
+            model_name = _model_name(latest, chain([latest], runs), given)
+            own = looked_up_settings(version, model_name, workspace)
+            chosen = latest if own is None else _placed(own, cluster)
+            origin = (
+                f"{origin}, the latest: no run here made {version}"
+                if own is None
+                else f"run {own.name}, which made {version}"
+            )
+        config = override(chosen.config, given)
     say_model(config, origin, console)
     return config
+
+
+def _placed(run: RunSettings, cluster: ClusterConfig | None) -> RunSettings:
+    """Return the settings of a run on another cluster; the same where there is none."""
+    return run if cluster is None else RunSettings(run.name, run.config.model_copy(update={"cluster": cluster}))
+
+
+def _model_name(latest: RunSettings, runs: Iterable[RunSettings], given: Sequence[str]) -> str:
+    """Return the registered model that is meant: that of the latest run, unless the given settings name another.
+
+    Args:
+        latest: Settings of the latest run.
+        runs: Those of all runs here, the latest first. Which of them made the version is not known yet.
+        given: Settings that override them.
+
+    Raises:
+        ConfigError: The given settings fit none of the runs, so that no service need be started to refuse them.
+    """
+    name = f"promotion.model_name={json.dumps(latest.config.promotion.model_name)}"
+    refused = []
+    for run in runs:
+        try:
+            return override(run.config, [name, *given]).promotion.model_name
+        except ConfigError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def say_model(config: RunConfig, origin: str, console: Console) -> None:

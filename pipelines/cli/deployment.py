@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,7 +12,7 @@ from rich.markup import escape
 
 from ngrpo.config import RegisteredModel, RunConfig, validate
 from ngrpo.config.cluster import ClusterConfig
-from ngrpo.config.reading import override, read_toml
+from ngrpo.config.reading import override
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, parse_evaluation, read_evaluation
 from ngrpo.errors import ConfigError, NGRPOError, TrackingError
 from ngrpo.evaluation.equivalence import Equivalence, equivalent
@@ -53,18 +52,6 @@ def require_registered(what: str) -> None:
         raise ConfigError(
             f"model {what!r}: a cluster serves what is registered; name champion, or the number of a version (`ngrpo history`)"
         )
-
-
-def read_cluster(path: Path) -> ClusterConfig:
-    """Return the settings of a cluster.
-
-    Args:
-        path: TOML file with the settings of `cluster`.
-
-    Raises:
-        ConfigError: The file cannot be read, or a setting is invalid.
-    """
-    return validate(ClusterConfig, read_toml("cluster", path))
 
 
 def deployed_configuration(what: str, workspace: Workspace, cluster: ClusterConfig) -> RunConfig:

@@ -14,6 +14,7 @@ from ngrpo_kfp.pipelines.planning.requests import PRESETS, closed_there, preset_
 
 if TYPE_CHECKING:
     from ngrpo.config import RunConfig
+    from ngrpo.config.cluster import ClusterConfig
 
 # The configuration is imported when a command needs it, because importing it takes a while.
 
@@ -154,6 +155,22 @@ def read_cluster_config(
         ConfigError: There is no such preset or file, or a setting is unknown or impossible.
     """
     return _without(closed_there, _load(preset, settings, seed, cluster), IN_SECRET)
+
+
+def read_cluster(path: Path) -> ClusterConfig:
+    """Return the settings of a cluster.
+
+    Args:
+        path: TOML file with the settings of `cluster`.
+
+    Raises:
+        ConfigError: It is no such file.
+    """
+    from ngrpo.config import validate
+    from ngrpo.config.cluster import ClusterConfig
+    from ngrpo.config.reading import read_toml
+
+    return validate(ClusterConfig, read_toml("cluster", path))
 
 
 def closed_here(config: RunConfig) -> list[str]:

@@ -10,7 +10,15 @@ import typer
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.help import MODELS, ON_CLUSTER
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
-from ngrpo_kfp.pipelines.cli.options import IMAGES, Cluster, ImagesFile, PresetOption, Settings, read_cluster_config
+from ngrpo_kfp.pipelines.cli.options import (
+    IMAGES,
+    Cluster,
+    ImagesFile,
+    PresetOption,
+    Settings,
+    read_cluster,
+    read_cluster_config,
+)
 
 if TYPE_CHECKING:
     from ngrpo.config import RunConfig
@@ -87,5 +95,5 @@ def _cluster_config(model: str, preset: str | None, settings: list[str] | None, 
     from ngrpo.config.reading import override
     from ngrpo_kfp.pipelines.cli import deployment
 
-    read = deployment.read_cluster(cluster)
+    read = read_cluster(cluster)
     return override(deployment.deployed_configuration(model, workspace(), read), settings or [])

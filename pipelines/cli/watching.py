@@ -21,6 +21,7 @@ from ngrpo_kfp.pipelines.cli.options import (
     Settings,
     checked,
     chosen_preset,
+    read_cluster,
     read_cluster_config,
 )
 
@@ -83,5 +84,12 @@ def _schedule(
     if cron is None:
         raise ConfigError(f"--schedule {name}: when? Give --cron, for example --cron '@daily'")
     checked("--schedule", name)
-    config, found = read_cluster_config(preset, settings, seed, cluster), Images(images)
+    found = Images(images)
+    if preset is not None:
+        config = read_cluster_config(preset, settings, seed, cluster)
+    else:
+        from ngrpo_kfp.pipelines.cli.acting import acting_config
+
+        there = None if cluster is None else read_cluster(cluster)
+        config = acting_config(None, settings, seed, workspace(), terminal(), version="champion", cluster=there)
     schedules.create(name, cron, config, found, terminal(), text=compile_watch(config, found))

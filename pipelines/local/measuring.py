@@ -19,6 +19,7 @@ from ngrpo.report.wording import ESTIMATORS
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
+from ngrpo_kfp.pipelines.local.endpoint_names import require_named
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -50,11 +51,14 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
         console: Where progress and results are shown.
 
     Raises:
-        NGRPOError: A service or a stage failed in a way that the user can fix.
+        NGRPOError: A service or a stage failed in a way that the user can fix, or the endpoint serves another model.
         Interrupted: The measurement was told to stop.
     """
     config = _without_gpus(config) if config.evaluation.endpoint is not None else config
     with workspace.lock(), services(workspace) as around:
+        source = model_source(model, config)
+        if config.evaluation.endpoint is not None:
+            require_named(config.evaluation.endpoint, source.get("digest"))
         store = around.artifact_store(workspace)
         name = workspace.run_name(config.preset)
         planned = partial(
@@ -63,7 +67,7 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
             run=name,
             store=store,
             history=workspace.history(config.preset),
-            pipeline=_measurement(model_source(model, config), config),
+            pipeline=_measurement(source, config),
             contents=read_contents(config, workspace.digests),
         )
         tokens = workspace.rerun_tokens()

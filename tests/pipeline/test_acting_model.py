@@ -112,8 +112,8 @@ def test_a_model_is_left_without_a_champion_only_if_somebody_says_so(models, ngr
     code, said = ngrpo("rollback", "it is bad")
     assert code == 2
     assert said.endswith(
-        f"ngrpo: model {NEW}: to roll back version 1 leaves it without a champion, for it had none before; add --yes to do so, or make "
-        "another version the champion (ngrpo promote VERSION)\n"
+        f"ngrpo: model {NEW}: rolling back version 1 leaves it without a champion, because it had none before; add --yes to confirm, or "
+        "make another version the champion (ngrpo promote VERSION)\n"
     )
     assert state(models[NEW].registry) == {"champion": "1"}
     assert [entry["decision"] for entry in models[NEW].history()] == ["promoted"]
@@ -174,6 +174,30 @@ def test_a_rerun_is_of_the_latest_run_and_an_evaluation_of_the_run_that_made_the
     assert (ran[-1][0].training.steps, ran[-1][0].seed) == (8, 3)
     assert ngrpo("rerun", "ngrpo_training", "--preset", "tiny")[0] == 0
     assert ran[-1][0].promotion.model_name == "ngrpo-tiny"
+
+
+def test_a_setting_fits_the_run_that_made_the_version_and_not_the_latest(home, ngrpo, monkeypatch):
+    ran, asked = [], []
+    monkeypatch.setattr(measuring, "measure", lambda config, *_: ran.append(config))
+    own = RunSettings(
+        OLD_RUN, load_config(PRESETS / "tiny.toml", ["evaluation.samples=16", "evaluation.pass_at=[1,4]"])
+    )
+    latest = load_config(PRESETS / "tiny.toml", [f"promotion.model_name={NEW}", "evaluation.pass_at=[1,16]"])
+    (home / "runs" / OLD_RUN / "config.json").write_text(own.config.model_dump_json())
+    (home / "runs" / NEW_RUN / "config.json").write_text(latest.model_dump_json())
+
+    def looked_up(what, model_name, workspace):
+        asked.append(model_name)
+        return own
+
+    monkeypatch.setattr(acting, "looked_up_settings", looked_up)
+    assert ngrpo("evaluate", "1", "--set", "evaluation.samples=8")[0] == 0
+    assert (ran[-1].evaluation.samples, ran[-1].evaluation.pass_at, asked) == (8, (1, 4), [NEW])
+    # What fits no run here is refused before anything starts, in the words of the latest.
+    code, said = ngrpo("evaluate", "1", "--set", "evaluation.samples=2")
+    assert (code, len(asked)) == (2, 1)
+    assert "pass_at" in said
+    assert "16" in said
 
 
 def test_any_other_model_is_measured_on_the_benchmarks_of_a_preset(home, ngrpo, tmp_path, monkeypatch):

@@ -191,7 +191,7 @@ def test_costs_are_those_that_were_recorded_and_what_arms_share_counts_once(hous
     assert tree["facts"]["k=1"]["gpu_hours"]["by_seed"] == {}
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "1 of 2 seeds" in page
-    said = "each counted once: 90.0 min, 0 processor-hours, 2.5 GPU-hours, energy not told, 6.25 USD; 5 of 7 are not recorded."
+    said = "each counted once: 90.0 min, 0 processor-hours, 2.5 GPU-hours, energy unknown, 6.25 USD; 5 of 7 are not recorded."
     assert said in " ".join(capsys.readouterr().out.split())
     assert said in page
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_plan import BASE, Store
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -60,7 +62,7 @@ def place(tmp_path):
         max_position_embeddings=16_384,
         eos_token_id=tokenizer.eos_token_id,
     ).save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    save_file({"weights": torch.zeros(1)}, tmp_path / "model" / "model.safetensors")
     return tmp_path
 
 
@@ -311,7 +313,8 @@ def test_what_was_downloaded_of_other_content_is_not_kept(objects, place, planne
             fetch(source, tmp_path / "copy", weights=True)
     objects.put_file(place / "model" / "model.safetensors", "model.safetensors")
     fetch(source, tmp_path / "copy", weights=True)
-    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == b"weights"
+    weights = "model.safetensors"
+    assert (tmp_path / "copy" / weights).read_bytes() == (place / "model" / weights).read_bytes()
 
 
 # --- where a place cannot be read -------------------------------------------------------------------------------------

@@ -82,8 +82,8 @@ LOSSES = {
     "an object is gone": r"its samples in s3://\S+ are damaged \(samples/trained/arithmetic\.parquet: missing\)",
     "an object was changed": r"its samples in s3://\S+ are damaged \(samples/trained/arithmetic\.parquet: .*\)",
     "of another evaluation": r"arithmetic\.parquet does not hold the samples that the evaluation counts",
-    "no samples": r"arithmetic\.parquet is no table of samples",
-    "without gold answers": r"the gold answers of arithmetic that they were graded by are not known",
+    "no samples": r"arithmetic\.parquet is not a table of samples",
+    "without gold answers": r"the gold answers that the samples of arithmetic were graded with are unknown",
 }
 
 

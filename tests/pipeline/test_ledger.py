@@ -112,7 +112,7 @@ def test_damaged_records_are_said_and_cost_no_run(house):
         assert objects.list("spent/prepare_data/")
     said = house.ngrpo("run")
     assert "spent/prepare_data/" in said.stderr
-    assert "it only tells what a result took" in said.stderr
+    assert "it only records the cost of a result" in said.stderr
     assert house.summary["costs"]["unknown"] == ["prepare_data"]
 
 
@@ -152,8 +152,8 @@ def test_the_model_card_says_what_a_point_gained_cost(objects):
     said = lines(evaluation)
     assert said[:3] == [
         "- prepare_data: not recorded",
-        "- neighbor_index: 30.0 min, 0 processor-hours, 4 GPU-hours, energy not told, 10.00 EUR",
-        "- ngrpo_training: 90.0 min, 0 processor-hours, 12 GPU-hours, energy not told, 30.00 EUR",
+        "- neighbor_index: 30.0 min, 0 processor-hours, 4 GPU-hours, energy unknown, 10.00 EUR",
+        "- ngrpo_training: 90.0 min, 0 processor-hours, 12 GPU-hours, energy unknown, 30.00 EUR",
     ]
     # +1, +0.5, 0 and 0 of two samples of four problems: 37.5 points for 40 EUR, unless the interval holds zero
     assert said[3].startswith(

@@ -39,6 +39,29 @@ METADATA = {"name": str, "namespace": str, "labels": ANY}
 KUEUE = "kueue.x-k8s.io/v1beta2"
 TOLERATION = {"key": str, "operator": str, "value": str, "effect": str}
 KNOWN_FIELDS = {
+    ("monitoring.coreos.com/v1", "PodMonitor"): {
+        "spec": {
+            "selector": {
+                "matchLabels": ANY,
+                "matchExpressions": [{"key": str, "operator": str, "values": [str]}],
+            },
+            "podMetricsEndpoints": [
+                {
+                    "path": str,
+                    "interval": str,
+                    "relabelings": [
+                        {
+                            "action": str,
+                            "sourceLabels": [str],
+                            "regex": str,
+                            "replacement": str,
+                            "targetLabel": str,
+                        }
+                    ],
+                }
+            ],
+        }
+    },
     (KUEUE, "LocalQueue"): {"spec": {"clusterQueue": str, "stopPolicy": str}},
     (KUEUE, "WorkloadPriorityClass"): {"value": int, "description": str},
     (KUEUE, "ResourceFlavor"): {
@@ -190,6 +213,20 @@ def test_a_misspelt_field_is_seen(rendered, kind, change):
     assert mistakes(document) == []
     change(document["spec"])
     assert len(mistakes(document)) == 1
+
+
+def test_monitors_of_prometheus_are_what_its_operator_knows_and_in_the_namespace_of_the_overlay(tmp_path):
+    shutil.copytree(K8S, tmp_path / "k8s")
+    (tmp_path / "k8s" / "mine").mkdir()
+    (tmp_path / "k8s" / "mine" / "kustomization.yaml").write_text(
+        f"namespace: {NAMESPACE[GPU]}\nresources: [../{GPU}]\ncomponents: [../components/monitoring]\n"
+    )
+    documents = render(tmp_path / "k8s" / "mine")
+    monitors = of_kind(documents, "PodMonitor")
+    assert names(monitors, "PodMonitor") == {"ngrpo-stages", "ngrpo-served-models"}
+    for document in [*monitors, *of_kind(documents, "NetworkPolicy")]:
+        assert mistakes(document) == []
+    assert {monitor["metadata"].get("namespace") for monitor in monitors} == {NAMESPACE[GPU]}
 
 
 @pytest.mark.parametrize("folder", RENDERED)

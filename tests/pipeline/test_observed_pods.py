@@ -1,5 +1,7 @@
 """What a pipeline requests so that a run can be monitored and accounted for: ports, annotations, prices, and records of pods."""
 
+import re
+
 import pytest
 import yaml
 from golden_ir import WHOLE, compiled
@@ -7,10 +9,13 @@ from test_compile import executor, pod, task
 from test_manifests import K8S
 from test_train_job import TASK, settings
 
+from ngrpo.config import RegisteredModel, load_config
 from ngrpo.config.costs import CostsConfig
 from ngrpo.environment import METRICS_HOST, METRICS_PORT, PRICES
 from ngrpo.ledger.spending import Spent, keep
 from ngrpo_kfp.components.launching.train_job_manifest import manifest
+from ngrpo_kfp.components.serving.inference_service import inference_service
+from ngrpo_kfp.pipelines.cli.options import PRESETS
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -71,6 +76,52 @@ def test_the_component_for_prometheus_finds_the_pods_by_their_label_and_keeps_th
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     kept = {str(rule["sourceLabels"]): rule["regex"] for rule in endpoint["relabelings"] if rule["action"] == "keep"}
     assert kept["['__meta_kubernetes_pod_container_name']"] == "main|node"
+
+
+def scraped(monitor: dict, labels: dict[str, str]) -> dict[str, str] | None:
+    """Return what a monitor makes of a target's labels, None if it drops the target (`relabel_config` of Prometheus)."""
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for rule in endpoint["relabelings"]:
+        value = ";".join(labels.get(name, "") for name in rule["sourceLabels"])
+        if rule["action"] == "keep" and re.fullmatch(rule["regex"], value) is None:
+            return None
+        if rule["action"] == "replace" and "regex" not in rule:
+            labels = labels | {rule["targetLabel"]: value}
+    return labels
+
+
+def test_the_component_for_prometheus_scrapes_the_server_of_our_services_and_nothing_else_in_their_pods():
+    monitor = yaml.safe_load((K8S / "components" / "monitoring" / "served-pod-monitor.yaml").read_text())
+    stored = RegisteredModel(kind="registered", name="ngrpo", version=3, id="s3://bucket/model", digest="d" * 64)
+    config = load_config(
+        PRESETS / "tiny.toml", [f"resources.benchmark_evaluation.{each}" for each in ("gpus=1", "memory_gib=64")]
+    )
+    service = inference_service(stored, config, "image", namespace="n", positions=None)
+    (container,) = service["spec"]["predictor"]["containers"]
+    (port,) = container["ports"]
+    (selected,) = monitor["spec"]["selector"]["matchExpressions"]
+    assert selected["operator"] == "Exists"
+
+    def meta(kind: str, name: str) -> str:
+        return f"__meta_kubernetes_pod_{kind}_{re.sub('[^a-zA-Z0-9_]', '_', name)}"
+
+    # As KServe makes the pod: the label that is selected by, and the annotations of the service.
+    pod = {meta("label", selected["key"]): service["metadata"]["name"]}
+    for name, value in service["metadata"]["annotations"].items():
+        pod |= {meta("annotation", name): value, meta("annotationpresent", name): "true"}
+
+    def target(name: str, number: int) -> dict[str, str]:
+        return {
+            "__meta_kubernetes_pod_container_name": name,
+            "__meta_kubernetes_pod_container_port_number": str(number),
+        }
+
+    server = target(container["name"], port["containerPort"])
+    found = scraped(monitor, pod | server)
+    assert found is not None
+    assert (found["inferenceservice"], found["model_version"]) == ("ngrpo", "ngrpo/3")
+    assert scraped(monitor, pod | target("queue-proxy", 8012)) is None
+    assert scraped(monitor, {meta("label", selected["key"]): "of-another-team"} | server) is None
 
 
 def record(run, key: str, minute: int, **fields) -> Spent:

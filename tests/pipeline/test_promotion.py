@@ -160,7 +160,7 @@ def test_a_candidate_that_comes_again_is_not_registered_twice_and_may_win_by_ano
         ({"prompts": "other"}, "differ in their prompts"),
         ({"samples": 16, "sampling": {"samples": 16}}, "differ in their sampling settings"),
         ({"grader": "other"}, "was graded by other graders, and its samples are gone"),
-        ({"prefix": "q"}, "hold other problems"),
+        ({"prefix": "q"}, "have different problems"),
     ],
 )
 def test_what_was_not_measured_alike_is_not_compared(registry, promote, changed, reason):

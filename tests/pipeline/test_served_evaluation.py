@@ -12,10 +12,12 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from endpoint_stub import EndpointStub, serving
+from loopback import QuietHandler, served
 from ngrpo.config import DeployConfig, InitializedModel, load_config, select
 from ngrpo.contracts.evaluation import read_evaluation
 from ngrpo.data import initialized
 from ngrpo.errors import ConfigError, DeploymentError, EngineError
+from ngrpo.evaluation.endpoint_identity import digest_name
 from ngrpo.stages import deploy
 from ngrpo.stages.context import Context
 from ngrpo.stages.surroundings import IMAGES
@@ -24,6 +26,7 @@ from ngrpo_kfp.components.serving import attempt
 from ngrpo_kfp.components.serving.deployment import SERVICES
 from ngrpo_kfp.pipelines.cli import deployment
 from ngrpo_kfp.pipelines.kubeflow.images import Images
+from ngrpo_kfp.pipelines.local import measuring
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from promoting import MIDDLE, NAME, TINY, candidate, decide
 from receiver import receiver
@@ -66,6 +69,46 @@ def test_a_served_model_is_measured_as_it_is_here_and_anew_each_time(tmp_path):
     reports = [(each / "report.md").read_text() for each in (here, there, again)]
     keys = {report.partition("Evaluation: ")[2].partition(",")[0] for report in reports}
     assert len(keys) == 3, "none is mistaken for another"
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "said"),
+    [
+        (["mine", digest_name("b" * 64)], None, "serves another model (ngrpo-model-bbb"),
+        (["mine"], "yours", "serves mine; set evaluation.endpoint.model to a name that it serves"),
+        (["mine", digest_name("a" * 64)], None, None),
+        (["mine"], "mine", None),
+    ],
+)
+def test_an_endpoint_that_names_another_model_is_refused_before_anything_is_planned(
+    tmp_path, objects, monkeypatch, names, asked, said
+):
+    class PlannedError(Exception):
+        pass
+
+    def plan(*_, **__):
+        raise PlannedError
+
+    monkeypatch.setenv("NGRPO_STORE", objects.uri)
+    monkeypatch.setattr(measuring, "model_source", lambda *_: {"digest": "a" * 64})
+    monkeypatch.setattr(measuring, "read_contents", plan)
+    asked_for = []
+
+    class Handler(QuietHandler):
+        def do_GET(self):
+            asked_for.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": [{"id": name, "root": "/models"} for name in names]}).encode())
+
+    with served(Handler) as port:
+        overrides = [f"evaluation.endpoint.url=http://127.0.0.1:{port}"]
+        overrides += [] if asked is None else [f"evaluation.endpoint.model={asked}"]
+        with pytest.raises(PlannedError if said is None else ConfigError) as refused:
+            measuring.measure(load_config(PRESET, overrides), "champion", Workspace(tmp_path / "home"), Console())
+    assert said is None or said in str(refused.value)
+    assert asked_for == ["/v1/models"]
+    assert not list((tmp_path / "home").glob("evaluations/*"))
 
 
 # --- deployed -----------------------------------------------------------------------------------------------------------

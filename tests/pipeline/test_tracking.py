@@ -277,7 +277,7 @@ def test_a_half_made_database_with_a_run_is_left_alone(prepared_database, tmp_pa
         tables.execute("INSERT INTO runs (run_uuid, status, lifecycle_stage) VALUES ('a', 'FINISHED', 'active')")
         tables.commit()
     before = path.read_bytes()
-    with pytest.raises(TrackingError, match=r"was cut off while it changed the tables; put a copy") as error:
+    with pytest.raises(TrackingError, match=r"was interrupted while it changed the tables; replace it") as error:
         prepare_database(f"sqlite:///{path}")
     assert "\n" not in str(error.value)
     assert path.read_bytes() == before
@@ -378,7 +378,7 @@ def put_unusable(path: Path, how: str, prepared_database: Path) -> None:
         ("a directory", "unable to open database file; name a file that can be written"),
         ("another file", "file is not a database; move that file away"),
         ("cut", "database disk image is malformed; move that file away"),
-        ("of something else", "it is a database of something else; name another file"),
+        ("of something else", "it is not a database of MLflow; name another file"),
         ("newer", "a newer MLflow wrote it: upgrade mlflow"),
         ("locked", "database is locked; end the process that holds it"),
     ],

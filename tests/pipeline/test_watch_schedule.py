@@ -1,5 +1,6 @@
 """A schedule that watches the champion: one task, compiled by kfp's own compiler, made through its real client."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from golden_ir import CLUSTER, IMAGES
 from ngrpo.config import load_config
 from ngrpo.errors import ConfigError, EngineError
 from ngrpo.stages.champion_watch import Seen
+from ngrpo.storage.state import write_state
 from ngrpo_kfp.components.serving.inference_service import _PORT
+from ngrpo_kfp.pipelines.cli import acting
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.compilation import load_ir
 from ngrpo_kfp.pipelines.kubeflow.scheduling import watch_task
 from ngrpo_kfp.pipelines.kubeflow.scheduling.watch_compilation import compile_watch
+from ngrpo_kfp.pipelines.local.runs import RunSettings
 
 pytestmark = pytest.mark.pipeline
 pytest_plugins = ["commanding"]
@@ -57,6 +61,26 @@ def test_a_schedule_is_made_with_the_watch_as_its_only_task(kubeflow, objects, n
     assert list(kubeflow.tasks(run)) == ["watch-champion"]
     assert "nightly" in ngrpo("schedule", "list")
     ngrpo("schedule", "delete", "nightly")
+
+
+def test_without_a_preset_the_schedule_has_the_settings_of_the_run_that_made_the_champion(
+    kubeflow, objects, ngrpo, tmp_path, monkeypatch
+):
+    home = tmp_path / "home"
+    monkeypatch.setenv("NGRPO_HOME", str(home))
+    made, latest = (load_config(PRESETS / "tiny.toml", [f"training.steps={steps}"]) for steps in (5, 7))
+    for day, config in ((1, made), (2, latest)):
+        write_state(home / "runs" / f"2026010{day}-000000-000000-tiny" / "config.json", config.model_dump(mode="json"))
+    monkeypatch.setattr(acting, "looked_up_settings", lambda *_: RunSettings("20260101-000000-000000-tiny", made))
+    (tmp_path / "cluster.toml").write_text(f'store = "{objects.uri}"\nrun_as_user = 4321\n')
+    cluster = ("--cluster", str(tmp_path / "cluster.toml"))
+    told = ngrpo("watch", "--endpoint", URL, "--schedule", "nightly", "--cron", "0 0 4 * * *", *LOCK, *cluster)
+    assert "(settings of run 20260101-000000-000000-tiny, which made champion)" in told
+    (schedule,) = kubeflow.schedules.values()
+    (task,) = kubeflow.tasks(kubeflow.fire(schedule)).values()
+    config = json.loads(task["inputs"]["parameters"]["config"]["runtimeValue"]["constant"])
+    assert (config["training"]["steps"], config["watch"]["endpoint"]["url"]) == (5, URL)
+    assert (config["cluster"]["store"], config["cluster"]["run_as_user"]) == (objects.uri, 4321)
 
 
 def test_a_watch_that_is_replaced_stays_a_watch(kubeflow, objects, ngrpo):

@@ -105,7 +105,7 @@ def test_a_run_without_training_or_samples_shows_what_is_missing_and_no_zeros(tm
         "kwh": None,
         "run_minutes": 60.0,
     }
-    assert "each counted once: 3.5 h, 4 processor-hours, 6 GPU-hours, energy not told." in " ".join(
+    assert "each counted once: 3.5 h, 4 processor-hours, 6 GPU-hours, energy unknown." in " ".join(
         printed(found).split()
     )
     assert grpo["logp_mixed"] is None

@@ -576,7 +576,7 @@ def test_damaged_samples_are_generated_again(inputs, engines, tmp_path, capsys, 
     assert contents(evaluate(settings(batch_size=5), inputs, tmp_path, "second")) == whole
     assert sum(len(engine.requests) for engine in engines.made) == 8
     name = part.relative_to(tmp_path / "work" / "samples")
-    assert capsys.readouterr().err == f"samples {name} are damaged: what is missing is generated again\n"
+    assert capsys.readouterr().err == f"samples {name} are damaged and will be generated again\n"
     assert contents(tmp_path / "work").keys() != good.keys(), "what was damaged is gone"
     engines.made.clear()
     assert contents(evaluate(settings(), inputs, tmp_path, "third")) == whole
@@ -754,7 +754,7 @@ def test_unreadable_benchmarks_are_refused(inputs, engines, tmp_path):
     fails(inputs, tmp_path, "column prompt is missing")
     (tmp_path / "output").rmdir()
     path.write_bytes(b"not parquet")
-    fails(inputs, tmp_path, "is no readable Parquet file")
+    fails(inputs, tmp_path, "is not a readable Parquet file")
     (tmp_path / "output").rmdir()
     for file in path.parent.iterdir():
         file.unlink()

@@ -93,6 +93,10 @@ def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps({name: value for name, value in tree.items() if value is not None}))
 
 
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def errors(examination: Examination) -> list[str]:
     return [finding.line for finding in examination.errors]
 
@@ -230,6 +234,24 @@ def test_a_template_that_leaves_out_the_question_is_refused(job):
         (
             lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"),
             "has no weights (*.safetensors); its weights are pickles, which are not read",
+        ),
+        (
+            lambda model: edit(model / "config.json", auto_map={"AutoModel": "a.B"}),
+            "it comes with custom code (auto_map",
+        ),
+        (
+            lambda model: edit(model / "config.json", quantization_config={"quant_method": "gptq"}),
+            "its weights are quantized (quantization_config in config.json, quant_method='gptq')",
+        ),
+        (
+            lambda model: (model / "adapter_config.json").write_text("{}"),
+            "an adapter (adapter_config.json) lies beside",
+        ),
+        (lambda model: halve(model / "model.safetensors"), "model.safetensors cannot be used: SafetensorError"),
+        (lambda model: halve(model / "tokenizer.json"), "tokenizer.json cannot be used: JSONDecodeError"),
+        (
+            lambda model: (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+            "no weights: b.safetensors missing; save the model with save_pretrained",
         ),
     ],
 )
@@ -472,6 +494,21 @@ def test_an_engine_that_cannot_serve_the_model_is_an_error_and_one_that_could_no
         "on a cluster, rollout.engine='vllm': rollout.vllm.tensor_parallel_size=2 makes vLLM start worker processes"
         in warning
     )
+
+
+@pytest.mark.parametrize(("setting", "stage"), [("rollout", "ngrpo_training"), ("evaluation", "benchmark_evaluation")])
+def test_a_model_with_heads_that_vllm_lacks_on_a_processor_is_refused_at_once(monkeypatch, setting, stage):
+    """The preset's model has head size 16."""
+    vllm = f'{setting}.engine="vllm"'
+    (line,) = errors(examine_quickly(load_config(PRESETS / "tiny.toml", [vllm])))
+    assert line.startswith(f"{setting}.engine='vllm': the CPU build of vLLM has no attention with head size 16")
+    assert line.endswith(f"set {setting}.engine='transformers', or give {stage} a GPU (resources.{stage}.gpus=1)")
+    wide = load_config(PRESETS / "tiny.toml", [vllm, "model.source.heads=2"])
+    with_a_gpu = load_config(PRESETS / "tiny.toml", [vllm, f"resources.{stage}.gpus=1"])
+    for config in (wide, with_a_gpu):
+        assert not [line for line in errors(examine_quickly(config)) if "heads of" in line]
+    monkeypatch.setattr("ngrpo.checking.engine.metadata.version", lambda name: "2.13.0")
+    assert errors(examine_quickly(load_config(PRESETS / "tiny.toml", [vllm]))) == []
 
 
 def test_the_cure_of_an_error_is_what_follows_its_last_semicolon():

@@ -84,7 +84,7 @@ def test_money_is_hours_times_prices_and_none_without_a_price():
     )
     assert in_words(cost, EUROS) == "30.0 min, 2 processor-hours, 4 GPU-hours, 1 kWh, 10.08 EUR"
     assert in_words(Cost(seconds=36, processor_seconds=36), CostsConfig()) == "36.0 s, 0.01 processor-hours"
-    assert "energy not told" in in_words(replace(cost, joules=None), EUROS)
+    assert "energy unknown" in in_words(replace(cost, joules=None), EUROS)
     assert figures(Cost(seconds=36), CostsConfig()) == {"hours": 0.01, "processor_hours": 0.0, "gpu_hours": 0.0}
     assert set(figures(cost, EUROS)) == {"hours", "processor_hours", "gpu_hours", "kwh", "money"}
 
@@ -188,7 +188,7 @@ def test_hardware_names_gpus_by_the_driver_and_else_the_processor(tmp_path, monk
 def test_prices_pass_to_stages_as_json():
     assert read_prices(None) == CostsConfig()
     assert read_prices(EUROS.model_dump_json()) == EUROS
-    with pytest.raises(ConfigError, match="NGRPO_COSTS: no prices as JSON; unset it"):
+    with pytest.raises(ConfigError, match="NGRPO_COSTS: not the section `costs` as JSON; unset it"):
         read_prices('{"gpu_hour": -1}')
 
 

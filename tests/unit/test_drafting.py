@@ -128,7 +128,7 @@ def test_nothing_is_overwritten_without_force(job, capsys):
         (["-o", "mine.txt"], "-o 'mine.txt': a preset is a .toml file; name one"),
         (
             ["-o", "nowhere/mine.toml"],
-            "-o 'nowhere/mine.toml': its directory does not exist, or it is no file; name a file in an existing directory",
+            "-o 'nowhere/mine.toml': its directory does not exist, or it is not a file; name a file in an existing directory",
         ),
         (["--extends", "nothing"], "preset nothing: unknown; choose one of "),
     ],

@@ -84,7 +84,7 @@ def test_an_evaluation_with_all_its_samples_has_nothing_open():
     theirs = Counts([0, 1, 2], 4, 4)
     found = foresee("mean", Counts([1, 2, 1], 2, 4), theirs, 0.0, confidence=0.95)
     assert found.deviation > 0
-    with pytest.raises(ValueError, match="cannot be foreseen"):
+    with pytest.raises(ValueError, match="cannot be predicted"):
         foresee("pass@2", Counts([1, 2, 1], 2, 4), theirs, 0.0, confidence=0.95)
 
 
@@ -155,7 +155,7 @@ def test_a_clear_gain_is_promoted_of_few_samples_and_a_clear_loss_is_not():
     assert (promoted["comparison"]["n_samples"], promoted["comparison"]["planned_samples"]) == (4, 16)
     low, high = promoted["comparison"]["interval"]
     assert 0 < low < promoted["comparison"]["gain"] < high
-    assert "4 of 16 samples of each problem of sums, of all of which the verdict is settled" in promoted["reason"]
+    assert "4 of 16 samples of each problem of sums, which settle the verdict" in promoted["reason"]
     lost = verdict(measured("new", 0.3, 4), measured("the champion", 0.8))
     assert (lost["decision"], lost["comparison"]["settled"]) == ("kept", True)
 
@@ -187,7 +187,7 @@ def test_one_bound_that_is_settled_as_lost_settles_the_verdict():
 def test_majorities_of_few_samples_are_not_those_of_all():
     found = verdict(measured("new", 0.8, 4), measured("the champion", 0.3), statistic="maj")
     assert (found["decision"], found["comparison"]) == ("kept", None)
-    assert "maj@n of all samples cannot be foreseen" in found["reason"]
+    assert "maj@n of all samples cannot be predicted" in found["reason"]
 
 
 # --- settings -----------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_a_name_with_the_digest_of_other_files_is_refused(tmp_path, directory, c
     name = digest_name(model_digest(directory))
     with serving(EndpointStub(directory, "champion", name)) as stub:
         sampled(settings(stub.url), directory)
-        assert "is the model, by its digest and by " in capsys.readouterr().err
+        assert "is the evaluated model, according to its digest and " in capsys.readouterr().err
         other = shutil.copytree(directory, tmp_path / "other")
         (other / "generation_config.json").write_text('{"eos_token_id": 1, "top_k": 3}')
         assert f"serves another model ({name}, not ngrpo-model-" in refused(settings(stub.url), other)
@@ -176,7 +176,7 @@ def test_which_name_is_asked_for(directory, stub):
 
 def test_a_server_without_logprobs_of_prompts_proves_nothing(directory, stub):
     stub.change = {"prompt_logprobs": None}
-    assert "it is not known which model answers" in refused(settings(stub.url), directory)
+    assert "which are needed to identify the model" in refused(settings(stub.url), directory)
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_a_token_that_is_refused_is_not_shown(directory, stub, monkeypatch, toke
     if token is not None:
         monkeypatch.setenv(TOKEN, token)
     said = refused(settings(stub.url), directory)
-    assert f"{'wants a token' if token is None else 'refuses the token in NGRPO_ENDPOINT_TOKEN'} (HTTP 401)" in said
+    assert f"{'requires a token' if token is None else 'refuses the token in NGRPO_ENDPOINT_TOKEN'} (HTTP 401)" in said
     monkeypatch.setenv(TOKEN, "the-token-of-the-server")
     sampled(settings(stub.url), directory)
     shown = said + "".join(capfd.readouterr())
@@ -249,10 +249,10 @@ def test_a_response_that_was_cut_off(directory, stub):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"token_ids": None}, "not what vLLM's completions API answers (choices.0.token_ids:"),
+        ({"token_ids": None}, "not a response of vLLM's completions API (choices.0.token_ids:"),
         ({"finish_reason": "abort"}, "(choices.0.finish_reason:"),
-        ({"prompt_token_ids": [2, 5]}, "continued another prompt than it was sent"),
-        ({"token_ids": [5, 5000], "finish_reason": "stop"}, "cannot have given"),
+        ({"prompt_token_ids": [2, 5]}, "changed a prompt before continuing it"),
+        ({"token_ids": [5, 5000], "finish_reason": "stop"}, "cannot have generated"),
         ({"token_ids": [5] * 11}, "a response of 11 tokens that the model with"),
         ({"token_ids": [], "finish_reason": "stop"}, "a response of 0 tokens"),
     ],

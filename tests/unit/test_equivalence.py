@@ -43,7 +43,7 @@ def test_a_worse_and_a_better_endpoint_are_refused():
         other = [min(max(count + change, 0), N) for count in COUNTS]
         verdict = decided(evaluation(a=COUNTS), evaluation(a=other))
         assert verdict.decision == "refused"
-        assert "see that the server computes as the stage does" in verdict.reason
+        assert "make sure that the server computes as the stage does" in verdict.reason
 
 
 def test_too_few_samples_show_nothing():
@@ -52,7 +52,7 @@ def test_too_few_samples_show_nothing():
     (each,) = verdict.differences
     assert each.low < 0 < each.high
     assert verdict.decision == "refused"
-    assert "too few samples to tell: raise evaluation.samples, or deployment.margin" in verdict.reason
+    assert "too few samples to decide: raise evaluation.samples, or deployment.margin" in verdict.reason
     assert decided(evaluation(a=[4] * 6), evaluation(a=other), margin=20.0).decision == "kept"
 
 
@@ -83,7 +83,7 @@ def test_what_was_measured_otherwise_is_not_compared():
     assert verdict.decision == "refused"
     assert "differ in their" in verdict.reason
     assert verdict.differences == ()
-    assert "hold other problems" in decided(evaluation(a=COUNTS), evaluation(a=COUNTS[:-1])).reason
+    assert "have different problems" in decided(evaluation(a=COUNTS), evaluation(a=COUNTS[:-1])).reason
 
 
 @pytest.mark.long

@@ -294,7 +294,7 @@ def test_an_answer_without_an_end_is_not_read(capfd, monkeypatch):
 def test_a_redirect_is_not_followed(capfd, monkeypatch):
     with receiver() as other, receiver("redirects", other.url) as there:
         said, _ = told(capfd, monkeypatch, there.url)
-    assert "the receiver answered with 302 (a redirect is not followed" in said
+    assert "the receiver answered with 302 (redirects are not followed" in said
     assert other.bodies == []
 
 
@@ -303,9 +303,9 @@ def test_a_redirect_is_not_followed(capfd, monkeypatch):
     [
         ("http://127.0.0.1:{closed}" + SECRET_PATH, "cannot be reached (ConnectionRefusedError)"),
         ("https://127.0.0.1:{closed}" + SECRET_PATH, "cannot be reached"),
-        ("file:///etc/hostname", "holds no address of a webhook"),
-        ("hooks.example" + SECRET_PATH, "holds no address of a webhook"),
-        ("https://[" + SECRET_PATH, "holds no address of a webhook"),
+        ("file:///etc/hostname", "is not the address of a webhook"),
+        ("hooks.example" + SECRET_PATH, "is not the address of a webhook"),
+        ("https://[" + SECRET_PATH, "is not the address of a webhook"),
         ("https://user:word@127.0.0.1:{closed}" + SECRET_PATH, "cannot be reached"),
         ("http://\u00fc\u0000" + SECRET_PATH, "cannot be reached"),
         ("", f"the environment variable {WEBHOOK} is not set"),
@@ -334,7 +334,7 @@ def test_one_bad_receiver_does_not_keep_the_event_from_a_good_one(capfd, monkeyp
 def test_a_template_that_goes_wrong_is_one_line_and_sends_nothing(capfd, monkeypatch):
     with receiver() as there:
         said, _ = told(capfd, monkeypatch, there.url, template='{"text": {{ nothing }}}')
-    assert "its template cannot be filled in (UndefinedError)" in said
+    assert "its template cannot be rendered (UndefinedError)" in said
     assert there.bodies == []
 
 

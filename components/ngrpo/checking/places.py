@@ -12,6 +12,13 @@ from ngrpo.config import Copied, CopiedModel, FilesSource, InitializedModel, Run
 from ngrpo.config.sources import is_bucket
 from ngrpo.data.copies import files_of, is_copy
 from ngrpo.data.locations import local_directory
+from ngrpo.data.model_files import (
+    require_no_adapter,
+    require_no_code,
+    require_unquantized,
+    settings_of,
+    tensor_shapes,
+)
 from ngrpo.data.own_files import own_files
 from ngrpo.data.placeholders import placeholder
 from ngrpo.data.problems import first_problems
@@ -77,7 +84,22 @@ def check_model_files(config: RunConfig) -> Iterator[Finding]:
     if _settings(place) is None:
         yield Finding("error", subject, f"{place}/config.json is not a JSON object", "copy it again")
         return
+    try:
+        _require_sound(place, f"model {source.location!r}")
+    except DataError as error:
+        yield refused(subject, error)
+        return
     yield Finding("ok", subject, f"{place}: config.json, tokenizer, weights")
+
+
+def _require_sound(place: Path, label: str) -> None:
+    """Refuse what can be refused without loading the model: the first stage would refuse it too, but seconds later."""
+    require_no_code(place, label)
+    require_no_adapter(place, label)
+    require_unquantized(place, label)
+    if (place / "tokenizer.json").is_file():
+        settings_of(place / "tokenizer.json", label)
+    tensor_shapes(place, label)
 
 
 def cure_of_no_model(place: Path) -> str:

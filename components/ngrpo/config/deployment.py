@@ -26,7 +26,7 @@ class DeploymentConfig(Section):
     service_account: KubernetesName | None = None
     """Service account with KServe's secret for the object store; none uses `cluster.service_account`."""
     margin: Annotated[float, number(above=0.0, most=100.0)] = 5.0
-    """In points of percent. A deployment is kept if, on every benchmark, the whole interval of the paired difference between endpoint and
+    """In percentage points. A deployment is kept if, on every benchmark, the whole interval of the paired difference between endpoint and
     stage lies within this margin."""
     ready_minutes: Annotated[float, number(above=0.0, most=10_000.0)] = 60.0
     """Longest time until a deployment is ready."""

@@ -14,7 +14,7 @@ FROZEN = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "lm_he
 
 
 def _all_or_some(value: Any) -> str | None:
-    """Say whether a value is the word for all layers or a list of names; none where it is neither."""
+    """Return the tag of a value: the word for all layers, or a list of names; None for anything else."""
     return SEVERAL if isinstance(value, list | tuple) else ONE if value == "all-linear" else None
 
 

@@ -13,7 +13,7 @@ from ngrpo.environment import CREDENTIAL
 from ngrpo.section import LongText, Section, number, refuse
 
 EventKind = Literal["failed", "promoted", "kept", "deployed", "not_deployed", "rolled_back", "watch_alert", "finished"]
-"""What can happen. `not_deployed`: a deployment was refused or failed; the promotion stands. `finished` is an experiment's, which promotes
+"""Kinds of events. `not_deployed`: a deployment was refused or failed; the promotion stands. `finished`: an experiment ended; it promotes
 nothing."""
 _ALL: tuple[EventKind, ...] = get_args(EventKind)
 

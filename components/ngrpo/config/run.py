@@ -360,7 +360,7 @@ def watch_settings(config: RunConfig) -> WatchConfig:
     """Return how the champion is watched.
 
     Raises:
-        ConfigError: The configuration does not say.
+        ConfigError: The configuration has no section `watch`.
     """
     if config.watch is None:
         raise ConfigError(

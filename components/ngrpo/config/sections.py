@@ -288,9 +288,9 @@ class PromotionConfig(Section):
     statistic: Annotated[str, Field(pattern=r"^(mean|maj|pass@[1-9][0-9]{0,5})$")] = "mean"
     """What is compared on every benchmark: `mean` (mean@n), `maj` (maj@n) or `pass@K`."""
     min_gain: Annotated[float, number(least=-100.0, most=100.0)] = 0.0
-    """Smallest gain over the champion, in points of percent."""
+    """Smallest gain over the champion, in percentage points."""
     tolerated_regression: Annotated[dict[Spelled, Points], BeforeValidator(keep_apart)] = {}
-    """By benchmark, the largest loss against the champion that is tolerated there, in points of percent; benchmarks that are not listed
+    """By benchmark, the largest loss against the champion that is tolerated there, in percentage points; benchmarks that are not listed
     may lose any amount."""
     confidence: Confidence = 0.95
     """One-sided confidence of each bound of the paired bootstrap: that the gain exceeds `min_gain`, and that no loss exceeds what is

@@ -296,7 +296,7 @@ def _one_or_several(value: Any) -> str:
 
 
 def _is_source(value: Any) -> bool:
-    """Say whether the value of a table's `kind` is no kind but a source of that name."""
+    """Return whether the value under a table's key `kind` is a source, which has the name `kind`, and not the kind of the table."""
     return isinstance(value, Weighted) or (isinstance(value, dict) and "kind" in value)
 
 
@@ -311,7 +311,7 @@ class InitializedModel(Section):
     """A small Llama model with random weights and a word-level tokenizer (see `ngrpo.data.models`)."""
 
     positions: ClassVar[int] = 1024
-    """Positions that it is made for, as `ngrpo.data.initialized` makes it; no setting."""
+    """Number of positions of the model that `ngrpo.data.initialized` makes; not a setting."""
 
     kind: Literal["initialized"]
     vocabulary: Literal["arithmetic", "countdown"] = "arithmetic"

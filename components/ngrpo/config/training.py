@@ -32,7 +32,7 @@ from ngrpo.section import (
 
 
 class SelectionConfig(Section):
-    """Choice of the best checkpoint by a validation benchmark, which is then no test of the model."""
+    """Choice of the best checkpoint by a validation benchmark, whose results are then no longer a test of the model."""
 
     benchmark: Spelled
     """One of `data.benchmarks`, other than those that promotion decides by."""
@@ -161,7 +161,7 @@ class TrainingConfig(Section):
             )
 
     def _without_effect(self) -> Iterator[str]:
-        """Yield what TRL would accept and not use, or use for something else."""
+        """Yield settings that TRL would accept and not use, or use for something else."""
         loss, clipped = f"loss_type={self.loss_type!r}", self.loss_type not in ("cispo", "sapo", "vespo")
         if self.loss_type == "cispo" and self.epsilon_high is None:
             yield f"{loss} needs epsilon_high, the largest importance ratio: set it, for example to 5"

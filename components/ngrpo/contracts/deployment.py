@@ -13,11 +13,11 @@ from ngrpo.contracts.layout import read_layout, write_json
 
 DEPLOYMENT = "deployment.json"
 REPLACED = "deployments"
-"""Folder of the artifact store: by run and name, the service that was there before the run deployed (`<run>/<name>.json`)."""
+"""Folder of the artifact store with the service that a run found before it deployed its own: `<run>/<name>.json`."""
 
 
 class Difference(TypedDict):
-    """Endpoint less stage on a benchmark: mean@n in points of percent, with its interval."""
+    """Endpoint minus stage on a benchmark: mean@n in percentage points, with its interval."""
 
     value: FiniteFloat
     interval: Interval
@@ -40,9 +40,9 @@ def write_deployment(artifact: Path, deployment: Deployment) -> None:
 
 
 def read_deployment(artifact: Path, cure: str) -> Deployment:
-    """Return what became of a deployment.
+    """Return the outcome of a deployment.
 
     Raises:
-        StoreError: The file cannot be read, is damaged or of another layout.
+        StoreError: The file cannot be read, is damaged, or has another layout version.
     """
     return read_layout(artifact / DEPLOYMENT, Deployment, cure=cure)

@@ -18,7 +18,7 @@ PROMOTION = "promotion.json"
 
 
 class Comparison(TypedDict):
-    """Two models on one benchmark, in points of percent; see `ngrpo.evaluation.gate`.
+    """Two models on one benchmark, in percentage points; see `ngrpo.evaluation.gate`.
 
     Where an evaluation stopped early, `planned_samples` of each problem were planned, and the interval is the one that is foreseen of them.
     """

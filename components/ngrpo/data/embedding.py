@@ -16,7 +16,8 @@ from ngrpo.config import BaseModelSource, CopiedModel, RegisteredModel
 from ngrpo.data.copies import require_planned
 from ngrpo.data.locations import is_bucket
 from ngrpo.data.model_class import input_embedding, outline, stored_name
-from ngrpo.data.model_directory import SHARDS, WEIGHTS, read_bare_tokenizer, read_config, shards
+from ngrpo.data.model_directory import read_bare_tokenizer, read_config
+from ngrpo.data.model_files import SHARDS, WEIGHTS, shards
 from ngrpo.data.models import materialize, materialize_tokenizer
 from ngrpo.data.token_rows import require_rows
 from ngrpo.errors import DataError

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from ngrpo.config import CopiedModel, DirectoryModel
 from ngrpo.data.copies import DESCRIPTION, WEIGHTS, is_copy, is_read, planned, require_planned
 from ngrpo.data.locations import download, explained, is_bucket, local_directory
-from ngrpo.data.model_directory import require_no_code
+from ngrpo.data.model_files import require_no_code
 from ngrpo.errors import DataError
 
 

@@ -13,6 +13,7 @@ from ngrpo.data.adapter_targets import linear_layers
 from ngrpo.data.chat import end_of_turn
 from ngrpo.data.model_class import input_embedding, missing_weights, outline
 from ngrpo.data.model_directory import generation_problem, read_config, read_generation_config
+from ngrpo.data.model_files import require_unquantized
 from ngrpo.data.token_rows import require_rows
 from ngrpo.data.vllm_service import Service, cluster_problem, require_service, served_positions
 from ngrpo.errors import DataError
@@ -68,7 +69,7 @@ def examine_model(
             message names the cure.
     """
     config = read_config(directory, label)
-    require_trainable(config, label)
+    require_unquantized(directory, label)
     model = outline(config, label)
     if stored is not None:
         _require_weights(model, stored, label)
@@ -138,22 +139,6 @@ def _require_weights(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...
             raise DataError(
                 f"{label}: its files hold {name} with the shape {list(held)}, and config.json says {list(parameter.shape)}; copy both "
                 "from the same model"
-            )
-
-
-def require_trainable(config: PretrainedConfig, label: str) -> None:
-    """Refuse a model with quantized weights: they can neither be trained nor saved in the format that stages exchange.
-
-    Raises:
-        DataError: The weights are quantized.
-    """
-    for settings in (config, config.get_text_config(decoder=True)):
-        quantization = getattr(settings, "quantization_config", None)
-        if quantization is not None:
-            method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
-            raise DataError(
-                f"{label}: its weights are quantized (quantization_config in config.json, quant_method={method!r}), so they cannot be "
-                "trained; use the model that it was quantized from, or dequantize it and save it with save_pretrained"
             )
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -24,50 +20,16 @@ from ngrpo.config.sections import TEMPLATE_DATE
 from ngrpo.data.chat import require_template
 from ngrpo.data.locations import explained
 from ngrpo.data.model_class import auto_class
+from ngrpo.data.model_files import CONFIG, COPY_AGAIN, require_files, require_no_adapter, require_no_code
 from ngrpo.data.template_clock import stop_clock
 from ngrpo.data.weights import weights_problem
 from ngrpo.errors import DataError
 
-WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_SETTINGS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-)
-_GENERATION = "custom_generate/generate.py"
-_ADAPTER = "adapter_config.json"
 _GENERATION_SETTINGS = "generation_config.json"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# If the value is a hub id (org/name), transformers downloads code from there.
-_KERNELS = re.compile(r"_?(attn|experts)_implementation")
-_SHARD = re.compile(r"[\w.-]+\.safetensors")
 # Unless `trust_remote_code` is False, transformers asks on the terminal whether it may run code. Only local files may be read.
 _CLOSED = {"trust_remote_code": False, "local_files_only": True}
-_COPY_AGAIN = "copy it again"
-
-
-def require_no_code(directory: Path, label: str) -> None:
-    """Refuse a model with custom code: nobody has reviewed it, and the model may be wrong without it.
-
-    Args:
-        directory: Directory of the model.
-        label: Name of the model in errors.
-
-    Raises:
-        DataError: The model's files refer to custom code, in the directory or on the hub, or are damaged.
-    """
-    found = [_GENERATION] if (directory / _GENERATION).exists() else []
-    for name in _SETTINGS:
-        if (directory / name).is_file():
-            found += [f"{place} in {name}" for place in _code(_settings(directory / name, label))]
-    if found:
-        raise DataError(
-            f"{label}: it comes with custom code ({found[0]}), which is never run: use a model that transformers supports, "
-            "or a copy without that code if the model is correct without it"
-        )
 
 
 def read_config(directory: Path, label: str) -> PretrainedConfig:
@@ -76,16 +38,11 @@ def read_config(directory: Path, label: str) -> PretrainedConfig:
     Raises:
         DataError: It is missing or damaged, refers to custom code, or the directory also holds an adapter.
     """
-    if not (directory / "config.json").is_file():
+    if not (directory / CONFIG).is_file():
         raise DataError(f"{label}: no config.json; the directory must be one that save_pretrained wrote")
     require_no_code(directory, label)
-    if (directory / _ADAPTER).is_file():
-        # transformers would load the adapter silently.
-        raise DataError(
-            f"{label}: an adapter ({_ADAPTER}) lies beside the model; merge the two (peft's merge_and_unload, then save_pretrained), or "
-            "leave the adapter's files out of a copy"
-        )
-    with explained(f"{label}: config.json cannot be used", _COPY_AGAIN, directory):
+    require_no_adapter(directory, label)
+    with explained(f"{label}: config.json cannot be used", COPY_AGAIN, directory):
         config: PretrainedConfig = AutoConfig.from_pretrained(directory, **_CLOSED)
         if not isinstance(config.get_text_config().vocab_size, int):
             raise TypeError(f"vocab_size={config.get_text_config().vocab_size!r} is not a whole number")
@@ -115,7 +72,7 @@ def read_bare_tokenizer(directory: Path, label: str, **options: Any) -> PreTrain
     if not any((directory / file).is_file() for file in _TOKENIZERS):
         raise DataError(f"{label}: no tokenizer; save it there with save_pretrained")
     require_no_code(directory, label)
-    with explained(f"{label}: its tokenizer cannot be used", _COPY_AGAIN, directory):
+    with explained(f"{label}: its tokenizer cannot be used", COPY_AGAIN, directory):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, **_CLOSED, **options)
     return tokenizer
 
@@ -138,7 +95,7 @@ def read_model(directory: Path, label: str, dtype: str) -> PreTrainedModel:
     if hasattr(config.get_text_config(), "output_router_logits"):
         # Trainers request router logits when they need them. A model that always returns them cannot decode with a cache.
         config.get_text_config().output_router_logits = False
-    with explained(f"{label}: its weights cannot be used", _COPY_AGAIN, directory):
+    with explained(f"{label}: its weights cannot be used", COPY_AGAIN, directory):
         model: PreTrainedModel
         model, loading = loader.from_pretrained(
             directory,
@@ -193,78 +150,7 @@ def require_weights(directory: Path, label: str) -> None:
     Raises:
         DataError: Files are missing, the shard index is damaged, or a weight is NaN or infinite.
     """
-    _require_files(directory, label)
+    require_files(directory, label)
     problem = weights_problem(directory)
     if problem is not None:
         raise DataError(f"{label}: its weights cannot be used: {problem}; copy or save the model again")
-
-
-def tensor_shapes(directory: Path, label: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in a directory by name, from the files' headers; empty if there are no safetensors files.
-
-    Raises:
-        DataError: A file is damaged, or the shard index lists a file that is missing.
-    """
-    paths = sorted(directory.glob("*.safetensors"))
-    if paths:
-        _require_files(directory, label)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in paths:
-        with (
-            explained(f"{label}: {path.name} cannot be used", _COPY_AGAIN, directory),
-            safe_open(path, framework="pt") as file,
-        ):
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    return shapes
-
-
-def _require_files(directory: Path, label: str) -> None:
-    files = {WEIGHTS}
-    if (directory / SHARDS).is_file():
-        files = set(shards(_settings(directory / SHARDS, label), f"{label}: {SHARDS}").values())
-    missing = sorted(file for file in files if not (directory / file).is_file())
-    if missing:
-        raise DataError(
-            f"{label}: no weights: {', '.join(missing)} missing; save the model with save_pretrained (safetensors)"
-        )
-
-
-def shards(index: Any, label: str) -> Mapping[str, str]:
-    """Return the file of each tensor from a parsed shard index.
-
-    Raises:
-        DataError: The index is damaged, or names something other than a safetensors file in the same directory.
-    """
-    held = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(held, dict) or not held:
-        raise DataError(f"{label}: damaged (it has no weight_map); {_COPY_AGAIN}")
-    wrong = next((file for file in held.values() if not isinstance(file, str) or not _SHARD.fullmatch(file)), None)
-    if wrong is not None:
-        raise DataError(
-            f"{label}: it names {str(wrong)[:80]!r}, which is not a safetensors file beside it; save the model with save_pretrained"
-        )
-    return held
-
-
-def _settings(path: Path, label: str) -> dict[str, Any]:
-    with explained(f"{label}: {path.name} cannot be used", _COPY_AGAIN, path.parent):
-        tree = json.loads(path.read_bytes().decode("utf-8"))
-        if not isinstance(tree, dict):
-            raise TypeError(f"it holds a {type(tree).__name__}, not an object")
-    settings: dict[str, Any] = tree
-    return settings
-
-
-def _code(tree: Any) -> Iterator[str]:
-    """Yield the settings, at any depth, that refer to custom code."""
-    if isinstance(tree, dict):
-        for name, value in tree.items():
-            if name == "auto_map" and value:
-                yield name
-            elif _KERNELS.fullmatch(name) and "/" in str(value):
-                yield f"{name}={value!r}"
-            else:
-                yield from _code(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _code(value)

@@ -23,8 +23,8 @@ from ngrpo.data.model_directory import (
     read_config,
     read_tokenizer,
     require_weights,
-    tensor_shapes,
 )
+from ngrpo.data.model_files import tensor_shapes
 from ngrpo.data.token_rows import require_rows
 from ngrpo.data.vllm_service import Service
 

@@ -1,4 +1,7 @@
-"""Architectures with a native class in vLLM 0.32, by their registry names; `tests/unit/test_vllm_service.py` compares them with vLLM."""
+"""What vLLM 0.32 supports, from its sources: the architectures in its registry and the heads of its CPU build's attention.
+
+`tests/unit/test_vllm_service.py` compares both with the installed vLLM.
+"""
 
 from __future__ import annotations
 
@@ -64,3 +67,12 @@ TEXT = frozenset(_TEXT.split())
 """Text models (`_TEXT_GENERATION_MODELS`)."""
 IMAGES = frozenset(_IMAGES.split())
 """Multimodal models (`_MULTIMODAL_MODELS`)."""
+HEADS_ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head sizes that the attention of vLLM's CPU build supports (`CPUAttentionBackend.get_supported_head_sizes`)."""
+
+
+def head_size_problem(size: int) -> str | None:
+    """Return why vLLM's CPU build cannot serve a model with this head size, or None if it can."""
+    if size in HEADS_ON_CPU:
+        return None
+    return f"the CPU build of vLLM has no attention with head size {size}, only {', '.join(map(str, HEADS_ON_CPU))}"

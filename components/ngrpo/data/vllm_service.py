@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ngrpo.config.sections import VLLMConfig
 from ngrpo.config.serving import Serving
 from ngrpo.data.model_class import outline
-from ngrpo.data.vllm_classes import IMAGES, TEXT
+from ngrpo.data.vllm_classes import IMAGES, TEXT, head_size_problem
 from ngrpo.errors import DataError
 
 _ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -56,8 +56,6 @@ _OTHERWISE = {"bloom": "with another GELU"}
 """What vLLM computes differently from transformers, so that log-probabilities in training would not match those of the rollouts."""
 _OTHERWISE_ON_CPU = {"gpt_oss": "experts", "lfm2": "short convolutions", "lfm2_moe": "short convolutions"}
 """What vLLM's CPU build computes differently: log-probabilities were off by 0.4 and more."""
-_HEADS_ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Head sizes that the attention of vLLM's CPU build supports (`CPUAttentionBackend.get_supported_head_sizes`)."""
 _SCANNING = {"falcon_mamba", "jamba", "mamba"}
 """Model types that need a selective scan, which vLLM's CPU build lacks."""
 _IMAGE_CLASSES = {"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"}
@@ -294,9 +292,9 @@ def _on_cpu(model: PreTrainedModel, dtype: str) -> Iterator[str]:
         yield f"model.dtype={dtype!r}: {build} computes {what} attention in bfloat16 only"
     heads = getattr(text, "num_attention_heads", None)
     if not linear and not latent and isinstance(heads, int) and heads > 0:
-        size = getattr(text, "head_dim", None) or text.hidden_size // heads
-        if size not in _HEADS_ON_CPU:
-            yield f"{build} has no attention with head size {size}, only {', '.join(map(str, _HEADS_ON_CPU))}"
+        problem = head_size_problem(getattr(text, "head_dim", None) or text.hidden_size // heads)
+        if problem is not None:
+            yield problem
     name = type(model).__name__
     if name in IMAGES | _IMAGE_CLASSES and find_spec("torchvision") is None:
         yield f"vLLM needs torchvision for {name}, which is not installed"

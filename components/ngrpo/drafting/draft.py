@@ -88,7 +88,7 @@ def write_preset(named: Named, file: Path, *, force: bool = False) -> list[str]:
         chat_template=named.chat_template,
         inherited=named.extends,
     )
-    # Nothing is written before all of it is known: what a refusal left behind would stand in the way of the next try.
+    # Write nothing before everything is known: files left by a failed try would block the next one.
     for path, text in {**beside, file: preset_text(draft)}.items():
         path.write_text(text, encoding="utf-8")
     return said
@@ -103,7 +103,7 @@ def _require_writable(file: Path, force: bool) -> None:
         raise ConfigError(f"-o {str(file)!r}: {error}") from error
     if file.is_dir() or not file.parent.is_dir():
         raise ConfigError(
-            f"-o {str(file)!r}: its directory does not exist, or it is no file; name a file in an existing directory"
+            f"-o {str(file)!r}: its directory does not exist, or it is not a file; name a file in an existing directory"
         )
     if file.exists() and not force:
         raise ConfigError(f"{str(file)!r} is there already: name another by -o, or replace it with --force")

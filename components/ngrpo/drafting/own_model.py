@@ -42,7 +42,7 @@ class OwnModel:
         ]
 
     def spells(self, text: str) -> bool:
-        """Say whether a text has no unknown tokens, as far as the directory tells."""
+        """Return whether a text has no unknown tokens; true if the directory has no `tokenizer.json`."""
         tokenizer = self._tokenizer()
         unknown = getattr(tokenizer.model, "unk_token", None) if tokenizer is not None else None
         return tokenizer is None or unknown not in tokenizer.encode(text, add_special_tokens=False).tokens

@@ -57,7 +57,7 @@ def read_benchmarks(directory: Path, gradings: Mapping[str, GradingConfig]) -> l
         gradings: How responses are graded, by name of the benchmark; by default as `GradingConfig` says.
 
     Raises:
-        DataError: There is none, or one is damaged, empty, or has missing columns, repeated ids or problems without an answer.
+        DataError: There is no such file, or one is damaged, empty, or has missing columns, repeated ids or problems without an answer.
     """
     files = sorted(directory.glob("*.parquet"))
     if not files:
@@ -76,7 +76,7 @@ def read_benchmark(path: Path, grading: GradingConfig | None = None) -> Benchmar
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(
-            f"benchmark {name!r}: {path} is no readable Parquet file ({error}); prepare the data again"
+            f"benchmark {name!r}: {path} is not a readable Parquet file ({error}); prepare the data again"
         ) from error
     missing = [column for column in _COLUMNS if column not in table.column_names]
     if missing:

@@ -24,18 +24,18 @@ from ngrpo.rollout.loading import load_tokenizer
 
 
 def start_sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Sequence[Any]) -> Sampler:
-    """Load a model and start an engine for it, or take the endpoint that serves it; the caller closes the engine.
+    """Load a model and start an engine for it, or connect to the endpoint that serves it; the caller closes the engine.
 
     Args:
         config: Settings of the stage.
         directory: Directory of the model.
-        chats: Every prompt that may be asked, as a chat.
+        chats: All prompts of the evaluation, as chats.
 
     Raises:
         DataError: Model or tokenizer cannot be used.
         EngineError: vLLM is not installed, or cannot serve the model.
-        ConfigError: `evaluation.mixing` asks for what the vocabulary cannot give, or vLLM cannot mix as it is set up. Or the endpoint
-            serves another model.
+        ConfigError: `evaluation.mixing` does not fit the vocabulary, vLLM cannot mix with these settings, or the endpoint serves another
+            model.
     """
     if config.evaluation.endpoint is not None:
         return start_endpoint_sampler(config, config.evaluation.endpoint, directory, chats)
@@ -60,7 +60,7 @@ def start_sampler(config: BenchmarkEvaluationConfig, directory: Path, chats: Seq
 
 
 def _mixer(config: BenchmarkEvaluationConfig, directory: Path, tokenizer: PreTrainedTokenizerBase) -> Mixer | None:
-    """Return the mixer of `evaluation.mixing` over the model's own embedding, or none where mixing is off."""
+    """Return the mixer of `evaluation.mixing` over the model's own embedding; None if mixing is off."""
     mixing = config.evaluation.mixing
     if mixing is None or mixing.strategy == "token":
         return None

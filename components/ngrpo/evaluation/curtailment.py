@@ -1,22 +1,22 @@
 """Stochastic curtailment: whether the samples so far settle the verdict that the gate would give on all planned samples.
 
 An evaluation plans n samples of every problem and generates them in rounds: after each, every problem has the same number m of them. The
-samples of a problem are exchangeable, so given what all n will say, the first m are a random subset. The per-problem value of the gate's
+samples of a problem are exchangeable, so given the results of all n, the first m are a random subset. The per-problem value of the gate's
 statistic, mean@m or the unbiased pass@K of m samples, is a U-statistic: over random subsets its expectation is the value of all n samples
-(Hoeffding, A Class of Statistics with Asymptotically Normal Distribution, 1948). So the gain of m samples less that of all n has mean
+(Hoeffding, A Class of Statistics with Asymptotically Normal Distribution, 1948). So the gain of m samples minus that of all n has mean
 zero given the latter, whatever the problems' difficulties are: no prior is needed. Its variance is a sum over problems, each estimated by
 the jackknife (Efron and Stein, The Jackknife Estimate of Variance, 1981) times 1 - m/n, the correction for a finite population.
 
-The gate compares a bootstrap bound of the gain, which depends on the spread of the differences over problems too. Of few samples the
-spread is larger by just the mean of those variances; subtracting them predicts the final spread, and with it the final bound.
+The gate compares a bootstrap bound of the gain, which depends on the variance of the differences over problems too. With m samples that
+variance is larger by the mean of the variances above; subtracting this mean predicts the final variance, and with it the final bound.
 
 The verdict is settled once the predicted bound is more than z standard deviations away from the gate's threshold, where z is the normal
-quantile of `error` shared out over all looks and all bounds of the gate. By the union bound the verdict at the first such look, and so at
-any time at which one may choose to stop or to ask, is that of all samples with probability 1 - `error`. That is stochastic curtailment
-(Lan, Simon and Halperin, Stochastically Curtailed Tests in Long-Term Clinical Trials, 1982) with the looks of a group-sequential trial.
-Where few problems are open, z is the quantile of Student's t with the degrees of freedom that the variance was estimated with
+quantile of `error` divided among all looks and all bounds of the gate. By the union bound, the verdict at any such look is that of all
+samples with probability 1 - `error`, whenever one chooses to stop. That is stochastic curtailment (Lan, Simon and Halperin, Stochastically
+Curtailed Tests in Long-Term Clinical Trials, 1982) with the looks of a group-sequential trial.
+If the values of only a few problems can still change, z is the quantile of Student's t with the degrees of freedom of the variance estimate
 (Satterthwaite, An Approximate Distribution of Estimates of Variance Components, 1946). Both are approximations;
-`python -m tests.benchmarks early_stopping` measures what they leave.
+`python -m tests.benchmarks early_stopping` measures their error.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Counts:
 
 
 def looks(planned: int, statistic: str) -> list[int]:
-    """Return the numbers of samples of each problem at which the verdict may be found settled: 2, 3, 4, 6, 8, 12 and so on.
+    """Return the numbers of samples per problem at which the verdict may be found settled: 2, 3, 4, 6, 8, 12 and so on.
 
     Args:
-        planned: Samples of each problem that are planned.
-        statistic: `mean` or `pass@K`, of which K + 1 samples are the fewest whose spread can be told; `maj` is never foreseen, for maj@n
-            of fewer samples is another number.
+        planned: Planned samples per problem.
+        statistic: `mean`, or `pass@K`, whose variance takes at least K + 1 samples to estimate. `maj` has no looks, because maj@n of fewer
+            samples is another quantity.
     """
     if statistic == "maj":
         return []
@@ -80,11 +80,11 @@ def error_of_a_look(error: float, ours: Counts, theirs: Counts, statistic: str, 
     """Return the share of `error` for one bound at one look.
 
     Args:
-        error: How often the verdict may differ from that of all samples.
+        error: Probability that the verdict may differ from that of all samples.
         ours: Samples of the candidate.
-        theirs: Samples of the opponent; where they are not complete either, every pair of looks may be the one.
+        theirs: Samples of the opponent; if they are not complete either, every pair of looks gets a share.
         statistic: `mean` or `pass@K`.
-        bounds: Bounds of the gate.
+        bounds: Number of bounds of the gate.
     """
     chances = bounds
     for counts in (ours, theirs):
@@ -100,7 +100,7 @@ class Foreseen:
     Attributes:
         bound: The predicted bound, `[...]`.
         deviation: Standard deviation of the final bound around it, `[...]`.
-        freedom: Degrees of freedom of that estimate, `[...]`: few where few problems are open.
+        freedom: Degrees of freedom of that estimate, `[...]`: few if only a few problems can still change.
     """
 
     bound: Floats
@@ -108,11 +108,11 @@ class Foreseen:
     freedom: Floats
 
     def side(self, threshold: float, error: float) -> Floats:
-        """Return 1 where the bound will be above a threshold, -1 where it will not, and 0 where that is open.
+        """Return 1 where the bound will be above a threshold, -1 where it will not, and 0 where that is open, `[...]`.
 
         Args:
             threshold: The gain that the gate requires, a fraction.
-            error: How often the prediction may be wrong (`error_of_a_look`).
+            error: Probability that the prediction may be wrong (`error_of_a_look`).
         """
         distance = self.bound - threshold
         settled = np.abs(distance) > _student(NormalDist().inv_cdf(1.0 - error), self.freedom) * self.deviation
@@ -127,11 +127,11 @@ def foresee(statistic: str, ours: Counts, theirs: Counts, bound: ArrayLike, *, c
         statistic: `mean` or `pass@K`.
         ours: Samples of the candidate.
         theirs: Samples of the opponent, on the same problems in the same order.
-        bound: One-sided lower bound of the gain of the samples that there are, by the bootstrap over problems, a fraction, `[...]`.
+        bound: One-sided lower bound of the gain with the present samples, by the bootstrap over problems, a fraction, `[...]`.
         confidence: Its level.
 
     Raises:
-        ValueError: A model has too few samples to tell (`looks`), or the two have other problems.
+        ValueError: A model has too few samples for a prediction (`looks`), or the two have different numbers of problems.
     """
     difference = values(statistic, ours.correct, ours.generated) - values(statistic, theirs.correct, theirs.generated)
     problems = difference.shape[-1]
@@ -141,11 +141,11 @@ def foresee(statistic: str, ours: Counts, theirs: Counts, bound: ArrayLike, *, c
     left = np.maximum(spread - pending.mean(axis=-1), _LEAST_SPREAD * spread)
     # A bootstrap bound moves and scales with the differences.
     foreseen = mean + (np.asarray(bound) - mean) * np.sqrt(left / np.where(spread > 0, spread, 1.0))
-    # The bound is about the mean less z of its standard errors: what a change of one problem's value changes of both.
+    # The bound is about the mean minus z standard errors. The influence of a problem is how a change of its value changes this.
     z = NormalDist().inv_cdf(confidence)
     error = np.sqrt(np.where(left > 0, left, 1.0) * problems)
     influence = 1.0 - z * (difference - mean[..., None]) / error[..., None]
-    # One extra problem of the largest variance: where all samples agree, the jackknife alone would say that nothing can change.
+    # Add one problem with the largest variance: if all samples agree, the jackknife alone estimates no variance at all.
     unseen = sum(_most_pending(statistic, counts) for counts in (ours, theirs))
     parts = influence**2 * pending
     variance = parts.sum(axis=-1) + unseen
@@ -154,12 +154,12 @@ def foresee(statistic: str, ours: Counts, theirs: Counts, bound: ArrayLike, *, c
 
 
 def _student(z: float, freedom: Floats) -> Floats:
-    """Return the quantile of Student's t that a normal quantile becomes (Cornish and Fisher's expansion, second order)."""
+    """Convert a normal quantile to that of Student's t of the same level (Cornish and Fisher's expansion, second order)."""
     return z + (z**3 + z) / (4.0 * freedom) + (5.0 * z**5 + 16.0 * z**3 + 3.0 * z) / (96.0 * freedom**2)
 
 
 def _pending(statistic: str, counts: Counts) -> Floats:
-    """Return by how much the value of each problem may still change: the variance of that of m samples given all n, `[..., problems]`.
+    """Return how much the value of each problem may still change: its variance with m samples, given all n, `[..., problems]`.
 
     The jackknife leaves out one sample at a time: c of them are correct, and m - c wrong.
     """
@@ -167,7 +167,7 @@ def _pending(statistic: str, counts: Counts) -> Floats:
     if counts.complete:
         return np.zeros(correct.shape)
     if samples <= _drawn(statistic):
-        raise ValueError(f"{statistic} cannot be foreseen of {samples} samples")
+        raise ValueError(f"{statistic} cannot be predicted from {samples} samples")
     less_right = values(statistic, np.maximum(correct - 1, 0), samples - 1)
     less_wrong = values(statistic, np.minimum(correct, samples - 1), samples - 1)
     squares = correct * (samples - correct) / samples * (less_wrong - less_right) ** 2
@@ -182,7 +182,7 @@ def _most_pending(statistic: str, counts: Counts) -> float:
 
 
 def _drawn(statistic: str) -> int:
-    """Return how many samples a statistic draws."""
+    """Return how many samples a statistic draws: K of `pass@K`, otherwise 1."""
     return int(statistic.partition("@")[2] or 1)
 
 
@@ -190,7 +190,7 @@ def saved(counts: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
     """Return how many samples were planned, and how many of them were not generated.
 
     Args:
-        counts: Of each benchmark its problems, the samples of each that were planned, and those that were generated.
+        counts: For each benchmark the number of problems, and the samples per problem that were planned and generated.
     """
     planned = sum(problems * of_each for problems, of_each, _ in counts)
     generated = sum(problems * of_each for problems, _, of_each in counts)

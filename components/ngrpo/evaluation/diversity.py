@@ -9,7 +9,7 @@ def distinct_ngrams(groups: Sequence[Sequence[Sequence[int]]], n: int) -> float:
     """Return distinct-n within groups: different n-grams over all n-grams of a group, averaged over groups.
 
     Distinct-n is Li et al., A Diversity-Promoting Objective Function for Neural Conversation Models, 2016, section 5.2, taken over
-    the token ids of all responses to one prompt. Near 1 no run of n tokens repeats; equal responses give at most 1 over their number.
+    the token ids of all responses to one prompt. At 1 no n-gram repeats; equal responses give at most 1 over their number.
 
     Args:
         groups: For each prompt the token ids of each response.

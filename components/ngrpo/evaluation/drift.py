@@ -1,18 +1,19 @@
-"""Drift of a model that is measured again and again: whether it answers worse than it did, with one false alarm rate for the whole series.
+"""Drift of a model that is measured repeatedly: whether its answers got worse, with one false alarm rate for the whole series.
 
-A model once had n samples of each of the problems; each look has more, with fresh seeds. As long as the model is the same, a sample of a
-problem is right with the same chance whenever it is drawn. The problems are the same too, so they add no noise, but both
-samplings are: with M samples of all looks together, the drop d = mean@n - mean@M has the variance (1/n + 1/M) times the mean over
+The first evaluation drew n samples of each problem; each look draws more, with fresh seeds. As long as the model is the same, the
+probability p that a sample of a problem is correct is the same. The problems are the same too, so they add no noise. The samples do:
+with M samples of all looks together, the drop d = mean@n - mean@M has the variance (1/n + 1/M) times the mean over
 problems of p(1 - p) divided by their number. The first evaluation's noise stays in every look.
 
 d over its variance is a Brownian motion with drift in the time 1/variance, as any such sum is in a group-sequential trial (Jennison and
-Turnbull, Group Sequential Methods with Applications to Clinical Trials, 2000, chapter 11). Its time ends at M = infinity, so that the
-share t = M / (n + M) of it has passed, whatever is still to come: there may be any number of looks. The false alarm rate alpha is spent
-as t grows, as alpha log(1 + (e - 1) t) (Lan and DeMets, Discrete Sequential Boundaries for Clinical Trials, 1983). The limit of each look
-is chosen so that just this share of Brownian paths first exceeds it there; the paths are simulated, with a fixed seed.
+Turnbull, Group Sequential Methods with Applications to Clinical Trials, 2000, chapter 11). Its time ends at M = infinity, so the
+fraction t = M / (n + M) of it has passed at a look, whatever follows: the number of looks need not be known in advance. The false alarm
+rate alpha is spent as t grows, as alpha log(1 + (e - 1) t) (Lan and DeMets, Discrete Sequential Boundaries for Clinical Trials, 1983). The
+limit of each look is chosen so that this share of Brownian paths exceeds a limit for the first time there; the paths are simulated, with a
+fixed seed.
 
-What is tested is a drop of more than a margin. A champion was promoted because its evaluation went well, so a part of what made it good
-was luck, and losing that part is not the served model's fault: the margin must allow for it (docs/watch.md has figures).
+The test is for a drop of more than a margin. A champion was promoted because its evaluation went well, so part of its score was luck, and
+losing that part is not the served model's fault. The margin must allow for it (docs/watch.md has figures).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ngrpo.evaluation.statistics import Floats
 _PATHS = 400_000
 _SEED = 20
 _UNSEEN = 0.25
-"""Largest variance of a sample. One extra problem gets it, for the case that all samples agree."""
+"""Largest variance of a sample. One problem with it is added, for the case that all samples agree."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Drift:
 
     Attributes:
         drop: By how much the first evaluation was better than all looks together.
-        low: Lower end of its interval; the intervals of all looks together cover the true drop at the requested confidence, each end
-            by itself.
+        low: Lower end of its interval. The lower ends of all looks together hold with probability 1 - alpha, and so do the upper ends.
         high: Its upper end.
         alarm: Whether the drop is more than the margin.
     """
@@ -59,10 +59,10 @@ def drifts(
         samples: Samples of each problem in it.
         looks: For each look, the correct samples of each problem, in the same order, and the number of samples per problem.
         margin: Largest drop that raises no alarm, a fraction.
-        alpha: Chance that an alarm is ever raised without a larger drop.
+        alpha: Probability that an alarm is ever raised without a larger drop.
 
     Raises:
-        ValueError: A look has other problems.
+        ValueError: A look has another number of problems.
     """
     first = np.asarray(correct, dtype=np.float64)
     found, so_far, total = [], np.zeros_like(first), 0
@@ -76,13 +76,13 @@ def drifts(
 
 
 def estimate(first: Floats, samples: int, later: Floats, more: int) -> tuple[Floats, Floats]:
-    """Return the drop and its standard deviation if the model is the same.
+    """Return the drop and its standard deviation under the assumption that the model is the same, both `[...]`.
 
     Args:
         first: Correct samples of each problem in the first evaluation, `[..., problems]`.
         samples: Samples of each problem in it.
-        later: The same of all looks together.
-        more: Samples of each problem in these.
+        later: Correct samples of each problem in all looks together, `[..., problems]`.
+        more: Samples of each problem in all looks together.
     """
     problems, both, right = first.shape[-1], samples + more, first + later
     # Unbiased variance of a sample within its problem, from all samples.

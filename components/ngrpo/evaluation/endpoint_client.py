@@ -16,7 +16,7 @@ from ngrpo.environment import redacted
 from ngrpo.errors import ConfigError, EngineError
 
 TOKEN = "NGRPO_ENDPOINT_TOKEN"
-"""Environment variable with the token of the endpoint, if it requires one; the token is kept nowhere else."""
+"""Environment variable with the token of the endpoint, if it requires one; the token is stored nowhere else."""
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_LIST = 30.0
 _RETRIES = Retry(
@@ -39,7 +39,7 @@ class ServedModel(BaseModel):
     id: str
     root: str | None = None
     max_model_len: int | None = None
-    """Longest prompt and response together, in tokens; none where the server does not say."""
+    """Longest prompt and response together, in tokens; None if the server does not state it."""
 
 
 class _Logprob(BaseModel):
@@ -56,12 +56,12 @@ class Choice(BaseModel):
     token_ids: list[int]
     """Tokens of the response, including the one that ended it."""
     prompt_token_ids: list[int]
-    """Tokens that it continues."""
+    """Tokens of the prompt."""
     finish_reason: Literal["stop", "length"]
     logprobs: _Logprobs | None = None
     """Log-probabilities of the response, if requested."""
     prompt_logprobs: list[dict[int, _Logprob] | None] | None = None
-    """Of the prompt, where they were asked for: at each place by token; none at the first."""
+    """Log-probabilities of the prompt, if requested: by token id at each position, None at the first."""
 
 
 class _Listed(BaseModel):
@@ -83,8 +83,8 @@ class EndpointClient:
 
         Args:
             endpoint: The endpoint.
-            connections: Requests at once.
-            seconds: Longest time that a response may take.
+            connections: Most concurrent requests.
+            seconds: Longest time that a response may take, in seconds.
         """
         self.endpoint = endpoint
         self._what = f"evaluation.endpoint.url={endpoint.url}"
@@ -94,7 +94,7 @@ class EndpointClient:
         self._pool = PoolManager(num_pools=1, maxsize=connections, headers=headers, retries=_RETRIES)
 
     def models(self) -> list[ServedModel]:
-        """Return every name that the endpoint serves a model under.
+        """Return all names under which the endpoint serves models.
 
         Raises:
             EngineError: It cannot be reached, fails, or has no such API.
@@ -121,10 +121,10 @@ class EndpointClient:
         response = self._ask("POST", "/completions", self._seconds, {**request, "n": 1, "return_token_ids": True})
         choices = self._read(response, _Completed).choices
         if len(choices) != 1:
-            raise EngineError(f"{self._what}: {len(choices)} answers to one request; name a server of vLLM")
+            raise EngineError(f"{self._what}: {len(choices)} answers to one request; use a vLLM server")
         if choices[0].prompt_token_ids != request["prompt"]:
             raise EngineError(
-                f"{self._what}: the server continued another prompt than it was sent; let it neither cut nor complete prompts"
+                f"{self._what}: the server changed a prompt before continuing it; configure it neither to truncate nor to extend prompts"
             )
         return choices[0]
 
@@ -142,7 +142,7 @@ class EndpointClient:
             if isinstance(reason, ReadTimeoutError):
                 raise EngineError(
                     f"{self._what}: no answer within {seconds:.0f} s; look at the server's log, or lower evaluation.batch_size, the "
-                    "requests that it has at once"
+                    "number of concurrent requests"
                 ) from error
             raise EngineError(
                 f"{self._what}: cannot be reached ({_line(str(reason))}); start the server, or correct the address"
@@ -150,7 +150,7 @@ class EndpointClient:
 
     def _read(self, response: BaseHTTPResponse, shape: type[_Shape]) -> _Shape:
         if response.status in (401, 403):
-            how = f"refuses the token in {TOKEN}" if TOKEN in os.environ else "wants a token"
+            how = f"refuses the token in {TOKEN}" if TOKEN in os.environ else "requires a token"
             raise ConfigError(f"{self._what}: {how} (HTTP {response.status}); set {TOKEN} to the one of the server")
         if response.status == 404:
             raise ConfigError(
@@ -168,11 +168,11 @@ class EndpointClient:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "the answer"
             raise EngineError(
-                f"{self._what}: not what vLLM's completions API answers ({where}: {first['msg']}); name a server of vLLM 0.10.2 or newer"
+                f"{self._what}: not a response of vLLM's completions API ({where}: {first['msg']}); use a server with vLLM 0.10.2 or newer"
             ) from error
 
     def _said(self, response: BaseHTTPResponse) -> str:
-        """Return what a server says is wrong, in one line."""
+        """Return the error message of a response, as one line."""
         try:
             text = json.loads(response.data)["error"]["message"]
         except (ValueError, TypeError, KeyError):

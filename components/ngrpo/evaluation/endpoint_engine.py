@@ -32,10 +32,10 @@ class _Asked:
 
 
 class EndpointEngine:
-    """Sends a request for each sample, several at once, with the seed, sampling and stop tokens that vLLM gets in this process.
+    """Sends a request for each sample, several at once, with the same seed, sampling settings and stop tokens as a local vLLM engine.
 
-    Tokens are drawn by the server's own sampler from that seed: where they are drawn at random, they are other samples of the same
-    distribution than an engine of this process draws. Log-probabilities are not requested, so a `Rollout` has none.
+    The server's sampler draws the tokens with that seed. Random samples follow the same distribution as those of a local engine, but are
+    not the same samples. Log-probabilities are not requested, so a `Rollout` has none.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class EndpointEngine:
         """Generate with an endpoint.
 
         Args:
-            client: The endpoint; closed with this.
+            client: The endpoint; `close` closes it too.
             model: Name of the model there.
             eos_token_ids: Tokens that end a response.
-            vocabulary: Tokens that the model has; a response with another one is not the model's.
-            at_once: Most requests in flight at a time.
+            vocabulary: Size of the model's vocabulary; a response with another token id is refused.
+            at_once: Most concurrent requests.
         """
         self._client = client
         self._model = model
@@ -66,12 +66,12 @@ class EndpointEngine:
         """Generate one response for each prompt; see `RolloutEngine.generate`.
 
         Raises:
-            EngineError: The endpoint cannot be reached or fails, or the model is not the one that was to be served.
+            EngineError: The endpoint cannot be reached, fails, or serves another model.
             ConfigError: It refuses the token or a request, or a response was cut short.
             RuntimeError: Other requests are in flight.
         """
         if self._submitted:
-            raise RuntimeError("requests are under way: take their responses with `step` first")
+            raise RuntimeError("requests are in flight: collect their responses with `step` first")
         if not prompts:
             return []
         self.submit(0, prompts, seeds, sampling, mixer)
@@ -103,7 +103,7 @@ class EndpointEngine:
             self._threads += 1
 
     def step(self) -> list[tuple[int, list[Rollout]]]:
-        """Wait for a response, and return what is complete with it; see `ContinuousEngine.step`.
+        """Wait for a response, and return the batch that it completes, if any; see `ContinuousEngine.step`.
 
         Raises:
             EngineError: See `generate`.
@@ -119,7 +119,7 @@ class EndpointEngine:
         return [(asked.number, rollouts)]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Refuse: a served model has the weights that it was started with.
+        """Raise an error: the weights of a served model cannot be replaced.
 
         Raises:
             RuntimeError: Always.
@@ -130,7 +130,7 @@ class EndpointEngine:
         """See `RolloutEngine.sleep`; an endpoint uses no memory of this machine's GPUs."""
 
     def close(self) -> None:
-        """Send no more requests."""
+        """Send no more requests, and close the client."""
         with suppress(Empty):
             while True:
                 self._waiting.get_nowait()
@@ -155,7 +155,7 @@ class EndpointEngine:
         return Rollout(choice.token_ids, [], choice.finish_reason, _unmixed(asked.seed))
 
     def _require_whole(self, choice: Choice, sampling: Sampling) -> None:
-        """Refuse a response that the measured model cannot have given."""
+        """Refuse a response that the measured model cannot have generated."""
         what = f"evaluation.endpoint.url={self._client.endpoint.url}"
         length = len(choice.token_ids)
         if choice.finish_reason == "length" and length < sampling.max_tokens:
@@ -169,8 +169,8 @@ class EndpointEngine:
             or not all(0 <= token < self._vocabulary for token in choice.token_ids)
         ):
             raise EngineError(
-                f"{what}: a response of {length} tokens that the model with {self._vocabulary} tokens cannot have given at "
-                f"evaluation.max_tokens={sampling.max_tokens}; the endpoint serves another model: name the one that serves it"
+                f"{what}: a response of {length} tokens that the model, with a vocabulary of {self._vocabulary}, cannot have generated at "
+                f"evaluation.max_tokens={sampling.max_tokens}; the endpoint serves another model: name the one that serves this model"
             )
 
 

@@ -1,8 +1,8 @@
-"""Which model an endpoint serves: checked by its names and by what it computes.
+"""Which model an endpoint serves: checked by its names and by its log-probabilities.
 
-A name is only a claim of whoever started the server. So the log-probabilities of a few prompts, and of the server's greedy answers to
-them, are compared with those of the model's files. Two models that differ by less than rounding pass this check; a name with the digest
-of the files, which `ngrpo serve` gives, tells them apart if the server is honest.
+A name can be anything that the operator of the server chose. So the log-probabilities of a few prompts, and of the server's greedy
+answers to them, are compared with those of the model's files. Two models that differ by less than rounding both pass this check; a name
+with the digest of the files, which `ngrpo serve` sets, distinguishes them if the server is honest.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Identity:
 
 
 def digest_name(digest: str) -> str:
-    """Return the name under which a server says which files it serves.
+    """Return the name of a served model that identifies its files.
 
     Args:
         digest: `ngrpo.storage.digest.model_digest` of the model's directory.
@@ -72,9 +72,9 @@ def require_served(
         dtype: Name of the torch type that the model computes in.
 
     Raises:
-        OtherModelError: It serves another model.
-        ConfigError: It serves no model of the requested name, serves it in another type, or with too short a context.
-        EngineError: It cannot be reached, fails, or gives no log-probabilities.
+        OtherModelError: It serves another model, or this one in another type.
+        ConfigError: It has no model of the requested name, too short a context, or returns no log-probabilities of prompts.
+        EngineError: It cannot be reached or fails.
         DataError: The directory has no weights that can be read.
     """
     what = f"evaluation.endpoint.url={client.endpoint.url}"
@@ -102,7 +102,7 @@ def require_served(
 
 
 def _chosen(served: Sequence[ServedModel], asked: str | None, digest: str, what: str) -> ServedModel:
-    """Return the model of an endpoint that the settings mean."""
+    """Return the model of an endpoint that the settings select."""
     by_name = {model.id: model for model in served}
     names = ", ".join(by_name) or "none"
     if asked is not None:
@@ -114,7 +114,7 @@ def _chosen(served: Sequence[ServedModel], asked: str | None, digest: str, what:
     if not served:
         raise ConfigError(f"{what}: serves no model; start the server with one")
     if len({model.root or model.id for model in served}) > 1:
-        raise ConfigError(f"{what}: serves {names}; set evaluation.endpoint.model to the one that is meant")
+        raise ConfigError(f"{what}: serves {names}; set evaluation.endpoint.model to one of these")
     return served[0]
 
 
@@ -127,7 +127,7 @@ def _probes(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
 def _compared(
     client: EndpointClient, name: str, model: PreTrainedModel, probes: Sequence[Sequence[int]]
 ) -> tuple[int, float]:
-    """Return how many log-probabilities of endpoint and model were compared, and their mean absolute difference."""
+    """Return how many log-probabilities of endpoint and model were compared, and their mean absolute difference in nats."""
     greedy = Sampling(_ANSWER, temperature=1.0, top_p=1.0)
     differences = []
     for probe in probes:
@@ -145,7 +145,7 @@ def _compared(
 
 
 def _logprobs(choice: Choice, client: EndpointClient) -> list[float]:
-    """Return the log-probabilities that an endpoint gives: of all tokens but the first."""
+    """Return the log-probabilities of an endpoint for all tokens of prompt and answer except the first."""
     sequence = [*choice.prompt_token_ids, *choice.token_ids]
     prompt = choice.prompt_logprobs or []
     answer = [] if choice.logprobs is None else choice.logprobs.token_logprobs
@@ -156,7 +156,7 @@ def _logprobs(choice: Choice, client: EndpointClient) -> list[float]:
     known = [value for value in values if value is not None]
     if len(known) != len(sequence) - 1:
         raise ConfigError(
-            f"evaluation.endpoint.url={client.endpoint.url}: no log-probabilities of prompts, so that it is not known which model answers; "
+            f"evaluation.endpoint.url={client.endpoint.url}: no log-probabilities of prompts, which are needed to identify the model; "
             "serve the model with vLLM, and with --max-logprobs above 0"
         )
     return known

@@ -1,4 +1,4 @@
-"""The sampler of a served model: the prompts, seeds, sampling and stop tokens of an evaluation here, answered by an endpoint."""
+"""The sampler of a served model: with the prompts, seeds, sampling settings and stop tokens of a local evaluation."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def start_endpoint_sampler(
     Args:
         config: Settings of the stage.
         endpoint: Where the model is served.
-        directory: Directory of the model: its tokenizer and chat template write the prompts, its weights prove that the endpoint serves it.
-        chats: Every prompt that may be asked, as a chat.
+        directory: Directory of the model: its tokenizer and chat template make the prompts, and its weights are compared with the endpoint.
+        chats: All prompts of the evaluation, as chats.
 
     Raises:
         ConfigError: The endpoint serves another model, has too little room, or refuses the token.
-        EngineError: It cannot be reached, fails, or is no server of vLLM.
+        EngineError: It cannot be reached, fails, or is not a vLLM server.
         DataError: Model or tokenizer cannot be used.
     """
     rows = read_config(directory, f"model directory {directory}").get_text_config().vocab_size
@@ -53,9 +53,9 @@ def start_endpoint_sampler(
         longest=max(map(len, prompts)) + sampling.max_tokens,
         dtype=config.model.dtype,
     )
-    said = "by its digest and by" if identity.named else "by"
+    said = "its digest and" if identity.named else "its"
     print(
-        f"{endpoint.url}: {identity.name} is the model, {said} {identity.tokens} log-probabilities (mean difference "
+        f"{endpoint.url}: {identity.name} is the evaluated model, according to {said} {identity.tokens} log-probabilities (mean difference "
         f"{identity.difference:.2g})",
         file=sys.stderr,
         flush=True,

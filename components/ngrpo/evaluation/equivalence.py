@@ -1,7 +1,7 @@
-"""Whether a served model does as well as in its evaluation: a test of equivalence, benchmark by benchmark.
+"""Whether a served model performs as in its evaluation: a test of equivalence on each benchmark.
 
-A test for a difference would not do: with few samples it finds none, whatever is wrong. So the burden of proof is reversed, as in two
-one-sided tests (Schuirmann, 1987): the two count as equal only where the whole interval of their difference lies within a margin.
+A test for a difference is not enough: with few samples it finds none, even if something is wrong. So the burden of proof is reversed, as in
+two one-sided tests (Schuirmann, 1987): the two count as equal only if the whole interval of their difference lies within a margin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MODEL = "trained"
 
 @dataclass(frozen=True)
 class Difference:
-    """Endpoint less stage on a benchmark: mean@n in points of percent."""
+    """Endpoint minus stage on a benchmark: mean@n in percentage points, with its interval."""
 
     benchmark: str
     value: float
@@ -38,18 +38,18 @@ class Equivalence:
 
 
 def equivalent(stage: Evaluation, endpoint: Evaluation, *, margin: float, confidence: float, seed: int) -> Equivalence:
-    """Decide on a deployment.
+    """Decide whether a deployment is kept.
 
     Args:
         stage: The evaluation that the model was promoted on.
         endpoint: The evaluation of the same model through its endpoint.
-        margin: Largest difference that counts as equal, in points of percent.
+        margin: Largest difference that counts as equal, in percentage points.
         confidence: Level of the two-sided intervals, bootstrapped over problems.
         seed: Seed of the bootstrap.
 
     Returns:
-        `kept` where the interval of every benchmark of the stage lies within the margin. `refused` where one does not, or where the two
-        were not measured alike.
+        `kept` if the interval of every benchmark of the stage lies within the margin. `refused` if one does not, or if the two evaluations
+        have different protocols.
     """
     promoted = Measured.of(stage, _MODEL, "the stage")
     served = Measured.of(endpoint, _MODEL, "the endpoint")
@@ -66,9 +66,9 @@ def equivalent(stage: Evaluation, endpoint: Evaluation, *, margin: float, confid
         if each.low < -margin or each.high > margin:
             differs = each.high < 0 or each.low > 0
             cure = (
-                "see that the server computes as the stage does (type, vLLM's version, quantization)"
+                "make sure that the server computes as the stage does (type, version of vLLM, quantization)"
                 if differs
-                else "too few samples to tell: raise evaluation.samples, or deployment.margin"
+                else "too few samples to decide: raise evaluation.samples, or deployment.margin"
             )
             return Equivalence(
                 "refused",

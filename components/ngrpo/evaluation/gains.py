@@ -13,7 +13,7 @@ from ngrpo.evaluation.statistics import mean_at_n, paired_difference
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean of the trained model minus that of the model it started from, in points of percent, paired by problem."""
+    """Mean of the trained model minus that of the model it started from, in percentage points, paired by problem, with its interval."""
 
     benchmark: str
     points: float
@@ -26,13 +26,13 @@ def gain_of(evaluation: Evaluation, benchmark: str, settings: EvaluationConfig, 
 
     Args:
         evaluation: `evaluation.json` of the stage `benchmark_evaluation`.
-        benchmark: One that it holds.
+        benchmark: Name of one of its benchmarks.
         settings: Confidence and draws of the interval.
         seed: Seed of the draws.
     """
     trained, start = (evaluation["models"][model][benchmark] for model in ("trained", "warm_start"))
-    # In the order in which the intervals of evaluation.json were drawn.
-    # Each has its own number of samples: an evaluation may stop early.
+    # Problems in the order of evaluation.json, so that the same seed draws the same interval.
+    # The two may differ in their number of samples: an evaluation may stop early.
     after, before = (
         mean_at_n(np.array([result["per_problem"][problem] for problem in trained["per_problem"]]), result["n_samples"])
         for result in (trained, start)

@@ -53,13 +53,13 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
     if they settle the verdict (`ngrpo.evaluation.curtailment`), whichever opponent the evaluation was stopped for.
 
     Args:
-        config: The gate.
+        config: Settings of the gate.
         candidate: The model to be promoted.
         opponent: The model that it must beat.
-        seed: Seed of bootstrap and permutation.
+        seed: Seed of bootstrap and permutation test.
 
     Returns:
-        `decision`, `reason` and, where the two could be compared, `comparison`.
+        `decision`, `reason` and `comparison`, which is None if the two could not be compared.
     """
     names = dict.fromkeys([config.benchmark, *config.tolerated_regression])
     for name in names:
@@ -69,7 +69,7 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
     stopped = [name for name in names if _has_stopped(name, candidate, opponent)]
     if stopped and config.statistic == "maj":
         return kept(
-            f"an evaluation on {stopped[0]} stopped early, and maj@n of all samples cannot be foreseen; {_TO_THE_END}"
+            f"an evaluation on {stopped[0]} stopped early, and maj@n of all samples cannot be predicted; {_TO_THE_END}"
         )
     compared = {name: _comparison(config, name, candidate, opponent, seed) for name in names}
     comparisons = {name: entry for name, (entry, _) in compared.items()}
@@ -99,10 +99,10 @@ def compare(config: PromotionConfig, candidate: Measured, opponent: Measured, se
             for name in stopped
         )
         if evidence["settled"]:
-            reason += f", as foreseen from {few}, of all of which the verdict is settled"
+            reason += f", as predicted from {few}, which settle the verdict"
         else:
             decision = "kept"
-            reason += f", as foreseen from {few}; that is not settled: {_TO_THE_END}"
+            reason += f", as predicted from {few}; that is not settled: {_TO_THE_END}"
     return {"decision": decision, "reason": reason, "comparison": cast(Evidence, evidence)}
 
 
@@ -112,7 +112,7 @@ def kept(reason: str) -> Verdict:
 
 
 def obstacle(name: str, candidate: Measured, opponent: Measured) -> str | None:
-    """Say why two models cannot be compared on a benchmark, and what to do; none if they can."""
+    """Return why two models cannot be compared on a benchmark, and what to do; None if they can."""
     cure = "evaluate both alike: run the pipeline that made it with these settings, then this one again"
     if name not in opponent.results:
         return f"{opponent.name} was not evaluated on {name}; {cure}"
@@ -121,7 +121,7 @@ def obstacle(name: str, candidate: Measured, opponent: Measured) -> str | None:
         return f"the evaluations of {opponent.name} and of {candidate.name} on {name} differ in their {problem}; {cure}"
     # Compare the ids too, in case a protocol fails to tell two sets of problems apart.
     if set(candidate.results[name]["per_problem"]) != set(opponent.results[name]["per_problem"]):
-        return f"the evaluations of {opponent.name} and of {candidate.name} on {name} hold other problems; {cure}"
+        return f"the evaluations of {opponent.name} and of {candidate.name} on {name} have different problems; {cure}"
     return None
 
 
@@ -140,9 +140,10 @@ def _has_stopped(name: str, *models: Measured) -> bool:
 def _comparison(
     config: PromotionConfig, name: str, candidate: Measured, opponent: Measured, seed: int
 ) -> tuple[Comparison, Callable[[float], float] | None]:
-    """Return two models on a benchmark, and what says on which side of a threshold in points the bound of all samples is.
+    """Compare two models on a benchmark; also return a function that predicts the outcome for all samples.
 
-    It returns 1, -1, or 0 if that is still open; it is none if both models have all their samples.
+    The function takes a threshold in percentage points and returns 1 if the bound of all samples will be above it, -1 if not, and 0 if that
+    is still open. It is None if both models have all their samples.
     """
     problems = sorted(candidate.results[name]["per_problem"])
     n = candidate.results[name]["n_samples"]

@@ -1,6 +1,6 @@
-"""Grade the stored samples of an evaluation again: verdicts of two graders are not comparable, but the model's texts are.
+"""Grade the stored samples of an evaluation again, because verdicts of different graders are not comparable.
 
-Nothing is generated. The counts of the evaluation prove that the samples are its own, and its protocol proves it for the gold answers.
+Nothing is generated. The samples are checked against the counts of the evaluation, and the gold answers against its protocol.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class GradedAgain:
     """An evaluation with the verdicts of the current graders.
 
     Attributes:
-        evaluation: The evaluation; whatever was not graded again is unchanged.
+        evaluation: The evaluation; everything that was not graded again is unchanged.
         samples: How many samples were graded again.
         changed: How many of them got another verdict.
     """
@@ -54,7 +54,7 @@ def grade_again(
         names: The benchmarks.
         samples: Directory with `<benchmark>.parquet` for each.
         answers: Gold answers by benchmark.
-        statistics: Settings that turn verdicts into results; none for the defaults.
+        statistics: Settings that turn verdicts into results; None for the defaults.
 
     Raises:
         DataError: Samples or gold answers are missing, or are not those of the evaluation.
@@ -83,7 +83,7 @@ def _gold(evaluation: Evaluation, name: str, answers: Mapping[str, Answers]) -> 
     gold = answers.get(name)
     protocol = protocol_of(evaluation, MODEL, name)
     if gold is None or protocol is None or problems_digest(gold["answers"]) != protocol.get("problems"):
-        raise DataError(f"the gold answers of {name} that they were graded by are not known")
+        raise DataError(f"the gold answers that the samples of {name} were graded with are unknown")
     return gold
 
 
@@ -98,7 +98,7 @@ def _samples(path: Path, correct: Mapping[str, int], samples: int) -> pa.Table:
     try:
         table = pq.read_table(path, schema=SAMPLES)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path.name} is no table of samples ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path.name} is not a table of samples ({str(error).splitlines()[0]})") from error
     found: dict[str, tuple[int, int]] = {}
     if table["text"].null_count or table["correct"].null_count:
         raise DataError(f"{path.name} has rows without a response or a verdict")

@@ -1,16 +1,16 @@
 """Paired comparison of two arms over problems and over seeds: interval, p-values, equivalence.
 
-`D[s, i]`, the difference of two arms with seed s on problem i, is read as `delta + seed_s + problem_i + rest_si`: a crossed design with
+`D[s, i]`, the difference of two arms with seed s on problem i, is modelled as `delta + seed_s + problem_i + rest_si`: a crossed design with
 random seeds and random problems. An interval over problems alone holds for these two trained models, not for the two methods; one over
 seeds alone holds for these problems. The estimate of delta is the mean of all of D, and its distribution combines two parts:
 
-- Over seeds, Student's t with S - 1 degrees of freedom for the means of the seeds (a paired t-test). Its standard error holds `seed_s` and
-  `rest_si`.
-- Inside it, a bootstrap over problems of the problems' means over seeds, scaled to the variance of `problem_i` alone, for what `rest_si`
-  adds is in the first part already. The variance is estimated by the mean squares of the two-way layout (Searle, Casella and McCulloch,
+- Over seeds, Student's t with S - 1 degrees of freedom for the means of the seeds (a paired t-test). Its standard error includes `seed_s`
+  and `rest_si`.
+- Inside it, a bootstrap over problems of the problems' means over seeds, scaled to the variance of `problem_i` alone, because the first
+  part already includes `rest_si`. The variance is estimated by the mean squares of the two-way layout (Searle, Casella and McCulloch,
   Variance Components, 1992, chapter 4).
 
-Intervals and p-values are read off the mixture of the t-distributions around the bootstrapped means. With one seed there is no first
+Intervals and p-values come from the mixture of the t-distributions around the bootstrapped means. With one seed there is no first
 part, and the result holds for these two models alone.
 """
 
@@ -30,7 +30,7 @@ SIGN_FLIP_SEEDS = 8
 """Fewest seeds for a useful sign-flip test over seeds: its smallest two-sided p-value is 2^(1 - seeds)."""
 
 _MOST_CENTRES = 2000
-"""Bootstrap draws that t-distributions are centred on: their smoothness makes so few draws enough."""
+"""Most bootstrap draws that t-distributions are centred on: these are smooth, so that few draws are enough."""
 
 _BLOCK = 2**22
 """Numbers held at a time while resampling."""
@@ -133,7 +133,7 @@ def two_sided_sign_flip(differences: ArrayLike, *, draws: int, seed: int) -> flo
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number, in the order given (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
+    """Adjust p-values for multiple comparisons, in the given order (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979).
 
     The i-th smallest of m is multiplied by m - i + 1, and none is smaller than one before it.
     """
@@ -146,7 +146,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Solved:
-    """How many problems two arms solve at least once, a mean over seeds.
+    """How many problems two arms solve with at least one sample, averaged over seeds.
 
     Attributes:
         first_only: Solved by the first arm alone.
@@ -166,7 +166,7 @@ def solved_by(first: ArrayLike, second: ArrayLike) -> Solved:
 
     Args:
         first: Correct samples, `[seeds, problems]`.
-        second: The same of the other arm, with the same seeds and problems.
+        second: The same for the other arm, with the same seeds and problems.
     """
     ours, theirs = np.asarray(first) > 0, np.asarray(second) > 0
     of_seeds = len(ours)
@@ -213,7 +213,7 @@ def _distribution(table: Floats, draws: int, seed: int) -> _Mixture:
 
 
 def _problems_alone(table: Floats) -> float:
-    """Return by how much a bootstrap of the problems' means is to be scaled so that it has the variance of `problem_i` alone."""
+    """Return the factor that scales a bootstrap of the problems' means to the variance of `problem_i` alone."""
     seeds, problems = table.shape
     if problems == 1:
         return 0.0

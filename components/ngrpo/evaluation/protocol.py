@@ -45,7 +45,7 @@ def benchmark_protocol(
         benchmark: The benchmark.
         prompts: The whole text that the model continues, for each problem.
         config: How samples are drawn.
-        revision: Pinned revision of the data, where it has one.
+        revision: Pinned revision of the data; None if it has none.
     """
     sampling = {"samples", "temperature", "top_p", "max_tokens", "mixing"}
     return {
@@ -63,14 +63,14 @@ def problems_digest(answers: Mapping[str, Gold]) -> str:
 
 
 def revisions(dataset: Path) -> dict[str, str | None]:
-    """Return the pinned revision of each benchmark of a data set, none for problems that are generated.
+    """Return the pinned revision of each benchmark of a data set; None for generated problems.
 
     Args:
         dataset: Artifact of the stage `prepare_data`.
 
     Raises:
-        DataError: The artifact does not say where its tables come from.
-        StoreError: What it says is damaged or of another layout.
+        DataError: The artifact has no `sources.json`.
+        StoreError: Its `sources.json` is damaged or has another layout version.
     """
     if not (dataset / SOURCES).is_file():
         raise DataError(
@@ -85,10 +85,10 @@ def revisions(dataset: Path) -> dict[str, str | None]:
 
 
 def grader_version(grading: GradingConfig | None = None) -> str:
-    """Return the digest of everything that decides on an answer: our rules, the comparing library, and how a benchmark uses them.
+    """Return the digest of everything that verdicts depend on: the graders' code, the versions of their libraries, and the settings.
 
     Args:
-        grading: How, with the code of a grader of the user's; none for the default.
+        grading: Settings of the benchmark, including the code of a user's grader; None for the default.
     """
     sources = [path.read_text(encoding="utf-8") for path in sorted(_GRADERS.glob("*.py"))]
     rules = _digest([*sources, *(version(name) for name in GRADER_LIBRARIES)])
@@ -103,14 +103,14 @@ def is_grader_source(path: str) -> bool:
 
 
 def differ_in_graders_alone(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
-    """Whether two protocols differ, and only in their graders: then samples that are graded again are comparable."""
+    """Whether two protocols differ, and only in their graders: grading the samples again then makes them comparable."""
     if first is None or second is None:
         return False
     return [part for part in PARTS if first.get(part) != second.get(part)] == ["grader"]
 
 
 def difference(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> str | None:
-    """Say in words how two protocols differ; none where they do not. An unknown protocol differs from every other."""
+    """Return in words how two protocols differ; None if they do not. An unknown protocol differs from every other."""
     if first is None or second is None:
         return "protocol, which one of them does not state"
     return next((words for part, words in PARTS.items() if first.get(part) != second.get(part)), None)

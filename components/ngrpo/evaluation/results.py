@@ -1,4 +1,4 @@
-"""From graded samples to the numbers of a benchmark: a pure function of the stored table."""
+"""Statistics of a model on a benchmark, computed from its table of graded samples."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ def benchmark_result(samples: pa.Table, config: EvaluationConfig, seed: int) -> 
     """Return the statistics of one model on one benchmark.
 
     Args:
-        samples: Table of `ngrpo.evaluation.samples.SAMPLES`, `config.samples` rows a problem.
-        config: Which statistics.
+        samples: Table of `ngrpo.evaluation.verdicts.SAMPLES`, `config.samples` rows per problem.
+        config: Settings of the statistics.
         seed: Seed of the bootstrap.
 
     Returns:
         `mean`, `maj` (maj@n), `pass_at_k` (unbiased) and `best_at_k` (`1 - (1 - c/n)^k`) by k, each with its interval (`_ci`),
-        `n_problems`, `n_samples` (a problem), `mean_tokens`, `truncated_rate`, `ungraded_rate` (no answer), `grader_errors`,
+        `n_problems`, `n_samples` (per problem), `mean_tokens`, `truncated_rate`, `ungraded_rate` (no answer), `grader_errors`,
         `distinct_answers` (over samples, by problem), `per_problem` (correct samples by problem id) and `per_problem_maj`; where the
         table has it, `string_match` (mean@n by string match) with its interval and `per_problem_string_match`. Rates and statistics
         are fractions.
+
+    Raises:
+        ValueError: A problem has another number of rows.
     """
     by_problem = samples.group_by("problem_id", use_threads=False).aggregate(
         [("correct", "sum"), ("correct", "count"), ("correct", "list"), ("extracted", "list"), ("string_match", "sum")]

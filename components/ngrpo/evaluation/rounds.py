@@ -32,13 +32,13 @@ class Rounds:
         unit: int,
         say: Callable[[str], None],
     ):
-        """Ask for the samples of the first round (`KeptSamples.samples`).
+        """Set the number of samples of the first round (`KeptSamples.samples`).
 
         Args:
-            gate: The gate.
-            error: How often its verdict may differ from that of all samples.
+            gate: Settings of the gate.
+            error: Probability that its verdict may differ from that of all samples.
             kept: The model's samples of each benchmark.
-            protocols: How they are drawn, by benchmark.
+            protocols: Their protocols, by benchmark.
             opponent: The model to compare with, with all its samples.
             result: Grades the wanted samples of a benchmark.
             seed: Seed of the statistics.
@@ -59,9 +59,9 @@ class Rounds:
         self._widen()
 
     def parts(self) -> list[Part]:
-        """Return the missing samples of this round, or of the next round that misses any; nothing once all are there.
+        """Return the missing samples of this round, or of the next round with missing samples; nothing once the evaluation has ended.
 
-        Call it once everything returned before is stored.
+        Call it again only once everything returned before is stored.
         """
         while True:
             missing = [
@@ -84,7 +84,7 @@ class Rounds:
         return result
 
     def summary(self) -> EarlyStop:
-        """Say how the evaluation ended."""
+        """Return how the evaluation ended."""
         planned, left = saved(
             [(len(samples.benchmark.ids), self._planned, samples.samples) for samples in self._of_gate]
         )
@@ -97,7 +97,7 @@ class Rounds:
         }
 
     def _widen(self) -> None:
-        """Ask for the samples of the next round."""
+        """Set the number of samples of the next round."""
         wanted = self._looks.pop(0) if self._looks else self._planned
         for samples in self._of_gate:
             samples.samples = wanted

@@ -13,13 +13,13 @@ _ORDERS = 4
 
 
 def answer_entropy(answers: Sequence[str | None], correct: Sequence[bool]) -> float | None:
-    """Return the entropy of the answers to one problem in nats, none where no sample has an answer.
+    """Return the entropy of the answers to one problem in nats; None if no sample has an answer.
 
-    Correct answers are one answer, however they are written; wrong ones are told apart by their text; samples without an answer are left
-    out. It is the plug-in estimate, which is at most the logarithm of the number of samples.
+    Correct answers count as one answer, however they are written; wrong ones are distinguished by their text; samples without an answer are
+    left out. It is the plug-in estimate, which is at most the logarithm of the number of samples.
 
     Args:
-        answers: The extracted answer of each sample, none where there is none.
+        answers: The extracted answer of each sample, None for a sample without one.
         correct: The verdict on each sample.
     """
     kinds = Counter(
@@ -51,10 +51,10 @@ def self_bleu(texts: Sequence[str], words: int) -> float | None:
 
     Args:
         texts: The responses.
-        words: Words and signs at the beginning of a response that are looked at: the cost grows with them.
+        words: Number of words and punctuation marks at the beginning of a response that are compared; the cost grows with it.
 
     Returns:
-        Within 0 to 1; none for fewer than two responses.
+        Within 0 to 1; None for fewer than two responses.
     """
     if len(texts) < 2:
         return None
@@ -74,7 +74,7 @@ def self_bleu(texts: Sequence[str], words: int) -> float | None:
 
 
 def _two_largest(counts: Sequence[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """Return of each n-gram its largest count in a response, which response that is, and the largest count in the others."""
+    """Return for each n-gram its largest count in a response, the index of that response, and the largest count in the others."""
     most: dict[tuple[str, ...], tuple[int, int, int]] = {}
     for place, own in enumerate(counts):
         for ngram, count in own.items():
@@ -89,7 +89,7 @@ def _of_others(most: tuple[int, int, int], place: int) -> int:
 
 
 def _brevity(place: int, lengths: Sequence[int]) -> float:
-    """Return the brevity penalty: by the closest length among the others, of two that are as close the shorter."""
+    """Return the brevity penalty against the closest length among the other responses, the shorter one of two equally close."""
     own = lengths[place]
     closest = min(
         (other for at, other in enumerate(lengths) if at != place), key=lambda other: (abs(other - own), other)

@@ -1,9 +1,9 @@
-"""Samples of a benchmark: generated in parts that are stored, so that no sample is generated twice; graded afterwards.
+"""Samples of a benchmark: generated and stored in parts, so that no sample is generated twice, and graded afterwards.
 
-Only the model's text is stored. Verdicts follow from it and from the gold answers (`graded`) and are made again whenever samples are
-read: changing the grader generates nothing, and asking for more samples keeps the first n.
+Only the model's text is stored. Verdicts are computed from it and the gold answers (`ngrpo.evaluation.verdicts.graded`) whenever samples
+are read. So a change of the grader generates nothing, and raising the number of samples keeps the first ones.
 
-A part is named by the digest of its place and content, which is checked on reading: a part that was changed or moved does not count.
+The name of a part is the digest of its prefix and content, which is checked on reading: a part that was changed or moved is ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from ngrpo.storage.state import write_whole
 
 _PART = re.compile(r"[0-9a-f]{64}\.parquet")
 _PARTS = 100
-"""Most parts that the missing samples of a benchmark are cut into: each is an object in the store, and the most that a kill can lose."""
+"""Most parts that the missing samples of a benchmark are split into. A part is one object in the store, and is lost if its process is
+killed."""
 
 Request = tuple[int, int]
 """Position of a problem in its benchmark, and a sample id."""
@@ -44,13 +45,13 @@ class SampleStore(Protocol):
         """Return the keys that start with `prefix`."""
 
     def get_bytes(self, key: str) -> bytes | None:
-        """Return what is kept under a key; none if nothing is."""
+        """Return the data stored under a key; None if there is none."""
 
     def put_bytes(self, data: bytes, key: str) -> bool:
-        """Keep something under a key, whole or not at all."""
+        """Store data under a key atomically."""
 
     def delete(self, key: str) -> None:
-        """Keep it no longer, if it is there."""
+        """Delete the data under a key, if there is any."""
 
 
 class LocalSamples:
@@ -66,10 +67,10 @@ class LocalSamples:
         return sorted(key for key in files if key.startswith(prefix))
 
     def get_bytes(self, key: str) -> bytes | None:
-        """Return what is kept under a key; none if nothing is.
+        """Return the data stored under a key; None if there is none.
 
         Raises:
-            StoreError: It cannot be read, which says nothing about it.
+            StoreError: It cannot be read; that does not mean that it is damaged.
         """
         path = self._directory / key
         try:
@@ -78,7 +79,7 @@ class LocalSamples:
             raise StoreError(f"{path}: cannot be read ({error.strerror}); check its rights and the disk") from error
 
     def put_bytes(self, data: bytes, key: str) -> bool:
-        """Keep something under a key.
+        """Store data under a key atomically.
 
         Raises:
             StoreError: It cannot be written.
@@ -87,7 +88,7 @@ class LocalSamples:
         return True
 
     def delete(self, key: str) -> None:
-        """Keep it no longer, if it is there.
+        """Delete the data under a key, if there is any.
 
         Raises:
             StoreError: It cannot be deleted.
@@ -107,12 +108,12 @@ class KeptSamples:
 
         Args:
             store: Where samples are kept.
-            key: Key of everything that a sample depends on besides benchmark, problem and sample id.
+            key: Hash of everything that a sample depends on besides benchmark, problem and sample id.
             benchmark: The benchmark.
-            samples: Samples wanted of each problem.
+            samples: Requested samples per problem.
 
         Raises:
-            StoreError: A part cannot be read, which does not tell whether it is damaged.
+            StoreError: A part cannot be read; that does not mean that it is damaged.
         """
         self.benchmark = benchmark
         self.samples = samples
@@ -126,7 +127,7 @@ class KeptSamples:
 
     @property
     def missing(self) -> list[Request]:
-        """What is still to be generated, problem by problem."""
+        """The samples still to be generated, problem by problem."""
         ids = self.benchmark.ids
         return [
             (problem, sample)
@@ -149,17 +150,17 @@ class KeptSamples:
             self._damaged.clear()
 
     def table(self) -> pa.Table:
-        """Return the wanted samples, problem by problem; none may be missing."""
+        """Return the requested samples, problem by problem; none may be missing."""
         wanted = [(problem, sample) for problem in self.benchmark.ids for sample in range(self.samples)]
         return pa.Table.from_pylist([self._rows[key] for key in wanted], schema=GENERATED)
 
     def _name(self, content: bytes) -> str:
-        """Return the name of a part: equal parts of one place are stored once."""
+        """Return the name of a part: parts with the same prefix and content are stored once."""
         digest = hashlib.sha256(f"{self._place}\n".encode() + content)
         return f"{self._place}/{digest.hexdigest()}.parquet"
 
     def _read(self, name: str) -> None:
-        """Read a part, unless it is damaged. One that does not match its digest is read once more: a failed read is no damage."""
+        """Read a part, unless it is damaged. If it does not match its digest, it is read once more, because the read may have failed."""
         for _ in range(2):
             data = self._store.get_bytes(name)
             if data is None:
@@ -168,7 +169,7 @@ class KeptSamples:
                 self._remember(pq.read_table(io.BytesIO(data), schema=GENERATED))
                 return
         self._damaged.add(name)
-        print(f"samples {name} are damaged: what is missing is generated again", file=sys.stderr, flush=True)
+        print(f"samples {name} are damaged and will be generated again", file=sys.stderr, flush=True)
 
     def _remember(self, table: pa.Table) -> None:
         for row in table.to_pylist():
@@ -189,21 +190,21 @@ class Part:
 
 
 class Take(Protocol):
-    """Gives out parts, each with its number."""
+    """Hands out parts, each with its number."""
 
     def __call__(self, *, wait: bool) -> tuple[int, Part] | None:
         """Return the next part; none if no part is left or, without waiting, none is ready yet."""
 
 
 def parts(benchmark: int, requests: Sequence[Request], unit: int) -> list[Part]:
-    """Cut the missing samples of a benchmark into parts.
+    """Split the missing samples of a benchmark into parts.
 
-    A part is several whole units, which are counted from the first request. So the units do not depend on how many parts were generated
-    before, or by how many processes: what is missing is always whole units.
+    A part consists of whole units, counted from the first request. So what is missing is always whole units, which do not depend on the
+    number of parts generated before, or on the number of processes.
 
     Args:
-        benchmark: Place of the benchmark.
-        requests: What is missing.
+        benchmark: Index of the benchmark.
+        requests: The missing samples.
         unit: Number of requests that stay together.
     """
     units = -(-len(requests) // unit)
@@ -216,12 +217,12 @@ class Sampler:
     """Generates samples with one model.
 
     Attributes:
-        engine: Generates.
-        tokenizer: Writes prompts as chats and reads responses.
-        sampling: How to sample.
-        seed: Seed of the run. A sample's seed follows from it, benchmark, problem and sample id alone: two models get
-            the same seeds, and asking for more samples does not change the first ones.
-        mixer: Mixing at inference, or none.
+        engine: Generates the responses.
+        tokenizer: Applies the chat template to prompts, and decodes responses.
+        sampling: Settings of sampling.
+        seed: Seed of the run. A sample's seed depends only on it and on benchmark, problem and sample id: two models get
+            the same seeds, and raising the number of samples does not change the first ones.
+        mixer: Mixes at inference; None for no mixing.
     """
 
     engine: RolloutEngine
@@ -240,7 +241,7 @@ class Sampler:
 
         Args:
             benchmarks: The benchmarks that the parts belong to.
-            take: Gives out the next part; see `Take`.
+            take: Hands out the next part; see `Take`.
 
         Yields:
             The number of a part and its samples, as soon as they are ready.

@@ -1,4 +1,4 @@
-"""Several processes that generate samples with one model, each with a GPU of its own, and share one queue of parts."""
+"""Several processes that generate samples with one model, each on its own GPUs, from a shared queue of parts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _LOOK_SECONDS = 1.0
 
 
 def devices_of_processes(asked: int | None, gpus_each: int) -> list[str | None]:
-    """Return the GPUs of each sampling process, as CUDA names them; none where there are no GPUs.
+    """Return the GPUs of each sampling process, as in `CUDA_VISIBLE_DEVICES`; None for a process without GPUs.
 
     Args:
-        asked: Number of processes; without one, a process for every `gpus_each` GPUs, or a single one on processors.
-        gpus_each: GPUs that share a model.
+        asked: Number of processes; None for a process for every `gpus_each` GPUs, or a single one without GPUs.
+        gpus_each: GPUs of each process (tensor parallelism).
 
     Raises:
-        ConfigError: There are fewer GPUs than share a model.
+        ConfigError: There are fewer GPUs than `gpus_each`.
     """
     count = torch.cuda.device_count()  # creates no CUDA context: this process must not hold GPU memory
     if not count:
@@ -63,16 +63,16 @@ def sampled_by_processes(
         task: The model and its prompts.
         parts: What to generate, in this order.
         devices: GPUs of each process (`devices_of_processes`).
-        more: Called when all parts are done; returns further parts, or none.
+        more: Called when all parts are done; returns further parts, or an empty sequence.
         ahead: A process is given parts until it has this many requests.
-        work: Directory for a file that tells the processes their task.
+        work: Directory for the file with the task of the processes.
         what: What the processes do, for error messages.
 
     Yields:
         Parts with their samples, as soon as they are ready.
 
     Raises:
-        NGRPOError: As a process raised it.
+        NGRPOError: A process raised it.
         EngineError: A process failed in any other way, or was killed.
     """
     file = work / "sampling.json"
@@ -88,7 +88,7 @@ def sampled_by_processes(
         by_connection = {worker.connection: worker for worker in workers}
         left, given = len(parts), len(parts)
         while left:
-            # The least busy process first, so that each gets some of a few parts.
+            # The least busy process first, so that a few parts are spread over all processes.
             while waiting and (idlest := min(workers, key=lambda worker: worker.requests)).requests < ahead:
                 idlest.give(*waiting.popleft())
             ready = wait(list(by_connection), _LOOK_SECONDS)
@@ -123,10 +123,10 @@ class _Worker(ChildProcess):
         self.send((number, part))
 
     def samples(self) -> tuple[Part, pa.Table] | None:
-        """Return a finished part with its samples; none if no part is ready.
+        """Return a finished part with its samples; None if no part is ready.
 
         Raises:
-            NGRPOError: It failed or is gone.
+            NGRPOError: The process failed or is gone.
         """
         reply = self.receive()
         if reply is None:
@@ -135,4 +135,4 @@ class _Worker(ChildProcess):
         return self._under_way.pop(number), table
 
 
-_KEPT = "Samples that are ready are kept: run again, and only the others are generated"
+_KEPT = "Finished samples are kept: run again to generate only the missing ones"

@@ -1,4 +1,4 @@
-"""A process that generates samples with one model on devices of its own: started by `ngrpo.evaluation.sampling_processes`.
+"""A process that generates samples with one model on its own devices, started by `ngrpo.evaluation.sampling_processes`.
 
 It receives numbered parts and sends back their samples, or the error.
 """

@@ -62,7 +62,7 @@ def pass_at_k(correct: ArrayLike, n: int, k: int) -> Floats:
 def best_at_k(correct: ArrayLike, n: int, k: int) -> Floats:
     """Return best@k of each problem: `1 - (1 - c/n)^k`, the chance that k samples drawn *with* replacement hold a correct one.
 
-    That is what verl's bootstrap estimates, and what is published as pass@k of N-GRPO. It puts the observed share c/n in place of
+    That is what verl's bootstrap estimates, and what is published as pass@k of N-GRPO. It uses the observed share c/n in place of
     the true one, so it is biased: below `pass_at_k` for every 1 < k <= n, and below 1 at k = n wherever a sample is wrong. Numbers of
     the two estimators must not be compared with each other.
 
@@ -166,15 +166,15 @@ def paired_difference(
 
 
 def sign_flip_p_value(difference: ArrayLike, *, draws: int, seed: int) -> float:
-    """Return the one-sided p-value of a paired sign-flip permutation test: how rarely chance alone gives so large a mean.
+    """Return the one-sided p-value of a paired sign-flip permutation test: the probability of so large a mean by chance alone.
 
-    If two models do not differ, each problem's difference is as likely to have the other sign. Where the problems that differ are
-    few enough, all sign patterns are counted and the p-value is exact; else `draws` of them, with the observed one counted in
-    (Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010), so that it is never too small.
+    If two models do not differ, each problem's difference is as likely to have the other sign. If few enough problems differ, all sign
+    patterns are counted and the p-value is exact; otherwise `draws` random ones are, plus the observed one
+    (Phipson and Smyth, Permutation P-values Should Never Be Zero, 2010), so that the p-value is never too small.
 
     Args:
-        difference: Difference of each problem, `[problems]`; large values speak for the first model.
-        draws: Random patterns, and the most that are counted one by one.
+        difference: Difference of each problem, `[problems]`; positive if the first model is better.
+        draws: Number of random patterns, and the largest number of patterns that are all counted.
         seed: Seed of the patterns.
 
     Returns:
@@ -203,12 +203,12 @@ def sign_flip_p_value(difference: ArrayLike, *, draws: int, seed: int) -> float:
 def maj_at_n(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     """Return maj@n of one problem: the chance that the most frequent of its n answers is correct.
 
-    Correct answers equal the gold answer and so each other, however they are written: together they are one answer. Wrong
-    answers are told apart by their text, and what has no answer does not vote. Ties are broken by lot, which is why the
-    result may lie between 0 and 1.
+    Correct answers equal the gold answer and so each other, however they are written: they count as one answer. Wrong
+    answers are distinguished by their text, and samples without an answer do not vote. Ties are broken at random, which is why
+    the result may lie between 0 and 1.
 
     Args:
-        answers: The extracted answer of each sample, none where there is none.
+        answers: The extracted answer of each sample, None for a sample without one.
         correct: The verdict on each sample.
 
     Raises:

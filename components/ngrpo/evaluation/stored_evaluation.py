@@ -11,7 +11,7 @@ from ngrpo.contracts.evaluation import Answers, Evaluation, Statistics
 from ngrpo.evaluation.benchmark import AnswerKey, Benchmark
 
 MODEL = "trained"
-"""Which model of an evaluation is the registered version."""
+"""The model of an evaluation that is registered."""
 
 
 def answers_of(benchmarks: Sequence[Benchmark]) -> dict[str, Answers]:
@@ -27,12 +27,12 @@ def answers_of(benchmarks: Sequence[Benchmark]) -> dict[str, Answers]:
 
 
 def answer_key(answers: Answers) -> AnswerKey:
-    """Return gold answers as `ngrpo.evaluation.samples.graded` takes them."""
+    """Return gold answers in the form that `ngrpo.evaluation.verdicts.graded` takes."""
     return AnswerKey(list(answers["answers"]), list(answers["answers"].values()), grading_of(answers))
 
 
 def grading_of(answers: Answers) -> GradingConfig:
-    """Return how responses are graded; evaluations of earlier versions of the library only say whether they are letters."""
+    """Return how responses are graded; evaluations by earlier versions of this library only have `by_letter`."""
     stored = answers.get("grading")
     if stored is None:
         return BY_LETTER if answers["by_letter"] else GradingConfig()
@@ -50,5 +50,5 @@ def statistics_of(config: EvaluationConfig, seed: int) -> Statistics:
 
 
 def protocol_of(evaluation: Evaluation, model: str, benchmark: str) -> Mapping[str, Any] | None:
-    """Return how a model was measured on a benchmark; none if the evaluation does not say."""
+    """Return how a model was measured on a benchmark; None if the evaluation does not record it."""
     return evaluation.get("protocols", {}).get(model, {}).get(benchmark)

@@ -1,4 +1,4 @@
-"""Verdicts on samples: their table, and how it is filled."""
+"""Verdicts on samples: the columns of their table, and grading."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SAMPLES = pa.schema(
         ("string_match", pa.bool_()),
     ]
 )
-"""Columns of a table of samples; `extracted` is null where a response has no answer, `grader_error` where it could be graded,
-`string_match` where its benchmark does not ask for it."""
+"""Columns of a table of samples; `extracted` is null if the response has no answer, `grader_error` if it could be graded, and
+`string_match` if the benchmark does not use string matching."""
 GENERATED = pa.schema([SAMPLES.field(name) for name in ("problem_id", "sample_id", "text", "tokens", "finish_reason")])
 """The columns that are filled when samples are generated."""
 

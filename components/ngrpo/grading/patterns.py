@@ -1,4 +1,4 @@
-"""The user's regular expressions on a model's texts. Only grading workers run them, because matching may take for ever."""
+"""The user's regular expressions on a model's texts. Only grading workers run them, because matching may take forever."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 r"""The process that compares answers, one request at a time, isolated from its parent and the machine.
 
 `ngrpo.grading.pool` starts it. It imports what it needs, puts up the walls of `ngrpo.grading.sandbox`, and only then reads the first
-answer. An answer that makes the parser or the algebra loop for ever ends this process and not the run: the kernel kills it when the time
+answer. An answer that makes the parser or the algebra loop forever ends this process and not the run: the kernel kills it when the time
 limit of a request is over.
 
 A message is JSON after its length in bytes, as four bytes, most significant first. The first one from here is the list of walls

@@ -1,1 +1,1 @@
-"""What results took: time, GPU-hours, energy and money. Quantities are recorded, prices come from the settings."""
+"""Cost of results: time, GPU-hours, energy and money. Quantities are recorded; prices come from the settings."""

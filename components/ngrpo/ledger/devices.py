@@ -1,4 +1,4 @@
-"""The GPUs and the processor of this machine, for the ledger: how many GPUs a process can see, and the energy that they have used."""
+"""GPUs and processor of this machine: which GPUs a process can see, their energy, and the hardware in words."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MODEL = re.compile(r"^(?:Model|model name)\s*:\s*(.+)$", re.MULTILINE)
 
 
 def visible_gpus(devices: Path = Path("/dev")) -> list[str]:
-    """Return the GPUs that this process may use: their numbers, or what `CUDA_VISIBLE_DEVICES` calls them.
+    """Return the GPUs that this process may use: their indices, or their names in `CUDA_VISIBLE_DEVICES`.
 
     Args:
-        devices: Where the driver lists its devices.
+        devices: Directory with the driver's device files.
     """
     numbers = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia*"))
     present = sorted((name for name in numbers if name.isdigit()), key=int)
@@ -32,9 +32,9 @@ def visible_gpus(devices: Path = Path("/dev")) -> list[str]:
 
 
 def energy_used(gpus: Sequence[str]) -> list[float] | None:
-    """Return the joules that each GPU has used since its driver was loaded, by the counter of NVML; none where it is not told.
+    """Return the energy that each GPU has used since its driver was loaded, in joules, from NVML; None if it is not available.
 
-    It is told by GPUs since Volta, to programs that have `nvidia-ml-py`; not for a slice of a GPU (MIG).
+    It takes GPUs since Volta and the package `nvidia-ml-py`, and is not available for a MIG slice.
 
     Args:
         gpus: The GPUs, as `visible_gpus` names them.
@@ -59,16 +59,16 @@ def energy_used(gpus: Sequence[str]) -> list[float] | None:
 
 @cache
 def processor_of(processors: Path = _PROCESSORS) -> str:
-    """Return the cores that this process may use, and their model: `8 cores, AMD EPYC 9654`."""
+    """Return number and model of the cores that this process may use: `8 cores, AMD EPYC 9654`."""
     return f"{usable_cores()} cores, {_first_model(processors) or platform.machine()}"
 
 
 def hardware(gpus: Sequence[str], described: Path = _GPUS) -> str:
-    """Return what a stage runs on in words: its GPUs and their model, or the processor where it has none.
+    """Return the hardware of a stage in words: number and model of its GPUs, or the processor if it has none.
 
     Args:
         gpus: Its GPUs.
-        described: Where the driver describes them.
+        described: Directory in which the driver describes them.
     """
     if not gpus:
         return processor_of()
@@ -79,6 +79,6 @@ def hardware(gpus: Sequence[str], described: Path = _GPUS) -> str:
 def _first_model(path: Path) -> str | None:
     try:
         found = _MODEL.search(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:  # another system, or a driver that does not say
+    except OSError:  # not Linux, or the driver gives no description
         return None
     return " ".join(found[1].split()) if found else None

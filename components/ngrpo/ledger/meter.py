@@ -1,4 +1,4 @@
-"""What a process takes: wall time, processor time with that of its children, and the energy of its GPUs."""
+"""Measures a process: wall time, processor time including child processes, and energy of its GPUs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ngrpo.ledger.devices import energy_used
 
 @dataclass(frozen=True)
 class Reading:
-    """What was taken since the meter was started."""
+    """Usage since the meter was started."""
 
     seconds: float
     """Wall time."""
     processor_seconds: float
     """Processor time of this process and its children, on all cores together."""
     joules: float | None
-    """Energy of the GPUs, whoever used them; none where there are none, or where it is not told."""
+    """Energy of the GPUs, including other processes on them; None without GPUs, or if it is not available."""
 
 
 class Meter:
-    """Measures this process from now on."""
+    """Measures this process from the creation of the meter on."""
 
     def __init__(self, gpus: Sequence[str] = ()):
-        """Start.
+        """Start measuring.
 
         Args:
-            gpus: The GPUs that are this process's, as `visible_gpus` names them.
+            gpus: The GPUs of this process, as `visible_gpus` names them.
         """
         self._gpus = tuple(gpus)
         self._energy = energy_used(self._gpus) if self._gpus else None
@@ -39,7 +39,7 @@ class Meter:
         self._began = time.monotonic()
 
     def read(self) -> Reading:
-        """Return what was taken so far."""
+        """Return the usage so far."""
         now = energy_used(self._gpus) if self._energy is not None else None
         return Reading(
             seconds=time.monotonic() - self._began,
@@ -49,7 +49,7 @@ class Meter:
 
 
 def _processor_seconds() -> float:
-    """Return the processor time of this process, of the children that have ended, and of those at work."""
+    """Return the processor time of this process and its children, ended and running."""
     ended = sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -58,7 +58,7 @@ def _processor_seconds() -> float:
     for child in psutil.Process().children(recursive=True):
         try:
             times = child.cpu_times()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ends while it is looked at
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
             continue
         alive += (
             times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)

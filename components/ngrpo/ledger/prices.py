@@ -1,4 +1,4 @@
-"""What quantities cost, and how they are written."""
+"""Prices of quantities, and how both are written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ngrpo.ledger.spending import Cost
 
 
 def read_prices(text: str | None) -> CostsConfig:
-    """Return the prices that a process was told (`NGRPO_COSTS`); without a text there are none.
+    """Return the prices in `NGRPO_COSTS`; no prices if the text is None or empty.
 
     Raises:
-        ConfigError: The text holds no prices.
+        ConfigError: The text is not valid JSON of the section `costs`.
     """
     if not text:
         return CostsConfig()
@@ -22,12 +22,12 @@ def read_prices(text: str | None) -> CostsConfig:
         return CostsConfig.model_validate_json(text)
     except ValueError as error:
         raise ConfigError(
-            f"{PRICES}: no prices as JSON; unset it, and set the section `costs` of the preset"
+            f"{PRICES}: not the section `costs` as JSON; unset it, and set that section in the preset"
         ) from error
 
 
 def money(cost: Cost, prices: CostsConfig) -> float | None:
-    """Return what something cost, in `prices.currency`; none where nothing of what it took has a price."""
+    """Return a cost as an amount in `prices.currency`; None if no quantity in it has a price."""
     parts = [
         hours * price
         for hours, price in ((cost.gpu_hours, prices.gpu_hour), (cost.processor_hours, prices.cpu_hour))
@@ -37,7 +37,7 @@ def money(cost: Cost, prices: CostsConfig) -> float | None:
 
 
 def figures(cost: Cost, prices: CostsConfig) -> dict[str, float]:
-    """Return the numbers of a cost by name, as they are tracked; what is not known is left out."""
+    """Return the numbers of a cost by name, as metrics; unknown ones are left out."""
     known = {
         "hours": cost.seconds / 3600,
         "processor_hours": cost.processor_hours,
@@ -58,20 +58,20 @@ def _parts(cost: Cost, prices: CostsConfig) -> Iterator[str]:
     yield f"{digits(cost.processor_hours)} processor-hours"
     if cost.gpu_seconds:
         yield f"{digits(cost.gpu_hours)} GPU-hours"
-        yield "energy not told" if cost.kilowatt_hours is None else f"{digits(cost.kilowatt_hours)} kWh"
+        yield "energy unknown" if cost.kilowatt_hours is None else f"{digits(cost.kilowatt_hours)} kWh"
     price = money(cost, prices)
     if price is not None:
         yield f"{price:,.2f} {prices.currency}"
 
 
 def price_of_a_point(cost: Cost, prices: CostsConfig, gain: float, interval: tuple[float, float]) -> str:
-    """Return what a point gained cost, in money where there are prices, else in GPU-hours or, without GPUs, in processor-hours.
+    """Return the cost per point of gain: in money if there are prices, else in GPU-hours or, without GPUs, in processor-hours.
 
     Args:
-        cost: What the gain took.
+        cost: Cost of everything that led to the gain.
         prices: Prices.
-        gain: Points of percent.
-        interval: Ends of its interval.
+        gain: Gain in percentage points.
+        interval: Ends of its confidence interval.
     """
     low, high = interval
     if low <= 0:
@@ -84,14 +84,14 @@ def price_of_a_point(cost: Cost, prices: CostsConfig, gain: float, interval: tup
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
+    """Return a duration in seconds, minutes or hours, whichever suits it."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def digits(value: float) -> str:
-    """Return a quantity with three digits, or all before the point."""
+    """Return a quantity with three significant digits; from 1000 on with all its integer digits."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 

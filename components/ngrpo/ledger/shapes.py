@@ -1,6 +1,6 @@
-"""What results of the same shape took: the same stage with the same settings, as far as these decide how long it takes.
+"""Expected cost of a result, from results of the same shape: the same stage, with equal values of all settings that affect its duration.
 
-An index of them is kept beside the records: `spent/shapes/<stage>/<shape>/<name>/<key>` below the artifact store, empty objects.
+An index by shape is kept beside the records: empty objects `spent/shapes/<stage>/<shape>/<name>/<key>` below the artifact store.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 _FOLDER = "spent/shapes"
 _MOST = 5
-"""Newest results that an expectation looks at."""
+"""Number of newest results that an expectation is based on."""
 _NO_TIME = frozenset(
     {
         "seed",
         "template_date",
-        # of an optimizer and a loss: other numbers, the same work
+        # optimizer and loss: other numbers, the same work
         "learning_rate",
         "lr_scheduler",
         "warmup_ratio",
@@ -34,31 +34,32 @@ _NO_TIME = frozenset(
         "epsilon_high",
         "delta",
         "scale_rewards",
-        # of the decision
+        # promotion
         "model_name",
         "min_gain",
         "tolerated_regression",
         "confidence",
     }
 )
-"""Names of settings that do not decide how long a stage takes, wherever they stand. What is not here counts as if it did."""
+"""Names of settings that do not affect how long a stage takes, at any depth. All others are assumed to affect it."""
 _FOR_THE_CARD = frozenset({"model", "data", "mixing", "rollout", "training"})
-"""What the stage `model_promotion` gets only to word the model card."""
+"""Settings that the stage `model_promotion` gets only for the model card."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a result will take, by those of the same shape that are in the store."""
+    """Expected cost of a result, from stored results of the same shape."""
 
     cost: Cost
-    """Mean of them."""
+    """Mean of their costs."""
     results: int
+    """Number of these results."""
     hardware: str
-    """What they were made on."""
+    """Hardware that they were produced on, in words."""
 
 
 def shape(stage: str, config_json: str) -> str:
-    """Return what stands for a stage and its settings as far as they decide how long it takes, 16 hexadecimal digits.
+    """Return the hash of a stage and of its settings that affect how long it takes: 16 hexadecimal digits.
 
     Args:
         stage: Name of the stage.
@@ -72,7 +73,7 @@ def shape(stage: str, config_json: str) -> str:
 
 
 def remember(objects: ObjectStore, record: Spent) -> None:
-    """Put a result that was published into the index.
+    """Add a published result to the index.
 
     Raises:
         StoreError: The store cannot be reached.
@@ -81,14 +82,14 @@ def remember(objects: ObjectStore, record: Spent) -> None:
 
 
 def expected(objects: ObjectStore, stage: str, shape: str, hardware: str | None) -> Expected | None:
-    """Return what a result will take by the newest of the same shape; none where nothing is known.
+    """Return the expected cost of a result, from the newest results of the same shape; None if there are none.
 
     Args:
         objects: The artifact store.
         stage: Name of the stage.
         shape: See `shape`.
-        hardware: What it will run on, in words (`ngrpo.ledger.devices.hardware`): only what was made on the same counts. None takes
-            what the newest result was made on.
+        hardware: Hardware that it will run on, in words (`ngrpo.ledger.devices.hardware`): only results from the same hardware count.
+            None takes the hardware of the newest result.
 
     Raises:
         DamagedStateError: A record cannot be read.
@@ -114,7 +115,7 @@ def expected(objects: ObjectStore, stage: str, shape: str, hardware: str | None)
 
 
 def _made_on(records: list[Spent]) -> str | None:
-    """Return what a result was made on, with the number of nodes where there were several."""
+    """Return the hardware that a result was produced on, with the number of nodes if there were several; None if it is not published."""
     published = [record for record in records if record.outcome == "published"]
     if not published:
         return None

@@ -1,7 +1,7 @@
-"""What each process of a stage has taken, kept beside the artifacts: `spent/<stage>/<key>/<name>.json` below the artifact store.
+"""Cost records of the processes of a stage, kept beside the artifacts: `spent/<stage>/<key>/<name>.json` below the artifact store.
 
-An artifact says nothing of how long it took: equal results would have other digests. A process writes its record when it begins, once a
-minute, and when it ends. So a process that was killed counts too, up to the last minute.
+They are not part of an artifact, because equal results must have equal digests. A process writes its record when it starts, once a minute,
+and when it ends. So a killed process is counted too, up to its last full minute.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ngrpo.storage.objects import ObjectStore
 
 _FOLDER = "spent"
-_CURE = "delete it; it only tells what a result took"
+_CURE = "delete it; it only records the cost of a result"
 Quantity = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a process took, which worked on a result."""
+    """Cost record of one process that worked on a result."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
 
@@ -35,26 +35,26 @@ class Spent:
     key: str
     """Key of the result."""
     name: Annotated[str, Field(pattern=r"^[0-9TZ]+-[A-Za-z0-9.-]+$")]
-    """Time of its start, its machine and its number there: names sort by time."""
+    """Start time, machine and process id: names sort by time."""
     run: str
-    """The run that it belonged to: name of a local run, or id of a pipeline run."""
+    """Run that the process belonged to: name of a local run, or id of a pipeline run."""
     shape: str
-    """See `shape`."""
+    """See `ngrpo.ledger.shapes.shape`."""
     hardware: str
-    """What it ran on, in words."""
+    """Hardware that it ran on, in words."""
     started: str
-    """ISO 8601, UTC."""
+    """Start time, ISO 8601, UTC."""
     rank: int = 0
-    """Which of several nodes it was."""
+    """Rank of its node, if there are several."""
     role: Literal["work", "follow"] = "work"
     """`follow`: it only waited for the nodes of a job."""
     outcome: Literal["running", "published", "ended", "failed"] = "running"
-    """`published`: it left the result in the store. `ended`: it did its part, and another process published."""
+    """`published`: it stored the result. `ended`: it finished its part, and another process stored the result."""
     seconds: Quantity = 0.0
     processor_seconds: Quantity = 0.0
     gpus: Annotated[int, Field(ge=0)] = 0
     joules: float | None = None
-    """Energy of its GPUs; none where that is not told."""
+    """Energy of its GPUs; None if it is not available."""
 
     @property
     def place(self) -> str:
@@ -63,22 +63,22 @@ class Spent:
 
     @property
     def span(self) -> tuple[float, float]:
-        """When it began and when it ended, in seconds since 1970."""
+        """Start and end, in seconds since 1970."""
         began = datetime.fromisoformat(self.started).timestamp()
         return began, began + self.seconds
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took, all its processes together."""
+    """Cost of one or more results, summed over all processes."""
 
     seconds: float = 0.0
-    """Wall time while at least one of the processes worked."""
+    """Wall time during which at least one process worked."""
     processor_seconds: float = 0.0
     gpu_seconds: float = 0.0
-    """GPUs times the wall time of the process that had them."""
+    """Number of GPUs of each process times its wall time."""
     joules: float | None = None
-    """Energy of the GPUs; none where there were none, or where it is not told of each."""
+    """Energy of the GPUs; None without GPUs, or if it is unknown for one of the processes."""
     tries: int = 1
 
     @property
@@ -117,15 +117,15 @@ def records_of(objects: ObjectStore, stage: str, key: str) -> list[Spent]:
 
 
 def cost_of(records: Sequence[Spent]) -> Cost | None:
-    """Return what a result took that is in the store: the process that published it, and all before that whose work it resumed.
+    """Return the cost of a stored result: that of the process that published it, and of those before it whose work it resumed.
 
-    A result may have been made twice, where the first was damaged: what was spent up to the last but one publication is not counted.
+    A damaged result is produced and published again. Processes that started before the previous publication are then not counted.
 
     Args:
-        records: Those of the result, oldest first.
+        records: Records of the result, oldest first.
 
     Returns:
-        None where no record tells of a publication: results of earlier versions have none.
+        None if no record is that of a publication: results of earlier versions have no records.
     """
     published = [record for record in records if record.outcome == "published"]
     if not published:
@@ -136,7 +136,7 @@ def cost_of(records: Sequence[Spent]) -> Cost | None:
 
 
 def recorded_cost(objects: ObjectStore, stage: str, key: str) -> Cost | None:
-    """Return what a result took, as far as it is known (`cost_of`). A record that is damaged is said and ignored: it explains, no more.
+    """Return the cost of a result (`cost_of`); None if it is unknown, or if a record is damaged, which is printed to standard error.
 
     Raises:
         StoreError: The store cannot be reached.
@@ -149,7 +149,7 @@ def recorded_cost(objects: ObjectStore, stage: str, key: str) -> Cost | None:
 
 
 def total(records: Iterable[Spent]) -> Cost:
-    """Return what some processes took together."""
+    """Return the total cost of some processes."""
     counted = list(records)
     working = [record for record in counted if record.role == "work"]
     with_gpus = [record for record in counted if record.gpus]
@@ -164,7 +164,7 @@ def total(records: Iterable[Spent]) -> Cost:
 
 
 def together(costs: Iterable[Cost]) -> Cost:
-    """Return the sum of what several results took; energy is known where it is known of each that had GPUs."""
+    """Return the total cost of several results; the energy is known only if it is known for each result that used GPUs."""
     each = list(costs)
     with_gpus = [cost for cost in each if cost.gpu_seconds]
     told = [cost.joules for cost in with_gpus if cost.joules is not None]
@@ -178,7 +178,7 @@ def together(costs: Iterable[Cost]) -> Cost:
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Return how long at least one of the spans lasts: processes that work side by side do not take their time twice."""
+    """Return how long at least one of the spans lasts, so that the time of concurrent processes is counted once."""
     covered, until = 0.0, float("-inf")
     for begin, end in sorted(spans):
         covered += max(0.0, end - max(begin, until))

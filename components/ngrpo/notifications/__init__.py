@@ -1,1 +1,1 @@
-"""Says what happened to those who are not at the terminal: an event, its message in the receiver's format, and its delivery."""
+"""Notifications: events, their messages in the formats of receivers, and delivery to webhooks."""

@@ -1,4 +1,4 @@
-"""What happened, in words and figures that may leave the machine: no credential, and nothing of prompts and answers."""
+"""Events of runs and models. They may leave the machine, so they contain no credentials, prompts or answers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Event:
 
     kind: EventKind
     run: str | None
-    """Name of a local run, or id of a run on a cluster; none where a person acted on a model."""
+    """Name of a local run, or id of a run on a cluster; None if a person acted on a model."""
     model_name: str | None
     """Registered model."""
     version: int | None
-    """Version of the model that it happened to."""
+    """Version of that model."""
     summary: str
     """One sentence."""
     facts: Mapping[str, Fact] = field(default_factory=dict)
-    """More, by name."""
+    """Further details, by name."""
 
 
 def decided(promotion: Promotion, run: str | None) -> Event | None:
-    """Return the event of a decision on a model, none where the model was the champion before."""
+    """Return the event of a promotion decision; None if the model already was the champion."""
     if promotion["decision"] == "unchanged":
         return None
     facts: dict[str, Fact] = {"champion": promotion["champion_version"]}
@@ -56,9 +56,9 @@ def deployed(
     Args:
         model_name: Registered model.
         version: Its version.
-        run: The run that deployed it; none where a person did.
+        run: The run that deployed it; None if a person did.
         reason: Why, in one sentence.
-        differences: Endpoint less stage by benchmark, as far as that was measured.
+        differences: Endpoint minus stage in percentage points, for the benchmarks that were measured.
         kept: Whether the deployment was kept.
     """
     facts = {f"{name}: points off": round(each["value"], 2) for name, each in differences.items()}

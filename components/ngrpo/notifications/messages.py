@@ -1,8 +1,8 @@
 """An event in the format of its receiver, as JSON.
 
-Names and sentences in an event come from users: a run, a model, a benchmark, a reason to roll back. Slack and Teams read mark-up in
-texts, so each is sent where the service reads none: Slack in objects of type `plain_text` (docs.slack.dev, "Text object"), Teams in
-`TextRun`s of an Adaptive Card (adaptivecards.microsoft.com, "TextRun").
+Texts in an event come from users: names of runs, models and benchmarks, the reason of a rollback. Slack and Teams interpret mark-up, so
+texts are sent in fields without it: for Slack in objects of type `plain_text` (docs.slack.dev, "Text object"), for Teams in `TextRun`s of
+an Adaptive Card (adaptivecards.microsoft.com, "TextRun").
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _HEADLINES: dict[EventKind, str] = {
     "finished": "experiment finished",
 }
 _LONGEST = 1500
-"""Characters of a text; Slack takes 3,000 in a block, 2,000 in a field."""
+"""Most characters of a text; Slack accepts 3,000 in a block, 2,000 in a field."""
 _LONGEST_HEADLINE = 120
-"""Characters; Slack takes 150 in a header, and escaping may lengthen it."""
+"""Most characters; Slack accepts 150 in a header, and escaping may lengthen it."""
 _MOST_FACTS = 20
 _ELLIPSIS = "…"
 
 
 class TemplateError(ValueError):
-    """The user's template cannot be filled in, or what it makes is no JSON; the message says what is wrong and nothing of the event."""
+    """The user's template cannot be rendered, or its output is not JSON. The error message quotes nothing of the event."""
 
 
 def payload(settings: NotificationConfig, event: Event) -> bytes:
-    """Return the body of the request that tells a receiver of an event.
+    """Return the body of the request that delivers an event.
 
     Raises:
-        TemplateError: The user's template cannot be filled in, or what it makes is no JSON.
+        TemplateError: The user's template cannot be rendered, or its output is not JSON.
     """
     if settings.format == "slack":
         return json.dumps(_slack(event)).encode()
@@ -55,7 +55,7 @@ def payload(settings: NotificationConfig, event: Event) -> bytes:
 
 
 def _document(event: Event) -> dict[str, Any]:
-    """Return the generic form; a template gets these names."""
+    """Return the generic format; its names are the variables of a template."""
     return {
         "layout": LAYOUT,
         "source": "ngrpo",
@@ -77,11 +77,11 @@ def _filled_in(template: str, document: dict[str, Any]) -> bytes:
     try:
         text = ImmutableSandboxedEnvironment(undefined=StrictUndefined).from_string(template).render(document)
     except (JinjaError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise TemplateError(f"its template cannot be filled in ({type(error).__name__})") from error
+        raise TemplateError(f"its template cannot be rendered ({type(error).__name__})") from error
     try:
         json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TemplateError("its template makes no JSON: write values as {{ summary | tojson }}") from error
+        raise TemplateError("the output of its template is not JSON: write values as {{ summary | tojson }}") from error
     return text.encode()
 
 
@@ -92,11 +92,11 @@ def _slack(event: Event) -> dict[str, Any]:
         {"type": "section", "text": _slack_text(_plain(event.summary))},
     ]
     named = _named(event)
-    # Ten fields a section at most.
+    # Slack accepts at most ten fields in a section.
     for begin in range(0, len(named), 10):
         fields = [_slack_text(f"{name}: {value}") for name, value in named[begin : begin + 10]]
         blocks.append({"type": "section", "fields": fields})
-    # The text is what a telephone shows: there is no way to say that it is plain but to switch its mark-up off.
+    # `text` is shown in push notifications. It has no type `plain_text`, so its mark-up is switched off instead.
     text = _slack_escaped(f"{headline}: {_plain(event.summary)}")
     return {"text": text, "mrkdwn": False, "unfurl_links": False, "unfurl_media": False, "blocks": blocks}
 
@@ -106,12 +106,12 @@ def _slack_text(text: str) -> dict[str, Any]:
 
 
 def _slack_escaped(text: str) -> str:
-    """Write the three characters that Slack takes for control characters, mentions like `<!channel>` begin with one, as entities."""
+    """Escape Slack's three control characters, so that no text becomes a mention like `<!channel>`."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _teams(event: Event) -> dict[str, Any]:
-    """Return what a workflow "Post to a channel when a webhook request is received" takes: a message with one Adaptive Card."""
+    """Return the body for the workflow "Post to a channel when a webhook request is received": a message with one Adaptive Card."""
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",
@@ -136,7 +136,7 @@ def _headline(event: Event) -> str:
 
 
 def _named(event: Event) -> list[tuple[str, str]]:
-    """Return what is shown below the sentence, name and value."""
+    """Return the names and values that are shown below the summary."""
     shown: list[tuple[str, Fact]] = [("run", event.run), ("model", event.model_name), ("version", event.version)]
     return [(name, _plain(str(value))) for name, value in (*shown, *_facts(event)) if value is not None]
 
@@ -151,8 +151,8 @@ def _optional(text: str | None) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Return a text of an event as one line without credentials, cut to what a receiver takes."""
-    # A credential that the first cut goes through would not be known for one: its word goes with it.
+    """Return a text of an event as one line without credentials, cut to the length that receivers accept."""
+    # Half a credential would not be recognized as one, so the first cut is between words.
     whole = text if len(text) <= 4 * _LONGEST else " ".join(text[: 4 * _LONGEST].split(" ")[:-1]) + _ELLIPSIS
     return _cut(" ".join("".join(each if each.isprintable() else " " for each in redacted(whole)).split()), _LONGEST)
 

@@ -1,4 +1,4 @@
-"""Delivers events to webhooks, so that no receiver can delay or fail what it is told of."""
+"""Delivers events to webhooks. A receiver cannot make a run fail, and delays it by its timeout at most."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ngrpo.notifications.events import Event
 from ngrpo.notifications.messages import TemplateError, payload
 
 _PAUSE_SECONDS = 1.0
-"""Before the second try."""
+"""Wait before the second try."""
 _BUSY = (429, 500, 502, 503, 504)
-"""Answers after which a second try may succeed."""
+"""HTTP statuses after which a second try may succeed."""
 
 
 def announce(settings: Mapping[str, NotificationConfig], event: Event) -> None:
-    """Tell of an event whoever wants to know; return after the longest `timeout` of those at the latest.
+    """Deliver an event to all webhooks that subscribe to its kind; return within the longest `timeout` of these.
 
-    A receiver that is down, answers with an error, redirects, hangs or never stops to send costs one line on standard error, without its
-    address, and nothing else. Each delivery has a thread of its own: no timeout of a socket ends a server that sends a byte a second. A
-    thread that is still at work when its time is over is left to itself and ends with the process.
+    If a receiver is down, answers with an error, redirects, hangs or never stops sending, one line is printed to standard error, without
+    its address. Each delivery has its own thread, because a socket's timeout does not stop a server that sends a byte a second. A thread
+    that exceeds its time is abandoned and ends with the process.
 
     Args:
         settings: `RunConfig.notifications`.
-        event: What happened.
+        event: The event.
     """
     wanted = {name: each for name, each in settings.items() if event.kind in each.on}
     problems: dict[str, str | None] = {}
@@ -55,7 +55,7 @@ def announce(settings: Mapping[str, NotificationConfig], event: Event) -> None:
 
 
 def not_set(settings: Mapping[str, NotificationConfig]) -> list[str]:
-    """Return a line for each webhook whose address the environment does not have."""
+    """Return a line for each webhook whose address is missing from the environment."""
     return [
         f"notification {name}: {_missing(each)}" for name, each in settings.items() if not os.environ.get(each.url_from)
     ]
@@ -66,12 +66,12 @@ def _missing(settings: NotificationConfig) -> str:
 
 
 def _deliver(settings: NotificationConfig, event: Event, deadline: float) -> str | None:
-    """Tell one receiver; return why it was not told, none if it was."""
+    """Deliver an event to one receiver; return why that failed, None if it succeeded."""
     address = os.environ.get(settings.url_from)
     if not address:
         return _missing(settings)
     if _scheme(address) not in ("https", "http"):
-        return f"{settings.url_from} holds no address of a webhook: it begins with https://"
+        return f"{settings.url_from} is not the address of a webhook: set it to one that begins with https://"
     try:
         body = payload(settings, event)
     except TemplateError as error:
@@ -91,9 +91,9 @@ def _scheme(address: str) -> str:
 
 
 def _post(address: str, body: bytes, deadline: float) -> tuple[str | None, bool]:
-    """Send a request; return what is wrong with the answer, none if nothing is, and whether another try makes sense.
+    """Send a request; return what went wrong, None if nothing did, and whether another try makes sense.
 
-    What a library says of a failure names the address, so only the kind of the failure is told. The answer's body is not read.
+    A library's error message contains the address, so only the type of the error is named. The body of the response is not read.
     """
     headers = {"Content-Type": "application/json", "User-Agent": "ngrpo"}
     try:
@@ -102,7 +102,7 @@ def _post(address: str, body: bytes, deadline: float) -> tuple[str | None, bool]
             return None, False
     except HTTPError as error:
         error.close()
-        hint = " (a redirect is not followed: it could lead anywhere)" if 300 <= error.code < 400 else ""
+        hint = " (redirects are not followed: set the final address)" if 300 <= error.code < 400 else ""
         return f"the receiver answered with {error.code}{hint}", error.code in _BUSY
     except (OSError, HTTPException, ValueError) as error:
         cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
@@ -111,7 +111,7 @@ def _post(address: str, body: bytes, deadline: float) -> tuple[str | None, bool]
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Makes an error of an answer that sends the request elsewhere: the event, and a token in its address, are for nobody else."""
+    """Turns a redirect into an error: neither the event nor a token in its address may reach another server."""
 
     def redirect_request(self, *request: Any) -> None:
-        """Send nothing."""
+        """Follow no redirect."""

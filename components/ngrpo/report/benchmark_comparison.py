@@ -27,7 +27,7 @@ _SEED = 0
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Published results in percent, by arm or `base`, benchmark and measure."""
 Estimate = Callable[[Result, Sequence[str]], Floats]
-"""Gives a measure of each problem as a fraction."""
+"""Computes a measure of each problem as a fraction."""
 
 
 def compare_benchmark(
@@ -40,7 +40,7 @@ def compare_benchmark(
         reference: The arm that the others are compared with.
         name: The benchmark.
         primary: Measure of the primary comparison.
-        margin: Within how many points arms count as equivalent.
+        margin: Largest difference in percentage points at which arms count as equivalent.
         published: Published results, whose measures are computed too.
 
     Raises:
@@ -94,7 +94,7 @@ def measure_name(measure: str, samples: int) -> str:
 
 
 def _measures(samples: int, asked: Mapping[str, Any], primary: str, published: Sequence[str]) -> dict[str, Estimate]:
-    """Return the measures of a benchmark by name: mean@n, maj@n, and pass@k and best@k of every k that somebody asked for."""
+    """Return the measures of a benchmark by name: mean@n, maj@n, and pass@k and best@k of every requested k."""
     matched = _MEASURE.fullmatch(primary)
     if matched is None:
         raise ConfigError(f"comparison: measure {primary!r}: choose mean, maj, pass@K or best@K, with a number for K")
@@ -104,7 +104,7 @@ def _measures(samples: int, asked: Mapping[str, Any], primary: str, published: S
     ks = {int(k) for k in asked} | {int(each[3]) for each in pairs if each is not None and each[3]} | {samples}
     passed = {f"pass@{k}": _of_counts(pass_at_k, k) for k in sorted(ks) if 1 < k <= samples}
     best = {f"best@{k}": _of_counts(best_at_k, k) for k in sorted(ks) if 1 < k <= samples}
-    # Of k = 1 both are mean@n, and shown only where somebody asked for them.
+    # With k = 1 both are equal to mean@n, so they are shown only if requested.
     single = {primary: _of_counts(pass_at_k, 1)} if primary in ("pass@1", "best@1") else {}
     return {f"mean@{samples}": _mean, f"maj@{samples}": _maj, **single, **passed, **best}
 
@@ -195,7 +195,7 @@ def _solved(arm: Arm, reference: Arm, benchmark: str, problems: Sequence[str]) -
 
 
 def _pass_curve(arm: Arm, benchmark: str, problems: Sequence[str], samples: int) -> Line:
-    """Return pass@k of every k, over all seeds, with its bootstrap interval over problems."""
+    """Return pass@k for every k, averaged over all seeds, with its bootstrap interval over problems."""
     ks = range(1, samples + 1)
     runs = arm.by_seed
     counts = [_counts(run.evaluation["models"]["trained"][benchmark], problems) for run in runs.values()]

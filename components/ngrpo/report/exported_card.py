@@ -27,9 +27,9 @@ class Exported:
     place: str
     """Directory, or repository of the hub, that it is loaded from."""
     in_float32: bool = False
-    """Whether the weights that were exported are in float32, which vLLM rounds to 16 bits unless it is told not to."""
+    """Whether the exported weights are in float32, which vLLM rounds to 16 bits unless `dtype` is set."""
     filled_up: bool = False
-    """Whether attention heads were filled up with zeros, for vLLM's build for processors."""
+    """Whether attention heads were padded with zeros, for vLLM's CPU build."""
 
 
 def exported_card(exported: Exported, card: str | None) -> str:
@@ -98,7 +98,7 @@ def _files(exported: Exported) -> str:
         return f"Exported from {source}. The weights were converted to {exported.dtype}; what was evaluated are the original ones."
     if exported.filled_up:
         return (
-            f"Exported from {source}. Attention heads were filled up with zeros, as vLLM's build for processors needs it. The model "
-            "computes the same; what was evaluated are the original weights."
+            f"Exported from {source}. Attention heads were padded with zeros, which vLLM's CPU build requires. The model's outputs "
+            "are the same; the evaluation used the original weights."
         )
     return f"Exported from {source}. Weights, settings and tokenizer are byte for byte what was evaluated."

@@ -313,7 +313,7 @@ def _judged(
     found: Mapping[str, Drift],
     before: Mapping[str, float],
 ) -> Seen:
-    """Put the finding into words."""
+    """Return the result of a look, in words and facts."""
     number, version = len(series["looks"]), champion.number
     said = ", ".join(f"{name} {interval_text(drift)}" for name, drift in found.items())
     facts = _facts(champion, settings) | {
@@ -344,7 +344,7 @@ def _judged(
 def _rolled_back(
     promotions: Promotions, version: str, look: int, signer: PrivateKey | None, made_by: MadeBy
 ) -> tuple[bool, str]:
-    """Undo the promotion of a version, unless the model would be left without a champion, and sign that; return what was done."""
+    """Undo the promotion of a version, unless that leaves the model without a champion, and sign the decision; return what was done."""
     if promotions.registry.aliases()[PREVIOUS_CHAMPION] is None:
         return False, "not rolled back: there is no champion before it"
     try:
@@ -356,7 +356,7 @@ def _rolled_back(
         return True, said
     try:
         signed = sign_decision(promotions, {**entry, "model": promotions.registry.name}, signer, made_by)
-    except NGRPOError as error:  # the rollback stands, and is told all the same
+    except NGRPOError as error:  # the rollback stands, and is reported in any case
         signed = f"version {version} is not signed: {error}"
     return True, f"{said}; {signed}"
 

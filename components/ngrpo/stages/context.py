@@ -38,18 +38,18 @@ class Deployer(Protocol):
         decide: Callable[[Evaluation], Equivalence],
         say: Callable[[str], None],
     ) -> Equivalence:
-        """Deploy a registered version, and decide whether it stays; if it does not, what was served before is served again.
+        """Deploy a registered version and decide whether to keep it; if not, restore the service from before.
 
         Args:
             model: The version.
             config: How it is deployed.
-            evaluate: Evaluates the model through the endpoint with the address that it is given.
+            evaluate: Evaluates the model through the endpoint with the given address.
             decide: Compares that evaluation with the one that the model was promoted on.
             say: Receives lines of progress.
 
         Raises:
-            ConfigError: It cannot be deployed as the settings say.
-            ClusterError: The cluster refuses, or the service does not get ready.
+            ConfigError: It cannot be deployed with these settings.
+            ClusterError: The cluster refuses, or the service does not become ready.
         """
         ...
 
@@ -59,7 +59,7 @@ class Context:
     """Work directory, object store, trackers and progress of a stage. Nothing here changes a result."""
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
-    """Processes of a group get the context as JSON, without what only the first process can call."""
+    """Processes of a group get the context as JSON, without the functions that only the first process can call."""
 
     work: Path
     """Directory that survives a killed try; a long stage resumes from its files there."""

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ngrpo.tracking.promotions import Promotions
 
     MadeBy = Callable[[ModelVersion], RunConfig | None]
-    """Gives the settings of the run that made a version; none where they are not known."""
+    """Returns the settings of the run that made a version; None if they are unknown."""
 
 
 def decision_key(config: RunConfig) -> PrivateKey | None:
-    """Return the key that signs decisions, before any is made; None if the settings name no key.
+    """Return the key that signs decisions; None if the settings name no key. Called before a decision, so that an unusable key prevents it.
 
     Raises:
         ConfigError: The key that `signing.private_key` names is missing or invalid, or the signing library is missing.
@@ -50,7 +50,7 @@ def sign_decision(promotions: Promotions, decision: Mapping[str, Any], key: Priv
         promotions: The decisions on the registered model.
         decision: The decision (`ngrpo.stages.promotion_seal.predicate`).
         key: The key.
-        made_by: Gives the settings of the run that made the version.
+        made_by: Returns the settings of the run that made the version.
 
     Raises:
         TrackingError: The registry cannot be reached.

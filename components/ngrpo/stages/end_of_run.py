@@ -1,8 +1,8 @@
 """The exit task of a run on a cluster: finds out how the run ended, and notifies its webhooks.
 
 Kubeflow's own status is not used: KFP 2.17 gives an exit task no reason for a failure, and a task whose pod was killed may still count as
-"running" by then. The artifact store has both: a node without an artifact has failed, the records of its tries say why, and the decision
-of a promotion is an artifact too, and so is what became of a deployment.
+"running" by then. The artifact store has both: a node without an artifact has failed, and the records of its tries say why. The decision
+of a promotion and the outcome of a deployment are artifacts too.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def tell(told_json: str, run: str, state: str | None) -> None:
 
 
 def _events(told: Told, run: str) -> list[Event]:
-    """Return the events of a run, in order; none if its decision changed nothing.
+    """Return the events of a run, in order; an empty list if its decision changed nothing.
 
     Raises:
         NGRPOError: The store cannot be reached, or what it holds is damaged.

@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 
 def database_uri(path: Path) -> str:
-    """Return the address by which SQLAlchemy and MLflow find a database file.
+    """Return the SQLAlchemy address of a database file, which MLflow accepts too.
 
-    SQLAlchemy reads the text after `sqlite:///` as part of a URL: a question mark ends it, percent signs are decoded. Slashes are quoted
-    too where anything is, for MLflow takes them for those of a path and makes the directories of one that does not exist.
+    SQLAlchemy parses the text after `sqlite:///` as part of a URL: a question mark ends the path, percent signs are decoded. If any
+    character must be quoted, slashes are quoted too: otherwise MLflow takes the quoted text for a path and creates its directories.
     """
     text = str(path)
     return f"sqlite:///{text if quote(text) == text else quote(text, safe='')}"

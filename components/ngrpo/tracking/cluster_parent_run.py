@@ -31,7 +31,7 @@ _RUN_ID = re.compile(rb"[0-9A-Za-z_-]{1,64}")
 def parent_on_cluster(pipeline_run: str | None, node: str, objects: ObjectStore) -> Iterator[str | None]:
     """Provide the parent run for the run of a stage.
 
-    The parent ends as its stages ended; between two stages it counts as ended too.
+    The status of the parent is set whenever a stage ends, from those of its stages so far. So it shows as ended between two stages.
 
     Args:
         pipeline_run: Id of the pipeline run.
@@ -39,8 +39,8 @@ def parent_on_cluster(pipeline_run: str | None, node: str, objects: ObjectStore)
         objects: Store in which the stages of a pipeline run agree on one run.
 
     Yields:
-        The run; none where the platform has made a run for this step, which `stage_run` joins, and none where nothing can be
-        tracked, which is said on standard error.
+        Id of the run. None if the platform has created a run for this step, which `stage_run` joins, or if nothing can be tracked,
+        which is printed to standard error.
 
     Raises:
         TrackingError: MLflow cannot be reached.
@@ -64,7 +64,7 @@ def parent_on_cluster(pipeline_run: str | None, node: str, objects: ObjectStore)
     run_id = _agreed(client, pipeline_run, objects)
     with explained():
         for run in _children(client, run_id):
-            # A stage never has two tries at a time, so whoever opened that run was killed before ending it.
+            # A stage never has two tries at a time, so the try that opened that run was killed before ending it.
             if run.info.run_name == node and run.info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, "KILLED")
         client.update_run(run_id, status="RUNNING")
@@ -87,7 +87,7 @@ def _agreed(client: MlflowClient, pipeline_run: str, objects: ObjectStore) -> st
     if known is not None:
         return _run_id(known, objects, key)
     experiment_id, _ = experiment_of_this_process(client)
-    # Created by a stage that was killed before it could record the id.
+    # A stage may have created it, and been killed before it could record the id.
     found = client.search_runs([experiment_id], f"tags.`{PIPELINE_RUN}` = '{pipeline_run}'", max_results=1)
     run = (
         found[0]
@@ -107,7 +107,7 @@ def _run_id(data: bytes, objects: ObjectStore, key: str) -> str:
     """Return the id of a run that the stages have agreed on."""
     if _RUN_ID.fullmatch(data) is None:
         raise DamagedStateError(
-            f"{objects.uri}/{key}: damaged: it is no id of an MLflow run; delete it: the stages then look for the run by its tag"
+            f"{objects.uri}/{key}: damaged: it is not the id of an MLflow run; delete it: the stages then find the run by its tag"
         )
     return data.decode()
 

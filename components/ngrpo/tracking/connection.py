@@ -17,8 +17,8 @@ from ngrpo.errors import TrackingError
 
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 
-# Only for the first check that a server answers. Later calls keep mlflow's own retries: a training of days must not
-# end because the server was restarted.
+# Only for the first check that a server answers. Later calls keep MLflow's own retries: a training of several days must
+# not fail because the server was restarted.
 _IMPATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 _WHAT_TO_NAME = "name a server (http://host:port) or a file (sqlite:////directory/mlflow.db)"
 _CURES = {
@@ -32,7 +32,7 @@ _CURES = {
 def connect() -> MlflowClient:
     """Return a client of the MLflow that `MLFLOW_TRACKING_URI` names, after making sure that it answers.
 
-    A database file is made or upgraded where needed.
+    A database file is created or upgraded if needed.
 
     Raises:
         TrackingError: The variable is not set or names neither a server nor a SQLite file, or what it names cannot be used.
@@ -52,7 +52,7 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    # The original error may spell out a password, so it is not shown as the cause.
+    # The original error may contain a password, so it is not shown as the cause.
     except MlflowException as error:
         uri = os.environ.get(TRACKING_URI, "")
         raise TrackingError(f"{TRACKING_URI}={redacted(uri)}: {_first_line(error)}{_cure(error)}") from None
@@ -68,11 +68,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _cure(error: MlflowException) -> str:
-    """Return what to do about an error, if its kind tells."""
+    """Return how to fix an error, by its code; empty for other codes."""
     return next((cure for codes, cure in _CURES.items() if error.error_code in codes), "")
 
 
-@cache  # once a process and address; a failure is not remembered
+@cache  # once per process and address; a failure is not cached
 def _connected(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
         from ngrpo.tracking.database import prepare_database  # sqlalchemy and alembic, not needed with a server

@@ -1,7 +1,7 @@
-"""An MLflow database in a SQLite file: created or upgraded once, before anyone opens it, and complete at every moment.
+"""An MLflow database in a SQLite file: created or upgraded once, before any process opens it, and never left incomplete.
 
-MLflow creates and changes its tables in many steps, and a database that is left between two of them is useless. So no step is taken in
-the file itself: a new database is created, and an old one upgraded, in a copy that replaces the file when it is complete.
+MLflow creates and changes its tables in many steps, and a database that was interrupted between two of them is useless. So the file itself
+is not touched: a new database is created, and an old one upgraded, in a copy that replaces the file once it is complete.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _CURES = {
 _CONTENT = ("runs", "registered_models", "model_versions", "logged_models", "trace_info")
 """Tables whose loss a user would notice."""
 
-# It logs every migration step, and prints tracebacks of errors that it raises as well.
+# It logs every migration step, and the tracebacks of errors that it raises as well.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 _logger = logging.getLogger(__name__)
 
 
 def prepare_database(uri: str) -> None:
-    """Make or upgrade an MLflow database, so that any number of processes may open it afterwards.
+    """Create or upgrade an MLflow database, so that any number of processes may open it afterwards.
 
-    MLflow creates its tables when it first opens a database, and processes that do so at once break each other's migrations. Here
-    they wait for each other. A process that is killed meanwhile leaves the old file as it was. The file that an upgrade replaces is kept
-    as `<name>.<its version>.bak`.
+    MLflow creates its tables when it first opens a database, and processes that do so at the same time break each other's migrations.
+    Here a lock makes them wait for each other. If a process is killed, the old file is unchanged. The file that an upgrade replaces is
+    kept as `<name>.<schema version>.bak`.
 
     Args:
-        uri: As `database_uri` makes them, or `sqlite:///path`, as SQLAlchemy reads it; the path may be relative.
+        uri: `sqlite:///path` as SQLAlchemy parses it, for example from `database_uri`; the path may be relative.
 
     Raises:
         TrackingError: The file cannot be used, is held by another process, or was written by a newer MLflow.
@@ -76,7 +76,7 @@ def prepare_database(uri: str) -> None:
 
 
 def _upgrade(path: Path, partial: Path, tables: set[str], version: str | None, uri: str) -> None:
-    """Upgrade a copy, and keep the original."""
+    """Upgrade a copy and put it in place; the original is kept under another name."""
     with closing(sqlite3.connect(path, timeout=_SECONDS_TO_WAIT, isolation_level=None)) as old:
         with closing(sqlite3.connect(partial)) as copy:
             try:
@@ -96,17 +96,17 @@ def _upgrade(path: Path, partial: Path, tables: set[str], version: str | None, u
         elif _has_content(old, tables):
             raise _unusable(
                 uri,
-                "an earlier start of MLflow was cut off while it changed the tables",
-                f"put a copy from before in its place ({path.name}.*.bak, if there is one), or move that file away",
+                "an earlier start of MLflow was interrupted while it changed the tables",
+                f"replace it by an earlier copy ({path.name}.*.bak, if there is one), or move that file away",
             ) from failure
         else:
             kept = _free_name(path.with_name(f"{path.name}.half-made"))
-            said = "was left half made, without any run in it, and is made anew"
+            said = "was incomplete, without any run in it, and was created again"
             _remove(partial)
             _build(partial, uri)
         os.link(path, kept)
         _put(partial, path)
-    _logger.warning("MLflow: %s %s; as it was, it is kept as %s", path, said, kept.name)
+    _logger.warning("MLflow: %s %s; the old file is kept as %s", path, said, kept.name)
 
 
 def _build(partial: Path, uri: str) -> None:
@@ -120,7 +120,7 @@ def _build(partial: Path, uri: str) -> None:
         MlflowException,
         ValueError,
         LookupError,
-    ) as error:  # migrations meet what they do not expect
+    ) as error:  # a migration found tables or values that it does not expect
         original = getattr(error, "orig", None)
         if isinstance(original, sqlite3.Error):
             raise _unusable_sqlite(uri, partial, original) from error
@@ -144,7 +144,7 @@ def _remove(path: Path) -> None:
 
 
 def _look_into(path: Path, uri: str) -> tuple[set[str], str | None]:
-    """Return the tables of a file and the version of MLflow's schema; no tables where there is no file yet.
+    """Return the tables of a file and the version of MLflow's schema; no tables if there is no file yet.
 
     SQLite's write lock is taken for a moment to find an unusable file at once: MLflow would retry for minutes.
     """
@@ -164,11 +164,11 @@ def _look_into(path: Path, uri: str) -> tuple[set[str], str | None]:
     except sqlite3.Error as error:
         raise _unusable_sqlite(uri, path, error) from error
     if tables and not tables & (set(FirstTables.metadata.tables) | {"alembic_version"}):
-        raise _unusable(uri, "it is a database of something else", "name another file")
+        raise _unusable(uri, "it is not a database of MLflow", "name another file")
     if tables <= {"alembic_version"} and version is None:
         return set(), None
     if version is not None and not tables & set(FirstTables.metadata.tables):
-        raise _unusable(uri, "it is a database of something else", "name another file")
+        raise _unusable(uri, "it is not a database of MLflow", "name another file")
     return tables, version
 
 
@@ -181,7 +181,7 @@ def _has_content(database: sqlite3.Connection, tables: set[str]) -> bool:
 
 
 def _steps_were_taken(error: TrackingError) -> bool:
-    """Whether a migration failed because some of its steps were done already, or steps of an earlier one were not."""
+    """Whether a migration failed because some of its steps had been taken already, or some of an earlier one had not."""
     original = getattr(error.__cause__, "orig", None)
     if isinstance(original, sqlite3.Error):
         return original.sqlite_errorcode in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT)

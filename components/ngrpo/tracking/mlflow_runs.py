@@ -25,7 +25,7 @@ from ngrpo.errors import TrackingError
 from ngrpo.tracking.connection import connect, explained
 
 RUN_ID = "MLFLOW_RUN_ID"
-"""Environment variable that names the run a process reports to; Kubeflow's MLflow plugin and transformers know it too."""
+"""Environment variable that names the run a process reports to; Kubeflow's MLflow plugin and transformers use it too."""
 
 DATASET_DIGEST_LENGTH = 36
 """Number of characters that MLflow keeps of a data set's digest."""
@@ -67,7 +67,7 @@ class TrackedRun:
         Args:
             name: Name of the input.
             uri: Address of the artifact, `scheme://…`.
-            digest: Digest of its manifest; MLflow keeps the first 36 digits, and all of them in the tag `ngrpo.digest`.
+            digest: Digest of its manifest; MLflow keeps the first 36 characters, and the tag `ngrpo.digest` all of them.
         """
         source = json.dumps({"uri": uri})
         dataset = Dataset(name, digest[:DATASET_DIGEST_LENGTH], uri.partition("://")[0], source)
@@ -88,10 +88,10 @@ def parent_run(
     """Open the run of a whole pipeline run; its status follows from how the context ends.
 
     Args:
-        experiment: Experiment of the run, made if missing.
+        experiment: Experiment of the run, created if missing.
         name: Name of the run.
         tags: Its tags.
-        artifact_location: Where the experiment keeps artifacts; none leaves it to the server.
+        artifact_location: Where the experiment keeps artifacts; None leaves it to the server.
 
     Raises:
         TrackingError: MLflow cannot be reached, or the experiment was deleted or keeps its artifacts elsewhere.
@@ -125,9 +125,9 @@ def child_run(parent: TrackedRun, name: str, tags: Mapping[str, str]) -> Tracked
 def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> Iterator[TrackedRun | None]:
     """Open the run of a stage; its status follows from how the context ends.
 
-    A run that the platform has made for this step (`MLFLOW_RUN_ID`) is joined, no second one is made, and the platform ends
-    it. Otherwise the run is a child of `parent_run_id`. While the context is open `MLFLOW_RUN_ID` names the run: a trainer of
-    transformers joins it, reports to it and ends it, which does no harm: this context ends it again, with the true status.
+    If the platform has created a run for this step (`MLFLOW_RUN_ID`), that run is used, and the platform ends it. Otherwise the run is
+    a child of `parent_run_id`. While the context is open, `MLFLOW_RUN_ID` names the run. A trainer of transformers reports to it and ends
+    it, which is harmless: this context ends it again, with the true status.
 
     Args:
         node: Name of the stage's place in the pipeline, and of the run.
@@ -135,7 +135,7 @@ def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> 
         tags: Tags of the stage's run.
 
     Yields:
-        The run, or none if neither a run nor a parent is known: then nothing is tracked.
+        The run; None if neither a run nor a parent is given, and then nothing is tracked.
 
     Raises:
         TrackingError: MLflow cannot be reached, or there is no such run.
@@ -153,13 +153,13 @@ def stage_run(node: str, parent_run_id: str | None, tags: Mapping[str, str]) -> 
             experiment_id = client.get_run(str(parent_run_id)).info.experiment_id
             own = {MLFLOW_PARENT_RUN_ID: str(parent_run_id), **tags}
             run = TrackedRun(client, client.create_run(experiment_id, run_name=node, tags=own).info.run_id)
-    # A trainer that finds the name of an experiment would use that one, and then refuse our run because it belongs to another.
+    # With MLFLOW_EXPERIMENT_NAME set, a trainer selects that experiment, and then fails because our run belongs to another.
     with environment({RUN_ID: run.run_id, "MLFLOW_EXPERIMENT_NAME": None}), _ended(run, ours=given is None):
         yield run
 
 
 def metrics_of(values: Mapping[str, float], **of_what: str | None) -> list[Metric]:
-    """Return numbers without a step as MLflow metrics; characters that a name may not have become `_`.
+    """Return numbers without a step as MLflow metrics; characters that are not allowed in names become `_`.
 
     Args:
         values: The numbers by name.
@@ -187,7 +187,7 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another process was faster
+            found = client.get_experiment_by_name(name)  # another process has created it
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
             f"MLflow experiment {name!r} was deleted: restore it (mlflow experiments restore -x {found.experiment_id})"

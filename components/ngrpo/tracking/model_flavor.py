@@ -1,7 +1,7 @@
 """The files that let MLflow load and serve a model: `MLmodel` with the flavor `transformers`, and its environment.
 
-The layout is that of `mlflow.transformers.save_model`, with the model's own directory as the weights: they are written once, and stay
-byte for byte as they were evaluated. Nothing is pickled.
+The layout is that of `mlflow.transformers.save_model`, with the directory of the evaluated model in place of a second copy: weights are
+stored once, byte for byte as they were evaluated. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlflow.utils import PYTHON_VERSION
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-# Imported only where a model is written, because it needs pandas: commands that only decide start faster without.
+# `mlflow.models` is imported only where a model is written: it needs pandas, and commands that only decide start faster without.
 
 MLMODEL = "MLmodel"
 REQUIREMENTS = "requirements.txt"
@@ -33,15 +33,15 @@ _WEIGHTS = "*.safetensors*"
 def write_flavor(
     model: Path, directory: Path, folder: str, *, model_id: str, run_id: str | None, max_new_tokens: int
 ) -> None:
-    """Write the files that stand beside a model.
+    """Write the files that go beside a model.
 
     Args:
         model: Model directory, as `save_pretrained` wrote it.
         directory: Empty directory to fill with `MLmodel`, the environment, and a copy of the tokenizer.
         folder: Name of the model's directory beside them.
         model_id: Id of the logged model.
-        run_id: Run that logged it; none outside a run.
-        max_new_tokens: Tokens of a response, unless a request asks for another number.
+        run_id: Run that logged it; None outside a run.
+        max_new_tokens: Most tokens of a response, unless a request sets another limit.
     """
     from mlflow.models import Model
 
@@ -73,7 +73,7 @@ def write_flavor(
 
 
 def _signature(max_new_tokens: int) -> ModelSignature:
-    """Return the signature of a server: texts, and parameters of their continuation; greedy unless a request asks for samples."""
+    """Return the model signature: text in, text out, and the parameters of generation, which is greedy by default."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
@@ -90,7 +90,7 @@ def _signature(max_new_tokens: int) -> ModelSignature:
 
 
 def _write_environment(directory: Path) -> None:
-    # The build of a version (`2.13.0+cpu`) depends on the serving machine.
+    # Without the build (`2.13.0+cpu`), which depends on the serving machine.
     pinned = [f"{library}=={version(library).partition('+')[0]}" for library in _LIBRARIES]
     (directory / REQUIREMENTS).write_text("\n".join([*pinned, ""]), encoding="utf-8")
     environments = {

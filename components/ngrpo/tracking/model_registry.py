@@ -54,11 +54,10 @@ class _Manifest(TypedDict):
 class ModelRegistry:
     """Versions of one registered model in the MLflow that the environment names.
 
-    A version has a copy of its own, because the artifact store is a cache that may be cleared: `model/` as `save_pretrained`
+    A version holds a copy of its files, because the artifact store is a cache that may be cleared: `model/` as `save_pretrained`
     wrote it, the `manifest.json` of the artifact it comes from, `evaluations/<key>/evaluation.json`, a model card, and the files that let
-    MLflow load and serve it (`ngrpo.tracking.model_flavor`). The champion's files are
-    `mlflow.artifacts.download_artifacts("models:/<name>@champion")`. Every method raises a `TrackingError` where MLflow or its object
-    storage cannot be reached.
+    MLflow load and serve it (`ngrpo.tracking.model_flavor`). `mlflow.artifacts.download_artifacts("models:/<name>@champion")` downloads
+    the champion. Every method raises a `TrackingError` if MLflow or its object storage cannot be reached.
     """
 
     def __init__(self, name: str):
@@ -74,10 +73,10 @@ class ModelRegistry:
 
     @explained()
     def register(self, model: Path, manifest: Path, *, digest: str, tags: Mapping[str, str]) -> ModelVersion:
-        """Return the version of a model's files; it is added unless one with the same files exists.
+        """Return the version with a model's files; one is added unless it exists.
 
         The stored files are read back and compared with the digest, for new and existing versions alike.
-        The version is created last, so that a broken upload leaves none.
+        The version is created last, so that a failed upload leaves none.
 
         Args:
             model: Model directory.
@@ -86,7 +85,7 @@ class ModelRegistry:
             tags: Tags of a new version.
 
         Raises:
-            TrackingError: The registry returns other bytes than were stored.
+            TrackingError: The stored files differ from those that were uploaded.
         """
         for version in self.versions():
             if version.tags.get(DIGEST) == digest and self.stored_digest(version) == digest:
@@ -102,7 +101,7 @@ class ModelRegistry:
         stored = _stored_digest(logged.artifact_location)
         if stored != digest:
             raise TrackingError(
-                f"model {self.name}: the weights that object storage gives back (sha256 {stored}) are not those that were "
+                f"model {self.name}: object storage returned other weights (sha256 {stored}) than those that were "
                 f"uploaded ({digest}): see the log of the storage, then run again"
             )
         self._client.finalize_logged_model(logged.model_id, "READY")
@@ -116,12 +115,12 @@ class ModelRegistry:
 
     @explained()
     def version(self, number: str) -> ModelVersion | None:
-        """Return a version by its number; none if there is no such version."""
+        """Return a version by its number; None if there is no such version."""
         return next((version for version in self.versions() if str(version.version) == number), None)
 
     @explained()
     def stored_digest(self, version: ModelVersion) -> str | None:
-        """Download the files of a version's model and return their digest; none where there are no files."""
+        """Download the files of a version's model and return their digest; None if there are no files."""
         return _stored_digest(self._uri(version, "")) if dict(self._files(version, MODEL_FOLDER)) else None
 
     @explained()
@@ -142,7 +141,7 @@ class ModelRegistry:
         """Return the files of a version's model that are missing from object storage or have the wrong size.
 
         For a version that was registered by other means the expected files are unknown, so none counts as missing. A damaged manifest
-        counts as missing, and is named with the damage.
+        counts as missing, and its entry describes the damage.
         """
         if DIGEST not in version.tags:
             return []
@@ -163,7 +162,7 @@ class ModelRegistry:
         Args:
             version: The version.
             model: Directory with the files of its model.
-            max_new_tokens: Tokens of a response, unless a request asks for another number.
+            max_new_tokens: Most tokens of a response, unless a request sets another limit.
         """
         if MLMODEL in dict(self._files(version)):
             return
@@ -199,7 +198,7 @@ class ModelRegistry:
         Args:
             version: The version.
             benchmark: Name of the benchmark.
-            problems: Digest of its problems; none if unknown.
+            problems: Digest of its problems; None if unknown.
             values: The numbers by name.
         """
         _, run_id = experiment_of_this_process(self._client)
@@ -217,7 +216,7 @@ class ModelRegistry:
 
     @explained()
     def evaluation(self, version: ModelVersion) -> bytes | None:
-        """Return the stored evaluation that a version is judged by; none if there is none."""
+        """Return the stored evaluation that a version is judged by; None if there is none."""
         key = evaluation_key(version)
         path = f"evaluations/{key}/{_EVALUATION_FILE}"
         if key is None or path not in dict(self._files(version, f"evaluations/{key}")):
@@ -226,7 +225,7 @@ class ModelRegistry:
 
     @explained()
     def by_alias(self, alias: str) -> ModelVersion | None:
-        """Return the version that an alias names; none if there is no such alias, or no such model yet.
+        """Return the version that an alias names; None if there is no such alias, or no such model yet.
 
         Deleting a version deletes its aliases, so a deleted champion is champion no longer.
         """
@@ -235,8 +234,8 @@ class ModelRegistry:
 
     @explained()
     def aliases(self) -> dict[str, str | None]:
-        """Return the version number behind each of `ALIASES`, none if it is not set."""
-        # Asking for a missing alias raises the error of any wrong argument: list them instead.
+        """Return the version number of each of `ALIASES`; None if it is not set."""
+        # MLflow reports a missing alias like any invalid argument, so all are listed instead.
         found = self._client.get_registered_model(self.name).aliases if self._exists() else {}
         # A database returns numbers, a server strings.
         return {alias: str(found[alias]) if alias in found else None for alias in ALIASES}
@@ -264,7 +263,7 @@ class ModelRegistry:
 
     @explained()
     def file(self, version: ModelVersion, name: str) -> bytes | None:
-        """Return a file stored with a version, beside its model; none if there is no such file."""
+        """Return a file stored with a version, beside its model; None if there is no such file."""
         beside = mlflow.artifacts.list_artifacts(self._uri(version, ""))
         return self._read(version, name) if any(entry.path == name for entry in beside) else None
 
@@ -275,13 +274,13 @@ class ModelRegistry:
 
     @explained()
     def card(self, version: ModelVersion) -> str | None:
-        """Return the model card stored with a version; none if there is none."""
+        """Return the model card stored with a version; None if there is none."""
         there = MODEL_CARD in dict(self._files(version))
         return self._read(version, MODEL_CARD).decode("utf-8", errors="replace") if there else None
 
     @explained()
     def model_tag(self, name: str) -> str | None:
-        """Return a tag of the registered model; none if it has no such tag, or there is no such model."""
+        """Return a tag of the registered model; None if it has no such tag, or there is no such model."""
         tags: Mapping[str, str] = self._client.get_registered_model(self.name).tags if self._exists() else {}
         return tags.get(name)
 
@@ -305,11 +304,11 @@ class ModelRegistry:
         try:
             self._client.create_registered_model(self.name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process has created it
                 raise
 
     def _files(self, version: ModelVersion, folder: str = "") -> Iterator[tuple[str, int]]:
-        """Path and size of each file below a folder of a version; nothing where there is no such folder."""
+        """Yield path and size in bytes of each file below a folder of a version; nothing if there is no such folder."""
         for entry in mlflow.artifacts.list_artifacts(self._uri(version, folder)):
             if entry.is_dir:
                 yield from self._files(version, entry.path)
@@ -326,7 +325,7 @@ class ModelRegistry:
 
 
 def evaluation_key(version: ModelVersion) -> str | None:
-    """Return the key of the evaluation used to judge a version; none if its tag is missing or holds no key."""
+    """Return the key of the evaluation used to judge a version; None if its tag is missing or not a key."""
     key = version.tags.get(EVALUATION, "")
     return key if _KEY.fullmatch(key) else None
 

@@ -1,9 +1,9 @@
 """Promotions of one registered model: one at a time across machines, atomic even if a process is killed, and kept in a history.
 
-MLflow lets the last writer of an alias win, so everything between reading the champion and naming another happens under a lock in
-object storage (`ngrpo.storage.lease`). The lock's object is the journal too: a decision is written there, on the condition that the
-lock is still held, before any of it is written elsewhere. From then on it is final: the next holder of the lock first finishes
-what a killed process left. `history/` beside it holds every decision that was carried out.
+In MLflow the last writer of an alias wins, so the champion is read and replaced under a lock in object storage (`ngrpo.storage.lease`).
+The lock's object is the journal too: a decision is written there first, on the condition that the lock is still held, and then applied.
+Once it is in the journal it is final: if the process is killed, the next holder of the lock first finishes applying it. `history/` beside
+the lock holds all decisions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FOLDER = "promotions"  # of the artifact store
 _ENTRY = re.compile(r"[0-9]{8}\.json")
 
 Aliases = dict[str, str | None]
-"""The version number behind each of `ALIASES`, none if it is not set."""
+"""The version number of each of `ALIASES`; None if it is not set."""
 
 
 def _all_aliases(aliases: Aliases) -> Aliases:
@@ -57,8 +57,8 @@ _Sequence = Annotated[int, Field(ge=1)]
 class Entry(TypedDict):
     """A decision, as stored in the history.
 
-    Its number, its time (for people: nothing depends on it), the version that was decided on, the verdict, the aliases before and after,
-    and the decision that a rollback would have undone before it.
+    `sequence` is its number. `time` is for information only. `version` is the version that was decided on, `before` and `after` are the
+    aliases. `undo` is the number of the decision that a rollback would have undone before this one was made.
     """
 
     sequence: _Sequence
@@ -73,7 +73,7 @@ class Entry(TypedDict):
 
 
 class Journal(TypedDict):
-    """State of the lock: its id, the number of the last decision, the one that a rollback undoes, and the one still to be carried out."""
+    """State of the lock: its id, the numbers of the last decision and of the one that a rollback undoes, and a decision to be applied."""
 
     id: str
     sequence: Annotated[int, Field(ge=0)]
@@ -82,12 +82,12 @@ class Journal(TypedDict):
 
 
 class NoChampionLeftError(TrackingError):
-    """A rollback would leave a model without a champion, which needs a confirmation."""
+    """A rollback would leave a model without a champion, which requires a confirmation."""
 
     def __init__(self, model_name: str, version: str):
         super().__init__(
-            f"model {model_name}: to roll back version {version} leaves it without a champion, for it had none before; add --yes to do "
-            "so, or make another version the champion (ngrpo promote VERSION)"
+            f"model {model_name}: rolling back version {version} leaves it without a champion, because it had none before; add --yes to "
+            "confirm, or make another version the champion (ngrpo promote VERSION)"
         )
         self.model_name, self.version = model_name, version
 
@@ -95,7 +95,7 @@ class NoChampionLeftError(TrackingError):
 class Promotions:
     """The decisions on one registered model.
 
-    Every method raises a `TrackingError` where the registry cannot be reached and a `StoreError` where the object store cannot.
+    Every method raises a `TrackingError` if the registry cannot be reached, and a `StoreError` if the object store cannot.
     """
 
     def __init__(self, registry: ModelRegistry, objects: ObjectStore, *, lease_seconds: float = 60.0):
@@ -103,7 +103,7 @@ class Promotions:
 
         Args:
             registry: The registered model.
-            objects: Prefix of all locks and histories; not a cache: its content cannot be made again.
+            objects: Prefix of all locks and histories. It is not a cache: its content cannot be recreated.
             lease_seconds: How long a killed promotion blocks others.
         """
         self.registry = registry
@@ -113,10 +113,10 @@ class Promotions:
 
     @classmethod
     def in_store(cls, store: str | None, model_name: str) -> Self:
-        """Return the promotions of a model whose lock is in the artifact store, in the MLflow that the environment names.
+        """Return the promotions of a model, with its lock in the artifact store and its versions in the MLflow of the environment.
 
         Args:
-            store: `s3://bucket/prefix` of the artifact store; none where the environment names none.
+            store: `s3://bucket/prefix` of the artifact store; None if the environment has none.
             model_name: The registered model.
 
         Raises:
@@ -130,17 +130,17 @@ class Promotions:
 
     @property
     def artifacts(self) -> str:
-        """Address of the artifact store, whose folder the locks are in."""
+        """Address of the artifact store, which contains the prefix of the locks."""
         return self._objects.uri.removesuffix(f"/{_FOLDER}")
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
-        """Wait until no other process promotes, finish what a killed one left, and keep others out while the context is open.
+        """Take the lock, waiting for other processes, and hold it while the context is open; first finish a killed process's decision.
 
         Raises:
-            TrackingError: Promotions of this model are guarded by another object store.
+            TrackingError: The lock of this model's promotions is in another object store.
             DamagedStateError: The journal is damaged.
-            StoreError: The object store does not support conditional writes, which the lock depends on.
+            StoreError: The object store does not support conditional writes, which the lock needs.
         """
         if not self._conditions_hold:
             require_conditional_writes(self._objects, self.registry.name)
@@ -148,7 +148,7 @@ class Promotions:
         content = Content(
             Journal,
             self._journal_of_history,
-            "restore it, or delete it: the next promotion makes it again from history/ and carries out the last decision there once more",
+            "restore it, or delete it: the next promotion rebuilds it from history/ and applies the last decision there again",
         )
         with hold(self._objects, f"{self.registry.name}/lock.json", content, seconds=self._lease_seconds) as lease:
             self._require_this_lock(lease)
@@ -176,7 +176,7 @@ class Promotions:
     def _journal_of_history(self) -> Journal:
         """Rebuild a lost journal from the history; an empty one for a model without history.
 
-        The last decision is carried out once more, in case its process was killed before it was done.
+        The last decision is applied again, in case its process was killed before it was done.
         """
         name = self.registry.name
         sequences = self._sequences()
@@ -184,7 +184,7 @@ class Promotions:
             return {"id": uuid.uuid4().hex, "sequence": 0, "undo": None, "pending": None}
 
         def entry(sequence: int) -> Entry:
-            cure = "restore it, or delete it: then the decision before it is carried out once more"
+            cure = "restore it, or delete it: then the decision before it is applied again"
             found = _read_entry(self._objects, name, sequence, cure)
             if found is None:
                 raise _gone(self._objects, name, sequence)
@@ -196,7 +196,7 @@ class Promotions:
             undo = last["sequence"]
         elif last["decision"] == _ROLLED_BACK and undo is not None:
             undo = entry(undo)["undo"]
-        # This lock has the history, so it is the one that others use.
+        # The history is beside this lock, so this is the lock that other processes use.
         uri, _, identity = (self.registry.model_tag(_PLACE) or "").rpartition(" ")
         if uri != self._objects.uri:
             identity = uuid.uuid4().hex
@@ -207,7 +207,7 @@ class Promotions:
 
         Args:
             reason: Why; kept in the history. The version is not promoted again unless by hand.
-            of: Number of the version that must be the champion now; none for any.
+            of: Number of the version that must be the champion now; None accepts any.
             to_none: Whether the model may be left without a champion.
 
         Returns:
@@ -215,10 +215,10 @@ class Promotions:
 
         Raises:
             NoChampionLeftError: There was no champion before that promotion, and `to_none` is false; nothing was changed.
-            ConfigError: The reason is empty or no plain text.
-            TrackingError: There is nothing to undo, another version is champion by now, the champion was not made by the last promotion, or
+            ConfigError: The reason is empty or not plain text.
+            TrackingError: There is nothing to undo, another version is champion by now, the champion was not set by the last promotion, or
                 the version that would be champion again, or its files, are gone.
-            DamagedStateError: The journal, or what the history says of that promotion, is damaged.
+            DamagedStateError: The journal or that promotion's entry in the history is damaged.
         """
         reason = checked_reason(reason, "rollback")
         with self.turn() as turn:
@@ -281,7 +281,7 @@ class Turn:
         self._lease = lease
 
     def nominate(self, version: ModelVersion) -> None:
-        """Set the alias `candidate`: if this process is killed, that version still waits for its decision."""
+        """Set the alias `candidate`: if this process is killed, the version remains marked as waiting for a decision."""
         self._lease.require()
         self._registry.set_alias(CANDIDATE, str(version.version))
 
@@ -328,7 +328,7 @@ class Turn:
         return entry
 
     def finish(self) -> None:
-        """Carry out the decision in the journal, if there is one; repeating finished parts is harmless."""
+        """Apply the decision in the journal, if there is one; repeating finished parts is harmless."""
         entry = self._lease.state["pending"]
         if entry is None:
             return
@@ -355,7 +355,7 @@ class Turn:
         self._lease.write({**self._lease.state, "pending": None})
 
     def last_promotion(self) -> Entry | None:
-        """Return the history's entry of the promotion that a rollback undoes; none if there is none.
+        """Return the history's entry of the promotion that a rollback undoes; None if there is none.
 
         Raises:
             TrackingError: The entry is gone.
@@ -377,7 +377,7 @@ def _history_key(name: str, sequence: int) -> str:
 
 
 def _read_entry(objects: ObjectStore, name: str, sequence: int, cure: str) -> Entry | None:
-    """Return a decision of the history; none if there is no such decision."""
+    """Return a decision of the history; None if there is no such decision."""
     key = _history_key(name, sequence)
     data = objects.get_bytes(key)
     if data is None:
@@ -397,7 +397,7 @@ def _gone(objects: ObjectStore, name: str, sequence: int) -> TrackingError:
 
 
 def _without(aliases: Aliases, number: str) -> Aliases:
-    """Return the aliases without `candidate` and `challenger` of a version that is about to get another."""
+    """Return the aliases, with `candidate` and `challenger` removed from a version that is about to get another alias."""
     return {
         alias: None if alias in (CANDIDATE, CHALLENGER) and holder == number else holder
         for alias, holder in aliases.items()

@@ -1,4 +1,4 @@
-"""Reasons that people give for a decision: stored for ever, and shown on terminals and pages."""
+"""Reasons that people give for a decision: stored permanently, and shown in terminals and on web pages."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _VISIBLE = frozenset("LNPS")
 
 
 def checked_reason(text: str, what: str) -> str:
-    """Return a reason without the space around it.
+    """Return a reason without surrounding white space.
 
     Args:
         text: What a person wrote.
         what: Command or option that the reason is for, for the error.
 
     Raises:
-        ConfigError: It is empty, too long for a tag, or has characters that are not text.
+        ConfigError: It is empty, too long for a tag, or contains control or reordering characters.
     """
     for character in text:
         if unicodedata.category(character) in _REFUSED or character in _REORDERING:

@@ -1,4 +1,4 @@
-"""A version of the model registry as a model that can be read: where its files are, and which they are."""
+"""A version of the model registry as a model source: the address of its files and their digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def registered_source(registry: ModelRegistry, version: ModelVersion, which: str
     Args:
         registry: The registered model.
         version: The version.
-        which: What it is, for the error.
+        which: Words that precede the version in error messages, for example `the champion, `.
 
     Raises:
         TrackingError: Its files are gone or out of the stages' reach, or no run registered it.

@@ -1,4 +1,4 @@
-"""Use of processor, memory, disk, network and GPUs by a stage, as MLflow's own system metrics of its run."""
+"""MLflow's system metrics of a stage's run: use of processor, memory, disk, network and GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INTERVAL_SECONDS = 10.0
 
 @contextmanager
 def system_metrics(run_id: str) -> Iterator[None]:
-    """Log system metrics to a run while the context is open, once an interval and for the first time after two.
+    """Log system metrics to a run while the context is open, once per interval, first after two intervals.
 
     A stage shorter than an interval would have one sample at most, so none is taken: importing and querying NVML takes longer than
     some stages.
@@ -39,7 +39,7 @@ def system_metrics(run_id: str) -> Iterator[None]:
 
 
 class _Monitor:
-    """MLflow's monitor, made only when it is started."""
+    """MLflow's monitor, created only when it is started."""
 
     def __init__(self, run_id: str):
         self._run_id = run_id

@@ -1,7 +1,7 @@
-"""What was seen of a champion where it is served: one series of looks for each registered model, kept beside its promotions.
+"""Records of the champion watch, which evaluates served champions: a series of looks for each model, kept beside its promotions.
 
-A series is of one champion, one evaluation and one set of terms; when one of them changes, a new series starts. It is written whole, under
-a lock between machines (`ngrpo.storage.lease`), so that two watches at once lose no look.
+A series has one champion, one evaluation and one set of terms; if one of them changes, a new series starts. It is written as a whole, under
+a lock between machines (`ngrpo.storage.lease`), so that two watches at the same time lose no look.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class Terms(TypedDict):
-    """What the error rate of a series holds for: a champion, the evaluation that it is compared with, and by what.
+    """Terms under which the error rate of a series holds: a champion, the evaluation to compare with, and the settings of the comparison.
 
-    `problems` are the ids of each benchmark's problems, in the order of the counts of all looks; `margin` is in points.
+    `problems` has the ids of each benchmark's problems, in the order of `Look.correct`; `margin` is in percentage points.
     """
 
     version: str
@@ -36,7 +36,11 @@ class Terms(TypedDict):
 
 
 class Look(TypedDict):
-    """One look: its time (for people), the seed of its samples, how many each problem has, and of each benchmark those that are right."""
+    """One look at a served champion.
+
+    `time` is for information only. `seed` is that of the samples, `samples` their number per problem. `correct` has for each benchmark
+    the number of correct samples of each problem.
+    """
 
     time: str
     seed: _Count
@@ -45,7 +49,7 @@ class Look(TypedDict):
 
 
 class Series(TypedDict):
-    """Looks at a champion, oldest first, and the number of the first that sounded an alarm."""
+    """Looks at a champion, oldest first, and the number of the first look that raised an alarm, counted from 1."""
 
     terms: Terms
     looks: Annotated[list[Look], Field(min_length=1)]
@@ -70,22 +74,22 @@ class Watches:
         return cls(ObjectStore(f"{store.rstrip('/')}/{_FOLDER}"), model_name)
 
     def add(self, terms: Terms, look: Look, is_alarm: Callable[[Series], bool]) -> Series:
-        """Add a look to the series, or start one if the terms are others, and return the series.
+        """Add a look to the series, or start a new series if the terms differ, and return the series.
 
         Args:
-            terms: What the look is at.
+            terms: Terms of the look.
             look: The look.
-            is_alarm: Says whether the last look of a series sounds an alarm.
+            is_alarm: Whether the last look of a series raises an alarm.
 
         Raises:
-            DamagedStateError: The series is not what was written; it is left as it is.
-            StoreError: The object store cannot be reached, or keeps no conditions of writes.
-            ValueError: The look counts other problems than the terms name.
+            DamagedStateError: The stored series is damaged; it is not changed.
+            StoreError: The object store cannot be reached, or does not support conditional writes.
+            ValueError: The numbers of problems in look and terms differ.
         """
         if {name: len(counts) for name, counts in look["correct"].items()} != {
             name: len(ids) for name, ids in terms["problems"].items()
         }:
-            raise ValueError("the look counts other problems than its terms name")
+            raise ValueError("the look has other numbers of problems than its terms")
         require_conditional_writes(self._objects, self._name)
         cure = "delete it: the next look starts a new series"
         content = Content(_State, _none_yet, cure)

@@ -135,7 +135,7 @@ class RolloutTrainer(SoundLoop, GRPOTrainer):
         mixer = None
         if arrived is None or following < self.state.max_steps:
             mixer = self._current_mixer(whole)
-        if arrived is None:  # the first of all
+        if arrived is None:  # the first batch
             began = time.perf_counter()
             rollouts = engine.generate(prompts, self._seeds(step, 0, prompts), sampling, mixer)
             arrived = Arrived(rollouts, mixer, step, time.perf_counter() - began)
@@ -203,10 +203,11 @@ class RolloutTrainer(SoundLoop, GRPOTrainer):
             `eval_mean`: share of correct answers.
 
         Raises:
-            TrainingError: It is not finite.
+            TrainingError: The share is not finite.
+            ValueError: The trainer has no `validation`.
         """
         if self._validation is None:
-            raise ValueError("there is nothing to evaluate by: build the trainer with a validation")
+            raise ValueError("no validation problems: build the trainer with `validation`")
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         with self._generation() as (engine, _):
             verdicts = gather_object(self._validation.verdicts(engine, process=process, processes=processes))

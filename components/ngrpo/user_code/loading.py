@@ -115,7 +115,7 @@ def _import(reference: UserCode, name: str, shown: str) -> ModuleType:
 
 
 def _is_quoted(module: str, code: Mapping[str, str]) -> bool:
-    """Say whether files name a module in a text, as `importlib.import_module("helper")` does."""
+    """Return whether source files contain the name of a module as a string, like `importlib.import_module("helper")`."""
     return any(f"{quote}{module}{quote}" in source for source in code.values() for quote in "'\"")
 
 
