@@ -157,7 +157,7 @@ def test_cheap_checks_refuse_without_looking_further(job, overrides, said):
         (["data.train.problem_column=task"], "problem_column='task' is not one of its columns: question, answer"),
         (
             ["data.train.answer_column=question"],
-            "data.train: the gold answer of 5 of 5 rows is more than an answer, 'Tom",
+            "data.train: the gold answer of 5 of 5 rows is more than an answer, for example 'Tom",
         ),
         (["data.train.split=validation"], "data.train: data set '"),
         (["rollout.max_tokens=125"], "rollout.max_tokens=125: with the longest prompt of data.train, "),
@@ -269,13 +269,13 @@ def test_rows_without_an_answer_are_a_warning_in_training_and_an_error_in_a_benc
     found = {finding.subject: finding for finding in examine(config(job)).findings}
     assert found["data.train"].level == "warning"
     assert found["data.benchmarks.own"].level == "error"
-    assert "1 of 5 rows have no text or no answer, own-4 for example" in found["data.benchmarks.own"].found
+    assert "1 of 5 rows have no text or no answer, for example own-4" in found["data.benchmarks.own"].found
 
 
 def test_worked_answers_are_no_answers(job):
     write_csv(job / "train" / "train.csv", problems(8))
     (line,) = errors(examine(config(job)))
-    assert line.startswith("data.train: the gold answer of 5 of 5 rows is more than an answer, '")
+    assert line.startswith("data.train: the gold answer of 5 of 5 rows is more than an answer, for example '")
     assert "#### " in line
 
 
@@ -365,13 +365,13 @@ def test_every_row_of_own_files_is_read(job):
     for cell, said in {
         "": (
             "warning",
-            "data.train: 1 of 9 rows have no text or no answer, mine.jsonl:9 for example; they will be dropped",
+            "data.train: 1 of 9 rows have no text or no answer, for example mine.jsonl:9; they will be dropped",
         ),
         "5 apples #### 5": (
             "warning",
-            "data.train: the gold answer of 1 of 9 rows is more than an answer, '5 apples #### 5' (mine.jsonl:9)",
+            "data.train: the gold answer of 1 of 9 rows is more than an answer, for example '5 apples #### 5' (mine.jsonl:9)",
         ),
-        "?": ("warning", "data.train: the gold answer of 1 of 9 rows cannot be read, '?' (mine.jsonl:9)"),
+        "?": ("warning", "data.train: the gold answer of 1 of 9 rows cannot be read, for example '?' (mine.jsonl:9)"),
         (5,): (
             "error",
             "data.train: mine.jsonl, row 9, column 'answer' holds a list of 1 answers where one is expected",

@@ -158,7 +158,7 @@ def test_a_word_of_any_length_is_looked_through_once(word):
 
 def test_ordinary_messages_stay_as_they_are():
     for text in (
-        "object store s3://bucket/a: access refused (403); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights",
+        "object store s3://bucket/a: access refused (403); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the permissions",
         "KF_PIPELINES_ENDPOINT=http://127.0.0.1:9 cannot be reached (MaxRetryError): start the port-forward",
         "model 'org/name' (revision 012): its tokenizer has 63 tokens but its embedding matrix 60 rows",
         "`kubectl -n kubeflow create secret generic hub --from-literal=token=…`, or correct the settings",

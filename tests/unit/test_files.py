@@ -155,7 +155,7 @@ BAD = {
     ),
     "late.parquet": (
         parquet(question=["a"], answer=["3"], when=pa.array([9 * 10**18], pa.timestamp("us"))),
-        "column 'when' cannot be read: .*; leave it out, or store text",
+        "column 'when' cannot be read: .*; remove it, or store text",
     ),
     "broken.jsonl": (lines(ROWS[0]) + b'{"question": \n', "broken.jsonl, line 2: not valid JSON"),
     "text.jsonl": (b'"only a text"\n', "text.jsonl, line 1: a str, not an object"),

@@ -202,7 +202,7 @@ def test_torchrun_ends_as_its_process_did_and_says_nothing(tmp_path, end, code):
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
             r"^a file, .* cannot be written: No space left .*: \d+ bytes free in \S+, \d+ bytes free in /\S+; make room",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "/f"), "'/f': Permission denied; give this user the right"),
+        (PermissionError(errno.EACCES, "Permission denied", "/f"), "'/f': Permission denied; grant this user access"),
         (
             OSError(errno.EROFS, "Read-only file system", "/f"),
             "'/f': Read-only .*; mount it for writing, or use another",

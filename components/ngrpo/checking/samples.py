@@ -24,7 +24,7 @@ _WORDS = 12
 """An answer with more words is taken for a whole solution."""
 
 _ANSWER_ALONE = (
-    "name the column that holds the answer alone (answer_column), or say how the answer stands in it (grading.gold)"
+    "name a column that holds only the answer (answer_column), or set how to find the answer in it (grading.gold)"
 )
 
 
@@ -69,7 +69,7 @@ def _check(subject: str, source: Source, problems: Sequence[Problem]) -> Iterato
     lacking = next((problem for problem in problems if not problem.problem or not problem.answer), None)
     if lacking is not None:
         fatal = not whole or subject.startswith("data.benchmarks.")
-        found = f"{len(problems) - len(whole)} {rows} have no text or no answer, {lacking.id} for example"
+        found = f"{len(problems) - len(whole)} {rows} have no text or no answer, for example {lacking.id}"
         yield Finding(
             "error" if fatal else "warning", subject, found, "correct them" if fatal else "they will be dropped"
         )
@@ -80,7 +80,7 @@ def _check(subject: str, source: Source, problems: Sequence[Problem]) -> Iterato
         yield Finding(
             "error" if len(worked) == len(whole) else "warning",
             subject,
-            f"the gold answer of {len(worked)} {rows} is more than an answer, {_shown(worked[0])} for example",
+            f"the gold answer of {len(worked)} {rows} is more than an answer, for example {_shown(worked[0])}",
             _ANSWER_ALONE,
         )
         return
@@ -90,7 +90,7 @@ def _check(subject: str, source: Source, problems: Sequence[Problem]) -> Iterato
         yield Finding(
             "error" if len(unread) == len(head) else "warning",
             subject,
-            f"the gold answer of {len(unread)} {_of(head)} cannot be read, {_shown(unread[0])} for example",
+            f"the gold answer of {len(unread)} {_of(head)} cannot be read, for example {_shown(unread[0])}",
             _ANSWER_ALONE,
         )
     elif subject == "data.warm_start" and all(problem.solution is None for problem in problems):

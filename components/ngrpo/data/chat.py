@@ -93,7 +93,7 @@ def _tried(template: str, special: str, day: date) -> str | None:
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"it does not finish within {CPU_SECONDS} seconds"
     if done.returncode:
-        return f"the process that tried it died (exit code {done.returncode})"
+        return f"the process that rendered it died (exit code {done.returncode})"
     question, whole = json.loads(done.stdout)
     for result in (question, whole):
         if "error" in result:

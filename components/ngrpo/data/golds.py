@@ -71,7 +71,7 @@ def gold_column(source: Graded, cells: Sequence[Any], place: Place, text: ReadTe
 def _found(result: tuple[list[str], str | None], place: str, *, several: bool) -> list[str]:
     answers, error = result
     if error is not None:
-        raise DataError(f"{place}: {error}; write grading.gold_pattern so that it is found at once")
+        raise DataError(f"{place}: {error}; simplify grading.gold_pattern")
     return answers if several else [last(answers) or ""]
 
 

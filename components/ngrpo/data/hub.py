@@ -44,7 +44,7 @@ def first(source: HubSource, count: int) -> list[Problem]:
     with tempfile.TemporaryDirectory() as scratch:
         rows = _read(source, Path(scratch), streaming=True)
         with explained(
-            f"data set {source.id!r}: its first rows cannot be read", "a file of it is damaged: copy it again"
+            f"data set {source.id!r}: its first rows cannot be read", "one of its files is damaged: copy it again"
         ):
             head = Dataset.from_list(list(rows.take(count)))
     return problems_of(source, _table(source, head))
@@ -71,7 +71,7 @@ def _load(source: HubSource, path: str, streaming: bool, **options: Any) -> Any:
         cure = "check id, revision, subset and split, or set id to a local copy or an s3:// copy if the hub is out of reach"
     else:
         cure = (
-            "the copy must have the layout of the hub's repository: check subset, split and files, whether a file of it is empty or "
+            "the copy must have the layout of the hub's repository: check subset, split and files, whether one of its files is empty or "
             "damaged, and that there is no loading script (ngrpo never runs one)"
         )
     with explained(f"{where} cannot be loaded", cure):
@@ -99,7 +99,7 @@ def _table(source: HubSource, rows: Dataset) -> Table:
         raise DataError(f"{label}: split={source.split!r} is empty; name a split with rows")
 
     def cells(column: str) -> list[Any]:
-        with explained(f"{label}: column {column!r} cannot be read", "a file of it is damaged: copy it again"):
+        with explained(f"{label}: column {column!r} cannot be read", "one of its files is damaged: copy it again"):
             if column in rows.column_names:
                 return list(rows[column])
             top = column.partition(".")[0]

@@ -120,7 +120,7 @@ def _parquet(path: Path, name: str) -> list[Row]:
     cells = []
     for column in table.column_names:
         # Parquet supports dates and time zones that Python does not.
-        with explained(f"{name}: column {column!r} cannot be read", "leave it out, or store text"):
+        with explained(f"{name}: column {column!r} cannot be read", "remove it, or store text"):
             cells.append(table[column].to_pylist())
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*cells, strict=True)]
 

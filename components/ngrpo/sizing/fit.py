@@ -13,7 +13,7 @@ from ngrpo.sizing.generation import Generation
 from ngrpo.sizing.model_shape import ModelShape, model_shape
 from ngrpo.sizing.stages import Needs, answers, gpu_gib, needs_of
 
-PAGE = "docs/sizing.md says how it is computed"
+PAGE = "docs/sizing.md explains how it is computed"
 
 
 @dataclass(frozen=True)

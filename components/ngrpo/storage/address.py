@@ -35,7 +35,7 @@ def parse_address(uri: str, what: str = "object store") -> tuple[str, str]:
         problem = "expected s3://bucket/prefix, with letters, digits, dots, dashes and underscores in the bucket's name"
     elif prefix:
         forbidden = next((character for character in prefix if character in "?#%" or character.isspace()), None)
-        problem = f"{forbidden!r} may not be in it" if forbidden is not None else path_problem(prefix)
+        problem = f"{forbidden!r} is not allowed in it" if forbidden is not None else path_problem(prefix)
     if problem is not None:
         # The address may contain a password.
         raise StoreError(f"{what} {re.sub(r'//[^/]*@', '//', uri)!r}: {problem}; write s3://bucket/prefix")

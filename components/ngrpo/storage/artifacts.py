@@ -131,7 +131,9 @@ class ArtifactStore:
         try:
             entries = side_by_side(self._objects, lambda name: _entry(directory / name), names)
         except OSError as error:
-            raise StoreError(f"{directory}: cannot be read to be stored ({error.strerror}); check the disk") from error
+            raise StoreError(
+                f"{directory}: cannot be read for the upload ({error.strerror}); check the disk"
+            ) from error
         files = dict(zip(names, entries, strict=True))
         manifest = Manifest(stage, key, config_digest, code_version, dict(inputs), files)
         place = f"{stage}/{key}"
@@ -163,7 +165,7 @@ class ArtifactStore:
         place = self._place(reference)
         found = self._inspection.look_up(place)
         if found is None:
-            raise StoreError(f"artifact {reference.uri}: gone from the store; run the pipeline again to make it")
+            raise StoreError(f"artifact {reference.uri}: gone from the store; run the pipeline again to restore it")
         if found.digest != reference.digest:
             raise StoreError(f"artifact {reference.uri}: not the one referred to; run the pipeline again")
         if found.manifest is None:
@@ -175,7 +177,7 @@ class ArtifactStore:
         wanted = [name for name in files if only is None or name.startswith(only)]
         if only is not None and not wanted:
             raise StoreError(
-                f"artifact {reference.uri}: has no file that starts with {only!r}; name one of its manifest"
+                f"artifact {reference.uri}: has no file that starts with {only!r}; name a file in its manifest"
             )
         directory = self._cache / place
         partial = directory.with_name(f".{directory.name}.partial")
@@ -272,7 +274,9 @@ class ArtifactStore:
             raise StoreError(f"artifact {reference.uri}: not in the store {self._objects.uri}; set NGRPO_STORE")
         place = reference.uri[len(self._objects.uri) + 1 :].removesuffix("/")
         if path_problem(reference.key) is not None or place.rpartition("/")[2] != reference.key:
-            raise StoreError(f"artifact {reference.uri}: not of the key {reference.key!a}; run the pipeline again")
+            raise StoreError(
+                f"artifact {reference.uri}: does not have the key {reference.key!a}; run the pipeline again"
+            )
         return place
 
     def _fetch_file(self, reference: Reference, manifest: Manifest, name: str, directory: Path, partial: Path) -> None:
@@ -297,7 +301,7 @@ class ArtifactStore:
                 put_in_place(download, path)
                 return
             if not looks:
-                self._inspection.say(place, name, f"damaged, or read wrong ({found})")
+                self._inspection.say(place, name, f"damaged or misread ({found})")
             looks.append(found)
             if final:
                 break

@@ -15,8 +15,8 @@ _CURES = {
     errno.EDQUOT: "make room or raise the quota",
     errno.EFBIG: "raise the limit on the size of files",
     errno.EROFS: "mount it for writing",
-    errno.EACCES: "give this user the right to it",
-    errno.EPERM: "give this user the right to it",
+    errno.EACCES: "grant this user access",
+    errno.EPERM: "grant this user access",
     errno.EIO: "check the disk",
 }
 _ELSEWHERE = "or use another place (NGRPO_HOME, NGRPO_WORK_DIR, NGRPO_CACHE_DIR, TMPDIR)"

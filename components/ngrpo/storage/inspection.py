@@ -117,7 +117,7 @@ class Inspection:
             problem = str(error).removeprefix(f"{where}: damaged: ").rpartition("; ")[0]
             return Found(data, etag, None, problem)
         if f"{manifest.stage}/{manifest.key}" != place:
-            return Found(data, etag, None, f"it is that of {manifest.stage}/{manifest.key}")
+            return Found(data, etag, None, f"it belongs to {manifest.stage}/{manifest.key}")
         return Found(data, etag, manifest)
 
     def problems(self, place: str, found: Found) -> list[str]:

@@ -202,6 +202,6 @@ def hold(
         try:
             lease.release()
         except StoreError as failure:
-            error.add_note(f"its lock ends by itself: {failure}")
+            error.add_note(f"its lock expires by itself: {failure}")
         raise
     lease.release()

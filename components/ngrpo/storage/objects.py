@@ -139,7 +139,9 @@ class ObjectStore:
         try:
             self._send(upload, upload=True)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be read to be stored ({error.strerror}); check file and disk") from error
+            raise StoreError(
+                f"{path}: cannot be read for the upload ({error.strerror}); check file and disk"
+            ) from error
 
     def put_bytes(self, data: bytes, key: str, *, if_none_match: bool = False) -> bool:
         """Write a small object.

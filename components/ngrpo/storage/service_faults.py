@@ -101,7 +101,7 @@ def fault_of(
     if isinstance(error, ClientError):
         return _refusal(error, store, key, checksums=checksums, accepted=accepted)
     if key is not None and isinstance(error, _CUT):
-        return UnreadableError(f"{store}/{key}: cannot be read to its end ({type(error).__name__})")
+        return UnreadableError(f"{store}/{key}: cannot be read completely ({type(error).__name__})")
     if isinstance(error, (*_CUT, *_UNREACHED)):
         return OutOfReachError(
             f"object store {store}: {endpoint()} cannot be reached ({type(error).__name__}); start the service or "
@@ -128,7 +128,7 @@ def _refusal(error: ClientError, store: str, key: str | None, *, checksums: bool
     if code in _FORBIDDEN:
         return StoreError(
             f"object store {store}: access refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the "
-            "rights of that account"
+            "permissions of that account"
         )
     if code in {"NoSuchBucket", "404"}:
         return StoreError(
