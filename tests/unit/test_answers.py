@@ -310,7 +310,7 @@ def test_lists_of_gold_answers(tmp_path):
         (
             ["a" * 60],
             {"gold": "regex", "gold_pattern": "(a|aa)+$b"},
-            r"row 0, column 'answer': no verdict within 5 s; write grading.gold_pattern",
+            r"row 0, column 'answer': no verdict within 5 s; simplify grading.gold_pattern",
         ),
     ],
 )
