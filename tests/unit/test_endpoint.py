@@ -269,7 +269,7 @@ def test_answers_that_are_none(directory, stub, change, said):
 def test_something_else_that_answers(directory, stub, body):
     sampler = start_sampler(settings(stub.url), directory, sums().prompts)
     stub.faults = [(200, body)]
-    with closing(sampler.engine), pytest.raises(EngineError, match="name a server of vLLM"):
+    with closing(sampler.engine), pytest.raises(EngineError, match="use a (vLLM server|server with vLLM)"):
         sampler.generate(sums(), [(0, 0)])
 
 
