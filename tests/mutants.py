@@ -81,6 +81,7 @@ SERVING = "tests/unit/test_serving.py"
 PRUNING = "tests/pipeline/test_pruning.py"
 NOTIFIED = "tests/pipeline/test_notified_runs.py::test_what_became_of_a_deployment_is_told_after_the_decision"
 SIGNED = "tests/pipeline/test_signed_promotion.py::test_the_key_of_the_run_that_made_it_counts_not_that_of_the_latest"
+SIGNED_DIRECTORY = "tests/pipeline/test_signed_promotion.py::test_a_directory_must_be_signed_by_the_key_of_the_version_that_it_came_from"
 UNDONE = "tests/pipeline/test_watching.py::test_where_the_settings_say_so_the_promotion_is_undone_and_that_is_signed"
 
 _GRPO = "components/ngrpo/training/policy_optimization.py"
@@ -1071,6 +1072,27 @@ MUTANTS = (
         "if own is not None and own.config.signing.public_key is not None:",
         "if False:",
         (SIGNED,),
+    ),
+    Mutant(
+        "verify: a directory is looked up in no registry",
+        "pipelines/local/verifying.py",
+        "    if evidence.signed:  # without",
+        "    if False:  # without",
+        (SIGNED_DIRECTORY,),
+    ),
+    Mutant(
+        "evaluate: an endpoint that names another model is asked for answers",
+        "pipelines/local/endpoint_names.py",
+        "if claimed and digest_name(digest) not in claimed:",
+        "if False:",
+        (SERVED,),
+    ),
+    Mutant(
+        "vLLM: a new bias of the output head is dropped",
+        "components/ngrpo/rollout/vllm/worker.py",
+        "                    layer.weight_loader(layer.bias, bias)\n",
+        "                    pass\n",
+        (VLLM_WEIGHTS,),
     ),
     Mutant(
         "watch: a rollback is not signed",

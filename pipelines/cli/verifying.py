@@ -29,7 +29,11 @@ def verify(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="NAME", help="the registered model (default: that of the latest run)"),
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="the registered model (default: that of the latest run, or that a directory names)",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the links as JSON")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,11 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ngrpo.config.signing import SigningConfig
-from ngrpo.errors import TrackingError
+from ngrpo.errors import StoreError, TrackingError
+from ngrpo.section import check_name
 from ngrpo.signing.keys import PublicKey, public_key, read_public_key, require_library
+from ngrpo.storage.digest import digest_of, file_digests
 from ngrpo_kfp.pipelines.local.named_model import ALIASES, is_version, latest_configuration, settings_of_version
-from ngrpo_kfp.pipelines.local.required_key import required_key
-from ngrpo_kfp.pipelines.local.runs import latest_settings
+from ngrpo_kfp.pipelines.local.required_key import RequiredKey, required_key
+from ngrpo_kfp.pipelines.local.runs import RunSettings, latest_settings
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -40,9 +43,9 @@ def verify(
 
     Args:
         what: `champion` or another alias, the number of a version, or a directory with a model and its signatures.
-        model_name: The registered model; None for that of the latest run.
-        key_file: PEM file with the public key that must have signed it; None for that of the settings (`required_key`), and for a directory
-            that of the latest run's settings.
+        model_name: The registered model; None for that of the latest run, and for a directory that which its statement names.
+        key_file: PEM file with the public key that must have signed it; None for that of the settings (`required_key`). A directory is
+            looked up in the registry by its files.
         workspace: Where runs and services are.
         console: Where the links are shown.
         as_json: Print them as JSON in place of a table.
@@ -59,12 +62,18 @@ def verify(
     if not is_version(what):
         from ngrpo.signing.evidence import evidence_in
 
-        _judge(*evidence_in(Path(what)), given or _key_of_latest(workspace), console, as_json)
+        files, evidence = evidence_in(Path(what))
+        key = given
+        if given is None:
+            counts = _key_of_directory(files, evidence, model_name, workspace)
+            key = None if counts is None else _key_of(counts.signing)
+            if counts is not None and key is not None and not as_json:
+                console.print(escape(f"key: signing.public_key of {counts.whose}"), soft_wrap=True)
+        _judge(files, evidence, key, console, as_json)
         return
     name = model_name or latest_configuration(workspace).promotion.model_name
     with services(workspace) as around, tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
         from ngrpo.signing.evidence import registered_evidence
-        from ngrpo.storage.digest import file_digests
         from ngrpo.tracking.promotions import Promotions
 
         promotions = Promotions.in_store(around.store_uri, name)
@@ -122,7 +131,43 @@ def _key_of(signing: SigningConfig) -> PublicKey | None:
     return None if text is None else public_key(text, "signing.public_key")
 
 
-def _key_of_latest(workspace: Workspace) -> PublicKey | None:
-    """Return the key of the latest run; None if there is no run, or its settings name no key."""
+def _key_of_directory(
+    files: Mapping[str, str], evidence: Evidence, model_name: str | None, workspace: Workspace
+) -> RequiredKey | None:
+    """Return the key that counts for a directory: that of the run that made the version with these files; None if there are no runs here.
+
+    Without such a version, or without the registry, it is that of the newest run of the same model. The name of the model is that in the
+    statement, not verified yet: whoever writes the directory may choose it, as whoever writes to the registry may choose a run.
+    """
     latest = latest_settings(workspace)
-    return None if latest is None else _key_of(latest.config.signing)
+    if latest is None:
+        return None
+    name = model_name or _stated_model(evidence) or latest.config.promotion.model_name
+    own, told = None, ""
+    if evidence.signed:  # without signatures the files were not read
+        try:
+            own, told = _made_by(digest_of(files), name, workspace)
+        except (TrackingError, StoreError) as error:
+            told = f"the registry cannot be reached ({error})"
+    counts = required_key(own, name, workspace)
+    return RequiredKey(counts.signing, f"{counts.whose}; {told}") if told else counts
+
+
+def _made_by(digest: str, model_name: str, workspace: Workspace) -> tuple[RunSettings | None, str]:
+    """Return the settings of the run here that made the version with some files, and which version that is."""
+    with services(workspace):
+        from ngrpo.tracking.model_registry import DIGEST, ModelRegistry
+
+        version = next((each for each in ModelRegistry(model_name).versions() if each.tags.get(DIGEST) == digest), None)
+    if version is None:
+        return None, f"no version of {model_name} has these files"
+    return settings_of_version(version, workspace), f"these are the files of version {version.version} of {model_name}"
+
+
+def _stated_model(evidence: Evidence) -> str | None:
+    """Return the registered model that a statement names; None if there is none to be read."""
+    try:
+        envelope = json.loads(evidence.statement or b"{}")
+        return check_name(json.loads(base64.b64decode(envelope["payload"]))["predicate"]["model"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

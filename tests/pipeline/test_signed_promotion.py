@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from mlflow import MlflowClient
 
 from ngrpo.config import RunConfig, load_config, validate
 from ngrpo.config.signing import PASSWORD, SigningConfig
-from ngrpo.errors import ConfigError, DataError
+from ngrpo.errors import ConfigError, DataError, TrackingError
 from ngrpo.signing.evidence import SEAL, STATEMENT, registered_evidence
 from ngrpo.signing.keys import read_public_key
 from ngrpo.signing.verification import VerificationError, Verified, verify_model
@@ -23,7 +24,7 @@ from ngrpo.stages.model_promotion import run
 from ngrpo.storage.digest import digest_of, model_digest
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.state import write_state
-from ngrpo.tracking.model_registry import CHAMPION, DIGEST
+from ngrpo.tracking.model_registry import CHAMPION, DIGEST, ModelRegistry
 from ngrpo.tracking.promotions import Promotions
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
@@ -77,6 +78,15 @@ def beside(promotions, number="1") -> ObjectStore:
     """The place of a version in object storage."""
     location = promotions.registry.location(promotions.registry.version(number))
     return ObjectStore(location.rpartition("/")[0])
+
+
+def copied(promotions, directory: Path) -> Path:
+    """Copy what the registry keeps of version 1 to a directory."""
+    place = beside(promotions)
+    for name in place.list(""):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(place.get_bytes(name))
+    return directory
 
 
 def verify(capsys, *arguments) -> tuple[int, str]:
@@ -146,16 +156,25 @@ def test_a_promotion_without_a_key_says_so_and_is_no_refusal_unless_a_key_is_ask
     assert "is unsigned: nothing vouches for it, and a signature by the key" in told
 
 
-def test_the_key_of_the_run_that_made_it_counts_not_that_of_the_latest(promotions, promote, keys, capsys, tmp_path):
-    foreign = make_keys(tmp_path / "foreign")[1]
+@pytest.fixture
+def leave(tmp_path):
+    """Leave a run behind that trained a model."""
 
-    def leave(day: int, trained: str, model_name: str, *overrides: str) -> None:
+    def function(day: int, trained: str, model_name: str, *overrides: str) -> None:
         run = tmp_path / "outputs" / "runs" / f"2026010{day}-000000-000000-tiny"
         run.mkdir(parents=True)
         config = load_config(TINY, [f"promotion.model_name={model_name}", *overrides])
         write_state(run / "config.json", config.model_dump(mode="json"))
         stages = {"ngrpo_training": {"key": trained, "artifact": "s3://x/y/"}}
         write_state(run / "summary.json", {"stages": stages, "wall_seconds": 1.0, "mlflow": {"run_id": "r"}})
+
+    return function
+
+
+def test_the_key_of_the_run_that_made_it_counts_not_that_of_the_latest(
+    promotions, promote, keys, leave, capsys, tmp_path
+):
+    foreign = make_keys(tmp_path / "foreign")[1]
 
     promote("first", private=keys[0])
     leave(1, "key-first", NAME, f"signing.public_key={keys[1]}")
@@ -170,6 +189,32 @@ def test_the_key_of_the_run_that_made_it_counts_not_that_of_the_latest(promotion
     code, told = verify(capsys, "champion", "--model", NAME)
     assert (code, "version 1: key: a foreign key" in told) == (2, True)
     assert f"key: signing.public_key of run 20260102-000000-000000-tiny, the newest of {NAME}\n" in told
+
+
+def test_a_directory_must_be_signed_by_the_key_of_the_version_that_it_came_from(
+    promotions, promote, keys, leave, capsys, tmp_path, monkeypatch
+):
+    foreign = make_keys(tmp_path / "foreign")[1]
+    promote("first", private=keys[0])
+    copy = copied(promotions, tmp_path / "copy")
+    assert verify(capsys, copy)[1].count("name yours with --public-key") == 1, "no run here, no key"
+    leave(1, "key-first", NAME, f"signing.public_key={keys[1]}")
+    leave(2, "key-other", NAME, f"signing.public_key={foreign}")
+    leave(3, "key-another", "another", f"signing.public_key={foreign}")
+    code, told = verify(capsys, copy)
+    assert (code, told.count("holds")) == (0, 4)
+    made = f"key: signing.public_key of run 20260101-000000-000000-tiny, which made it; these are the files of version 1 of {NAME}\n"
+    assert made in told
+    newest = f"key: signing.public_key of run 20260102-000000-000000-tiny, the newest of {NAME}; "
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelRegistry, "versions", Mock(side_effect=TrackingError("MLflow is down")))
+        code, told = verify(capsys, copy)
+    assert (code, "key: a foreign key" in told) == (2, True)
+    assert f"{newest}the registry cannot be reached (MLflow is down)\n" in told
+    (copy / "model" / "model.safetensors").write_text("tampered")
+    code, told = verify(capsys, copy)
+    assert (code, "changed: model.safetensors" in told) == (2, True)
+    assert f"{newest}no version of {NAME} has these files\n" in told
 
 
 def _other_evaluation(data: bytes) -> bytes:
@@ -286,10 +331,7 @@ def test_decisions_by_hand_are_signed_and_keep_what_the_run_said(promotions, pro
 @pytest.mark.long
 def test_a_directory_as_the_registry_keeps_it(promotions, promote, keys, capsys, tmp_path):
     promote("first", private=keys[0])
-    place, copy = beside(promotions), tmp_path / "copy"
-    for name in place.list(""):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_bytes(place.get_bytes(name))
+    copy = copied(promotions, tmp_path / "copy")
     code, told = verify(capsys, copy, "--public-key", keys[1])
     assert (code, told.count("holds"), told.count("not checked")) == (0, 4, 2)
     (copy / "model" / "model.safetensors").write_text("tampered")

@@ -6,10 +6,13 @@ import socket
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from test_local_runtime import is_alive, processes_of, sleeping_run, wait_for
+
+from ngrpo_kfp.pipelines.local import mlflow_server
 
 pytestmark = pytest.mark.pipeline
 
@@ -34,11 +37,19 @@ def experiments(port):
         return None
 
 
+def servers_of(house):
+    """Return the commands of the processes that serve MLflow."""
+    commands = [(Path("/proc") / pid / "cmdline").read_bytes().split(b"\0") for pid in processes_of(house)]
+    return [command for command in commands if b"uvicorn" in command or mlflow_server.__name__.encode() in command]
+
+
 def test_ui_serves_until_it_is_stopped_and_a_run_may_use_its_store_meanwhile(house):
     port = free_port()
     ui = house.start("ui", "--port", str(port))
     wait_for(lambda: ui.poll() is not None or experiments(port), seconds=120)
     assert "ngrpo" in experiments(port)
+    # Only while MLflow starts its server by the function that `mlflow_server` replaces.
+    assert [command[2].decode() for command in servers_of(house)] == [mlflow_server.__name__], "no second one"
     house.ngrpo("run")
     assert house.ran() == ["model_promotion"]
     client = MlflowClient(f"http://127.0.0.1:{port}")

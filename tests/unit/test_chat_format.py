@@ -187,7 +187,7 @@ BAD = {
     'chat_template = ""': r"model\.chat_template: name a Jinja file",
     "chat_template = 3": r"model\.chat_template: .*valid string",
     "generation_prompt = 3": r"model\.generation_prompt: .*valid string",
-    'generation_prompt = "a\\u0000"': r"model\.generation_prompt: a text has no control characters",
+    'generation_prompt = "a\\u0000"': r"model\.generation_prompt: a text may not contain control characters",
     'end_of_turn = "<|im_end|>"': r"model\.end_of_turn: ",
     'end_of_turn = [""]': r"model\.end_of_turn\.0: ",
 }

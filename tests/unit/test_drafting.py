@@ -240,7 +240,11 @@ def test_numbers_that_json_has_no_form_for_are_held_out_and_dates_are_refused_wi
             '{"question": [{"role": "robot", "content": "a"}], "answer": "2"}\n',
             "role 'robot' is not one of",
         ),
-        ("odd.jsonl", '{"question\\n": "What is 1+1?", "answer": "2"}\n', "problem_column: one line without control"),
+        (
+            "odd.jsonl",
+            '{"question\\n": "What is 1+1?", "answer": "2"}\n',
+            "problem_column: write one line without control",
+        ),
     ],
 )
 def test_what_a_preset_could_not_name_is_refused_before_one_is_written(job, capsys, name, content, said):

@@ -53,8 +53,8 @@ class RecordedLLM:
 
 
 @contextmanager
-def vllm(cuda: bool) -> Iterator[None]:
-    parts = {
+def vllm(cuda: bool, **more: dict[str, object]) -> Iterator[None]:
+    parts = more | {
         "vllm": {"LLM": RecordedLLM, "SamplingParams": dict, "ModelRegistry": SimpleNamespace(models={})},
         "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: not cuda, is_cuda=lambda: cuda)},
         "vllm.v1.engine.exceptions": {"EngineDeadError": RuntimeError},
@@ -63,7 +63,7 @@ def vllm(cuda: bool) -> Iterator[None]:
     for name, attributes in parts.items():
         vars(modules[name]).update(attributes)
     with patch.dict(sys.modules, modules):
-        for name in ("request", "options"):
+        for name in ("request", "options", "worker"):
             sys.modules.pop(f"ngrpo.rollout.vllm.{name}", None)
         yield
 
@@ -164,6 +164,52 @@ def test_weights_of_the_engines_own_type_are_not_copied(start):
     with start(dtype="float32") as engine:
         engine.load_weights(given.items())
         assert all(value.data_ptr() == given[name].data_ptr() for name, value in engine._llm.weights.items())
+
+
+class Head(torch.nn.Module):
+    """Stands in for vLLM's output head with a bias; keeps the bias that was there when it was packed."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+        self.packed: list[list[float]] = []
+        self.quant_method = SimpleNamespace(
+            process_weights_after_loading=lambda head: self.packed.append(head.bias.tolist())
+        )
+
+    def weight_loader(self, parameter: torch.Tensor, value: torch.Tensor) -> None:
+        parameter.data.copy_(value)
+
+
+class StockWorker:
+    """Stands in for vLLM's worker, which reloads all weights but the bias of an output head (Transformers backend)."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model_runner = SimpleNamespace(get_model=lambda: model)
+        self.reloaded: list[str] = []
+
+    def reload_weights(self, weights_iterator=None):
+        self.reloaded += [name for name, _ in weights_iterator or ()]
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "language_model.lm_head.bias"])
+def test_a_new_bias_of_the_output_head_is_loaded_and_packed(name):
+    parts = {
+        "vllm.model_executor.layers.fused_moe.routed_experts": {"RoutedExperts": type("RoutedExperts", (), {})},
+        "vllm.model_executor.layers.vocab_parallel_embedding": {"ParallelLMHead": Head},
+        "vllm.v1.worker.cpu_worker": {"CPUWorker": StockWorker},
+    }
+    with vllm(cuda=False, **parts):
+        from ngrpo.rollout.vllm.worker import MixingWorker
+    head = Head()
+    worker = MixingWorker(torch.nn.Sequential(head))
+    new = {"lm_head.weight": torch.ones(4, 2), name: torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    worker.reload_weights(weights_iterator=iter(new.items()))
+    assert worker.reloaded == list(new), "vLLM gets all of them"
+    assert head.bias.tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert head.packed == [[1.0, 2.0, 3.0, 4.0]]
+    worker.reload_weights(weights_iterator=iter({"lm_head.weight": torch.ones(4, 2)}.items()))
+    assert head.bias.tolist() == [1.0, 2.0, 3.0, 4.0], "without a new one it stays"
 
 
 def _vllm(path: str) -> dict[str, tuple[list[str], str]]:

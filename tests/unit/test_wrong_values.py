@@ -124,7 +124,7 @@ CASES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "ChatFormat": {
         "chat_template": ("nowhere.jinja", "no such file"),
-        "generation_prompt": ("a\0", "no control characters"),
+        "generation_prompt": ("a\0", "may not contain control characters"),
         "end_of_turn": ([""], "at least 1 character", "''"),
     },
     "ModelConfig": {

@@ -265,7 +265,7 @@ def _never_early(promotion: PromotionConfig, evaluation: EvaluationConfig) -> It
     if promotion.statistic == "maj":
         yield (
             "evaluation.early_stop with promotion.statistic='maj': maj@n of fewer samples is another number, from which that of all cannot "
-            "be foreseen; leave early_stop out, or set statistic to 'mean' or 'pass@K'"
+            "be predicted; leave early_stop out, or set statistic to 'mean' or 'pass@K'"
         )
         return
     least = max(int(promotion.statistic.partition("@")[2] or 1) + 2, 3)
