@@ -14,6 +14,7 @@ from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.options import read_config
 from ngrpo_kfp.pipelines.local.named_model import looked_up_settings
+from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -58,7 +59,8 @@ def acting_config(
         # With those of the latest run first: what is nonsense is refused before any service starts.
         config, origin = override(latest.config, given), f"run {latest.name}"
         if version is not None:
-            own = looked_up_settings(version, config.promotion.model_name, workspace)
+            with phase(console, f"looking for the run that made {version}"):
+                own = looked_up_settings(version, config.promotion.model_name, workspace)
             if own is not None:
                 config, origin = override(own.config, given), f"run {own.name}, which made {version}"
             else:

@@ -30,6 +30,7 @@ from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.local.measuring import measure
 from ngrpo_kfp.pipelines.local.named_model import latest_configuration, looked_up_settings
+from ngrpo_kfp.pipelines.local.phases import phase, standard_error
 from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -103,7 +104,7 @@ def print_service(what: str, config: RunConfig, images: Images, workspace: Works
         TrackingError: There is no such version, or its files are gone.
         StoreError: The object store cannot be reached.
     """
-    with services(workspace) as around:
+    with phase(standard_error(), "looking at the version"), services(workspace) as around:
         stored = _stored(what, config, around.store_uri)
         print(yaml.safe_dump(_service(stored, config, images), sort_keys=False), end="")
 
@@ -125,7 +126,7 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
         NGRPOError: See `print_service`; or the cluster refuses, the service does not become ready, or the evaluation fails. The service
             is then as it was before.
     """
-    with services(workspace) as around:
+    with phase(console, "looking at the version"), services(workspace) as around:
         stored = _stored(what, config, around.store_uri)
         manifest = _service(stored, config, images)
         promoted = _evaluation(stored)

@@ -17,6 +17,7 @@ from ngrpo_kfp.pipelines.local.named_model import (
     require_name,
     settings_of,
 )
+from ngrpo_kfp.pipelines.local.phases import phase, standard_error
 from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -62,11 +63,13 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
             f"--temperature {sampling.temperature:g}: name a number from 0 (the most likely tokens) to 10"
         )
     require_name(what, workspace)
-    with services(workspace) as around:
+    said = standard_error()  # the standard output has the answers alone
+    with phase(said, "fetching the model"), services(workspace) as around:
         found = named_model(what, model_name, around, workspace)
     config = _configuration(found, workspace)
     try:
-        conversation = _Conversation(found.directory, config, sampling)
+        with phase(said, "loading the model"):
+            conversation = _Conversation(found.directory, config, sampling)
         if prompt is not None:
             conversation.ask(prompt)
             return

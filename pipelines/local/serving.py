@@ -34,6 +34,7 @@ from ngrpo_kfp.pipelines.local.named_model import (
     run_directory,
     settings_of,
 )
+from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.vouched_model import require_verified
@@ -71,7 +72,7 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     on_cpu = _build_for_cpus()
     _require_free(port)
     acting = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
-    with services(workspace) as around:
+    with phase(console, "fetching the model"), services(workspace) as around:
         model = named_model(what, None, around, workspace)
         own = settings_of(model, workspace)
         require_verified(model, required_key(own, model.model_name, workspace).signing, around)
@@ -95,7 +96,8 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
         )
         console.print(f"starting vLLM (log: {log})", soft_wrap=True)
         server = stack.enter_context(_server(arguments, log))
-        _wait_until_up(server, port, log)
+        with phase(console, "waiting until vLLM answers"):
+            _wait_until_up(server, port, log)
         for line in how_to(model, config, names[0], port):
             console.print(escape(line), soft_wrap=True)
         server.wait()

@@ -16,6 +16,7 @@ from ngrpo.config.signing import SigningConfig
 from ngrpo.errors import TrackingError
 from ngrpo.signing.keys import PublicKey, public_key, read_public_key, require_library
 from ngrpo_kfp.pipelines.local.named_model import ALIASES, is_version, latest_configuration, settings_of_version
+from ngrpo_kfp.pipelines.local.phases import messages, phase
 from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import services
@@ -62,7 +63,11 @@ def verify(
         _judge(*evidence_in(Path(what)), given or _key_of_latest(workspace), console, as_json)
         return
     name = model_name or latest_configuration(workspace).promotion.model_name
-    with services(workspace) as around, tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+    with (
+        phase(messages(console, as_json=as_json), f"fetching {what} and its evidence"),
+        services(workspace) as around,
+        tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
+    ):
         from ngrpo.signing.evidence import registered_evidence
         from ngrpo.storage.digest import file_digests
         from ngrpo.tracking.promotions import Promotions

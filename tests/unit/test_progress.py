@@ -224,7 +224,7 @@ def test_what_waits_for_its_process_is_said(tmp_path):
 
 
 def test_without_a_terminal_no_five_seconds_are_silent_and_lines_are_plain(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(phases, "_QUIET_SECONDS", 0.1)
     monkeypatch.setattr(progress, "_POLL_SECONDS", 0.02)
     console = Console(file=io.StringIO(), width=40)
     with StageProgress(Nodes(), tmp_path, console):
@@ -247,17 +247,18 @@ def test_without_a_terminal_no_five_seconds_are_silent_and_lines_are_plain(tmp_p
 
 
 def test_a_stage_of_hours_says_a_line_a_minute():
-    assert progress._quiet_seconds(NodeState("n", "running", 30.0)) == 5.0
-    assert progress._quiet_seconds(NodeState("n", "running", 3600.0)) == 60.0
+    assert phases.longest_silence(30.0) < 5.0
+    assert phases.longest_silence(3600.0) == 60.0
 
 
 def test_a_phase_is_a_spinner_on_a_terminal_and_lines_elsewhere(monkeypatch):
     monkeypatch.setattr(phases, "_QUIET_SECONDS", 0.1)
     plain, terminal = Console(file=io.StringIO()), Console(file=io.StringIO(), force_terminal=True)
     for console in (plain, terminal):
-        with phases.phase(console, "looking at what is there") as done:
+        with phases.phase(console, "looking") as done:
+            done.now("looking at what is there")
             time.sleep(0.25)
-            done()
+            done.end()
             before = console.file.getvalue()
             time.sleep(0.25)
             assert console.file.getvalue() == before

@@ -24,6 +24,7 @@ from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.preflight import checks
+from ngrpo_kfp.pipelines.local.phases import messages, phase
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
@@ -43,17 +44,18 @@ def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = 
     """
     wrong = []
     records = []
-    for finding in _findings(config, images, pod):
-        if finding.ok is False:
-            wrong.append(finding.name)
-        if as_json:
-            said, cure = (None if text is None else redacted(text) for text in (finding.said, finding.cure))
-            records.append({"name": finding.name, "ok": finding.ok, "found": said, "cure": cure})
-            continue
-        mark, colour = _MARKS[finding.ok]
-        cure = f"; {finding.cure}" if finding.cure else ""
-        said = redacted(" ".join(f"{finding.said}{cure}".split()))
-        console.print(Text.assemble((mark, colour), f" {finding.name}: {said}"), soft_wrap=True)
+    with phase(messages(console, as_json=as_json), "looking at the cluster"):
+        for finding in _findings(config, images, pod):
+            if finding.ok is False:
+                wrong.append(finding.name)
+            if as_json:
+                said, cure = (None if text is None else redacted(text) for text in (finding.said, finding.cure))
+                records.append({"name": finding.name, "ok": finding.ok, "found": said, "cure": cure})
+                continue
+            mark, colour = _MARKS[finding.ok]
+            cure = f"; {finding.cure}" if finding.cure else ""
+            said = redacted(" ".join(f"{finding.said}{cure}".split()))
+            console.print(Text.assemble((mark, colour), f" {finding.name}: {said}"), soft_wrap=True)
     if as_json:
         console.out(json.dumps(records, indent=1, ensure_ascii=False), highlight=False)
     if wrong:
