@@ -132,7 +132,8 @@ def _main(arguments: list[str]) -> int:
     try:
         _check_characters(arguments)
         if _COMPLETION in os.environ:
-            command.main(arguments, prog_name="ngrpo")  # ends the process
+            with light_imports(("rich",)):  # in which typer would draw help texts: that takes a third of the time
+                command.main(arguments, prog_name="ngrpo")  # ends the process
         signal.signal(signal.SIGTERM, _interrupt)
         # Not `command.main`, which has its own messages and exit codes for these exceptions.
         with (
