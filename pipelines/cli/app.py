@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -37,6 +38,7 @@ from ngrpo_kfp.pipelines.cli.command_examples import give_examples
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import workspace
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
+from ngrpo_kfp.pipelines.local.phases import Phase
 
 _COMPLETION = "_NGRPO_COMPLETE"
 """Environment variable that the scripts of `--show-completion` set to ask for completions."""
@@ -97,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is not None:
         return _guarded(arguments)
+    Phase.silent_since = time.monotonic()
     # Imports create a million objects that stay. Collecting garbage after every 700 of them would take a sixth of the time.
     gc.set_threshold(50_000)
     code: int | None = None

@@ -115,10 +115,11 @@ def export_model(
         with phase(console, f"uploading to {form.hub}"):
             seen_by = _upload(target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}")
         console.print(f"uploaded  {form.hub}, which is {seen_by}", soft_wrap=True, markup=False)
-    import torch
+    with phase(console, "looking at what can load it"):  # torch, transformers and vLLM take a while to import
+        import torch
 
-    on_cpu = not torch.cuda.is_available()
-    problem, cure = (None, None) if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
+        on_cpu = not torch.cuda.is_available()
+        problem, cure = (None, None) if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
     if cure is not None:
         problem = f"{problem}; `ngrpo export {what} DIR --for-vllm` fills them up with zeros, as `ngrpo serve` does"
     console.print("\n".join(["", *loading_lines(exported, problem, on_cpu=on_cpu)]), soft_wrap=True, markup=False)

@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-
-from rich.console import Console
-from rich.markup import escape
+from typing import TYPE_CHECKING, ClassVar
 
 from ngrpo.report.remaining import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# rich is imported when there is something to show: the command line imports this module as it starts.
 
 PREPARING = "starting the services, looking at what is there"
 _QUIET_SECONDS = 4.0
@@ -28,8 +31,15 @@ def longest_silence(seconds: float) -> float:
 class Phase:
     """Silent work that is shown until it ends."""
 
+    silent_since: ClassVar[float | None] = None
+    """When the process began, which then imported libraries, for its first phase; none in a process that has said something."""
+
     def __init__(self, console: Console, what: str) -> None:
         """Begin to show it; see `phase`."""
+        from rich.markup import escape
+
+        self._began = Phase.silent_since or time.monotonic()
+        Phase.silent_since = None
         self._console = console
         self._what = what
         self._over = threading.Event()
@@ -42,6 +52,8 @@ class Phase:
 
     def now(self, what: str) -> None:
         """Show what the command is doing now, for example how far it is."""
+        from rich.markup import escape
+
         self._what = what
         if self._spinner is not None:
             self._spinner.update(escape(what))
@@ -55,12 +67,12 @@ class Phase:
             self._thread.join()
 
     def _follow(self) -> None:
-        began = time.monotonic()
-        seconds = 0.0
+        quiet = _QUIET_SECONDS - (time.monotonic() - self._began)
         with suppress(OSError):  # an output that is closed or full: the command itself will say so
-            while not self._over.wait(longest_silence(seconds)):
-                seconds = time.monotonic() - began
+            while not self._over.wait(max(0.0, quiet)):
+                seconds = time.monotonic() - self._began
                 self._console.print(f"{self._what}: {duration(seconds)}", markup=False, highlight=False, soft_wrap=True)
+                quiet = longest_silence(seconds)
 
 
 @contextmanager
@@ -80,6 +92,8 @@ def phase(console: Console, what: str) -> Iterator[Phase]:
 
 def standard_error() -> Console:
     """Return the console for what must not mix with a command's output."""
+    from rich.console import Console
+
     return Console(stderr=True, highlight=False)
 
 

@@ -266,6 +266,15 @@ def test_a_phase_is_a_spinner_on_a_terminal_and_lines_elsewhere(monkeypatch):
     assert "looking at what is there" in terminal.file.getvalue()
 
 
+def test_the_first_phase_of_a_process_counts_the_imports_before_it(monkeypatch):
+    monkeypatch.setattr(phases.Phase, "silent_since", time.monotonic() - 7.0)
+    console = Console(file=io.StringIO())
+    for _ in range(2):
+        with phases.phase(console, "making the plan"):
+            time.sleep(0.1)
+    assert console.file.getvalue() == "making the plan: 7 s\n", "at once, and the second counts for itself"
+
+
 def test_a_phase_that_fails_is_over(monkeypatch):
     monkeypatch.setattr(phases, "_QUIET_SECONDS", 0.05)
     console = Console(file=io.StringIO())
