@@ -12,9 +12,9 @@ from rich.markup import escape
 
 from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import phase
 from ngrpo_kfp.pipelines.cli.options import read_config
 from ngrpo_kfp.pipelines.local.named_model import looked_up_settings
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 

@@ -19,6 +19,7 @@ import typer
 from ngrpo.checking.light_imports import UNUSED_BY_KUBERNETES, light_imports
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.report.phases import Phase
 from ngrpo.storage.disk import explain
 from ngrpo_kfp.pipelines.cli import (
     checking,
@@ -38,7 +39,6 @@ from ngrpo_kfp.pipelines.cli.command_examples import give_examples
 from ngrpo_kfp.pipelines.cli.help import Sections, examples
 from ngrpo_kfp.pipelines.cli.lazy import workspace
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
-from ngrpo_kfp.pipelines.local.phases import Phase
 
 _COMPLETION = "_NGRPO_COMPLETE"
 """Environment variable that the scripts of `--show-completion` set to ask for completions."""

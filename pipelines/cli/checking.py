@@ -33,7 +33,7 @@ def check(
 ) -> None:
     """Look for what would fail a run: files, columns, prompts, answers, rewards."""
     from ngrpo.checking.examination import examine
-    from ngrpo_kfp.pipelines.local.phases import phase, standard_error
+    from ngrpo.report.phases import phase, standard_error
 
     config = read_config(chosen_preset(preset, preset_option), settings, seed)
     # Output of the user's functions must not mix with the findings.

@@ -20,6 +20,7 @@ from ngrpo.evaluation.equivalence import Equivalence, equivalent
 from ngrpo.notifications.events import deployed
 from ngrpo.notifications.reasons import reason_of
 from ngrpo.notifications.webhooks import announce
+from ngrpo.report.phases import phase, standard_error
 from ngrpo.signing.required import require_verified_version
 from ngrpo.stages.deploy import differences_of
 from ngrpo.tracking.model_registry import ModelRegistry
@@ -30,7 +31,6 @@ from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.local.measuring import measure
 from ngrpo_kfp.pipelines.local.named_model import latest_configuration, looked_up_settings
-from ngrpo_kfp.pipelines.local.phases import phase, standard_error
 from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace

@@ -50,7 +50,7 @@ def init(
 ) -> None:
     """Write a preset for your own model, problems and rewards."""
     from ngrpo.drafting.draft import Named, write_preset
-    from ngrpo_kfp.pipelines.local.phases import phase, standard_error
+    from ngrpo.report.phases import phase, standard_error
 
     named = Named(
         model=model,

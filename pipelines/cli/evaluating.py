@@ -38,9 +38,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure any model on a preset's benchmarks, under its protocol; a registered model by default on those of the run that made it."""
+    from ngrpo.report.phases import messages
     from ngrpo_kfp.pipelines.cli.acting import acting_config
     from ngrpo_kfp.pipelines.local import measuring
-    from ngrpo_kfp.pipelines.local.phases import messages
     from ngrpo_kfp.pipelines.planning.measured_model import is_registered, source_by_name
 
     home, console, chosen = workspace(), terminal(), chosen_preset(preset, preset_option)

@@ -165,7 +165,7 @@ def prune(
 @app.command(rich_help_panel=INSPECT)
 def report(run: RunDirectory = None) -> None:
     """Write the report of a finished run again."""
-    from ngrpo_kfp.pipelines.local.phases import phase
+    from ngrpo.report.phases import phase
     from ngrpo_kfp.pipelines.local.reporting import rebuild_report
 
     home, console = workspace(), terminal()

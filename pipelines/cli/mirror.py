@@ -9,8 +9,8 @@ from rich.console import Console
 from ngrpo.config import HubModel, HubSource, RunConfig
 from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import phase
 from ngrpo.section import check_store
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.report.phases import messages
 from ngrpo_kfp.pipelines.cli.amounts import bytes_text
-from ngrpo_kfp.pipelines.local.phases import messages
 from ngrpo_kfp.pipelines.local.pruning import Pruning, Wish, prune
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.report.phases import messages, phase
 from ngrpo_kfp.pipelines.cli.amounts import bytes_text, time_text
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
-from ngrpo_kfp.pipelines.local.phases import messages, phase
 from ngrpo_kfp.pipelines.local.run_artifacts import Sizes, sizes
 from ngrpo_kfp.pipelines.local.run_views import NodeView, RunView, look
 from ngrpo_kfp.pipelines.local.runs import Kind, everything

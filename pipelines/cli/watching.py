@@ -61,8 +61,8 @@ def watch(
     if cron is not None or cluster is not None:
         raise ConfigError("--cron and --cluster apply to a schedule; name it with --schedule NAME, or leave them out")
     home, console = workspace(), terminal()
+    from ngrpo.report.phases import messages
     from ngrpo_kfp.pipelines.cli.acting import acting_config
-    from ngrpo_kfp.pipelines.local.phases import messages
 
     config = acting_config(chosen, asked, seed, home, messages(console, as_json=as_json), version="champion")
     from ngrpo_kfp.pipelines.local import watching

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ngrpo.checking.examination import require_possible
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import phase
 from ngrpo.stages.keys import config_json
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
@@ -26,7 +27,6 @@ from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.pods import configure_pod
 from ngrpo_kfp.pipelines.kubeflow.preflight import require
 from ngrpo_kfp.pipelines.kubeflow.submission import EXPERIMENT, require_pods, rerun_tokens, show_started, start
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.planning.content import reader, require_in_pods
 from ngrpo_kfp.pipelines.planning.experiment import Experiment, experiment_pipeline
 from ngrpo_kfp.pipelines.planning.experiment_plan import ExperimentPlan, planned_experiment, show_experiment

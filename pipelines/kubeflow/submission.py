@@ -17,6 +17,7 @@ from rich.console import Console
 from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ClusterError, ConfigError
+from ngrpo.report.phases import phase
 from ngrpo.sizing.fit import misfits
 from ngrpo.stages.declarations import DECLARED
 from ngrpo.storage.artifacts import ArtifactStore
@@ -26,7 +27,6 @@ from ngrpo_kfp.pipelines.kubeflow.compilation import compile_pipeline
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.links import links
 from ngrpo_kfp.pipelines.kubeflow.preflight import require
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.planning.content import require_in_pods
 from ngrpo_kfp.pipelines.planning.ledger import expectations, expectations_table
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan

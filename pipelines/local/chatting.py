@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import phase, standard_error
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
 from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
@@ -17,7 +18,6 @@ from ngrpo_kfp.pipelines.local.named_model import (
     require_name,
     settings_of,
 )
-from ngrpo_kfp.pipelines.local.phases import phase, standard_error
 from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace

@@ -19,11 +19,11 @@ from ngrpo.config import RunConfig, validate
 from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
 from ngrpo.errors import ConfigError, StoreError
 from ngrpo.report.comparison import JSON, PAGE, Arm, ComparedRun, compare, comparison_table, write_comparison
+from ngrpo.report.phases import messages, phase
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import read_state
 from ngrpo_kfp.pipelines.local.experiment_comparison import took_by_results
-from ngrpo_kfp.pipelines.local.phases import messages, phase
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.stage_records import read_record, read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.report.exported_card import Exported, exported_card, loading_lines
+from ngrpo.report.phases import phase
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.whole_files import sync
 from ngrpo_kfp.pipelines.local.named_model import NamedModel, adapter_files, named_model, require_name, settings_of
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.vouched_model import require_verified, seal_of

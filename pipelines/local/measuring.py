@@ -17,12 +17,12 @@ from rich.table import Table
 from ngrpo.config import RunConfig
 from ngrpo.config.reading import override
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Result, read_evaluation
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo.report.wording import ESTIMATORS
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
-from ngrpo_kfp.pipelines.local.phases import PREPARING, messages, phase
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 from ngrpo_kfp.pipelines.planning.content import read_contents

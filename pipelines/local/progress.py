@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.report.phases import longest_silence
 from ngrpo.report.remaining import LEFT, duration
 from ngrpo.storage.state import DamagedStateError
-from ngrpo_kfp.pipelines.local.phases import longest_silence
 from ngrpo_kfp.pipelines.local.stage_records import read_record
 from ngrpo_kfp.pipelines.planning.nodes import Plan
 

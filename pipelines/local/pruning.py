@@ -20,6 +20,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import PREPARING, phase
 from ngrpo.report.remaining import Remaining
 from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.tries import tries_of
@@ -27,7 +28,6 @@ from ngrpo.storage.manifest import MANIFEST
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.storage.seaweed_vacuum import vacuum
 from ngrpo.storage.state import DamagedStateError
-from ngrpo_kfp.pipelines.local.phases import PREPARING, phase
 from ngrpo_kfp.pipelines.local.run_artifacts import Artifact, disk_size, made_artifacts, needed_artifacts
 from ngrpo_kfp.pipelines.local.run_views import look
 from ngrpo_kfp.pipelines.local.runs import Kind, everything, find_run, name_of

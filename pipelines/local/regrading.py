@@ -14,8 +14,8 @@ from rich.table import Table
 from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.grader import Grader
+from ngrpo.report.phases import phase
 from ngrpo.report.remaining import Remaining
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.reporting import finished_run
 from ngrpo_kfp.pipelines.local.run_pipeline import run
 from ngrpo_kfp.pipelines.local.workspace import Workspace

@@ -18,6 +18,7 @@ from ngrpo.checking.examination import require_possible
 from ngrpo.errors import ConfigError
 from ngrpo.notifications.events import Event
 from ngrpo.notifications.webhooks import announce
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo.report.remaining import Remaining
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
@@ -25,7 +26,6 @@ from ngrpo_kfp.pipelines.local.announcing import RunError, failure_announced, wa
 from ngrpo_kfp.pipelines.local.experiment_comparison import ComparedArms, Outcome, node_summaries
 from ngrpo_kfp.pipelines.local.experiment_records import ExperimentRecords, ExperimentSummary
 from ngrpo_kfp.pipelines.local.experiment_tracking import TrackedExperiment, experiment_runs
-from ngrpo_kfp.pipelines.local.phases import PREPARING, messages, phase
 from ngrpo_kfp.pipelines.local.runner import in_processes
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.stage_forks import can_fork, forked_stages

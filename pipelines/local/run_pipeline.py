@@ -20,12 +20,12 @@ from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
 from ngrpo.contracts.promotion import PROMOTION, Promotion, read_promotion
 from ngrpo.environment import PRICES, environment
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo.stages.keys import mentions_kept
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.local.announcing import announce_decisions, failure_announced, warn_of_missing
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
-from ngrpo_kfp.pipelines.local.phases import PREPARING, messages, phase
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.tracking_ahead import tracking_ahead

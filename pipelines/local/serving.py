@@ -23,6 +23,7 @@ from rich.markup import escape
 from ngrpo.config import RunConfig
 from ngrpo.environment import CREDENTIAL
 from ngrpo.errors import ConfigError, DataError, EngineError
+from ngrpo.report.phases import phase
 from ngrpo_kfp.components.serving.server_arguments import served_length, server_arguments
 from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
@@ -34,7 +35,6 @@ from ngrpo_kfp.pipelines.local.named_model import (
     run_directory,
     settings_of,
 )
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.vouched_model import require_verified

@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from ngrpo.errors import ConfigError, TrackingError
+from ngrpo.report.phases import phase
 from ngrpo_kfp.pipelines.local import mlflow_server
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 

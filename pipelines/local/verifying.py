@@ -14,9 +14,9 @@ from rich.table import Table
 
 from ngrpo.config.signing import SigningConfig
 from ngrpo.errors import TrackingError
+from ngrpo.report.phases import messages, phase
 from ngrpo.signing.keys import PublicKey, public_key, read_public_key, require_library
 from ngrpo_kfp.pipelines.local.named_model import ALIASES, is_version, latest_configuration, settings_of_version
-from ngrpo_kfp.pipelines.local.phases import messages, phase
 from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.runs import latest_settings
 from ngrpo_kfp.pipelines.local.services import services

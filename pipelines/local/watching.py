@@ -12,8 +12,8 @@ from rich.table import Table
 from ngrpo.config import RunConfig
 from ngrpo.config.run import watch_settings
 from ngrpo.errors import TrackingError
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo_kfp.pipelines.local.named_model import configuration_of_version, named_model
-from ngrpo_kfp.pipelines.local.phases import PREPARING, messages, phase
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 

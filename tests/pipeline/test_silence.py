@@ -9,9 +9,10 @@ import pytest
 
 from ngrpo.config import load_config
 from ngrpo.errors import StoreError
+from ngrpo.report import phases
 from ngrpo_kfp.pipelines.cli import app as cli
 from ngrpo_kfp.pipelines.cli.options import PRESETS
-from ngrpo_kfp.pipelines.local import phases, services
+from ngrpo_kfp.pipelines.local import services
 from silences import silences
 
 RUN = "20260101-000000-000000-tiny"

@@ -13,13 +13,14 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 
+from ngrpo.report import phases
 from ngrpo.report import remaining as remaining_module
 from ngrpo.report.progress_lines import PrintProgress
 from ngrpo.report.remaining import Remaining, duration, sparkline
 from ngrpo.report.sampling_progress import SamplingProgress
 from ngrpo.stages.surroundings import job_reporters
 from ngrpo_kfp.pipelines.cli.terminal import Terminal
-from ngrpo_kfp.pipelines.local import phases, progress
+from ngrpo_kfp.pipelines.local import progress
 from ngrpo_kfp.pipelines.local.progress import NodeState, StageProgress
 from receiver import receiver
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from ngrpo.config import RunConfig
 from ngrpo.environment import environment, redacted
 from ngrpo.errors import ClusterError, NGRPOError
+from ngrpo.report.phases import messages, phase
 from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError, Refused, skew
 from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, connect, explained, namespace
 from ngrpo_kfp.pipelines.kubeflow.doctor import installed
@@ -24,7 +25,6 @@ from ngrpo_kfp.pipelines.kubeflow.finding import Finding
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.preflight import checks
-from ngrpo_kfp.pipelines.local.phases import messages, phase
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from ngrpo.errors import ClusterError
+from ngrpo.report.phases import phase
 from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.client import connect, explained
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
 from ngrpo_kfp.pipelines.kubeflow.runs.status import RunView, look
-from ngrpo_kfp.pipelines.local.phases import phase
 
 _PAUSE_SECONDS = 15.0
 _PATIENCE_SECONDS = 3600.0
