@@ -82,7 +82,8 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     names = served_names(model)
     log = workspace.root / "serve.log"
     with contextlib.ExitStack() as stack:
-        files = stack.enter_context(servable_files(model, config, on_cpu=on_cpu))
+        with phase(console, "looking whether vLLM can serve the model"):  # transformers takes a while to import
+            files = stack.enter_context(servable_files(model, config, on_cpu=on_cpu))
         if files != model.directory:
             console.print(WIDENED, soft_wrap=True)
         arguments = server_arguments(
