@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import phase
 from ngrpo_kfp.pipelines.cli.options import read_config
 from ngrpo_kfp.pipelines.local.named_model import looked_up_settings
 from ngrpo_kfp.pipelines.local.runs import RunSettings, run_directories, settings_of_runs
@@ -64,7 +65,8 @@ def acting_config(
         chosen, origin = latest, f"run {latest.name}"
         if version is not None:
             model_name = _model_name(latest, chain([latest], runs), given)
-            own = looked_up_settings(version, model_name, workspace)
+            with phase(console, f"looking for the run that made {version}"):
+                own = looked_up_settings(version, model_name, workspace)
             chosen = latest if own is None else _placed(own, cluster)
             origin = (
                 f"{origin}, the latest: no run here made {version}"

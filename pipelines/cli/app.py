@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -18,6 +19,7 @@ import typer
 from ngrpo.checking.light_imports import UNUSED_BY_KUBERNETES, light_imports
 from ngrpo.environment import addresses_without_users, redacted
 from ngrpo.errors import ConfigError, NGRPOError
+from ngrpo.report.phases import Phase
 from ngrpo.storage.disk import explain
 from ngrpo_kfp.pipelines.cli import (
     checking,
@@ -97,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is not None:
         return _guarded(arguments)
+    Phase.silent_since = time.monotonic()
     # Imports create a million objects that stay. Collecting garbage after every 700 of them would take a sixth of the time.
     gc.set_threshold(50_000)
     code: int | None = None
@@ -132,7 +135,8 @@ def _main(arguments: list[str]) -> int:
     try:
         _check_characters(arguments)
         if _COMPLETION in os.environ:
-            command.main(arguments, prog_name="ngrpo")  # ends the process
+            with light_imports(("rich",)):  # in which typer would draw help texts: that takes a third of the time
+                command.main(arguments, prog_name="ngrpo")  # ends the process
         signal.signal(signal.SIGTERM, _interrupt)
         # Not `command.main`, which has its own messages and exit codes for these exceptions.
         with (

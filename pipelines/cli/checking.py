@@ -33,10 +33,11 @@ def check(
 ) -> None:
     """Look for what would fail a run: files, columns, prompts, answers, rewards."""
     from ngrpo.checking.examination import examine
+    from ngrpo.report.phases import phase, standard_error
 
     config = read_config(chosen_preset(preset, preset_option), settings, seed)
     # Output of the user's functions must not mix with the findings.
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), phase(standard_error(), "looking at model, data and rewards"):
         examination = examine(config)
     if as_json:
         typer.echo(json.dumps(examination.record(), indent=1, ensure_ascii=False))

@@ -21,6 +21,7 @@ _EXAMPLES: Mapping[str, Sequence[str]] = {
     "evaluate": (
         "ngrpo evaluate champion",
         "ngrpo evaluate my-model --preset mine.toml",
+        "ngrpo evaluate champion --json         # for programs",
     ),
     "compile": ("ngrpo compile paper-7b --cluster mine.toml -o paper-7b.yaml",),
     "submit": ("ngrpo submit --preset paper-7b --cluster mine.toml", "ngrpo submit --cluster mine.toml --wait"),
@@ -38,10 +39,15 @@ _EXAMPLES: Mapping[str, Sequence[str]] = {
     "deploy": ("ngrpo deploy champion --cluster mine.toml",),
     "watch": (
         "ngrpo watch --endpoint http://127.0.0.1:8000/v1",
+        "ngrpo watch --endpoint http://127.0.0.1:8000/v1 --json",
         "ngrpo watch mine.toml --schedule nightly --cron @daily --cluster cluster.toml",
     ),
     "runs": ("ngrpo runs", "ngrpo runs --json"),
-    "prune": ("ngrpo prune                            # what would go", "ngrpo prune --keep 3 --yes"),
+    "prune": (
+        "ngrpo prune                            # what would go",
+        "ngrpo prune --keep 3 --yes",
+        "ngrpo prune --json",
+    ),
     "mirror": ("ngrpo mirror s3://team/copies --preset paper-7b",),
     "status": ("ngrpo status", "ngrpo status RUN --json"),
     "logs": ("ngrpo logs ngrpo_training --follow",),

@@ -19,6 +19,7 @@ from ngrpo.evaluation.equivalence import Equivalence, equivalent
 from ngrpo.notifications.events import deployed
 from ngrpo.notifications.reasons import reason_of
 from ngrpo.notifications.webhooks import announce
+from ngrpo.report.phases import phase, standard_error
 from ngrpo.signing.required import require_verified_version
 from ngrpo.stages.deploy import differences_of
 from ngrpo.tracking.model_registry import ModelRegistry
@@ -90,7 +91,7 @@ def print_service(what: str, config: RunConfig, images: Images, workspace: Works
         TrackingError: There is no such version, or its files are gone.
         StoreError: The object store cannot be reached.
     """
-    with services(workspace) as around:
+    with phase(standard_error(), "looking at the version"), services(workspace) as around:
         stored = _stored(what, config, around.store_uri)
         print(yaml.safe_dump(_service(stored, config, images), sort_keys=False), end="")
 
@@ -112,7 +113,7 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
         NGRPOError: See `print_service`; or the cluster refuses, the service does not become ready, or the evaluation fails. The service
             is then as it was before.
     """
-    with services(workspace) as around:
+    with phase(console, "looking at the version"), services(workspace) as around:
         stored = _stored(what, config, around.store_uri)
         manifest = _service(stored, config, images)
         promoted = _evaluation(stored)

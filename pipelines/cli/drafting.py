@@ -50,6 +50,7 @@ def init(
 ) -> None:
     """Write a preset for your own model, problems and rewards."""
     from ngrpo.drafting.draft import Named, write_preset
+    from ngrpo.report.phases import phase, standard_error
 
     named = Named(
         model=model,
@@ -61,6 +62,8 @@ def init(
         answer_column=answer_column,
         extends=None if extends is None else read_preset(extends),
     )
-    for line in write_preset(named, output, force=force):
+    with phase(standard_error(), "reading model and data"):
+        lines = write_preset(named, output, force=force)
+    for line in lines:
         typer.echo(line)
     typer.echo(f"preset {output}; next: ngrpo check {output}, then ngrpo run {output}")

@@ -9,7 +9,7 @@ import typer
 
 from ngrpo_kfp.pipelines.cli.help import RUN_HERE
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
-from ngrpo_kfp.pipelines.cli.options import Preset, PresetOption, Seed, Settings, chosen_preset, read_config
+from ngrpo_kfp.pipelines.cli.options import Json, Preset, PresetOption, Seed, Settings, chosen_preset, read_config
 
 app = typer.Typer()
 
@@ -35,8 +35,10 @@ def evaluate(
             help="OpenAI API of a vLLM server that serves MODEL, to use instead of a local engine",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Evaluate any model on a preset's benchmarks, with its protocol; a registered model by default on those of the run that trained it."""
+    from ngrpo.report.phases import messages
     from ngrpo_kfp.pipelines.cli.acting import acting_config
     from ngrpo_kfp.pipelines.local import measuring
     from ngrpo_kfp.pipelines.planning.measured_model import is_registered, source_by_name
@@ -45,8 +47,8 @@ def evaluate(
     served = [] if endpoint is None else [f"evaluation.endpoint.url={json.dumps(endpoint)}"]
     overrides = [*(settings or ()), *served]
     if is_registered(model):
-        config = acting_config(chosen, overrides, seed, home, console, version=model)
+        config = acting_config(chosen, overrides, seed, home, messages(console, as_json=as_json), version=model)
     else:
         config = read_config(chosen, overrides, seed)
         source_by_name(model)  # refuses an invalid name before anything is started
-    measuring.measure(config, model, home, console)
+    measuring.measure(config, model, home, console, as_json=as_json)

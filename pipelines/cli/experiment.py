@@ -18,6 +18,7 @@ from ngrpo_kfp.pipelines.cli.options import (
     PRESETS,
     Cluster,
     ImagesFile,
+    Json,
     Settings,
     Wait,
     checked,
@@ -57,25 +58,32 @@ Name = Annotated[
 
 
 @app.command("list")
-def list_() -> None:
+def list_(as_json: Json = False) -> None:
     """List the experiments that have names."""
     from rich.table import Table
 
+    files = {name: _read(name, None, None).file for name in _experiments()}
+    if as_json:
+        listed = [
+            {"experiment": name, "preset": file.preset, "arms": list(file.arms), "seeds": list(file.seeds)}
+            for name, file in files.items()
+        ]
+        terminal().print_json(data=listed, indent=1)
+        return
     table = Table()
     for column in ("experiment", "preset", "arms", "seeds"):
         table.add_column(column, overflow="fold")
-    for name in _experiments():
-        file = _read(name, None, None).file
+    for name, file in files.items():
         table.add_row(name, file.preset, ", ".join(file.arms), str(len(file.seeds)))
     terminal().print(table)
 
 
 @app.command()
-def plan(name: Name, settings: Settings = None) -> None:
+def plan(name: Name, settings: Settings = None, as_json: Json = False) -> None:
     """Show what an experiment would run, and what it needs."""
     from ngrpo_kfp.pipelines.local.run_experiment import show_plan
 
-    show_plan(_here(name, settings), workspace(), terminal())
+    show_plan(_here(name, settings), workspace(), terminal(), as_json=as_json)
 
 
 @app.command()
@@ -91,12 +99,18 @@ def run(
 
 
 @app.command()
-def report(name: Name, settings: Settings = None, cluster: Cluster = None, images: ImagesFile = IMAGES) -> None:
+def report(
+    name: Name,
+    settings: Settings = None,
+    cluster: Cluster = None,
+    images: ImagesFile = IMAGES,
+    as_json: Json = False,
+) -> None:
     """Compare the arms by the results that exist; with --cluster, by those of the cluster."""
     from ngrpo_kfp.pipelines.local import run_experiment
 
     if cluster is None:
-        run_experiment.report(_here(name, settings), workspace(), terminal())
+        run_experiment.report(_here(name, settings), workspace(), terminal(), as_json=as_json)
         return
     from ngrpo_kfp.pipelines.kubeflow.experiment_submission import planned_there
     from ngrpo_kfp.pipelines.kubeflow.images import Images
@@ -105,7 +119,7 @@ def report(name: Name, settings: Settings = None, cluster: Cluster = None, image
     home = workspace()
     planned, store = planned_there(_there(name, settings, cluster), Images(images), home.cache)
     records = ExperimentRecords.of(home, planned.experiment.name)
-    run_experiment.compare_finished(planned, store, records, terminal())
+    run_experiment.compare_finished(planned, store, records, terminal(), as_json=as_json)
 
 
 @app.command()

@@ -11,7 +11,15 @@ import typer
 from ngrpo.errors import ConfigError
 from ngrpo_kfp.pipelines.cli.help import INSPECT
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
-from ngrpo_kfp.pipelines.cli.options import AnyRun, RunDirectory, checked_run, checked_stage, stage_names
+from ngrpo_kfp.pipelines.cli.options import (
+    AnyRun,
+    Json,
+    RunDirectory,
+    checked_run,
+    checked_stage,
+    completed_stages,
+    stage_names,
+)
 
 if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runs import Kind
@@ -56,7 +64,7 @@ def logs(
         typer.Argument(
             metavar="STAGE",
             help="a stage; `ngrpo plan` lists them. On this machine also a RUN, or nothing: the stage that is running, or ran last",
-            autocompletion=stage_names,
+            autocompletion=completed_stages,
         ),
     ] = None,
     run: AnyRun = None,
@@ -144,21 +152,26 @@ def prune(
         bool, typer.Option("--shared", help="remove what was made here, even from a store that others use too")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="remove it; otherwise it is only shown")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show, or with --yes remove, what no champion, no kept run and no resumable run needs."""
     from ngrpo_kfp.pipelines.cli.pruning import show_pruning
     from ngrpo_kfp.pipelines.local.pruning import Wish
 
-    show_pruning(workspace(), Wish(keep, keep_run or (), drop or (), shared), terminal(), yes=yes)
+    wish = Wish(keep, keep_run or (), drop or (), shared)
+    show_pruning(workspace(), wish, terminal(), yes=yes, as_json=as_json)
 
 
 @app.command(rich_help_panel=INSPECT)
 def report(run: RunDirectory = None) -> None:
     """Write the report of a finished run again."""
+    from ngrpo.report.phases import phase
     from ngrpo_kfp.pipelines.local.reporting import rebuild_report
 
-    home = workspace()
-    terminal().print(f"report  {rebuild_report(run or home.latest, home)}")
+    home, console = workspace(), terminal()
+    with phase(console, "writing the report"):
+        path = rebuild_report(run or home.latest, home)
+    console.print(f"report  {path}")
 
 
 @app.command(rich_help_panel=INSPECT)

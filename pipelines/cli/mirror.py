@@ -9,6 +9,7 @@ from rich.console import Console
 from ngrpo.config import HubModel, HubSource, RunConfig
 from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import phase
 from ngrpo.section import check_store
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -38,7 +39,9 @@ def copy_sources(config: RunConfig, target: str, workspace: Workspace, console: 
     with services(workspace):
         for setting, source in sources.items():
             name = "id" if isinstance(source, HubSource | HubModel) else "path"
-            console.print(f"--set {setting}.{name}={mirror(source, target)}", soft_wrap=True)
+            with phase(console, f"copying what {setting} names"):
+                copy = mirror(source, target)
+            console.print(f"--set {setting}.{name}={copy}", soft_wrap=True)
 
 
 def _check_target(target: str) -> None:

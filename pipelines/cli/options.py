@@ -25,6 +25,7 @@ IMAGES = Path("images/images.lock")
 IN_ENVIRONMENT = "the environment"
 IN_SECRET = "a secret of cluster.secrets"
 _DEFAULT_PRESET = "tiny"
+_COMPONENTS = Path(__file__).parents[2] / "components"
 
 
 def stage_names() -> list[str]:
@@ -32,6 +33,11 @@ def stage_names() -> list[str]:
     from ngrpo.stages.declarations import DECLARED
 
     return list(DECLARED)
+
+
+def completed_stages() -> list[str]:
+    """Return the names of the stages for a shell that completes one: by their components, for settings take long to import."""
+    return sorted(path.parent.name for path in _COMPONENTS.glob("*/component.py"))
 
 
 Preset = Annotated[
@@ -87,6 +93,9 @@ Wait = Annotated[
         show_default=False,
     ),
 ]
+Json = Annotated[
+    bool, typer.Option("--json", help="print the result as JSON; everything else goes to the standard error")
+]
 RunDirectory = Annotated[
     Path | None,
     typer.Option("--run", metavar="DIR", help="directory of the run (default: the latest)"),
@@ -101,7 +110,7 @@ AnyRun = Annotated[
 ]
 StageName = Annotated[
     str,
-    typer.Argument(metavar="STAGE", help="a stage; `ngrpo plan` lists them", autocompletion=stage_names),
+    typer.Argument(metavar="STAGE", help="a stage; `ngrpo plan` lists them", autocompletion=completed_stages),
 ]
 ScheduleName = Annotated[str, typer.Argument(metavar="NAME", help="name of the schedule")]
 

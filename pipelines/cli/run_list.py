@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.report.phases import messages, phase
 from ngrpo_kfp.pipelines.cli.amounts import bytes_text, time_text
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
 from ngrpo_kfp.pipelines.local.run_artifacts import Sizes, sizes
@@ -30,8 +31,9 @@ def show_runs(workspace: Workspace, console: Console, *, as_json: bool) -> None:
         console: Where they are shown.
         as_json: Print a JSON list in place of the table.
     """
-    kept = sizes(workspace)
-    views = [(look(*one, workspace), kept[one[1]]) for one in everything(workspace)]
+    with phase(messages(console, as_json=as_json), "looking at the runs and their sizes"):
+        kept = sizes(workspace)
+        views = [(look(*one, workspace), kept[one[1]]) for one in everything(workspace)]
     if as_json:
         console.out(
             json.dumps([_record(view) | _bytes(size) for view, size in views], indent=1, ensure_ascii=False),

@@ -16,6 +16,7 @@ from ngrpo_kfp.pipelines.cli.options import (
     ActingPreset,
     Cluster,
     ImagesFile,
+    Json,
     PresetOption,
     Seed,
     Settings,
@@ -48,23 +49,26 @@ def watch(
     ] = None,
     cluster: Cluster = None,
     images: ImagesFile = IMAGES,
+    as_json: Json = False,
 ) -> None:
     """Measure the served champion with fresh samples; exit code 1 is an alert."""
     chosen = chosen_preset(preset, preset_option)
     asked = [*(settings or ()), *([] if endpoint is None else [f"watch.endpoint.url={json.dumps(endpoint)}"])]
     if schedule is not None:
+        if as_json:
+            raise ConfigError("--json is for a measurement here: with --schedule nothing is measured yet; leave it out")
         _schedule(schedule, cron, chosen, asked, seed, cluster, images)
         return
     if cron is not None or cluster is not None:
         raise ConfigError("--cron and --cluster apply to a schedule; name it with --schedule NAME, or leave them out")
-    home = workspace()
+    home, console = workspace(), terminal()
+    from ngrpo.report.phases import messages
     from ngrpo_kfp.pipelines.cli.acting import acting_config
 
-    console = terminal()
-    config = acting_config(chosen, asked, seed, home, console, version="champion")
+    config = acting_config(chosen, asked, seed, home, messages(console, as_json=as_json), version="champion")
     from ngrpo_kfp.pipelines.local import watching
 
-    if watching.watch(config, home, console).alert:
+    if watching.watch(config, home, console, as_json=as_json).alert:
         raise typer.Exit(1)
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ngrpo.checking.examination import require_possible
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import phase
 from ngrpo.stages.keys import config_json
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.objects import ObjectStore
@@ -56,16 +57,19 @@ def submit_experiment(
     experiment.require(lambda arm, config: require_in_pods(config))
     experiment.require(lambda arm, config: require_key_in_pods(config))
     experiment.require(lambda arm, config: require_verified_base(config, config.cluster.store))
-    planned, _ = planned_there(experiment, images, cache)
+    with phase(console, "looking at the store"):
+        planned, _ = planned_there(experiment, images, cache)
     show_experiment(planned, console, {})
     if not planned.plan.to_run:
         return None
     experiment.require(lambda arm, config: require_pods(config, images, planned.of_arm(arm).stages_to_run))
-    text = compile_experiment(planned, images)
-    client = connect()
-    for arm, stages in _different(planned).items():
-        require(experiment.arms[arm], images, console, stages)
-    return show_started(start(client, experiment.baseline, text, name), console)
+    with phase(console, "compiling, looking at the cluster, submitting"):
+        text = compile_experiment(planned, images)
+        client = connect()
+        for arm, stages in _different(planned).items():
+            require(experiment.arms[arm], images, console, stages)
+        run = start(client, experiment.baseline, text, name)
+    return show_started(run, console)
 
 
 def planned_there(experiment: Experiment, images: Images, cache: Path) -> tuple[ExperimentPlan, ArtifactStore]:

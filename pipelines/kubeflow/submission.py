@@ -17,6 +17,7 @@ from rich.console import Console
 from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ClusterError, ConfigError
+from ngrpo.report.phases import phase
 from ngrpo.sizing.fit import misfits
 from ngrpo.stages.declarations import DECLARED
 from ngrpo.storage.artifacts import ArtifactStore
@@ -66,29 +67,31 @@ def submit(
     require_possible(config)
     require_in_pods(config)
     require_key_in_pods(config)
-    objects = ObjectStore(config.cluster.store)
-    objects.check()
-    require_verified_base(config, config.cluster.store)
-    store = ArtifactStore(objects, cache)
-    tokens = rerun_tokens(objects)
-    asked: dict[str, str] = {}
-    if rerun is not None:
-        again = _plan(config, images, None, tokens).find(rerun)
-        if DECLARED[again.stage].cacheable:
-            # Tokens sort by time, and the last one counts.
-            asked = {again.base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
-    plan = _plan(config, images, store, tokens | asked)
-    require_pods(config, images, plan.stages_to_run)
-    text = compile_pipeline(config, plan, images, caching=False)
+    with phase(console, "looking at the store, compiling"):
+        objects = ObjectStore(config.cluster.store)
+        objects.check()
+        require_verified_base(config, config.cluster.store)
+        store = ArtifactStore(objects, cache)
+        tokens = rerun_tokens(objects)
+        asked: dict[str, str] = {}
+        if rerun is not None:
+            again = _plan(config, images, None, tokens).find(rerun)
+            if DECLARED[again.stage].cacheable:
+                # Tokens sort by time, and the last one counts.
+                asked = {again.base_key: f"{time.time_ns():020d}-{secrets.token_hex(4)}"}
+        plan = _plan(config, images, store, tokens | asked)
+        require_pods(config, images, plan.stages_to_run)
+        text = compile_pipeline(config, plan, images, caching=False)
     console.print(plan_table(plan, config))
     if plan.to_run:
         console.print(expectations_table(expectations(plan, config, objects, here=False), config.costs))
-    client = connect()
-    require(config, images, console, plan.stages_to_run)
-    run = start(client, config, text, name)
-    # Store rerun tokens only once the run is accepted.
-    for base_key, token in asked.items():
-        objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
+    with phase(console, "looking at the cluster, submitting"):
+        client = connect()
+        require(config, images, console, plan.stages_to_run)
+        run = start(client, config, text, name)
+        # Store rerun tokens only once the run is accepted.
+        for base_key, token in asked.items():
+            objects.put_bytes(b"", f"{_TOKENS}/{base_key}/{token}")
     return show_started(run, console)
 
 

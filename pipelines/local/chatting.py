@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ngrpo.config import RunConfig
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import phase, standard_error
 from ngrpo_kfp.pipelines.local.interrupted import Interrupted
 from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
@@ -62,11 +63,13 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
             f"--temperature {sampling.temperature:g}: name a number from 0 (the most likely tokens) to 10"
         )
     require_name(what, workspace)
-    with services(workspace) as around:
+    said = standard_error()  # the standard output has the answers alone
+    with phase(said, "fetching the model"), services(workspace) as around:
         found = named_model(what, model_name, around, workspace)
     config = _configuration(found, workspace)
     try:
-        conversation = _Conversation(found.directory, config, sampling)
+        with phase(said, "loading the model"):
+            conversation = _Conversation(found.directory, config, sampling)
         if prompt is not None:
             conversation.ask(prompt)
             return

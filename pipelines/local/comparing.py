@@ -19,6 +19,7 @@ from ngrpo.config import RunConfig, validate
 from ngrpo.contracts.evaluation import EVALUATION, read_evaluation
 from ngrpo.errors import ConfigError, StoreError
 from ngrpo.report.comparison import JSON, PAGE, Arm, ComparedRun, compare, comparison_table, write_comparison
+from ngrpo.report.phases import messages, phase
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import read_state
@@ -123,41 +124,42 @@ def compare_runs(
     """
     given = [_split(word, workspace) for word in words]
     named = [_named_run(word, label, run, workspace) for word, label, run, experiment in given if experiment is None]
-    with services(workspace) as around:
-        store = around.artifact_store(workspace)
-        arms = _arms_of_runs(named, store)
-        for word, label, _, experiment in given:
-            if experiment is not None:
-                name, arm = experiment
-                summary = _experiment(name, workspace)
-                arms[word] = _arm_of_experiment(name, arm, label or arm, summary, store)
-                asked = asked.or_else(summary["benchmark"], summary["measure"], summary["equivalence"])
-    if named:
-        promotion = named[0].config.promotion
-        asked = asked.or_else(promotion.benchmark, promotion.statistic)
-    in_order = list(dict.fromkeys(arms[word].name for word in words))
-    by_name: dict[str, Arm] = {}
-    for found in arms.values():
-        if by_name.setdefault(found.name, found) is not found:
-            raise ConfigError(f"comparison: two arms are called {found.name}: name them, NAME=RUN")
-    if len(by_name) < 2:
-        raise ConfigError(
-            f"comparison: {', '.join(words)}: one arm only, {in_order[0]}: name runs that differ by more than their seed, or give them "
-            "names: before=RUN after=RUN"
+    with phase(messages(console, as_json=as_json), "comparing the runs"):
+        with services(workspace) as around:
+            store = around.artifact_store(workspace)
+            arms = _arms_of_runs(named, store)
+            for word, label, _, experiment in given:
+                if experiment is not None:
+                    name, arm = experiment
+                    summary = _experiment(name, workspace)
+                    arms[word] = _arm_of_experiment(name, arm, label or arm, summary, store)
+                    asked = asked.or_else(summary["benchmark"], summary["measure"], summary["equivalence"])
+        if named:
+            promotion = named[0].config.promotion
+            asked = asked.or_else(promotion.benchmark, promotion.statistic)
+        in_order = list(dict.fromkeys(arms[word].name for word in words))
+        by_name: dict[str, Arm] = {}
+        for found in arms.values():
+            if by_name.setdefault(found.name, found) is not found:
+                raise ConfigError(f"comparison: two arms are called {found.name}: name them, NAME=RUN")
+        if len(by_name) < 2:
+            raise ConfigError(
+                f"comparison: {', '.join(words)}: one arm only, {in_order[0]}: name runs that differ by more than their seed, or give them "
+                "names: before=RUN after=RUN"
+            )
+        baseline = in_order[0] if asked.baseline is None else asked.baseline
+        comparison = compare(
+            [by_name[name] for name in in_order],
+            baseline=arms[baseline].name if baseline in arms else baseline,
+            benchmark=asked.benchmark,
+            measure=asked.measure or "mean",
+            margin=_MARGIN if asked.equivalence is None else asked.equivalence,
+            prices=named[0].config.costs if named else None,
         )
-    baseline = in_order[0] if asked.baseline is None else asked.baseline
-    comparison = compare(
-        [by_name[name] for name in in_order],
-        baseline=arms[baseline].name if baseline in arms else baseline,
-        benchmark=asked.benchmark,
-        measure=asked.measure or "mean",
-        margin=_MARGIN if asked.equivalence is None else asked.equivalence,
-        prices=named[0].config.costs if named else None,
-    )
-    directory = output or workspace.root / "comparisons" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
-    with written(directory):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_comparison(comparison, directory)
+        directory = output or workspace.root / "comparisons" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"
+        with written(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_comparison(comparison, directory)
     if as_json:
         console.print((directory / JSON).read_text(encoding="utf-8"), soft_wrap=True, markup=False)
     else:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _CURE = "run the experiment again"
 _LOG = "log_history.json"
 _SAMPLES = "samples/trained/"
-_FILES = ("comparison.json", "comparison.html")
 
 
 @dataclass(frozen=True)
@@ -79,17 +78,18 @@ class ComparedArms:
             for arm, of_arm in values.items()
         }
 
-    def compare(self, directory: Path, console: Console) -> list[Path]:
+    def compare(self, directory: Path, console: Console, *, as_json: bool = False) -> list[Path]:
         """Compare the arms, show the result, and return its files.
 
         Args:
             directory: Gets the files.
             console: Where the tables are shown.
+            as_json: Print `comparison.json` in place of the tables.
 
         Raises:
             ConfigError: The runs cannot be compared, for example because they were measured in different ways.
         """
-        from ngrpo.report.comparison import compare, comparison_table, write_comparison
+        from ngrpo.report.comparison import JSON, PAGE, compare, comparison_table, write_comparison
 
         file = self._planned.experiment.file
         comparison = compare(
@@ -103,8 +103,11 @@ class ComparedArms:
         )
         with written(directory):
             write_comparison(comparison, directory)
-        console.print(comparison_table(comparison))
-        return [directory / name for name in _FILES]
+        if as_json:
+            console.print((directory / JSON).read_text(encoding="utf-8"), soft_wrap=True, markup=False)
+        else:
+            console.print(comparison_table(comparison))
+        return [directory / JSON, directory / PAGE]
 
     def _arms(self) -> list[Arm]:
         from ngrpo.report.comparison import Arm, ComparedRun

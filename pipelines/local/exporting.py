@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.report.exported_card import Exported, exported_card, loading_lines
+from ngrpo.report.phases import phase
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.whole_files import sync
 from ngrpo_kfp.pipelines.local.named_model import NamedModel, adapter_files, named_model, require_name, settings_of
@@ -66,7 +67,7 @@ def export_model(
     """
     require_name(what, workspace)
     _require_possible(target, form)
-    with services(workspace) as around:
+    with phase(console, "fetching the model"), services(workspace) as around:
         found = named_model(what, model_name, around, workspace)
         own = settings_of(found, workspace)
         require_verified(found, required_key(own, found.model_name, workspace).signing, around)
@@ -86,7 +87,7 @@ def export_model(
         filled_up=factor is not None,
     )
     digest = model_digest(source) if form.adapter else found.digest
-    with _whole(target) as partial:
+    with phase(console, "writing the files"), _whole(target) as partial:
         for path in sorted(source.rglob("*")):
             if path.is_file():
                 copy = partial / path.relative_to(source)
@@ -111,12 +112,14 @@ def export_model(
         f"exported  {what}, {version} {found.model_name}, sha256 {found.digest[:12]}", soft_wrap=True, markup=False
     )
     if form.hub is not None:
-        seen_by = _upload(target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}")
+        with phase(console, f"uploading to {form.hub}"):
+            seen_by = _upload(target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}")
         console.print(f"uploaded  {form.hub}, which is {seen_by}", soft_wrap=True, markup=False)
-    import torch
+    with phase(console, "looking at what can load it"):  # torch, transformers and vLLM take a while to import
+        import torch
 
-    on_cpu = not torch.cuda.is_available()
-    problem, cure = (None, None) if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
+        on_cpu = not torch.cuda.is_available()
+        problem, cure = (None, None) if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
     if cure is not None:
         problem = f"{problem}; `ngrpo export {what} DIR --for-vllm` fills them up with zeros, as `ngrpo serve` does"
     console.print("\n".join(["", *loading_lines(exported, problem, on_cpu=on_cpu)]), soft_wrap=True, markup=False)

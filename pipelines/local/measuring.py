@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from rich.table import Table
 from ngrpo.config import RunConfig
 from ngrpo.config.reading import override
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Result, read_evaluation
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo.report.wording import ESTIMATORS
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
@@ -36,7 +39,7 @@ _MODEL = "trained"
 REPORT = "report.md"
 
 
-def measure(config: RunConfig, model: str, workspace: Workspace, console: Console) -> Path:
+def measure(config: RunConfig, model: str, workspace: Workspace, console: Console, *, as_json: bool = False) -> Path:
     """Measure a model, show the results, and return the directory that holds `evaluation.json` and a report.
 
     The data is byte for byte that of a run of the preset, whose tables are reused. Everything is stored under keys of content, so the
@@ -49,13 +52,15 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
         model: The model; see `model_source`.
         workspace: Where everything is stored.
         console: Where progress and results are shown.
+        as_json: Print the results as JSON, and progress to the standard error.
 
     Raises:
         NGRPOError: A service or a stage failed in a way that the user can fix, or the endpoint serves another model.
         Interrupted: The measurement was told to stop.
     """
     config = _without_gpus(config) if config.evaluation.endpoint is not None else config
-    with workspace.lock(), services(workspace) as around:
+    said = messages(console, as_json=as_json)
+    with workspace.lock(), phase(said, PREPARING) as prepared, services(workspace) as around:
         source = model_source(model, config)
         if config.evaluation.endpoint is not None:
             require_named(config.evaluation.endpoint, source.get("digest"))
@@ -80,13 +85,20 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
             directory.mkdir(mode=0o700, parents=True)
         write_state(directory / "config.json", config.model_dump(mode="json"))
         write_state(directory / "plan.json", plan_record(plan))
-        console.print(plan_table(plan, config))
-        reference = plan["benchmark_evaluation"].reference or _run(plan, config, around, directory, console)
+        if plan.to_run:
+            importlib.import_module("ngrpo_kfp.pipelines.local.runner")  # takes seconds
+        prepared.end()
+        if not as_json:
+            console.print(plan_table(plan, config))
+        reference = plan["benchmark_evaluation"].reference or _run(plan, config, around, directory, said)
         evaluation = _copied(store, reference, directory)
-    table, report = _results(evaluation, config), directory / REPORT
+    report = directory / REPORT
     report.write_text(_report(evaluation, config, model, reference), encoding="utf-8")
+    if as_json:
+        console.print_json(data=_for_programs(evaluation, config, model, reference, directory), indent=1)
+        return directory
     console.print(escape(_title(config, model)), soft_wrap=True)
-    console.print(table)
+    console.print(_results(evaluation, config))
     console.print(f"report: {report}", soft_wrap=True)
     return directory
 
@@ -128,23 +140,61 @@ def _copied(store: ArtifactStore, reference: Reference, directory: Path) -> Eval
     return read_evaluation(fetched, "measure the model again")
 
 
-def _rows(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str, str, str]]:
-    """Return title, measure, value in percent and interval of each benchmark."""
-    rows = []
+@dataclass(frozen=True)
+class _Value:
+    """A result: fractions, not percent."""
+
+    benchmark: str
+    measure: str
+    """`mean@N`, `maj@N`, `pass@K` or `best@K`."""
+    value: float
+    interval: list[float] | None
+
+
+def _values(evaluation: Evaluation) -> Iterator[_Value]:
+    """Yield the results of each benchmark."""
     for name, result in evaluation["models"][_MODEL].items():
-        title = config.title(name)
-        rows.append((title, f"mean@{result['n_samples']}", _percent(result["mean"]), _interval(result["mean_ci"])))
+        yield _Value(name, f"mean@{result['n_samples']}", result["mean"], result["mean_ci"])
         if "maj" in result and "maj_ci" in result:
-            rows.append((title, f"maj@{result['n_samples']}", _percent(result["maj"]), _interval(result["maj_ci"])))
+            yield _Value(name, f"maj@{result['n_samples']}", result["maj"], result["maj_ci"])
         for estimator, values, intervals in (
             ("pass", result["pass_at_k"], result.get("pass_at_k_ci", {})),
             ("best", result.get("best_at_k", {}), result.get("best_at_k_ci", {})),
         ):
             for k, value in values.items():
                 if k != "1":  # both are the mean then
-                    interval = _interval(intervals[k]) if k in intervals else ""
-                    rows.append((title, f"{estimator}@{k}", _percent(value), interval))
-    return rows
+                    yield _Value(name, f"{estimator}@{k}", value, intervals.get(k))
+
+
+def _rows(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str, str, str]]:
+    """Return title, measure, value in percent and interval of each result."""
+    return [
+        (
+            config.title(found.benchmark),
+            found.measure,
+            _percent(found.value),
+            "" if found.interval is None else _interval(found.interval),
+        )
+        for found in _values(evaluation)
+    ]
+
+
+def _for_programs(
+    evaluation: Evaluation, config: RunConfig, model: str, reference: Reference, directory: Path
+) -> dict[str, Any]:
+    """Return a measurement as `ngrpo evaluate --json` prints it."""
+    endpoint = config.evaluation.endpoint
+    return {
+        "model": model,
+        "preset": config.preset,
+        "endpoint": None if endpoint is None else endpoint.url,
+        "weights": evaluation.get("weights", {}).get(_MODEL),
+        "key": reference.key,
+        "artifact": reference.uri,
+        "directory": str(directory),
+        "confidence": config.evaluation.confidence,
+        "results": [asdict(found) for found in _values(evaluation)],
+    }
 
 
 def _title(config: RunConfig, model: str) -> str:

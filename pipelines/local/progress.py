@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from ngrpo.report.phases import longest_silence
 from ngrpo.report.remaining import LEFT, duration
 from ngrpo.storage.state import DamagedStateError
 from ngrpo_kfp.pipelines.local.stage_records import read_record
@@ -20,11 +21,6 @@ from ngrpo_kfp.pipelines.planning.nodes import Plan
 
 _TAIL_BYTES = 4096
 _POLL_SECONDS = 0.25
-_QUIET_SECONDS = 5.0
-"""Longest silence in seconds without a terminal, in the first minutes of a stage."""
-_YOUNG_SECONDS = 600.0
-_QUIET_LATER_SECONDS = 60.0
-"""Longest silence after that: a training of days would otherwise fill its log with repeated lines."""
 _SYMBOLS = {
     "cached": "[green]✓",
     "done": "[green]✓",
@@ -126,16 +122,13 @@ class StageProgress:
             for state in self.states():
                 before = shown.get(state.name, NodeState(state.name, "waiting"))
                 news = state.state != before.state and state.state not in ("starting", "waiting")
-                quiet = state.state in ("running", "starting") and time.monotonic() - told >= _quiet_seconds(state)
+                allowed = longest_silence(state.seconds or 0.0)
+                quiet = state.state in ("running", "starting") and time.monotonic() - told >= allowed
                 if not news and not quiet:
                     continue
                 shown[state.name] = state
                 told = time.monotonic()
                 self._console.print(_plain(state), markup=False, highlight=False, soft_wrap=True)
-
-
-def _quiet_seconds(state: NodeState) -> float:
-    return _QUIET_SECONDS if (state.seconds or 0.0) < _YOUNG_SECONDS else _QUIET_LATER_SECONDS
 
 
 def _table(states: list[NodeState], width: int) -> Table:

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
+from rich.console import Console
 
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import PREPARING, phase
+from ngrpo.report.remaining import Remaining
 from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import MANIFEST
@@ -84,13 +87,16 @@ class Pruning:
         return sum(item.size for item in self.items)
 
 
-def prune(workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], *, really: bool) -> tuple[Pruning, bool]:
+def prune(
+    workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], console: Console, *, really: bool
+) -> tuple[Pruning, bool]:
     """Plan a pruning, show it, and carry it out if requested.
 
     Args:
         workspace: The workspace.
         wish: Options of the pruning.
         show: Shows the plan before anything is removed.
+        console: Where it is shown how far the removal is.
         really: Remove it.
 
     Returns:
@@ -108,17 +114,25 @@ def prune(workspace: Workspace, wish: Wish, show: Callable[[Pruning], None], *, 
             "the object store that AWS_ENDPOINT_URL or NGRPO_STORE names may have other users: add --shared to remove there what runs of "
             "this workspace made, and nothing else; who needs it elsewhere makes it again"
         )
-    with workspace.lock() if really else nullcontext(), services(workspace) as around:
+    with (
+        workspace.lock() if really else nullcontext(),
+        phase(console, PREPARING) as shown,
+        services(workspace) as around,
+    ):
         plan = plan_pruning(workspace, wish, around, ours_alone=ours_alone)
         show(plan)
         if really:
+            shown.now("removing")
             _finish(workspace)
-            for item in plan.items:
+            remaining = Remaining()
+            for number, item in enumerate(plan.items):
+                shown.now(f"removed {number} of {len(plan.items)}{remaining.words(number, len(plan.items))}")
                 item.remove()
             if not workspace.latest.exists():
                 workspace.latest.unlink(missing_ok=True)
             deleted = sum(item.size for item in plan.items if item.what in _IN_STORE)
             if ours_alone and deleted:
+                shown.now("freeing the deleted bytes")
                 return plan, vacuum(workspace.store, deleted)
     return plan, True
 

@@ -14,6 +14,8 @@ from rich.table import Table
 from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.grader import Grader
+from ngrpo.report.phases import phase
+from ngrpo.report.remaining import Remaining
 from ngrpo_kfp.pipelines.local.reporting import finished_run
 from ngrpo_kfp.pipelines.local.run_pipeline import run
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -35,30 +37,40 @@ def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> 
     for column in ("model", "benchmark", "samples", "now correct", "no longer correct", "mean before", "mean now"):
         shown.add_column(column, justify="left" if column in ("model", "benchmark") else "right")
     changed: dict[str, None] = {}
-    with finished_run(run_directory, workspace) as (_summary, config, references, store), Grader() as grader:
+    with (
+        phase(console, "fetching the samples") as grading,
+        finished_run(run_directory, workspace) as (_summary, config, references, store),
+        Grader() as grader,
+    ):
         console.print(
             escape(f"model  {config.promotion.model_name}  (settings of run {run_directory.resolve().name})"),
             soft_wrap=True,
         )
         problems = store.fetch(references[find_node("prepare_data", references)]) / "benchmarks"
-        for node in of_stage("benchmark_evaluation", references):
-            samples = store.fetch(references[node]) / "samples"
-            for benchmark in read_benchmarks(problems, config.benchmark_gradings):
-                for path in sorted(samples.glob(f"*/{benchmark.name}.parquet")):
-                    before = pq.read_table(path)
-                    was, now = before["correct"], graded(before, benchmark, grader)["correct"]
-                    gained, lost = _count(pc.and_not(now, was)), _count(pc.and_not(was, now))
-                    if gained or lost:
-                        changed[node] = None
-                    numbers = [
-                        str(before.num_rows),
-                        str(gained),
-                        str(lost),
-                        *(f"{pc.mean(v).as_py():.2%}" for v in (was, now)),
-                    ]
-                    # One of several nodes is identified by its labels.
-                    model = ".".join([*node.split(".")[1:], path.parent.name])
-                    shown.add_row(model, benchmark.name, *numbers)
+        found = [
+            (node, path, benchmark)
+            for node in of_stage("benchmark_evaluation", references)
+            for samples in [store.fetch(references[node]) / "samples"]
+            for benchmark in read_benchmarks(problems, config.benchmark_gradings)
+            for path in sorted(samples.glob(f"*/{benchmark.name}.parquet"))
+        ]
+        remaining = Remaining()
+        for number, (node, path, benchmark) in enumerate(found):
+            grading.now(f"graded {number} of {len(found)} tables{remaining.words(number, len(found))}")
+            before = pq.read_table(path)
+            was, now = before["correct"], graded(before, benchmark, grader)["correct"]
+            gained, lost = _count(pc.and_not(now, was)), _count(pc.and_not(was, now))
+            if gained or lost:
+                changed[node] = None
+            numbers = [
+                str(before.num_rows),
+                str(gained),
+                str(lost),
+                *(f"{pc.mean(v).as_py():.2%}" for v in (was, now)),
+            ]
+            # One of several nodes is identified by its labels.
+            model = ".".join([*node.split(".")[1:], path.parent.name])
+            shown.add_row(model, benchmark.name, *numbers)
     console.print(shown)
     for node in changed:
         run(config, workspace, console, rerun=node)

@@ -18,6 +18,7 @@ from ngrpo.checking.examination import require_possible
 from ngrpo.errors import ConfigError
 from ngrpo.notifications.events import Event
 from ngrpo.notifications.webhooks import announce
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo.report.remaining import Remaining
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
@@ -25,7 +26,6 @@ from ngrpo_kfp.pipelines.local.announcing import RunError, failure_announced, wa
 from ngrpo_kfp.pipelines.local.experiment_comparison import ComparedArms, Outcome, node_summaries
 from ngrpo_kfp.pipelines.local.experiment_records import ExperimentRecords, ExperimentSummary
 from ngrpo_kfp.pipelines.local.experiment_tracking import TrackedExperiment, experiment_runs
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.runner import in_processes
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.stage_forks import can_fork, forked_stages
@@ -33,7 +33,12 @@ from ngrpo_kfp.pipelines.local.stage_records import read_record
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 from ngrpo_kfp.pipelines.planning.content import reader
 from ngrpo_kfp.pipelines.planning.experiment import ArmRun, Experiment, experiment_pipeline
-from ngrpo_kfp.pipelines.planning.experiment_plan import ExperimentPlan, planned_experiment, show_experiment
+from ngrpo_kfp.pipelines.planning.experiment_plan import (
+    ExperimentPlan,
+    experiment_for_programs,
+    planned_experiment,
+    show_experiment,
+)
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
 from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_record
@@ -42,9 +47,6 @@ from ngrpo_kfp.pipelines.planning.user_imports import require_imports
 
 if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runner import Runner
-
-
-_PREPARING = "starting the services, looking at what is there"
 
 
 class ExperimentError(RunError):
@@ -81,7 +83,7 @@ def run(
     # Imported only now: it takes seconds, and is needed after the store is up and the plan is made.
     threading.Thread(target=importlib.import_module, args=("ngrpo.tracking.mlflow_runs",), daemon=True).start()
     records = ExperimentRecords.of(workspace, experiment.name)
-    with workspace.lock(), phase(console, _PREPARING) as prepared, services(workspace) as around:
+    with workspace.lock(), phase(console, PREPARING) as prepared, services(workspace) as around:
         experiment.require(lambda arm, config: require_verified_base(config, around.store_uri))
         store = around.artifact_store(workspace)
         if rerun is not None:
@@ -98,7 +100,7 @@ def run(
 
         experiment.require(check)
         directory = records.begin(plan_record(planned.plan))
-        prepared()
+        prepared.end()
         show_experiment(planned, console, took)
         warn_of_missing(experiment.baseline, console)
         with (
@@ -109,21 +111,22 @@ def run(
                 outcome = _run_all(planned, directory, tracked, console, runner or in_processes)
             seconds = records.seconds()
             console.print("comparing the arms")
-            compared = ComparedArms(planned, outcome, store)
-            problems = [f"{run}: {why}" for run, why in outcome.failed.items()]
-            files: list[Path] = []
-            try:
-                files = compared.compare(records.directory, console)
-            except ConfigError as error:
-                problems += str(error).splitlines()
-            arms_and_seeds = [run for run in planned.nodes if run.arm not in planned.merged]
-            summary = _summary(planned, outcome, seconds, {"tracking_uri": around.tracking_uri})
-            summary["mlflow"]["run_id"] = tracked.parent().run_id
-            ran = {node.key for node in planned.plan if not node.cached}
-            summary["stage_seconds"] = round(sum(spent for key, spent in seconds.items() if key in ran), 3)
-            summary["wall_seconds"] = round(time.monotonic() - began, 3)
-            files.append(records.write_summary(summary))
-            tracked.finish(compared.metrics, frozenset(run.arm for run in outcome.failed), tuple(files))
+            with phase(console, "comparing the arms"):
+                compared = ComparedArms(planned, outcome, store)
+                problems = [f"{run}: {why}" for run, why in outcome.failed.items()]
+                files: list[Path] = []
+                try:
+                    files = compared.compare(records.directory, console)
+                except ConfigError as error:
+                    problems += str(error).splitlines()
+                arms_and_seeds = [run for run in planned.nodes if run.arm not in planned.merged]
+                summary = _summary(planned, outcome, seconds, {"tracking_uri": around.tracking_uri})
+                summary["mlflow"]["run_id"] = tracked.parent().run_id
+                ran = {node.key for node in planned.plan if not node.cached}
+                summary["stage_seconds"] = round(sum(spent for key, spent in seconds.items() if key in ran), 3)
+                summary["wall_seconds"] = round(time.monotonic() - began, 3)
+                files.append(records.write_summary(summary))
+                tracked.finish(compared.metrics, frozenset(run.arm for run in outcome.failed), tuple(files))
             _show_places(files, summary, console)
             if problems:
                 raise ExperimentError("\n".join(problems), _brief(experiment.name, outcome, len(arms_and_seeds)))
@@ -153,50 +156,72 @@ def _forks(plan: Plan, directory: Path, runner: Callable[[], Runner] | None) -> 
     return forked_stages(plan.stages_to_run, directory / "kfp.log")
 
 
-def show_plan(experiment: Experiment, workspace: Workspace, console: Console) -> None:
+def show_plan(experiment: Experiment, workspace: Workspace, console: Console, *, as_json: bool = False) -> None:
     """Show what an experiment would run, which arms share it, and what it needs.
+
+    Args:
+        experiment: The experiment.
+        workspace: Where everything is kept.
+        console: Where it is shown.
+        as_json: Print JSON for programs (`experiment_for_programs`).
 
     Raises:
         ConfigError: A stage needs more GPU memory than it asks for.
         StoreError: The object store cannot be reached.
     """
     records = ExperimentRecords.of(workspace, experiment.name)
-    with services(workspace) as around:
+    with phase(messages(console, as_json=as_json), PREPARING), services(workspace) as around:
         took = records.seconds()
         planned = _planned(experiment, workspace, around.artifact_store(workspace), records.history(took))
-    show_experiment(planned, console, took)
+    if as_json:
+        console.print_json(data=experiment_for_programs(planned, took), indent=1)
+    else:
+        show_experiment(planned, console, took)
     experiment.require(lambda arm, config: require_fit(config, planned.of_arm(arm)))
 
 
-def report(experiment: Experiment, workspace: Workspace, console: Console) -> Path:
+def report(experiment: Experiment, workspace: Workspace, console: Console, *, as_json: bool = False) -> Path:
     """Compare the arms of an experiment by the results that exist, and return the path of the page.
+
+    Args:
+        experiment: The experiment.
+        workspace: Where everything is kept.
+        console: Where the comparison is shown.
+        as_json: Print `comparison.json` in place of the tables.
 
     Raises:
         ConfigError: No run has finished, or the runs cannot be compared.
         StoreError: A result is gone, or the object store cannot be reached.
     """
     records = ExperimentRecords.of(workspace, experiment.name)
-    with services(workspace) as around:
+    with phase(messages(console, as_json=as_json), PREPARING) as prepared, services(workspace) as around:
         store = around.artifact_store(workspace)
         planned = _planned(experiment, workspace, store, History())
-        return compare_finished(planned, store, records, console)
+        prepared.end()
+        return compare_finished(planned, store, records, console, as_json=as_json)
 
 
 def compare_finished(
-    planned: ExperimentPlan, store: ArtifactStore, records: ExperimentRecords, console: Console
+    planned: ExperimentPlan,
+    store: ArtifactStore,
+    records: ExperimentRecords,
+    console: Console,
+    *,
+    as_json: bool = False,
 ) -> Path:
     """Compare the arms by the results that a plan found in the store; see `report`."""
     outcome = Outcome(made={}, failed=_failed_last_time(planned, records))
-    compared = ComparedArms(planned, outcome, store)
-    name = planned.experiment.name
-    if not compared.evaluations:
-        raise ConfigError(f"experiment {name}: no run has finished: run it first (ngrpo experiment run {name})")
-    for note in planned.notes:
-        console.print(escape(note), soft_wrap=True)
-    with written(records.directory):
-        records.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    page = compared.compare(records.directory, console)[-1]
-    console.print(f"report  {page}", soft_wrap=True)
+    name, said = planned.experiment.name, messages(console, as_json=as_json)
+    with phase(said, "comparing the arms"):
+        compared = ComparedArms(planned, outcome, store)
+        if not compared.evaluations:
+            raise ConfigError(f"experiment {name}: no run has finished: run it first (ngrpo experiment run {name})")
+        for note in planned.notes:
+            said.print(escape(note), soft_wrap=True)
+        with written(records.directory):
+            records.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        page = compared.compare(records.directory, console, as_json=as_json)[-1]
+    said.print(f"report  {page}", soft_wrap=True, markup=False)
     return page
 
 

@@ -20,12 +20,12 @@ from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
 from ngrpo.contracts.promotion import PROMOTION, Promotion, read_promotion
 from ngrpo.environment import PRICES, environment
 from ngrpo.errors import ConfigError
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo.stages.keys import mentions_kept
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
 from ngrpo_kfp.pipelines.local.announcing import announce_decisions, failure_announced, warn_of_missing
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
-from ngrpo_kfp.pipelines.local.phases import phase
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.store_ahead import embeds_store
 from ngrpo_kfp.pipelines.local.tracking_ahead import tracking_ahead
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from ngrpo_kfp.pipelines.local.runner import Runner
 
 _CURE = "run the preset again"
-_PREPARING = "starting the services, looking at what is there"
 
 
 def run(
@@ -86,7 +85,7 @@ def run(
         require_possible(config)
     require_key(config)
     importing = tracking_ahead("ngrpo.tracking.mlflow_runs")
-    with workspace.lock(), phase(console, _PREPARING) as prepared, services(workspace) as around:
+    with workspace.lock(), phase(console, PREPARING) as prepared, services(workspace) as around:
         store = around.artifact_store(workspace)
         config = _based(config, base, around)
         if rerun is not None:
@@ -106,7 +105,7 @@ def run(
         # They take seconds to import; after the plan that would be a silent pause.
         for module in ("reporting", "runner"):
             importlib.import_module(f"ngrpo_kfp.pipelines.local.{module}")
-        prepared()
+        prepared.end()
         console.print(plan_table(plan, config))
         _show_expectations(plan, config, store, console)
         last = last_run_of(directory, config.preset, workspace)
@@ -141,14 +140,14 @@ def show_plan(
         _show(plan, config, None, console, as_json=as_json)
     else:
         with (
-            phase(None if as_json else console, _PREPARING) as prepared,
+            phase(messages(console, as_json=as_json), PREPARING) as prepared,
             services(workspace, stopped=False) as around,
             mentions_kept(workspace.mentions),
         ):
             config = _based(config, base, around)
             store = around.artifact_store(workspace)
             plan = _plan(config, workspace, store)
-            prepared()
+            prepared.end()
             _show(plan, config, store, console, as_json=as_json)
     if not as_json:
         show_amounts(config, plan, console)
@@ -171,7 +170,7 @@ def dry_run(config: RunConfig, workspace: Workspace, console: Console, *, base: 
             )
         plan = _plan(config, workspace, None, buckets=False)
     else:
-        with services(workspace) as around:
+        with phase(console, PREPARING), services(workspace) as around:
             config = _based(config, base, around)
             plan = _plan(config, workspace, around.artifact_store(workspace))
     console.print(plan_table(plan, config))

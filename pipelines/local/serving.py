@@ -23,6 +23,7 @@ from rich.markup import escape
 from ngrpo.config import RunConfig
 from ngrpo.environment import CREDENTIAL
 from ngrpo.errors import ConfigError, DataError, EngineError
+from ngrpo.report.phases import phase
 from ngrpo_kfp.components.serving.server_arguments import served_length, server_arguments
 from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
@@ -71,7 +72,7 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     on_cpu = _build_for_cpus()
     _require_free(port)
     acting = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
-    with services(workspace) as around:
+    with phase(console, "fetching the model"), services(workspace) as around:
         model = named_model(what, None, around, workspace)
         own = settings_of(model, workspace)
         require_verified(model, required_key(own, model.model_name, workspace).signing, around)
@@ -81,7 +82,8 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     names = served_names(model)
     log = workspace.root / "serve.log"
     with contextlib.ExitStack() as stack:
-        files = stack.enter_context(servable_files(model, config, on_cpu=on_cpu))
+        with phase(console, "looking whether vLLM can serve the model"):  # transformers takes a while to import
+            files = stack.enter_context(servable_files(model, config, on_cpu=on_cpu))
         if files != model.directory:
             console.print(WIDENED, soft_wrap=True)
         arguments = server_arguments(
@@ -95,7 +97,8 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
         )
         console.print(f"starting vLLM (log: {log})", soft_wrap=True)
         server = stack.enter_context(_server(arguments, log))
-        _wait_until_up(server, port, log)
+        with phase(console, "waiting until vLLM answers"):
+            _wait_until_up(server, port, log)
         for line in how_to(model, config, names[0], port):
             console.print(escape(line), soft_wrap=True)
         server.wait()

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ngrpo.errors import ConfigError, TrackingError
+from ngrpo.report.phases import phase
 from ngrpo_kfp.pipelines.local import mlflow_server
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -39,11 +40,12 @@ def serve_ui(workspace: Workspace, port: int, console: Console) -> None:
         ConfigError: The port is taken.
         TrackingError: The server does not start.
     """
-    with services(workspace) as around:
+    with phase(console, "starting MLflow") as starting, services(workspace) as around:
         if around.tracking_uri.startswith(("http://", "https://")):
             console.print(f"MLflow: {around.tracking_uri}")
             return
         with _mlflow_server(around, port, workspace.root / "ui.log"):
+            starting.end()
             console.print(f"MLflow   http://127.0.0.1:{port}")
             console.print(f"objects  {os.environ.get('AWS_ENDPOINT_URL', 'AWS')}  {around.store_uri}")
             console.print("Ctrl-C to stop")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ngrpo.config.signing import SigningConfig
 from ngrpo.errors import StoreError, TrackingError
+from ngrpo.report.phases import messages, phase
 from ngrpo.section import check_name
 from ngrpo.signing.keys import PublicKey, public_key, read_public_key, require_library
 from ngrpo.storage.digest import digest_of, file_digests
@@ -72,7 +73,11 @@ def verify(
         _judge(files, evidence, key, console, as_json)
         return
     name = model_name or latest_configuration(workspace).promotion.model_name
-    with services(workspace) as around, tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch:
+    with (
+        phase(messages(console, as_json=as_json), f"fetching {what} and its evidence"),
+        services(workspace) as around,
+        tempfile.TemporaryDirectory(prefix="ngrpo-") as scratch,
+    ):
         from ngrpo.signing.evidence import registered_evidence
         from ngrpo.tracking.promotions import Promotions
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +12,7 @@ from rich.table import Table
 from ngrpo.config import RunConfig
 from ngrpo.config.run import watch_settings
 from ngrpo.errors import TrackingError
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo_kfp.pipelines.local.named_model import configuration_of_version, named_model
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
     from ngrpo.stages.champion_watch import Seen
 
 
-def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
+def watch(config: RunConfig, workspace: Workspace, console: Console, *, as_json: bool = False) -> Seen:
     """Measure the served champion, and show the result.
 
     Args:
         config: Configuration with `watch`, and with the protocol of the champion's evaluation.
         workspace: Where services and downloads are.
         console: Where the result is shown.
+        as_json: Print the result as JSON for programs.
 
     Raises:
         NGRPOError: See `ngrpo.stages.champion_watch.look` and `named_model`: there is no champion, or it has no evaluation.
     """
     watch_settings(config)
-    with services(workspace) as around:
+    with phase(messages(console, as_json=as_json), PREPARING) as shown, services(workspace) as around:
         from ngrpo.tracking.promotions import Promotions
 
         promotions = Promotions.in_store(around.store_uri, config.promotion.model_name)
@@ -43,12 +45,34 @@ def watch(config: RunConfig, workspace: Workspace, console: Console) -> Seen:
 
         champion = Champion(named.model_name, named.version, named.directory, named.digest)
         made_by = partial(configuration_of_version, workspace=workspace)
-        seen = look(config, champion, promotions, around.artifact_store(workspace), made_by)
-    if seen.drifts:
-        console.print(_table(config, seen))
-    console.print(escape(f"{'alert' if seen.alert else 'watch'}  {seen.summary}"), soft_wrap=True)
+        shown.now("measuring the champion")
+        seen = look(config, champion, promotions, around.artifact_store(workspace), made_by, say=shown.now)
+    if as_json:
+        console.print_json(data=_for_programs(seen), indent=1)
+    else:
+        if seen.drifts:
+            console.print(_table(config, seen))
+        console.print(escape(f"{'alert' if seen.alert else 'watch'}  {seen.summary}"), soft_wrap=True)
     announce_alert(config, seen)
     return seen
+
+
+def _for_programs(seen: Seen) -> dict[str, Any]:
+    """Return a look as `ngrpo watch --json` prints it: `before` and `now` are mean@n in percent, `drop` and `interval` points."""
+    benchmarks = {
+        name: {"before": 100.0 * seen.before[name], "now": 100.0 * (seen.before[name] - drift.drop)}
+        | seen.facts["benchmarks"][name]
+        for name, drift in seen.drifts.items()
+    }
+    return {
+        "model": seen.model_name,
+        "version": int(seen.version),
+        "alert": seen.alert,
+        "summary": seen.summary,
+        **seen.facts,
+        "rolled_back": seen.rolled_back,
+        "benchmarks": benchmarks,
+    }
 
 
 def _table(config: RunConfig, seen: Seen) -> Table:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +18,7 @@ from ngrpo.sizing.model_shape import ModelShape, model_shape
 from ngrpo.sizing.stages import Needs, needs_of
 from ngrpo_kfp.pipelines.planning.experiment import ArmRun, Experiment
 from ngrpo_kfp.pipelines.planning.nodes import Plan, PlannedStage
+from ngrpo_kfp.pipelines.planning.plan import plan_for_programs
 
 _HOUR = 3600.0
 
@@ -127,6 +129,22 @@ class _Row:
         return sum(not node.cached for node in self.nodes)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """The work of a row. Times and tokens are of all nodes that have to run."""
+
+    row: _Row
+    asked: ResourcesConfig
+    gpu: Amount | None
+    """Memory that the stage needs of each GPU; none if that is not known."""
+    tokens: int
+    """Most tokens that are generated."""
+    seconds: float | None
+    """Expected time; none if it is not known."""
+    computed: bool
+    """Whether the time is computed from the settings, not measured."""
+
+
 def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[str, float]) -> None:
     """Print the work of an experiment: for each stage and arm, existing results, who shares them, and needed resources.
 
@@ -136,7 +154,7 @@ def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[
         seconds: Duration of stages in earlier runs of this experiment, by key.
     """
     experiment = planned.experiment
-    known, rows = _Needs(experiment), list(_rows(planned))
+    works = list(_works(planned, seconds))
     table = Table(
         title=f"Experiment {escape(experiment.name)}: {len(planned.arms)} arms x {len(experiment.file.seeds)} seeds"
     )
@@ -145,47 +163,91 @@ def show_experiment(planned: ExperimentPlan, console: Console, seconds: Mapping[
     on_gpus = any(config.needs(node.stage).gpus for config in experiment.arms.values() for node in planned.plan)
     for column in ("results", "to run", *(("GPUs of each", "needed") if on_gpus else ()), "tokens", "time"):
         table.add_column(column, justify="right", overflow="fold")
-    total, tokens, unknown, gpu_hours, computed = 0.0, 0, 0, 0.0, False
-    for row in rows:
-        asked = experiment.arms[row.arms[0]].needs(row.stage)
-        needs = known.of(row.arms[0], row.stage)
-        took, estimate = _took(row, seconds), None if needs is None else needs.duration
-        each = took if took is not None or estimate is None else estimate.seconds
-        is_computed = took is None and estimate is not None and estimate.computed
-        most = row.to_run * ((None if needs is None else needs.duration.tokens) or 0)
-        if each is None:
-            unknown += row.to_run
-            tokens += most
-        else:
-            total += each * row.to_run
-            gpu_hours += each * row.to_run * asked.gpus / _HOUR
-            computed |= is_computed
-        gpu = None if needs is None else needs.gpu
+    for work in works:
+        row = work.row
         table.add_row(
             row.stage,
             "all arms" if len(row.arms) == len(planned.arms) > 1 else ", ".join(row.arms),
             str(len(row.nodes)),
             str(row.to_run) if row.to_run else "[green]cached",
-            *((_asked(asked), _needed(asked, gpu)) if on_gpus else ()),
-            f"{most / 1e6:,.1f} M" if most else "",
-            "" if not row.to_run else "?" if each is None else f"{'~' * is_computed}{_hours(each * row.to_run)}",
+            *((_asked(work.asked), _needed(work.asked, work.gpu)) if on_gpus else ()),
+            f"{work.tokens / 1e6:,.1f} M" if work.tokens else "",
+            "" if not row.to_run else "?" if work.seconds is None else f"{'~' * work.computed}{_hours(work.seconds)}",
         )
     console.print(table)
     for note in planned.notes:
         console.print(escape(note), soft_wrap=True)
-    left = sum(row.to_run for row in rows)
+    console.print(_total(works), soft_wrap=True)
+
+
+def experiment_for_programs(planned: ExperimentPlan, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Return the plan of an experiment as `ngrpo experiment plan --json` prints it; see `show_experiment`."""
+    experiment = planned.experiment
+    return {
+        "experiment": experiment.name,
+        "preset": experiment.file.preset,
+        "baseline": experiment.file.baseline,
+        "benchmark": experiment.file.benchmark,
+        "measure": experiment.file.measure,
+        "seeds": list(experiment.file.seeds),
+        "arms": planned.arms,
+        "merged": dict(planned.merged),
+        "work": [
+            {
+                "stage": work.row.stage,
+                "arms": list(work.row.arms),
+                "results": len(work.row.nodes),
+                "to_run": work.row.to_run,
+                "gpus": work.asked.gpus,
+                "gpu_memory_gib": work.asked.gpu_memory_gib if work.asked.gpus else None,
+                "gpu_memory_needed_gib": work.gpu.gib if work.asked.gpus and work.gpu is not None else None,
+                "tokens": work.tokens,
+                "seconds": None if work.seconds is None else round(work.seconds, 3),
+                "seconds_are_computed": work.computed,
+            }
+            for work in _works(planned, seconds)
+        ],
+        "nodes": plan_for_programs(planned.plan),
+    }
+
+
+def _works(planned: ExperimentPlan, seconds: Mapping[str, float]) -> Iterator[_Work]:
+    known = _Needs(planned.experiment)
+    for row in _rows(planned):
+        asked = planned.experiment.arms[row.arms[0]].needs(row.stage)
+        needs = known.of(row.arms[0], row.stage)
+        took, estimate = _took(row, seconds), None if needs is None else needs.duration
+        each = took if took is not None or estimate is None else estimate.seconds
+        yield _Work(
+            row,
+            asked,
+            None if needs is None else needs.gpu,
+            tokens=row.to_run * ((None if estimate is None else estimate.tokens) or 0),
+            seconds=None if each is None else each * row.to_run,
+            computed=took is None and estimate is not None and estimate.computed,
+        )
+
+
+def _total(works: Sequence[_Work]) -> str:
+    """Return what is left to run, in one sentence."""
+    left = sum(work.row.to_run for work in works)
     if not left:
-        console.print("every result is in the store")
-        return
+        return "every result is in the store"
+    timed = [work for work in works if work.seconds is not None]
+    untimed = [work for work in works if work.seconds is None]
+    unknown = sum(work.row.to_run for work in untimed)
     said = [f"{left} stages to run"]
     if unknown < left:
+        total = sum(work.seconds or 0.0 for work in timed)
+        gpu_hours = sum((work.seconds or 0.0) * work.asked.gpus for work in timed) / _HOUR
         said.append(f"{left - unknown} of them in about {_hours(total)} one after another, {gpu_hours:,.1f} GPU hours")
     if unknown:
+        tokens = sum(work.tokens for work in untimed)
         most_tokens = f"; they generate at most {tokens / 1e6:,.1f} million tokens" if tokens else ""
         said.append(f"the time of {unknown} is not known{most_tokens}")
-    if computed:
+    if any(work.computed for work in timed):
         said.append(f"~: {COMPUTED}")
-    console.print("; ".join(said), soft_wrap=True)
+    return "; ".join(said)
 
 
 class _Needs:

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from ngrpo.errors import ConfigError
 
+JSON, PAGE = "comparison.json", "comparison.html"
+
 
 @dataclass(frozen=True)
 class ComparedRun:
@@ -46,8 +48,8 @@ def compare(arms, *, baseline, benchmark, measure, margin, published=None, price
 
 
 def write_comparison(comparison, directory):
-    (directory / "comparison.json").write_text(json.dumps(comparison))
-    (directory / "comparison.html").write_text("<html>comparison")
+    (directory / JSON).write_text(json.dumps(comparison))
+    (directory / PAGE).write_text("<html>comparison")
 
 
 def comparison_table(comparison):

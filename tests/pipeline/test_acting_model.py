@@ -154,7 +154,7 @@ def test_without_a_terminal_the_answer_is_no_and_with_one_it_is_what_is_typed(mo
 def test_a_rerun_is_of_the_latest_run_and_an_evaluation_of_the_run_that_made_the_version(home, ngrpo, monkeypatch):
     ran = []
     monkeypatch.setattr(run_pipeline, "run", lambda config, *_, **how: ran.append((config, how["rerun"])))
-    monkeypatch.setattr(measuring, "measure", lambda config, model, *_: ran.append((config, model)))
+    monkeypatch.setattr(measuring, "measure", lambda config, model, *_, **__: ran.append((config, model)))
     own = RunSettings("before", load_config(PRESETS / "tiny.toml", [f"promotion.model_name={NEW}", "training.steps=5"]))
     made = {"champion": own, "1": None}
     monkeypatch.setattr(acting, "looked_up_settings", lambda what, model_name, workspace: made[what])
@@ -202,7 +202,7 @@ def test_a_setting_fits_the_run_that_made_the_version_and_not_the_latest(home, n
 
 def test_any_other_model_is_measured_on_the_benchmarks_of_a_preset(home, ngrpo, tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr(measuring, "measure", lambda config, *_: measured.append(config.promotion.model_name))
+    monkeypatch.setattr(measuring, "measure", lambda config, *_, **__: measured.append(config.promotion.model_name))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "model.safetensors").touch()
     assert ngrpo("evaluate", str(tmp_path / "mine"))[0] == 0

@@ -270,24 +270,42 @@ def test_the_version(capsys):
         ("ngrpo rerun ngrpo_t", "ngrpo_training"),
         ("ngrpo plan --preset smol", "smollm2"),
         ("ngrpo run smol", "smollm2"),
+        ("ngrpo experiment run tiny", "tiny-example"),
     ],
 )
-def test_a_shell_completes_commands_stages_and_presets(words, completed):
-    asked = {"_NGRPO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-    done = subprocess.run(NGRPO, env=os.environ | asked, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == [completed]
-
-
-def test_a_shell_gets_its_script():
-    done = subprocess.run(
-        NGRPO,
-        env=os.environ | {"_NGRPO_COMPLETE": "source_bash"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_stages_presets_and_experiments(words, completed, shell):
+    """As the functions of `ngrpo --show-completion` ask for it."""
+    asked = {"_NGRPO_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": words}
+    asked |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    script = (
+        "import atexit, sys\nfrom ngrpo_kfp.pipelines.cli import app as cli\n"
+        "atexit.register(lambda: print(*{'ngrpo.config', 'rich', 'kfp'} & {*filter(sys.modules.get, sys.modules)}, file=sys.stderr))\n"
+        "cli.main()"
     )
-    assert "complete -o default -F _ngrpo_completion ngrpo" in done.stdout
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=True, timeout=60)
+    if shell == "bash":
+        assert done.stdout.split() == [completed]
+    else:
+        assert re.match(rf"""_arguments '\*: :\(\("{completed}"(:"[^"]*")?\)\)'""", done.stdout)
+    assert done.stderr.split() == [], "a person waits for it at every press of the key"
+
+
+def test_the_stages_that_a_shell_completes_are_all():
+    assert options.completed_stages() == sorted(options.stage_names())
+
+
+def test_bash_completes_with_the_script_that_it_gets():
+    script = (
+        f"PATH={Path(sys.executable).parent}:$PATH\n"
+        "source <(env _NGRPO_COMPLETE=source_bash ngrpo)\n"
+        "COMP_WORDS=(ngrpo rerun model) COMP_CWORD=2\n"
+        '$(complete -p ngrpo | sed -E "s/.* -F (\\S+) .*/\\1/") ngrpo\n'
+        'echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "model_promotion\n"
 
 
 @pytest.mark.parametrize("columns", [30, 60])

@@ -6,19 +6,24 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 
 from ngrpo.config import InitializedModel, load_config
-from ngrpo.contracts.evaluation import read_evaluation
+from ngrpo.contracts.evaluation import read_evaluation, write_evaluation
 from ngrpo.data import initialized
 from ngrpo.errors import ConfigError, DataError
 from ngrpo.storage.digest import file_sha256, model_digest
-from ngrpo.storage.manifest import FileEntry, Manifest
+from ngrpo.storage.manifest import FileEntry, Manifest, Reference
 from ngrpo.storage.objects import ObjectStore
 from ngrpo.tracking.model_registry import CHAMPION, ModelRegistry
+from ngrpo_kfp.pipelines.cli import app as cli
+from ngrpo_kfp.pipelines.local import measuring
 from ngrpo_kfp.pipelines.local.measuring import REPORT, _measurement
 from ngrpo_kfp.pipelines.planning.measured_model import model_source
 from ngrpo_kfp.pipelines.planning.nodes import History, Plan
@@ -118,6 +123,53 @@ def test_a_model_in_object_storage(objects, tmp_path):
     assert model_source(f"{objects.uri}/model", load_config(PRESET)) == {"kind": "hub", "id": f"{objects.uri}/model"}
     with pytest.raises(DataError, match=r"name .*/model$"):
         model_source(objects.uri, load_config(PRESET))
+
+
+def test_programs_get_the_results_alone(tmp_path, monkeypatch, capsys):
+    """Of a model whose evaluation is in the store."""
+    model, made = checkpoint(tmp_path / "model"), tmp_path / "made"
+    result = {
+        "mean": 0.5,
+        "mean_ci": [0.25, 0.75],
+        "pass_at_k": {"1": 0.5, "2": 0.625},
+        "n_problems": 4,
+        "n_samples": 2,
+        "per_problem": {"p0": 1},
+        "per_problem_maj": {"p0": 0.0},
+    }
+    of = {"arithmetic": result}
+    made.mkdir()
+    write_evaluation(
+        made / "evaluation.json",
+        {"layout": 1, "models": {"warm_start": of, "trained": of}, "weights": {"trained": "sha"}},
+    )
+    reference = Reference("s3://b/benchmark_evaluation/k/", "k", "d")
+
+    def cached(*arguments, **more):
+        plan = make_plan(*arguments, **more | {"store": None})
+        return Plan({name: replace(node, reference=reference) for name, node in plan.nodes.items()})
+
+    around = SimpleNamespace(artifact_store=lambda home: SimpleNamespace(fetch=lambda wanted, only: made))
+    monkeypatch.setattr(measuring, "services", lambda home: nullcontext(around))
+    monkeypatch.setattr(measuring, "make_plan", cached)
+    monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
+    assert cli.main(["evaluate", str(model), str(PRESET), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (directory,) = (tmp_path / "outputs" / "evaluations").iterdir()
+    assert told == {
+        "model": str(model),
+        "preset": "small",
+        "endpoint": None,
+        "weights": "sha",
+        "key": "k",
+        "artifact": "s3://b/benchmark_evaluation/k/",
+        "directory": str(directory),
+        "confidence": 0.95,
+        "results": [
+            {"benchmark": "arithmetic", "measure": "mean@2", "value": 0.5, "interval": [0.25, 0.75]},
+            {"benchmark": "arithmetic", "measure": "pass@2", "value": 0.625, "interval": None},
+        ],
+    }
 
 
 # --- measured -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -192,6 +193,15 @@ def test_a_seed_on_the_command_line_is_refused(read):
 def test_an_experiment_of_a_name_that_is_not_there(capsys):
     assert cli.main(["experiment", "plan", "nonesuch"]) == 2
     assert capsys.readouterr().err.startswith("ngrpo: experiment nonesuch: unknown; ")
+
+
+def test_programs_get_the_experiments_as_a_list(tmp_path, monkeypatch, capsys):
+    shutil.copy(EXPERIMENTS / "tiny-example.toml", tmp_path)
+    monkeypatch.setattr("ngrpo_kfp.pipelines.cli.experiment.EXPERIMENTS", tmp_path)
+    assert cli.main(["experiment", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"experiment": "tiny-example", "preset": "tiny", "arms": ["grpo", "k-1", "ngrpo"], "seeds": [0, 1]}
+    ]
 
 
 # --- what runs share ----------------------------------------------------------------------------------------------------

@@ -412,7 +412,7 @@ def test_a_run_that_was_put_out_of_the_way_is_deleted_by_the_next_one(home, arou
         with pytest.raises(KeyboardInterrupt):
             prune(1)
     assert len(list((home.workspace.root / "pruned").iterdir())) == 1
-    pruning.prune(home.workspace, Wish(1, shared=True), lambda plan: None, really=True)
+    pruning.prune(home.workspace, Wish(1, shared=True), lambda plan: None, Console(), really=True)
     assert not (home.workspace.root / "pruned").exists()
 
 
@@ -425,6 +425,27 @@ def test_while_a_run_goes_on_nothing_is_removed(home, around, artifacts, monkeyp
         assert cli.main(["prune", "--keep", "0", "--shared", "--yes"]) == 2
     assert "is in use by another run" in capsys.readouterr().err
     assert (tree(home.workspace.root), artifacts()) == before
+
+
+def test_programs_are_told_what_goes_and_once_it_is_gone(home, around, artifacts, monkeypatch, capsys):
+    home.run({})
+    run = home.run(later("b"))
+    monkeypatch.setenv("NGRPO_HOME", str(home.workspace.root))
+    told = []
+    for more in ((), ("--yes",)):
+        assert cli.main(["prune", "--keep", "1", "--shared", "--json", *more]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    shown, removed = told
+    assert removed == shown | {"removed": True, "freed": True}
+    assert shown["bytes"] == sum(item["bytes"] for item in shown["items"]) > 0
+    assert [f"{item['what']} {item['name']}" for item in shown["items"] if item["what"] == "artifact"] == [
+        f"artifact {stage}/{home.key(stage, 'a')}" for stage in sorted(later("b"))
+    ]
+    assert shown["kept"] == {run.name: "among the 1 newest"}
+    assert artifacts() == of_run(**later("b"))
+    monkeypatch.setenv("NGRPO_HOME", str(home.workspace.root / "none"))
+    assert cli.main(["prune", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == []
 
 
 # --- a store with other users -------------------------------------------------------------------------------------------

@@ -167,6 +167,26 @@ def test_only_what_is_not_there_runs(lab):
         lab.run(rerun="gspo")
 
 
+def test_programs_get_the_plan_and_the_comparison_alone(lab, capsys):
+    experiment = read_experiment(lab.file, PRESETS)
+    run_experiment.show_plan(experiment, lab.workspace, Console(), as_json=True)
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["experiment"], plan["arms"], plan["seeds"], plan["merged"]) == ("lab", ["grpo", "ngrpo"], [0, 1], {})
+    work = {(row["stage"], *row["arms"]): row for row in plan["work"]}
+    assert work["sft_warm_start", "grpo", "ngrpo"]["to_run"] == 2, "one a seed, for both"
+    assert work["ngrpo_training", "grpo"]["seconds"] is None, "no GPU, for which it could be computed, and none has run"
+    assert work["ngrpo_training", "grpo"]["tokens"] > 0
+    assert {node["node"] for node in plan["nodes"]} >= {"ngrpo_training.grpo.seed0", "ngrpo_training.ngrpo.seed1"}
+    lab.run()
+    capsys.readouterr()
+    run_experiment.show_plan(experiment, lab.workspace, Console(), as_json=True)
+    assert all(node["cached"] for node in json.loads(capsys.readouterr().out)["nodes"])
+    run_experiment.report(experiment, lab.workspace, Console(), as_json=True)
+    told = capsys.readouterr()
+    assert json.loads(told.out)["arms"] == lab.compared()
+    assert told.err.startswith("report  ")
+
+
 def test_a_run_that_fails_leaves_the_others_alone(lab):
     lab.failing = {"ngrpo_training.grpo.seed0": "the loss is not finite"}
     with pytest.raises(run_experiment.ExperimentError) as failure:

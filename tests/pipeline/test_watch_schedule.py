@@ -102,6 +102,7 @@ def test_a_watch_that_is_replaced_stays_a_watch(kubeflow, objects, ngrpo):
     [
         (("--schedule", "s"), "--schedule s: when? Give --cron"),
         (("--schedule", "s", "--cron", "0 3 * * *", "--endpoint", URL), "five fields"),
+        (("--schedule", "s", "--cron", "@daily", "--json"), "--json is for a measurement here"),
         (("--schedule", "s", "--cron", "@daily"), "watch: no settings; name the endpoint"),
         (
             ("--schedule", "s", "--cron", "@daily", "--endpoint", "http://127.0.0.1:8000"),

@@ -404,12 +404,23 @@ def test_the_command_ends_with_one_where_there_is_an_alert(place, endpoint, monk
     said = " ".join(capsys.readouterr().out.split())
     assert "(settings of run 20260101-000000-000000-small, which made champion)" in said
     assert "as it was" in said
+    assert cli.main(["watch", "--endpoint", endpoint.url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["model"], told["version"], told["alert"], told["looks"]) == (NAME, 1, False, 2)
+    (of,) = told["benchmarks"].values()
+    assert of["now"] == pytest.approx(of["before"] - of["drop"])
+    assert of["interval"][0] <= of["drop"] <= of["interval"][1]
     place.promote(1)
     command = ["watch", "--endpoint", endpoint.url, "--set", "evaluation.max_tokens=4"]
     assert cli.main(command) == 1, "no run here made it, so that the latest counts"
     said = " ".join(capsys.readouterr().out.split())
     assert "run 20260102-000000-000000-small, the latest: no run here made champion" in said
     assert "alert model" in said
+    assert cli.main([*command, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["model"], told["version"], told["alert"], told["rolled_back"]) == (NAME, 2, True, False)
+    assert told["benchmarks"] == {}
+    assert "the model" in told["problem"]
     assert cli.main(["watch"]) == 2
     assert "watch: no settings; name the endpoint with --endpoint URL" in capsys.readouterr().err
     assert cli.main(["watch", "--endpoint", endpoint.url, "--cron", "@daily"]) == 2

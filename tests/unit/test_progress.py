@@ -13,13 +13,14 @@ from rich.console import Console
 from transformers import TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 
+from ngrpo.report import phases
 from ngrpo.report import remaining as remaining_module
 from ngrpo.report.progress_lines import PrintProgress
 from ngrpo.report.remaining import Remaining, duration, sparkline
 from ngrpo.report.sampling_progress import SamplingProgress
 from ngrpo.stages.surroundings import job_reporters
 from ngrpo_kfp.pipelines.cli.terminal import Terminal
-from ngrpo_kfp.pipelines.local import phases, progress
+from ngrpo_kfp.pipelines.local import progress
 from ngrpo_kfp.pipelines.local.progress import NodeState, StageProgress
 from receiver import receiver
 
@@ -224,7 +225,7 @@ def test_what_waits_for_its_process_is_said(tmp_path):
 
 
 def test_without_a_terminal_no_five_seconds_are_silent_and_lines_are_plain(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(phases, "_QUIET_SECONDS", 0.1)
     monkeypatch.setattr(progress, "_POLL_SECONDS", 0.02)
     console = Console(file=io.StringIO(), width=40)
     with StageProgress(Nodes(), tmp_path, console):
@@ -247,22 +248,32 @@ def test_without_a_terminal_no_five_seconds_are_silent_and_lines_are_plain(tmp_p
 
 
 def test_a_stage_of_hours_says_a_line_a_minute():
-    assert progress._quiet_seconds(NodeState("n", "running", 30.0)) == 5.0
-    assert progress._quiet_seconds(NodeState("n", "running", 3600.0)) == 60.0
+    assert phases.longest_silence(30.0) < 5.0
+    assert phases.longest_silence(3600.0) == 60.0
 
 
 def test_a_phase_is_a_spinner_on_a_terminal_and_lines_elsewhere(monkeypatch):
     monkeypatch.setattr(phases, "_QUIET_SECONDS", 0.1)
     plain, terminal = Console(file=io.StringIO()), Console(file=io.StringIO(), force_terminal=True)
     for console in (plain, terminal):
-        with phases.phase(console, "looking at what is there") as done:
+        with phases.phase(console, "looking") as done:
+            done.now("looking at what is there")
             time.sleep(0.25)
-            done()
+            done.end()
             before = console.file.getvalue()
             time.sleep(0.25)
             assert console.file.getvalue() == before
     assert plain.file.getvalue().splitlines()[0] == "looking at what is there: 0 s"
     assert "looking at what is there" in terminal.file.getvalue()
+
+
+def test_the_first_phase_of_a_process_counts_the_imports_before_it(monkeypatch):
+    monkeypatch.setattr(phases.Phase, "silent_since", time.monotonic() - 7.0)
+    console = Console(file=io.StringIO())
+    for _ in range(2):
+        with phases.phase(console, "making the plan"):
+            time.sleep(0.1)
+    assert console.file.getvalue() == "making the plan: 7 s\n", "at once, and the second counts for itself"
 
 
 def test_a_phase_that_fails_is_over(monkeypatch):

@@ -7,13 +7,15 @@ and no run: everything needed is in the registry and in the artifact store.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from mlflow.entities.model_registry import ModelVersion
 
 from ngrpo.config import EvaluationConfig, RunConfig, select, validate
@@ -29,13 +31,16 @@ from ngrpo.evaluation.drift import Drift, drifts
 from ngrpo.evaluation.endpoint_identity import OtherModelError
 from ngrpo.evaluation.endpoint_sampler import start_endpoint_sampler
 from ngrpo.evaluation.protocol import benchmark_protocol, difference, revisions
+from ngrpo.evaluation.samples import Sampler, parts
 from ngrpo.evaluation.stored_evaluation import MODEL, protocol_of
 from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.cores import usable_cores
 from ngrpo.grading.grader import Grader
 from ngrpo.notifications.events import Event, Fact
 from ngrpo.notifications.webhooks import announce
+from ngrpo.report.sampling_progress import SamplingProgress
 from ngrpo.rollout.loading import load_tokenizer
+from ngrpo.stages.context import say
 from ngrpo.stages.decision_seal import decision_key, sign_decision
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.tracking.model_registry import PREVIOUS_CHAMPION, evaluation_key
@@ -116,6 +121,7 @@ def look(
     promotions: Promotions,
     store: ArtifactStore,
     made_by: MadeBy = lambda version: None,
+    say: Callable[[str], None] = say,
 ) -> Seen:
     """Measure the served champion, compare it with the evaluation it was promoted on, and act as the settings say.
 
@@ -128,6 +134,7 @@ def look(
         promotions: Promotions of the model.
         store: The artifact store, which has the problems.
         made_by: Gives the settings of the run that made the champion, for the statement on a rollback.
+        say: Receives lines of progress.
 
     Raises:
         ConfigError: There are no settings, or they are not those that the champion was measured by; the endpoint refuses the token or a
@@ -150,7 +157,7 @@ def look(
     stage = _stage_settings(config, settings, seed)
     _require_comparable(champion, evaluation, benchmarks, stage, revisions(dataset))
     try:
-        correct = _measured(stage, settings, champion, benchmarks)
+        correct = _measured(stage, settings, champion, benchmarks, say)
     except OtherModelError as error:
         summary = f"{_who(champion)}: the endpoint does not serve the champion: {error}"
         facts = _facts(champion, settings) | {"problem": str(error)}
@@ -246,21 +253,39 @@ def _require_comparable(
 
 
 def _measured(
-    stage: BenchmarkEvaluationConfig, settings: WatchConfig, champion: Champion, benchmarks: Sequence[Benchmark]
+    stage: BenchmarkEvaluationConfig,
+    settings: WatchConfig,
+    champion: Champion,
+    benchmarks: Sequence[Benchmark],
+    say: Callable[[str], None],
 ) -> dict[str, list[int]]:
     """Return the number of correct samples of each problem by benchmark, in the order of the problems."""
     chats = [chat for benchmark in benchmarks for chat in benchmark.prompts]
     correct = {}
+    progress = SamplingProgress(len(chats) * settings.samples, say)
     sampler = start_endpoint_sampler(stage, settings.endpoint, champion.directory, chats)
     with closing(sampler.engine), Grader(workers=usable_cores()) as grader:
         for benchmark in benchmarks:
             requests = [(place, sample) for place in range(len(benchmark.ids)) for sample in range(settings.samples)]
-            table = graded(sampler.generate(benchmark, requests), benchmark, grader)
+            table = graded(_sampled(sampler, benchmark, requests, progress), benchmark, grader)
             right = dict.fromkeys(benchmark.ids, 0)
             for problem, verdict in zip(table["problem_id"].to_pylist(), table["correct"].to_pylist(), strict=True):
                 right[problem] += verdict
             correct[benchmark.name] = list(right.values())
     return correct
+
+
+def _sampled(
+    sampler: Sampler, benchmark: Benchmark, requests: Sequence[tuple[int, int]], progress: SamplingProgress
+) -> pa.Table:
+    """Return the samples of a benchmark, in the order of the requests."""
+    waiting = deque(enumerate(parts(0, requests, 1)))
+    add = progress.of(benchmark.name, len(requests), len(requests))
+    done = {}
+    for number, table in sampler.tables([benchmark], lambda *, wait: waiting.popleft() if waiting else None):
+        done[number] = table
+        add(table.num_rows)
+    return pa.concat_tables(done[number] for number in sorted(done))
 
 
 def _recorded(

@@ -14,6 +14,7 @@ from rich.text import Text
 from ngrpo.config import RunConfig
 from ngrpo.environment import environment, redacted
 from ngrpo.errors import ClusterError, NGRPOError
+from ngrpo.report.phases import messages, phase
 from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError, Refused, skew
 from ngrpo_kfp.pipelines.kubeflow.client import ENDPOINT, connect, explained, namespace
 from ngrpo_kfp.pipelines.kubeflow.doctor import installed
@@ -43,17 +44,18 @@ def examine(config: RunConfig, images: Images, console: Console, *, pod: bool = 
     """
     wrong = []
     records = []
-    for finding in _findings(config, images, pod):
-        if finding.ok is False:
-            wrong.append(finding.name)
-        if as_json:
-            said, cure = (None if text is None else redacted(text) for text in (finding.said, finding.cure))
-            records.append({"name": finding.name, "ok": finding.ok, "found": said, "cure": cure})
-            continue
-        mark, colour = _MARKS[finding.ok]
-        cure = f"; {finding.cure}" if finding.cure else ""
-        said = redacted(" ".join(f"{finding.said}{cure}".split()))
-        console.print(Text.assemble((mark, colour), f" {finding.name}: {said}"), soft_wrap=True)
+    with phase(messages(console, as_json=as_json), "looking at the cluster"):
+        for finding in _findings(config, images, pod):
+            if finding.ok is False:
+                wrong.append(finding.name)
+            if as_json:
+                said, cure = (None if text is None else redacted(text) for text in (finding.said, finding.cure))
+                records.append({"name": finding.name, "ok": finding.ok, "found": said, "cure": cure})
+                continue
+            mark, colour = _MARKS[finding.ok]
+            cure = f"; {finding.cure}" if finding.cure else ""
+            said = redacted(" ".join(f"{finding.said}{cure}".split()))
+            console.print(Text.assemble((mark, colour), f" {finding.name}: {said}"), soft_wrap=True)
     if as_json:
         console.out(json.dumps(records, indent=1, ensure_ascii=False), highlight=False)
     if wrong:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ngrpo.errors import ClusterError
+from ngrpo.report.phases import phase
 from ngrpo_kfp.components.serving.kubernetes_objects import KubernetesError
 from ngrpo_kfp.pipelines.kubeflow.client import connect, explained
 from ngrpo_kfp.pipelines.kubeflow.harmless_text import harmless
@@ -41,7 +42,7 @@ def follow(run_id: str, console: Console, *, pause_seconds: float = _PAUSE_SECON
         ClusterError: There is no such run, or Kubeflow was out of reach for an hour.
     """
     run = _Followed(run_id, console, pause_seconds)
-    with _left_alone(run_id, console):
+    with _left_alone(run_id, console), phase(console, f"following run {run_id}"):
         while (outcome := run.outcome(run.look())) is None:
             time.sleep(pause_seconds)
     return outcome
@@ -63,7 +64,7 @@ def follow_start(run_id: str, console: Console, *, pause_seconds: float = _PAUSE
     """
     run = _Followed(run_id, console, pause_seconds)
     missing, since = "a pod", time.monotonic()
-    with _left_alone(run_id, console):
+    with _left_alone(run_id, console), phase(console, f"waiting until run {run_id} starts"):
         while True:
             try:
                 pods = Kubernetes().pods(run_id)
