@@ -178,7 +178,7 @@ def test_a_rerun_is_of_the_latest_run_and_an_evaluation_of_the_run_that_made_the
 
 def test_a_setting_fits_the_run_that_made_the_version_and_not_the_latest(home, ngrpo, monkeypatch):
     ran, asked = [], []
-    monkeypatch.setattr(measuring, "measure", lambda config, *_: ran.append(config))
+    monkeypatch.setattr(measuring, "measure", lambda config, *_, **__: ran.append(config))
     own = RunSettings(
         OLD_RUN, load_config(PRESETS / "tiny.toml", ["evaluation.samples=16", "evaluation.pass_at=[1,4]"])
     )

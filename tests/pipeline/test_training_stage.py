@@ -186,5 +186,5 @@ def test_impossible_inputs_are_one_clear_error(inputs, tmp_path):
     save_file({**tensors, "model.embed_tokens.weight": tensors["model.embed_tokens.weight"][:20].clone()}, path)
     settings = tmp_path / "small" / "model" / "config.json"
     settings.write_text(settings.read_text().replace('"vocab_size": 48', '"vocab_size": 20'))
-    with pytest.raises(DataError, match="48 tokens but its embedding matrix 20 rows"):
+    with pytest.raises(DataError, match="48 tokens but its embedding matrix has 20 rows"):
         run(config, named | {"warm_start": tmp_path / "small"}, root / "output", Context(root / "work"))

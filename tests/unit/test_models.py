@@ -192,7 +192,9 @@ def test_a_damaged_file_gives_one_line(copy: Path, tmp_path: Path, name: str, co
 def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(copy: Path, tmp_path: Path) -> None:
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     (copy / "config.json").write_text(json.dumps({**config, "vocab_size": 60}), encoding="utf-8")
-    with pytest.raises(DataError, match=r"tokenizer has 63 tokens but its embedding matrix 60 rows; use the tokenizer"):
+    with pytest.raises(
+        DataError, match=r"tokenizer has 63 tokens but its embedding matrix has 60 rows; use the tokenizer"
+    ):
         materialize(hub(copy), tmp_path)
 
 
