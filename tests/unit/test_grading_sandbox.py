@@ -308,3 +308,11 @@ def test_what_sympy_imports_only_for_some_answers_is_there_behind_the_walls(answ
         (grade,) = grader.grade([(rf"\boxed{{{answer}}}", gold)])
     assert not grade.correct
     assert "No module named" not in (grade.error or "")
+
+
+def test_factors_of_a_large_number_may_need_more_primes_than_are_there():
+    """SymPy keeps them in an array, and the making of one is an audit event."""
+    gold = r"\begin{pmatrix} \sin(\sqrt[3]{999999999999999999999999999999}) & 1 \\ 0 & 2 \end{pmatrix}"
+    with Grader(workers=1) as grader:
+        (grade,) = grader.grade([(r"\boxed{(1, 5)}", gold)])
+    assert (grade.correct, grade.error) == (False, None)

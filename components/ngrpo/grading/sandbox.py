@@ -37,6 +37,7 @@ _OTHER = "do what no grading needs"
 _HARMLESS = frozenset(
     {
         "import",  # of a module that is not loaded; it fails by itself, because no finder of modules is left
+        "array.__new__",  # memory: SymPy keeps primes in arrays
         "builtins.id",
         "object.__getattr__",
         "sys._getframe",
