@@ -139,10 +139,10 @@ def _key_of(signing: SigningConfig) -> PublicKey | None:
 def _key_of_directory(
     files: Mapping[str, str], evidence: Evidence, model_name: str | None, workspace: Workspace
 ) -> RequiredKey | None:
-    """Return the key that counts for a directory: that of the run that made the version with these files; None if there are no runs here.
+    """Return the key that applies to a directory: that of the run that trained the version with these files; None if there are no runs.
 
-    Without such a version, or without the registry, it is that of the newest run of the same model. The name of the model is that in the
-    statement, not verified yet: whoever writes the directory may choose it, as whoever writes to the registry may choose a run.
+    Without such a version, or without the registry, it is that of the newest run of the same model, and without a key there that of the
+    latest run. The name of the model is the one in the statement, which is not verified yet: whoever writes the directory can choose it.
     """
     latest = latest_settings(workspace)
     if latest is None:
@@ -154,8 +154,11 @@ def _key_of_directory(
             own, told = _made_by(digest_of(files), name, workspace)
         except (TrackingError, StoreError) as error:
             told = f"the registry cannot be reached ({error})"
-    counts = required_key(own, name, workspace)
-    return RequiredKey(counts.signing, f"{counts.whose}; {told}") if told else counts
+    required = required_key(own, name, workspace)
+    if required.signing.public_key is None:
+        # The name may be chosen so that no key is required.
+        required = RequiredKey(latest.config.signing, f"run {latest.name}, the latest")
+    return RequiredKey(required.signing, f"{required.whose}; {told}") if told else required
 
 
 def _made_by(digest: str, model_name: str, workspace: Workspace) -> tuple[RunSettings | None, str]:

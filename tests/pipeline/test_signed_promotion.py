@@ -217,6 +217,21 @@ def test_a_directory_must_be_signed_by_the_key_of_the_version_that_it_came_from(
     assert f"{newest}no version of {NAME} has these files\n" in told
 
 
+def test_a_directory_cannot_name_a_model_that_needs_no_key(promotions, promote, keys, leave, capsys, tmp_path):
+    """Whoever writes the directory writes the name in its statement too."""
+    promote("first", private=keys[0])
+    copy = copied(promotions, tmp_path / "copy")
+    required = make_keys(tmp_path / "required")[1]
+    leave(1, "key-without", NAME)
+    leave(2, "key-another", "another", f"signing.public_key={required}")
+    code, told = verify(capsys, copy)
+    assert (code, "key: a foreign key" in told) == (2, True)
+    assert "key: signing.public_key of run 20260102-000000-000000-tiny, the latest" in told
+    shutil.rmtree(tmp_path / "outputs" / "runs" / "20260101-000000-000000-tiny")
+    code, told = verify(capsys, copy)
+    assert (code, "key: a foreign key" in told) == (2, True)
+
+
 def _other_evaluation(data: bytes) -> bytes:
     tree = json.loads(data)
     tree["models"]["trained"]["arithmetic"]["mean"] = 0.99
