@@ -1082,8 +1082,8 @@ MUTANTS = (
     ),
     Mutant(
         "evaluate: an endpoint that names another model is asked for answers",
-        "pipelines/local/endpoint_names.py",
-        "if claimed and digest_name(digest) not in claimed:",
+        "components/ngrpo/evaluation/endpoint_names.py",
+        "if digest is not None and digests and digest_name(digest) not in digests:",
         "if False:",
         (SERVED,),
     ),

@@ -75,7 +75,7 @@ def inference_service(
         ConfigError: See `require_servable`.
     """
     # Imported only now, because it imports torch.
-    from ngrpo.evaluation.endpoint_identity import digest_name
+    from ngrpo.evaluation.endpoint_names import digest_name
 
     require_servable(config)
     needs, gpus = _needs(config), config.evaluation.vllm.tensor_parallel_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngrpo.config import RunConfig
+from ngrpo.config import EndpointConfig, RunConfig
 from ngrpo.config.reading import override
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, Result, read_evaluation
+from ngrpo.evaluation.endpoint_client import EndpointClient
+from ngrpo.evaluation.endpoint_names import served_model
 from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo.report.wording import ESTIMATORS
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo.storage.state import write_state
-from ngrpo_kfp.pipelines.local.endpoint_names import require_named
 from ngrpo_kfp.pipelines.local.parent_run import pipeline_run
 from ngrpo_kfp.pipelines.local.services import Services, services
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
@@ -37,6 +39,8 @@ from ngrpo_kfp.pipelines.post_training import StageTracer
 _MODEL = "trained"
 """Name of the model in the evaluation."""
 REPORT = "report.md"
+_NAMES_SECONDS = 30.0
+"""Limit of the request for the names that an endpoint serves."""
 
 
 def measure(config: RunConfig, model: str, workspace: Workspace, console: Console, *, as_json: bool = False) -> Path:
@@ -63,7 +67,7 @@ def measure(config: RunConfig, model: str, workspace: Workspace, console: Consol
     with workspace.lock(), phase(said, PREPARING) as prepared, services(workspace) as around:
         source = model_source(model, config)
         if config.evaluation.endpoint is not None:
-            require_named(config.evaluation.endpoint, source.get("digest"))
+            _require_named(config.evaluation.endpoint, source.get("digest"))
         store = around.artifact_store(workspace)
         name = workspace.run_name(config.preset)
         planned = partial(
@@ -138,6 +142,19 @@ def _copied(store: ArtifactStore, reference: Reference, directory: Path) -> Eval
     with written(directory):
         shutil.copyfile(fetched, directory / EVALUATION)
     return read_evaluation(fetched, "measure the model again")
+
+
+def _require_named(endpoint: EndpointConfig, digest: str | None) -> None:
+    """Refuse an endpoint whose names already say that it serves another model, before a measurement starts. One request, of a few bytes.
+
+    Raises:
+        OtherModelError: The files that it serves have another digest.
+        ConfigError: It serves no model of the requested name, or refuses the token.
+        EngineError: It cannot be reached, or has no such API.
+    """
+    client = EndpointClient(endpoint, connections=1, seconds=_NAMES_SECONDS)
+    with closing(client):
+        served_model(endpoint, client.models(), digest)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def servable_files(model: NamedModel, config: RunConfig, *, on_cpu: bool) -> Ite
 
 def served_names(model: NamedModel) -> list[str]:
     """Return the names of a model in the API: the registered model's, and one with the digest of its files."""
-    from ngrpo.evaluation.endpoint_identity import digest_name
+    from ngrpo.evaluation.endpoint_names import digest_name
 
     return [model.model_name, digest_name(model.digest)]
 

@@ -15,7 +15,7 @@ import pytest
 from ngrpo.config import BenchmarkEvaluationConfig, load_config
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.benchmark import Benchmark
-from ngrpo.evaluation.endpoint_identity import digest_name
+from ngrpo.evaluation.endpoint_names import digest_name
 from ngrpo.evaluation.samples import parts
 from ngrpo.stages import benchmark_evaluation
 from ngrpo.storage.digest import model_digest

@@ -17,7 +17,7 @@ from ngrpo.config import DeployConfig, InitializedModel, load_config, select
 from ngrpo.contracts.evaluation import read_evaluation
 from ngrpo.data import initialized
 from ngrpo.errors import ConfigError, DeploymentError, EngineError
-from ngrpo.evaluation.endpoint_identity import digest_name
+from ngrpo.evaluation.endpoint_names import digest_name
 from ngrpo.stages import deploy
 from ngrpo.stages.context import Context
 from ngrpo.stages.surroundings import IMAGES
@@ -75,7 +75,7 @@ def test_a_served_model_is_measured_as_it_is_here_and_anew_each_time(tmp_path):
     ("names", "asked", "said"),
     [
         (["mine", digest_name("b" * 64)], None, "serves another model (ngrpo-model-bbb"),
-        (["mine"], "yours", "serves mine; set evaluation.endpoint.model to a name that it serves"),
+        (["mine"], "yours", "serves mine; name one of these"),
         (["mine", digest_name("a" * 64)], None, None),
         (["mine"], "mine", None),
     ],

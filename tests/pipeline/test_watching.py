@@ -21,7 +21,7 @@ from ngrpo.config import (
 )
 from ngrpo.data.models import materialize
 from ngrpo.errors import ConfigError, DataError, EngineError, StoreError, TrackingError
-from ngrpo.evaluation.endpoint_identity import digest_name
+from ngrpo.evaluation.endpoint_names import digest_name
 from ngrpo.signing.evidence import registered_evidence
 from ngrpo.signing.keys import read_public_key
 from ngrpo.signing.verification import examine

@@ -14,7 +14,7 @@ from ngrpo.evaluation import endpoint_client
 from ngrpo.evaluation.benchmark import Benchmark
 from ngrpo.evaluation.configured_sampler import start_sampler
 from ngrpo.evaluation.endpoint_client import TOKEN
-from ngrpo.evaluation.endpoint_identity import digest_name
+from ngrpo.evaluation.endpoint_names import digest_name
 from ngrpo.evaluation.protocol import benchmark_protocol
 from ngrpo.evaluation.samples import parts
 from ngrpo.rollout.seeds import request_seed

@@ -15,12 +15,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ngrpo.errors import ConfigError
-from ngrpo.evaluation.endpoint_client import Choice, EndpointClient, ServedModel
+from ngrpo.evaluation.endpoint_client import Choice, EndpointClient
 from ngrpo.evaluation.endpoint_engine import completion_request
+from ngrpo.evaluation.endpoint_names import OtherModelError, served_model
 from ngrpo.rollout.engine import Sampling
 from ngrpo.rollout.loading import load_model
 
-_DIGEST = "ngrpo-model-"
 _PROBES = 4
 _LONGEST_PROBE = 256
 """Most tokens of a prompt whose log-probabilities are compared: its first ones."""
@@ -29,10 +29,6 @@ _ANSWER = 16
 TOLERANCES: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.1}
 """Largest mean difference of log-probabilities that counts as rounding. Between two engines it is about 1e-5 in float32, and a few
 hundredths in bfloat16; between two separately trained models it is some tenths or more."""
-
-
-class OtherModelError(ConfigError):
-    """An endpoint serves another model than it should."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +43,6 @@ class Identity:
     """Tokens whose log-probabilities were compared."""
     difference: float
     """Their mean absolute difference, in nats."""
-
-
-def digest_name(digest: str) -> str:
-    """Return the name of a served model that identifies its files.
-
-    Args:
-        digest: `ngrpo.storage.digest.model_digest` of the model's directory.
-    """
-    return _DIGEST + digest[:32]
 
 
 def require_served(
@@ -78,14 +65,7 @@ def require_served(
         DataError: The directory has no weights that can be read.
     """
     what = f"evaluation.endpoint.url={client.endpoint.url}"
-    served = client.models()
-    model = _chosen(served, client.endpoint.model, digest, what)
-    digests = {other.id for other in served if other.id.startswith(_DIGEST) and other.root == model.root}
-    if digests and digest_name(digest) not in digests:
-        raise OtherModelError(
-            f"{what}: serves another model ({', '.join(sorted(digests))}, not {digest_name(digest)}); name the endpoint of this model, or "
-            "evaluate the model that it serves"
-        )
+    model, named = served_model(client.endpoint, client.models(), digest)
     if model.max_model_len is not None and model.max_model_len < longest:
         raise ConfigError(
             f"{what}: has room for {model.max_model_len} tokens, but a prompt and its response may take {longest}; serve the model with "
@@ -98,24 +78,7 @@ def require_served(
             f"log-probabilities of {tokens} tokens differ by {difference:.2g} on average, where rounding explains {TOLERANCES[dtype]:g}; "
             "serve the files that are evaluated, in that type"
         )
-    return Identity(model.id, bool(digests), tokens, difference)
-
-
-def _chosen(served: Sequence[ServedModel], asked: str | None, digest: str, what: str) -> ServedModel:
-    """Return the model of an endpoint that the settings select."""
-    by_name = {model.id: model for model in served}
-    names = ", ".join(by_name) or "none"
-    if asked is not None:
-        if asked not in by_name:
-            raise ConfigError(f"evaluation.endpoint.model={asked!r}: {what} serves {names}; name one of these")
-        return by_name[asked]
-    if digest_name(digest) in by_name:
-        return by_name[digest_name(digest)]
-    if not served:
-        raise ConfigError(f"{what}: serves no model; start the server with one")
-    if len({model.root or model.id for model in served}) > 1:
-        raise ConfigError(f"{what}: serves {names}; set evaluation.endpoint.model to one of these")
-    return served[0]
+    return Identity(model.id, named, tokens, difference)
 
 
 def _probes(prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -28,7 +28,7 @@ from ngrpo.data.model_directory import read_config
 from ngrpo.errors import DataError, NGRPOError, StoreError, TrackingError
 from ngrpo.evaluation.benchmark import Benchmark, read_benchmark
 from ngrpo.evaluation.drift import Drift, drifts
-from ngrpo.evaluation.endpoint_identity import OtherModelError
+from ngrpo.evaluation.endpoint_names import OtherModelError
 from ngrpo.evaluation.endpoint_sampler import start_endpoint_sampler
 from ngrpo.evaluation.protocol import benchmark_protocol, difference, revisions
 from ngrpo.evaluation.samples import Sampler, parts
