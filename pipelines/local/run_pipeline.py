@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from ngrpo.checking.examination import require_possible
 from ngrpo.config import RunConfig
@@ -34,6 +33,7 @@ from ngrpo_kfp.pipelines.planning.base_model import from_champion
 from ngrpo_kfp.pipelines.planning.content import read_contents
 from ngrpo_kfp.pipelines.planning.early_stop import against_champion
 from ngrpo_kfp.pipelines.planning.final_metrics import final_metrics
+from ngrpo_kfp.pipelines.planning.labelled_lines import print_labelled
 from ngrpo_kfp.pipelines.planning.ledger import (
     cost_metrics,
     costs_lines,
@@ -274,10 +274,8 @@ def _run_plan(
         )
     for name, evaluation in evaluations.items():
         console.print(results_table(evaluation, config.titles, name if len(evaluations) > 1 else None))
-    for line in costs_lines(costs):
-        console.print(escape(line), soft_wrap=True)
     weights = {node: artifacts[node] / "model" for node in trained}
-    console.print(places(report, summary, promotions, weights), soft_wrap=True)
+    print_labelled([*costs_lines(costs), *places(report, summary, promotions, weights)], console)
     return list(promotions.values())
 
 

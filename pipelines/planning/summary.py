@@ -180,8 +180,8 @@ def _solved_within(results: Sequence[Result]) -> Iterator[tuple[str, list[float]
 
 def places(
     report: Path, summary: Mapping[str, Any], promotions: Mapping[str, Promotion], weights: Mapping[str, Path]
-) -> str:
-    """Return where the results of a run are: report, MLflow, model registry and trained weights, with the next commands.
+) -> Iterator[str]:
+    """Yield where the results of a run are, a line each: report, MLflow, model registry and trained weights, with the next commands.
 
     Args:
         report: The report that was written.
@@ -191,19 +191,18 @@ def places(
     """
     tracking = summary["mlflow"]
     served = tracking["tracking_uri"] if tracking["tracking_uri"].startswith("http") else "`ngrpo ui` serves it"
-    lines = [f"report    {report}", f"MLflow    run {tracking['run_id']} ({served})"]
+    yield f"report    {report}"
+    yield f"MLflow    run {tracking['run_id']} ({served})"
     for promotion in promotions.values():
         version = promotion["version"] if promotion["alias"] == "champion" else promotion["champion_version"]
         champion = f"models:/{promotion['model']}@champion is " + (
             "not set" if version is None else f"version {version}"
         )
-        lines.append(
-            f"champion  {escape(champion)}; this model: {promotion['decision']}, {escape(promotion['reason'])}"
-        )
+        yield f"champion  {champion}; this model: {promotion['decision']}, {promotion['reason']}"
     for node, directory in weights.items():
         whose = f" ({node})" if len(weights) > 1 else ""
-        lines.append(f"weights   {escape(str(directory))}{whose}")
-    return "\n".join([*lines, *_next(promotions)])
+        yield f"weights   {directory}{whose}"
+    yield from _next(promotions)
 
 
 def _next(promotions: Mapping[str, Promotion]) -> Iterator[str]:
