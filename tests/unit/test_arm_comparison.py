@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from compared_arms import N, arm_of, counts_of, run_of
 from ngrpo.errors import ConfigError
@@ -62,6 +63,45 @@ def test_differences_are_paired_by_seed_and_problem(arms):
     backwards = compare(arms, **SETTINGS | {"baseline": "ngrpo"}).benchmarks["sums"].differences["grpo"]["mean@8"]
     assert backwards.verdict == "worse"
     assert backwards.interval == pytest.approx([-end for end in reversed(difference.interval)], abs=0.5)
+
+
+def started_from(run, start):
+    """The run as it would be if its training had started from the trained model of another."""
+    models = run.evaluation["models"]
+    began = start.evaluation["models"]["trained"]
+    return replace(run, evaluation=run.evaluation | {"models": models | {"warm_start": began}})
+
+
+def test_what_training_changed_is_paired_with_the_model_that_it_started_from(tmp_path, arms):
+    grpo, ngrpo = arms
+    pairs = list(zip(ngrpo.runs, grpo.runs, strict=True))
+    trained = replace(ngrpo, runs=tuple(started_from(*pair) for pair in pairs))
+    found = compare([grpo, trained], **SETTINGS | {"measure": "pass@4"})
+    change = found.benchmarks["sums"].changes["ngrpo"]["pass@4"]
+    after, before = (
+        [
+            np.mean(pass_at_k(list(run.evaluation["models"]["trained"]["sums"]["per_problem"].values()), N, 4))
+            for run in of
+        ]
+        for of in zip(*pairs, strict=True)
+    )
+    assert change.value == pytest.approx(100 * (np.mean(after) - np.mean(before)))
+    assert change.seed_p == pytest.approx(stats.ttest_rel(after, before).pvalue)
+    assert change.interval[0] < change.value < change.interval[1]
+    assert found.benchmarks["sums"].changes["grpo"]["pass@4"].value == 0.0, "training changed nothing"
+    shown = f"{change.value:+.2f}", f"{change.interval[0]:+.2f} to {change.interval[1]:+.2f}"
+    row = next(line for line in printed(found).split("what training changed")[1].splitlines() if shown[0] in line)
+    assert shown[1] in row
+    assert f"{shown[0]} [{shown[1]}]" in text_of(page_of(found, tmp_path)).replace("−", "-")
+
+
+def test_an_arm_with_a_run_that_did_not_measure_its_start_has_no_change(arms):
+    grpo, ngrpo = arms
+    lacking = {name: of for name, of in ngrpo.runs[1].evaluation["models"].items() if name != "warm_start"}
+    runs = list(ngrpo.runs)
+    runs[1] = replace(runs[1], evaluation=runs[1].evaluation | {"models": lacking})
+    found = compare([grpo, replace(ngrpo, runs=tuple(runs))], **SETTINGS)
+    assert list(found.benchmarks["sums"].changes) == ["grpo"]
 
 
 def test_p_values_are_adjusted_for_the_number_of_arms(tmp_path, arms):

@@ -13,7 +13,7 @@ from ngrpo.contracts.evaluation import Result
 from ngrpo.errors import ConfigError
 from ngrpo.evaluation.paired_arms import holm, paired_arms, solved_by
 from ngrpo.evaluation.statistics import Floats, best_at_k, bootstrap_intervals, mean_at_n, pass_at_k
-from ngrpo.report.compared_runs import Arm
+from ngrpo.report.compared_runs import Arm, ComparedRun
 from ngrpo.report.comparison_result import BenchmarkComparison, Difference, Fact, Line, SolvedBy, Value
 from ngrpo.report.run_facts import OF_SAMPLES, sample_facts
 
@@ -50,16 +50,7 @@ def compare_benchmark(
     problems, samples = sorted(first["per_problem"]), first["n_samples"]
     said = [measure for of_arm in published.values() for measure in of_arm.get(name, {})]
     measures = _measures(samples, first["pass_at_k"], primary, said)
-    values = {
-        arm.name: {
-            measure: {
-                seed: 100.0 * estimate(run.evaluation["models"]["trained"][name], problems)
-                for seed, run in arm.by_seed.items()
-            }
-            for measure, estimate in measures.items()
-        }
-        for arm in arms
-    }
+    values = {arm.name: _percent(arm, "trained", name, problems, measures) for arm in arms}
     others = [arm.name for arm in arms if arm.name != reference.name]
     differences: dict[str, dict[str, Difference]] = {other: {} for other in others}
     for measure in measures:
@@ -74,6 +65,11 @@ def compare_benchmark(
         references=_references(reference, name, problems, measures),
         arms={arm: {measure: _value(by_seed, margin) for measure, by_seed in of.items()} for arm, of in values.items()},
         differences=differences,
+        changes={
+            arm.name: _changes(values[arm.name], _percent(arm, "warm_start", name, problems, measures), margin)
+            for arm in arms
+            if all(_measured(run, "warm_start", name, problems) for run in arm.runs)
+        },
         solved={arm.name: _solved(arm, reference, name, problems) for arm in arms if arm is not reference},
         pass_curves={arm.name: _pass_curve(arm, name, problems, samples) for arm in arms},
         facts={
@@ -125,6 +121,32 @@ def _counts(result: Result, problems: Sequence[str]) -> list[int]:
     return [result["per_problem"][problem] for problem in problems]
 
 
+def _measured(run: ComparedRun, model: str, benchmark: str, problems: Sequence[str]) -> bool:
+    """Whether a run measured this model on these problems."""
+    of = run.evaluation["models"].get(model, {})
+    return benchmark in of and set(of[benchmark]["per_problem"]) == set(problems)
+
+
+def _percent(
+    arm: Arm, model: str, benchmark: str, problems: Sequence[str], measures: Mapping[str, Estimate]
+) -> dict[str, dict[int, Floats]]:
+    """Return each measure of a model of an arm by seed: of each problem, in percent."""
+    return {
+        measure: {
+            seed: 100.0 * estimate(run.evaluation["models"][model][benchmark], problems)
+            for seed, run in arm.by_seed.items()
+        }
+        for measure, estimate in measures.items()
+    }
+
+
+def _changes(
+    after: Mapping[str, Mapping[int, Floats]], before: Mapping[str, Mapping[int, Floats]], margin: float
+) -> dict[str, Difference]:
+    paired = {measure: _paired(after[measure], before[measure], margin) for measure in after}
+    return {measure: _judged(change, change.p_value) for measure, change in paired.items()}
+
+
 def _value(by_seed: Mapping[int, Floats], margin: float) -> Value:
     found = paired_arms(list(by_seed.values()), margin=margin, confidence=CONFIDENCE, draws=_DRAWS, seed=_SEED)
     means = {seed: float(values.mean()) for seed, values in by_seed.items()}
@@ -170,12 +192,11 @@ def _references(
         results = [
             run.evaluation["models"][model][benchmark]
             for run in reference.runs
-            if benchmark in run.evaluation["models"].get(model, {})
+            if _measured(run, model, benchmark, problems)
         ]
-        alike = [result for result in results if set(result["per_problem"]) == set(problems)]
-        if alike:
+        if results:
             found[model] = {
-                measure: float(np.mean([100.0 * estimate(result, problems) for result in alike]))
+                measure: float(np.mean([100.0 * estimate(result, problems) for result in results]))
                 for measure, estimate in measures.items()
             }
     return found

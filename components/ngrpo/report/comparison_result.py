@@ -27,14 +27,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm less the baseline.
+    """An arm less the baseline, or a trained model less the one that its training started from.
 
     Attributes:
         seeds: The seeds that both have and that were paired; empty where they share none, and means over seeds were paired by problem.
         value: Mean difference.
         interval: Its interval over problems, and over seeds where there are several.
         p_value: Two-sided p-value of "no difference".
-        holm_p: The same, adjusted for the number of arms that are compared with the baseline by this measure.
+        holm_p: The same, adjusted for the number of arms that are compared with the baseline by this measure; not adjusted for what
+            training changed.
         equivalence_p: p-value of the test that the arms are at least the margin apart.
         seed_interval: Interval of the paired t-test over seeds, for these problems alone; none with one seed.
         seed_p: Its p-value; none with one seed.
@@ -98,6 +99,8 @@ class BenchmarkComparison:
         references: Of the models that are no arm, `base` and `warm_start`, each measure; means over the runs of the baseline.
         arms: Of each arm each measure.
         differences: Of each arm but the baseline each measure.
+        changes: Of each arm each measure: the trained model less the one that its training started from, seed by seed. Arms with a
+            run that did not measure that model are missing.
         solved: Of each arm but the baseline, what it and the baseline solve; none where they share no seed.
         pass_curves: pass@k, unbiased, for every k, of each arm.
         facts: Of each arm, what its responses are like, by the names of `ngrpo.report.run_facts.OF_SAMPLES`.
@@ -109,6 +112,7 @@ class BenchmarkComparison:
     references: dict[str, dict[str, float]]
     arms: dict[str, dict[str, Value]]
     differences: dict[str, dict[str, Difference]]
+    changes: dict[str, dict[str, Difference]]
     solved: dict[str, SolvedBy | None]
     pass_curves: dict[str, Line]
     facts: dict[str, dict[str, Fact]]

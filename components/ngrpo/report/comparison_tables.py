@@ -27,6 +27,7 @@ def comparison_table(comparison: Comparison) -> Group:
     parts = [_primary(comparison)]
     for name, benchmark in comparison.benchmarks.items():
         parts += _measures(name, benchmark)
+        parts += _changes(comparison, name)
         parts += _published(comparison, name)
     parts.append(_solved(comparison))
     for name, benchmark in comparison.benchmarks.items():
@@ -104,6 +105,37 @@ def _measures(name: str, benchmark: BenchmarkComparison) -> Iterator[Table]:
         for arm, of in benchmark.arms.items():
             table.add_row(escape(arm), *(f"{of[measure].value:.2f}" for measure in measures))
         yield table
+
+
+def _changes(comparison: Comparison, name: str) -> Iterator[Table]:
+    benchmark = comparison.benchmarks[name]
+    if not benchmark.changes:
+        return
+    table = _table(
+        f"{escape(name)}: what training changed",
+        f"Points, from the model that training started from; {comparison.confidence:.0%} intervals over problems, and over seeds where "
+        "there are several. p is not adjusted.",
+    )
+    table.add_column("arm", overflow="fold")
+    for column in ("measure", "change", f"{comparison.confidence:.0%} interval", "p"):
+        table.add_column(column, justify="right")
+    for arm, of in benchmark.changes.items():
+        for number, measure in enumerate(shown_changes(comparison, name)):
+            change = of[measure]
+            table.add_row(
+                "" if number else escape(arm),
+                measure,
+                signed(change.value, ".2f"),
+                interval_text(change.interval),
+                rounded_p(change.p_value),
+            )
+    yield table
+
+
+def shown_changes(comparison: Comparison, name: str) -> list[str]:
+    """Return the measures of a benchmark whose change is shown: the mean, and that of the primary comparison where it has it."""
+    measures = comparison.benchmarks[name].measures
+    return list(dict.fromkeys([measures[0], *([comparison.measure] if comparison.measure in measures else [])]))
 
 
 def _published(comparison: Comparison, name: str) -> Iterator[Table]:
