@@ -124,6 +124,9 @@ def compare_runs(
     """
     given = [_split(word, workspace) for word in words]
     named = [_named_run(word, label, run, workspace) for word, label, run, experiment in given if experiment is None]
+    summaries = {
+        experiment[0]: _experiment(experiment[0], workspace) for *_, experiment in given if experiment is not None
+    }
     with phase(messages(console, as_json=as_json), "comparing the runs"):
         with services(workspace) as around:
             store = around.artifact_store(workspace)
@@ -131,7 +134,7 @@ def compare_runs(
             for word, label, _, experiment in given:
                 if experiment is not None:
                     name, arm = experiment
-                    summary = _experiment(name, workspace)
+                    summary = summaries[name]
                     arms[word] = _arm_of_experiment(name, arm, label or arm, summary, store)
                     asked = asked.or_else(summary["benchmark"], summary["measure"], summary["equivalence"])
         if named:

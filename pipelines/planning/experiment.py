@@ -27,6 +27,9 @@ _OF_ALL = {
     "preset": "all arms build on the preset that the experiment names",
     "extends": "all arms build on the preset that the experiment names",
 }
+_SAMPLING = ("samples", "temperature", "top_p", "max_tokens")
+_PROMPTS = ("prompt_suffix", "system_prompt")
+"""Settings of `evaluation` and `data` that are part of the protocol of an evaluation (`ngrpo.evaluation.protocol`)."""
 _CLUSTER = "all arms run on one cluster: put it into [settings.cluster], or name a file by --cluster"
 
 
@@ -189,6 +192,25 @@ class Experiment:
                 f"benchmark={file.benchmark!r} is what training.selection chooses the checkpoint by in arm {arm}: a model cannot be "
                 "compared by the problems that it was chosen for; name another"
             )
+        yield from self._measured_otherwise(arm, config)
+
+    def _measured_otherwise(self, arm: str, config: RunConfig) -> Iterator[str]:
+        """Yield settings by which the evaluations of an arm would not be comparable with those of the baseline."""
+        for section, fields in (("evaluation", _SAMPLING), ("data", _PROMPTS)):
+            ours, theirs = getattr(config, section), getattr(self.baseline, section)
+            for field in fields:
+                if getattr(ours, field) != getattr(theirs, field):
+                    yield (
+                        f"{section}.{field}={getattr(ours, field)!r} in arm {arm}, but {getattr(theirs, field)!r} in arm "
+                        f"{self.file.baseline}: arms are compared only if they are measured alike; put it into [settings.{section}]"
+                    )
+        ours, theirs = config.data.benchmarks, self.baseline.data.benchmarks
+        for name in sorted(ours.keys() & theirs.keys()):
+            if ours[name] != theirs[name]:
+                yield (
+                    f"data.benchmarks.{name} in arm {arm} is not that of arm {self.file.baseline}: arms are compared only if they are "
+                    f"measured alike; put it into [settings.data.benchmarks.{name}]"
+                )
 
 
 def read_experiment(
@@ -290,6 +312,8 @@ def _disagreements(file: ExperimentFile) -> Iterator[str]:
     arms = ", ".join(file.arms)
     if file.baseline not in file.arms:
         yield f"baseline={file.baseline!r} is no arm; name one of {arms}"
+    if BASE_MODEL in file.arms:
+        yield f"arms.{BASE_MODEL}: the base model has this name in every comparison; choose another"
     for name in file.published:
         if name not in file.arms and name != BASE_MODEL:
             yield f"published.{name}: no such arm; name one of {arms}, or {BASE_MODEL} for the base model"

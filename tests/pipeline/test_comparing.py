@@ -162,6 +162,12 @@ def test_arms_of_an_experiment_bring_its_primary_comparison(house, tmp_path, cap
     assert cli.main(["compare", "laptop:grpo", "laptop:copy"]) == 0, "an arm that was merged with another"
 
 
+def test_an_experiment_that_has_not_run_is_refused_before_the_store_is_started(house, monkeypatch, capsys):
+    house.run("mine", 0, 0.5)
+    monkeypatch.setattr(comparing, "services", lambda workspace: pytest.fail("the store was started"))
+    assert "run it first: ngrpo experiment run paper" in said(capsys, "paper:grpo", "own=mine")
+
+
 def test_a_run_that_failed_is_a_seed_of_its_arm_and_no_arm_by_itself(house, capsys):
     house.run("a0", 0, 0.4)
     failed = house.run("a1", 1, 0.4, finished=False)

@@ -148,6 +148,20 @@ def test_presets_and_files_of_the_user_are_relative_to_the_experiment(read, tmp_
             "cannot be judged by the problems",
         ),
         (
+            ("[arms.ngrpo]", "[arms.base]"),
+            "arms.base: the base model has this name in every comparison; choose another",
+        ),
+        (
+            ("[arms.ngrpo]", "[arms.ngrpo.evaluation]\nsamples = 4"),
+            "evaluation.samples=4 in arm ngrpo, but 2 in arm grpo: arms are compared only if they are measured alike; put it into "
+            "[settings.evaluation]",
+        ),
+        (("[arms.ngrpo]", "[arms.ngrpo.data]\nprompt_suffix = ' '"), "data.prompt_suffix=' ' in arm ngrpo, but "),
+        (
+            ("[arms.ngrpo]", "[arms.ngrpo.data.benchmarks.arithmetic]\nsize = 3"),
+            "data.benchmarks.arithmetic in arm ngrpo is not that of arm grpo: arms are compared only if they are measured alike",
+        ),
+        (
             ("[arms.ngrpo]", "[published.gspo.arithmetic]\nmean = 3"),
             "published.gspo: no such arm; name one of grpo, or base",
         ),

@@ -51,6 +51,67 @@ def test_measures_are_means_over_seeds_of_each_estimator(arms):
     assert found.pass_curves["ngrpo"].mean[3] == pytest.approx(ours["pass@4"].value)
 
 
+# Correct ones of 8 samples: seeds, and of each the problems. `one` has a single problem.
+BY_HAND = {
+    "grpo": [[2, 5, 0, 8], [3, 4, 1, 8], [2, 6, 0, 7], [4, 5, 1, 8], [3, 5, 2, 8], [2, 4, 0, 8], [3, 6, 1, 7], [3, 5, 0, 8]],
+    "ours": [[4, 5, 2, 8], [4, 6, 1, 8], [3, 7, 2, 8], [5, 6, 1, 8], [5, 5, 4, 8], [3, 6, 1, 7], [4, 6, 3, 8], [4, 6, 0, 8]],
+    "same": [[2, 5, 1, 8], [3, 5, 1, 8], [3, 5, 0, 7], [3, 5, 1, 8], [3, 5, 1, 8], [2, 4, 1, 8], [3, 5, 1, 8], [3, 6, 0, 8]],
+}  # fmt: skip
+
+
+def test_the_numbers_of_a_small_case_are_those_of_scipy(tmp_path):
+    def run(name, seed):
+        counts = BY_HAND[name][seed]
+        return run_of(tmp_path, name, seed, {"one": counts[:1], "sums": counts}, trained=False)
+
+    arms = [Arm(name, tuple(run(name, seed) for seed in range(len(seeds)))) for name, seeds in BY_HAND.items()]
+    found = compare(arms, **SETTINGS | {"margin": 12.0}).benchmarks
+    values = {name: 100 * np.array(seeds) / N for name, seeds in BY_HAND.items()}
+    for name in ("ours", "same"):
+        table = values[name] - values["grpo"]
+        one, sums = (found[benchmark].differences[name]["mean@8"] for benchmark in ("one", "sums"))
+
+        # One problem: Student's paired test, and two one-sided ones against the margin.
+        test = stats.ttest_rel(values[name][:, 0], values["grpo"][:, 0])
+        sides = (
+            stats.ttest_1samp(table[:, 0], -12, alternative="greater"),
+            stats.ttest_1samp(table[:, 0], 12, alternative="less"),
+        )
+        assert one.p_value == pytest.approx(test.pvalue, rel=1e-6)
+        assert one.interval == pytest.approx(test.confidence_interval(0.95), rel=1e-6)
+        assert one.equivalence_p == pytest.approx(max(side.pvalue for side in sides), rel=1e-6)
+
+        # Several: over seeds the same test of their means, and all patterns of signs.
+        means = table.mean(axis=1)
+        over_seeds = stats.ttest_1samp(means, 0.0)
+        flipped = stats.permutation_test((means,), np.mean, permutation_type="samples", n_resamples=np.inf)
+        assert sums.value == pytest.approx(table.mean())
+        assert sums.seed_p == pytest.approx(over_seeds.pvalue, rel=1e-9)
+        assert sums.seed_interval == pytest.approx(over_seeds.confidence_interval(0.95), rel=1e-9)
+        assert sums.sign_flip_p == pytest.approx(flipped.pvalue)
+
+        # Over both: draws of the sum of the two parts, where the mean squares of the layout say how much problems add.
+        seeds, problems = table.shape
+        rest = table - means[:, None] - table.mean(axis=0) + table.mean()
+        within, between = (rest**2).sum() / ((seeds - 1) * (problems - 1)), seeds * table.mean(axis=0).var(ddof=1)
+        added = np.sqrt(max(0.0, between - within) / between * problems / (problems - 1))
+        random = np.random.default_rng(1)
+        resampled = random.choice(table.mean(axis=0) - table.mean(), (200_000, problems)).mean(axis=1)
+        draws = table.mean() + added * resampled + random.standard_t(seeds - 1, 200_000) * stats.sem(means)
+        assert sums.interval == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.5)
+        assert sums.p_value == pytest.approx(2 * min((draws < 0).mean(), (draws > 0).mean()), abs=0.01)
+        assert sums.equivalence_p == pytest.approx(max((draws < -12).mean(), (draws > 12).mean()), abs=0.01)
+
+    for benchmark in found.values():
+        ours, same = (benchmark.differences[name]["mean@8"] for name in ("ours", "same"))
+        small, large = sorted((ours, same), key=lambda each: each.p_value)
+        assert small.holm_p == pytest.approx(min(1.0, 2 * small.p_value))
+        assert large.holm_p == pytest.approx(max(large.p_value, small.holm_p))
+        assert ours.holm_p < 0.05
+        assert ours.verdict == "better"
+        assert same.verdict == "equivalent"
+
+
 def test_differences_are_paired_by_seed_and_problem(arms):
     found = compare(arms, **SETTINGS)
     difference = found.benchmarks["sums"].differences["ngrpo"]["mean@8"]
@@ -273,6 +334,19 @@ def test_published_numbers_stand_beside_ours_under_the_name_of_their_estimator(t
     assert f"base best@8 41.19 {ours:.2f}" in page
     assert "grpo mean@32 21.35 –" in page, "ours has 8 samples"
     assert "best@k is 1 − (1 − c/n) k , which papers often call pass@k" in page
+
+
+def test_arms_may_differ_in_the_mixing_that_samples_were_drawn_with_and_it_is_said(tmp_path, arms):
+    mixing = {"sampling": {"samples": N, "mixing": {"strategy": "neighbor", "rate": 0.1}}}
+    found = compare([*arms, arm_of(tmp_path, "inference", 0.4, 3, **mixing)], **SETTINGS)
+    said = [note for note in found.notes if "evaluation.mixing" in note]
+    assert said == [
+        "The samples of inference were drawn with other mixing (evaluation.mixing) than those of grpo: their difference is that of the "
+        "models and of this."
+    ]
+    hotter = {"sampling": mixing["sampling"] | {"temperature": 2.0}}
+    with pytest.raises(ConfigError, match="differ in their sampling settings"):
+        compare([*arms, arm_of(tmp_path, "hotter", 0.4, 3, **hotter)], **SETTINGS)
 
 
 def test_tables_hold_at_80_columns_and_cut_nothing(tmp_path, arms):

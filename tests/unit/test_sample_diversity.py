@@ -36,7 +36,7 @@ def test_beginnings_are_told_apart_by_their_first_characters():
 
 def bleu(candidate: list[str], references: list[list[str]]) -> float:
     """BLEU-4 of Papineni et al., with one added to the counts above single words."""
-    logs = []
+    score = 0.0
     for order in range(1, 5):
 
         def ngrams(words, order=order):
@@ -46,23 +46,31 @@ def bleu(candidate: list[str], references: list[list[str]]) -> float:
         matched = sum(min(count, max(ngrams(each)[ngram] for each in references)) for ngram, count in own.items())
         if matched + added == 0:
             return 0.0
-        logs.append(math.log((matched + added) / (sum(own.values()) + added)))
+        score += math.log((matched + added) / (sum(own.values()) + added)) / 4
     closest = min((abs(len(each) - len(candidate)), len(each)) for each in references)[1]
     brevity = 1.0 if len(candidate) >= closest else math.exp(1 - closest / len(candidate))
-    return brevity * math.exp(sum(logs) / 4)
+    return math.exp(score) * brevity
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_self_bleu_is_the_mean_bleu_against_the_others(seed):
-    noise = random.Random(seed)
-    words = [[noise.choice("abcde") for _ in range(noise.randrange(1, 20))] for _ in range(6)]
-    expected = [bleu(own, words[:at] + words[at + 1 :]) for at, own in enumerate(words)]
-    assert self_bleu([" ".join(each) for each in words], 200) == pytest.approx(sum(expected) / 6)
+@pytest.mark.parametrize("letters", ["ab", "abcde"])
+def test_self_bleu_is_to_the_last_digit_the_mean_bleu_against_the_others(letters):
+    noise = random.Random(letters)
+    groups = [
+        [[noise.choice(letters) for _ in range(noise.randrange(1, 20))] for _ in range(noise.randrange(2, 7))]
+        for _ in range(12)
+    ]
+    expected = [
+        sum(bleu(own, words[:at] + words[at + 1 :]) for at, own in enumerate(words)) / len(words) for words in groups
+    ]
+    assert self_bleu([[" ".join(each) for each in words] for words in groups], 200) == expected
 
 
 def test_self_bleu_of_equal_different_empty_and_single_responses():
-    assert self_bleu(["3 + 4 = 7, so 7"] * 4, 200) == pytest.approx(1.0)
-    assert self_bleu(["a b c d", "e f g h"], 200) == 0.0
-    assert self_bleu(["", ""], 200) == 0.0
-    assert self_bleu(["alone"], 200) is None
-    assert self_bleu(["a b c d x", "a b c d y"], 4) == pytest.approx(1.0), "only the first words count"
+    groups = [["3 + 4 = 7, so 7"] * 4, ["a b c d", "e f g h"], ["", ""], ["alone"], ["a b c d", "a b c d e f"]]
+    same, different, empty, single, shorter = self_bleu(groups, 200)
+    assert same == pytest.approx(1.0)
+    assert (different, empty, single) == (0.0, 0.0, None)
+    assert shorter < 1.0, "a response that is shorter than all others pays for it"
+    assert self_bleu([["a b c d x", "a b c d y"]], 4) == [pytest.approx(1.0)], "only the first words count"
+    assert self_bleu([["", ""]], 200) == [0.0]
+    assert self_bleu([["", ""], ["alone"], []], 200) == [0.0, None, None]

@@ -149,13 +149,14 @@ def _benchmarks(arms: Sequence[Arm], wanted: str | None) -> list[str]:
 
 
 def _require_comparable(arms: Sequence[Arm], reference: Arm, benchmarks: Sequence[str]) -> None:
-    """Refuse runs that were not measured alike, by the function by which promotion does."""
+    """Refuse runs that were not measured alike, by the function by which promotion does. Mixing in samples belongs to the arm."""
     first = reference.runs[0]
-    standard = Measured.of(first.evaluation, "trained", _run_name(reference, first))
+    standard = _without_mixing(Measured.of(first.evaluation, "trained", _run_name(reference, first)))
     for arm in arms:
         for run in arm.runs:
             for name in benchmarks:
-                problem = obstacle(name, Measured.of(run.evaluation, "trained", _run_name(arm, run)), standard)
+                measured = _without_mixing(Measured.of(run.evaluation, "trained", _run_name(arm, run)))
+                problem = obstacle(name, measured, standard)
                 if problem is not None:
                     raise ConfigError(f"comparison: {problem}")
                 if "stopped" in run.evaluation["models"]["trained"][name]:
@@ -163,6 +164,20 @@ def _require_comparable(arms: Sequence[Arm], reference: Arm, benchmarks: Sequenc
                         f"comparison: the evaluation of {_run_name(arm, run)} on {name} stopped early, once the verdict of the gate was "
                         "settled: run it again without evaluation.early_stop, which generates the samples that are missing"
                     )
+
+
+def _without_mixing(measured: Measured) -> Measured:
+    protocols = {
+        name: {**protocol, "sampling": {**protocol.get("sampling", {}), "mixing": None}}
+        for name, protocol in measured.protocols.items()
+    }
+    return dataclasses.replace(measured, protocols=protocols)
+
+
+def _mixing(arm: Arm, benchmark: str) -> object:
+    """Return the mixing that samples of an arm were drawn with; None without."""
+    protocols = Measured.of(arm.runs[0].evaluation, "trained", arm.name).protocols
+    return protocols.get(benchmark, {}).get("sampling", {}).get("mixing")
 
 
 def _run_name(arm: Arm, run: ComparedRun) -> str:
@@ -209,6 +224,11 @@ def _notes(arms: Sequence[Arm], reference: Arm, comparisons: Mapping[str, Benchm
     for arm in arms:
         if arm is reference or not arm.runs:
             continue
+        if any(_mixing(arm, name) != _mixing(reference, name) for name in comparisons):
+            notes.append(
+                f"The samples of {arm.name} were drawn with other mixing (evaluation.mixing) than those of {reference.name}: their "
+                "difference is that of the models and of this."
+            )
         shared = sorted(arm.by_seed.keys() & reference.by_seed.keys())
         if not shared:
             notes.append(

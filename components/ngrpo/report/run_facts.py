@@ -155,7 +155,7 @@ def _of_table(path: Path) -> dict[str, float]:
     by_problem: dict[str, Sequence[float | None]] = {
         "answer_entropy": [answer_entropy(answers, correct) for answers, correct in verdicts],
         "distinct_prefixes": [distinct_prefixes(each, _PREFIX) for each in texts],
-        "self_bleu": [self_bleu(each[:_BLEU_SAMPLES], _WORDS) for each in texts[:: -(-len(texts) // _BLEU_PROBLEMS)]],
+        "self_bleu": self_bleu([each[:_BLEU_SAMPLES] for each in texts[:: -(-len(texts) // _BLEU_PROBLEMS)]], _WORDS),
     }
     known = {name: [value for value in values if value is not None] for name, values in by_problem.items()}
     return {name: fmean(values) for name, values in known.items() if values}
