@@ -73,6 +73,7 @@ def acting_config(
                 if own is None
                 else f"run {own.name}, which made {version}"
             )
+            given = [_named(model_name), *given]  # a run of another model may have made the same files
         config = override(chosen.config, given)
     say_model(config, origin, console)
     return config
@@ -94,7 +95,7 @@ def _model_name(latest: RunSettings, runs: Iterable[RunSettings], given: Sequenc
     Raises:
         ConfigError: The given settings fit none of the runs, so that no service need be started to refuse them.
     """
-    name = f"promotion.model_name={json.dumps(latest.config.promotion.model_name)}"
+    name = _named(latest.config.promotion.model_name)
     refused = []
     for run in runs:
         try:
@@ -102,6 +103,10 @@ def _model_name(latest: RunSettings, runs: Iterable[RunSettings], given: Sequenc
         except ConfigError as error:
             refused.append(error)
     raise refused[0]
+
+
+def _named(model_name: str) -> str:
+    return f"promotion.model_name={json.dumps(model_name)}"
 
 
 def say_model(config: RunConfig, origin: str, console: Console) -> None:

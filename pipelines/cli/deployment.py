@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -55,11 +56,14 @@ def require_registered(what: str) -> None:
         )
 
 
-def deployed_configuration(what: str, workspace: Workspace, cluster: ClusterConfig) -> RunConfig:
+def deployed_configuration(
+    what: str, model_name: str | None, workspace: Workspace, cluster: ClusterConfig
+) -> RunConfig:
     """Return the configuration of the run that made a version, with a cluster. If no run here made it, warn and use that of the latest run.
 
     Args:
         what: `champion`, or the number of a version.
+        model_name: The registered model; by default that of the latest run.
         workspace: Where the runs are; also object storage and tracking, unless the environment names others.
         cluster: Settings of the cluster.
 
@@ -67,13 +71,16 @@ def deployed_configuration(what: str, workspace: Workspace, cluster: ClusterConf
         ConfigError: There is no run.
         TrackingError: The registry cannot be reached.
     """
-    latest = latest_configuration(workspace)
-    model_name = latest.promotion.model_name
+    latest = latest_configuration(workspace, model_name)
+    model_name = model_name or latest.promotion.model_name
     own = looked_up_settings(what, model_name, workspace)
     if own is None:
         print(f"model {what}: no run here made it, so the settings of the latest run are used", file=sys.stderr)
     config = latest if own is None else own.config
     signing = required_key(own, model_name, workspace).signing
+    config = override(
+        config, [f"promotion.model_name={json.dumps(model_name)}"]
+    )  # another model may have the same files
     return config.model_copy(update={"cluster": cluster, "signing": signing})
 
 

@@ -58,9 +58,22 @@ ActingPreset = Annotated[
         show_default=False,
     ),
 ]
+KeptPreset = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PRESET",
+        help="name of a preset, or a TOML file (default: the settings that the schedule has)",
+        autocompletion=preset_names,
+        show_default=False,
+    ),
+]
 PresetOption = Annotated[
     str | None,
     typer.Option("--preset", metavar="PRESET", help="the same as PRESET", autocompletion=preset_names),
+]
+Registered = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="the registered model (default: that of the run, or the latest run)"),
 ]
 Settings = Annotated[
     list[str] | None,

@@ -155,10 +155,8 @@ def _promotions(config: RunConfig, workspace: Workspace, *, stopped: bool = True
 def _registered(promotions: Promotions, number: str) -> ModelVersion:
     version = promotions.registry.version(number)
     if version is None:
-        known = ", ".join(str(version.version) for version in promotions.registry.versions())
         raise TrackingError(
-            f"model {promotions.registry.name}: there is no version {number}; "
-            + (f"choose one of {known}" if known else "it has no version yet: run the pipeline")
+            f"model {promotions.registry.name} has no version {number}: {promotions.registry.choices()}"
         )
     return version
 

@@ -18,6 +18,7 @@ from ngrpo_kfp.pipelines.cli.options import (
     Base,
     Cluster,
     ImagesFile,
+    KeptPreset,
     Preset,
     PresetOption,
     ScheduleName,
@@ -25,6 +26,7 @@ from ngrpo_kfp.pipelines.cli.options import (
     Settings,
     checked,
     chosen_preset,
+    read_cluster,
     read_cluster_config,
 )
 
@@ -74,7 +76,7 @@ def replace(
         str | None,
         typer.Option("--cron", metavar="CRON", help="as for create (default: unchanged)"),
     ] = None,
-    preset: Preset = None,
+    preset: KeptPreset = None,
     preset_option: PresetOption = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -82,11 +84,20 @@ def replace(
     images: ImagesFile = IMAGES,
     base: Base = None,
 ) -> None:
-    """Replace the pipeline or the time of a schedule."""
+    """Replace the time, the settings or the images of a schedule. What is not named stays, except the images."""
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
     checked("NAME", name)
-    config, found = read_cluster_config(chosen_preset(preset, preset_option), settings, seed, cluster), Images(images)
+    chosen, found = chosen_preset(preset, preset_option), Images(images)
+    if chosen is not None:
+        config = read_cluster_config(chosen, settings, seed, cluster)
+    else:
+        from ngrpo_kfp.pipelines.kubeflow.scheduling.kept_settings import kept_settings
+
+        there = None if cluster is None else read_cluster(cluster)
+        overrides = [*(settings or ()), *([] if seed is None else [f"seed={seed}"])]
+        config, kept = kept_settings(name, overrides, there)
+        base = base or kept
     from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
     schedules.replace(name, cron, config, found, terminal(), base=base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,9 @@ from ngrpo_kfp.pipelines.cli.options import (
     Cluster,
     ImagesFile,
     PresetOption,
+    Registered,
     Settings,
+    checked,
     read_cluster,
     read_cluster_config,
 )
@@ -41,6 +44,7 @@ def serve(
             help="tokens of a prompt and its response together (default: by the settings of its run)",
         ),
     ] = None,
+    registered: Registered = None,
     cluster: Cluster = None,
     images: ImagesFile = IMAGES,
     preset_option: PresetOption = None,
@@ -51,6 +55,7 @@ def serve(
     With --cluster, MODEL is champion or the number of a version, and --preset, --set and --images apply. Without --preset the settings are
     those of the run that made the version.
     """
+    name = None if registered is None else checked("--model", registered)
     if cluster is None:
         if preset_option is not None or settings:
             raise ConfigError(
@@ -58,14 +63,15 @@ def serve(
             )
         from ngrpo_kfp.pipelines.local import serving
 
-        serving.serve_model(model, port, length, workspace(), terminal())
+        serving.serve_model(model, name, port, length, workspace(), terminal())
         return
     from ngrpo_kfp.pipelines.cli import deployment
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
     deployment.require_registered(model)
     found = Images(images)
-    deployment.print_service(model, _cluster_config(model, preset_option, settings, cluster), found, workspace())
+    config = _cluster_config(model, name, preset_option, settings, cluster)
+    deployment.print_service(model, config, found, workspace())
 
 
 @app.command(rich_help_panel=ON_CLUSTER)
@@ -74,6 +80,7 @@ def deploy(
     cluster: Annotated[
         Path, typer.Option("--cluster", metavar="FILE", help="TOML file with the settings of `cluster`")
     ],
+    registered: Registered = None,
     images: ImagesFile = IMAGES,
     preset_option: PresetOption = None,
     settings: Settings = None,
@@ -83,17 +90,20 @@ def deploy(
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
     deployment.require_registered(model)
-    found = Images(images)
-    config = _cluster_config(model, preset_option, settings, cluster)
+    name, found = None if registered is None else checked("--model", registered), Images(images)
+    config = _cluster_config(model, name, preset_option, settings, cluster)
     if not deployment.deploy_version(model, config, found, workspace(), terminal()):
         raise typer.Exit(1)
 
 
-def _cluster_config(model: str, preset: str | None, settings: list[str] | None, cluster: Path) -> RunConfig:
+def _cluster_config(
+    model: str, name: str | None, preset: str | None, settings: list[str] | None, cluster: Path
+) -> RunConfig:
     if preset is not None:
-        return read_cluster_config(preset, settings, None, cluster)
+        named = [] if name is None else [f"promotion.model_name={json.dumps(name)}"]
+        return read_cluster_config(preset, [*(settings or ()), *named], None, cluster)
     from ngrpo.config.reading import override
     from ngrpo_kfp.pipelines.cli import deployment
 
     read = read_cluster(cluster)
-    return override(deployment.deployed_configuration(model, workspace(), read), settings or [])
+    return override(deployment.deployed_configuration(model, name, workspace(), read), settings or [])

@@ -9,7 +9,7 @@ import typer
 
 from ngrpo_kfp.pipelines.cli.help import MODELS
 from ngrpo_kfp.pipelines.cli.lazy import terminal, workspace
-from ngrpo_kfp.pipelines.cli.options import checked
+from ngrpo_kfp.pipelines.cli.options import Registered, checked
 
 # The commands import what they need when they run: torch and MLflow take seconds.
 
@@ -18,10 +18,6 @@ app = typer.Typer()
 ModelName = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="champion, challenger, the number of a version, or a run (latest, its name)"),
-]
-Registered = Annotated[
-    str | None,
-    typer.Option("--model", metavar="NAME", help="the registered model (default: that of the run, or the latest run)"),
 ]
 
 

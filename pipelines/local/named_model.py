@@ -121,17 +121,24 @@ def run_directory(what: str, workspace: Workspace) -> Path:
     raise ConfigError(f"model {what!r}: no run of that name in {workspace.runs}, and no directory of a run; {FORMS}")
 
 
-def latest_configuration(workspace: Workspace) -> RunConfig:
+def latest_configuration(workspace: Workspace, model_name: str | None = None) -> RunConfig:
     """Return the configuration of the latest run that has one, finished or not.
+
+    Args:
+        workspace: Where the runs are.
+        model_name: The registered model, if the user has named it.
 
     Raises:
         ConfigError: There is none.
     """
     latest = latest_settings(workspace)
     if latest is None:
+        unknown = (
+            "which registered model is meant: name it with --model," if model_name is None else "how it is served:"
+        )
         raise ConfigError(
-            f"workspace {workspace.root}: there is no run there whose settings can be read, so it is not known which registered model is "
-            "meant: name it with --model, set NGRPO_HOME to a workspace with runs, or run once"
+            f"workspace {workspace.root}: there is no run there whose settings can be read, so it is not known {unknown} set NGRPO_HOME to "
+            "a workspace with runs, or run once"
         )
     return latest.config
 
@@ -154,14 +161,17 @@ def settings_of(found: NamedModel, workspace: Workspace) -> RunSettings | None:
 
 
 def settings_of_version(version: ModelVersion, workspace: Workspace) -> RunSettings | None:
-    """Return the configuration of the run that trained and evaluated a version, or None if no run of the workspace did."""
+    """Return the configuration of the run that trained and evaluated a version, or None if no run of the workspace did.
+
+    A run of another registered model may have the same results; it counts only if there is no run of this model.
+    """
     from ngrpo.tracking.model_registry import KEY, evaluation_key
 
     trained, judged = version.tags.get(KEY), evaluation_key(version)
     if trained is None:
         return None
     behind = [(_TRAINING, trained), *([] if judged is None else [("benchmark_evaluation", judged)])]
-    return settings_behind(behind, workspace)
+    return settings_behind(behind, workspace, version.name)
 
 
 def configuration_of_version(version: ModelVersion, workspace: Workspace) -> RunConfig | None:
@@ -216,14 +226,23 @@ def _version(registry: ModelRegistry, what: str) -> ModelVersion:
     version = registry.by_alias(what) if what in ALIASES else registry.version(what)
     if version is not None:
         return version
-    known = ", ".join(str(each.version) for each in registry.versions())
-    if not known:
-        cure = "it has no version: run its preset, or name another model with --model"
-    elif what == "champion":
-        cure = f"make one of its versions champion with `ngrpo promote VERSION` (there are {known}), or name a version"
-    else:
-        cure = f"its versions are {known}"
-    raise TrackingError(f"model {registry.name} has no {what if what in ALIASES else f'version {what}'}; {cure}")
+    raise missing_version(registry, what)
+
+
+def missing_version(registry: ModelRegistry, what: str) -> TrackingError:
+    """Return the error for a version that does not exist; it names what there is.
+
+    Args:
+        registry: The registry of a model.
+        what: An alias, or the number of a version.
+    """
+    cure = (
+        "; promote one of them (`ngrpo promote VERSION`), or name one"
+        if what == "champion" and registry.versions()
+        else ""
+    )
+    said = what if what in ALIASES else f"version {what}"
+    return TrackingError(f"model {registry.name} has no {said}: {registry.choices()}{cure}")
 
 
 def _registered_files(registry: ModelRegistry, version: ModelVersion, workspace: Workspace) -> tuple[Path, str]:

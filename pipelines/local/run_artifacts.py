@@ -97,19 +97,22 @@ def sizes(workspace: Workspace) -> dict[Path, Sizes]:
     return found
 
 
-def settings_behind(artifacts: Sequence[Artifact], workspace: Workspace) -> RunSettings | None:
+def settings_behind(artifacts: Sequence[Artifact], workspace: Workspace, model_name: str) -> RunSettings | None:
     """Return the configuration of the run that made or read some results; None if there is no such run here with readable settings.
 
-    Of several runs it is the one with the most of these results, and of those the newest.
+    Of several runs it is one of the registered model, if there is any; of those the one with the most of these results, and of those the
+    newest.
 
     Args:
         artifacts: The results.
         workspace: Where the runs are.
+        model_name: The registered model.
     """
     known = {
         run: sum(each in _listed_artifacts("run", run) for each in artifacts) for run in run_directories(workspace)
     }
-    return next(settings_of_runs(sorted(filter(known.get, known), key=lambda run: -known[run])), None)
+    found = list(settings_of_runs(sorted(filter(known.get, known), key=lambda run: -known[run])))
+    return next((run for run in found if run.config.promotion.model_name == model_name), found[0] if found else None)
 
 
 def disk_size(place: Path) -> int:

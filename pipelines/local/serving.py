@@ -51,11 +51,14 @@ _NO_CAUSE = "See root cause above"
 """In the server's last message if its engine did not start; the cause is in an earlier message of the engine."""
 
 
-def serve_model(what: str, port: int, length: int | None, workspace: Workspace, console: Console) -> None:
+def serve_model(
+    what: str, model_name: str | None, port: int, length: int | None, workspace: Workspace, console: Console
+) -> None:
     """Serve a model until interrupted.
 
     Args:
         what: The model; see `named_model`.
+        model_name: The registered model; see `named_model`.
         port: Port on 127.0.0.1.
         length: Tokens of a prompt and its response together; by default from the settings of its run.
         workspace: Where runs are; the log of the server is `serve.log` there.
@@ -71,9 +74,13 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
     require_name(what, workspace)
     on_cpu = _build_for_cpus()
     _require_free(port)
-    acting = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))
+    acting = (
+        latest_configuration(workspace, model_name)
+        if is_version(what)
+        else configuration_of(run_directory(what, workspace))
+    )
     with phase(console, "fetching the model"), services(workspace) as around:
-        model = named_model(what, None, around, workspace)
+        model = named_model(what, model_name, around, workspace)
         own = settings_of(model, workspace)
         require_verified(model, required_key(own, model.model_name, workspace).signing, around)
     config = acting if own is None else own.config

@@ -19,7 +19,13 @@ from ngrpo.report.phases import messages, phase
 from ngrpo.section import check_name
 from ngrpo.signing.keys import PublicKey, public_key, read_public_key, require_library
 from ngrpo.storage.digest import digest_of, file_digests
-from ngrpo_kfp.pipelines.local.named_model import ALIASES, is_version, latest_configuration, settings_of_version
+from ngrpo_kfp.pipelines.local.named_model import (
+    ALIASES,
+    is_version,
+    latest_configuration,
+    missing_version,
+    settings_of_version,
+)
 from ngrpo_kfp.pipelines.local.required_key import RequiredKey, required_key
 from ngrpo_kfp.pipelines.local.runs import RunSettings, latest_settings
 from ngrpo_kfp.pipelines.local.services import services
@@ -85,10 +91,7 @@ def verify(
         registry = promotions.registry
         version = registry.by_alias(what) if what in ALIASES else registry.version(what)
         if version is None:
-            raise TrackingError(
-                f"model {name} has no {what if what in ALIASES else f'version {what}'}: `ngrpo history` lists its versions, --model names "
-                "another model"
-            )
+            raise missing_version(registry, what)
         evidence = registered_evidence(promotions, version)
         key = given
         if given is None:

@@ -91,7 +91,7 @@ def _registered(model: str, config: RunConfig) -> dict[str, Any]:
     version = registry.by_alias(CHAMPION) if model == "champion" else registry.version(model)
     if version is None:
         what = "champion" if model == "champion" else f"version {model}"
-        raise TrackingError(f"model {registry.name} has no {what}: `ngrpo history` lists what was decided on them")
+        raise TrackingError(f"model {registry.name} has no {what}: {registry.choices()}")
     return registered_source(registry, version)
 
 

@@ -32,6 +32,7 @@ BEGINNINGS = (
     "kubeflow.doctor.examination.examine",
     "kubeflow.scheduling.schedules.compile_scheduled_run",
     "kubeflow.scheduling.schedules.connect",
+    "kubeflow.scheduling.kept_settings.connect",
     "kubeflow.scheduling.form.compile_form",
     "planning.base_model.from_champion",
     "cli.promotion.promote_version",

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,19 +137,19 @@ def test_without_a_name_the_registered_model_is_that_of_the_latest_run(find, pro
     assert find("champion", None).model_name == NAME
 
 
+def leave(workspace: Workspace, day: int, name: str, judged: str, model_name: str = NAME) -> None:
+    """Leave the directory of a run that trained and evaluated a model."""
+    run = workspace.new_run(f"2026010{day}-000000-000000-tiny")
+    keys = {"ngrpo_training": f"key-{name}", "benchmark_evaluation": judged}
+    stages = {stage: {"key": key, "artifact": "s3://x/y/"} for stage, key in keys.items()}
+    (run / "summary.json").write_text(json.dumps({"stages": stages, "wall_seconds": 1.0, "mlflow": {"run_id": "r"}}))
+    (run / "config.json").write_text(
+        load_config(TINY, [f"seed={day}", f"promotion.model_name={model_name}"]).model_dump_json()
+    )
+
+
 def test_the_settings_of_a_version_are_those_of_the_run_that_made_it(find, promote, workspace, monkeypatch, capsys):
     monkeypatch.setattr(module, "services", lambda workspace: nullcontext())
-
-    def leave(day: int, name: str, judged: str) -> None:
-        run = workspace.new_run(f"2026010{day}-000000-000000-tiny")
-        keys = {"ngrpo_training": f"key-{name}", "benchmark_evaluation": judged}
-        stages = {stage: {"key": key, "artifact": "s3://x/y/"} for stage, key in keys.items()}
-        (run / "summary.json").write_text(
-            json.dumps({"stages": stages, "wall_seconds": 1.0, "mlflow": {"run_id": "r"}})
-        )
-        (run / "config.json").write_text(
-            load_config(TINY, [f"seed={day}", f"promotion.model_name={NAME}"]).model_dump_json()
-        )
 
     def settings(what: str) -> tuple[str, int] | None:
         found = settings_of(find(what), workspace)
@@ -158,35 +159,54 @@ def test_the_settings_of_a_version_are_those_of_the_run_that_made_it(find, promo
     promote("better", [6] * PROBLEMS)
     judged = find("1").version.tags["ngrpo.evaluation_key"]
     assert settings("1") is None
-    leave(1, "first", "another")
+    leave(workspace, 1, "first", "another")
     assert settings("1") == ("20260101-000000-000000-tiny", 1)
-    leave(2, "first", judged)
-    leave(3, "first", "another")
-    leave(4, "better", "another")
+    leave(workspace, 2, "first", judged)
+    leave(workspace, 3, "first", "another")
+    leave(workspace, 4, "better", "another")
     assert settings("1") == ("20260102-000000-000000-tiny", 2), "of runs with its training, the one with its evaluation"
     assert settings("champion") == ("20260104-000000-000000-tiny", 4)
-    leave(5, "nobodys", judged)
+    leave(workspace, 5, "nobodys", judged)
     assert settings("1") == ("20260102-000000-000000-tiny", 2)
     cluster = load_config(TINY).cluster
     promote("third", [7] * PROBLEMS)
-    seeds = [deployment.deployed_configuration(what, workspace, cluster).seed for what in ("1", "2", "champion")]
+    deployed = partial(deployment.deployed_configuration, model_name=NAME, workspace=workspace, cluster=cluster)
+    seeds = [deployed(what).seed for what in ("1", "2", "champion")]
     assert seeds == [2, 4, 5], "no run here made the third, so that the latest counts"
     assert capsys.readouterr().err.count("no run here made it, so the settings of the latest run are used") == 1
+
+
+def test_the_same_files_under_two_names_are_two_models(find, promote, workspace, monkeypatch):
+    """A run of one model over the results of another: it must not stand in for the run of the other, nor its model for the other model."""
+    monkeypatch.setattr(module, "services", lambda workspace: nullcontext())
+    promote("first", MIDDLE)
+    judged = find("1").version.tags["ngrpo.evaluation_key"]
+    for day, name in ((1, NAME), (2, "other")):
+        leave(workspace, day, "first", judged, name)
+    own = settings_of(find("1"), workspace)
+    assert (own.name, own.config.promotion.model_name) == ("20260101-000000-000000-tiny", NAME)
+    shutil.rmtree(workspace.runs / own.name)
+    there = deployment.deployed_configuration("1", NAME, workspace, load_config(TINY).cluster)
+    assert there.promotion.model_name == NAME, "the run that is left has the same results, and another model"
 
 
 # --- what is not there --------------------------------------------------------------------------------------------------
 
 
 def test_no_champion(find, promote, registry):
-    with pytest.raises(TrackingError, match=f"model {NAME} has no champion; it has no version: run its preset"):
+    with pytest.raises(TrackingError, match=f"model {NAME} has no champion: no model is registered yet: run a preset"):
         find("champion")
     promote("first", MIDDLE)
+    with pytest.raises(TrackingError, match=f"model other has no champion: it has no version; registered are {NAME}$"):
+        find("champion", "other")
     registry.set_alias("champion", None)
-    with pytest.raises(TrackingError, match=r"has no champion; make .* with `ngrpo promote VERSION` \(there are 1\)"):
+    with pytest.raises(
+        TrackingError, match=r"has no champion: its versions are 1; promote one .*`ngrpo promote VERSION`"
+    ):
         find("champion")
-    with pytest.raises(TrackingError, match="has no challenger; its versions are 1"):
+    with pytest.raises(TrackingError, match=r"has no challenger: its versions are 1$"):
         find("challenger")
-    with pytest.raises(TrackingError, match="has no version 7; its versions are 1"):
+    with pytest.raises(TrackingError, match=r"has no version 7: its versions are 1$"):
         find("7")
 
 

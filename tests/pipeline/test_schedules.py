@@ -1,5 +1,6 @@
 """Schedules, through kfp's real client, against an API with the rules of the real one."""
 
+import json
 import re
 from datetime import timedelta
 
@@ -132,6 +133,32 @@ def test_a_schedule_is_replaced_and_stays_as_it_was(kubeflow, ngrpo, paused):
     ngrpo("schedule", "replace", "weekly", "--cron", "0 0 5 * * *")
     (newest,) = kubeflow.schedules.values()
     assert newest.trigger.cron_schedule.cron == "0 0 5 * * *"
+
+
+def test_a_schedule_that_is_replaced_keeps_the_settings_that_are_not_named(kubeflow, ngrpo):
+    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *", "smollm2", "--base", "champion", "--seed", "3")
+
+    def parameters():
+        (schedule,) = kubeflow.schedules.values()
+        spec = next(iter(kubeflow.tasks(kubeflow.fire(schedule)).values()))["inputs"]["parameters"]
+        config = json.loads(spec["config"]["runtimeValue"]["constant"])
+        return config["preset"], config["seed"], config["training"]["steps"], spec["base"]["runtimeValue"]["constant"]
+
+    steps = parameters()[2]
+    ngrpo("schedule", "replace", "weekly", "--cron", "0 0 5 * * *")
+    assert parameters() == ("smollm2", 3, steps, "champion")
+    ngrpo("schedule", "replace", "weekly", "--seed", "7", "--set", f"training.steps={steps + 1}")
+    assert parameters() == ("smollm2", 7, steps + 1, "champion")
+    ngrpo("schedule", "replace", "weekly", "tiny")
+    assert (parameters()[0], parameters()[3]) == ("tiny", "")
+
+
+def test_a_schedule_whose_settings_cannot_be_read_needs_its_preset(kubeflow, ngrpo):
+    ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
+    for version in kubeflow.versions.values():
+        version.pipeline_spec["pipelineInfo"]["description"] = '{"of": "an earlier version"}'
+    assert "name its preset (--preset PRESET)" in ngrpo("schedule", "replace", "weekly", code=2)
+    ngrpo("schedule", "replace", "weekly", "tiny")
 
 
 def test_a_schedule_that_cannot_be_replaced_is_as_it_was(kubeflow, ngrpo):

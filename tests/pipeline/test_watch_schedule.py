@@ -83,18 +83,21 @@ def test_without_a_preset_the_schedule_has_the_settings_of_the_run_that_made_the
     assert (config["cluster"]["store"], config["cluster"]["run_as_user"]) == (objects.uri, 4321)
 
 
-def test_a_watch_that_is_replaced_stays_a_watch(kubeflow, objects, ngrpo):
+def test_a_watch_that_is_replaced_stays_a_watch_and_keeps_its_settings(kubeflow, objects, ngrpo):
     store = ("--set", f"cluster.store={objects.uri}")
-    ngrpo("watch", "tiny", "--endpoint", URL, "--schedule", "nightly", "--cron", "0 0 4 * * *", *LOCK, *store)
+    own = ("--set", "watch.samples=9")
+    ngrpo("watch", "tiny", "--endpoint", URL, "--schedule", "nightly", "--cron", "0 0 4 * * *", *LOCK, *store, *own)
     replace = ("schedule", "replace", "nightly", "--cron", "0 0 5 * * *", *store)
-    assert "name the endpoint with --endpoint URL" in ngrpo(*replace, code=2)
-    told = ngrpo(*replace, "--set", f"watch.endpoint.url={URL}", "--base", "champion", code=2)
+    assert "name the endpoint with --endpoint URL" in ngrpo(*replace, "--preset", "tiny", code=2)
+    told = ngrpo(*replace, "--base", "champion", code=2)
     assert "--base champion: schedule nightly watches the champion and starts no runs; leave it out" in told
-    ngrpo(*replace, "--set", f"watch.endpoint.url={URL}2")
-    (schedule,) = kubeflow.schedules.values()
-    assert schedule.trigger.cron_schedule.cron == "0 0 5 * * *"
-    (name, task), *rest = kubeflow.tasks(kubeflow.fire(schedule)).items()
-    assert (name, rest, f"{URL}2" in str(task["inputs"])) == ("watch-champion", [], True)
+    for changed, url in (((), URL), (("--set", f"watch.endpoint.url={URL}2"), f"{URL}2")):
+        ngrpo(*replace, *changed)
+        (schedule,) = kubeflow.schedules.values()
+        assert schedule.trigger.cron_schedule.cron == "0 0 5 * * *"
+        (name, task), *rest = kubeflow.tasks(kubeflow.fire(schedule)).items()
+        watch = json.loads(task["inputs"]["parameters"]["config"]["runtimeValue"]["constant"])["watch"]
+        assert (name, rest, watch["endpoint"]["url"], watch["samples"]) == ("watch-champion", [], url, 9)
 
 
 @pytest.mark.parametrize(

@@ -40,15 +40,25 @@ def test_the_module_of_a_stage_is_imported_so(monkeypatch, tmp_path):
     assert replace(STAGES["prepare_data"]).function()() is None
 
 
-def test_mlflow_is_imported_ahead_without_what_it_imports_for_others():
-    """In a process of its own, as a command is: where MLflow is imported already, nothing is hidden from it."""
+def test_mlflow_is_imported_ahead_without_what_it_imports_for_others(tmp_path):
+    """In a process of its own, as a command is: where MLflow is imported already, nothing is hidden from it.
+
+    A run that only decides then writes a new version's description in that process, so that must work with what was imported.
+    """
+    model, beside = tmp_path / "model", tmp_path / "beside"
+    model.mkdir()
+    beside.mkdir()
+    (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     script = (
-        "import sys\nfrom ngrpo_kfp.pipelines.local.tracking_ahead import UNUSED_BY_MLFLOW, tracking_ahead\n"
+        "import sys\nfrom pathlib import Path\nfrom ngrpo_kfp.pipelines.local.tracking_ahead import UNUSED_BY_MLFLOW, tracking_ahead\n"
         "tracking_ahead('ngrpo.tracking.promotions').join()\nimport ngrpo.tracking.promotions, ngrpo.tracking.database\n"
-        "print([name for name in UNUSED_BY_MLFLOW if name in sys.modules])"
+        "print([name for name in UNUSED_BY_MLFLOW if name in sys.modules])\n"
+        "from ngrpo.tracking.model_flavor import write_flavor\n"
+        "write_flavor(*map(Path, sys.argv[1:]), 'model', model_id='m', run_id=None, max_new_tokens=1)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script, model, beside], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+    assert "max_new_tokens" in (beside / "MLmodel").read_text()
 
 
 def test_what_is_put_off_is_imported_when_something_of_it_is_asked_for(tmp_path, monkeypatch):

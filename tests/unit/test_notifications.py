@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ngrpo.checking.examination import examine_quickly
 from ngrpo.config import load_config
 from ngrpo.config.notifications import NotificationConfig
 from ngrpo.errors import ConfigError, DataError, StoreError, UserCodeError
@@ -206,6 +207,19 @@ def test_a_template_goes_with_json_only():
 
 def test_settings_of_runs_without_notifications_are_what_they_were():
     assert "notifications" not in load().model_dump(mode="json")
+
+
+def test_a_name_that_no_event_has_is_refused_before_a_run(tmp_path):
+    def said(text: str) -> list[str]:
+        (tmp_path / "own.j2").write_text(text)
+        overrides = [f"notifications.team.{each}" for each in (f"url_from={WEBHOOK}", f"template={tmp_path}/own.j2")]
+        return [finding.line for finding in examine_quickly(load_config(PRESETS / "tiny.toml", overrides)).errors]
+
+    assert said('{% set a = run %}{"t": {{ [a, facts["x"], range(2) | list] | tojson }}}') == []
+    assert said('{"t": {{ sumary | tojson }}}') == [
+        "notifications.team.template: unknown sumary; an event has layout, source, event, time, run, model, version, summary, facts: "
+        "correct the file"
+    ]
 
 
 def test_a_template_is_the_text_of_a_file_beside_the_preset(tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import runpy
 import shutil
@@ -18,7 +19,7 @@ from in_toto_attestation.v1 import statement_pb2
 from ngrpo.config import load_config
 from ngrpo.config.signing import PASSWORD, SigningConfig
 from ngrpo.environment import holds_credential, redacted
-from ngrpo.errors import ConfigError
+from ngrpo.errors import ConfigError, DataError
 from ngrpo.signing.evidence import SEAL, SIGNATURE, Evidence, evidence_in
 from ngrpo.signing.files import sign_files, verify_files
 from ngrpo.signing.keys import private_key, public_key, read_public_key
@@ -229,7 +230,10 @@ def test_a_signature_of_another_version(tmp_path, model, keys):
     assert broken(other and model[0], replace(model[1], version="4")) == [SUBJECT]
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff", b"null", b'{"payload": "x"}'])
+NESTED = b"[" * 200_000
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff", b"null", b'{"payload": "x"}', NESTED], ids=range(8))
 def test_a_corrupt_bundle(model, data):
     assert broken(model[0], replace(model[1], signature=data)) == [FILES]
     assert broken(model[0], replace(model[1], statement=data)) == [SIGNED]
@@ -275,6 +279,15 @@ def test_a_directory_with_the_files_side_by_side(model, tmp_path):
         assert broken(files, evidence) == []
     (flat / "modeling.py").write_text("")
     assert broken(*evidence_in(flat))[0] == FILES
+
+
+@pytest.mark.parametrize("target", ["/etc", "nowhere", ".", None])
+def test_what_no_signature_covers_is_refused(model, tmp_path, target):
+    place = shutil.copytree(model[0].parent, tmp_path / "place")
+    there = place / "model" / "more"
+    there.symlink_to(target) if target is not None else os.mkfifo(there)
+    with pytest.raises(DataError, match=r"more: neither a file nor a directory of its own"):
+        evidence_in(place)
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------------

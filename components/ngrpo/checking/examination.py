@@ -12,6 +12,7 @@ from ngrpo.checking.exploration import check_exploration
 from ngrpo.checking.findings import Examination, Finding
 from ngrpo.checking.light_imports import import_transformers
 from ngrpo.checking.needs import check_needs
+from ngrpo.checking.notifications import check_templates
 from ngrpo.checking.places import (
     check_data_files,
     check_lengths,
@@ -35,6 +36,7 @@ def examine_quickly(config: RunConfig) -> Examination:
     examination.add(check_endpoint(config))
     examination.add(check_engine(config))
     examination.add(check_needs(config))
+    examination.add(check_templates(config))
     if not examination.errors:
         examination.add(check_lengths(config, known_positions(config)))
     return examination

@@ -17,6 +17,8 @@ from ngrpo.environment import redacted
 from ngrpo.notifications.events import Event, Fact
 
 LAYOUT = 1
+NAMES = ("layout", "source", "event", "time", "run", "model", "version", "summary", "facts")
+"""Names in the generic format, which are the variables of a template."""
 _HEADLINES: dict[EventKind, str] = {
     "failed": "run failed",
     "promoted": "new champion",
@@ -54,19 +56,29 @@ def payload(settings: NotificationConfig, event: Event) -> bytes:
     return _filled_in(settings.template, _document(event))
 
 
+def unknown_names(template: str) -> list[str]:
+    """Return the variables of a template that no event has. The template is parsed, not rendered."""
+    from jinja2.meta import find_undeclared_variables
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment()
+    return sorted(find_undeclared_variables(environment.parse(template)) - environment.globals.keys() - set(NAMES))
+
+
 def _document(event: Event) -> dict[str, Any]:
-    """Return the generic format; its names are the variables of a template."""
-    return {
-        "layout": LAYOUT,
-        "source": "ngrpo",
-        "event": event.kind,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run": _optional(event.run),
-        "model": _optional(event.model_name),
-        "version": event.version,
-        "summary": _plain(event.summary),
-        "facts": {name: _plain(value) if isinstance(value, str) else value for name, value in _facts(event)},
-    }
+    """Return the generic format."""
+    values = (
+        LAYOUT,
+        "ngrpo",
+        event.kind,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        _optional(event.run),
+        _optional(event.model_name),
+        event.version,
+        _plain(event.summary),
+        {name: _plain(value) if isinstance(value, str) else value for name, value in _facts(event)},
+    )
+    return dict(zip(NAMES, values, strict=True))
 
 
 def _filled_in(template: str, document: dict[str, Any]) -> bytes:

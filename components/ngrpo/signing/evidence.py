@@ -90,6 +90,8 @@ def evidence_in(directory: Path) -> tuple[dict[str, str], Evidence]:
         beside = {name: _bytes(directory / name) for name in (*SEAL, EVALUATION_FILE)}
         signature, statement, signer, evaluation = beside.values()
         evidence = Evidence(str(directory), signature, statement, signer, evaluation)
+        if evidence.signed:
+            _require_files(place)
         files = file_digests(place) if evidence.signed else {}
     except OSError as error:
         raise DataError(
@@ -98,6 +100,19 @@ def evidence_in(directory: Path) -> tuple[dict[str, str], Evidence]:
     if not apart:
         files = {name: digest for name, digest in files.items() if name not in (*beside, MODEL_CARD)}
     return files, evidence
+
+
+def _require_files(place: Path) -> None:
+    """Refuse what is neither a file nor a directory, and links to directories: no signature covers what is behind them.
+
+    Raises:
+        DataError: There is such a thing.
+    """
+    for path in sorted(place.rglob("*")):
+        if not path.is_file() and (path.is_symlink() or not path.is_dir()):
+            raise DataError(
+                f"{path}: neither a file nor a directory of its own, so that no signature covers it; remove it, or put a copy in its place"
+            )
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -21,7 +21,7 @@ from model_signing._hashing.hashing import Digest
 from ngrpo.signing.keys import PrivateKey, PublicKey
 
 # What the library raises for an invalid bundle or a wrong signature.
-_REFUSALS = (ValueError, KeyError, TypeError, AttributeError, IndexError, InvalidSignature)
+_REFUSALS = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, InvalidSignature)
 _SHA256 = "sha256"
 _OTHERS = 3
 

@@ -119,7 +119,14 @@ def verify_statement(signed: bytes, key: PublicKey) -> Statement:
         other = keys != [key.fingerprint]
         said = "it was made with another key" if other else "the signature is wrong: its content was changed"
         raise BrokenSignatureError(said) from error
-    except (ValueError, KeyError, TypeError, AttributeError, FormatError) as error:  # of JSON that is no envelope
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        FormatError,
+    ) as error:  # JSON that is no envelope
         raise BrokenSignatureError(f"no envelope of DSSE ({type(error).__name__})") from error
     if envelope.payload_type != _PAYLOAD:
         raise BrokenSignatureError(f"its content is of the type {envelope.payload_type!r}, not an in-toto statement")

@@ -16,7 +16,7 @@ import yaml
 from mlflow.utils import PYTHON_VERSION
 
 if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+    from mlflow.models.signature import ModelSignature
 
 # `mlflow.models` is imported only where a model is written: it needs pandas, and commands that only decide start faster without.
 
@@ -74,7 +74,7 @@ def write_flavor(
 
 def _signature(max_new_tokens: int) -> ModelSignature:
     """Return the model signature: text in, text out, and the parameters of generation, which is greedy by default."""
-    from mlflow.models import ModelSignature
+    from mlflow.models.signature import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     text = Schema([ColSpec(DataType.string)])

@@ -40,6 +40,8 @@ MANIFEST = "manifest.json"
 _NO_PROGRESS_BAR: Mapping[str, str | None] = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 _EVALUATION_FILE = "evaluation.json"
 MODEL_CARD = "README.md"
+_MODELS_NAMED = 8
+"""Most registered models that an error names."""
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -117,6 +119,18 @@ class ModelRegistry:
     def version(self, number: str) -> ModelVersion | None:
         """Return a version by its number; None if there is no such version."""
         return next((version for version in self.versions() if str(version.version) == number), None)
+
+    @explained()
+    def choices(self) -> str:
+        """Return what can be named in place of a version that does not exist: other versions, or without any the registered models."""
+        numbers = ", ".join(str(version.version) for version in self.versions())
+        if numbers:
+            return f"its versions are {numbers}"
+        models = [model.name for model in self._client.search_registered_models(max_results=_MODELS_NAMED + 1)]
+        if not models:
+            return "no model is registered yet: run a preset"
+        more = " and others" if len(models) > _MODELS_NAMED else ""
+        return f"it has no version; registered are {', '.join(models[:_MODELS_NAMED])}{more}"
 
     @explained()
     def stored_digest(self, version: ModelVersion) -> str | None:
