@@ -68,7 +68,7 @@ def serve_model(what: str, port: int, length: int | None, workspace: Workspace, 
         TrackingError: The files of the version are gone, or MLflow cannot be reached.
         StoreError: The artifact of the run is gone, or the object store cannot be reached.
     """
-    require_name(what, workspace)
+    require_name(what, None, workspace)
     on_cpu = _build_for_cpus()
     _require_free(port)
     acting = latest_configuration(workspace) if is_version(what) else configuration_of(run_directory(what, workspace))

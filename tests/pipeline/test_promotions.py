@@ -350,7 +350,7 @@ def test_decisions_by_hand(ngrpo, promotions):
 def test_what_cannot_be_promoted_by_hand(ngrpo, promotions, tmp_path):
     assert (
         ngrpo("promote", "9").partition("\n")[2]
-        == "ngrpo: model test-model: there is no version 9; choose one of 5, 4, 3, 2, 1\n"
+        == "ngrpo: model test-model has no version 9; its versions are 5, 4, 3, 2, 1\n"
     )
     assert "nothing to roll back" in ngrpo("rollback", "why not")
     weights = sorted((tmp_path / "artifacts" / "models").rglob("weights"))
