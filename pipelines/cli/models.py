@@ -51,12 +51,14 @@ def promote(
     """Ask the gate about a registered version again."""
     from ngrpo.tracking.reasons import checked_reason
     from ngrpo_kfp.pipelines.cli.acting import acting_config
+    from ngrpo_kfp.pipelines.local.named_model import require_version
     from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
     if override is not None:
         checked_reason(override, "--override")
     home, console = workspace(), terminal()
     config = acting_config(chosen_preset(preset, preset_option), settings, seed, home, console)
+    require_version(str(version), config.promotion.model_name, home)
     with store_ahead(home):  # starting it takes as long as the imports
         from ngrpo_kfp.pipelines.cli import promotion
 

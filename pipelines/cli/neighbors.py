@@ -6,7 +6,8 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ngrpo.config import NeighborsConfig, PackagedModel, validate
+from ngrpo.config import InitializedModel, NeighborsConfig, PackagedModel, validate
 from ngrpo.errors import ConfigError, DataError
 from ngrpo_kfp.pipelines.cli.options import read_config
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 _CONVERTED = "converted_models"
 """Folder of the workspace's cache with tokenizers and input embeddings extracted from packages."""
 _MATRIX = "embedding.safetensors"
+_PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes of tokenizers that transformers reads from `tokenizer.json` as they are."""
+_EXAMPLES = 8
+"""How many tokens a refusal names, at least."""
 
 
 def show_neighbors(
@@ -53,6 +59,7 @@ def show_neighbors(
     except ConfigError as error:
         raise ConfigError(str(error).replace("candidates:", "--count:").replace("metric:", "--metric:")) from error
     source = _source(model)
+    _refuse_early(words, source, _kept(source, workspace))
     # These take seconds to import.
     from ngrpo.data.models import usable_tokens
     from ngrpo.neighbors.index import look_up
@@ -126,7 +133,7 @@ def _token_ids(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list
     eligible = usable_tokens(tokenizer, max(tokens) + 1)
     for text, token in zip(words, tokens, strict=True):
         if not eligible[token]:
-            raise DataError(f"token {text!r}: special, added and unused tokens have no neighbors; name another")
+            raise _without_neighbors(text)
     return tokens
 
 
@@ -152,8 +159,56 @@ def _embedding(source: Path | BaseModelSource, kept: Path | None, directory: Pat
 
 
 def _token_id(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    return _single(text, tokenizer.encode(text, add_special_tokens=False), tokenizer.decode)
+
+
+def _single(text: str, ids: Sequence[int], decode: Callable[[list[int]], str]) -> int:
+    """Return the token of a text that is one token, and refuse others."""
     if len(ids) != 1:
-        pieces = ", ".join(repr(tokenizer.decode([piece])) for piece in ids)
+        pieces = ", ".join(repr(decode([piece])) for piece in ids)
         raise DataError(f"token {text!r}: not one token of this model but {len(ids)} ({pieces}); name them one by one")
     return int(ids[0])
+
+
+def _refuse_early(words: Sequence[str], source: Path | BaseModelSource, kept: Path | None) -> None:
+    """Refuse what is no token without transformers, whose import takes seconds. Whatever passes is checked again with its tokenizer."""
+    if isinstance(source, InitializedModel):
+        from ngrpo.data.vocabularies import VOCABULARIES
+
+        known = VOCABULARIES[source.vocabulary]
+        for text in words:
+            if text not in known:
+                some = ", ".join(map(repr, known[:: max(1, len(known) // _EXAMPLES)]))
+                raise DataError(
+                    f"token {text!r}: not one of the {len(known)} tokens of this model; name one, such as {some}"
+                )
+        return
+    directory = source if isinstance(source, Path) else None if kept is None else kept / "tokenizer"
+    tokenizer = None if directory is None else _plain_tokenizer(directory)
+    if tokenizer is None:
+        return
+    added = tokenizer.get_added_tokens_decoder()
+    for text in words:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if _single(text, ids, partial(tokenizer.decode, skip_special_tokens=False)) in added:
+            raise _without_neighbors(text)
+
+
+def _plain_tokenizer(directory: Path) -> Tokenizer | None:
+    """Return the tokenizer of a directory where transformers takes it from `tokenizer.json` as it is; None where it builds another."""
+    from tokenizers import Tokenizer
+
+    try:
+        named = json.loads((directory / "tokenizer_config.json").read_bytes())["tokenizer_class"]
+        if named not in _PLAIN:
+            return None
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception:  # of which tokenizers has no kinds; reading it with transformers says what is wrong
+        return None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _without_neighbors(text: str) -> DataError:
+    return DataError(f"token {text!r}: special, added and unused tokens have no neighbors; name another")

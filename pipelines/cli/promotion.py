@@ -17,14 +17,12 @@ from ngrpo.errors import TrackingError
 from ngrpo.stages.decision_seal import decision_key, sign_decision
 from ngrpo.tracking.reasons import checked_reason
 from ngrpo_kfp.pipelines.local.announcing import announce_decisions, announce_rollback
-from ngrpo_kfp.pipelines.local.named_model import configuration_of_version
+from ngrpo_kfp.pipelines.local.named_model import configuration_of_version, registered_version
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.tracking_ahead import tracking_ahead
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
-
     from ngrpo.tracking.promotions import Entry, NoChampionLeftError, Promotions
 
 _MINUTE = len("2026-11-29T15:54")
@@ -56,7 +54,7 @@ def promote_version(
         from ngrpo.contracts.evaluation import parse_evaluation
         from ngrpo.stages.model_promotion import decide_and_crown, require_benchmarks
 
-        version = _registered(promotions, number)
+        version = registered_version(promotions.registry, number)
         stored = promotions.registry.evaluation(version)
         if stored is None:
             raise TrackingError(
@@ -150,15 +148,6 @@ def _promotions(config: RunConfig, workspace: Workspace, *, stopped: bool = True
         from ngrpo.tracking.promotions import Promotions
 
         yield Promotions.in_store(around.store_uri, config.promotion.model_name)
-
-
-def _registered(promotions: Promotions, number: str) -> ModelVersion:
-    version = promotions.registry.version(number)
-    if version is None:
-        raise TrackingError(
-            f"model {promotions.registry.name} has no version {number}: {promotions.registry.choices()}"
-        )
-    return version
 
 
 def _cells(entry: Entry) -> list[str]:

@@ -62,7 +62,7 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
         raise ConfigError(
             f"--temperature {sampling.temperature:g}: name a number from 0 (the most likely tokens) to 10"
         )
-    require_name(what, workspace)
+    require_name(what, model_name, workspace)
     said = standard_error()  # the standard output has the answers alone
     with phase(said, "fetching the model"), services(workspace) as around:
         found = named_model(what, model_name, around, workspace)

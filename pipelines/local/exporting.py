@@ -65,7 +65,7 @@ def export_model(
             refuses the upload.
         NGRPOError: See `named_model`.
     """
-    require_name(what, workspace)
+    require_name(what, model_name, workspace)
     _require_possible(target, form)
     with phase(console, "fetching the model"), services(workspace) as around:
         found = named_model(what, model_name, around, workspace)

@@ -14,9 +14,10 @@ from ngrpo.config import RunConfig, validate
 from ngrpo.errors import ConfigError, StoreError, TrackingError
 from ngrpo.storage.digest import model_digest
 from ngrpo.storage.manifest import MANIFEST, Manifest
+from ngrpo.tracking.listed_versions import listed_versions
 from ngrpo_kfp.pipelines.local.run_artifacts import settings_behind
 from ngrpo_kfp.pipelines.local.runs import RunSettings, latest_settings
-from ngrpo_kfp.pipelines.local.services import Services, services
+from ngrpo_kfp.pipelines.local.services import Services, services, tracked_elsewhere
 from ngrpo_kfp.pipelines.local.stage_records import read_settings, read_summary
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 from ngrpo_kfp.pipelines.planning.nodes import stage_of
@@ -72,7 +73,7 @@ def named_model(what: str, model_name: str | None, around: Services, workspace: 
 
     if is_version(what):
         registry = ModelRegistry(model_name or latest_configuration(workspace).promotion.model_name)
-        version = _version(registry, what)
+        version = registered_version(registry, what)
         directory, digest = _registered_files(registry, version, workspace)
         return NamedModel(what, directory, digest, version, registry.name, version.tags.get(KEY))
     run = run_directory(what, workspace)
@@ -88,14 +89,43 @@ def is_version(what: str) -> bool:
     return what in ALIASES or _VERSION.fullmatch(what) is not None
 
 
-def require_name(what: str, workspace: Workspace) -> None:
+def require_name(what: str, model_name: str | None, workspace: Workspace) -> None:
     """Refuse a name of neither a version nor a run of the workspace, before anything is started.
 
+    Args:
+        what: See `named_model`.
+        model_name: The registered model; see `named_model`.
+        workspace: Where runs are.
+
     Raises:
-        ConfigError: It does not.
+        ConfigError: There is no such run, or no run that says which registered model is meant.
+        TrackingError: There is no such version.
     """
-    if not is_version(what):
+    if is_version(what):
+        require_version(what, model_name or latest_configuration(workspace).promotion.model_name, workspace)
+    else:
         run_directory(what, workspace)
+
+
+def require_version(what: str, model_name: str, workspace: Workspace) -> None:
+    """Refuse a version that the workspace's own registry does not have, before anything is started.
+
+    Nothing is refused if the environment names another registry, if the file cannot be read, or if the model has no version at all:
+    MLflow is asked later, and names the models that there are.
+
+    Args:
+        what: An alias, or the number of a version.
+        model_name: The registered model.
+        workspace: Where the registry is.
+
+    Raises:
+        TrackingError: There is no such version.
+    """
+    if tracked_elsewhere():
+        return
+    listed = listed_versions(workspace.database, model_name)
+    if listed is not None and listed.numbers and what not in listed.aliases and what not in listed.numbers:
+        raise _no_version(what, model_name, f"its versions are {', '.join(listed.numbers)}", others=True)
 
 
 def run_directory(what: str, workspace: Workspace) -> Path:
@@ -222,27 +252,30 @@ def configuration_of(run: Path) -> RunConfig:
         ) from error
 
 
-def _version(registry: ModelRegistry, what: str) -> ModelVersion:
+def registered_version(registry: ModelRegistry, what: str) -> ModelVersion:
+    """Return the version with an alias or a number.
+
+    Raises:
+        TrackingError: There is none.
+    """
     version = registry.by_alias(what) if what in ALIASES else registry.version(what)
     if version is not None:
         return version
-    raise missing_version(registry, what)
+    raise _no_version(what, registry.name, registry.choices(), others=bool(registry.versions()))
 
 
-def missing_version(registry: ModelRegistry, what: str) -> TrackingError:
-    """Return the error for a version that does not exist; it names what there is.
+def _no_version(what: str, model_name: str, choices: str, *, others: bool) -> TrackingError:
+    """Return the error about a missing version.
 
     Args:
-        registry: The registry of a model.
         what: An alias, or the number of a version.
+        model_name: The registered model.
+        choices: What can be named in its place.
+        others: Whether the model has other versions.
     """
-    cure = (
-        "; promote one of them (`ngrpo promote VERSION`), or name one"
-        if what == "champion" and registry.versions()
-        else ""
-    )
+    cure = "; promote one of them (`ngrpo promote VERSION`), or name one" if what == "champion" and others else ""
     said = what if what in ALIASES else f"version {what}"
-    return TrackingError(f"model {registry.name} has no {said}: {registry.choices()}{cure}")
+    return TrackingError(f"model {model_name} has no {said}: {choices}{cure}")
 
 
 def _registered_files(registry: ModelRegistry, version: ModelVersion, workspace: Workspace) -> tuple[Path, str]:

@@ -44,7 +44,7 @@ from ngrpo_kfp.pipelines.planning.ledger import (
 )
 from ngrpo_kfp.pipelines.planning.needs import require_fit, require_gpus, show_amounts, show_needs
 from ngrpo_kfp.pipelines.planning.nodes import Plan, of_stage
-from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_for_programs, plan_record
+from ngrpo_kfp.pipelines.planning.plan import make_plan, plan_for_programs, plan_record, read_code
 from ngrpo_kfp.pipelines.planning.signatures import require_key, require_verified_base
 from ngrpo_kfp.pipelines.planning.summary import places, plan_table, results_table, summarize
 from ngrpo_kfp.pipelines.planning.user_imports import require_imports
@@ -139,11 +139,11 @@ def show_plan(
         plan = _plan(config, workspace, None, buckets=False)
         _show(plan, config, None, console, as_json=as_json)
     else:
-        with (
-            phase(messages(console, as_json=as_json), PREPARING) as prepared,
-            services(workspace, stopped=False) as around,
-            mentions_kept(workspace.mentions),
-        ):
+        with phase(messages(console, as_json=as_json), PREPARING) as prepared, ExitStack() as stack:
+            stack.enter_context(workspace.private())
+            stack.enter_context(mentions_kept(workspace.mentions))
+            read_code(config)  # while the store starts
+            around = stack.enter_context(services(workspace, stopped=False))
             config = _based(config, base, around)
             store = around.artifact_store(workspace)
             plan = _plan(config, workspace, store)

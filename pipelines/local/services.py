@@ -49,6 +49,11 @@ class Services:
         return ArtifactStore(objects, workspace.cache)
 
 
+def tracked_elsewhere() -> bool:
+    """Whether MLflow is not the workspace's own, because the environment names another."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI"))
+
+
 @contextlib.contextmanager
 def services(workspace: Workspace, *, stopped: bool = True) -> Iterator[Services]:
     """Provide object storage and tracking while the context is open, also to this process.

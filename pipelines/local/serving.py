@@ -71,7 +71,7 @@ def serve_model(
         TrackingError: The files of the version are gone, or MLflow cannot be reached.
         StoreError: The artifact of the run is gone, or the object store cannot be reached.
     """
-    require_name(what, workspace)
+    require_name(what, None, workspace)
     on_cpu = _build_for_cpus()
     _require_free(port)
     acting = (

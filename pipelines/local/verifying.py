@@ -20,10 +20,10 @@ from ngrpo.section import check_name
 from ngrpo.signing.keys import PublicKey, public_key, read_public_key, require_library
 from ngrpo.storage.digest import digest_of, file_digests
 from ngrpo_kfp.pipelines.local.named_model import (
-    ALIASES,
     is_version,
     latest_configuration,
-    missing_version,
+    registered_version,
+    require_version,
     settings_of_version,
 )
 from ngrpo_kfp.pipelines.local.required_key import RequiredKey, required_key
@@ -79,6 +79,7 @@ def verify(
         _judge(files, evidence, key, console, as_json)
         return
     name = model_name or latest_configuration(workspace).promotion.model_name
+    require_version(what, name, workspace)
     with (
         phase(messages(console, as_json=as_json), f"fetching {what} and its evidence"),
         services(workspace) as around,
@@ -89,9 +90,7 @@ def verify(
 
         promotions = Promotions.in_store(around.store_uri, name)
         registry = promotions.registry
-        version = registry.by_alias(what) if what in ALIASES else registry.version(what)
-        if version is None:
-            raise missing_version(registry, what)
+        version = registered_version(registry, what)
         evidence = registered_evidence(promotions, version)
         key = given
         if given is None:

@@ -286,3 +286,28 @@ def test_what_names_a_version():
     assert [module.is_version(what) for what in ("champion", "challenger", "12", "012", "run")] == [True] * 3 + [
         False
     ] * 2
+
+
+def test_a_missing_version_is_refused_before_anything_is_started(
+    promote, registry, database, workspace, find, monkeypatch
+):
+    """In the words of the registry, and only if the environment names no other registry."""
+    promote("one", MIDDLE)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setattr(Workspace, "database", property(lambda _: Path(database.removeprefix("sqlite:///"))))
+    for what in ("1", "champion"):
+        module.require_name(what, NAME, workspace)
+    said = {}
+    for what in ("2", "challenger"):
+        with pytest.raises(TrackingError) as refused:
+            module.require_name(what, NAME, workspace)
+        said[what] = str(refused.value)
+    assert not workspace.exists()
+    monkeypatch.setattr(Workspace, "database", workspace.root / "no_database")
+    module.require_name("2", NAME, workspace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    for what, words in said.items():
+        module.require_name(what, NAME, workspace)
+        with pytest.raises(TrackingError) as refused:
+            find(what)
+        assert str(refused.value) == words

@@ -1,12 +1,14 @@
 """`ngrpo neighbors`: a text that is no token is refused before weights are read, and converted models are cached."""
 
 import io
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
 
 from ngrpo.data import packaged
 from ngrpo.errors import DataError
+from ngrpo_kfp.pipelines.cli import neighbors
 from ngrpo_kfp.pipelines.cli.neighbors import show_neighbors
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 from tiny import WORDS, save_tiny_model
@@ -52,6 +54,29 @@ def test_what_is_no_token_is_refused_before_weights_are_read(word, converted, tm
     with pytest.raises(DataError, match="not one token"):
         shown([word], tmp_path)
     assert True not in converted
+
+
+@pytest.mark.parametrize("word", ["no such words at all", "no_such_word", "<|end|>", f"{KNOWN}{OTHER}"])
+def test_what_is_no_token_is_refused_without_transformers(word, tmp_path, monkeypatch):
+    """In the same words as with transformers, which reads the same file."""
+    save_tiny_model(tmp_path / "model")
+
+    def refusal() -> str:
+        with pytest.raises(DataError) as refused:
+            show_neighbors(str(tmp_path / "model"), [word], Workspace(tmp_path), Console(), count=2, metric="cosine")
+        return str(refused.value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(neighbors, "_PLAIN", ())
+        slowly = refusal()
+    monkeypatch.setattr(neighbors, "_tokenizer", None)
+    assert refusal() == slowly
+
+
+@pytest.mark.parametrize(("word", "refused"), [("zzz", True), ("<think>", True), ("7+4", True), ("7", False)])
+def test_a_generated_vocabulary_is_known_without_transformers(word, refused):
+    with pytest.raises(DataError, match="not one of the") if refused else nullcontext():
+        neighbors._refuse_early([word], neighbors._source("tiny"), None)
 
 
 def test_a_conversion_that_was_killed_is_done_again(converted, tmp_path):

@@ -84,6 +84,7 @@ TRANSPARENT: Mapping[str, str] = {
 """Modules whose source, and that of their submodules, is not part of a code version, each with the reason why it cannot change what
 later stages read. Modules that only they reach are not part of it either. `ngrpo.storage.digest` is, because its digests are in results.
 """
+_TRANSPARENT = tuple(f"{name}." for name in TRANSPARENT)
 
 _mentioned: dict[str, list[str]] = {}
 """Dotted names of this package that a source mentions, by the source's sha256 and package."""
@@ -180,7 +181,7 @@ def source_files(module: str, root: Path = PACKAGE) -> Mapping[str, str]:
 
 
 def _is_transparent(module: str) -> bool:
-    return any(f"{module}.".startswith(f"{name}.") for name in TRANSPARENT)
+    return f"{module}.".startswith(_TRANSPARENT)
 
 
 @cache
