@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -112,8 +112,12 @@ def export_model(
         f"exported  {what}, {version} {found.model_name}, sha256 {found.digest[:12]}", soft_wrap=True, markup=False
     )
     if form.hub is not None:
-        with phase(console, f"uploading to {form.hub}"):
-            seen_by = _upload(target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}")
+        console.print(f"uploading to {form.hub}", soft_wrap=True, markup=False)
+        # On a terminal the hub's own bars show bytes, rate and time left; elsewhere each of their refreshes would be a line.
+        with nullcontext() if console.is_terminal else phase(console, f"uploading to {form.hub}"):
+            seen_by = _upload(
+                target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}", bars=console.is_terminal
+            )
         console.print(f"uploaded  {form.hub}, which is {seen_by}", soft_wrap=True, markup=False)
     with phase(console, "looking at what can load it"):  # torch, transformers and vLLM take a while to import
         import torch
@@ -265,7 +269,7 @@ def _vllm_problem(directory: Path, *, on_cpu: bool) -> tuple[str | None, int | N
     return None, None
 
 
-def _upload(directory: Path, hub: str, message: str) -> str:
+def _upload(directory: Path, hub: str, message: str, *, bars: bool) -> str:
     """Upload a directory to the hub in one commit, and return its visibility; a missing repository is created as private."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -276,7 +280,8 @@ def _upload(directory: Path, hub: str, message: str) -> str:
         f"--hub {hub}: not uploaded",
         f"the model is in {directory}: upload it again with `hf upload {hub} {directory}`, or check HF_TOKEN and the name",
     ):
-        disable_progress_bars()
+        if not bars:
+            disable_progress_bars()
         api = HfApi()
         api.create_repo(hub, private=True, exist_ok=True)
         private = api.model_info(hub).private

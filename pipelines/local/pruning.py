@@ -21,7 +21,6 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError
 from ngrpo.report.phases import PREPARING, phase
-from ngrpo.report.remaining import Remaining
 from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import MANIFEST
@@ -124,9 +123,7 @@ def prune(
         if really:
             shown.now("removing")
             _finish(workspace)
-            remaining = Remaining()
-            for number, item in enumerate(plan.items):
-                shown.now(f"removed {number} of {len(plan.items)}{remaining.words(number, len(plan.items))}")
+            for item in shown.each(plan.items, "removing", "items"):
                 item.remove()
             if not workspace.latest.exists():
                 workspace.latest.unlink(missing_ok=True)

@@ -65,8 +65,8 @@ def champion(database, objects, model, tmp_path, monkeypatch):
 def export(champion, tmp_path):
     """Export the champion; return what was printed."""
 
-    def function(target: Path, what: str = "champion", **form) -> str:
-        console = Console(file=io.StringIO(), width=80)
+    def function(target: Path, what: str = "champion", *, terminal: bool = False, **form) -> str:
+        console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
         export_model(what, NAME, target, Form(**form), Workspace(tmp_path / "outputs"), console)
         return console.file.getvalue()
 
@@ -320,6 +320,13 @@ def test_the_hub_gets_it_in_one_commit_of_a_private_repository(export, model, tm
     assert "uploaded  org/name, which is private\n" in printed
     assert 'pipeline("text-generation", "org/name")' in printed
     assert "hf_secret" not in printed + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_upload_shows_the_bars_of_the_hub_on_a_terminal_alone(export, tmp_path, hub, capfd, monkeypatch, terminal):
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "progress_bar_states", {})
+    assert "uploading to org/name\n" in export(tmp_path / "there", terminal=terminal, hub="org/name")
+    assert ("100%" in capfd.readouterr().err) == terminal
 
 
 def test_a_repository_that_is_there_gets_a_commit_and_who_can_see_it_is_said(export, tmp_path, hub):
