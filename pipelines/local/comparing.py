@@ -199,7 +199,7 @@ def _split(word: str, workspace: Workspace) -> tuple[str, str | None, Path, tupl
     if colon and experiment and arm:
         return word, label or None, workspace.root, (experiment, arm)
     raise ConfigError(
-        f"RUN {word!r}: no run of that name in {workspace.runs}, and no directory: list the runs there, or write EXPERIMENT:ARM"
+        f"RUN {word!r}: no run of that name in {workspace.runs}, and no such directory: list the runs there, or write EXPERIMENT:ARM"
     )
 
 
@@ -211,7 +211,7 @@ def _named_run(word: str, label: str | None, directory: Path, workspace: Workspa
         config = validate(RunConfig, settings)
     except ConfigError as error:
         raise ConfigError(
-            f"{directory / 'config.json'}: no configuration of this version: {str(error).splitlines()[0]}; {_CURE}"
+            f"{directory / 'config.json'}: invalid in this version: {str(error).splitlines()[0]}; {_CURE}"
         ) from error
     if summary is None:
         return _Named(word, label, config, None, _failure(directory))
@@ -325,9 +325,7 @@ def _experiment(name: str, workspace: Workspace) -> _ExperimentSummary:
     path = workspace.root / "experiments" / name / "summary.json"
     summary = read_state(path, _ExperimentSummary, cure="run the experiment again: its results are in the store")
     if summary is None:
-        raise ConfigError(
-            f"experiment {name}: nothing of it in {path.parent}; run it first: ngrpo experiment run {name}"
-        )
+        raise ConfigError(f"experiment {name}: no results in {path.parent}; run it first: ngrpo experiment run {name}")
     return summary
 
 

@@ -125,14 +125,14 @@ def export_model(
         on_cpu = not torch.cuda.is_available()
         problem, cure = (None, None) if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
     if cure is not None:
-        problem = f"{problem}; `ngrpo export {what} DIR --for-vllm` fills them up with zeros, as `ngrpo serve` does"
+        problem = f"{problem}; `ngrpo export {what} DIR --for-vllm` pads them with zeros, as `ngrpo serve` does"
     console.print("\n".join(["", *loading_lines(exported, problem, on_cpu=on_cpu)]), soft_wrap=True, markup=False)
 
 
 def _require_possible(target: Path, form: Form) -> None:
     """Refuse an impossible export before anything is started or fetched."""
     if not str(target).strip() or not str(target).isprintable():
-        raise ConfigError(f"DIR {str(target)!r}: no name of a directory; name another")
+        raise ConfigError(f"DIR {str(target)!r}: not a valid directory name; name another")
     try:
         if target.exists() and not target.is_dir():
             raise ConfigError(f"DIR {target}: a file; name a new directory")
@@ -144,7 +144,9 @@ def _require_possible(target: Path, form: Form) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"DIR {str(target)!r}: {error}; name another directory") from error
     if form.dtype is not None and form.dtype not in get_args(Dtype):
-        raise ConfigError(f"--dtype {form.dtype}: no type to export; choose one of {', '.join(get_args(Dtype))}")
+        raise ConfigError(
+            f"--dtype {form.dtype}: not a dtype to convert to; choose one of {', '.join(get_args(Dtype))}"
+        )
     if form.dtype is not None and form.adapter:
         raise ConfigError(
             "--dtype goes with the merged model: an adapter is kept as it was trained; leave out --adapter or --dtype"
@@ -155,7 +157,7 @@ def _require_possible(target: Path, form: Form) -> None:
     if form.hub is None:
         return
     if not _HUB.fullmatch(form.hub):
-        raise ConfigError(f"--hub {form.hub!r}: no name of a repository; write org/name")
+        raise ConfigError(f"--hub {form.hub!r}: not a repository name; write org/name")
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -236,7 +238,7 @@ def _factor(directory: Path) -> int | None:
     """
     problem, factor = _vllm_problem(directory, on_cpu=True)
     if problem is not None and factor is None:
-        raise DataError(f"--for-vllm: {problem}, and zeros in its heads are no cure; export it without --for-vllm")
+        raise DataError(f"--for-vllm: {problem}, and padding its heads does not help; export it without --for-vllm")
     return factor
 
 

@@ -111,7 +111,7 @@ def prune(
     if not ours_alone and not wish.shared:
         raise ConfigError(
             "the object store that AWS_ENDPOINT_URL or NGRPO_STORE names may have other users: add --shared to remove there what runs of "
-            "this workspace made, and nothing else; who needs it elsewhere makes it again"
+            "this workspace made, and nothing else; anyone else who needs it has to make it again"
         )
     with (
         workspace.lock() if really else nullcontext(),
@@ -230,7 +230,7 @@ def _kept_runs(
 def _named(option: str, what: str, workspace: Workspace) -> tuple[Kind, Path]:
     found = find_run(what, workspace)
     if found is None:
-        raise ConfigError(f"{option} {what!r}: no run of {workspace.root} is called so; `ngrpo runs` lists them")
+        raise ConfigError(f"{option} {what!r}: no run of {workspace.root} has that name; `ngrpo runs` lists them")
     return found
 
 

@@ -289,7 +289,7 @@ def _disagreements(file: ExperimentFile) -> Iterator[str]:
     """Yield contradictions between the parts of the file."""
     arms = ", ".join(file.arms)
     if file.baseline not in file.arms:
-        yield f"baseline={file.baseline!r} is no arm; name one of {arms}"
+        yield f"baseline={file.baseline!r} is not an arm; name one of {arms}"
     for name in file.published:
         if name not in file.arms and name != BASE_MODEL:
             yield f"published.{name}: no such arm; name one of {arms}, or {BASE_MODEL} for the base model"

@@ -193,7 +193,7 @@ def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeyp
     printed = export(tmp_path / "there")
     assert (
         "# not on this machine: the CPU build of vLLM has no attention with head size 32, only 64; `ngrpo export champion DIR "
-        "--for-vllm` fills them up with zeros, as `ngrpo serve` does\n" in printed
+        "--for-vllm` pads them with zeros, as `ngrpo serve` does\n" in printed
     )
 
 
@@ -218,7 +218,9 @@ def test_heads_that_are_wide_enough_stay_and_those_that_cannot_be_filled_up_are_
     export(tmp_path / "same", for_vllm=True)
     assert file_digests(model).items() <= file_digests(tmp_path / "same").items()
     monkeypatch.setattr("ngrpo.data.vllm_classes.HEADS_ON_CPU", (80,))
-    with pytest.raises(DataError, match=r"^--for-vllm: .* head size 32.* are no cure; export it without"):
+    with pytest.raises(
+        DataError, match=r"^--for-vllm: .* head size 32.* padding its heads does not help; export it without"
+    ):
         export(tmp_path / "there", for_vllm=True)
     assert not (tmp_path / "there").exists()
 
@@ -229,11 +231,11 @@ def test_heads_that_are_wide_enough_stay_and_those_that_cannot_be_filled_up_are_
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ({"dtype": "int8"}, "--dtype int8: no type to export; choose one of bfloat16, float16, float32"),
+        ({"dtype": "int8"}, "--dtype int8: not a dtype to convert to; choose one of bfloat16, float16, float32"),
         ({"dtype": "float16", "adapter": True}, "--dtype goes with the merged model"),
         ({"for_vllm": True, "adapter": True}, "--for-vllm goes with the merged model in its own type"),
-        ({"hub": "name"}, "--hub 'name': no name of a repository; write org/name"),
-        ({"hub": "../name"}, "--hub '../name': no name"),
+        ({"hub": "name"}, "--hub 'name': not a repository name; write org/name"),
+        ({"hub": "../name"}, "--hub '../name': not a repository name"),
         ({"hub": "org/name"}, "--hub org/name: no token; set HF_TOKEN"),
     ],
 )

@@ -26,7 +26,7 @@ _QUIET_LATER_SECONDS = 60.0
 
 
 def longest_silence(seconds: float) -> float:
-    """Return how many seconds work may go on without a line, after so many seconds of it."""
+    """Return the longest silence in seconds that is allowed after the work has taken the given seconds."""
     return _QUIET_SECONDS if seconds < _YOUNG_SECONDS else _QUIET_LATER_SECONDS
 
 

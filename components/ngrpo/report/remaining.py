@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 def sparkline(values: Sequence[float]) -> str:
     """Return a curve of finite values in at most 16 characters, each the mean of its share; empty where the output cannot show it.
 
-    A curve of one value is none.
+    A single value has no curve.
     """
     if len(values) < 2 or not _shows(sys.stdout.encoding):
         return ""
