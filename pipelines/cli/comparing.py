@@ -46,7 +46,7 @@ def compare(
         typer.Option(
             "--equivalence",
             metavar="POINTS",
-            help="arms within so many points are equivalent (default: 1, or the experiment's)",
+            help="arms within this many points are equivalent (default: 1, or the experiment's)",
         ),
     ] = None,
     output: Annotated[

@@ -129,6 +129,7 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
         console.print(escape(line), soft_wrap=True)
 
     def evaluate(url: str) -> Evaluation:
+        waiting.end()  # the evaluation shows its own progress
         served = override(config, [f'evaluation.endpoint.url="{url}"'])
         directory = measure(served, str(stored.version), workspace, console)
         return read_evaluation(directory / EVALUATION, "deploy again")
@@ -138,15 +139,10 @@ def deploy_version(what: str, config: RunConfig, images: Images, workspace: Work
         return equivalent(promoted, evaluation, **settings, seed=config.seed)
 
     about = stored.name, stored.version, None
+    name, minutes = manifest["metadata"]["name"], config.deployment.ready_minutes
     try:
-        verdict = deploy(
-            manifest,
-            Kubernetes(),
-            evaluate=evaluate,
-            decide=decide,
-            minutes=config.deployment.ready_minutes,
-            say=say,
-        )
+        with phase(console, f"waiting up to {minutes:g} min until service {name} is ready") as waiting:
+            verdict = deploy(manifest, Kubernetes(), evaluate=evaluate, decide=decide, minutes=minutes, say=say)
     except NGRPOError as error:
         announce(config.notifications, deployed(*about, reason_of(error), {}, kept=False))
         raise

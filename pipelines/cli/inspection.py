@@ -121,7 +121,7 @@ def _run_here(run: str | None) -> tuple[Kind, Path] | None:
         found = find_run(run, home)
         if found is None and not cluster:
             raise ConfigError(
-                f"RUN {run!r}: no run of {home.root} is called so (`ngrpo runs` lists them); for one on a cluster set {_ENDPOINT}"
+                f"RUN {run!r}: no run of {home.root} has that name (`ngrpo runs` lists them); for one on a cluster set {_ENDPOINT}"
             )
         return found
     if cluster:

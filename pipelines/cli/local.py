@@ -99,7 +99,7 @@ def rerun(
     if run is not None:
         if chosen_preset(preset, preset_option) is not None or settings or seed is not None or base is not None:
             raise ConfigError(
-                "--from takes the configuration of that run: leave out the preset, --set, --seed and --base, or submit anew"
+                "--from takes the configuration of that run: leave out the preset, --set, --seed and --base, or submit again"
             )
         from ngrpo_kfp.pipelines.cli.cluster import rerun_on_cluster
 

@@ -9,8 +9,9 @@ from rich.console import Console
 from ngrpo.config import HubModel, HubSource, RunConfig
 from ngrpo.data.locations import is_bucket
 from ngrpo.errors import ConfigError
-from ngrpo.report.phases import phase
+from ngrpo.report.phases import Phase, phase
 from ngrpo.section import check_store
+from ngrpo_kfp.pipelines.cli.amounts import bytes_text
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.workspace import Workspace
 
@@ -39,8 +40,12 @@ def copy_sources(config: RunConfig, target: str, workspace: Workspace, console: 
     with services(workspace):
         for setting, source in sources.items():
             name = "id" if isinstance(source, HubSource | HubModel) else "path"
-            with phase(console, f"copying what {setting} names"):
-                copy = mirror(source, target)
+            with phase(console, f"copying what {setting} names") as shown:
+
+                def progress(done: int, total: int, shown: Phase = shown, setting: str = setting) -> None:
+                    shown.reached(f"{setting}: copied {bytes_text(done)} of {bytes_text(total)}", done, total)
+
+                copy = mirror(source, target, progress)
             console.print(f"--set {setting}.{name}={copy}", soft_wrap=True)
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ngrpo.config import InitializedModel, NeighborsConfig, PackagedModel, validate
 from ngrpo.errors import ConfigError, DataError
+from ngrpo.report.phases import phase, standard_error
 from ngrpo_kfp.pipelines.cli.options import read_config
 from ngrpo_kfp.pipelines.local.workspace import Workspace, written
 
@@ -60,14 +61,18 @@ def show_neighbors(
         raise ConfigError(str(error).replace("candidates:", "--count:").replace("metric:", "--metric:")) from error
     source = _source(model)
     _refuse_early(words, source, _kept(source, workspace))
-    # These take seconds to import.
-    from ngrpo.data.models import usable_tokens
-    from ngrpo.neighbors.index import look_up
+    with (
+        phase(standard_error(), "reading the tokenizer") as shown,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        # These take seconds to import.
+        from ngrpo.data.models import usable_tokens
+        from ngrpo.neighbors.index import look_up
 
-    with tempfile.TemporaryDirectory() as directory:
         kept = _kept(source, workspace)
         tokenizer = _tokenizer(source, kept, Path(directory))
         tokens = _token_ids(words, tokenizer)  # before the weights, which may have to be fetched or converted
+        shown.now("reading the embeddings, looking for neighbors")
         embedding = _embedding(source, kept, Path(directory))
         found, similarities = look_up(
             embedding,

@@ -186,7 +186,7 @@ def read_cluster(path: Path) -> ClusterConfig:
         path: TOML file with the settings of `cluster`.
 
     Raises:
-        ConfigError: It is no such file.
+        ConfigError: It is not such a file.
     """
     from ngrpo.config import validate
     from ngrpo.config.cluster import ClusterConfig
@@ -231,7 +231,7 @@ def checked(what: str, name: str) -> str:
         name: What the user wrote.
 
     Raises:
-        ConfigError: It is no valid name.
+        ConfigError: It is not a valid name.
     """
     from ngrpo.section import check_name
 
@@ -245,7 +245,7 @@ def checked_run(run: str | None) -> str | None:
     """Return the id of a run after checking it; None stands for the newest run.
 
     Raises:
-        ConfigError: It is no valid id.
+        ConfigError: It is not a valid id.
     """
     return None if run is None else checked("RUN", run)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from ngrpo.checking.light_imports import UNUSED_WITHOUT_TABLES
 from ngrpo.config import RunConfig
 from ngrpo.errors import TrackingError
+from ngrpo.report.phases import PREPARING, messages, phase
 from ngrpo.stages.decision_seal import decision_key, sign_decision
 from ngrpo.tracking.reasons import checked_reason
 from ngrpo_kfp.pipelines.local.announcing import announce_decisions, announce_rollback
@@ -50,7 +51,10 @@ def promote_version(
     if override is not None:
         checked_reason(override, "--override")
     key = decision_key(config)
-    with _promotions(config, workspace) as promotions:
+    with (
+        _promotions(config, workspace, console) as promotions,
+        phase(console, f"asking the gate about version {number}"),
+    ):
         from ngrpo.contracts.evaluation import parse_evaluation
         from ngrpo.stages.model_promotion import decide_and_crown, require_benchmarks
 
@@ -105,7 +109,7 @@ def roll_back(
     """
     checked_reason(reason, "rollback")
     key = decision_key(config)
-    with _promotions(config, workspace) as promotions:
+    with _promotions(config, workspace, console) as promotions:
         from ngrpo.tracking.promotions import NoChampionLeftError
 
         try:
@@ -125,7 +129,7 @@ def roll_back(
 
 def show_history(config: RunConfig, workspace: Workspace, console: Console, *, as_json: bool = False) -> None:
     """List every decision on a configuration's model, oldest first, and the current aliases; as JSON the decisions alone."""
-    with _promotions(config, workspace, stopped=False) as promotions:
+    with _promotions(config, workspace, messages(console, as_json=as_json), stopped=False) as promotions:
         if as_json:
             console.print_json(data=promotions.history(), indent=1)
             return
@@ -140,13 +144,16 @@ def show_history(config: RunConfig, workspace: Workspace, console: Console, *, a
 
 
 @contextmanager
-def _promotions(config: RunConfig, workspace: Workspace, *, stopped: bool = True) -> Iterator[Promotions]:
+def _promotions(
+    config: RunConfig, workspace: Workspace, said: Console, *, stopped: bool = True
+) -> Iterator[Promotions]:
     # MLflow is imported while the store starts: both take a second or more.
     importing = tracking_ahead("ngrpo.tracking.promotions", UNUSED_WITHOUT_TABLES)
-    with services(workspace, stopped=stopped) as around:
+    with phase(said, PREPARING) as preparing, services(workspace, stopped=stopped) as around:
         importing.join()
         from ngrpo.tracking.promotions import Promotions
 
+        preparing.end()
         yield Promotions.in_store(around.store_uri, config.promotion.model_name)
 
 

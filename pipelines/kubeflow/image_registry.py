@@ -57,7 +57,7 @@ def is_there(reference: str) -> bool:
     if answer.status_code == 404:
         return False
     if not answer.ok:
-        raise RegistryError(f"registry {host} refuses ({answer.status_code}): `docker login {host}` lets it be asked")
+        raise RegistryError(f"registry {host} refuses ({answer.status_code}): log in with `docker login {host}`")
     return True
 
 

@@ -59,7 +59,7 @@ class Images:
             raise ConfigError(f"image {name!r} is not in {self._path} (it has: {known}): build it, or add its digest")
         if not isinstance(address, str) or not _BY_DIGEST.fullmatch(address):
             raise ConfigError(
-                f"{self._path}: {name} = {address!r} is no digest, and a tag may move: write repository@sha256:<64 hex digits>"
+                f"{self._path}: {name} = {address!r} is not a digest, and a tag may move: write repository@sha256:<64 hex digits>"
             )
         return address
 
@@ -82,7 +82,7 @@ class Images:
             )
         if not isinstance(table, dict) or not all(isinstance(version, str) for version in table.values()):
             raise ConfigError(
-                f'{self._path}: {LIBRARIES}.{name} is no table of versions: write torch = "2.13.0" and so on, a line each'
+                f'{self._path}: {LIBRARIES}.{name} is not a table of versions: write torch = "2.13.0" and so on, a line each'
             )
         return {canonical(library): public(version) for library, version in table.items()}
 

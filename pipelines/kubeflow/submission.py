@@ -164,7 +164,7 @@ def recorded_config(client: Client, run_id: str) -> RunConfig:
         return validate(RunConfig, tree)
     except ConfigError as error:
         raise ConfigError(
-            f"run {run_id} was made by another version of ngrpo: submit its preset anew ({error})"
+            f"run {run_id} was made by another version of ngrpo: submit its preset again ({error})"
         ) from error
 
 

@@ -40,7 +40,7 @@ def find_run(client: Client, run_id: str | None) -> Any:
                 found = client.list_runs(experiment_id=experiment, sort_by=_NEWEST_FIRST, page_size=1).runs
             run_id = found[0].run_id if found else None
         if run_id is None:
-            raise ClusterError("there is no run yet: `ngrpo submit` makes one")
+            raise ClusterError("there is no run yet: `ngrpo submit` starts one")
     with explained(f"run {run_id}"):
         return client.get_run(run_id)
 

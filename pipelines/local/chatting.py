@@ -55,7 +55,7 @@ def chat(what: str, model_name: str | None, prompt: str | None, sampling: Sampli
         NGRPOError: See `named_model`.
     """
     if prompt is not None and not prompt.strip():
-        raise ConfigError("--prompt: it says nothing; write what to ask")
+        raise ConfigError("--prompt: empty; write what to ask")
     if sampling.max_tokens is not None and not 1 <= sampling.max_tokens <= _MOST_TOKENS:
         raise ConfigError(f"--max-tokens {sampling.max_tokens}: a response has 1 to {_MOST_TOKENS:,} tokens")
     if sampling.temperature is not None and not 0 <= sampling.temperature <= 10:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,10 @@ class _ExperimentSummary(TypedDict):
     equivalence: float
     arms: dict[str, dict[str, _ExperimentRun]]
     merged: NotRequired[dict[str, str]]
+
+
+_Read = Callable[[int, str, Mapping[str, Any]], ComparedRun]
+"""Reads the results of a run: its seed, its word on the command line, its nodes."""
 
 
 @dataclass(frozen=True)
@@ -124,19 +129,30 @@ def compare_runs(
     """
     given = [_split(word, workspace) for word in words]
     named = [_named_run(word, label, run, workspace) for word, label, run, experiment in given if experiment is None]
-    summaries = {
-        experiment[0]: _experiment(experiment[0], workspace) for *_, experiment in given if experiment is not None
-    }
-    with phase(messages(console, as_json=as_json), "comparing the runs"):
+    of_experiments = [
+        (word, label or experiment[1], *experiment, _experiment(experiment[0], workspace))
+        for word, label, _, experiment in given
+        if experiment is not None
+    ]
+    total = sum(run.nodes is not None for run in named) + sum(
+        "failed" not in run
+        for *_, name, arm, summary in of_experiments
+        for run in _runs_of_arm(name, arm, summary).values()
+    )
+    with phase(messages(console, as_json=as_json), "comparing the runs") as shown:
         with services(workspace) as around:
-            store = around.artifact_store(workspace)
-            arms = _arms_of_runs(named, store)
-            for word, label, _, experiment in given:
-                if experiment is not None:
-                    name, arm = experiment
-                    summary = summaries[name]
-                    arms[word] = _arm_of_experiment(name, arm, label or arm, summary, store)
-                    asked = asked.or_else(summary["benchmark"], summary["measure"], summary["equivalence"])
+            store, done = around.artifact_store(workspace), itertools.count()
+
+            def read(seed: int, word: str, nodes: Mapping[str, Any]) -> ComparedRun:
+                number = next(done)
+                shown.reached(f"reading run {number + 1} of {total}", number, total)
+                return _compared(seed, word, nodes, store)
+
+            arms = _arms_of_runs(named, read)
+            for word, label, name, arm, summary in of_experiments:
+                arms[word] = _arm_of_experiment(name, arm, label, summary, read)
+                asked = asked.or_else(summary["benchmark"], summary["measure"], summary["equivalence"])
+        shown.now("comparing the runs")
         if named:
             promotion = named[0].config.promotion
             asked = asked.or_else(promotion.benchmark, promotion.statistic)
@@ -183,7 +199,7 @@ def _split(word: str, workspace: Workspace) -> tuple[str, str | None, Path, tupl
     if colon and experiment and arm:
         return word, label or None, workspace.root, (experiment, arm)
     raise ConfigError(
-        f"RUN {word!r}: no run of that name in {workspace.runs}, and no directory: list the runs there, or write EXPERIMENT:ARM"
+        f"RUN {word!r}: no run of that name in {workspace.runs}, and no such directory: list the runs there, or write EXPERIMENT:ARM"
     )
 
 
@@ -195,7 +211,7 @@ def _named_run(word: str, label: str | None, directory: Path, workspace: Workspa
         config = validate(RunConfig, settings)
     except ConfigError as error:
         raise ConfigError(
-            f"{directory / 'config.json'}: no configuration of this version: {str(error).splitlines()[0]}; {_CURE}"
+            f"{directory / 'config.json'}: invalid in this version: {str(error).splitlines()[0]}; {_CURE}"
         ) from error
     if summary is None:
         return _Named(word, label, config, None, _failure(directory))
@@ -213,7 +229,7 @@ def _failure(directory: Path) -> str:
     return "it did not finish"
 
 
-def _arms_of_runs(named: Sequence[_Named], store: ArtifactStore) -> dict[str, Arm]:
+def _arms_of_runs(named: Sequence[_Named], read: _Read) -> dict[str, Arm]:
     """Group runs that share a name, or that differ only by their seed; return the arm of each word."""
     groups: dict[str, list[_Named]] = {}
     for run in named:
@@ -233,7 +249,7 @@ def _arms_of_runs(named: Sequence[_Named], store: ArtifactStore) -> dict[str, Ar
             if run.nodes is None:
                 failed[seed] = run.failure
             else:
-                done[seed] = _compared(seed, run.word, run.nodes, store)
+                done[seed] = read(seed, run.word, run.nodes)
         if not done:
             raise ConfigError(
                 f"RUN {runs[0].word!r}: it has no evaluation ({runs[0].failure}); run the preset again, or name another"
@@ -309,22 +325,28 @@ def _experiment(name: str, workspace: Workspace) -> _ExperimentSummary:
     path = workspace.root / "experiments" / name / "summary.json"
     summary = read_state(path, _ExperimentSummary, cure="run the experiment again: its results are in the store")
     if summary is None:
-        raise ConfigError(
-            f"experiment {name}: nothing of it in {path.parent}; run it first: ngrpo experiment run {name}"
-        )
+        raise ConfigError(f"experiment {name}: no results in {path.parent}; run it first: ngrpo experiment run {name}")
     return summary
 
 
-def _arm_of_experiment(experiment: str, arm: str, name: str, summary: _ExperimentSummary, store: ArtifactStore) -> Arm:
+def _runs_of_arm(experiment: str, arm: str, summary: _ExperimentSummary) -> Mapping[str, _ExperimentRun]:
+    """Return the runs of an arm by seed.
+
+    Raises:
+        ConfigError: There is no such arm.
+    """
     known = summary["arms"]
     own = summary.get("merged", {}).get(arm, arm)
     if own not in known:
         raise ConfigError(f"experiment {experiment}: arm {arm!r} is unknown; choose one of {', '.join(known)}")
-    failed = {int(seed): run["failed"] for seed, run in known[own].items() if "failed" in run}
+    return known[own]
+
+
+def _arm_of_experiment(experiment: str, arm: str, name: str, summary: _ExperimentSummary, read: _Read) -> Arm:
+    known = _runs_of_arm(experiment, arm, summary)
+    failed = {int(seed): run["failed"] for seed, run in known.items() if "failed" in run}
     runs = tuple(
-        _compared(int(seed), f"{experiment}:{arm}", run["nodes"], store)
-        for seed, run in known[own].items()
-        if "failed" not in run
+        read(int(seed), f"{experiment}:{arm}", run["nodes"]) for seed, run in known.items() if "failed" not in run
     )
     if not runs:
         raise ConfigError(f"experiment {experiment}: no run of arm {arm} has an evaluation: run it again")

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ngrpo.contracts.evaluation import EVALUATION, Evaluation, read_evaluation
 from ngrpo.ledger.spending import Cost, recorded_cost
+from ngrpo.report.phases import Phase
 from ngrpo.storage.artifacts import ArtifactStore
 from ngrpo.storage.manifest import Reference
 from ngrpo_kfp.pipelines.local.workspace import written
@@ -45,13 +46,14 @@ class Outcome:
 class ComparedArms:
     """The arms of an experiment with the results of their finished runs."""
 
-    def __init__(self, planned: ExperimentPlan, outcome: Outcome, store: ArtifactStore) -> None:
+    def __init__(self, planned: ExperimentPlan, outcome: Outcome, store: ArtifactStore, shown: Phase) -> None:
         """Fetch the evaluations and their samples of the trained models.
 
         Args:
             planned: The plan of the experiment.
             outcome: Its outcome.
             store: Where the results are.
+            shown: Where progress is shown.
 
         Raises:
             StoreError: A result is gone, or does not match its manifest.
@@ -59,11 +61,16 @@ class ComparedArms:
         self._planned, self._outcome, self._store = planned, outcome, store
         self.evaluations: dict[ArmRun, Evaluation] = {}
         self._directories: dict[ArmRun, Path] = {}
-        for run in planned.nodes:
-            reference = outcome.reference(planned.of(run, "benchmark_evaluation"))
-            if run.arm not in planned.merged and reference is not None and run not in outcome.failed:
-                self._directories[run] = store.fetch(reference, only=(EVALUATION, _SAMPLES))
-                self.evaluations[run] = read_evaluation(self._directories[run] / EVALUATION, _CURE)
+        found = [
+            (run, reference)
+            for run in planned.nodes
+            for reference in [outcome.reference(planned.of(run, "benchmark_evaluation"))]
+            if run.arm not in planned.merged and reference is not None and run not in outcome.failed
+        ]
+        for run, reference in shown.each(found, "reading", "runs"):
+            self._directories[run] = store.fetch(reference, only=(EVALUATION, _SAMPLES))
+            self.evaluations[run] = read_evaluation(self._directories[run] / EVALUATION, _CURE)
+        shown.now("comparing the arms")
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -112,8 +112,12 @@ def export_model(
         f"exported  {what}, {version} {found.model_name}, sha256 {found.digest[:12]}", soft_wrap=True, markup=False
     )
     if form.hub is not None:
-        with phase(console, f"uploading to {form.hub}"):
-            seen_by = _upload(target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}")
+        console.print(f"uploading to {form.hub}", soft_wrap=True, markup=False)
+        # On a terminal the hub's own bars show bytes, rate and time left; elsewhere each of their refreshes would be a line.
+        with nullcontext() if console.is_terminal else phase(console, f"uploading to {form.hub}"):
+            seen_by = _upload(
+                target, form.hub, f"{found.model_name}, {what}, sha256 {found.digest}", bars=console.is_terminal
+            )
         console.print(f"uploaded  {form.hub}, which is {seen_by}", soft_wrap=True, markup=False)
     with phase(console, "looking at what can load it"):  # torch, transformers and vLLM take a while to import
         import torch
@@ -121,14 +125,14 @@ def export_model(
         on_cpu = not torch.cuda.is_available()
         problem, cure = (None, None) if form.adapter else _vllm_problem(target, on_cpu=on_cpu)
     if cure is not None:
-        problem = f"{problem}; `ngrpo export {what} DIR --for-vllm` fills them up with zeros, as `ngrpo serve` does"
+        problem = f"{problem}; `ngrpo export {what} DIR --for-vllm` pads them with zeros, as `ngrpo serve` does"
     console.print("\n".join(["", *loading_lines(exported, problem, on_cpu=on_cpu)]), soft_wrap=True, markup=False)
 
 
 def _require_possible(target: Path, form: Form) -> None:
     """Refuse an impossible export before anything is started or fetched."""
     if not str(target).strip() or not str(target).isprintable():
-        raise ConfigError(f"DIR {str(target)!r}: no name of a directory; name another")
+        raise ConfigError(f"DIR {str(target)!r}: not a valid directory name; name another")
     try:
         if target.exists() and not target.is_dir():
             raise ConfigError(f"DIR {target}: a file; name a new directory")
@@ -140,7 +144,9 @@ def _require_possible(target: Path, form: Form) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"DIR {str(target)!r}: {error}; name another directory") from error
     if form.dtype is not None and form.dtype not in get_args(Dtype):
-        raise ConfigError(f"--dtype {form.dtype}: no type to export; choose one of {', '.join(get_args(Dtype))}")
+        raise ConfigError(
+            f"--dtype {form.dtype}: not a dtype to convert to; choose one of {', '.join(get_args(Dtype))}"
+        )
     if form.dtype is not None and form.adapter:
         raise ConfigError(
             "--dtype goes with the merged model: an adapter is kept as it was trained; leave out --adapter or --dtype"
@@ -151,7 +157,7 @@ def _require_possible(target: Path, form: Form) -> None:
     if form.hub is None:
         return
     if not _HUB.fullmatch(form.hub):
-        raise ConfigError(f"--hub {form.hub!r}: no name of a repository; write org/name")
+        raise ConfigError(f"--hub {form.hub!r}: not a repository name; write org/name")
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -232,7 +238,7 @@ def _factor(directory: Path) -> int | None:
     """
     problem, factor = _vllm_problem(directory, on_cpu=True)
     if problem is not None and factor is None:
-        raise DataError(f"--for-vllm: {problem}, and zeros in its heads are no cure; export it without --for-vllm")
+        raise DataError(f"--for-vllm: {problem}, and padding its heads does not help; export it without --for-vllm")
     return factor
 
 
@@ -265,7 +271,7 @@ def _vllm_problem(directory: Path, *, on_cpu: bool) -> tuple[str | None, int | N
     return None, None
 
 
-def _upload(directory: Path, hub: str, message: str) -> str:
+def _upload(directory: Path, hub: str, message: str, *, bars: bool) -> str:
     """Upload a directory to the hub in one commit, and return its visibility; a missing repository is created as private."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -276,7 +282,8 @@ def _upload(directory: Path, hub: str, message: str) -> str:
         f"--hub {hub}: not uploaded",
         f"the model is in {directory}: upload it again with `hf upload {hub} {directory}`, or check HF_TOKEN and the name",
     ):
-        disable_progress_bars()
+        if not bars:
+            disable_progress_bars()
         api = HfApi()
         api.create_repo(hub, private=True, exist_ok=True)
         private = api.model_info(hub).private

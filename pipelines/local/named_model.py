@@ -148,7 +148,7 @@ def run_directory(what: str, workspace: Workspace) -> Path:
                 return place.resolve()
     except (OSError, ValueError) as error:  # a name that is too long
         raise ConfigError(f"model {what!r}: {error}; {FORMS}") from error
-    raise ConfigError(f"model {what!r}: no run of that name in {workspace.runs}, and no directory of a run; {FORMS}")
+    raise ConfigError(f"model {what!r}: no run of that name in {workspace.runs}, and no such directory; {FORMS}")
 
 
 def latest_configuration(workspace: Workspace, model_name: str | None = None) -> RunConfig:
@@ -248,7 +248,7 @@ def configuration_of(run: Path) -> RunConfig:
         return validate(RunConfig, settings)
     except ConfigError as error:
         raise ConfigError(
-            f"{path}: no configuration of this version: {str(error).splitlines()[0]}; run the preset again: its results are in the store"
+            f"{path}: invalid in this version: {str(error).splitlines()[0]}; run the preset again: its results are in the store"
         ) from error
 
 

@@ -21,7 +21,6 @@ from rich.console import Console
 
 from ngrpo.errors import ConfigError
 from ngrpo.report.phases import PREPARING, phase
-from ngrpo.report.remaining import Remaining
 from ngrpo.stages.declarations import DECLARED
 from ngrpo.stages.tries import tries_of
 from ngrpo.storage.manifest import MANIFEST
@@ -112,7 +111,7 @@ def prune(
     if not ours_alone and not wish.shared:
         raise ConfigError(
             "the object store that AWS_ENDPOINT_URL or NGRPO_STORE names may have other users: add --shared to remove there what runs of "
-            "this workspace made, and nothing else; who needs it elsewhere makes it again"
+            "this workspace made, and nothing else; anyone else who needs it has to make it again"
         )
     with (
         workspace.lock() if really else nullcontext(),
@@ -124,9 +123,7 @@ def prune(
         if really:
             shown.now("removing")
             _finish(workspace)
-            remaining = Remaining()
-            for number, item in enumerate(plan.items):
-                shown.now(f"removed {number} of {len(plan.items)}{remaining.words(number, len(plan.items))}")
+            for item in shown.each(plan.items, "removing", "items"):
                 item.remove()
             if not workspace.latest.exists():
                 workspace.latest.unlink(missing_ok=True)
@@ -233,7 +230,7 @@ def _kept_runs(
 def _named(option: str, what: str, workspace: Workspace) -> tuple[Kind, Path]:
     found = find_run(what, workspace)
     if found is None:
-        raise ConfigError(f"{option} {what!r}: no run of {workspace.root} is called so; `ngrpo runs` lists them")
+        raise ConfigError(f"{option} {what!r}: no run of {workspace.root} has that name; `ngrpo runs` lists them")
     return found
 
 

@@ -15,7 +15,6 @@ from ngrpo.evaluation.benchmark import read_benchmarks
 from ngrpo.evaluation.verdicts import graded
 from ngrpo.grading.grader import Grader
 from ngrpo.report.phases import phase
-from ngrpo.report.remaining import Remaining
 from ngrpo_kfp.pipelines.local.reporting import finished_run
 from ngrpo_kfp.pipelines.local.run_pipeline import run
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -54,9 +53,7 @@ def regrade_run(run_directory: Path, workspace: Workspace, console: Console) -> 
             for benchmark in read_benchmarks(problems, config.benchmark_gradings)
             for path in sorted(samples.glob(f"*/{benchmark.name}.parquet"))
         ]
-        remaining = Remaining()
-        for number, (node, path, benchmark) in enumerate(found):
-            grading.now(f"graded {number} of {len(found)} tables{remaining.words(number, len(found))}")
+        for node, path, benchmark in grading.each(found, "grading", "tables"):
             before = pq.read_table(path)
             was, now = before["correct"], graded(before, benchmark, grader)["correct"]
             gained, lost = _count(pc.and_not(now, was)), _count(pc.and_not(was, now))

@@ -123,7 +123,7 @@ def finished_run(
         config = validate(RunConfig, settings)
     except ConfigError as error:
         raise ConfigError(
-            f"{run_directory / 'config.json'}: no configuration of this version: {str(error).splitlines()[0]}; run the preset again: "
+            f"{run_directory / 'config.json'}: invalid in this version: {str(error).splitlines()[0]}; run the preset again: "
             "its results are in the store"
         ) from error
     with services(workspace) as around:

@@ -111,8 +111,8 @@ def run(
                 outcome = _run_all(planned, directory, tracked, console, runner or in_processes)
             seconds = records.seconds()
             console.print("comparing the arms")
-            with phase(console, "comparing the arms"):
-                compared = ComparedArms(planned, outcome, store)
+            with phase(console, "comparing the arms") as shown:
+                compared = ComparedArms(planned, outcome, store, shown)
                 problems = [f"{run}: {why}" for run, why in outcome.failed.items()]
                 files: list[Path] = []
                 try:
@@ -212,8 +212,8 @@ def compare_finished(
     """Compare the arms by the results that a plan found in the store; see `report`."""
     outcome = Outcome(made={}, failed=_failed_last_time(planned, records))
     name, said = planned.experiment.name, messages(console, as_json=as_json)
-    with phase(said, "comparing the arms"):
-        compared = ComparedArms(planned, outcome, store)
+    with phase(said, "comparing the arms") as shown:
+        compared = ComparedArms(planned, outcome, store, shown)
         if not compared.evaluations:
             raise ConfigError(f"experiment {name}: no run has finished: run it first (ngrpo experiment run {name})")
         for note in planned.notes:

@@ -93,7 +93,7 @@ def settings_of_runs(runs: Iterable[Path]) -> Iterator[RunSettings]:
         except ConfigError as error:
             first = str(error).splitlines()[0]
             print(
-                f"ignored: {run / 'config.json'}: no configuration of this version: {first}; name a preset, or run it again",
+                f"ignored: {run / 'config.json'}: invalid in this version: {first}; name a preset, or run it again",
                 file=sys.stderr,
             )
 

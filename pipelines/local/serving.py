@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from rich.markup import escape
 from ngrpo.config import RunConfig
 from ngrpo.environment import CREDENTIAL
 from ngrpo.errors import ConfigError, DataError, EngineError
-from ngrpo.report.phases import phase
+from ngrpo.report.phases import Phase, phase
 from ngrpo_kfp.components.serving.server_arguments import served_length, server_arguments
 from ngrpo_kfp.pipelines.local.named_model import (
     NamedModel,
@@ -35,6 +36,7 @@ from ngrpo_kfp.pipelines.local.named_model import (
     run_directory,
     settings_of,
 )
+from ngrpo_kfp.pipelines.local.progress import last_line
 from ngrpo_kfp.pipelines.local.required_key import required_key
 from ngrpo_kfp.pipelines.local.services import services
 from ngrpo_kfp.pipelines.local.vouched_model import require_verified
@@ -47,6 +49,9 @@ _SECONDS_TO_END = 20.0
 WIDENED = "attention heads are padded with zeros, because this build of vLLM supports none as narrow; the answers are the same"
 _LAST_LINES = 64_000
 """Bytes at the end of the server's log that are searched for an error."""
+_LOG_PREFIX = re.compile(r"^(\([^)]*\) )*([A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] )?")
+"""Process, level, time and place in the source at the beginning of a line of vLLM's log."""
+_LOG_CHARACTERS = 70
 _NO_CAUSE = "See root cause above"
 """In the server's last message if its engine did not start; the cause is in an earlier message of the engine."""
 
@@ -104,8 +109,8 @@ def serve_model(
         )
         console.print(f"starting vLLM (log: {log})", soft_wrap=True)
         server = stack.enter_context(_server(arguments, log))
-        with phase(console, "waiting until vLLM answers"):
-            _wait_until_up(server, port, log)
+        with phase(console, "waiting until vLLM answers") as waiting:
+            _wait_until_up(server, port, log, waiting)
         for line in how_to(model, config, names[0], port):
             console.print(escape(line), soft_wrap=True)
         server.wait()
@@ -253,8 +258,8 @@ def _end(server: subprocess.Popen[bytes]) -> None:
     server.wait()
 
 
-def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Wait until the server answers, however long the model takes to load.
+def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path, waiting: Phase) -> None:
+    """Wait until the server answers, however long the model takes to load, and show what it logs.
 
     Raises:
         EngineError: The server ended.
@@ -263,6 +268,8 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path) -> Non
         try:
             urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5.0).close()
         except (urllib.error.URLError, ConnectionError, TimeoutError):
+            doing = _LOG_PREFIX.sub("", last_line(log))[:_LOG_CHARACTERS]
+            waiting.now(f"waiting until vLLM answers{f' ({doing})' if doing else ''}")
             time.sleep(0.2)
         else:
             return

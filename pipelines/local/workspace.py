@@ -270,7 +270,7 @@ def _close(path: Path) -> None:
 
 
 def started(run: Path) -> datetime | None:
-    """Return when a run started, in UTC, by its name; None for a directory that is no run."""
+    """Return when a run started, in UTC, by its name; None for a directory that is not a run."""
     try:
         return datetime.strptime(run.name[:_STAMP_LENGTH], _STAMP)
     except ValueError:

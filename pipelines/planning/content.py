@@ -47,7 +47,7 @@ class PlannedFile:
     digest: str
     """Digest of its content."""
     rows: int | None = None
-    """Rows of a table; none if it is no table, or is in object storage."""
+    """Rows of a table; None if it is not a table, or is in object storage."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class _Digests:
         return self._known[name][1]
 
     def rows(self, path: Path) -> int | None:
-        """Return the rows of a file whose `sha256` was read before; none if it is no table or was not read."""
+        """Return the rows of a file whose `sha256` was read before; None if it is not a table or was not read."""
         return self._known[str(path.absolute())][2] if str(path.absolute()) in self._known else None
 
     def save(self) -> None:

@@ -311,7 +311,7 @@ def _disagreements(file: ExperimentFile) -> Iterator[str]:
     """Yield contradictions between the parts of the file."""
     arms = ", ".join(file.arms)
     if file.baseline not in file.arms:
-        yield f"baseline={file.baseline!r} is no arm; name one of {arms}"
+        yield f"baseline={file.baseline!r} is not an arm; name one of {arms}"
     if BASE_MODEL in file.arms:
         yield f"arms.{BASE_MODEL}: the base model has this name in every comparison; choose another"
     for name in file.published:

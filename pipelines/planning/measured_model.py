@@ -121,7 +121,7 @@ def _require_weights(names: Iterable[str], model: str) -> None:
     elif shards:
         place = f"{model.rstrip('/')}/{shards[0]}".removesuffix("/.")
         cure = (
-            "a checkpoint of verl in shards of FSDP, which are no weights that transformers reads; merge them with "
+            "a checkpoint of verl in shards of FSDP, which transformers cannot read as weights; merge them with "
             f"`python -m verl.model_merger merge --backend fsdp --local_dir {place} --target_dir DIR` and name DIR"
         )
     else:

@@ -204,7 +204,7 @@ def find_node(name: str, nodes: Collection[str]) -> str:
     """
     found = [name] if name in nodes else of_stage(name, nodes)
     if not found:
-        raise ConfigError(f"{name!r} is no node of the pipeline: name one of {', '.join(nodes)}")
+        raise ConfigError(f"{name!r} is not a node of the pipeline: name one of {', '.join(nodes)}")
     if len(found) > 1:
         raise ConfigError(f"{name!r} runs several times: name one of {', '.join(found)}")
     return found[0]

@@ -175,7 +175,7 @@ def test_a_conversation_that_is_too_long(workspace, model):
 @pytest.mark.parametrize(
     ("prompt", "sampling", "said"),
     [
-        (" \n", Sampling(), "--prompt: it says nothing"),
+        (" \n", Sampling(), "--prompt: empty"),
         ("3", Sampling(max_tokens=0), "--max-tokens 0: a response has 1 to 1,000,000 tokens"),
         ("3", Sampling(temperature=-1.0), "--temperature -1: name a number from 0"),
         ("3", Sampling(temperature=float("nan")), "--temperature nan: name a number from 0"),

@@ -443,7 +443,7 @@ def test_a_mirror_of_what_is_not_on_the_hub(capsys, tmp_path):
 
 
 def test_a_mirror_prints_the_settings_that_read_it(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("ngrpo.data.mirror.mirror", lambda source, target: f"{target}/{source.id}")
+    monkeypatch.setattr("ngrpo.data.mirror.mirror", lambda source, target, progress: f"{target}/{source.id}")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     assert cli.main(["mirror", "--preset", "paper-1.5b", "s3://b/hub"]) == 0

@@ -293,7 +293,7 @@ def test_an_image_that_is_not_named_by_its_digest_is_refused(capsys, tmp_path, a
     lock = tmp_path / "images.lock"
     lock.write_text(f'cpu = "{address}"')
     line = refused(capsys, "--images", str(lock))
-    assert f"cpu = '{address}' is no digest" in line
+    assert f"cpu = '{address}' is not a digest" in line
     assert "write repository@sha256:" in line
 
 

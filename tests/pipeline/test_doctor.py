@@ -216,7 +216,7 @@ def test_a_cluster_with_nothing_on_it(cluster, doctor):
 def test_a_configuration_that_is_no_yaml(cluster, doctor):
     cluster.objects[ARGO_CONFIG]["data"]["workflowDefaults"] = "spec: [}"
     _, (wrong,) = doctor("--no-pod")
-    assert "workflow-controller-configmap holds what is no YAML" in wrong
+    assert "workflow-controller-configmap is not valid YAML" in wrong
 
 
 def test_a_namespace_without_the_label_of_a_profile(cluster, doctor):

@@ -114,7 +114,7 @@ def test_presets_and_files_of_the_user_are_relative_to_the_experiment(read, tmp_
             "paralel: unknown setting (value 2); did you mean parallel?",
         ),
         (("equivalence = 1.0", "equivalence = 1.0\nparallel = 0"), "parallel: "),
-        (('baseline = "grpo"', 'baseline = "gspo"'), "baseline='gspo' is no arm; name one of grpo, ngrpo"),
+        (('baseline = "grpo"', 'baseline = "gspo"'), "baseline='gspo' is not an arm; name one of grpo, ngrpo"),
         (('measure = "pass@2"', 'measure = "median"'), "measure: one of mean, maj, pass@K and best@K"),
         (('measure = "pass@2"', 'measure = "pass@0"'), "measure: one of mean, maj, pass@K and best@K"),
         (

@@ -65,8 +65,8 @@ def champion(database, objects, model, tmp_path, monkeypatch):
 def export(champion, tmp_path):
     """Export the champion; return what was printed."""
 
-    def function(target: Path, what: str = "champion", **form) -> str:
-        console = Console(file=io.StringIO(), width=80)
+    def function(target: Path, what: str = "champion", *, terminal: bool = False, **form) -> str:
+        console = Console(file=io.StringIO(), width=80, force_terminal=terminal)
         export_model(what, NAME, target, Form(**form), Workspace(tmp_path / "outputs"), console)
         return console.file.getvalue()
 
@@ -193,7 +193,7 @@ def test_what_vllm_cannot_serve_here_is_said(export, champion, tmp_path, monkeyp
     printed = export(tmp_path / "there")
     assert (
         "# not on this machine: the CPU build of vLLM has no attention with head size 32, only 64; `ngrpo export champion DIR "
-        "--for-vllm` fills them up with zeros, as `ngrpo serve` does\n" in printed
+        "--for-vllm` pads them with zeros, as `ngrpo serve` does\n" in printed
     )
 
 
@@ -218,7 +218,9 @@ def test_heads_that_are_wide_enough_stay_and_those_that_cannot_be_filled_up_are_
     export(tmp_path / "same", for_vllm=True)
     assert file_digests(model).items() <= file_digests(tmp_path / "same").items()
     monkeypatch.setattr("ngrpo.data.vllm_classes.HEADS_ON_CPU", (80,))
-    with pytest.raises(DataError, match=r"^--for-vllm: .* head size 32.* are no cure; export it without"):
+    with pytest.raises(
+        DataError, match=r"^--for-vllm: .* head size 32.* padding its heads does not help; export it without"
+    ):
         export(tmp_path / "there", for_vllm=True)
     assert not (tmp_path / "there").exists()
 
@@ -229,11 +231,11 @@ def test_heads_that_are_wide_enough_stay_and_those_that_cannot_be_filled_up_are_
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ({"dtype": "int8"}, "--dtype int8: no type to export; choose one of bfloat16, float16, float32"),
+        ({"dtype": "int8"}, "--dtype int8: not a dtype to convert to; choose one of bfloat16, float16, float32"),
         ({"dtype": "float16", "adapter": True}, "--dtype goes with the merged model"),
         ({"for_vllm": True, "adapter": True}, "--for-vllm goes with the merged model in its own type"),
-        ({"hub": "name"}, "--hub 'name': no name of a repository; write org/name"),
-        ({"hub": "../name"}, "--hub '../name': no name"),
+        ({"hub": "name"}, "--hub 'name': not a repository name; write org/name"),
+        ({"hub": "../name"}, "--hub '../name': not a repository name"),
         ({"hub": "org/name"}, "--hub org/name: no token; set HF_TOKEN"),
     ],
 )
@@ -320,6 +322,13 @@ def test_the_hub_gets_it_in_one_commit_of_a_private_repository(export, model, tm
     assert "uploaded  org/name, which is private\n" in printed
     assert 'pipeline("text-generation", "org/name")' in printed
     assert "hf_secret" not in printed + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_upload_shows_the_bars_of_the_hub_on_a_terminal_alone(export, tmp_path, hub, capfd, monkeypatch, terminal):
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "progress_bar_states", {})
+    assert "uploading to org/name\n" in export(tmp_path / "there", terminal=terminal, hub="org/name")
+    assert ("100%" in capfd.readouterr().err) == terminal
 
 
 def test_a_repository_that_is_there_gets_a_commit_and_who_can_see_it_is_said(export, tmp_path, hub):

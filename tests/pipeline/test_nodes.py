@@ -97,7 +97,9 @@ def test_a_stage_is_named_by_its_node_where_it_runs_once():
         ConfigError, match=r"runs several times: name one of ngrpo_training\.short, ngrpo_training\.long"
     ):
         find_node("ngrpo_training", nodes)
-    with pytest.raises(ConfigError, match="'model_promotion' is no node of the pipeline: name one of prepare_data, "):
+    with pytest.raises(
+        ConfigError, match="'model_promotion' is not a node of the pipeline: name one of prepare_data, "
+    ):
         find_node("model_promotion", nodes)
 
 

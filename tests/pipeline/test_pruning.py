@@ -252,7 +252,7 @@ def test_a_kept_run_of_which_nobody_knows_what_it_needs_is_named(home, prune, ar
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ({"keep_runs": ["nobody"]}, "--keep-run 'nobody': no run of .* is called so; `ngrpo runs` lists them"),
+        ({"keep_runs": ["nobody"]}, "--keep-run 'nobody': no run of .* has that name; `ngrpo runs` lists them"),
         ({"drop": ["nobody"]}, "--drop 'nobody': no run of"),
         ({"drop": ["2026010"]}, "no run of"),
         ({"drop": ["20260102"], "keep_runs": ["20260102"]}, "--keep-run 20260102: --drop names it too"),

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ngrpo.config import load_config
 from ngrpo.config.cluster import ClusterConfig
+from ngrpo.report import phases
 from ngrpo_kfp.components.launching.pending_pods import why_ended
 from ngrpo_kfp.pipelines.cli.options import PRESETS
 from ngrpo_kfp.pipelines.kubeflow.compilation import compile_whole
@@ -388,7 +389,11 @@ def test_a_run_that_is_waited_for_ends_with_it(kubeflow, ngrpo, finish, monkeypa
             finish()
 
     monkeypatch.setattr(following.time, "sleep", pause)
+    shown = []
+    monkeypatch.setattr(phases.Phase, "now", lambda self, what: shown.append(what))
     told = ngrpo("submit", "--wait")
+    so_far = re.compile(r"following run \S+: 0 of \d stages have ended, prepare_data is running.*")
+    assert any(map(so_far.fullmatch, shown)), shown
     said = [line.split("  ")[1:] for line in told.splitlines() if re.match(r"\d\d:\d\d:\d\d  ", line)]
     assert [rest for what, *rest in said if what == "prepare_data"] == [["waiting"], ["running"], ["succeeded"]]
     assert any(what == "no news" for what, *_ in said)

@@ -204,7 +204,7 @@ def test_what_is_no_run_here(home, ngrpo):
     for command in (("status", "nobody"), ("logs", "ngrpo_training", "nobody")):
         assert "RUN 'nobody': no run of " in ngrpo(*command, code=2)
     assert "STAGE 'nobody': unknown; choose one of prepare_data" in ngrpo("logs", "nobody", code=2)
-    assert "'ngrpo_training.k1' is no node of the pipeline" in ngrpo("logs", "ngrpo_training.k1", code=2)
+    assert "'ngrpo_training.k1' is not a node of the pipeline" in ngrpo("logs", "ngrpo_training.k1", code=2)
     assert "--raw is for runs on a cluster" in ngrpo("logs", "--raw", code=2)
 
 

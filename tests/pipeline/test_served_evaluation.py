@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,7 @@ def deploying(champion, tmp_path, monkeypatch):
 
     def function(what: str, lost: int | None) -> tuple[bool, str]:
         def measure(config, model, workspace, console):
+            assert not any(thread.name == "phase" for thread in threading.enumerate()), "it shows its own progress"
             asked.append((config.evaluation.endpoint.url, model))
             if lost is None:
                 raise EngineError("the endpoint said: the moon")

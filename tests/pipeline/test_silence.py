@@ -54,6 +54,8 @@ def home(tmp_path, monkeypatch):
     "command",
     [
         ("plan",),
+        ("promote", "1"),
+        ("history", "--json"),
         ("evaluate", "champion"),
         ("experiment", "plan", "tiny-example"),
         ("experiment", "report", "tiny-example", "--json"),

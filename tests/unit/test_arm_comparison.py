@@ -298,7 +298,7 @@ def test_a_run_that_does_not_say_how_it_was_measured_is_refused(arms):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"baseline": "other"}, "baseline 'other' is no arm: choose one of grpo, ngrpo"),
+        ({"baseline": "other"}, "baseline 'other' is not an arm: choose one of grpo, ngrpo"),
         ({"benchmark": "aime"}, "benchmark 'aime' was not measured in all runs: choose one of sums"),
         ({"measure": "pass@9"}, "measure 'pass@9': K is at most the 8 samples"),
         ({"measure": "best"}, "measure 'best': choose mean, maj, pass@K or best@K"),

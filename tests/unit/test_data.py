@@ -195,7 +195,9 @@ def test_a_mirror_holds_the_same_problems(
         f"{objects.uri}/mirror",
         f"{tmp_path}/again",
     ):  # each copied from the one before
-        copies.append(mirrors.mirror(source, target))
+        told: list[tuple[int, int]] = []
+        copies.append(mirrors.mirror(source, target, lambda *sizes, told=told: told.append(sizes)))
+        assert told[-1] == (told[0][1],) * 2 != (0, 0), "all bytes of it"
         source = on_hub.model_copy(update={"id": copies[-1]})
         assert [(p.id, p.problem) for p in load_problems(source)] == [
             (f"math-{i}", row["problem"]) for i, row in enumerate(ROWS)

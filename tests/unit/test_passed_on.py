@@ -95,8 +95,8 @@ def test_what_is_passed_on_to_vllm_arrives():
         ("training.trl", {"neftune_noise_alpha": 5}, "neftune_noise_alpha=5 cannot be set: with noise in the embeddings, the scores"),
         ("training.trl", {"torch_compile": True}, "torch_compile=True cannot be set: mixing changes the forward pass"),
         ("training.trl", {"sync_ref_model": True}, "sync_ref_model=True cannot be set: a run resumed from a checkpoint would not"),
-        ("training.trl", {"sapo_temperature": 1}, "sapo_temperature=1 is no field of TRL's GRPOConfig; did you mean sapo_temperature_"),
-        ("training.trl", {"xyzzy": 1}, "xyzzy=1 is no field of TRL's GRPOConfig: leave it out"),
+        ("training.trl", {"sapo_temperature": 1}, "sapo_temperature=1 is not a field of TRL's GRPOConfig; did you mean sapo_temperature_"),
+        ("training.trl", {"xyzzy": 1}, "xyzzy=1 is not a field of TRL's GRPOConfig: leave it out"),
         ("training.trl", {"adam_epsilon": "tiny"}, "adam_epsilon='tiny' does not fit TRL's GRPOConfig, where it is float"),
         ("training.trl", {"adam_epsilon": True}, "adam_epsilon=True does not fit"),
         ("training.trl", {"use_adaptive_entropy": 1}, "use_adaptive_entropy=1 does not fit TRL's GRPOConfig, where it is bool"),
@@ -105,7 +105,7 @@ def test_what_is_passed_on_to_vllm_arrives():
         ("training.trl", {"optim_args": float("1e300")}, "a number up to 10^12"),
         ("training.trl", {"optim_args": None}, "a setting of a library is true, false"),
         ("warm_start.trl", {"max_length": 8}, "max_length=8 is set by warm_start.max_tokens here: leave it out"),
-        ("warm_start.trl", {"num_generations": 8}, "num_generations=8 is no field of TRL's SFTConfig: leave it out"),
+        ("warm_start.trl", {"num_generations": 8}, "num_generations=8 is not a field of TRL's SFTConfig: leave it out"),
         ("warm_start.trl", {"packing": "yes"}, "packing='yes' does not fit TRL's SFTConfig, where it is bool"),
         ("rollout.vllm.options", {"max_num_seqs": 8}, "max_num_seqs=8 is set by batch_size of its section here: leave it out"),
         ("evaluation.vllm.options", {"worker_cls": "x"}, "worker_cls='x' cannot be set: mixing hooks into vLLM there"),
@@ -121,7 +121,7 @@ def test_what_cannot_be_passed_on(setting, table, said):
 @needs_vllm
 def test_what_cannot_be_passed_on_to_vllm():
     assert refused("rollout.vllm.options", enforce_eagr=True) == (
-        "rollout.vllm.options.enforce_eagr=True is no field of vLLM's EngineArgs; did you mean enforce_eager?"
+        "rollout.vllm.options.enforce_eagr=True is not a field of vLLM's EngineArgs; did you mean enforce_eager?"
     )
     assert "block_size='x' does not fit vLLM's EngineArgs, where it is int | None" in refused(
         "evaluation.vllm.options", block_size="x"

@@ -276,6 +276,24 @@ def test_the_first_phase_of_a_process_counts_the_imports_before_it(monkeypatch):
     assert console.file.getvalue() == "making the plan: 7 s\n", "at once, and the second counts for itself"
 
 
+def test_a_phase_says_how_far_it_is_and_what_is_left(clock, monkeypatch):
+    told = []
+    monkeypatch.setattr(phases.Phase, "now", lambda self, what: told.append(what))
+    with phases.phase(Console(file=io.StringIO(), force_terminal=True), "reading") as shown:
+        for _ in shown.each(["a", "b", "c"], "reading", "runs"):
+            clock.now += 10
+        clock.now += 1000
+        for _ in shown.each(["d", "e"], "removing", "items"):
+            clock.now += 5
+    assert told == [
+        "reading 1 of 3 runs",
+        "reading 2 of 3 runs, about 20 s left",
+        "reading 3 of 3 runs, about 10 s left",
+        "removing 1 of 2 items",
+        "removing 2 of 2 items, about 5 s left",
+    ]
+
+
 def test_a_phase_that_fails_is_over(monkeypatch):
     monkeypatch.setattr(phases, "_QUIET_SECONDS", 0.05)
     console = Console(file=io.StringIO())

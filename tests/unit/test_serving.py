@@ -6,6 +6,7 @@ import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,12 +156,17 @@ def test_an_engine_that_does_not_listen_ends_with_its_server(tmp_path, monkeypat
         time.sleep(0.02)
 
 
-def test_a_server_that_does_not_start_says_why(tmp_path):
-    program = "print('ValueError: no such model'); raise RuntimeError('no engine. See root cause above.')"
+def test_a_server_that_does_not_start_says_what_it_did_and_why(tmp_path):
+    program = (
+        "import time; print('(Engine pid=7) INFO 11-30 06:41:32 [core.py:58] Loading weights'); time.sleep(1.0); "
+        "print('ValueError: no such model'); raise RuntimeError('no engine. See root cause above.')"
+    )
+    told = []
     with (
         pytest.raises(
             EngineError, match=r"ended with exit code 1 \(ValueError: no such model\); its log says why: .*/log$"
         ),
         serving._server(["-c", program], tmp_path / "log") as server,
     ):
-        serving._wait_until_up(server, 9, tmp_path / "log")
+        serving._wait_until_up(server, 9, tmp_path / "log", SimpleNamespace(now=told.append))
+    assert "waiting until vLLM answers (Loading weights)" in told

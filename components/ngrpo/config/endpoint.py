@@ -16,7 +16,7 @@ def _check_url(text: str) -> str:
     """Return the address of an OpenAI API without the slash at its end; without a path it gets that of vLLM, `/v1`.
 
     Raises:
-        ValueError: It is no such address, or has something in it that is shown and recorded and may be a secret.
+        ValueError: It is not such an address, or has something in it that is shown and recorded and may be a secret.
     """
     try:
         parts = urlsplit(text)

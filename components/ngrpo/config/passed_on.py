@@ -99,7 +99,7 @@ def _problems(table: Mapping[str, Any], library: Library) -> Iterator[str]:
         elif fields is not None and (name not in fields or name.startswith("_")):
             free = [field for field in fields if field not in library.ours and field not in library.unused]
             close = difflib.get_close_matches(name, free, n=1)
-            yield f"{name}={value!r} is no field of {library.name}" + (
+            yield f"{name}={value!r} is not a field of {library.name}" + (
                 f"; did you mean {close[0]}?" if close else ": leave it out"
             )
         elif fields is not None and not _fits(value, fields[name]):

@@ -239,7 +239,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int:
     if len(digits) > 100:
-        raise ValueError(f"a number of {len(digits)} digits is none that a setting takes")
+        raise ValueError(f"a number of {len(digits)} digits is too long for any setting")
     return int(digits)
 
 
@@ -335,7 +335,7 @@ def _leaves(path: str, table: Mapping[str, Any], levels: int = 4) -> Iterator[st
 
 
 def _part(part: str | int) -> str:
-    """Return a part of a path, quoted where it is no field or name."""
+    """Return a part of a path, quoted if it is neither a field nor a name."""
     text = str(part)
     return text if text.isprintable() and 0 < len(text) < 100 else _show(text)
 

@@ -47,7 +47,7 @@ def parse(name: str, source: str) -> ast.Module:
         source: Its text.
 
     Raises:
-        ValueError: It is no Python of this version; the message has the line.
+        ValueError: It is not valid Python of this version; the message has the line.
     """
     try:
         return ast.parse(source)
@@ -101,7 +101,7 @@ def read_code(file: Path) -> dict[str, str]:
 
     Raises:
         ConfigError: A file cannot be read.
-        ValueError: One is no Python or imports what lies outside the folder, or all are too large.
+        ValueError: One is not valid Python or imports what lies outside the folder, or all are too large.
     """
     folder = file.parent
     code: dict[str, str] = {}
@@ -122,7 +122,7 @@ def read_code(file: Path) -> dict[str, str]:
 def foreign_imports(code: Mapping[str, str]) -> set[str]:
     """Return the top-level modules that files need and that are neither theirs nor Python's own.
 
-    An import that may fail (in a `try`), or that only type checkers see, is no need.
+    An import that may fail (in a `try`), or that only type checkers see, is not needed.
 
     Args:
         code: Texts by relative path, as `read_code` returns them.

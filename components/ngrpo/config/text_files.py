@@ -20,7 +20,7 @@ def read_text(what: str, path: Path) -> str:
         path: The file.
 
     Raises:
-        ConfigError: It is no regular file, cannot be read, is larger than a megabyte or not UTF-8.
+        ConfigError: It is not a regular file, cannot be read, is larger than a megabyte or not UTF-8.
     """
     named = f"{what} {str(path)!r}"
     try:

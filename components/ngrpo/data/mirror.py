@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 
 from huggingface_hub import snapshot_download
 
@@ -28,12 +29,28 @@ def copied_sources(config: RunConfig) -> Mapping[str, Copied]:
     return {setting: source for setting, source in sources.items() if isinstance(source, Copied)}
 
 
-def mirror(source: Copied, target: str) -> str:
+class _Copied:
+    """Counts the bytes that are copied, for several threads."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None]):
+        self._done, self._total = 0, total
+        self._progress = progress
+        self._lock = Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            # A file that is uploaded again counts twice.
+            self._progress(min(self._done, self._total), self._total)
+
+
+def mirror(source: Copied, target: str, progress: Callable[[int, int], None] = lambda done, total: None) -> str:
     """Copy a data set or model: from the hub at its pinned revision, from a copy as it is now. A rerun resumes an interrupted copy.
 
     Args:
         source: Source to copy, on the hub, in a local directory or in object storage.
         target: Directory or `s3://bucket/prefix` to copy to.
+        progress: Called with the bytes that are copied, and all bytes to copy.
 
     Returns:
         The id or path to set in order to read the copy.
@@ -50,16 +67,18 @@ def mirror(source: Copied, target: str) -> str:
         place += f"/{last_part(source)}"
     with tempfile.TemporaryDirectory() as scratch:
         directory, names = _files_of(source, Path(scratch))
+        copied = _Copied(sum((directory / name).stat().st_size for name in names), progress)
         if is_bucket(place):
             objects = ObjectStore(place)
             for name in names:
-                objects.put_file(directory / name, name)
+                objects.put_file(directory / name, name, sent=copied.add)
         else:
             place = str(Path(place).expanduser().absolute())
             for name in names:
                 copy = Path(place) / name
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(directory / name, copy)
+                copied.add(copy.stat().st_size)
     file = place_of(source.path).file if isinstance(source, FilesSource) else None
     return place if file is None else f"{place}/{file}"
 

@@ -61,7 +61,7 @@ def look_at_model(path: Path) -> OwnModel:
     """Return what is known of a model's directory.
 
     Raises:
-        ConfigError: It is no directory of a model.
+        ConfigError: It is not a model directory.
     """
     if not path.is_dir():
         what = "no such directory" if not path.exists() else "no directory"

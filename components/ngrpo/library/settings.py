@@ -35,7 +35,7 @@ def read_settings(owner: str, values: Mapping[str, Any], further: Iterable[str] 
         try:
             sections.append(_read(section, values))
         except ConfigError as error:
-            # What settings do not agree on names them, behind the section, which is no argument.
+            # What settings do not agree on names them, behind the section, which is not an argument.
             problems += [line.removeprefix("configuration: ") for line in str(error).splitlines()]
     if not problems:
         mixing, neighbors = sections

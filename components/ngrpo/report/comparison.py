@@ -121,7 +121,7 @@ def _check_arms(arms: Sequence[Arm], baseline: str, margin: float) -> None:
     if twice:
         raise ConfigError(f"comparison: two arms are called {twice[0]!r}: give each a name of its own")
     if baseline not in names:
-        raise ConfigError(f"comparison: baseline {baseline!r} is no arm: choose one of {', '.join(names)}")
+        raise ConfigError(f"comparison: baseline {baseline!r} is not an arm: choose one of {', '.join(names)}")
     if not (math.isfinite(margin) and margin > 0):
         raise ConfigError(f"comparison: margin of equivalence {margin:g}: it must be a positive number of points")
     for arm in arms:
@@ -245,7 +245,7 @@ def _notes(arms: Sequence[Arm], reference: Arm, comparisons: Mapping[str, Benchm
                 f"{arm.name} is paired with {reference.name} by seeds {', '.join(map(str, shared))}, which both have."
             )
     notes += [
-        f"{name} has one problem: what is said of it holds for that problem alone."
+        f"{name} has one problem: the results hold for that problem alone."
         for name, each in comparisons.items()
         if each.problems == 1
     ]

@@ -96,7 +96,7 @@ class BenchmarkComparison:
         problems: Number of problems.
         samples: Samples of each.
         measures: Names of the measures, such as `mean@16`, `pass@4`, `best@4`.
-        references: Of the models that are no arm, `base` and `warm_start`, each measure; means over the runs of the baseline.
+        references: Of the models that are not arms, `base` and `warm_start`, each measure; means over the runs of the baseline.
         arms: Of each arm each measure.
         differences: Of each arm but the baseline each measure.
         changes: Of each arm each measure: the trained model less the one that its training started from, seed by seed. Arms with a

@@ -25,7 +25,7 @@ def cost_lines(
     benchmark: str,
     seed: int,
 ) -> list[str]:
-    """Return what the results behind a model took, a line each, and what a point gained cost; what is not known is said.
+    """Return what the results behind a model took, a line each, and what a point gained cost; what is not known is named.
 
     Args:
         store: `s3://bucket/prefix` of the artifacts; none where there is no store, and nothing is known.

@@ -120,7 +120,7 @@ def expose(trainer: Trainer, section: str) -> None:
     """Let a trainer be scraped on the port that the environment names; of several processes only the first can be.
 
     Raises:
-        ConfigError: `NGRPO_METRICS_PORT` is no port, or nothing can listen there.
+        ConfigError: `NGRPO_METRICS_PORT` is not a port, or nothing can listen there.
     """
     if not trainer.is_world_process_zero():
         return

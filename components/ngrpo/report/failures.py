@@ -31,7 +31,7 @@ class Failure:
         samples: Responses of each model.
         before: Correct ones before training.
         after: Correct ones of the trained model.
-        answer: The trained model's most frequent wrong answer; none where that is no answer at all.
+        answer: The trained model's most frequent wrong answer; None if it is not an answer at all.
         frequency: How often it gave it.
         text: The first response with that answer.
         truncated: Whether that response was cut off at the token limit.

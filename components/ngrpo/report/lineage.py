@@ -18,7 +18,7 @@ from ngrpo.report.wording import describe, public
 
 @dataclass(frozen=True)
 class StageView:
-    """One stage of the run, memory in bytes; inputs and code version are empty where its artifact is not at hand."""
+    """One stage of the run, memory in bytes; inputs and code version are empty if its artifact is not available."""
 
     name: str
     cached: bool
@@ -55,7 +55,7 @@ def stage_views(stages: Mapping[str, Any], manifests: Mapping[str, Mapping[str, 
 
     Args:
         stages: `stages` of `summary.json`.
-        manifests: `manifest.json` of the artifacts that are at hand, by stage.
+        manifests: `manifest.json` of the available artifacts, by stage.
     """
     return [
         StageView(

@@ -35,7 +35,7 @@ _CURE = "run the preset again"
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """An evaluation: its benchmarks, those that selected the checkpoint apart, and the failures where the problems are at hand."""
+    """An evaluation: its benchmarks, those that selected the checkpoint apart, and the failures if the problems are available."""
 
     node: str
     test: list[BenchmarkView]
@@ -163,7 +163,7 @@ def _of(stage: str, artifacts: Mapping[str, Path]) -> list[tuple[str, Path]]:
 def _promotions(
     artifacts: Mapping[str, Path], manifests: Mapping[str, Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> tuple[list[PromotionView], dict[str, Evaluation | None]]:
-    """Return the decisions, and by node of an evaluation the champion's, where one was met and is at hand."""
+    """Return the decisions, and by node of an evaluation the champion's, if the candidate met one and it is available."""
     views, champions = [], {}
     evaluations = dict(_of("benchmark_evaluation", artifacts))
     for node, directory in _of("model_promotion", artifacts):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from ngrpo.report.remaining import duration
+from ngrpo.report.remaining import Remaining, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 # rich is imported when there is something to show: the command line imports this module as it starts.
 
@@ -24,7 +26,7 @@ _QUIET_LATER_SECONDS = 60.0
 
 
 def longest_silence(seconds: float) -> float:
-    """Return how many seconds work may go on without a line, after so many seconds of it."""
+    """Return the longest silence in seconds that is allowed after the work has taken the given seconds."""
     return _QUIET_SECONDS if seconds < _YOUNG_SECONDS else _QUIET_LATER_SECONDS
 
 
@@ -42,6 +44,7 @@ class Phase:
         Phase.silent_since = None
         self._console = console
         self._what = what
+        self._remaining: Remaining | None = None
         self._over = threading.Event()
         self._spinner = console.status(escape(what)) if console.is_terminal else None
         if self._spinner is not None:
@@ -57,6 +60,25 @@ class Phase:
         self._what = what
         if self._spinner is not None:
             self._spinner.update(escape(what))
+
+    def reached(self, what: str, done: float, total: float) -> None:
+        """Show how far the command is, and the time left at the pace since the first call.
+
+        Args:
+            what: The work and how far it is, for example `copied 3 of 12 files`.
+            done: Amount of work that is done.
+            total: All of it, in the same unit.
+        """
+        if self._remaining is None:
+            self._remaining = Remaining(done)
+        self.now(f"{what}{self._remaining.words(done, total)}")
+
+    def each(self, items: Sequence[T], doing: str, unit: str) -> Iterator[T]:
+        """Yield items, and show how many of them are done: `reading 3 of 12 runs, about 20 s left`."""
+        self._remaining = None
+        for number, item in enumerate(items):
+            self.reached(f"{doing} {number + 1} of {len(items)} {unit}", number, len(items))
+            yield item
 
     def end(self) -> None:
         """Show it no longer."""

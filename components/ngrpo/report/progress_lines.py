@@ -1,4 +1,4 @@
-"""What a trainer says while it works: plain lines, for a stage's log is no terminal, and curves that survive a resume."""
+"""What a trainer prints while it works: plain lines, because a stage's log is not a terminal, and curves that survive a resume."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PrintProgress(TrainerCallback):
     """Says about twenty lines over a run, more where steps take long: the metrics that were named, the time left, the rewards so far."""
 
     def __init__(self, metrics: Mapping[str, str], say: Callable[[str], None]):
-        """Choose what is said, metric name to label, and who is told."""
+        """Set the metrics that are printed, by name with their labels, and where lines go."""
         self._metrics = metrics
         self._say = say
         self._remaining = Remaining()

@@ -51,7 +51,7 @@ def comparisons(promotion: Promotion, evaluation: Evaluation, champion: Evaluati
     Args:
         promotion: `promotion.json` of the stage `model_promotion`.
         evaluation: `evaluation.json` of the candidate.
-        champion: That of the champion which the candidate met, if it is at hand.
+        champion: That of the champion which the candidate met, if it is available.
     """
     compared = promotion["comparison"]
     if compared is None or (champion is None and promotion["champion_version"] is not None):

@@ -20,18 +20,22 @@ class Remaining:
     What was done before, by a try that was killed for example, is not counted: it took no time here.
     """
 
-    def __init__(self, done: int = 0):
-        """Start the clock with so much done already."""
+    def __init__(self, done: float = 0):
+        """Start the clock.
+
+        Args:
+            done: Amount that was done before.
+        """
         self._before = done
         self._began = time.monotonic()
 
-    def seconds(self, done: int, total: int) -> float | None:
-        """Return the seconds that are left, none where nothing was done yet or nothing is left."""
+    def seconds(self, done: float, total: float) -> float | None:
+        """Return the seconds that are left; None before anything was done, and once all is done."""
         if not self._before < done < total:
             return None
         return (time.monotonic() - self._began) / (done - self._before) * (total - done)
 
-    def words(self, done: int, total: int) -> str:
+    def words(self, done: float, total: float) -> str:
         """Return what to add to a line of progress: `, about 2 min 10 s left`, or nothing."""
         seconds = self.seconds(done, total)
         return "" if seconds is None else f", about {duration(seconds)} left"
@@ -52,7 +56,7 @@ def duration(seconds: float) -> str:
 def sparkline(values: Sequence[float]) -> str:
     """Return a curve of finite values in at most 16 characters, each the mean of its share; empty where the output cannot show it.
 
-    A curve of one value is none.
+    A single value has no curve.
     """
     if len(values) < 2 or not _shows(sys.stdout.encoding):
         return ""

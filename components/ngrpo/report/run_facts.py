@@ -19,7 +19,7 @@ _CURE = "run the preset again: its results are in the store"
 _PREFIX = 64
 _WORDS = 200
 _BLEU_PROBLEMS, _BLEU_SAMPLES = 100, 16
-"""Self-BLEU looks at so many problems, evenly spaced, and so many responses to each: it grows with all that they hold."""
+"""Numbers of problems, evenly spaced, and of responses to each that Self-BLEU is computed on: its time grows with both."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ class SamplingProgress:
     """Follows the samples of all models of an evaluation."""
 
     def __init__(self, total: int, say: Callable[[str], None]):
-        """Expect so many samples, and say lines."""
+        """Expect a total number of samples, and print lines with `say`."""
         self._total, self._done = total, 0
         self._say = say
         self._remaining = Remaining()

@@ -50,7 +50,7 @@ def verify_files(files: Mapping[str, str], signature: bytes, key: PublicKey) -> 
         key: The key that must have signed them.
 
     Raises:
-        BrokenSignatureError: It is no valid signature, is by another key, or covers other files.
+        BrokenSignatureError: It is not a valid signature, is by another key, or covers other files.
     """
     with tempfile.TemporaryDirectory() as directory:
         bundle, public = Path(directory) / "model.sig", Path(directory) / "key.pub"

@@ -111,7 +111,7 @@ def public_key(pem: str | bytes, where: str) -> PublicKey:
         where: The setting or file that it comes from, for the error.
 
     Raises:
-        ConfigError: It is no public key on a supported curve.
+        ConfigError: It is not a public key on a supported curve.
     """
     data = pem.encode() if isinstance(pem, str) else pem
     if b"PRIVATE KEY" in data:

@@ -109,7 +109,7 @@ def verify_statement(signed: bytes, key: PublicKey) -> Statement:
         key: The key that must have signed it.
 
     Raises:
-        BrokenSignatureError: It is no statement on a promotion, or not signed by that key.
+        BrokenSignatureError: It is not a statement on a promotion, or not signed by that key.
     """
     try:
         envelope = Envelope.from_dict(json.loads(signed))
@@ -126,7 +126,7 @@ def verify_statement(signed: bytes, key: PublicKey) -> Statement:
         AttributeError,
         RecursionError,
         FormatError,
-    ) as error:  # JSON that is no envelope
+    ) as error:  # of JSON that is not an envelope
         raise BrokenSignatureError(f"no envelope of DSSE ({type(error).__name__})") from error
     if envelope.payload_type != _PAYLOAD:
         raise BrokenSignatureError(f"its content is of the type {envelope.payload_type!r}, not an in-toto statement")

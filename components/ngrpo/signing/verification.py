@@ -202,7 +202,7 @@ def _problems_of_evaluation(statement: Statement, found: Mapping[str, str], evid
 
 def _decision(statement: Statement, evidence: Evidence) -> Link:
     if evidence.decisions is None:
-        return Link(DECISION, "not checked", "no registry is at hand: verify the version there")
+        return Link(DECISION, "not checked", "no registry is available: verify the version there")
     signed = statement["predicate"]["decision"]
     last = evidence.decisions[-1] if evidence.decisions else None
     since = ""

@@ -120,13 +120,21 @@ class ObjectStore:
         """
         self._sender.pause(seconds)
 
-    def put_file(self, path: Path, key: str, *, metadata: Mapping[str, str] | None = None) -> None:
+    def put_file(
+        self,
+        path: Path,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        sent: Callable[[int], None] | None = None,
+    ) -> None:
         """Upload a file, with a multipart upload if it is large.
 
         Args:
             path: The file.
             key: Key of the object below the prefix.
             metadata: Metadata to store with the object (see `head`).
+            sent: Called from several threads with the bytes that were sent since its last call; negative before they are sent again.
 
         Raises:
             StoreError: The service cannot be used, or the file cannot be read.
@@ -134,7 +142,9 @@ class ObjectStore:
         extra = {"Metadata": dict(metadata or {})}
 
         def upload() -> None:
-            self._client.upload_file(str(path), self._bucket, self._key(key), ExtraArgs=extra, Config=_UPLOAD)
+            self._client.upload_file(
+                str(path), self._bucket, self._key(key), ExtraArgs=extra, Callback=sent, Config=_UPLOAD
+            )
 
         try:
             self._send(upload, upload=True)

@@ -262,5 +262,5 @@ def _document(text: str | None, name: str) -> dict[str, Any]:
     try:
         read = yaml.safe_load(text or "")
     except yaml.YAMLError as error:
-        raise ClusterError(f"ConfigMap {name} holds what is no YAML: correct it") from error
+        raise ClusterError(f"ConfigMap {name} is not valid YAML: correct it") from error
     return read if isinstance(read, dict) else {}

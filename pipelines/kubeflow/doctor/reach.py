@@ -73,7 +73,7 @@ def _store(uri: str) -> str:
         if _region() is not None or "answered 400" not in str(error):
             raise
         raise StoreError(
-            f"{error}; no region is set, so that requests are signed for us-east-1: set AWS_DEFAULT_REGION to the service's own, for pods "
+            f"{error}; no region is set, so requests are signed for us-east-1: set AWS_DEFAULT_REGION to the service's own, for pods "
             "as NGRPO_S3_REGION in cluster.environment"
         ) from error
     where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"

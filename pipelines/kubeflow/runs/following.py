@@ -42,10 +42,14 @@ def follow(run_id: str, console: Console, *, pause_seconds: float = _PAUSE_SECON
         ClusterError: There is no such run, or Kubeflow was out of reach for an hour.
     """
     run = _Followed(run_id, console, pause_seconds)
-    with _left_alone(run_id, console), phase(console, f"following run {run_id}"):
-        while (outcome := run.outcome(run.look())) is None:
+    with _left_alone(run_id, console), phase(console, f"following run {run_id}") as shown:
+        while True:
+            view = run.look()
+            outcome = run.outcome(view)
+            if outcome is not None:
+                return outcome
+            shown.now(_so_far(view))
             time.sleep(pause_seconds)
-    return outcome
 
 
 def follow_start(run_id: str, console: Console, *, pause_seconds: float = _PAUSE_SECONDS) -> bool:
@@ -151,6 +155,13 @@ def _left_alone(run_id: str, console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print(f"run  {run_id} goes on: `ngrpo status {run_id}`, `ngrpo cancel {run_id}`", soft_wrap=True)
         raise
+
+
+def _so_far(view: RunView) -> str:
+    """Return how far a run is: how many stages have ended, and which are running for how long."""
+    ended = sum(stage.state not in ("waiting", "running") for stage in view.stages)
+    running = [f"{stage.stage} is running {stage.time}".rstrip() for stage in view.stages if stage.state == "running"]
+    return ", ".join([f"following run {view.run_id}: {ended} of {len(view.stages)} stages have ended", *running])
 
 
 def _reasons(view: RunView) -> Iterable[str]:

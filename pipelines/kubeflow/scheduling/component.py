@@ -1,4 +1,4 @@
-"""Kubeflow components that are no stage: what a schedule, and a run form, run to plan and submit a run of its own."""
+"""Kubeflow components that are not stages: what a schedule, and a run form, run to plan and submit a run of its own."""
 
 from kfp import dsl
 

@@ -46,7 +46,7 @@ def check_cron(expression: str, what: str = "--cron") -> str:
         return expression
     if len(fields) == len(_FIELDS) - 1:
         raise ConfigError(
-            f"{what} {expression!r}: five fields, and Kubeflow wants seconds first: write '0 {expression}'"
+            f"{what} {expression!r}: five fields, but Kubeflow expects seconds first: write '0 {expression}'"
         )
     if len(fields) != len(_FIELDS):
         raise ConfigError(
