@@ -148,7 +148,7 @@ _FULL_STOP = re.compile(r"(?<![.\s])(?<!\\right)\s*\.$")
 
 _LINE_END = re.compile(r"(?:\s*\\\\)+$")
 
-_RULES: tuple[_Rule, ...] = (
+_RARE_RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\(?:[hv]?phantom|[hv]space\*?)\s*\{(?:[^{}]|\{[^{}]*\})*\}"), " "),
     (re.compile(r"\\text\s*\{\s*\}"), ""),
     (re.compile(r"(?<![\d.])(\d{1,3})\s*!\s*!(?!\s*!)"), _double_factorial),
@@ -161,6 +161,13 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"(\\sqrt\s*\[\s*(?:\d+|[a-z])\s*\])\s*(\d|[A-Za-z])(?![\d.])"), r"\1{\2}"),
     (re.compile(r"(?<=\d)\s*\\degree(?![A-Za-z])"), r"^\\circ "),
     (re.compile(r"(?<=\d)(\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ))\s*([CF])$"), r"\1\\text{ \2}"),
+)
+_RARE = re.compile(
+    r"!\s*!|\*\*|[xX]\s*10|(?<!\\)pi|\\(?:[hv]?phantom|[hv]space|text\s*\{\s*\}|colon|lg|degree|circ|[dt]?binom|sqrt\s*\[)"
+)
+"""What the rules above are for, so that one search is enough for most answers."""
+
+_RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\[bB]igg?[lrm]?(?![A-Za-z])|\\mathstrut(?![A-Za-z])"), ""),
     (
         re.compile(r"(?<=[\[(])([^;,()\[\]]+);([^;,()\[\]]+)(?=[\])])"),
@@ -264,7 +271,7 @@ def canonical(answer: str) -> str:
         for rule, spelling in _UNICODE_RULES:
             text = rule.sub(spelling, text)
     text = _LINE_END.sub("", _FULL_STOP.sub("", text))
-    for rule, spelling in _RULES:
+    for rule, spelling in (*_RARE_RULES, *_RULES) if _RARE.search(text) else _RULES:
         text = rule.sub(spelling, text)
     text = _UNION.sub(r"\\cup ", text) if r"\infty" in text else text
     words = " ".join(_TYPESETTING.sub(" ", text).split()).rstrip(" .").lower()
