@@ -178,14 +178,14 @@ CASES = {
         ("[-2,2]", r"-2\le x\le 2", True),
         ("[-2,2]", r"-2\le x<2", False),
         ("[-2,2]", r"x^2\le 4", False),  # not solved
-        ("[-2,2]", r"|x|\le 2", False),
+        ("[-2,2]", r"|x|\le 2", True),
         (r"(-\infty,3)", "3>x", True),
         (r"(-\infty,3)", "x>3", False),
         (r"(-\infty,3]", "x<3", False),
         (r"(-\infty,3)\cup(3,\infty)", r"x\ne 3", True),
         (r"[0,\infty)", r"x\ge 0, y\ge 0", False),
         (r"[0,\infty)", r"x\ge y", False),
-        ("(1,5)", "1<x<5", False),  # it may be a point
+        ("(1,5)", "1<x<5", True),  # bounds say that it is no point
     ],
     "sets, tuples and columns": [
         ("(1,2,3)", r"\{1,2,3\}", False),

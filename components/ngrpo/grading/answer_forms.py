@@ -6,6 +6,7 @@ A rule is here only if it makes no two different answers equal; what the rules d
 - An answer that nothing exists (`no solution`, `none`, `DNE`, `\varnothing`, `\{\}`) is the empty set; the question says of what.
   `real` may be added, because real numbers are meant by default. Any other condition is another claim ("no integer solutions",
   "no unique solution"), and `0`, `undefined` and `\{\emptyset\}` are not the empty set.
+- What is not printed is not read: `\phantom{5}`, `\hspace{5pt}`.
 - Numbers in words: `\text{twenty-one}`, `one half`; the base of a numeral too (`101_{\text{two}}`).
 - Numbers as people write them: `10\,000`, `1,000\pi`, `1 1/2`, `3{:}00`, `2^\frac{1}{2}`, `0.\overline{5}`, `1.5e5`; intervals as in
   ISO 80000-2: `[1,2[` is `[1,2)`; upright constants (`\mathrm{e}`), and a full stop at the end.
@@ -26,7 +27,8 @@ _SIGNS = {
     "∄": r"\nexists ",
     "∪": r"\cup ",
     "∈": r"\in ",
-    "°": r"^\circ ",
+    **dict.fromkeys("°º˚", r"^\circ "),
+    "。": ".",
     "·": r"\cdot ",
     "⋅": r"\cdot ",
     "∙": r"\cdot ",
@@ -65,6 +67,10 @@ def _lowered(run: re.Match[str]) -> str:
     return f"_{{{run[0].translate(_LOWERED)}}}"
 
 
+def _quotient(fraction: re.Match[str]) -> str:
+    return rf"\frac{{{fraction[1].translate(_RAISED)}}}{{{fraction[2].translate(_LOWERED)}}}"
+
+
 def _higher_root(root: re.Match[str]) -> str:
     return rf"\sqrt[{3 if root[1] == '∛' else 4}]{{{root[2]}}}"
 
@@ -91,6 +97,13 @@ def _upright(constant: re.Match[str]) -> str:
 def _base_in_words(base: re.Match[str]) -> str:
     number = number_in_words(base[1])
     return base[0] if number is None else f"_{{{number}}}"
+
+
+def _double_factorial(match: re.Match[str]) -> str:
+    number = int(match[1])
+    half = number // 2
+    even = rf"2^{{{half}}} \cdot {half}!"
+    return rf"(\frac{{{number}!}}{{{even}}})" if number % 2 else f"({even})"
 
 
 def _binomial(match: re.Match[str]) -> str:
@@ -122,6 +135,7 @@ _Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 
 _UNICODE_RULES: tuple[_Rule, ...] = (
     (re.compile("[\u200b-\u200f\u2060\ufeff]"), ""),  # characters without width, which have no meaning between digits
+    (re.compile(r"([⁰¹²³⁴-⁹]+)⁄([₀-₉]+)"), _quotient),
     (re.compile(r"[⁰¹²³⁴-⁹⁺⁻]++(?!√)"), _raised),
     (re.compile(r"(^|[(\[{,=<>≤≥])(\s*)[–—‒]"), r"\1\2-"),
     (re.compile(r"(?<!\d)(\d+)⁄(\d+)"), r"\\frac{\1}{\2}"),
@@ -133,6 +147,25 @@ _DELIMITERS = (r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$")
 _FULL_STOP = re.compile(r"(?<![.\s])(?<!\\right)\s*\.$")
 
 _LINE_END = re.compile(r"(?:\s*\\\\)+$")
+
+_RARE_RULES: tuple[_Rule, ...] = (
+    (re.compile(r"\\(?:[hv]?phantom|[hv]space\*?)\s*\{(?:[^{}]|\{[^{}]*\})*\}"), " "),
+    (re.compile(r"\\text\s*\{\s*\}"), ""),
+    (re.compile(r"(?<![\d.])(\d{1,3})\s*!\s*!(?!\s*!)"), _double_factorial),
+    (re.compile(r"(?<=[\w)}\]])\s*\*\*\s*([+-]?\d+(?:\.\d+)?|\([^()]*\)|[A-Za-z])"), r"^{\1}"),
+    (re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)"), r" \\times "),
+    (re.compile(r"(?<![A-Za-z\\])(?<![A-Za-z] )pi(?![A-Za-z}])"), r"\\pi "),
+    (re.compile(r"\\colon(?![A-Za-z])"), ":"),
+    (re.compile(r"\\lg(?![A-Za-z])"), r"\\log_{10} "),
+    (re.compile(r"\\[dt]?binom\s*(\d)\s*(\d)(?!\d)"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(\\sqrt\s*\[\s*(?:\d+|[a-z])\s*\])\s*(\d|[A-Za-z])(?![\d.])"), r"\1{\2}"),
+    (re.compile(r"(?<=\d)\s*\\degree(?![A-Za-z])"), r"^\\circ "),
+    (re.compile(r"(?<=\d)(\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ))\s*([CF])$"), r"\1\\text{ \2}"),
+)
+_RARE = re.compile(
+    r"!\s*!|\*\*|[xX]\s*10|(?<!\\)pi|\\(?:[hv]?phantom|[hv]space|text\s*\{\s*\}|colon|lg|degree|circ|[dt]?binom|sqrt\s*\[)"
+)
+"""What the rules above are for, so that one search is enough for most answers."""
 
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\[bB]igg?[lrm]?(?![A-Za-z])|\\mathstrut(?![A-Za-z])"), ""),
@@ -161,7 +194,12 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"(?<=\d)\s*\\text\s*\{\s*k\s*\}"), r"\\text{ thousand}"),
     (re.compile(r"^(\d+)\s*\\text\s*\{\s*out of\s*\}\s*(\d+)$"), r"\\frac{\1}{\2}"),
     (re.compile(r"(?<=\w)_\s*\{\s*\(?\s*(?:base\s*)?(\d+)\s*\)?\s*\}"), r"_{\1}"),
-    (re.compile(r"^(\d[\dA-F]*)\s*\\text\s*\{\s*(?:in )?base\s*\}\s*(\d+)$"), r"\1_{\2}"),
+    (
+        re.compile(
+            r"^(\d[\dA-F]*)\s*\\text\s*\{\s*\(?\s*(?:in )?base\s*\}\s*(\d+)(?:\s*\)|\s*\\text\s*\{\s*\)\s*\})?$"
+        ),
+        r"\1_{\2}",
+    ),
     (re.compile(r"^([^{}\\]+)\\choose(?![A-Za-z])([^{}\\]+)$|\{([^{}\\]+)\\choose(?![A-Za-z])([^{}\\]+)\}"), _binomial),
     (re.compile(r"(?<=\d)\{,\}(?=\d{3}(?!\d))"), ""),
     (re.compile(r"(?<![\d.])(\d+)\.\((\d{1,30})\)$"), r"\1.\\overline{\2}"),
@@ -233,7 +271,7 @@ def canonical(answer: str) -> str:
         for rule, spelling in _UNICODE_RULES:
             text = rule.sub(spelling, text)
     text = _LINE_END.sub("", _FULL_STOP.sub("", text))
-    for rule, spelling in _RULES:
+    for rule, spelling in (*_RARE_RULES, *_RULES) if _RARE.search(text) else _RULES:
         text = rule.sub(spelling, text)
     text = _UNION.sub(r"\\cup ", text) if r"\infty" in text else text
     words = " ".join(_TYPESETTING.sub(" ", text).split()).rstrip(" .").lower()

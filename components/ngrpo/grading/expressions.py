@@ -38,7 +38,13 @@ _NORMALISED = NormalizationConfig(malformed_operators=True, nits=True, boxed="no
 _LITERAL = re.compile(r"\d{1,2}:[0-5]\d(?::[0-5]\d)?|\d{1,2}/\d{1,2}/(?:\d\d){1,2}|\d{4}-\d\d-\d\d")
 """A time or a date, which must not be read as a quotient or a difference."""
 
-_BASED = re.compile(r"\(?(?<![\w.])(\d+)\)?\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(\d+)\s*\}?\s*\}|(\d))")
+_BASED = re.compile(
+    r"\(?(?<![\w.])(\d+(?:\.\d+)?|(?=[A-Fa-f]*\d)[\dA-Fa-f]+|[A-F]{2,})\)?\s*_\s*(?:\{\s*(?:\\text\s*\{\s*)?(\d+)\s*\}?\s*\}|(\d))"
+)
+"""A number with its base. Digits above nine are recognized beside others (`2E_{16}`, `AB_{12}`); `A_{16}` is a variable."""
+
+_FACTORIALS = re.compile(r"!\s*!")
+_UNPRINTED = re.compile(r"\\(?:[hv]?phantom|[hv]space)(?![A-Za-z])")
 _RATIO = re.compile(r"\d{1,9}(?::\d{1,9}){2,}")
 _CONDITION = re.compile(r"(?:\\left)?\\\{\s*\(?[A-Za-z][^{}=<>|]*?(?::|\|(?=[^|]*$)|\\mid(?![A-Za-z]))")
 """The beginning of a set given by a condition, where the colon is not a division."""
@@ -264,8 +270,14 @@ def read(text: str) -> Any:
             if len(parts) > 1:
                 return form(*map(read, parts))
     based = _BASED.fullmatch(text.strip())
-    if based:
-        return Based(sympy.Symbol(based[1]), sympy.Symbol(based[2] or based[3]))
+    if based and (base := int(based[2] or based[3])) > max(
+        (int(digit, 16) for digit in based[1] if digit.isalpha()), default=0
+    ):
+        return Based(sympy.Symbol(based[1].upper()), sympy.Symbol(str(base)))
+    if _FACTORIALS.search(text):
+        raise UnreadError("a double factorial of what is no small number")
+    if _UNPRINTED.search(text):
+        raise UnreadError("a part that is not printed")
     normalised = normalize_latex(_LIST_DOTS.sub(" x_{dots} ", text), _NORMALISED)
     try:
         if _DOTS.search(_LIST_DOTS.sub("", text)):

@@ -10,17 +10,22 @@ from latex2sympy2_extended.logic import And
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from ngrpo.grading.expressions import Both, Braces, Either, Form, Items, Row, nodes
+from ngrpo.grading.expressions import Both, Braces, Either, Form, Items, Row, Span, nodes
 from ngrpo.grading.values import Calculus
 
 
 def single(node: Any) -> Any:
     """Return the element of a set or list with one element; the node itself otherwise."""
     while isinstance(node, Items | Braces | Row | sympy.Tuple) and len(node.args) == 1:
-        if isinstance(node.args[0], Form | sympy.Set):
+        if isinstance(node.args[0], Form | sympy.Set) and not (isinstance(node, Braces) and is_point(node.args[0])):
             break
         node = node.args[0]
     return node
+
+
+def is_point(node: Any) -> bool:
+    """Whether it may be a point: elements in parentheses."""
+    return isinstance(node, Row) or (isinstance(node, Span) and node.args[2] == node.args[3] == sympy.true)
 
 
 def is_relation(node: Any) -> bool:

@@ -79,11 +79,15 @@ _NUMBER_IN_TEXT = re.compile(r"(?<![\^\d.,/{A-Za-z-])-?\d+(?:[.,/]\d+)*(?:\s+\d+
 _BARE = re.compile(r"(?<![\\A-Za-z_^{])[A-Za-z]+(?:(?:\.?\s+|\s*/\s*|-)[A-Za-z]+)*(?:\^\{?-?\d\}?)?")
 _TO_UNIT = re.compile(r"(\^\s*\{?\s*[+-]?\d\s*\}?)?\s*(/|\\cdot|\\times)?")
 _DEGREE = re.compile(r"\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))$")
+_PRIME = re.compile(r"(?<=\d)\s*'$")
+_DOUBLE_PRIME = re.compile(r"(?<=\d)\s*(?:''|\")$")
 _PERCENT = re.compile(r"\s*\\?%$")
 _SIGN = rf"(?:\\?\$|[{''.join(CURRENCIES)}])"
 _MONEY_BEFORE = re.compile(rf"^((?:[^=]*=)?\s*[+-]?)\s*({_SIGN})\s*(?=[\d.\\])")
 _MONEY_AFTER = re.compile(rf"(?<=[\d}})])\s*({_SIGN})$")
-_NAMED = re.compile(rf"^\s*(?:{_TEXT.pattern}\s*)+=")
+_NAMED = re.compile(
+    rf"^(?!.*(?<![a-z])(?:not|never|wrong|incorrect|false|isn't)(?![a-z]))\s*(?:{_TEXT.pattern}\s*)+=", re.IGNORECASE
+)
 _QUOTIENT = re.compile(rf"\\[dt]?frac\s*\{{\s*{_TEXT.pattern}\s*\}}\s*\{{\s*{_TEXT.pattern}\s*\}}")
 _ANGLE = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
@@ -191,7 +195,7 @@ def _quantity(number: str, words: str) -> Quantity:
     signs = []
     if number.startswith("$") and number.endswith("$") and len(number) > 2:
         number = number[1:-1].strip()
-    for sign, name in ((_DEGREE, "degree"), (_PERCENT, "percent")):
+    for sign, name in ((_DEGREE, "degree"), (_PERCENT, "percent"), (_DOUBLE_PRIME, "doubleprime"), (_PRIME, "prime")):
         if sign.search(number):
             number = sign.sub("", number)
             signs.append(name)
@@ -208,7 +212,7 @@ def _quantity(number: str, words: str) -> Quantity:
         "(?:different|distinct|possible) (?=[a-z])", "", re.sub("ordered (?:pair|triple)s?", "orderedpair", words)
     )
     words = re.sub(
-        r"\b(?:exactly|and)\b(?=\s*$)|^\s*(?:exactly|and)\b",
+        r"\b(?:exactly|only|and)\b(?=\s*$)|^\s*(?:exactly|only|and)\b",
         "",
         re.sub(r"\s+", " ", words.replace(".", "").replace("per cent", "percent")),
     )

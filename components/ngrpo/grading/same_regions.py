@@ -17,6 +17,14 @@ from ngrpo.grading.values import Valuation
 _Interval = tuple[Any, bool, Any, bool]
 """Lower end, whether it belongs to the interval, upper end, whether it does."""
 
+_SWAPPED: dict[type, type] = {
+    sympy.StrictLessThan: sympy.StrictGreaterThan,
+    sympy.LessThan: sympy.GreaterThan,
+    sympy.StrictGreaterThan: sympy.StrictLessThan,
+    sympy.GreaterThan: sympy.LessThan,
+}
+"""The relation with its sides swapped."""
+
 
 def is_region(node: Any) -> bool:
     r"""Whether a gold answer certainly consists of intervals: `(1,5)` may be a point, `[1,5]` and `(1,\infty)` may not."""
@@ -28,11 +36,16 @@ def is_region(node: Any) -> bool:
 def is_bounds(node: Any) -> bool:
     """Whether it bounds one variable by numbers (`1 < x < 5`), so that its region is known; `x^2 < 4` is not solved."""
     relations = _relations(node)
-    sides = [side for relation in relations for side in (relation.lhs, relation.rhs)]
+    sides = [_letter(side) for relation in relations for side in (relation.lhs, relation.rhs)]
     letters = {side for side in sides if isinstance(side, sympy.Symbol)}
     return len(letters) == 1 and all(
         side in letters or (isinstance(side, sympy.Expr | Form) and not variables(side)) for side in sides
     )
+
+
+def _letter(side: Any) -> Any:
+    """Return the variable of a side that is one, or its absolute value; the side otherwise."""
+    return side.args[0] if isinstance(side, sympy.Abs) else side
 
 
 def _relations(node: Any) -> list[Any]:
@@ -116,16 +129,16 @@ def _region(node: Any) -> list[_Interval]:
 def _bound(relation: Any) -> list[_Interval]:
     infinity = _ends().inf
     kind, left, right = type(relation), relation.lhs, relation.rhs
-    if not isinstance(left, sympy.Symbol):
-        swapped = {
-            sympy.StrictLessThan: sympy.StrictGreaterThan,
-            sympy.LessThan: sympy.GreaterThan,
-            sympy.StrictGreaterThan: sympy.StrictLessThan,
-            sympy.GreaterThan: sympy.LessThan,
-        }
-        kind, left, right = swapped.get(kind, kind), right, left
-    if not isinstance(left, sympy.Symbol):
+    if not isinstance(_letter(left), sympy.Symbol):
+        kind, left, right = _SWAPPED.get(kind, kind), right, left
+    if not isinstance(_letter(left), sympy.Symbol):
         raise _NoRegionError
+    if isinstance(left, sympy.Abs):
+        negative = sympy.Mul(-1, right, evaluate=False)
+        above = _bound(kind(left.args[0], right, evaluate=False))
+        below = _bound(_SWAPPED.get(kind, kind)(left.args[0], negative, evaluate=False))
+        outside = kind in (sympy.Eq, sympy.StrictGreaterThan, sympy.GreaterThan)
+        return _apart([*above, *below]) if outside else _overlap(above, below)
     if kind is sympy.Eq:
         return _region(right)
     end = _end(right)

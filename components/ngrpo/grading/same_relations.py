@@ -29,7 +29,7 @@ def is_assignment(node: Any) -> bool:
 
 
 def result_of(node: Any) -> Any | None:
-    """Return the result of an equation or a chain of equations; None if it is no equation, or contradicts itself."""
+    """Return the result of an equation or a chain of equations; None if it is no equation, contradicts itself, or is to be solved."""
     steps = steps_of(node)
     if not all(isinstance(step, sympy.Eq) for step in steps):
         return None
@@ -39,6 +39,8 @@ def result_of(node: Any) -> Any | None:
             return None
     if len(steps) == 1 and isinstance(steps[0].rhs, sympy.Symbol) and not variables(steps[0].lhs):
         return steps[0].lhs
+    if any(_is_condition(step) for step in steps):
+        return None
     # A name may stand for one number only.
     values = [
         side for step in steps for side in (step.lhs, step.rhs) if isinstance(side, sympy.Expr) and not variables(side)
@@ -46,6 +48,14 @@ def result_of(node: Any) -> Any | None:
     if any(not _consistent(first, second) for first, second in pairwise(values)):
         return None
     return steps[-1].rhs
+
+
+def _is_condition(equation: Any) -> bool:
+    """Whether an equation has no name for its right side on the left, and holds for some numbers only: `x = x^2`, not `A = x^2`."""
+    sides = equation.lhs, equation.rhs
+    if not all(isinstance(side, sympy.Expr) for side in sides):
+        return False
+    return set() != variables(sides[0]) <= variables(sides[1]) and not same_values(*sides)
 
 
 def _consistent(first: Any, second: Any) -> bool:

@@ -50,10 +50,20 @@ def same_sets(gold: Any, answer: Any, same: _Same) -> bool:
     return (is_region(gold) or is_region(answer)) and same_regions(gold, answer)
 
 
+def _in_order(parts: Sequence[Any]) -> Sequence[Any]:
+    """Return coordinates in the order of their names, if each has one: `y = 2, x = 1` is the pair `(1,2)`."""
+    names = [part.lhs.name for part in parts if isinstance(part, sympy.Eq) and isinstance(part.lhs, sympy.Symbol)]
+    if len({*names}) < len(parts):
+        return parts
+    return [part for _, part in sorted(zip(names, parts, strict=True), key=lambda named: named[0])]
+
+
 def _same_parts(gold: Any, answer: Any, expected: Sequence[Any], given: Sequence[Any], same: _Same) -> bool:
     pairs = isinstance(gold, Row | Span), isinstance(answer, Row | Span)
     if (isinstance(gold, Braces) and pairs[1]) or (isinstance(answer, Braces) and pairs[0]):
         return False
+    if pairs[0] or pairs[1]:
+        expected, given = map(_in_order, (expected, given))
     labels = {part.lhs for part in expected if isinstance(part, sympy.Eq)}
     labelled = len(labels) == len(expected) > 1 and not any(map(is_relation, given))
     if pairs[0] or labelled:

@@ -139,6 +139,10 @@ _COUNTED = (
     "subset sweet table task teacher team term ticket tile time toy train tree triangle trip truck value visitor vote voter way "
     "win word worker "
 )
+_PRIMES: dict[Unit, tuple[Unit, ...]] = {
+    (("prime", 1),): ((("foot", 1),), (("minute", 1),)),
+    (("doubleprime", 1),): ((("inch", 1),), (("second", 1),)),
+}
 _SQUARED, _CUBED = {"square", "sq"}, {"cubic", "cu"}
 _WHOLE = {
     "mph": (("hour", -1), ("mile", 1)),
@@ -150,7 +154,7 @@ _WHOLE = {
 }
 
 NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings.split()}
-NAMES |= {word: word for word in _COUNTED.split() if word not in NAMES}
+NAMES |= {word: word for word in _COUNTED.split() if word not in NAMES} | {"doubleprime": "doubleprime"}
 _WORDS = {"per", "squared", "cubed", *_SQUARED, *_CUBED, *_WHOLE}
 _POWER = re.compile(r"\^\{?([+-]?\d+)\}?")
 
@@ -200,8 +204,13 @@ def read_unit(tokens: list[str]) -> tuple[Unit, list[str]]:
 
 
 def units_agree(gold: Unit, answer: Unit) -> bool:
-    """Whether two units are the same, or one is missing."""
-    return not gold or not answer or gold == answer
+    """Whether two units are the same, or one is missing; a prime is that of feet or of minutes."""
+    return (
+        not gold
+        or not answer
+        or gold == answer
+        or any(one in _PRIMES and other in _PRIMES[one] for one, other in ((gold, answer), (answer, gold)))
+    )
 
 
 def _name(word: str) -> str | None:

@@ -13,7 +13,8 @@ _WRAPPER = re.compile(
 """A command around the whole answer. Commands for words stay, because words are compared without them."""
 
 _DECLARATION = re.compile(
-    r"^(?:\\(?:bf|it|rm|bfseries|(?:display|text)style|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])\s*)+"
+    r"^(?:(?:\\(?:bf|it|rm|bfseries|(?:display|text)style|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
+    r"|therefore|implies|(?:R|r|Longr)ightarrow)(?![A-Za-z])|\\color\s*\{[a-z]+\}|=|∴|⇒|→)\s*)+"
 )
 _MARK_AT_END = re.compile(r"(?:\s|\\[ ,;:!]|\\q?quad(?![A-Za-z])|\\(?:checkmark|blacksquare|qed)(?![A-Za-z])|✓|■)+$")
 _LEAD_IN = re.compile(
@@ -28,8 +29,9 @@ def unwrapped(text: str) -> str:
     for _ in range(_DEEPEST):
         previous = text
         text = _MARK_AT_END.sub("", _LEAD_IN.sub(_without_lead_in, _DECLARATION.sub("", text))).strip()
-        if text.startswith("**") and text.endswith("**") and len(text) > 4:
-            text = text[2:-2].strip()
+        for mark in ("**", "`"):
+            if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
+                text = text[len(mark) : -len(mark)].strip()
         wrapper = _WRAPPER.match(text)
         start = wrapper.end() if wrapper else 0
         if (

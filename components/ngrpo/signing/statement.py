@@ -119,14 +119,8 @@ def verify_statement(signed: bytes, key: PublicKey) -> Statement:
         other = keys != [key.fingerprint]
         said = "it was made with another key" if other else "the signature is wrong: its content was changed"
         raise BrokenSignatureError(said) from error
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        FormatError,
-    ) as error:  # of JSON that is not an envelope
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
+        # JSON that is not an envelope
         raise BrokenSignatureError(f"no envelope of DSSE ({type(error).__name__})") from error
     if envelope.payload_type != _PAYLOAD:
         raise BrokenSignatureError(f"its content is of the type {envelope.payload_type!r}, not an in-toto statement")
