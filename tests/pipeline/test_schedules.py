@@ -156,7 +156,8 @@ def test_a_schedule_that_is_replaced_keeps_the_settings_that_are_not_named(kubef
 def test_a_schedule_whose_settings_cannot_be_read_needs_its_preset(kubeflow, ngrpo):
     ngrpo("schedule", "create", "weekly", "--cron", "0 0 3 * * *")
     for version in kubeflow.versions.values():
-        version.pipeline_spec["pipelineInfo"]["description"] = '{"of": "an earlier version"}'
+        spec = version.pipeline_spec
+        spec.get("pipeline_spec", spec)["pipelineInfo"]["description"] = '{"of": "an earlier version"}'
     assert "name its preset (--preset PRESET)" in ngrpo("schedule", "replace", "weekly", code=2)
     ngrpo("schedule", "replace", "weekly", "tiny")
 
