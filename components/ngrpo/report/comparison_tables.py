@@ -29,7 +29,7 @@ def comparison_table(comparison: Comparison) -> Group:
         parts += _measures(name, benchmark)
         parts += _changes(comparison, name)
         parts += _published(comparison, name)
-    parts.append(_solved(comparison))
+    parts += _solved(comparison)
     for name, benchmark in comparison.benchmarks.items():
         parts += _facts(f"Samples of {name}", OF_SAMPLES, benchmark.facts)
     parts += _facts("Training", OF_TRAINING, comparison.facts)
@@ -164,7 +164,9 @@ def here(benchmark: BenchmarkComparison, arm: str, measure: str) -> float | None
     return benchmark.references.get(arm, {}).get(measure)
 
 
-def _solved(comparison: Comparison) -> Table:
+def _solved(comparison: Comparison) -> Iterator[Table]:
+    if not any(benchmark.solved for benchmark in comparison.benchmarks.values()):
+        return  # there is the baseline alone
     table = _table("Solved with at least one sample", "Problems, means over the seeds that both arms have.")
     table.add_column("benchmark", overflow="fold")
     table.add_column("arm", overflow="fold")
@@ -179,7 +181,7 @@ def _solved(comparison: Comparison) -> Table:
                       (solved.arm_only, solved.baseline_only, solved.both, solved.neither)]
             )  # fmt: skip
             table.add_row(escape(name), escape(arm), *counts)
-    return table
+    yield table
 
 
 def _facts(title: str, kinds: Mapping[str, FactOf], facts: Mapping[str, Mapping[str, Fact]]) -> Iterator[Table]:

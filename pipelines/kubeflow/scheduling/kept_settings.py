@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Literal
 
 from ngrpo.config import RunConfig, validate
 from ngrpo.config.cluster import ClusterConfig
@@ -16,7 +17,9 @@ _TASK = "scheduled-run"
 """The task of a schedule that starts runs. A watch has none, and schedules of earlier versions have every stage in its place."""
 
 
-def kept_settings(name: str, overrides: Sequence[str], cluster: ClusterConfig | None) -> tuple[RunConfig, str | None]:
+def kept_settings(
+    name: str, overrides: Sequence[str], cluster: ClusterConfig | None
+) -> tuple[RunConfig, Literal["champion"] | None]:
     """Return the configuration of a schedule, changed as asked, and its base: `champion`, or None.
 
     Args:
@@ -40,4 +43,4 @@ def kept_settings(name: str, overrides: Sequence[str], cluster: ClusterConfig | 
         ) from error
     if cluster is not None:
         config = config.model_copy(update={"cluster": cluster})
-    return override(config, overrides), base or None
+    return override(config, overrides), "champion" if base == "champion" else None
