@@ -19,7 +19,9 @@ def embeds_store() -> bool:
 
 @contextmanager
 def store_ahead(workspace: Workspace, *, stopped: bool = True) -> Iterator[None]:
-    """Start the object store of an existing workspace in the background, if a run would start one; `services` then finds it running.
+    """Start an existing object store of a workspace in the background, if a run would start one; `services` then finds it running.
+
+    A workspace without a store is left as it is: settings may still be refused.
 
     Args:
         workspace: Workspace of the store.
@@ -29,7 +31,7 @@ def store_ahead(workspace: Workspace, *, stopped: bool = True) -> Iterator[None]
         ConfigError: The workspace cannot be created or used.
         StoreError: The store cannot be started.
     """
-    if not embeds_store() or not workspace.exists():
+    if not embeds_store() or not workspace.store.exists():
         yield
         return
     with workspace.private(), starting(workspace.store, stopped=stopped):

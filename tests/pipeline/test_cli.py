@@ -57,6 +57,12 @@ def test_a_plan_creates_no_workspace(capsys, home):
     assert not home.exists()
 
 
+def test_a_plan_that_is_refused_leaves_an_empty_workspace_empty(capsys, home):
+    home.mkdir()
+    assert "mixing.rtae" in fails(capsys, "plan", "--set", "mixing.rtae=1")
+    assert not any(home.iterdir())
+
+
 def test_dry_run_names_what_would_be_downloaded_with_its_revision(capsys):
     cli.main(["run", "--preset", "paper-1.5b", "--dry-run"])
     text = capsys.readouterr().out
