@@ -42,11 +42,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
     """Show what a run would do, and why."""
-    chosen, home = chosen_preset(preset, preset_option), workspace()
+    config, home = read_config(chosen_preset(preset, preset_option), settings, seed), workspace()
     from ngrpo_kfp.pipelines.local.store_ahead import store_ahead
 
-    with store_ahead(home, stopped=False):  # starting it takes as long as settings and imports
-        config = read_config(chosen, settings, seed)
+    with store_ahead(home, stopped=False):  # starting it takes as long as the imports
         from ngrpo_kfp.pipelines.local.run_pipeline import show_plan
 
         show_plan(config, home, terminal(), base=base, as_json=as_json)

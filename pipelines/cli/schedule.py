@@ -88,7 +88,7 @@ def replace(
     from ngrpo_kfp.pipelines.kubeflow.images import Images
 
     checked("NAME", name)
-    chosen, found = chosen_preset(preset, preset_option), Images(images)
+    chosen = chosen_preset(preset, preset_option)
     if chosen is not None:
         config = read_cluster_config(chosen, settings, seed, cluster)
     else:
@@ -100,7 +100,7 @@ def replace(
         base = base or kept
     from ngrpo_kfp.pipelines.kubeflow.scheduling import schedules
 
-    schedules.replace(name, cron, config, found, terminal(), base=base)
+    schedules.replace(name, cron, config, Images(images), terminal(), base=base)
 
 
 @app.command(

@@ -21,7 +21,7 @@ def embeds_store() -> bool:
 def store_ahead(workspace: Workspace, *, stopped: bool = True) -> Iterator[None]:
     """Start an existing object store of a workspace in the background, if a run would start one; `services` then finds it running.
 
-    A workspace without a store is left as it is: settings may still be refused.
+    A workspace without a store is left as it is.
 
     Args:
         workspace: Workspace of the store.

@@ -51,6 +51,7 @@ def begun(monkeypatch, tmp_path):
     monkeypatch.setenv("KF_PIPELINES_ENDPOINT", "http://127.0.0.1:9")  # else runs are those of this machine
     latest = RunSettings("r", load_config(PRESETS / "tiny.toml"))
     monkeypatch.setattr("ngrpo_kfp.pipelines.cli.acting.settings_of_runs", lambda runs: iter([latest]))
+    monkeypatch.setattr("ngrpo_kfp.pipelines.local.named_model.latest_settings", lambda workspace: latest)
     monkeypatch.setenv("NGRPO_HOME", str(tmp_path / "outputs"))
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.chdir(tmp_path)

@@ -217,7 +217,7 @@ def test_a_lock_that_says_nothing_of_libraries_is_refused_with_the_cure(lock):
         plan(images.versions)
     path = lock()
     path.write_text(f"{path.read_text()}[libraries]\ncpu = 1\n")
-    with pytest.raises(ConfigError, match=r"no table of versions"):
+    with pytest.raises(ConfigError, match=r"libraries.cpu is not a table of versions"):
         Images(path).libraries("cpu")
 
 

@@ -377,7 +377,7 @@ def test_an_image_is_there_or_is_not():
 def test_a_registry_is_asked_with_the_credentials_of_docker_login(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     with registry({MANIFEST}, password="s3cr3t") as host:
-        with pytest.raises(RegistryError, match=rf"refuses \(401\): `docker login {host}`"):
+        with pytest.raises(RegistryError, match=rf"refuses \(401\): log in with `docker login {host}`"):
             is_there(f"{host}/team/ngrpo-cpu@{DIGEST}")
         auth = base64.b64encode(b"me:s3cr3t").decode()
         (tmp_path / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))

@@ -140,7 +140,9 @@ def test_a_schedule_that_is_replaced_keeps_the_settings_that_are_not_named(kubef
 
     def parameters():
         (schedule,) = kubeflow.schedules.values()
-        spec = next(iter(kubeflow.tasks(kubeflow.fire(schedule)).values()))["inputs"]["parameters"]
+        run = kubeflow.fire(schedule)
+        run.state = "SUCCEEDED"
+        spec = next(iter(kubeflow.tasks(run).values()))["inputs"]["parameters"]
         config = json.loads(spec["config"]["runtimeValue"]["constant"])
         return config["preset"], config["seed"], config["training"]["steps"], spec["base"]["runtimeValue"]["constant"]
 

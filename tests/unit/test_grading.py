@@ -181,7 +181,7 @@ CASES = [
     ("[1,2)", r"\left[1,2\right)", True, None),
     (r"(-\infty,3)\cup(5,\infty)", r"(5,\infty)\cup(-\infty,3)", True, None),
     ("1<x<5", "(1,5)", True, None),
-    ("(1,5)", "1<x<5", False, None),
+    ("(1,5)", "1<x<5", True, None),
     (r"\emptyset", r"\{\}", True, None),
     # matrices
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}", True, None),
@@ -210,7 +210,7 @@ CASES = [
     ("5", "⑤", False, UNREAD),
     ("⑤", "⑤", True, None),  # equal texts need no reading
     ("⑤", "5", False, UNREAD),
-    ("5", r"\text{}", False, UNREAD),
+    ("5", r"\text{}", False, None),
     ("5", r"\frac{5}", False, UNREAD),
     ("5", "^^^", False, UNREAD),
     ("5", "\x00", False, UNREAD),

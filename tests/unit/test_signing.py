@@ -284,9 +284,9 @@ def test_a_directory_with_the_files_side_by_side(model, tmp_path):
 @pytest.mark.parametrize("target", ["/etc", "nowhere", ".", None])
 def test_what_no_signature_covers_is_refused(model, tmp_path, target):
     place = shutil.copytree(model[0].parent, tmp_path / "place")
-    there = place / "model" / "more"
+    there = place / "model" / "beside"
     there.symlink_to(target) if target is not None else os.mkfifo(there)
-    with pytest.raises(DataError, match=r"more: neither a file nor a directory of its own"):
+    with pytest.raises(DataError, match=r"beside: neither a file nor a directory of its own"):
         evidence_in(place)
 
 
