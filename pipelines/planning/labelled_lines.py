@@ -23,6 +23,6 @@ def print_labelled(lines: Iterable[str], console: Console) -> None:
 
 
 def _wrapped(line: str, width: int) -> str:
-    return textwrap.fill(
-        line, max(width, 2 * LABEL), subsequent_indent=" " * LABEL, break_long_words=False, break_on_hyphens=False
-    )
+    room = max(width - LABEL, LABEL)
+    parts = textwrap.wrap(line[LABEL:], room, break_long_words=False, break_on_hyphens=False)
+    return line[:LABEL] + f"\n{'':{LABEL}}".join(parts)

@@ -80,7 +80,7 @@ def test_long_lines_are_wrapped_between_words_on_a_terminal_and_stay_whole_elsew
         Console(file=shown, force_terminal=terminal, width=80, color_system=None),
     )
     lines = shown.getvalue().splitlines()
-    assert lines[-1].split()[-1] == path
+    assert lines[-1] == f"weights   {path}", "a path stays beside its label"
     assert " ".join(" ".join(lines).split()) == f"champion {reason} weights {path}"
     if terminal:
         assert max(len(line) for line in lines if path not in line) <= 80
