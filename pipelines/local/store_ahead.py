@@ -28,10 +28,10 @@ def store_ahead(workspace: Workspace, *, stopped: bool = True) -> Iterator[None]
         stopped: See `services`, which never waits while this context is open.
 
     Raises:
-        ConfigError: The workspace cannot be created or used.
+        ConfigError: The workspace cannot be used.
         StoreError: The store cannot be started.
     """
-    if not embeds_store() or not workspace.store.exists():
+    if not embeds_store() or not (workspace.exists() and workspace.store.exists()):
         yield
         return
     with workspace.private(), starting(workspace.store, stopped=stopped):

@@ -95,6 +95,7 @@ class House:
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     house = House(tmp_path)
+    monkeypatch.chdir(tmp_path)  # a word is looked up as a directory first
 
     @contextmanager
     def services(workspace):
