@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -15,7 +14,7 @@ from rich.markup import escape
 from ngrpo.config.reading import override
 from ngrpo.errors import ConfigError
 from ngrpo.report.phases import phase
-from ngrpo_kfp.pipelines.cli.options import read_config
+from ngrpo_kfp.pipelines.cli.options import naming_model, read_config
 from ngrpo_kfp.pipelines.local.named_model import looked_up_settings
 from ngrpo_kfp.pipelines.local.runs import RunSettings, run_directories, settings_of_runs
 from ngrpo_kfp.pipelines.local.workspace import Workspace
@@ -73,7 +72,7 @@ def acting_config(
                 if own is None
                 else f"run {own.name}, which made {version}"
             )
-            given = [_named(model_name), *given]  # a run of another model may have made the same files
+            given = [naming_model(model_name), *given]  # a run of another model may have made the same files
         config = override(chosen.config, given)
     say_model(config, origin, console)
     return config
@@ -95,7 +94,7 @@ def _model_name(latest: RunSettings, runs: Iterable[RunSettings], given: Sequenc
     Raises:
         ConfigError: The given settings fit none of the runs, so that no service need be started to refuse them.
     """
-    name = _named(latest.config.promotion.model_name)
+    name = naming_model(latest.config.promotion.model_name)
     refused = []
     for run in runs:
         try:
@@ -103,10 +102,6 @@ def _model_name(latest: RunSettings, runs: Iterable[RunSettings], given: Sequenc
         except ConfigError as error:
             refused.append(error)
     raise refused[0]
-
-
-def _named(model_name: str) -> str:
-    return f"promotion.model_name={json.dumps(model_name)}"
 
 
 def say_model(config: RunConfig, origin: str, console: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from ngrpo.stages.deploy import differences_of
 from ngrpo.tracking.model_registry import ModelRegistry
 from ngrpo_kfp.components.serving.deployment import deploy
 from ngrpo_kfp.components.serving.inference_service import inference_service, stored_positions
+from ngrpo_kfp.pipelines.cli.options import naming_model
 from ngrpo_kfp.pipelines.kubeflow.client import namespace
 from ngrpo_kfp.pipelines.kubeflow.images import Images
 from ngrpo_kfp.pipelines.kubeflow.kubernetes_api import Kubernetes
@@ -78,9 +78,7 @@ def deployed_configuration(
         print(f"model {what}: no run here made it, so the settings of the latest run are used", file=sys.stderr)
     config = latest if own is None else own.config
     signing = required_key(own, model_name, workspace).signing
-    config = override(
-        config, [f"promotion.model_name={json.dumps(model_name)}"]
-    )  # another model may have the same files
+    config = override(config, [naming_model(model_name)])  # a run of another model may have made the same files
     return config.model_copy(update={"cluster": cluster, "signing": signing})
 
 

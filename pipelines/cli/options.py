@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -137,6 +138,11 @@ def chosen_preset(preset: str | None, option: str | None) -> str | None:
     if preset is not None and option is not None:
         raise ConfigError(f"PRESET {preset!r}: --preset {option} names another; leave one of them out")
     return option if preset is None else preset
+
+
+def naming_model(model_name: str) -> str:
+    """Return the override that names the registered model, for `--set`."""
+    return f"promotion.model_name={json.dumps(model_name)}"
 
 
 def read_config(preset: str | None = None, settings: Sequence[str] | None = None, seed: int | None = None) -> RunConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +18,7 @@ from ngrpo_kfp.pipelines.cli.options import (
     Registered,
     Settings,
     checked,
+    naming_model,
     read_cluster,
     read_cluster_config,
 )
@@ -100,7 +100,7 @@ def _cluster_config(
     model: str, name: str | None, preset: str | None, settings: list[str] | None, cluster: Path
 ) -> RunConfig:
     if preset is not None:
-        named = [] if name is None else [f"promotion.model_name={json.dumps(name)}"]
+        named = [] if name is None else [naming_model(name)]
         return read_cluster_config(preset, [*(settings or ()), *named], None, cluster)
     from ngrpo.config.reading import override
     from ngrpo_kfp.pipelines.cli import deployment
